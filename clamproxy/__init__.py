@@ -1,0 +1,1 @@
+"""clamproxy: a caching forward HTTP proxy for ClamAV signature databases."""

@@ -1,0 +1,132 @@
+"""Names: the immutable objects that the cache holds, and the URL paths that lead to them.
+
+Every file that ClamAV's CDN serves is either an *object*, named by database, version and
+kind and never changed once published (``/daily-27800.cdiff``), or the *latest* CVD or CLD
+of a database, a mutable URL (``/daily.cvd``) that resolves to an object at request time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+from urllib.parse import parse_qs
+
+MAX_VERSION = 2**31 - 1
+"""Versions travel as C ints in freshclam; nothing above is a version (protocol.md 1.2)."""
+
+
+class Kind(StrEnum):
+    """What a file is; the value is its file name extension."""
+
+    CVD = "cvd"
+    CLD = "cld"
+    CDIFF = "cdiff"
+    CVD_SIGN = "cvd.sign"
+    CDIFF_SIGN = "cdiff.sign"
+
+    @property
+    def is_signature(self) -> bool:
+        """Whether this is an external signature (``.sign``) of another object."""
+        return self in (Kind.CVD_SIGN, Kind.CDIFF_SIGN)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectId:
+    """The identity of one immutable object: its key in the cache."""
+
+    database: str
+    version: int
+    kind: Kind
+
+    @property
+    def file_name(self) -> str:
+        """``daily-27800.cdiff``: unique, and for all but CVD and CLD the name in the URL."""
+        return f"{self.database}-{self.version}.{self.kind}"
+
+    @property
+    def upstream_path(self) -> str:
+        """The URL path at the origin. A whole CVD or CLD has no version in its name there."""
+        if self.kind in (Kind.CVD, Kind.CLD):
+            return f"/{self.database}.{self.kind}"
+        return f"/{self.file_name}"
+
+    @property
+    def signed(self) -> Self:
+        """The object that this ``.sign`` file signs.
+
+        Raises:
+            ValueError: this is not a ``.sign``.
+        """
+        if not self.kind.is_signature:
+            raise ValueError(f"{self.file_name} is not a signature")
+        return type(self)(self.database, self.version, Kind(self.kind.removesuffix(".sign")))
+
+    @classmethod
+    def parse(cls, file_name: str) -> Self:
+        """The inverse of `file_name`.
+
+        Raises:
+            ValueError: the text is not the name of an object.
+        """
+        match = _OBJECT_NAME.fullmatch(file_name)
+        if match is None or int(match["version"]) > MAX_VERSION:
+            raise ValueError(f"not the name of an object: {file_name!r}")
+        return cls(match["database"], int(match["version"]), Kind(match["kind"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest CVD or CLD of a database: what ``/daily.cvd`` means at this moment."""
+
+    database: str
+    kind: Kind
+    demanded: int | None = None
+    """The least version that will do: cvdupdate's ``?version=N`` (protocol.md 9.5)."""
+
+    @property
+    def upstream_path(self) -> str:
+        """The URL path at the origin."""
+        return f"/{self.database}.{self.kind}"
+
+
+type Target = ObjectId | Latest
+
+# Versions are printed with %d, without leading zeros (protocol.md 1.2). Names are taken
+# literally: no percent-decoding, no other separators, no upper case (trap 25).
+_VERSION = r"(?P<version>[1-9][0-9]{0,9})"
+_OBJECT_NAME = re.compile(rf"(?P<database>[a-z]+)-{_VERSION}\.(?P<kind>cvd|cld|cdiff|(?:cvd|cdiff)\.sign)")
+_LATEST_PATH = re.compile(r"/(?P<database>[a-z]+)\.(?P<kind>cvd|cld)")
+
+
+def parse_path(path: str, databases: frozenset[str]) -> Target | None:
+    """What a request path on a ClamAV host asks for.
+
+    Args:
+        path: the path of the request as received, with its query string.
+        databases: the names of the databases that are served.
+
+    Returns:
+        None if it names nothing that ClamAV's CDN has: the answer is a 404.
+    """
+    name, _, query = path.partition("?")
+    if match := _LATEST_PATH.fullmatch(name):
+        target: Target = Latest(match["database"], Kind(match["kind"]), _demanded_version(query))
+    else:
+        try:
+            target = ObjectId.parse(name.removeprefix("/")) if name.startswith("/") else None
+        except ValueError:
+            return None
+        # The CDN has no /daily-27800.cvd: whole files exist under their mutable name only.
+        if target is None or target.kind in (Kind.CVD, Kind.CLD):
+            return None
+    return target if target.database in databases else None
+
+
+def _demanded_version(query: str) -> int | None:
+    values = parse_qs(query).get("version", [])
+    if len(values) != 1 or not re.fullmatch(r"[0-9]{1,10}", values[0]):
+        return None
+    version = int(values[0])
+    return version if 0 < version <= MAX_VERSION else None
