@@ -112,16 +112,16 @@ def parse_path(path: str, databases: frozenset[str]) -> Target | None:
     """
     name, _, query = path.partition("?")
     if match := _LATEST_PATH.fullmatch(name):
-        target: Target = Latest(match["database"], Kind(match["kind"]), _demanded_version(query))
-    else:
-        try:
-            target = ObjectId.parse(name.removeprefix("/")) if name.startswith("/") else None
-        except ValueError:
-            return None
-        # The CDN has no /daily-27800.cvd: whole files exist under their mutable name only.
-        if target is None or target.kind in (Kind.CVD, Kind.CLD):
-            return None
-    return target if target.database in databases else None
+        latest = Latest(match["database"], Kind(match["kind"]), _demanded_version(query))
+        return latest if latest.database in databases else None
+    try:
+        object_id = ObjectId.parse(name.removeprefix("/")) if name.startswith("/") else None
+    except ValueError:
+        return None
+    # The CDN has no /daily-27800.cvd: whole files exist under their mutable name only.
+    if object_id is None or object_id.kind in (Kind.CVD, Kind.CLD):
+        return None
+    return object_id if object_id.database in databases else None
 
 
 def _demanded_version(query: str) -> int | None:

@@ -1,0 +1,54 @@
+# A checkout's commands; `make help` lists them. tools/setup-venv makes .venv.
+# Variables: PYTHON=... (which interpreter), ARGS='...' (options for run, test and bench).
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP_INPUTS := pyproject.toml requirements-bootstrap.txt tools/setup-venv
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+export PYTHON
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint format bench requirements clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/.runtime ## Start the proxy in the foreground, with ./proxy.yaml
+	$(BIN)/clamproxy run $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+format: $(VENV)/.dev ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Run the benchmarks
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+# Earlier pins are kept where they still fit; ARGS=--upgrade moves them.
+requirements: $(VENV)/.dev ## Compile the requirements files anew
+	$(COMPILE) $(ARGS) --group build pyproject.toml -o requirements.txt
+	$(COMPILE) $(ARGS) --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) $(ARGS) --group bootstrap -c requirements-dev.txt -o requirements-bootstrap.txt
+
+clean: ## Remove .venv and what the tools leave behind; the cache stays
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps inside .venv: they go when it goes, and a second set-up costs nothing.
+$(VENV)/.runtime: requirements.txt $(SETUP_INPUTS)
+	@tools/setup-venv requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements.txt $(SETUP_INPUTS)
+	@tools/setup-venv requirements-dev.txt
+	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,140 @@
+"""Replies: how an object, a head or a failure is put into an answer."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.heads import Head
+from clamproxy.messages import Body, Reply, Request, Result, Source
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.policy import is_not_modified, shown_last_modified
+from clamproxy.ranges import Representation, Selection, select
+from clamproxy.store import Metadata
+from clamproxy.transfer import TransferError, TransferSource
+from clamproxy.transfers import CooldownError
+from clamproxy.upstream import OriginError
+
+IN_MEMORY = 64 * 1024
+"""Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
+
+_IMMUTABLE = "public, max-age=31536000, immutable"
+_REVALIDATE = "no-cache"
+
+
+def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
+    """A short answer in words."""
+    reply = Reply(status, result, body=f"clamproxy: {reason}\n".encode(), version=version)
+    reply.headers["Content-Type"] = "text/plain; charset=utf-8"
+    reply.headers["Cache-Control"] = "no-store"
+    return reply
+
+
+def unavailable(error: Exception) -> Reply:
+    """The origin can't be asked or doesn't deliver: 503, after which freshclam tries again.
+
+    Whatever the origin said, a 403 or 429 would stop the client for hours (trap 20).
+    """
+    reply = plain(503, Result.ERROR, _explain(error))
+    wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
+    if isinstance(error, TransferError | OriginError):
+        wait = error.retry_after
+    reply.headers["Retry-After"] = str(max(1, math.ceil(wait or 1)))
+    return reply
+
+
+def from_object(
+    request: Request,
+    object_id: ObjectId,
+    metadata: Metadata,
+    source: Source,
+    result: Result,
+    *,
+    is_newest: bool = True,
+) -> Reply:
+    """Answer with an object, or the part of it that is asked for.
+
+    Args:
+        request: the request.
+        object_id: what is served.
+        metadata: what is known of it.
+        source: its bytes; closed here unless they become the body of the reply.
+        result: how it came to be here.
+        is_newest: whether nothing newer is advertised.
+    """
+    header = CvdHeader.parse(metadata.header.encode("ascii")) if metadata.header else None
+    representation = Representation(
+        metadata.size, object_id.file_name, _last_modified(metadata.last_modified, header)
+    )
+    selection = select(request.headers, representation, _condition(header, representation, is_newest))
+    reply = _reply(selection, representation, result, object_id)
+    wanted = selection.length if request.method == "GET" else 0
+    arriving = isinstance(source, TransferSource)
+    if wanted and (wanted > IN_MEMORY or arriving):
+        reply.body = Body(source, selection.start, wanted)
+        return reply
+    if wanted:
+        reply.body = os.pread(source.fileno(), wanted, selection.start)
+    source.close()
+    return reply
+
+
+def from_head(
+    request: Request, database: str, head: Head, result: Result, *, is_newest: bool
+) -> Reply | None:
+    """Answer about a CVD of which only the head is here; None if that takes the whole file."""
+    if head.size is None:
+        return None
+    object_id = ObjectId(database, head.header.version, Kind.CVD)
+    representation = Representation(
+        head.size, object_id.file_name, _last_modified(head.last_modified, head.header)
+    )
+    selection = select(request.headers, representation, _condition(head.header, representation, is_newest))
+    end = selection.start + selection.length
+    if request.method == "GET" and end > HEADER_SIZE:
+        return None
+    reply = _reply(selection, representation, result, object_id)
+    if request.method == "GET":
+        reply.body = head.header.raw[selection.start : end]
+    return reply
+
+
+def _reply(
+    selection: Selection, representation: Representation, result: Result, object_id: ObjectId
+) -> Reply:
+    headers = Headers(representation.headers)
+    headers["Cache-Control"] = _REVALIDATE if object_id.kind is Kind.CVD else _IMMUTABLE
+    if selection.status != 304:
+        headers["Content-Type"] = "application/octet-stream"
+        headers["Content-Length"] = str(selection.length)
+    if selection.content_range is not None:
+        headers["Content-Range"] = selection.content_range
+    return Reply(selection.status, result, headers, version=object_id.version)
+
+
+def _last_modified(origin: float | None, header: CvdHeader | None) -> float | None:
+    return origin if header is None else shown_last_modified(origin, header.stime)
+
+
+def _condition(
+    header: CvdHeader | None, representation: Representation, is_newest: bool
+) -> Callable[[float], bool] | None:
+    last_modified = representation.last_modified
+    if header is None or last_modified is None:
+        return None
+    stime = header.stime
+    return lambda since: is_not_modified(since, stime, last_modified, is_newest)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, CooldownError):
+        cooldown = error.cooldown
+        return f"the origin is not asked until {time.ctime(cooldown.until)}: {cooldown.reason}"
+    if isinstance(error, TimeoutError):
+        return "the origin has not answered in time"
+    return f"the origin does not deliver: {error}"

@@ -1,0 +1,175 @@
+"""One connection to the origin for a transfer: the part that blocks, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clamproxy.cooldown import Failure
+from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.partial import BusyError, PartialFile, Validators
+from clamproxy.upstream import Answer, OriginError, RangeError, Upstream
+from clamproxy.verification import InvalidObject, check_beginning
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What a transfer has so far. The attempt changes it, readers look at it."""
+
+    object_id: ObjectId
+    """What is expected; a whole CVD may turn out to be another version when its header comes."""
+    oldest: int
+    """The oldest version of a whole CVD that is of any use."""
+    partial: PartialFile
+    followed: bool = False
+    """Whether there may be readers: from then on, what has arrived must not change."""
+
+    @property
+    def validators(self) -> Validators:
+        """What the origin said of the file."""
+        return self.partial.validators or Validators(None, None, None)
+
+    @property
+    def header(self) -> CvdHeader | None:
+        """The header of a CVD, as soon as it is there."""
+        if self.object_id.kind is not Kind.CVD or self.partial.have < HEADER_SIZE:
+            return None
+        return CvdHeader.parse(self.partial.read_beginning(HEADER_SIZE))
+
+
+class Attempt:
+    """Fetches the rest of an arrival over one connection."""
+
+    def __init__(
+        self, upstream: Upstream, arrival: Arrival, user_agent: str | None, progress: Callable[[], None]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            upstream: the origin.
+            arrival: what is there, and where the rest goes.
+            user_agent: shown to the origin.
+            progress: called from the thread after bytes have arrived.
+        """
+        self.begun = False
+        """Whether the origin has answered."""
+        self._upstream = upstream
+        self._arrival = arrival
+        self._user_agent = user_agent
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._answer: Answer | None = None
+
+    def run(self) -> None:
+        """Fetch until the file is complete.
+
+        Raises:
+            NotFoundError, RangeError, OriginError: see `Upstream.get`.
+            OSError: the file can't be written.
+        """
+        partial = self._arrival.partial
+        wanted: dict[str, str] = {}
+        if partial.resumable:
+            wanted = {"Range": f"bytes={partial.have}-", "If-Range": self._arrival.validators.if_range or ""}
+        with self._upstream.get(self._arrival.object_id.upstream_path, self._user_agent, wanted) as answer:
+            with self._lock:
+                self._answer = answer
+                if self._abandoned:
+                    return
+            self.begun = True
+            if answer.partial:
+                self._check_continuation(answer)
+                self._receive(answer, 0)
+            else:
+                self._receive_whole(answer)
+
+    def abandon(self) -> None:
+        """Have nothing more written, and end a read that blocks. Any thread; again does nothing."""
+        with self._lock:
+            self._abandoned = True
+            if self._answer is not None:
+                self._answer.abort()
+
+    def _check_continuation(self, answer: Answer) -> None:
+        """A 206 must continue the very file that is partly here."""
+        partial, known = self._arrival.partial, self._arrival.validators
+        same = answer.etag is None or known.etag is None or answer.etag == known.etag
+        if not partial.resumable or answer.start != partial.have or answer.size != known.size or not same:
+            raise RangeError("the answer does not continue what is here")
+
+    def _receive_whole(self, answer: Answer) -> None:
+        """A 200: the file from its beginning, wanted or not."""
+        chunks = answer.chunks()
+        beginning = bytearray()
+        while len(beginning) < HEADER_SIZE and (chunk := next(chunks, b"")):
+            beginning += chunk
+        self._admit(bytes(beginning), answer)
+        validators = Validators(answer.size, answer.etag, answer.last_modified)
+        skip = self._restart_or_skip(validators, bytes(beginning[:HEADER_SIZE]))
+        self._append(bytes(beginning[skip:]))
+        self._receive(answer, max(0, skip - len(beginning)))
+
+    def _admit(self, beginning: bytes, answer: Answer) -> None:
+        """Look at the first bytes: error pages come with status 200, too (trap 19)."""
+        arrival = self._arrival
+        # An empty cdiff is the vendor's signal; without its length it is just a lost connection.
+        if not beginning and answer.size != 0:
+            raise OriginError(Failure.BAD_CONTENT, f"an empty answer without a length{answer.ray}")
+        try:
+            check_beginning(arrival.object_id.kind, beginning)
+            version = CvdHeader.parse(beginning).version if arrival.object_id.kind is Kind.CVD else None
+        except InvalidObject as error:
+            raise OriginError(Failure.BAD_CONTENT, f"{error}{answer.ray}") from error
+        if version is not None and version != arrival.object_id.version:
+            self._turn_to(version, answer)
+
+    def _turn_to(self, version: int, answer: Answer) -> None:
+        """The origin sends another version of a CVD than its header probe announced."""
+        arrival = self._arrival
+        if version < arrival.oldest:
+            reason = f"the origin sends version {version}, older than announced{answer.ray}"
+            raise OriginError(Failure.BAD_CONTENT, reason)
+        if arrival.followed:
+            raise RangeError(f"the origin now has version {version}")
+        object_id = ObjectId(arrival.object_id.database, version, Kind.CVD)
+        try:
+            partial = PartialFile.claim(arrival.partial.path.parent, object_id)
+        except BusyError as error:
+            raise OriginError(Failure.UNREACHABLE, f"another process is fetching {error}") from error
+        arrival.partial.discard()
+        arrival.partial.release()
+        arrival.object_id, arrival.partial = object_id, partial
+
+    def _restart_or_skip(self, validators: Validators, beginning: bytes) -> int:
+        """Prepare for a file that comes from its beginning; returns how much of it is here already."""
+        partial, known = self._arrival.partial, self._arrival.validators
+        same_tags = validators == known and (known.etag or known.last_modified) is not None
+        # A CVD's header holds the digest of all the rest: same header and size, same file.
+        same_header = len(beginning) == HEADER_SIZE and partial.read_beginning(HEADER_SIZE) == beginning
+        if partial.have and validators.size == known.size and (same_tags or same_header):
+            return partial.have
+        if self._arrival.followed:
+            raise RangeError("the file changed at the origin")
+        with self._lock:
+            if not self._abandoned:
+                partial.begin(validators)
+        return 0
+
+    def _receive(self, answer: Answer, skip: int) -> None:
+        for chunk in answer.chunks():
+            self._append(chunk[skip:])
+            skip = max(0, skip - len(chunk))
+        with self._lock:
+            if not self._abandoned:
+                self._arrival.partial.end()
+        self._progress()
+
+    def _append(self, data: bytes) -> None:
+        with self._lock:
+            if self._abandoned:
+                raise OriginError(Failure.UNREACHABLE, "abandoned")
+            self._arrival.partial.append(data)
+        self._progress()

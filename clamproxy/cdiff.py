@@ -1,0 +1,247 @@
+"""cdiff files: patches from one version of a database to the next.
+
+A cdiff is ``ClamAV-Diff:<version>:<size>:``, a gzip stream with a script, ``:`` and a signature
+of everything in front of that colon (protocol.md 5.1, libclamav_rust/src/cdiff.rs). An empty
+file is a cdiff too: with it the vendor tells clients to take the whole CVD (trap 15).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Self
+
+from clamproxy.objects import MAX_VERSION, ObjectId
+from clamproxy.signatures import FilePart, InvalidObject, TrustedKeys
+
+CDIFF_MAGIC = b"ClamAV-Diff:"
+"""How every cdiff begins that is not empty."""
+
+LINE_LIMIT = 16 * 2**20
+"""Bytes that a line of a script may take."""
+
+_FOOTER_WINDOW = 350  # cdiff.rs: MAX_DSIG_SIZE; the last colon lies within these bytes
+_HEADER = re.compile(rb"ClamAV-Diff:([0-9]{1,10}):([0-9]{1,10}):")
+_HEADER_LIMIT = 64
+_FILE_NAME = re.compile(rb"[A-Za-z0-9._]+")
+_LINE_NUMBER = re.compile(rb"[0-9]{1,10}")
+
+
+@dataclass(frozen=True, slots=True)
+class CdiffContainer:
+    """Where the parts of a cdiff lie, and what its header says."""
+
+    version: int
+    """The version that the patch leads to."""
+    script_size: int
+    """Bytes of the script as the header gives them; clients do not enforce it."""
+    script_start: int
+    """Offset of the gzip stream."""
+    script_end: int
+    """Offset of the colon behind the gzip stream; the signature covers all bytes in front of it."""
+    dsig: bytes
+    """The signature in ClamAV's digits."""
+
+    @classmethod
+    def parse(cls, file: BinaryIO) -> Self:
+        """Read header and footer of a cdiff that is not empty.
+
+        Args:
+            file: the whole file, seekable; its position is moved.
+
+        Raises:
+            InvalidObject: this is not a cdiff.
+        """
+        file.seek(0)
+        header = file.read(_HEADER_LIMIT)
+        if not header.startswith(CDIFF_MAGIC):
+            raise InvalidObject(f"does not begin with {CDIFF_MAGIC.decode()}")
+        match = _HEADER.match(header)
+        if match is None or not 1 <= int(match[1]) <= MAX_VERSION:
+            raise InvalidObject("malformed header")
+        size = file.seek(0, os.SEEK_END)
+        if size < _FOOTER_WINDOW:
+            raise InvalidObject(f"cut off after {size} bytes")
+        file.seek(size - _FOOTER_WINDOW)
+        _, colon, dsig = file.read(_FOOTER_WINDOW).rpartition(b":")
+        script_end = size - len(dsig) - 1
+        if not colon or script_end <= match.end():
+            raise InvalidObject("no script with a signature behind it")
+        return cls(int(match[1]), int(match[2]), match.end(), script_end, dsig)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Begin to edit a file."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Append a line to the open file, behind all other edits."""
+
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a line of the open file, which must begin with the prefix."""
+
+    number: int
+    prefix: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Replace a line of the open file, which must begin with the prefix."""
+
+    number: int
+    prefix: bytes
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Carry out the edits of the open file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move lines, the first and the last included, from one file to the end of another."""
+
+    source: str
+    target: str
+    first: int
+    first_prefix: bytes
+    last: int
+    last_prefix: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """Delete a file."""
+
+    name: str
+
+
+type Command = Open | Add | Delete | Exchange | Close | Move | Unlink
+
+
+def iter_commands(file: BinaryIO, container: CdiffContainer, database: str) -> Iterator[Command]:
+    """The commands of a cdiff's script, one at a time; numbers of lines count from 1.
+
+    Args:
+        file: the whole file, seekable; not to be used otherwise until the iterator has ended.
+        container: what `CdiffContainer.parse` found in it.
+        database: the database whose files the script may touch.
+
+    Raises:
+        InvalidObject: the script is damaged, or no script for this database. Commands that came
+            in front of the damage have been yielded by then.
+    """
+    for line in _iter_lines(FilePart(file, container.script_start, container.script_end)):
+        if line.startswith(b"#"):
+            continue
+        yield _parse_command(line, database)
+
+
+def verify_cdiff(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
+    """Prove that a file is the cdiff of the expected database and version.
+
+    Neither name nor version are compared by clients: a cdiff with a good signature under
+    another name makes each of them fetch a whole CVD (protocol.md 5.2). So that is done here.
+
+    Args:
+        file: the whole file, seekable; its position is moved.
+        expected: the database and version that it must have.
+        keys: whose signatures count.
+
+    Raises:
+        InvalidObject: it is something else, or damaged.
+    """
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    container = CdiffContainer.parse(file)
+    if container.version != expected.version:
+        raise InvalidObject(f"header names version {container.version}, not {expected.version}")
+    signed = FilePart(file, 0, container.script_end)
+    digest = hashlib.file_digest(signed, "sha256").digest()
+    if not keys.cdiff.verifies_sha256(digest, container.dsig):
+        raise InvalidObject("wrong signature")
+    for _ in iter_commands(file, container, expected.database):
+        pass
+
+
+def _iter_lines(script: FilePart) -> Iterator[bytes]:
+    """The lines of a compressed script, without their newlines."""
+    try:
+        with gzip.GzipFile(fileobj=script, mode="rb") as stream:
+            while line := stream.readline(LINE_LIMIT):
+                if not line.endswith(b"\n"):
+                    raise InvalidObject("script with an endless or unfinished line")
+                yield line[:-1]
+    except (gzip.BadGzipFile, zlib.error, EOFError):
+        raise InvalidObject("script is not a whole gzip stream") from None
+
+
+def _parse_command(line: bytes, database: str) -> Command:
+    command, space, rest = line.partition(b" ")
+    match command, space:
+        case b"CLOSE", b"":
+            return Close()
+        case b"ADD", b" ":
+            return Add(rest)
+        case b"OPEN", b" ":
+            return Open(_file_name(rest, database))
+        case b"UNLINK", b" ":
+            return Unlink(_file_name(rest, database))
+        case b"DEL", b" ":
+            number, prefix, *_ = _arguments(rest, 2, command)
+            return Delete(_line_number(number), prefix)
+        case b"XCHG", b" ":
+            number, prefix, new = _arguments(rest, 3, command)
+            return Exchange(_line_number(number), prefix, new)
+        case b"MOVE", b" ":
+            return _parse_move(rest, database)
+    raise InvalidObject(f"unknown command {command[:20].decode('ascii', 'backslashreplace')!r} in the script")
+
+
+def _parse_move(rest: bytes, database: str) -> Move:
+    source, target, first, first_prefix, last, last_prefix = _arguments(rest, 6, b"MOVE")
+    return Move(
+        _file_name(source, database),
+        _file_name(target, database),
+        _line_number(first),
+        first_prefix,
+        _line_number(last),
+        last_prefix,
+    )
+
+
+def _arguments(rest: bytes, count: int, command: bytes) -> list[bytes]:
+    """At least `count` words; the last one is all that remains of the line."""
+    words = rest.split(b" ", count - 1)
+    if len(words) < count:
+        raise InvalidObject(f"{command.decode()} with too few arguments in the script")
+    return words
+
+
+def _line_number(text: bytes) -> int:
+    if not _LINE_NUMBER.fullmatch(text) or int(text) == 0:
+        raise InvalidObject("malformed line number in the script")
+    return int(text)
+
+
+def _file_name(text: bytes, database: str) -> str:
+    if not _FILE_NAME.fullmatch(text):
+        raise InvalidObject("malformed file name in the script")
+    name = text.decode("ascii")
+    if name != "COPYING" and not name.startswith(f"{database}."):
+        raise InvalidObject(f"script touches {name[:40]}, no file of {database}")
+    return name

@@ -1,0 +1,160 @@
+"""Cool-downs: when the origin may be asked again after it refused or failed.
+
+A refusal concerns what it was given for, and nothing else (protocol.md traps 20 and 21):
+
+* 429 concerns one file: the CDN limits requests per address and file;
+* 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. The
+  same answer to a supported version means that the address is blocked, and then each version
+  in use finds that out for itself, once;
+* an error of the server concerns one file, an unreachable server all of them.
+
+Pure but for the clock, which is passed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Failure(StrEnum):
+    """Why the origin did not deliver."""
+
+    FORBIDDEN = "forbidden"
+    RATE_LIMITED = "rate limited"
+    SERVER_ERROR = "server error"
+    UNREACHABLE = "unreachable"
+    BAD_CONTENT = "bad content"
+    LOCAL = "local error"
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds until the origin is asked again: doubling from `first` up to `longest`."""
+
+    first: float
+    longest: float
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return float(min(self.first * 2 ** min(failures - 1, 32), self.longest))
+
+
+HOUR = 3600.0
+BACKOFFS = {
+    # freshclam itself waits 24 h after a 403 and 4 h after a 429 without Retry-After. The
+    # gateway stands for a whole site: it looks more often, and never more than once for all.
+    Failure.FORBIDDEN: Backoff(60, 4 * HOUR),
+    Failure.RATE_LIMITED: Backoff(300, 4 * HOUR),
+    Failure.SERVER_ERROR: Backoff(1, 15),
+    Failure.UNREACHABLE: Backoff(1, 15),
+    # Each further look may cost a whole download.
+    Failure.BAD_CONTENT: Backoff(2, 600),
+    Failure.LOCAL: Backoff(5, 60),
+}
+LONGEST_RETRY_AFTER = 24 * HOUR
+ORIGIN = "origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Cooldown:
+    """One thing that is not asked of the origin before a time."""
+
+    until: float
+    """Unix seconds."""
+    failures: int
+    failure: Failure
+    reason: str
+
+
+class Cooldowns:
+    """All cool-downs in force. Event loop only."""
+
+    def __init__(self, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time) -> None:
+        """Start without any.
+
+        Args:
+            save: called with a key and a JSON value (None: gone) whenever one changes.
+            clock: gives Unix seconds.
+        """
+        self._clock = clock
+        self._save = save
+        self._active: dict[str, Cooldown] = {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what an earlier process saved; entries that don't parse are dropped."""
+        for key, value in saved.items():
+            try:
+                self._active[key] = Cooldown(**{**value, "failure": Failure(value["failure"])})
+            except (KeyError, TypeError, ValueError):
+                self._save(key, None)
+
+    def check(self, path: str, agent: str) -> Cooldown | None:
+        """The cool-down that forbids asking for a file now, the longest one, or None.
+
+        Args:
+            path: at the origin.
+            agent: the client version, see `client_version`.
+        """
+        now = self._clock()
+        found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN)]
+        running = [cooldown for cooldown in found if cooldown is not None and cooldown.until > now]
+        return max(running, key=lambda cooldown: cooldown.until, default=None)
+
+    def failed(
+        self, failure: Failure, path: str, agent: str, reason: str, retry_after: float | None = None
+    ) -> Cooldown:
+        """Note a failure.
+
+        Args:
+            failure: what happened.
+            path: at the origin.
+            agent: the client version that was shown to the origin.
+            reason: one line for logs and statistics.
+            retry_after: seconds, as the origin demanded.
+        """
+        self._forget_old()
+        key = {Failure.FORBIDDEN: _agent_key(agent), Failure.UNREACHABLE: ORIGIN}.get(failure, path)
+        previous = self._active.get(key)
+        failures = previous.failures + 1 if previous and previous.failure is failure else 1
+        delay = BACKOFFS[failure].delay(failures)
+        if retry_after is not None and retry_after > 0:
+            delay = min(retry_after, LONGEST_RETRY_AFTER)
+        cooldown = Cooldown(self._clock() + delay, failures, failure, reason)
+        self._active[key] = cooldown
+        self._save(key, asdict(cooldown))
+        return cooldown
+
+    def succeeded(self, path: str, agent: str) -> None:
+        """The origin delivered this file to this client version: nothing of it is held back."""
+        for key in (path, _agent_key(agent), ORIGIN):
+            if self._active.pop(key, None) is not None:
+                self._save(key, None)
+
+    def in_force(self) -> dict[str, Cooldown]:
+        """What is held back at this moment, by file, client version or as a whole."""
+        now = self._clock()
+        return {key: cooldown for key, cooldown in self._active.items() if cooldown.until > now}
+
+    def _forget_old(self) -> None:
+        """Clients choose the keys (versions, files): what ended long ago must not pile up."""
+        now = self._clock()
+        for key, cooldown in list(self._active.items()):
+            if cooldown.until + BACKOFFS[cooldown.failure].longest < now:
+                del self._active[key]
+                self._save(key, None)
+
+
+def client_version(user_agent: str | None) -> str:
+    """The part of a User-Agent by which the CDN admits or refuses: ``ClamAV/1.4.6``.
+
+    The rest of freshclam's names the machine (protocol.md 1.1).
+    """
+    return (user_agent or "").split(" ", 1)[0][:64]
+
+
+def _agent_key(agent: str) -> str:
+    return f"client {agent}"

@@ -1,0 +1,211 @@
+"""The application: a request in, a reply out. Knows nothing of mitmproxy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from werkzeug.http import http_date
+
+from clamproxy.answers import from_head, from_object, plain, unavailable
+from clamproxy.cooldown import Cooldowns, Failure, client_version
+from clamproxy.heads import Heads
+from clamproxy.messages import CACHE_STATUS, Reply, Request, Result, Source
+from clamproxy.objects import Kind, Latest, ObjectId, parse_path
+from clamproxy.policy import Known, choose, must_probe
+from clamproxy.settings import Settings
+from clamproxy.store import Metadata, Store
+from clamproxy.transfer import TransferError
+from clamproxy.transfers import CooldownError, Transfers
+from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError
+from clamproxy.versions import AdvertisedVersions
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 25.0
+"""Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout
+is 60 s by default, its ConnectTimeout 30 s (protocol.md 1.1)."""
+PATIENCE_WITH_STALE = 5.0
+"""The same where something older can be served instead."""
+
+type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | TimeoutError
+_ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, TimeoutError)
+
+type Fetched = tuple[ObjectId, Metadata, Source, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the gateway is made of."""
+
+    settings: Settings
+    store: Store
+    versions: AdvertisedVersions
+    heads: Heads
+    transfers: Transfers
+    cooldowns: Cooldowns
+    pseudonym: str
+    """This gateway's name in Via, by which it knows a loop."""
+
+
+class Gateway:
+    """Answers requests on ClamAV hosts."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Serve with the given parts; who makes them also stops them."""
+        self._parts = parts
+        self._databases = frozenset(parts.settings.serving.databases)
+
+    async def handle(self, request: Request) -> Reply:
+        """Answer a request; never raises, and never with 403 or 429 (trap 20)."""
+        try:
+            reply = await self._dispatch(request)
+        except KnownMissingError as error:
+            reply = plain(404, Result.NEGATIVE, str(error))
+        except NotFoundError:
+            reply = plain(404, Result.MISS, "the origin has no such file")
+        except _ORIGIN_TROUBLE as error:
+            reply = unavailable(error)
+        except Exception:
+            logger.exception("%s %s failed.", request.method, request.path)
+            reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
+        return self.finish(reply)
+
+    def refuse(self, status: int, reason: str) -> Reply:
+        """An answer to a request that is not for the gateway to serve."""
+        return self.finish(plain(status, Result.REFUSED, reason))
+
+    def finish(self, reply: Reply) -> Reply:
+        """Add the fields that every answer carries."""
+        reply.headers["Cache-Status"] = CACHE_STATUS[reply.result]
+        reply.headers["Via"] = f"1.1 {self._parts.pseudonym}"
+        reply.headers["Date"] = http_date(time.time())
+        return reply
+
+    async def _dispatch(self, request: Request) -> Reply:
+        if self._parts.pseudonym in request.headers.get("Via", ""):
+            return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
+        if request.method not in ("GET", "HEAD"):
+            reply = plain(405, Result.REFUSED, "only GET and HEAD")
+            reply.headers["Allow"] = "GET, HEAD"
+            return reply
+        match parse_path(request.path, self._databases):
+            case Latest(kind=Kind.CVD) as latest:
+                return await self._answer_latest(request, latest)
+            case ObjectId() as object_id:
+                return await self._answer_object(request, object_id)
+            case Latest():
+                # The CDN has no CLDs; a client takes a 404 as the sign to ask for the CVD (trap 22).
+                return plain(404, Result.NEGATIVE, "no such file")
+            case _:
+                return plain(404, Result.REFUSED, "no file of ClamAV's databases")
+
+    # Patches and signatures
+
+    async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
+        if (published := self._parts.store.open(object_id)) is not None:
+            return from_object(request, object_id, published.metadata, published, Result.HIT)
+        fetched = await self._fetch(request, object_id, None, PATIENCE)
+        return from_object(request, *fetched)
+
+    async def _fetch(
+        self, request: Request, object_id: ObjectId, oldest: int | None, patience: float
+    ) -> Fetched:
+        """Start or join a transfer, and wait until it can be read from."""
+        async with asyncio.timeout(patience):
+            while True:
+                transfer, joined = self._parts.transfers.join(object_id, request.user_agent, oldest)
+                try:
+                    await transfer.ready()
+                except TransferError as error:
+                    # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                    same = client_version(transfer.user_agent) == client_version(request.user_agent)
+                    if not joined or same or error.failure is not Failure.FORBIDDEN:
+                        raise
+                    await asyncio.sleep(0)  # the failed transfer is leaving
+                    continue
+                result = Result.COLLAPSED if joined else Result.MISS
+                found = transfer.object_id
+                if not transfer.published:
+                    return found, transfer.metadata, transfer.source(), result
+                if (published := self._parts.store.open(found)) is not None:
+                    return found, published.metadata, published, result
+                raise TransferError(Failure.LOCAL, "dropped from the cache as soon as it was there")
+
+    # Whole CVDs and their headers
+
+    async def _answer_latest(self, request: Request, latest: Latest) -> Reply:
+        database = latest.database
+        known, probed, trouble = await self._find_out(request, latest)
+        choice = choose(known)
+        if choice is None:
+            raise trouble or OriginError(Failure.UNREACHABLE, "no version is known")
+        is_newest = choice.version >= max(known.best, known.wanted)
+        head = self._parts.heads.get(database)
+        if not choice.is_cached and head is not None:
+            result = Result.MISS if probed else Result.HIT
+            if reply := from_head(request, database, head, result, is_newest=is_newest):
+                return reply
+            patience = PATIENCE_WITH_STALE if known.cached else PATIENCE
+            try:
+                object_id = ObjectId(database, choice.version, Kind.CVD)
+                fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, patience)
+                return from_object(request, *fetched, is_newest=is_newest)
+            except _ORIGIN_TROUBLE as error:
+                self._doubt_head(database, error)
+                trouble = error
+        stale = choice.stale or not choice.is_cached
+        return self._from_cache(request, database, stale, is_newest, trouble)
+
+    def _from_cache(
+        self, request: Request, database: str, stale: bool, is_newest: bool, trouble: OriginTrouble | None
+    ) -> Reply:
+        newest = self._parts.store.open_newest(database)
+        if newest is None:
+            raise trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
+        result = Result.STALE if stale else Result.HIT
+        is_newest = is_newest and not stale
+        return from_object(request, newest.object_id, newest.metadata, newest, result, is_newest=is_newest)
+
+    async def _find_out(self, request: Request, latest: Latest) -> tuple[Known, bool, OriginTrouble | None]:
+        """Learn what is current, from DNS and if need be from the origin.
+
+        Returns:
+            What is known, whether the origin was asked, and why it didn't answer.
+        """
+        if self._parts.settings.versions.dns:
+            await self._parts.versions.get(latest.database)
+        known = self._known(request, latest)
+        if not must_probe(known):
+            return known, False, None
+        trouble: OriginTrouble | None = None
+        try:
+            async with asyncio.timeout(PATIENCE_WITH_STALE if known.cached else PATIENCE):
+                await self._parts.heads.probe(latest.database, request.user_agent)
+        except _ORIGIN_TROUBLE as error:
+            trouble = error
+        return self._known(request, latest), True, trouble
+
+    def _known(self, request: Request, latest: Latest) -> Known:
+        database, parts = latest.database, self._parts
+        advertised = parts.versions.last_known(database) if parts.settings.versions.dns else None
+        head = parts.heads.get(database)
+        agent = client_version(request.user_agent)
+        return Known(
+            now=time.time(),
+            refresh=parts.settings.versions.refresh,
+            advertised=advertised.version if advertised else None,
+            advertised_is_fresh=advertised is not None and advertised.fresh,
+            demanded=latest.demanded,
+            cached=parts.store.newest_version(database),
+            seen=head.header.version if head else None,
+            seen_at=parts.heads.seen_at(database),
+            can_fetch=parts.cooldowns.check(latest.upstream_path, agent) is None,
+        )
+
+    def _doubt_head(self, database: str, error: OriginTrouble) -> None:
+        """A file that is not what its head announced makes the head worthless."""
+        if isinstance(error, TransferError) and error.failure is Failure.BAD_CONTENT:
+            self._parts.heads.forget(database)

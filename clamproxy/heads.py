@@ -1,0 +1,146 @@
+"""Heads: the 512-byte headers of the CVDs at the origin, asked for by Range.
+
+A head tells the origin's version before a whole file is fetched, so that no version is ever
+downloaded twice, and answers the clients' own header probes while the file isn't here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from werkzeug.http import parse_date
+
+from clamproxy.cooldown import Cooldowns, Failure, client_version
+from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.objects import Kind, Latest
+from clamproxy.policy import RECHECK
+from clamproxy.threads import in_thread
+from clamproxy.transfers import CooldownError
+from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.verification import InvalidObject
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the origin said of its CVD of one database."""
+
+    header: CvdHeader
+    size: int | None
+    last_modified: float | None
+    """Unix seconds."""
+
+
+class Heads:
+    """The newest head of each database. Event loop only."""
+
+    def __init__(self, upstream: Upstream, cooldowns: Cooldowns, save: Callable[[str, Any], None]) -> None:
+        """Start without any.
+
+        Args:
+            upstream: the origin.
+            cooldowns: is asked before, and told afterwards.
+            save: is given a database and a JSON value, to keep over a restart.
+        """
+        self._upstream = upstream
+        self._cooldowns = cooldowns
+        self._save = save
+        self._heads: dict[str, Head] = {}
+        self._seen_at: dict[str, float] = {}
+        self._missing_until: dict[str, float] = {}
+        self._probing: dict[str, asyncio.Task[None]] = {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what an earlier process saw; entries that don't parse are dropped."""
+        for database, value in saved.items():
+            try:
+                header = CvdHeader.parse(value["header"].encode("ascii"))
+                self._heads[database] = Head(header, value["size"], value["last_modified"])
+                self._seen_at[database] = float(value["seen_at"])
+            except (InvalidObject, AttributeError, KeyError, TypeError, ValueError):
+                self._save(database, None)
+
+    def get(self, database: str) -> Head | None:
+        """The newest head that was seen."""
+        return self._heads.get(database)
+
+    def seen_at(self, database: str) -> float:
+        """Unix time at which the origin last answered, 0 if never."""
+        return self._seen_at.get(database, 0.0)
+
+    def forget(self, database: str) -> None:
+        """The whole file was not what its head announced."""
+        self._heads.pop(database, None)
+        self._save(database, None)
+
+    async def probe(self, database: str, user_agent: str | None) -> None:
+        """Ask the origin, or wait for the answer to somebody else's question.
+
+        Raises:
+            KnownMissingError: the origin has no such file, it said a minute ago.
+            NotFoundError, OriginError: as the origin answered.
+            CooldownError: it must not be asked now.
+        """
+        task = self._probing.get(database)
+        if task is None:
+            if self._missing_until.get(database, 0.0) > time.monotonic():
+                raise KnownMissingError(f"the origin has no {database}.cvd")
+            path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
+            if cooldown := self._cooldowns.check(path, agent):
+                raise CooldownError(cooldown)
+            task = asyncio.create_task(self._probe(database, user_agent), name=f"header probe {database}")
+            self._probing[database] = task
+            task.add_done_callback(lambda done: self._ended(database, done))
+        # Shielded: others wait for the same answer when this client leaves.
+        await asyncio.shield(task)
+
+    def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in list(self._probing.values()):
+            task.cancel()
+
+    def _ended(self, database: str, task: asyncio.Task[None]) -> None:
+        del self._probing[database]
+        if not task.cancelled():
+            task.exception()  # there may be nobody left who waits for it
+
+    async def _probe(self, database: str, user_agent: str | None) -> None:
+        path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
+        try:
+            head = await in_thread(f"clamproxy-probe-{database}", lambda: self._ask(path, user_agent))
+        except OriginError as error:
+            self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+            raise
+        except NotFoundError:
+            self._missing_until[database] = time.monotonic() + RECHECK
+            raise
+        self._cooldowns.succeeded(path, agent)
+        self._seen_at[database] = time.time()
+        known = self._heads.get(database)
+        # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
+        if known is None or head.header.version >= known.header.version:
+            self._heads[database] = head
+            self._save(database, self._as_json(database))
+
+    def _ask(self, path: str, user_agent: str | None) -> Head:
+        try:
+            with self._upstream.get(path, user_agent, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}) as answer:
+                if answer.start != 0:
+                    raise OriginError(Failure.BAD_CONTENT, "not the range that was asked for")
+                header = CvdHeader.parse(answer.beginning(HEADER_SIZE))
+                date = parse_date(answer.last_modified)
+                return Head(header, answer.size, date.timestamp() if date else None)
+        except (InvalidObject, RangeError) as error:
+            raise OriginError(Failure.BAD_CONTENT, f"no CVD header: {error}") from error
+
+    def _as_json(self, database: str) -> dict[str, Any]:
+        head = self._heads[database]
+        return {
+            "header": head.header.raw.decode("ascii"),
+            "size": head.size,
+            "last_modified": head.last_modified,
+            "seen_at": self._seen_at[database],
+        }

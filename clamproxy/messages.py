@@ -1,0 +1,113 @@
+"""Requests and replies as the gateway sees them: plain values, no mitmproxy, no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from werkzeug.datastructures import Headers
+
+
+class Result(StrEnum):
+    """How a request was answered; each request counts under exactly one of these."""
+
+    HIT = "hit"
+    MISS = "miss"
+    COLLAPSED = "collapsed"
+    STALE = "stale"
+    NEGATIVE = "negative"
+    REFUSED = "refused"
+    PASSED = "passed"
+    ERROR = "error"
+
+
+# RFC 9211 2: `fwd` says why a request went (or had to go) to the origin.
+CACHE_STATUS: Mapping[Result, str] = {
+    Result.HIT: "clamproxy; hit",
+    Result.MISS: "clamproxy; fwd=miss",
+    Result.COLLAPSED: "clamproxy; fwd=miss; collapsed",
+    Result.STALE: "clamproxy; fwd=stale",
+    Result.NEGATIVE: "clamproxy; hit; detail=negative",
+    Result.REFUSED: "clamproxy; detail=refused",
+    Result.PASSED: "clamproxy; fwd=bypass",
+    Result.ERROR: "clamproxy; fwd=miss; detail=error",
+}
+"""The value of Cache-Status for each result."""
+
+
+class SourceError(Exception):
+    """The rest of a body cannot be had; the connection must be cut, not ended properly."""
+
+
+class Source(Protocol):
+    """The bytes of an object on disk, complete or still arriving."""
+
+    @property
+    def size(self) -> int:
+        """Length of the whole object in bytes."""
+
+    def fileno(self) -> int:
+        """A descriptor that is read with explicit offsets (pread, sendfile)."""
+
+    async def wait(self, offset: int) -> int:
+        """Wait until there are bytes to send after `offset`.
+
+        Returns:
+            The end of the bytes that may be sent now, greater than `offset`.
+
+        Raises:
+            SourceError: there will be no more.
+        """
+
+    def close(self) -> None:
+        """Release the descriptor. Closing twice does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A span of a source: what the sender moves from disk to the client's socket."""
+
+    source: Source
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client on a ClamAV host."""
+
+    method: str
+    path: str
+    """Path with query string, as received."""
+    headers: Headers
+    client: str
+    """The address the request came from."""
+
+    @property
+    def user_agent(self) -> str | None:
+        """The client's own User-Agent, which goes upstream unchanged (the CDN filters by it)."""
+        return self.headers.get("User-Agent")
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to a `Request`."""
+
+    status: int
+    result: Result
+    headers: Headers = field(default_factory=Headers)
+    body: bytes | Body = b""
+    version: int | None = None
+    """The database version that the answer is about, for the log."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of content that belong to the answer."""
+        return self.body.length if isinstance(self.body, Body) else len(self.body)
+
+    def close(self) -> None:
+        """Release the source of a body that will not be sent."""
+        if isinstance(self.body, Body):
+            self.body.source.close()

@@ -1,0 +1,149 @@
+"""Partial files: what has arrived of an object, kept so that a transfer can be resumed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from clamproxy.objects import ObjectId
+
+LONGEST_KEPT = 2 * 86400.0
+"""Seconds after which an interrupted transfer is not worth resuming: a newer version is out."""
+
+
+class BusyError(Exception):
+    """Another process is fetching this object into the same directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What identifies the file at the origin, so that a resumed transfer never mixes two."""
+
+    size: int | None
+    etag: str | None
+    last_modified: str | None
+
+    @property
+    def if_range(self) -> str | None:
+        """The If-Range field for a resumption, or None if there can't be one (RFC 9110 13.1.5)."""
+        if self.size is None:
+            return None
+        if self.etag is not None and not self.etag.startswith("W/"):
+            return self.etag
+        return self.last_modified
+
+
+class PartialFile:
+    """A file that grows, with its validators beside it. Locked against other processes."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.validators: Validators | None = None
+        self.have = 0
+        """Bytes that have arrived."""
+
+    @classmethod
+    def claim(cls, directory: Path, object_id: ObjectId) -> Self:
+        """Open or create the partial file of an object. Quick.
+
+        Raises:
+            BusyError: another process has it.
+        """
+        path = directory / f"{object_id.file_name}.part"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have been published, and its name removed, between open and lock.
+            if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
+                raise BusyError(object_id.file_name)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BusyError(object_id.file_name) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        partial = cls(path, descriptor)
+        partial._load()
+        return partial
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the rest can be asked for by Range."""
+        return self.have > 0 and self.validators is not None and self.validators.if_range is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes are there."""
+        return self.validators is not None and self.have == self.validators.size
+
+    def begin(self, validators: Validators) -> None:
+        """Start from nothing with what the origin sends now."""
+        os.ftruncate(self.descriptor, 0)
+        self.have = 0
+        self.validators = validators
+        self._sidecar.write_text(json.dumps(asdict(validators)))
+
+    def end(self) -> None:
+        """The origin has sent all of it: what came without a length has one now."""
+        if self.validators is not None and self.validators.size is None:
+            self.validators = replace(self.validators, size=self.have)
+
+    def append(self, data: bytes) -> None:
+        """Add what has arrived.
+
+        Raises:
+            OSError: the disk is full, for one.
+        """
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, self.have)
+            self.have += written
+            view = view[written:]
+
+    def read_beginning(self, length: int) -> bytes:
+        """The first bytes."""
+        return os.pread(self.descriptor, min(length, self.have), 0)
+
+    def discard(self) -> None:
+        """Delete it."""
+        self.path.unlink(missing_ok=True)
+        self._sidecar.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Unlock and close; readers that duplicated the descriptor go on."""
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            os.close(self.descriptor)
+        if not self.path.exists():
+            self._sidecar.unlink(missing_ok=True)
+
+    @property
+    def _sidecar(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _load(self) -> None:
+        """Take over what an earlier process left, if its validators are there and fit."""
+        try:
+            validators = Validators(**json.loads(self._sidecar.read_text()))
+            size = os.fstat(self.descriptor).st_size
+            if validators.size is None or size > validators.size:
+                return
+        except (OSError, TypeError, ValueError):
+            return
+        self.validators = validators
+        self.have = size
+
+
+def sweep(directory: Path) -> None:
+    """Delete the partial files that nobody will resume. Blocks."""
+    for path in directory.iterdir():
+        with suppress(OSError):
+            if path.stat().st_mtime + LONGEST_KEPT < time.time():
+                path.unlink()

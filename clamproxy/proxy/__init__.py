@@ -1,0 +1,1 @@
+"""The mitmproxy layer: the only part of clamproxy that imports mitmproxy."""

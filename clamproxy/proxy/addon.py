@@ -1,0 +1,269 @@
+"""The mitmproxy addon: hooks that translate between mitmproxy and the gateway, no more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from mitmproxy import connection, ctx, http, tls
+from mitmproxy.addonmanager import Loader
+from mitmproxy.proxy import layer, mode_specs
+from mitmproxy.proxy.layers import TCPLayer
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from werkzeug.datastructures import Headers
+
+from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
+from clamproxy.proxy import stream
+from clamproxy.proxy.access_log import log_request
+from clamproxy.proxy.options import set_defaults
+from clamproxy.service import Service
+from clamproxy.settings import ConfigurationError, find_config, load_settings
+from clamproxy.signatures import CLAMAV_KEYS, TrustedKeys
+
+logger = logging.getLogger(__name__)
+
+EXCHANGE = "clamproxy_exchange"
+"""The key of an `Exchange` in the metadata of a flow."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is noted of a request until it is logged."""
+
+    client: str
+    started_at: float
+    result: Result
+    version: int | None = None
+    passed: int = 0
+    """Bytes of a streamed answer of a host that is passed through."""
+    done: bool = False
+
+    def count_passed(self, data: bytes) -> bytes:
+        """Called by mitmproxy with each piece that it streams."""
+        self.passed += len(data)
+        return data
+
+
+class ClamProxy:
+    """Serves ClamAV hosts from the cache, forwards what is passed through, refuses the rest."""
+
+    def __init__(self, keys: TrustedKeys = CLAMAV_KEYS) -> None:
+        """Prepare.
+
+        Args:
+            keys: public keys that objects must be signed with. Tests and benchmarks give their
+                own; there is no setting for it.
+        """
+        self._keys = keys
+        self._service: Service | None = None
+
+    # Life of the addon
+
+    def load(self, loader: Loader) -> None:
+        """Declare the option, and set mitmproxy's own as the job needs them."""
+        loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
+        set_defaults(ctx.options)
+
+    def configure(self, updated: set[str]) -> None:
+        """Read the configuration and open the cache. An error stops mitmproxy's start."""
+        if self._service is not None or "clamproxy_config" not in updated:
+            return
+        try:
+            stream.check_internals()
+            path = find_config(ctx.options.clamproxy_config or None, Path.cwd())
+            settings = load_settings(path, os.environ)
+            self._service = Service(settings, self._keys)
+        except (ConfigurationError, OSError, RuntimeError) as error:
+            _stop_start(error)
+        else:
+            logger.info("Configuration: %s; cache: %s", path or "defaults", settings.cache.directory)
+
+    def running(self) -> None:
+        """All is set up."""
+        if self._service is not None:
+            self._service.start()
+
+    def done(self) -> None:
+        """The end: stop what runs, keep what has arrived."""
+        if self._service is not None:
+            self._service.stop()
+            self._service = None
+
+    # Who and where to
+
+    def client_connected(self, client: connection.Client) -> None:
+        """Close the connection of whoever may not use the proxy."""
+        if self._service is None or not self._service.settings.serving.admits(client.peername[0]):
+            logger.warning("%s is not in serving.clients: connection closed.", client.peername[0])
+            client.error = "not in serving.clients"
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Refuse tunnels to foreign hosts."""
+        if flow.response is None and self._service is not None and not self._is_welcome(flow):
+            self._note(flow, Result.REFUSED)
+            reply = self._service.gateway.refuse(502, f"{flow.request.host} is not in serving.hosts")
+            self._set_response(flow, reply)
+            self._account(flow, 0)
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """TLS of hosts that are passed through is not intercepted."""
+        address = data.context.server.address
+        if address is not None and self._passes_host_through(address[0], data.context.client):
+            data.ignore_connection = True
+
+    def next_layer(self, next_layer: layer.NextLayer) -> None:
+        """Choose as mitmproxy does, then have bodies sent from disk."""
+        stream.choose_layer(next_layer)
+        address = next_layer.context.server.address
+        passes = address is not None and self._passes_host_through(address[0], next_layer.context.client)
+        if isinstance(next_layer.layer, TCPLayer) and address is not None and not passes:
+            # Nothing is ever tunnelled blindly: what is not HTTP gets a 400.
+            next_layer.layer = HttpLayer(next_layer.context, HTTPMode.transparent)
+        stream.install(next_layer.layer)
+
+    # Requests
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Stream what is passed through; no request for ClamAV's files has a body."""
+        if self._passes_through(flow):
+            flow.request.stream = flow.response is None
+        elif (
+            flow.request.headers.get("content-length", "0") != "0"
+            or "transfer-encoding" in flow.request.headers
+        ):
+            flow.kill()  # type: ignore[no-untyped-call]
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        """Answer from the gateway, or leave it to mitmproxy to forward."""
+        # A response is there already if proxy authentication failed.
+        if flow.response or flow.error or not flow.live or self._service is None:
+            return
+        if self._passes_through(flow):
+            self._note(flow, Result.PASSED)
+            return
+        exchange = self._note(flow, Result.REFUSED)
+        gateway = self._service.gateway
+        if not self._is_welcome(flow):
+            reply = gateway.refuse(502, f"{flow.request.pretty_host} is not in serving.hosts")
+        else:
+            headers = Headers(
+                [
+                    (name.decode("latin-1"), value.decode("latin-1"))
+                    for name, value in flow.request.headers.fields
+                ]
+            )
+            request = Request(flow.request.method, flow.request.path, headers, exchange.client)
+            reply = await gateway.handle(request)
+        exchange.result, exchange.version = reply.result, reply.version
+        self._set_response(flow, reply)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Stream what is passed through."""
+        exchange = flow.metadata.get(EXCHANGE)
+        if isinstance(exchange, Exchange) and exchange.result is Result.PASSED and flow.response is not None:
+            flow.response.stream = exchange.count_passed
+            flow.response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
+            flow.response.headers.add("Via", "1.1 clamproxy")
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """An answer goes out; one with a body from disk is accounted for at its end."""
+        exchange = flow.metadata.get(EXCHANGE)
+        if stream.job_of(flow) is None and flow.response is not None and isinstance(exchange, Exchange):
+            self._account(flow, exchange.passed or len(flow.response.raw_content or b""))
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """The client left, or the body could not be sent to its end."""
+        job = stream.job_of(flow)
+        if job is not None:
+            job.body.source.close()
+        self._account(flow, job.sent if job else 0, flow.error.msg if flow.error else "")
+
+    async def send_body(self, job: stream.BodyJob) -> None:
+        """Called by `stream.SendBodyHook`."""
+        await stream.send_body(job)
+        self._account_job(job)
+
+    async def read_piece(self, job: stream.BodyJob) -> None:
+        """Called by `stream.ReadPieceHook`."""
+        await stream.read_piece(job)
+        if job.error is None and job.sent + len(job.piece) == job.body.length:
+            self._account_job(job)
+
+    # Helpers
+
+    def _account_job(self, job: stream.BodyJob) -> None:
+        if job.stream is not None and job.error is None:
+            self._account(job.stream.flow, job.body.length)
+
+    def _note(self, flow: http.HTTPFlow, result: Result) -> Exchange:
+        exchange = Exchange(flow.client_conn.peername[0], time.monotonic(), result)
+        flow.metadata[EXCHANGE] = exchange
+        return exchange
+
+    def _account(self, flow: http.HTTPFlow, length: int, error: str = "") -> None:
+        """Count and log a request, once."""
+        exchange = flow.metadata.get(EXCHANGE)
+        if not isinstance(exchange, Exchange) or exchange.done or self._service is None:
+            return
+        exchange.done = True
+        self._service.stats.count_request(exchange.result, length)
+        log_request(
+            client=exchange.client,
+            request=flow.request,
+            is_passed_through=exchange.result is Result.PASSED,
+            version=exchange.version,
+            result=exchange.result,
+            status=flow.response.status_code if flow.response else 0,
+            length=length,
+            seconds=time.monotonic() - exchange.started_at,
+            error=error,
+        )
+
+    def _set_response(self, flow: http.HTTPFlow, reply: Reply) -> None:
+        is_head = flow.request.method == "HEAD"
+        headers = http.Headers([(name.encode(), value.encode()) for name, value in reply.headers])
+        if reply.status != 304 and "content-length" not in headers:
+            headers["content-length"] = str(reply.length)
+        content = b"" if isinstance(reply.body, Body) or is_head else reply.body
+        flow.response = http.Response(
+            http_version=b"HTTP/1.1",
+            status_code=reply.status,
+            reason=HTTPStatus(reply.status).phrase.encode(),
+            headers=headers,
+            content=content,
+            trailers=None,
+            timestamp_start=time.time(),
+            timestamp_end=None,
+        )
+        if isinstance(reply.body, Body):
+            flow.metadata[stream.JOB] = stream.BodyJob(reply.body)
+
+    def _is_clamav(self, host: str, client: connection.Client) -> bool:
+        """Whether requests to a host are answered as the CDN's."""
+        is_reverse = isinstance(client.proxy_mode, mode_specs.ReverseMode)
+        service = self._service
+        return is_reverse or (service is not None and service.settings.serving.is_clamav_host(host))
+
+    def _is_welcome(self, flow: http.HTTPFlow) -> bool:
+        request, client = flow.request, flow.client_conn
+        # DatabaseMirror http://gateway:8080 without a proxy setting: the gateway itself is meant.
+        is_own_port = request.port == client.sockname[1]
+        return is_own_port or self._is_clamav(request.host, client) or self._passes_through(flow)
+
+    def _passes_through(self, flow: http.HTTPFlow) -> bool:
+        return self._passes_host_through(flow.request.host, flow.client_conn)
+
+    def _passes_host_through(self, host: str, client: connection.Client) -> bool:
+        if self._service is None or self._is_clamav(host, client):
+            return False
+        return self._service.settings.serving.passes_through(host)
+
+
+def _stop_start(error: Exception) -> None:
+    """Log the error: mitmproxy then ends the start."""
+    where = "cache directory: " if isinstance(error, OSError) else ""
+    logger.error("%s%s", where, error)

@@ -1,0 +1,113 @@
+"""Conditional and Range requests: which bytes of a representation answer a request.
+
+Pure: no I/O and no clock. RFC 9110 sections 13 and 14, with what freshclam does about the
+answers (protocol.md section 10, traps 11, 12, 14 and 37).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date, parse_date, parse_etags, parse_range_header
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What validators and ranges are held against."""
+
+    size: int
+    etag: str
+    """Opaque tag without quotes; always strong."""
+    last_modified: float | None = None
+    """Unix seconds."""
+
+    @property
+    def headers(self) -> Headers:
+        """The validator fields that go with every answer about this representation."""
+        headers = Headers([("ETag", f'"{self.etag}"'), ("Accept-Ranges", "bytes")])
+        if self.last_modified is not None:
+            headers["Last-Modified"] = http_date(self.last_modified)
+        return headers
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The part of a representation that answers a request."""
+
+    status: int
+    start: int = 0
+    length: int = 0
+    content_range: str | None = None
+
+
+def select(
+    headers: Headers,
+    representation: Representation,
+    not_modified_since: Callable[[float], bool] | None = None,
+) -> Selection:
+    """Decide status and bytes for a GET (a HEAD gets the same without the bytes).
+
+    Args:
+        headers: of the request.
+        representation: the selected representation.
+        not_modified_since: whether nothing newer than the given If-Modified-Since time (Unix
+            seconds) is there; by default, the comparison with Last-Modified.
+
+    Returns:
+        304, 206, 416 or 200. A 304 takes precedence over Range (trap 14).
+    """
+    if _is_not_modified(headers, representation, not_modified_since):
+        return Selection(304)
+    whole = Selection(200, 0, representation.size)
+    # No range of an empty object is satisfiable, and a 416 is an error to freshclam while an
+    # empty cdiff is a valid answer: trap 12.
+    if representation.size == 0 or not _range_applies(headers, representation):
+        return whole
+    return _select_range(headers.get("Range", ""), representation.size) or whole
+
+
+def _is_not_modified(
+    headers: Headers, representation: Representation, not_modified_since: Callable[[float], bool] | None
+) -> bool:
+    if (if_none_match := headers.get("If-None-Match")) is not None:
+        return bool(parse_etags(if_none_match).contains_weak(representation.etag))
+    since = _timestamp(headers.get("If-Modified-Since"))
+    if since is None:
+        return False
+    if not_modified_since is not None:
+        return not_modified_since(since)
+    return representation.last_modified is not None and int(representation.last_modified) <= since
+
+
+def _range_applies(headers: Headers, representation: Representation) -> bool:
+    if_range = headers.get("If-Range")
+    if if_range is None:
+        return True
+    date = _timestamp(if_range)
+    if date is not None:
+        return representation.last_modified is not None and int(representation.last_modified) == date
+    return if_range.strip() == f'"{representation.etag}"'  # a weak tag never matches: RFC 9110 13.1.5
+
+
+def _select_range(field: str, size: int) -> Selection | None:
+    """The single range that is asked for; None where the field is to be ignored."""
+    parsed = parse_range_header(field)
+    # Several ranges at once are never sent by freshclam; the whole is a legal answer to them.
+    if parsed is None or parsed.units != "bytes" or len(parsed.ranges) != 1:
+        return None
+    first, end = parsed.ranges[0]
+    start = max(0, size + first) if first < 0 else first
+    end = size if end is None else min(end, size)
+    if start >= end:
+        return Selection(416, content_range=f"bytes */{size}")
+    return Selection(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
+
+
+def _timestamp(field: str | None) -> float | None:
+    date: datetime | None = parse_date(field)
+    if date is None:
+        return None
+    return date.astimezone(UTC).timestamp()

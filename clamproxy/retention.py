@@ -1,0 +1,82 @@
+"""Which objects may go: rules of the domain, not least-recently-used. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from clamproxy.objects import Kind, ObjectId
+
+KEPT_CVDS = 2
+"""The newest CVD, and the one before it for clients in the middle of an update."""
+
+
+def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
+    """The objects that no client asks for any more.
+
+    Args:
+        objects: all that the cache holds.
+        keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
+    """
+    everything = set(objects)
+    kept_versions: dict[tuple[str, Kind], set[int]] = {}
+    for series, versions in _versions_by_series(everything).items():
+        count = keep_cdiffs if series[1] is Kind.CDIFF else KEPT_CVDS
+        kept_versions[series] = set(sorted(versions, reverse=True)[:count])
+    return {object_id for object_id in everything if not _is_kept(object_id, kept_versions)}
+
+
+def _is_kept(object_id: ObjectId, kept_versions: Mapping[tuple[str, Kind], set[int]]) -> bool:
+    if not object_id.kind.is_signature:
+        return object_id.version in kept_versions[object_id.database, object_id.kind]
+    kept = kept_versions.get((object_id.database, object_id.signed.kind), set())
+    # A signature may arrive before its object is published; it goes when older ones are kept no more.
+    return not kept or object_id.version >= min(kept)
+
+
+def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]:
+    """What to give up, first to last, so that the cache fits its limit.
+
+    Args:
+        sizes: bytes of each object that the cache holds.
+        size_limit: bytes.
+
+    The newest CVD of each database is never given up: all service rests on it. Older CVDs go
+    first, the largest before the others, then the oldest cdiffs, each with its signature.
+    """
+    excess = sum(sizes.values()) - size_limit
+    leaving: list[ObjectId] = []
+    for object_id in _expendable(sizes):
+        if excess <= 0:
+            break
+        for victim in (object_id, _signature_of(object_id)):
+            if victim in sizes:
+                excess -= sizes[victim]
+                leaving.append(victim)
+    return leaving
+
+
+def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
+    newest = {series: max(versions) for series, versions in _versions_by_series(sizes).items()}
+    old_cvds = [
+        object_id
+        for object_id in sizes
+        if object_id.kind is Kind.CVD and object_id.version < newest[object_id.database, Kind.CVD]
+    ]
+    cdiffs = [object_id for object_id in sizes if object_id.kind is Kind.CDIFF]
+    old_cvds.sort(key=lambda object_id: sizes[object_id], reverse=True)
+    # "Oldest" counts from each database's own newest patch: version numbers don't compare across them.
+    cdiffs.sort(key=lambda object_id: object_id.version - newest[object_id.database, Kind.CDIFF])
+    return old_cvds + cdiffs
+
+
+def _signature_of(object_id: ObjectId) -> ObjectId:
+    return ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+
+
+def _versions_by_series(objects: Iterable[ObjectId]) -> dict[tuple[str, Kind], list[int]]:
+    series: dict[tuple[str, Kind], list[int]] = defaultdict(list)
+    for object_id in objects:
+        if not object_id.kind.is_signature:
+            series[object_id.database, object_id.kind].append(object_id.version)
+    return series

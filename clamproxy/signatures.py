@@ -1,0 +1,207 @@
+"""ClamAV's own signatures: their number encoding, the public keys and the two RSA schemes.
+
+CVD headers carry a textbook RSA signature over an MD5 hash; cdiffs and ``.info`` members carry
+RSASSA-PSS over SHA-256, in ClamAV's own reading of it. Both write the signature as a number in
+ClamAV's own base-64 digits (protocol.md 4.2 and 4.3, libclamav/dsig.c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import string
+from dataclasses import dataclass
+from typing import BinaryIO
+
+PSS_SALT_LENGTH = 32
+"""Bytes of salt in an RSASSA-PSS signature (protocol.md 4.3)."""
+
+_MD5_LENGTH = 16
+_SHA256_LENGTH = 32
+_PSS_LENGTH = 256
+_PSS_MASKED = _PSS_LENGTH - _SHA256_LENGTH - 1
+_DIGITS = (string.ascii_lowercase + string.ascii_uppercase + string.digits + "+/").encode()
+_DIGIT_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
+
+
+class InvalidObject(Exception):
+    """A file is not the object that it should be; the message is the reason, in one line."""
+
+
+def decode_number(digits: bytes) -> int:
+    """The number that ClamAV's base-64 digits stand for, least significant digit first.
+
+    Raises:
+        ValueError: a character is not a digit.
+    """
+    number = 0
+    for digit in reversed(digits):
+        if digit not in _DIGIT_VALUES:
+            raise ValueError(f"not a digit of a signature: {bytes([digit])!r}")
+        number = number << 6 | _DIGIT_VALUES[digit]
+    return number
+
+
+def encode_number(number: int) -> bytes:
+    """The inverse of `decode_number`, without leading zeros; nothing at all for 0."""
+    digits = bytearray()
+    while number:
+        digits.append(_DIGITS[number & 63])
+        number >>= 6
+    return bytes(digits)
+
+
+@dataclass(frozen=True, slots=True)
+class RsaPublicKey:
+    """A public key with the two ways in which ClamAV uses one."""
+
+    modulus: int
+    exponent: int
+
+    @property
+    def byte_length(self) -> int:
+        """Bytes that the modulus takes, and with it every signature."""
+        return (self.modulus.bit_length() + 7) // 8
+
+    def verifies_md5(self, digest: bytes, signature: bytes) -> bool:
+        """Whether a signature in a CVD header is one of this hash.
+
+        The recovered number is the hash, aligned to the right: libclamav before 1.5 aligned it
+        to the left and refused hashes that begin with a zero byte (protocol.md 4.2).
+
+        Args:
+            digest: the 16 bytes of an MD5 hash.
+            signature: ClamAV's digits.
+        """
+        number = self._signature_number(signature)
+        if number is None or len(digest) != _MD5_LENGTH:
+            return False
+        return pow(number, self.exponent, self.modulus) == int.from_bytes(digest)
+
+    def verifies_sha256(self, digest: bytes, signature: bytes) -> bool:
+        """Whether a signature of a cdiff or an ``.info`` is one of this hash.
+
+        Args:
+            digest: the 32 bytes of a SHA-256 hash.
+            signature: ClamAV's digits.
+        """
+        number = self._signature_number(signature)
+        if number is None or self.byte_length != _PSS_LENGTH or len(digest) != _SHA256_LENGTH:
+            return False
+        return _is_pss_encoding(pow(number, self.exponent, self.modulus).to_bytes(_PSS_LENGTH), digest)
+
+    def _signature_number(self, signature: bytes) -> int | None:
+        # One spelling per signature: a number above the modulus or digits with leading zeros
+        # would let a file change without its signature failing, and then its .sign fails.
+        if len(signature) > self.modulus.bit_length() // 6 + 1:
+            return None
+        try:
+            number = decode_number(signature)
+        except ValueError:
+            return None
+        canonical = 0 < number < self.modulus and encode_number(number) == signature
+        return number if canonical else None
+
+
+def _is_pss_encoding(encoded: bytes, digest: bytes) -> bool:
+    """Whether this is an encoding of the hash: RFC 8017 9.1.2, as libclamav has it.
+
+    libclamav/dsig.c:cli_versig2 takes every modulus for one of 2048 bits and clears one bit of
+    the mask. ClamAV's moduli have 2047 bits, for which the RFC wants two bits clear: a verifier
+    that goes by the RFC refuses many good signatures, the one in test-5.cvd for instance.
+    """
+    masked, salted_hash, trailer = encoded[:_PSS_MASKED], encoded[_PSS_MASKED:-1], encoded[-1:]
+    mask = _mgf1(salted_hash, _PSS_MASKED)
+    block = (int.from_bytes(masked) ^ int.from_bytes(mask)).to_bytes(_PSS_MASKED)
+    block = bytes([block[0] & 0x7F]) + block[1:]
+    filler, salt = block[:-PSS_SALT_LENGTH], block[-PSS_SALT_LENGTH:]
+    return (
+        trailer == b"\xbc"
+        and filler == bytes(len(filler) - 1) + b"\x01"
+        and hashlib.sha256(bytes(8) + digest + salt).digest() == salted_hash
+    )
+
+
+def _mgf1(seed: bytes, length: int) -> bytes:
+    """The mask that a seed stands for (RFC 8017 B.2.1, with SHA-256)."""
+    blocks = -(-length // _SHA256_LENGTH)
+    return b"".join(hashlib.sha256(seed + i.to_bytes(4)).digest() for i in range(blocks))[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedKeys:
+    """The keys that a vendor signs with, one for each use."""
+
+    cvd: RsaPublicKey
+    """Over the MD5 of a CVD's payload."""
+    info: RsaPublicKey
+    """Over the ``.info`` member inside a CVD or CLD."""
+    cdiff: RsaPublicKey
+    """Over a cdiff."""
+
+
+CLAMAV_KEYS = TrustedKeys(
+    # libclamav/dsig.c: CLI_NSTR, CLI_ESTR
+    cvd=RsaPublicKey(
+        int(
+            "118640995551645342603070001658453189751527774412027743746599405743243142607464144767361060"
+            "640655844749760788890022283424922762488917565551002467771109669598189410434699034532232228"
+            "621591089508178591428456220796841621637175567590476666928698770143328137383952820383197532"
+            "047771780196576957695822641224262693037"
+        ),
+        100001027,
+    ),
+    # libclamav/readdb.c: INFO_NSTR, INFO_ESTR
+    info=RsaPublicKey(
+        int(
+            "110888949830485454736595561066271949239289417917950476205916586974135810433227159121724968"
+            "065253810558809645206184002243333205346602992339837553417406795028668299096799557343913926"
+            "683783612215242053966310901051516412708572770803107343209516537005089417174191687239425078"
+            "907029047027075874516216910507543078503833998653464872037984641785373922114027864813598244"
+            "611972311028954150937703942166663244845939357624084685168266331921408266679234948220458053"
+            "478099328484548458869717064243605586678627758760720594377033653802091016977385775154769350"
+            "85469455279994113145977994084618328482151013142393373316337519977244732747977"
+        ),
+        100002049,
+    ),
+    # libclamav_rust/src/cdiff.rs: PUBLIC_KEY_MODULUS, PUBLIC_KEY_EXPONENT
+    cdiff=RsaPublicKey(
+        int(
+            "147839058740774670902622285165579175702545996383762035320319892141055528472696874897719757"
+            "921234421858172876949519498009087915275420171156005013033947786185358648452357000415900563"
+            "182301024496122174585490160893133065913885907907965158196541023207257123008223563487240112"
+            "326548375032417361779077841987008344406811247270605400357546996581058950500965762267530085"
+            "968816988281856524249019216687583265784620032479064709820922981067896572119054889862810783"
+            "463614695244848295595608862271980919954984406766396398304635932113860550653602884223940539"
+            "98134458623712540683294034953818412458362198117811990006021989844180721010947"
+        ),
+        100002053,
+    ),
+)
+
+
+class FilePart(io.RawIOBase):
+    """Some bytes of a seekable file, as a stream of their own: what a signature covers."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        """Make the stream; it moves the position of the file that it reads.
+
+        Args:
+            file: the whole file.
+            start: offset of the first byte.
+            end: offset behind the last byte.
+        """
+        self._file = file
+        self._left = max(0, end - start)
+        file.seek(start)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Read what fits; 0 at the end of the part."""
+        data = self._file.read(min(len(buffer), self._left))
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)

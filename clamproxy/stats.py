@@ -1,0 +1,94 @@
+"""Statistics: exact counters that survive a restart, and the picture of the whole gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+from clamproxy.messages import Result
+from clamproxy.objects import Kind
+from clamproxy.store import Store
+from clamproxy.threads import Writer
+
+FLUSH_DELAY = 0.1
+"""Seconds from a change until it is on disk, where `clamproxy stats` reads it."""
+
+COUNTER_OF_RESULT = {
+    Result.HIT: "hits",
+    Result.MISS: "misses",
+    Result.COLLAPSED: "collapsed",
+    Result.STALE: "stale",
+    Result.NEGATIVE: "negative",
+    Result.REFUSED: "refused",
+    Result.PASSED: "passed",
+    Result.ERROR: "errors",
+}
+COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
+
+
+class Stats:
+    """Counts, from any thread, and writes the amounts to the store soon after."""
+
+    def __init__(self, store: Store, writer: Writer) -> None:
+        self._store = store
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._pending: Counter[str] = Counter()
+
+    def count_request(self, result: Result, length: int) -> None:
+        """A request has been answered with so many bytes of content."""
+        self._add({"requests": 1, COUNTER_OF_RESULT[result]: 1, "bytes_served": length})
+
+    def count_upstream(self, requests: int, length: int) -> None:
+        """The origin has been asked, or has sent so many bytes of content."""
+        self._add({"upstream_requests": requests, "upstream_bytes": length})
+
+    def flush(self) -> None:
+        """Hand what has been counted to the writer."""
+        with self._lock:
+            amounts, self._pending = {key: n for key, n in self._pending.items() if n}, Counter()
+        if amounts:
+            self._writer.submit(lambda: self._store.add_to_counters(amounts))
+
+    def _add(self, amounts: dict[str, int]) -> None:
+        with self._lock:
+            first = not self._pending
+            self._pending.update(amounts)
+        if first and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.call_later, FLUSH_DELAY, self.flush)
+
+
+def snapshot(store: Store) -> dict[str, Any]:
+    """The statistics as the store has them, whether the proxy runs or not. Blocks.
+
+    Returns:
+        The keys that design.md fixes, and some more. Times are Unix seconds, sizes bytes.
+    """
+    counters = store.counters()
+    sizes = store.sizes()
+    advertised = store.notes("advertised/")
+    cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
+    cooldowns = {
+        key: value
+        for key, value in store.notes("cooldown/").items()
+        if value and value["until"] > time.time()
+    }
+    return {
+        **{name: counters.get(name, 0) for name in COUNTERS},
+        "objects": len(sizes),
+        "cache_bytes": sum(sizes.values()),
+        "quarantined": len(store.quarantined()),
+        "databases": {
+            database: {
+                "advertised": advertised[database][0] if advertised.get(database) else None,
+                "cached": store.newest_version(database),
+            }
+            for database in sorted(cached | set(advertised))
+        },
+        "cooldown_until": max((value["until"] for value in cooldowns.values()), default=None),
+        "cooldowns": cooldowns,
+    }

@@ -1,0 +1,314 @@
+"""The store: published objects, partial files and quarantine below one directory.
+
+    index/        diskcache: rows, and the published files
+    partial/      transfers that are under way or were interrupted
+    quarantine/   what failed verification, with the reason
+
+Reads are quick enough for the event loop (SQLite in WAL mode: readers never wait for
+writers). Whatever writes, syncs or deletes blocks, and belongs into a thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from clamproxy.cvd import CvdHeader
+from clamproxy.index import (
+    FinishedFile,
+    get_text,
+    open_index,
+    open_value,
+    remove_orphans,
+    sync_directory,
+)
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.retention import over_limit, superseded
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE_LIMIT = 5
+"""Rejected files that are kept for a look; each may be as large as main.cvd."""
+
+_OBJECT_PREFIX = "object/"
+_NEWEST_PREFIX = "newest/"
+_NOTE_PREFIX = "note/"
+_COUNTER_PREFIX = "counter/"
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What is known of a published object besides its bytes."""
+
+    size: int
+    fetched_at: float
+    """Unix seconds."""
+    last_modified: float | None = None
+    """The origin's Last-Modified, Unix seconds."""
+    header: str | None = None
+    """The 512-byte header of a CVD."""
+
+    def to_json(self) -> str:
+        """For the index."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """The inverse of `to_json`; None for anything else."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            return None
+
+
+class PublishedFile:
+    """A complete, verified object, open for reading: a `messages.Source`."""
+
+    def __init__(self, object_id: ObjectId, metadata: Metadata, file: IO[bytes]) -> None:
+        self.object_id = object_id
+        self.metadata = metadata
+        self._file = file
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.metadata.size
+
+    @property
+    def header(self) -> CvdHeader | None:
+        """The header of a CVD."""
+        text = self.metadata.header
+        return CvdHeader.parse(text.encode("ascii")) if text else None
+
+    def fileno(self) -> int:
+        """The descriptor; it stays readable when the object is dropped from the cache."""
+        return self._file.fileno()
+
+    def read(self) -> bytes:
+        """All of it: for small objects."""
+        return os.pread(self.fileno(), self.size, 0)
+
+    async def wait(self, offset: int) -> int:
+        """Everything is there."""
+        return self.size
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Store:
+    """Objects, notes and counters on disk. Safe to share between threads and processes."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the store. Blocks for some milliseconds.
+
+        Raises:
+            OSError: the directory can't be used.
+        """
+        self.directory = directory
+        self.partials = directory / "partial"
+        self._quarantine = directory / "quarantine"
+        for path in (directory, self.partials, self._quarantine):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whoever can write here can choose what the site's scanners load.
+        directory.chmod(0o700)
+        self._index = open_index(directory / "index")
+        self._lock = self._join_owners()
+
+    def _join_owners(self) -> IO[bytes]:
+        """Share the directory with other processes; the first one in tidies up."""
+        lock = (self.directory / "owners.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            remove_orphans(self._index)
+            self._repair()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return lock
+
+    def disconnect(self) -> None:
+        """Close the database connection of this thread."""
+        self._index.close()
+
+    def close(self) -> None:
+        """Close the database connection of this thread and leave the directory's owners."""
+        self.disconnect()
+        self._lock.close()
+
+    # Objects
+
+    def open(self, object_id: ObjectId) -> PublishedFile | None:
+        """An object for reading, or None if the cache doesn't hold it. Quick."""
+        found = open_value(self._index, _OBJECT_PREFIX + object_id.file_name)
+        if found is None:
+            return None
+        file, tag = found
+        metadata = Metadata.from_json(tag)
+        if metadata is None or os.fstat(file.fileno()).st_size != metadata.size:
+            file.close()
+            return None
+        return PublishedFile(object_id, metadata, file)
+
+    def open_newest(self, database: str) -> PublishedFile | None:
+        """The newest CVD of a database, or None. Quick."""
+        version = get_text(self._index, _NEWEST_PREFIX + database)
+        if version is None or not version.isdecimal():
+            return None
+        return self.open(ObjectId(database, int(version), Kind.CVD))
+
+    def newest_version(self, database: str) -> int | None:
+        """The version of the newest CVD of a database, or None. Quick."""
+        newest = self.open_newest(database)
+        if newest is None:
+            return None
+        with newest:
+            return newest.object_id.version
+
+    def publish(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
+        """Move a verified file into the cache: synced, then linked, then made known. Blocks.
+
+        An object that is there already stays as it is: objects are immutable.
+        """
+        present = self.open(object_id)
+        if present is not None:
+            present.close()
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            self._insert(object_id, FinishedFile(path, metadata.size), metadata)
+        path.unlink(missing_ok=True)
+
+    def _insert(self, object_id: ObjectId, file: FinishedFile, metadata: Metadata) -> None:
+        with self._index.transact(retry=True):
+            key = _OBJECT_PREFIX + object_id.file_name
+            self._index.set(key, file, tag=metadata.to_json(), retry=True)
+            newest = self.newest_version(object_id.database) or 0
+            if object_id.kind is Kind.CVD and object_id.version > newest:
+                self._index.set(_NEWEST_PREFIX + object_id.database, str(object_id.version), retry=True)
+
+    def sizes(self) -> dict[ObjectId, int]:
+        """Every object and its size in bytes. Takes milliseconds for a thousand objects."""
+        sizes: dict[ObjectId, int] = {}
+        for object_id in self._object_ids():
+            published = self.open(object_id)
+            if published is not None:
+                with published:
+                    sizes[object_id] = published.size
+        return sizes
+
+    def collect_garbage(self, keep_cdiffs: int, size_limit: int) -> list[ObjectId]:
+        """Drop what no client asks for, then what doesn't fit. Blocks.
+
+        Returns:
+            The dropped objects. Who reads one of them goes on reading: descriptors stay valid.
+        """
+        sizes = self.sizes()
+        dropped = sorted(superseded(sizes, keep_cdiffs))
+        for object_id in dropped:
+            del sizes[object_id]
+        dropped += over_limit(sizes, size_limit)
+        for object_id in dropped:
+            self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+        return dropped
+
+    def _object_ids(self) -> Iterator[ObjectId]:
+        for key in self._index:
+            if key.startswith(_OBJECT_PREFIX):
+                try:
+                    yield ObjectId.parse(key.removeprefix(_OBJECT_PREFIX))
+                except ValueError:
+                    logger.warning("Unknown key in the index: %r", key)
+
+    def _repair(self) -> None:
+        """After a crash or a lost file: forget what can't be read, point at what is there."""
+        sizes = self.sizes()
+        for object_id in list(self._object_ids()):
+            if object_id not in sizes:
+                self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+        newest: dict[str, int] = {}
+        for object_id in sizes:
+            if object_id.kind is Kind.CVD:
+                newest[object_id.database] = max(object_id.version, newest.get(object_id.database, 0))
+        for key in list(self._index):
+            if key.startswith(_NEWEST_PREFIX):
+                self._index.delete(key, retry=True)
+        for database, version in newest.items():
+            self._index.set(_NEWEST_PREFIX + database, str(version), retry=True)
+
+    # Quarantine
+
+    def quarantine(self, name: str, path: Path, reason: str) -> None:
+        """Put a rejected file aside for a look. Blocks.
+
+        Args:
+            name: of the object that it was meant to be.
+            path: the file; it is moved.
+            reason: why, one line.
+        """
+        target = self._quarantine / f"{name}.{time.time_ns()}"
+        path.replace(target)
+        target.with_name(f"{target.name}.reason").write_text(f"{reason}\n")
+        rejected = sorted(self.quarantined(), key=lambda file: file.stat().st_mtime)
+        for old in rejected[:-QUARANTINE_LIMIT]:
+            old.unlink(missing_ok=True)
+            old.with_name(f"{old.name}.reason").unlink(missing_ok=True)
+        sync_directory(self._quarantine)
+
+    def quarantined(self) -> list[Path]:
+        """The rejected files that are still there."""
+        return [path for path in self._quarantine.iterdir() if path.suffix != ".reason"]
+
+    # Notes: small JSON values that survive a restart
+
+    def note(self, key: str) -> Any:
+        """A value that was noted, or None. Quick."""
+        text = get_text(self._index, _NOTE_PREFIX + key)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError:
+            return None
+
+    def notes(self, prefix: str) -> dict[str, Any]:
+        """All notes below a prefix, by the rest of their key."""
+        whole = _NOTE_PREFIX + prefix
+        keys = [key.removeprefix(_NOTE_PREFIX) for key in self._index if key.startswith(whole)]
+        return {key.removeprefix(prefix): self.note(key) for key in keys}
+
+    def set_note(self, key: str, value: Any) -> None:
+        """Note a JSON value; None removes it. Blocks."""
+        if value is None:
+            self._index.delete(_NOTE_PREFIX + key, retry=True)
+        else:
+            self._index.set(_NOTE_PREFIX + key, json.dumps(value), retry=True)
+
+    # Counters
+
+    def add_to_counters(self, amounts: dict[str, int]) -> None:
+        """Add to counters, all at once. Blocks."""
+        with self._index.transact(retry=True):
+            for name, amount in amounts.items():
+                self._index.incr(_COUNTER_PREFIX + name, amount, default=0, retry=True)
+
+    def counters(self) -> dict[str, int]:
+        """The counters as last written."""
+        return {
+            key.removeprefix(_COUNTER_PREFIX): int(value)
+            for key in self._index
+            if key.startswith(_COUNTER_PREFIX) and isinstance(value := self._index.get(key, default=0), int)
+        }

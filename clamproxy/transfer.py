@@ -1,0 +1,344 @@
+"""Transfers: one for each object, any number of readers, verified before it is published.
+
+A transfer belongs to no client. It is a task of `Transfers`, goes on when the client that
+started it leaves, and fetches in a thread, so that disk and hashing never hold up the loop.
+Readers follow the partial file. They never get its last bytes before verification has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from werkzeug.http import parse_date
+
+from clamproxy.attempt import Arrival, Attempt
+from clamproxy.cooldown import Failure
+from clamproxy.messages import SourceError
+from clamproxy.objects import ObjectId
+from clamproxy.partial import BusyError, PartialFile, Validators
+from clamproxy.signatures import TrustedKeys
+from clamproxy.store import Metadata, Store
+from clamproxy.threads import Writer, in_thread
+from clamproxy.upstream import NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.verification import InvalidObject, verify
+
+logger = logging.getLogger(__name__)
+
+WITHHELD = 64 * 1024
+"""The last bytes of an object, which nobody gets before verification has passed. Objects up
+to this size are served when they are complete: then a failure is a clean 503."""
+SLOWEST = 1024
+"""Bytes per second below which a connection counts as stalled."""
+MAX_BREAKS = 6
+"""Breaks without progress between them, after which a transfer fails."""
+_FIRST_PAUSE = 0.2
+_BUSY_PAUSE = 0.2
+
+
+class TransferError(Exception):
+    """The object could not be fetched."""
+
+    def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
+        """Describe the failure; the arguments are those of `OriginError`."""
+        super().__init__(reason)
+        self.failure = failure
+        self.retry_after = retry_after
+
+
+class _StalledError(Exception):
+    """The connection is too slow to go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What transfers work with."""
+
+    upstream: Upstream
+    store: Store
+    writer: Writer
+    keys: TrustedKeys
+    stall_window: float
+    """Seconds over which the speed of a connection is watched."""
+
+
+class Transfer:
+    """One object on its way from the origin to the store. Event loop only."""
+
+    def __init__(
+        self, expected: ObjectId, user_agent: str | None, resources: Resources, oldest: int | None = None
+    ) -> None:
+        """Prepare; `run` does the work.
+
+        Args:
+            expected: what is fetched. A whole CVD may turn out to be another version.
+            user_agent: shown to the origin.
+            resources: shared by all transfers.
+            oldest: the oldest version of a whole CVD that is of any use; default: the expected.
+        """
+        self.user_agent = user_agent
+        self.published = False
+        self._expected = expected
+        self._oldest = expected.version if oldest is None else oldest
+        self._resources = resources
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._changed = asyncio.Event()
+        self._kicked = asyncio.Event()
+        self._arrival: Arrival | None = None
+        self._verified = False
+        self._error: Exception | None = None
+        self._heard_at = time.monotonic()
+        self._report_pending = False
+
+    # For readers
+
+    @property
+    def object_id(self) -> ObjectId:
+        """What is fetched; final once the transfer is ready."""
+        return self._arrival.object_id if self._arrival else self._expected
+
+    @property
+    def have(self) -> int:
+        """Bytes that have arrived."""
+        return self._arrival.partial.have if self._arrival else 0
+
+    @property
+    def metadata(self) -> Metadata:
+        """What is known of the object. Complete once the transfer is ready."""
+        header = self._arrival.header if self._arrival else None
+        date = parse_date(self._validators.last_modified)
+        return Metadata(
+            size=self._validators.size or 0,
+            fetched_at=time.time(),
+            last_modified=date.timestamp() if date else None,
+            header=header.raw.decode("ascii") if header else None,
+        )
+
+    async def ready(self) -> None:
+        """Wait until the object can be read from: its head is known, or it is published.
+
+        Raises:
+            NotFoundError: the origin has no such file.
+            TransferError: it could not be fetched.
+        """
+        await asyncio.shield(self._ready)
+
+    def source(self) -> TransferSource:
+        """A reader of what has arrived and will arrive. Only once the transfer is ready.
+
+        Raises:
+            SourceError: it has been published: read it from the store.
+        """
+        if self.published or self._arrival is None:
+            raise SourceError("nothing to follow")
+        return TransferSource(self, os.dup(self._arrival.partial.descriptor), self.metadata.size)
+
+    async def available(self, offset: int) -> int:
+        """Wait for bytes after `offset` that may be shown; returns their end.
+
+        Raises:
+            SourceError: the transfer failed.
+        """
+        while True:
+            if self._error is not None:
+                raise SourceError(str(self._error))
+            size = self._validators.size or 0
+            end = size if self._verified else min(self.have, size - WITHHELD)
+            if end > offset:
+                return end
+            await self._changed.wait()
+
+    def kick(self) -> None:
+        """A further client wants the object: a connection that is silent is given up at once."""
+        if time.monotonic() - self._heard_at > self._resources.stall_window:
+            self._kicked.set()
+
+    # The task
+
+    async def run(self) -> None:
+        """Fetch, verify, publish. Cancelled at shutdown: the partial file stays for later."""
+        try:
+            self._arrival = await self._claim()
+            if self._arrival:
+                await self._fetch_all(self._arrival)
+                await self._verify_and_publish(self._arrival)
+            self._set_ready()
+        except asyncio.CancelledError:
+            self._fail(TransferError(Failure.LOCAL, "the gateway is stopping"))
+            raise
+        except (TransferError, NotFoundError) as error:
+            self._fail(error)
+        except Exception as error:
+            logger.exception("Transfer of %s failed.", self.object_id.file_name)
+            self._fail(TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}"))
+        finally:
+            if self._arrival:
+                self._arrival.partial.release()
+            self._wake()
+
+    async def _claim(self) -> Arrival | None:
+        """Take the partial file; None if another process published the object meanwhile."""
+        partial = None
+        while partial is None:
+            with suppress(BusyError):
+                partial = PartialFile.claim(self._resources.store.partials, self._expected)
+            if (found := self._resources.store.open(self._expected)) is not None:
+                found.close()
+                if partial:
+                    partial.discard()
+                    partial.release()
+                self.published = True
+                return None
+            if partial is None:
+                await asyncio.sleep(_BUSY_PAUSE)
+        return Arrival(self._expected, self._oldest, partial)
+
+    async def _fetch_all(self, arrival: Arrival) -> None:
+        breaks = 0
+        while not arrival.partial.complete:
+            before = self.have
+            try:
+                await self._attempt(arrival)
+            except _StalledError:
+                logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
+                breaks = self._count_break(before, breaks, OriginError(Failure.UNREACHABLE, "stalled"))
+            except (OriginError, RangeError) as error:
+                breaks = self._count_break(before, breaks, _as_origin_error(error, arrival))
+                await asyncio.sleep(_FIRST_PAUSE * 2 ** (breaks - 1))
+
+    def _count_break(self, before: int, breaks: int, error: OriginError) -> int:
+        """Go on after a break, or give up; returns the breaks since the last progress."""
+        breaks = 1 if self.have > before else breaks + 1
+        followed = self._arrival is not None and self._arrival.followed
+        # Clients that read along are worth some patience, while a refusal of a new transfer is
+        # final. A pooled connection may have been closed just then: the first break is free.
+        patience = MAX_BREAKS if followed else 2
+        refused = error.failure is not Failure.UNREACHABLE and not followed
+        if refused or breaks >= patience:
+            raise TransferError(error.failure, str(error), error.retry_after)
+        return breaks
+
+    async def _attempt(self, arrival: Arrival) -> None:
+        """One connection, watched.
+
+        Raises:
+            _StalledError: it was given up.
+        """
+        attempt = Attempt(self._resources.upstream, arrival, self.user_agent, self._report)
+        self._kicked.clear()
+        self._heard_at = time.monotonic()
+        future = in_thread(f"clamproxy-fetch-{self.object_id.file_name}", attempt.run)
+        try:
+            mark, marked_at = self.have, self._heard_at
+            while not await self._ended(future):
+                stalled = self._kicked.is_set()
+                if time.monotonic() - marked_at >= self._resources.stall_window:
+                    # Until the origin answers, upstream.read_timeout is the limit.
+                    enough = SLOWEST * self._resources.stall_window
+                    stalled |= attempt.begun and self.have - mark < enough
+                    mark, marked_at = self.have, time.monotonic()
+                if stalled:
+                    raise _StalledError
+            future.result()
+        finally:
+            attempt.abandon()
+            future.cancel()
+
+    async def _ended(self, future: asyncio.Future[None]) -> bool:
+        kicked = asyncio.ensure_future(self._kicked.wait())
+        waiting: set[asyncio.Future[Any]] = {future, kicked}
+        await asyncio.wait(waiting, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+        kicked.cancel()
+        return future.done()
+
+    async def _verify_and_publish(self, arrival: Arrival) -> None:
+        partial, object_id = arrival.partial, arrival.object_id
+        store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
+        try:
+            await in_thread("clamproxy-verify", lambda: verify(partial.path, object_id, keys))
+        except InvalidObject as error:
+            reason = str(error)
+            logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)
+            await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
+            raise TransferError(Failure.BAD_CONTENT, reason) from error
+        self._verified = True  # readers may have the rest while it is synced to disk
+        self._wake()
+        metadata = self.metadata
+        await writer.run(lambda: store.publish(object_id, partial.path, metadata))
+        self.published = True
+
+    # State changes
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # there may be nobody left who waits for it
+
+    def _set_ready(self) -> None:
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _wake(self) -> None:
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    def _report(self) -> None:
+        """Bytes have arrived. Called in the thread; many reports become one wake-up."""
+        if not self._report_pending:
+            self._report_pending = True
+            with suppress(RuntimeError):  # the loop is closed: the process is ending
+                self._loop.call_soon_threadsafe(self._on_progress)
+
+    def _on_progress(self) -> None:
+        self._report_pending = False
+        self._heard_at = time.monotonic()
+        if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
+            self._arrival.followed = True
+            self._set_ready()
+        self._wake()
+
+    @property
+    def _validators(self) -> Validators:
+        return self._arrival.validators if self._arrival else Validators(None, None, None)
+
+
+def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> OriginError:
+    """A file that changed at the origin can't be completed: start again, if nobody reads it yet."""
+    if isinstance(error, OriginError):
+        return error
+    if arrival.followed:
+        raise TransferError(Failure.BAD_CONTENT, f"changed while it arrived: {error}")
+    arrival.partial.begin(Validators(None, None, None))
+    return OriginError(Failure.UNREACHABLE, str(error))
+
+
+class TransferSource:
+    """The bytes of a transfer for one reader: a `messages.Source`."""
+
+    def __init__(self, transfer: Transfer, descriptor: int, size: int) -> None:
+        self.size = size
+        self._transfer = transfer
+        self._descriptor: int | None = descriptor
+
+    def fileno(self) -> int:
+        """The reader's own descriptor; it outlives the partial file's name."""
+        if self._descriptor is None:
+            raise ValueError("closed")
+        return self._descriptor
+
+    async def wait(self, offset: int) -> int:
+        """See `messages.Source.wait`."""
+        return await self._transfer.available(offset)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

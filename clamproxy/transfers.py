@@ -1,0 +1,128 @@
+"""All running transfers: single flight, cool-downs, remembered 404s, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clamproxy.cooldown import Cooldown, Cooldowns, Failure, client_version
+from clamproxy.objects import ObjectId
+from clamproxy.transfer import Resources, Transfer, TransferError
+from clamproxy.upstream import KnownMissingError, NotFoundError
+
+logger = logging.getLogger(__name__)
+
+MAX_TRANSFERS = 64
+"""At the same time; each has a connection and a thread."""
+_MAX_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class CooldownError(Exception):
+    """The origin must not be asked now."""
+
+    cooldown: Cooldown
+
+
+class Transfers:
+    """Starts and joins transfers. Owns their tasks. Event loop only."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        cooldowns: Cooldowns,
+        negative_ttl: Callable[[ObjectId], float],
+        after_publishing: Callable[[], object],
+    ) -> None:
+        """Start without any.
+
+        Args:
+            resources: what the transfers work with.
+            cooldowns: is asked before, and told afterwards.
+            negative_ttl: seconds for which a 404 is remembered.
+            after_publishing: blocks; run in the writer's thread when the store has grown.
+        """
+        self._resources = resources
+        self._cooldowns = cooldowns
+        self._negative_ttl = negative_ttl
+        self._after_publishing = after_publishing
+        self._running: dict[ObjectId, Transfer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._missing_until: dict[ObjectId, float] = {}
+
+    def running(self) -> list[Transfer]:
+        """For statistics."""
+        return list(self._running.values())
+
+    def join(
+        self, object_id: ObjectId, user_agent: str | None, oldest: int | None = None
+    ) -> tuple[Transfer, bool]:
+        """The transfer of an object, started if it isn't under way.
+
+        Args:
+            object_id: what is wanted.
+            user_agent: of the client, shown to the origin if this starts the transfer.
+            oldest: see `Transfer`.
+
+        Returns:
+            The transfer, and whether it was under way already.
+
+        Raises:
+            KnownMissingError: the origin hasn't this object, it said a short while ago.
+            CooldownError: the origin must not be asked now.
+        """
+        if self._missing_until.get(object_id, 0.0) > time.monotonic():
+            raise KnownMissingError(f"the origin has no {object_id.file_name}")
+        transfer = self._running.get(object_id)
+        if transfer is not None:
+            transfer.kick()
+            return transfer, True
+        agent = client_version(user_agent)
+        cooldown = self._cooldowns.check(object_id.upstream_path, agent)
+        if cooldown is None and len(self._running) >= MAX_TRANSFERS:
+            cooldown = Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once")
+        if cooldown is not None:
+            raise CooldownError(cooldown)
+        transfer = Transfer(object_id, user_agent, self._resources, oldest)
+        self._running[object_id] = transfer
+        task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return transfer, False
+
+    async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
+        path, agent = object_id.upstream_path, client_version(transfer.user_agent)
+        try:
+            await transfer.run()
+            await transfer.ready()
+        except NotFoundError as error:
+            logger.info("The origin has no %s: %s", object_id.file_name, error)
+            self._remember_missing(object_id)
+        except TransferError as error:
+            cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+            logger.warning(
+                "%s could not be fetched (%s); next try in %.0f s.",
+                object_id.file_name,
+                error,
+                cooldown.until - time.time(),
+            )
+        else:
+            self._cooldowns.succeeded(path, agent)
+            self._resources.writer.submit(self._after_publishing)
+        finally:
+            self._running.pop(object_id, None)
+
+    def _remember_missing(self, object_id: ObjectId) -> None:
+        if len(self._missing_until) >= _MAX_REMEMBERED:
+            now = time.monotonic()
+            self._missing_until = {key: end for key, end in self._missing_until.items() if end > now}
+        if len(self._missing_until) < _MAX_REMEMBERED:
+            self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
+
+    def stop(self) -> None:
+        """Cancel all; what has arrived stays on disk and is resumed after the next start."""
+        for task in self._tasks:
+            task.cancel()

@@ -1,0 +1,79 @@
+"""What a file must pass before it enters the cache (protocol.md, traps 18 and 19)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from clamproxy.cdiff import CDIFF_MAGIC, verify_cdiff
+from clamproxy.codesign import SIGN_MAGIC, verify_sign
+from clamproxy.cvd import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header, verify_cvd
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.signatures import InvalidObject, TrustedKeys
+
+__all__ = ["InvalidObject", "check_beginning", "verify"]
+
+_MAGIC = {
+    Kind.CVD: CVD_MAGIC,
+    Kind.CLD: CVD_MAGIC,
+    Kind.CDIFF: CDIFF_MAGIC,
+    Kind.CVD_SIGN: SIGN_MAGIC,
+    Kind.CDIFF_SIGN: SIGN_MAGIC,
+}
+
+
+def _verify_sign(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
+    # The keys belong to ClamAV's own signatures; a .sign leads to a certificate instead.
+    verify_sign(file, expected)
+
+
+# No CLD: clients build them, the CDN has none, and clamproxy never fetches one (trap 22).
+_VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {
+    Kind.CVD: verify_cvd,
+    Kind.CDIFF: verify_cdiff,
+    Kind.CVD_SIGN: _verify_sign,
+    Kind.CDIFF_SIGN: _verify_sign,
+}
+
+
+def verify(path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
+    """Prove that a finished file is the object that it was fetched as.
+
+    Args:
+        path: the file.
+        object_id: the object that it must be.
+        keys: whose signatures count; `clamproxy.signatures.CLAMAV_KEYS` but for tests.
+
+    Raises:
+        InvalidObject: it is something else, or damaged.
+        KeyError: the object is a CLD, which is never fetched.
+        OSError: the file cannot be read.
+    """
+    verifier = _VERIFIERS[object_id.kind]
+    with path.open("rb") as file:
+        verifier(file, object_id, keys)
+
+
+def check_beginning(kind: Kind, beginning: bytes) -> None:
+    """Check the first bytes of a body while the rest is still to come.
+
+    Cheap, and enough to keep out the error pages that arrive with status 200 (trap 19). It can
+    be called again as more bytes arrive; too few bytes to tell, or none, pass.
+
+    Args:
+        kind: what is being fetched.
+        beginning: the body from its first byte, as far as it has arrived.
+
+    Raises:
+        InvalidObject: no object of this kind begins so.
+    """
+    magic = _MAGIC[kind]
+    if beginning[: len(magic)] != magic[: len(beginning)]:
+        raise InvalidObject(f"does not begin with {magic.decode()}")
+    if len(beginning) < HEADER_SIZE:
+        return
+    if kind is Kind.CVD:
+        parse_cvd_header(beginning)
+    elif kind is Kind.CLD:
+        CvdHeader.parse(beginning)

@@ -1,0 +1,78 @@
+"""Fixtures of the end-to-end tests: the real freshclam, the real proxy, a fake CDN and a fake DNS server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.data import require_testdata
+from tests.support.dns import FakeDns, open_dns
+from tests.support.origin import Origin
+from tests.support.site import Site, SitePool, open_site
+
+TEST_LIMIT = 60
+"""Seconds for one test."""
+
+type MakeSite = Callable[..., Site]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark them all, and bound their time where pytest-timeout is there."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            if config.pluginmanager.hasplugin("timeout"):
+                item.add_marker(pytest.mark.timeout(TEST_LIMIT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data() -> None:
+    require_testdata()
+
+
+@pytest.fixture(scope="session")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SitePool]:
+    """Sites with the usual settings, started ahead."""
+    pool = SitePool(tmp_path_factory.mktemp("sites"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def site(sites: SitePool) -> Iterator[Site]:
+    """A site with the usual settings and an empty cache; nothing is published yet."""
+    site = sites.take()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[MakeSite]:
+    """Starts sites with settings of their own: the arguments of `open_site` but the directory."""
+    opened: list[Site] = []
+    numbers = itertools.count()
+
+    def make(**options: object) -> Site:
+        opened.append(open_site(tmp_path / f"site-{next(numbers)}", **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for site in opened:
+        site.close()
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    """A fake CDN alone."""
+    with Origin() as server:
+        yield server
+
+
+@pytest.fixture
+def dns() -> Iterator[FakeDns]:
+    """A fake DNS server alone."""
+    with open_dns() as server:
+        yield server

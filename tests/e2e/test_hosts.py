@@ -1,0 +1,172 @@
+"""Which hosts and which clients are served: the ClamAV hosts, what is passed through, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import faults
+from tests.support.freshclam import OK
+from tests.support.gateway import TunnelRefused, Way, receive, send
+from tests.support.origin import Origin
+from tests.support.site import Site, SitePool, open_site, signed
+
+from .conftest import MakeSite
+
+FORWARD_WAYS = [Way.CONNECT_HTTP, Way.ABSOLUTE]
+FEED = b"Sample.Test:0:*:deadbeef\n" * 5000
+
+
+def status_or_closed(site: Site, path: str, way: Way, host: str) -> int:
+    """The status of an answer, 0 when the connection ends without one."""
+    try:
+        return site.gateway.ask(path, way, host=host, timeout=10).status
+    except TunnelRefused as refused:
+        return refused.status
+    except (http.client.HTTPException, ConnectionError, ssl.SSLError):
+        return 0
+
+
+@pytest.fixture(scope="module")
+def site(sites: SitePool) -> Iterator[Site]:
+    """A site with the usual settings for all tests here."""
+    site = sites.take()
+    site.publish(6)
+    yield site
+    site.close()
+
+
+@pytest.mark.parametrize("way", [*FORWARD_WAYS, Way.CONNECT_HTTPS])
+def test_other_hosts_are_refused(site: Site, origin: Origin, way: Way) -> None:
+    origin.put("test.cvd", signed("test-6.cvd"))
+    status = status_or_closed(site, "/test.cvd", way, f"127.0.0.1:{origin.port}")
+    assert status not in (200, 403, 429)
+    assert origin.requests() == []
+
+
+@pytest.mark.parametrize(
+    "host", ["www.clamav.net", "clamav.net", "database.clamav.net.example.com", "example.com"]
+)
+def test_names_like_clamavs_are_refused(site: Site, host: str) -> None:
+    for way in FORWARD_WAYS:
+        assert status_or_closed(site, "/test.cvd", way, host) not in (200, 403, 429)
+
+
+@pytest.mark.parametrize("host", ["database.clamav.net", "db.local.clamav.net", "DATABASE.ClamAV.net"])
+def test_clamav_hosts_are_served(site: Site, host: str) -> None:
+    for way in (*FORWARD_WAYS, Way.CONNECT_HTTPS):
+        assert site.gateway.ask("/test.cvd", way, host=host).body == signed("test-6.cvd")
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"EHLO client.example\r\n", b"\x00\x01\x02\x03" * 20, b"SSH-2.0-x\r\n"],
+    ids=["smtp", "binary", "ssh"],
+)
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_no_tunnel(site: Site, name: str, greeting: bytes) -> None:
+    """Bytes that are not HTTP reach nobody, whether the host is one that is served or not."""
+    with socket.create_server(("127.0.0.1", 0)) as victim:
+        victim.settimeout(0.5)
+        port = victim.getsockname()[1]
+        with (
+            contextlib.suppress(OSError, TunnelRefused),
+            site.gateway.connection(host=f"{name}:{port}", timeout=3) as connection,
+        ):
+            connection.sock.sendall(greeting)
+            connection.sock.recv(100)
+        with pytest.raises(TimeoutError):
+            victim.accept()
+
+
+def test_clients_of_other_networks_are_refused(make_site: MakeSite) -> None:
+    site = make_site(serving={"clients": ["10.0.0.0/8"]})
+    site.publish(6)
+    for way in (*FORWARD_WAYS, Way.REVERSE):
+        assert status_or_closed(site, "/test.cvd", way, "database.clamav.net") not in (200, 403, 429)
+    assert site.origin.requests() == []
+
+
+@pytest.fixture(scope="module")
+def passing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site that passes requests for another server through."""
+    site = open_site(tmp_path_factory.mktemp("passing"), serving={"pass_through": ["127.0.0.1"]})
+    site.publish(6)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def feed(passing: Site, origin: Origin) -> tuple[Site, Origin]:
+    """That site, and the other server."""
+    origin.put("feed.ndb", FEED)
+    return passing, origin
+
+
+@pytest.mark.parametrize("way", FORWARD_WAYS)
+def test_pass_through_forwards_as_it_is(feed: tuple[Site, Origin], way: Way) -> None:
+    site, origin = feed
+    host = f"127.0.0.1:{origin.port}"
+    for _ in range(2):
+        answer = site.gateway.ask("/feed.ndb?key=a%20b", way, host=host, x_custom="1")
+        assert (answer.status, answer.body) == (200, FEED)
+    seen = origin.requests()
+    assert [(one.path, one.headers.get("x-custom")) for one in seen] == [("/feed.ndb?key=a%20b", "1")] * 2
+    etag = answer.headers["etag"]
+    assert site.gateway.ask("/feed.ndb", way, host=host, if_none_match=etag).status == 304
+    origin.rule("*", faults.status(403))
+    assert site.gateway.ask("/feed.ndb", way, host=host).status == 403
+
+
+def test_pass_through_is_streamed(feed: tuple[Site, Origin]) -> None:
+    """The first bytes arrive while the rest is still to come."""
+    site, origin = feed
+    origin.rule("*", faults.stall(40_000))
+    host = f"127.0.0.1:{origin.port}"
+    with site.gateway.connection(host=host) as connection:
+        send(connection, "/feed.ndb", host=host)
+        response = connection.getresponse()
+        assert response.read(30_000) == FEED[:30_000]
+
+
+def test_custom_url_of_freshclam(feed: tuple[Site, Origin]) -> None:
+    """E1, E2: DatabaseCustomURL through the same proxy, the second time with If-Modified-Since."""
+    site, origin = feed
+    origin.put("my.ndb", b"My.Test:0:*:6d792d746573742d7369676e6174757265\n")
+    client = site.client(database=None, custom_urls=[f"http://127.0.0.1:{origin.port}/my.ndb"])
+    client.extra = [
+        "ExcludeDatabase main",
+        "ExcludeDatabase daily",
+        "ExcludeDatabase bytecode",
+        "ExtraDatabase test",
+    ]
+    for _ in range(2):
+        outcome = client.run()
+        assert (outcome.code, outcome.version) == (OK, 6), outcome.output + site.gateway.log
+    assert (client.databases / "my.ndb").exists()
+    assert [seen.status for seen in origin.requests("/my.ndb")] == [200, 304]
+
+
+def test_nothing_of_a_passed_host_is_served_as_clamavs(feed: tuple[Site, Origin]) -> None:
+    """A test.cvd of another server is another file."""
+    site, origin = feed
+    origin.put("test.cvd", b"not a CVD")
+    assert site.gateway.ask("/test.cvd", host=f"127.0.0.1:{origin.port}").body == b"not a CVD"
+    assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
+
+
+def test_two_requests_for_two_hosts_on_one_connection(site: Site, origin: Origin) -> None:
+    """The host is judged for each request, not for each connection."""
+    origin.put("test.cvd", b"secret")
+    with site.gateway.connection(Way.ABSOLUTE) as connection:
+        send(connection, "/test.cvd", Way.ABSOLUTE, connection="keep-alive")
+        assert receive(connection).body == signed("test-6.cvd")
+        send(connection, "/test.cvd", Way.ABSOLUTE, host=f"127.0.0.1:{origin.port}")
+        with contextlib.suppress(http.client.HTTPException, ConnectionError):
+            assert receive(connection).status not in (200, 403, 429)
+    assert origin.requests() == []

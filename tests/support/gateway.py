@@ -1,0 +1,357 @@
+"""Starts the proxy as its users do, and speaks to it in each way that its clients do."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDON = "addons/clamav_cache.py"
+FORGED_ADDON = "tests/support/forged_addon.py"
+CDN = "database.clamav.net"
+PIECE = 64 * 1024
+START_LIMIT = 30.0
+"""Seconds until the proxy must listen."""
+
+type Settings = dict[str, dict[str, Any]]
+
+
+class Way(StrEnum):
+    """The ways in (protocol.md 1.4)."""
+
+    CONNECT_HTTP = "connect80"
+    CONNECT_HTTPS = "connect443"
+    ABSOLUTE = "absolute"
+    REVERSE = "reverse"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the proxy as a client saw it."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+    complete: bool
+    """Whether the body has the length that was announced."""
+
+    @property
+    def cache_status(self) -> str:
+        """The Cache-Status header, "" if there is none."""
+        return self.headers.get("cache-status", "")
+
+
+class Gateway:
+    """A proxy process with its settings and its cache directory, stopped and started at will."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        *,
+        script: str = ADDON,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.cache = directory / "cache"
+        self.config = directory / "proxy.yaml"
+        self.settings = {**settings, "cache": {"directory": str(self.cache), **settings.get("cache", {})}}
+        self.config.write_text(yaml.safe_dump(self.settings))
+        self.port = 0
+        self.reverse_port = 0
+        self._script = script
+        self._environment = environment or {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    # The process
+
+    def start(self) -> None:
+        """Start it and wait until it listens.
+
+        Raises:
+            RuntimeError: it ended, or does not listen in time; its log is in the message.
+        """
+        for _ in range(3):
+            self.port, self.reverse_port = _free_ports(2)
+            self._spawn()
+            if self._listens():
+                return
+            self.kill()
+            if "address already in use" not in self.log:
+                break
+        raise RuntimeError(f"the proxy does not listen:\n{self.log}")
+
+    def stop(self) -> int:
+        """End it by SIGTERM, as a service manager does; returns its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        if self._process is not None:
+            self._end(signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has printed."""
+        path = self.directory / "gateway.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def ca(self) -> Path:
+        """The certificate that HTTPS clients have to trust."""
+        return self.directory / "conf" / "mitmproxy-ca-cert.pem"
+
+    def stats(self) -> dict[str, Any]:
+        """``clamproxy stats --json``."""
+        figures: dict[str, Any] = json.loads(self.command("stats", "--json", "--config", str(self.config)))
+        return figures
+
+    def command(self, *arguments: str) -> str:
+        """Run the command line tool; returns what it prints.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        tool = Path(sys.executable).with_name("clamproxy")
+        program = [str(tool)] if tool.exists() else [sys.executable, "-m", "clamproxy.cli"]
+        result = subprocess.run(
+            [*program, *arguments],
+            cwd=ROOT,
+            env=self._full_environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return result.stdout
+
+    def _spawn(self) -> None:
+        mitmdump = Path(sys.executable).with_name("mitmdump")
+        command = [str(mitmdump), "-s", self._script, "--listen-host", "127.0.0.1"]
+        command += ["--mode", f"regular@127.0.0.1:{self.port}"]
+        command += ["--mode", f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}"]
+        command += ["--set", f"clamproxy_config={self.config}", "--set", f"confdir={self.directory / 'conf'}"]
+        with (self.directory / "gateway.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self._full_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _full_environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        kept = {name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_")}
+        return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | self._environment
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if _connectable(self.port) and _connectable(self.reverse_port):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _end(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        assert process is not None
+        process.send_signal(number)
+        try:
+            return process.wait(20)
+        finally:
+            process.kill()
+            process.wait(10)
+
+    # Its clients
+
+    def ask(
+        self,
+        path: str,
+        way: Way = Way.CONNECT_HTTP,
+        *,
+        method: str = "GET",
+        host: str = CDN,
+        timeout: float = 30,
+        extra: Mapping[str, str] | None = None,
+        **headers: str,
+    ) -> Answer:
+        """One request on a connection of its own, as freshclam does it.
+
+        Args:
+            path: the path with its query string.
+            way: how the proxy is reached.
+            method: the HTTP method.
+            host: the host (and port) that is asked for.
+            timeout: seconds without a byte that are borne.
+            extra: more headers, named as `headers` are.
+            headers: more headers, ``if_range="…"`` for If-Range.
+        """
+        with self.connection(way, host=host, timeout=timeout) as connection:
+            send(connection, path, way, method=method, host=host, **{**headers, **(extra or {})})
+            return receive(connection)
+
+    @contextmanager
+    def connection(
+        self, way: Way = Way.CONNECT_HTTP, *, host: str = CDN, timeout: float = 30, buffer: int | None = None
+    ) -> Iterator[http.client.HTTPConnection]:
+        """A connection to the proxy, through its tunnel where the way has one; nothing is asked yet.
+
+        Args:
+            way: how the proxy is reached.
+            host: the host (and port) of the tunnel.
+            timeout: seconds without a byte that are borne.
+            buffer: size of the receive buffer of the socket in bytes, for readers that are slow.
+        """
+        port = self.reverse_port if way is Way.REVERSE else self.port
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+        stream = socket.socket()
+        try:
+            if buffer is not None:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            stream.settimeout(timeout)
+            stream.connect(("127.0.0.1", port))
+            if way in (Way.CONNECT_HTTP, Way.CONNECT_HTTPS):
+                tunnel(stream, _with_port(host, 443 if way is Way.CONNECT_HTTPS else 80))
+            if way is Way.CONNECT_HTTPS:
+                stream = self._tls_context().wrap_socket(stream, server_hostname=host.partition(":")[0])
+            connection.sock = stream
+            yield connection
+        finally:
+            connection.close()
+            stream.close()
+
+    def _tls_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+class TunnelRefused(Exception):
+    """CONNECT was not answered with 200."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"CONNECT was answered with {status}")
+        self.status = status
+
+
+def tunnel(stream: socket.socket, target: str) -> None:
+    """CONNECT, byte for byte as freshclam sends it (protocol.md 9.1, A4).
+
+    Raises:
+        TunnelRefused: the answer is not 200; its status is 0 when the connection was closed.
+    """
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n"
+    stream.sendall(f"{request}Proxy-Connection: Keep-Alive\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        piece = stream.recv(1)
+        if not piece:
+            break
+        answer += piece
+    status = int(answer.split()[1]) if answer else 0
+    if status != 200:
+        raise TunnelRefused(status)
+
+
+USER_AGENT = "ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 0738ec71-8d58-4bdf-8241-6ad688adc4fd)"
+
+
+def send(
+    connection: http.client.HTTPConnection,
+    path: str,
+    way: Way = Way.CONNECT_HTTP,
+    /,
+    *,
+    method: str = "GET",
+    host: str = CDN,
+    **headers: str,
+) -> None:
+    """Send a request with freshclam's headers on a connection from `Gateway.connection`."""
+    target = f"http://{host}{path}" if way is Way.ABSOLUTE else path
+    own = "127.0.0.1" if way is Way.REVERSE else host
+    fields = {"Host": own, "User-Agent": USER_AGENT, "Accept": "*/*", "Connection": "close"}
+    if way is Way.ABSOLUTE:
+        fields["Proxy-Connection"] = "Keep-Alive"
+    fields |= {name.replace("_", "-").title(): value for name, value in headers.items()}
+    connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+    for name, value in fields.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+
+
+def receive(connection: http.client.HTTPConnection) -> Answer:
+    """Read an answer to its end, complete or not."""
+    response = connection.getresponse()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, headers, *read_body(response))
+
+
+def read_body(response: http.client.HTTPResponse) -> tuple[bytes, bool]:
+    """The bytes of a body that arrive, and whether they are all that were announced."""
+    pieces = []
+    announced = response.length
+    try:
+        while piece := response.read1(PIECE):
+            pieces.append(piece)
+    except (http.client.IncompleteRead, ConnectionError, ssl.SSLError):
+        return b"".join(pieces), False
+    finally:
+        response.close()
+    body = b"".join(pieces)
+    return body, announced is None or len(body) == announced
+
+
+def _with_port(host: str, port: int) -> str:
+    return host if ":" in host else f"{host}:{port}"
+
+
+def _connectable(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
