@@ -13,6 +13,9 @@ from clamproxy.partial import BusyError, PartialFile, Validators
 from clamproxy.upstream import Answer, OriginError, RangeError, Upstream
 from clamproxy.verification import InvalidObject, check_beginning
 
+LONGEST_MAGIC = 32
+"""Bytes by which a patch or a signature can be told from an error page."""
+
 
 @dataclass(slots=True)
 class Arrival:
@@ -25,6 +28,9 @@ class Arrival:
     partial: PartialFile
     followed: bool = False
     """Whether there may be readers: from then on, what has arrived must not change."""
+
+    ray: str = ""
+    """The CDN's id of the request that brought the file, for the log."""
 
     @property
     def validators(self) -> Validators:
@@ -80,6 +86,7 @@ class Attempt:
                 if self._abandoned:
                     return
             self.begun = True
+            self._arrival.ray = answer.ray
             if answer.partial:
                 self._check_continuation(answer)
                 self._receive(answer, 0)
@@ -104,7 +111,8 @@ class Attempt:
         """A 200: the file from its beginning, wanted or not."""
         chunks = answer.chunks()
         beginning = bytearray()
-        while len(beginning) < HEADER_SIZE and (chunk := next(chunks, b"")):
+        needed = HEADER_SIZE if self._arrival.object_id.kind is Kind.CVD else LONGEST_MAGIC
+        while len(beginning) < needed and (chunk := next(chunks, b"")):
             beginning += chunk
         self._admit(bytes(beginning), answer)
         validators = Validators(answer.size, answer.etag, answer.last_modified)
@@ -148,7 +156,7 @@ class Attempt:
         partial, known = self._arrival.partial, self._arrival.validators
         same_tags = validators == known and (known.etag or known.last_modified) is not None
         # A CVD's header holds the digest of all the rest: same header and size, same file.
-        same_header = len(beginning) == HEADER_SIZE and partial.read_beginning(HEADER_SIZE) == beginning
+        same_header = self._arrival.header is not None and self._arrival.header.raw == beginning
         if partial.have and validators.size == known.size and (same_tags or same_header):
             return partial.have
         if self._arrival.followed:

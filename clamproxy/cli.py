@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -78,7 +78,7 @@ def _settings(config: str | None) -> Settings:
         _fail(str(error))
 
 
-def _fail(message: str) -> Any:
+def _fail(message: str) -> NoReturn:
     click.echo(f"clamproxy: {message}", err=True)
     sys.exit(1)
 
@@ -88,7 +88,9 @@ def _print_tables(values: dict[str, Any]) -> None:
     counters = Table(title="Since the cache was made", show_header=False)
     for name in COUNTERS:
         value = values[name]
-        counters.add_row(name.replace("_", " "), _size(value) if name.endswith("bytes_served") else f"{value:,}")
+        counters.add_row(
+            name.replace("_", " "), _size(value) if name.endswith("bytes_served") else f"{value:,}"
+        )
     counters.add_row("objects", f"{values['objects']:,}")
     counters.add_row("cache", _size(values["cache_bytes"]))
     counters.add_row("quarantined", f"{values['quarantined']:,}")

@@ -142,32 +142,29 @@ class Gateway:
         choice = choose(known)
         if choice is None:
             raise trouble or OriginError(Failure.UNREACHABLE, "no version is known")
-        is_newest = choice.version >= max(known.best, known.wanted)
+        newest = max(known.best, known.wanted)
         head = self._parts.heads.get(database)
         if not choice.is_cached and head is not None:
             result = Result.MISS if probed else Result.HIT
+            is_newest = choice.version >= newest
             if reply := from_head(request, database, head, result, is_newest=is_newest):
                 return reply
             patience = PATIENCE_WITH_STALE if known.cached else PATIENCE
             try:
                 object_id = ObjectId(database, choice.version, Kind.CVD)
                 fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, patience)
-                return from_object(request, *fetched, is_newest=is_newest)
+                # An edge of the CDN may have sent an older version than its head announced.
+                return from_object(request, *fetched, is_newest=fetched[0].version >= newest)
             except _ORIGIN_TROUBLE as error:
                 self._doubt_head(database, error)
                 trouble = error
-        stale = choice.stale or not choice.is_cached
-        return self._from_cache(request, database, stale, is_newest, trouble)
-
-    def _from_cache(
-        self, request: Request, database: str, stale: bool, is_newest: bool, trouble: OriginTrouble | None
-    ) -> Reply:
-        newest = self._parts.store.open_newest(database)
-        if newest is None:
+        published = self._parts.store.open_newest(database)
+        if published is None:
             raise trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
-        result = Result.STALE if stale else Result.HIT
-        is_newest = is_newest and not stale
-        return from_object(request, newest.object_id, newest.metadata, newest, result, is_newest=is_newest)
+        object_id = published.object_id
+        is_newest = object_id.version >= newest
+        result = Result.STALE if choice.stale or trouble else Result.HIT
+        return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
 
     async def _find_out(self, request: Request, latest: Latest) -> tuple[Known, bool, OriginTrouble | None]:
         """Learn what is current, from DNS and if need be from the origin.
@@ -183,7 +180,7 @@ class Gateway:
         trouble: OriginTrouble | None = None
         try:
             async with asyncio.timeout(PATIENCE_WITH_STALE if known.cached else PATIENCE):
-                await self._parts.heads.probe(latest.database, request.user_agent)
+                await self._parts.heads.probe(latest.database, request.user_agent, known.wanted)
         except _ORIGIN_TROUBLE as error:
             trouble = error
         return self._known(request, latest), True, trouble
@@ -202,6 +199,7 @@ class Gateway:
             cached=parts.store.newest_version(database),
             seen=head.header.version if head else None,
             seen_at=parts.heads.seen_at(database),
+            probed_for=parts.heads.probed_for(database),
             can_fetch=parts.cooldowns.check(latest.upstream_path, agent) is None,
         )
 

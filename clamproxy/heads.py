@@ -50,6 +50,7 @@ class Heads:
         self._save = save
         self._heads: dict[str, Head] = {}
         self._seen_at: dict[str, float] = {}
+        self._probed_for: dict[str, int] = {}
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
 
@@ -71,13 +72,22 @@ class Heads:
         """Unix time at which the origin last answered, 0 if never."""
         return self._seen_at.get(database, 0.0)
 
+    def probed_for(self, database: str) -> int:
+        """The version that was hoped for when the origin last answered."""
+        return self._probed_for.get(database, 0)
+
     def forget(self, database: str) -> None:
         """The whole file was not what its head announced."""
         self._heads.pop(database, None)
         self._save(database, None)
 
-    async def probe(self, database: str, user_agent: str | None) -> None:
+    async def probe(self, database: str, user_agent: str | None, wanted: int) -> None:
         """Ask the origin, or wait for the answer to somebody else's question.
+
+        Args:
+            database: whose CVD.
+            user_agent: of the client, shown to the origin.
+            wanted: the version that is hoped for.
 
         Raises:
             KnownMissingError: the origin has no such file, it said a minute ago.
@@ -91,7 +101,9 @@ class Heads:
             path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
             if cooldown := self._cooldowns.check(path, agent):
                 raise CooldownError(cooldown)
-            task = asyncio.create_task(self._probe(database, user_agent), name=f"header probe {database}")
+            task = asyncio.create_task(
+                self._probe(database, user_agent, wanted), name=f"header probe {database}"
+            )
             self._probing[database] = task
             task.add_done_callback(lambda done: self._ended(database, done))
         # Shielded: others wait for the same answer when this client leaves.
@@ -107,7 +119,7 @@ class Heads:
         if not task.cancelled():
             task.exception()  # there may be nobody left who waits for it
 
-    async def _probe(self, database: str, user_agent: str | None) -> None:
+    async def _probe(self, database: str, user_agent: str | None, wanted: int) -> None:
         path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
         try:
             head = await in_thread(f"clamproxy-probe-{database}", lambda: self._ask(path, user_agent))
@@ -119,6 +131,7 @@ class Heads:
             raise
         self._cooldowns.succeeded(path, agent)
         self._seen_at[database] = time.time()
+        self._probed_for[database] = wanted
         known = self._heads.get(database)
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:

@@ -19,6 +19,8 @@ from clamproxy.objects import Kind, ObjectId
 
 RECHECK = 60.0
 """Seconds after which an origin that lags behind DNS is asked for its header again."""
+PLAUSIBLE_LEAD = 5
+"""Versions that a client may know of before the gateway does."""
 OLDEST_CDIFF = 120
 """Versions below the advertised one at which no cdiff comes back: the CDN keeps about 90
 (protocol.md 3)."""
@@ -41,6 +43,8 @@ class Known:
     """The newest version whose header was seen at the origin."""
     seen_at: float = 0.0
     """When the origin last answered with a header."""
+    probed_for: int = 0
+    """The version that was wanted then."""
     can_fetch: bool = True
     """Whether no cool-down holds back the whole file."""
 
@@ -71,8 +75,16 @@ def must_probe(known: Known) -> bool:
     if not known.best:
         return True
     if known.best < known.wanted:
-        return age >= RECHECK
+        return _is_news(known) or age >= RECHECK
     return not known.advertised_is_fresh and age >= known.refresh
+
+
+def _is_news(known: Known) -> bool:
+    """Whether a version is wanted of which nobody had heard when the origin last answered."""
+    if known.wanted <= known.probed_for:
+        return False
+    # What a client demands may be invented: it is looked into at once if it is plausible.
+    return known.wanted == known.advertised or known.wanted <= known.best + PLAUSIBLE_LEAD
 
 
 def choose(known: Known) -> Choice | None:

@@ -6,12 +6,15 @@ answers (protocol.md section 10, traps 11, 12, 14 and 37).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date, parse_date, parse_etags, parse_range_header
+
+_EMPTY_SUFFIX = re.compile(r"\s*bytes\s*=\s*-0+\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ def _range_applies(headers: Headers, representation: Representation) -> bool:
 
 def _select_range(field: str, size: int) -> Selection | None:
     """The single range that is asked for; None where the field is to be ignored."""
+    if _EMPTY_SUFFIX.fullmatch(field):  # the last 0 bytes: well-formed, never satisfiable
+        return Selection(416, content_range=f"bytes */{size}")
     parsed = parse_range_header(field)
     # Several ranges at once are never sent by freshclam; the whole is a legal answer to them.
     if parsed is None or parsed.units != "bytes" or len(parsed.ranges) != 1:

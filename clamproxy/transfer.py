@@ -263,7 +263,7 @@ class Transfer:
         try:
             await in_thread("clamproxy-verify", lambda: verify(partial.path, object_id, keys))
         except InvalidObject as error:
-            reason = str(error)
+            reason = f"{error}{arrival.ray}"
             logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
             raise TransferError(Failure.BAD_CONTENT, reason) from error

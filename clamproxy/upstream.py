@@ -22,7 +22,16 @@ CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
 
 # freshclam follows three redirects (protocol.md 1.1); retries are the business of the transfer.
-_REDIRECTS_ONLY = Retry(total=3, connect=0, read=0, redirect=3, status=0, other=0, raise_on_redirect=False)
+_REDIRECTS_ONLY = Retry(
+    total=3,
+    connect=0,
+    read=0,
+    redirect=3,
+    status=0,
+    other=0,
+    raise_on_redirect=False,
+    respect_retry_after_header=False,
+)
 
 
 class OriginError(Exception):

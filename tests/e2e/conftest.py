@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.data import require_testdata
-from tests.support.dns import FakeDns, open_dns
+from tests.support.dns_server import FakeDns, open_dns
 from tests.support.origin import Origin
 from tests.support.site import Site, SitePool, open_site
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
-from tests.support.dns import Mode
+from tests.support.dns_server import Mode
 from tests.support.freshclam import FAILED, NOT_CONNECTED, OK
 from tests.support.gateway import Answer
 from tests.support.site import Site, eventually, origin_certificates, signed

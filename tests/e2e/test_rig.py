@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.data import TESTDATA
-from tests.support.dns import PRIMARY, FakeDns, Mode
+from tests.support.dns_server import PRIMARY, FakeDns, Mode
 from tests.support.freshclam import Freshclam
 from tests.support.origin import Origin
 from tests.support.site import Break, answers, build_time, corrupts, lacks, publish, resolver_of, signed

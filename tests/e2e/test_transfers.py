@@ -91,7 +91,8 @@ def test_break_is_resumed(big: Site, forgery: Forgery, fault: faults.Fault) -> N
     first = int(resumed.headers["range"].removeprefix("bytes=").partition("-")[0])
     assert 0 < first <= 3_000_000
     assert "if-range" in resumed.headers
-    assert big.origin.bytes_sent < len(forgery.body) * 1.1
+    # A reset makes the kernel drop what it had received and nobody had read yet.
+    assert big.origin.bytes_sent < len(forgery.body) * 1.5
 
 
 def test_two_versions_are_never_mixed(big: Site, forgery: Forgery) -> None:

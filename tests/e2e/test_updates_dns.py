@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support import faults
-from tests.support.dns import PRIMARY, Mode
+from tests.support.dns_server import PRIMARY, Mode
 from tests.support.freshclam import FAILED, OK
 from tests.support.gateway import Way
 from tests.support.site import Break, Site, answers, lacks

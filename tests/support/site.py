@@ -20,7 +20,7 @@ import pytest
 import trustme
 
 from tests.support.data import TESTDATA, read_testdata
-from tests.support.dns import FakeDns, namespace_refusal, open_dns
+from tests.support.dns_server import FakeDns, namespace_refusal, open_dns
 from tests.support.faults import Fault, replaced
 from tests.support.freshclam import Freshclam
 from tests.support.gateway import ADDON, CDN, Gateway, Settings, Way
