@@ -60,7 +60,7 @@ def stats(config: str | None, as_json: bool) -> None:
     if not directory.is_dir():
         _fail(f"{directory}: no such cache directory; has the proxy been started?")
     try:
-        store = Store(directory)
+        store = Store(directory, tidy=False)
         values = snapshot(store)
         store.close()
     except OSError as error:

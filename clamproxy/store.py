@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -113,8 +114,12 @@ class PublishedFile:
 class Store:
     """Objects, notes and counters on disk. Safe to share between threads and processes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tidy: bool = True) -> None:
         """Open or create the store. Blocks for some milliseconds.
+
+        Args:
+            directory: the cache directory.
+            tidy: repair what a crash may have left, unless another process has the store open.
 
         Raises:
             OSError: the directory can't be used.
@@ -127,18 +132,16 @@ class Store:
         # Whoever can write here can choose what the site's scanners load.
         directory.chmod(0o700)
         self._index = open_index(directory / "index")
-        self._lock = self._join_owners()
+        self._lock = self._join_owners(tidy=tidy)
 
-    def _join_owners(self) -> IO[bytes]:
+    def _join_owners(self, *, tidy: bool) -> IO[bytes]:
         """Share the directory with other processes; the first one in tidies up."""
         lock = (self.directory / "owners.lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            remove_orphans(self._index)
-            self._repair()
+        if tidy:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_orphans(self._index)
+                self._repair()
         fcntl.flock(lock, fcntl.LOCK_SH)
         return lock
 

@@ -108,15 +108,18 @@ class Answer:
         ray = self._response.headers.get("cf-ray")
         return f" (cf-ray {ray})" if ray else ""
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self, largest: int = CHUNK) -> Iterator[bytes]:
         """The body as it comes.
+
+        Args:
+            largest: bytes that are asked of the socket at a time.
 
         Raises:
             OriginError: the connection broke before the end.
         """
         try:
             # read1 returns what is there: readers need not wait for a full chunk.
-            while chunk := self._response.read1(CHUNK, decode_content=False):
+            while chunk := self._response.read1(largest, decode_content=False):
                 self._count_bytes(len(chunk))
                 yield chunk
         # ValueError and AttributeError come out of a TLS socket that `abort` shut down.
@@ -126,7 +129,7 @@ class Answer:
     def beginning(self, length: int) -> bytes:
         """The first bytes of the body, fewer only if it is shorter."""
         data = bytearray()
-        for chunk in self.chunks():
+        for chunk in self.chunks(length):  # an origin without Range would go on sending
             data += chunk
             if len(data) >= length:
                 break
