@@ -99,8 +99,10 @@ def test_with_something_cached(site: Site, trouble: Trouble) -> None:
         site.client("behind", local=4).run(),
         site.client("dns", use_dns=True).run(),
     ]
-    found = [(outcome.code, outcome.version, outcome.cooling) for outcome in outcomes]
-    assert found == [(OK, 5, False)] * 3, "\n".join(outcome.output for outcome in outcomes) + site.gateway.log
+    found = [(outcome.code, outcome.cooling) for outcome in outcomes]
+    assert found == [(OK, False)] * 3, "\n".join(outcome.output for outcome in outcomes) + site.gateway.log
+    # A small file that is cut can be put together from its pieces.
+    assert {outcome.version for outcome in outcomes} <= {5, 6}
     end_trouble(site)
     if trouble.recovers:
         client = site.client("http")
@@ -139,7 +141,7 @@ def test_dns_trouble(site: Site, mode: Mode) -> None:
 
 def test_dns_and_origin_down(site: Site) -> None:
     site.warm(6)
-    site.dns.mode = Mode.SILENT
+    site.dns.mode = Mode.SERVFAIL
     site.origin.refuse()
     assert eventually(lambda: site.client("fresh").run().version == 6)
     site.gateway.stop()
