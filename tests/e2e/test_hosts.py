@@ -72,11 +72,11 @@ def test_clamav_hosts_are_served(site: Site, host: str) -> None:
 def test_no_tunnel(site: Site, name: str, greeting: bytes) -> None:
     """Bytes that are not HTTP reach nobody, whether the host is one that is served or not."""
     with socket.create_server(("127.0.0.1", 0)) as victim:
-        victim.settimeout(0.5)
+        victim.settimeout(0.2)
         port = victim.getsockname()[1]
         with (
             contextlib.suppress(OSError, TunnelRefused),
-            site.gateway.connection(host=f"{name}:{port}", timeout=3) as connection,
+            site.gateway.connection(host=f"{name}:{port}", timeout=1) as connection,
         ):
             connection.sock.sendall(greeting)
             connection.sock.recv(100)

@@ -14,7 +14,18 @@ import pytest
 from tests.support import faults
 from tests.support.freshclam import FAILED, NOT_CONNECTED, OK, Outcome
 from tests.support.gateway import Way
-from tests.support.site import Break, Site, answers, build_time, corrupts, http_date, lacks, signed, swaps
+from tests.support.site import (
+    Break,
+    Site,
+    answers,
+    build_time,
+    corrupts,
+    eventually,
+    http_date,
+    lacks,
+    signed,
+    swaps,
+)
 
 DOWN = frozenset({NOT_CONNECTED, FAILED})
 """Exit codes that only make a client try again later."""
@@ -64,7 +75,7 @@ CDIFFS = [
 PROBES = [
     *(
         Row(f"C1_{code}", None, answers("P", faults.status(code)), {None}, DOWN)
-        for code in (403, 404, 416, 429, 500, 503, 522)
+        for code in (403, 404, 416, 429, 503)
     ),
     Row("C3", None, answers("P", faults.Fault(ignore_range=True)), {6}),
     Row("C4", None, answers("P", faults.html()), {None}, DOWN),
@@ -75,7 +86,7 @@ PROBES = [
 WHOLE_FILES = [
     *(
         Row(f"C2_{code}", None, answers("W", faults.status(code)), {None}, DOWN)
-        for code in (403, 404, 416, 429, 500, 503, 522)
+        for code in (403, 404, 416, 429, 503, 522)
     ),
     Row("C2_429_seconds", None, answers("W", faults.status(429, retry_after="7")), {None}, DOWN),
     Row(
@@ -114,7 +125,8 @@ def test_row(site: Site, row: Row) -> None:
     site.publish(6)
     if row.broken is not None:
         row.broken(site.origin)
-    outcome = site.client(local=row.local, attempts=1 if row.local is None else 2).run()
+    # A second attempt of the whole update costs five seconds; most rows end with the first.
+    outcome = site.client(local=row.local, attempts=1 if row.codes & DOWN else 2).run()
     assert_harmless(outcome)
     assert (outcome.code in row.codes, outcome.version in row.ends_with) == (True, True), explain(
         site, outcome
@@ -160,9 +172,12 @@ def test_one_good_retry_heals_a_corrupt_download(site: Site) -> None:
     """C12."""
     site.publish(6)
     corrupts("W", "test-6.cvd", times=1)(site.origin)
-    outcome = site.client(attempts=3).run()
+    client = site.client(attempts=1)
+    outcome = client.run()
     assert_harmless(outcome)
-    assert (outcome.code, outcome.version) == (OK, 6), explain(site, outcome)
+    assert (outcome.code in DOWN, outcome.version) == (True, None), explain(site, outcome)
+    assert eventually(lambda: client.run().version == 6), site.gateway.log
+    assert site.origin.count("W") == 2
     site.assert_nothing_bad_is_stored()
 
 
@@ -201,8 +216,8 @@ def test_304_of_the_origin_is_not_relayed(site: Site, scripted: bool) -> None:
     assert outcome.version == 4
     assert outcome.code in DOWN, explain(site, outcome)
     site.origin.heal()
-    outcome = site.client("another", local=4, attempts=3, scripted=scripted).run()
-    assert (outcome.code, outcome.version) == (OK, 6), explain(site, outcome)
+    client = site.client("another", local=4, attempts=1, scripted=scripted)
+    assert eventually(lambda: client.run().version == 6), site.gateway.log
 
 
 def test_scripted_updates_off(site: Site) -> None:

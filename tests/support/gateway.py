@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -347,11 +350,18 @@ def _connectable(port: int) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nothing listens on, and that neither the kernel nor another thread gives away meanwhile."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        # Below the range that the kernel takes ports from for outgoing connections.
+        port = random.randint(15_000, 32_000)
+        with _ports_lock, socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _ports_given:
+                probe.bind(("127.0.0.1", port))
+                _ports_given.add(port)
+                chosen.append(port)
+    return chosen
+
+
+_ports_lock = threading.Lock()
+_ports_given: set[int] = set()

@@ -197,7 +197,7 @@ def _namespace_refusal() -> str | None:
 def settings_for(origin: Origin, dns: FakeDns, **sections: dict[str, Any]) -> Settings:
     """proxy.yaml of the tests: short times, the fake servers; `sections` are laid over it."""
     settings: Settings = {
-        "upstream": {"url": origin.url, "connect_timeout": "2s", "read_timeout": "3s"},
+        "upstream": {"url": origin.url, "connect_timeout": "2s", "read_timeout": "2s"},
         "versions": {"nameservers": [dns.nameserver], "refresh": "1s"},
         "serving": {"hosts": HOSTS},
     }
