@@ -23,13 +23,15 @@ from clamproxy.upstream import OriginError
 IN_MEMORY = 64 * 1024
 """Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
 
+DAY = 86400
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
 
 def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
     """A short answer in words."""
-    reply = Reply(status, result, body=f"clamproxy: {reason}\n".encode(), version=version)
+    text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
+    reply = Reply(status, result, body=text, version=version)
     reply.headers["Content-Type"] = "text/plain; charset=utf-8"
     reply.headers["Cache-Control"] = "no-store"
     return reply
@@ -44,7 +46,7 @@ def unavailable(error: Exception) -> Reply:
     wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
     if isinstance(error, TransferError | OriginError):
         wait = error.retry_after
-    reply.headers["Retry-After"] = str(max(1, math.ceil(wait or 1)))
+    reply.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, DAY))))
     return reply
 
 
@@ -67,6 +69,22 @@ def from_object(
         result: how it came to be here.
         is_newest: whether nothing newer is advertised.
     """
+    try:
+        return _from_source(request, object_id, metadata, source, result, is_newest=is_newest)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _from_source(
+    request: Request,
+    object_id: ObjectId,
+    metadata: Metadata,
+    source: Source,
+    result: Result,
+    *,
+    is_newest: bool,
+) -> Reply:
     header = CvdHeader.parse(metadata.header.encode("ascii")) if metadata.header else None
     representation = Representation(
         metadata.size, object_id.file_name, _last_modified(metadata.last_modified, header)

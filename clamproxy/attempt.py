@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clamproxy.cooldown import Failure
 from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.partial import BusyError, PartialFile, Validators
 from clamproxy.upstream import Answer, OriginError, RangeError, Upstream
@@ -25,6 +26,8 @@ class Arrival:
     """What is expected; a whole CVD may turn out to be another version when its header comes."""
     oldest: int
     """The oldest version of a whole CVD that is of any use."""
+    largest: int
+    """Bytes beyond which no file is taken: an answer without end must not fill the disk."""
     partial: PartialFile
     followed: bool = False
     """Whether there may be readers: from then on, what has arrived must not change."""
@@ -49,21 +52,21 @@ class Attempt:
     """Fetches the rest of an arrival over one connection."""
 
     def __init__(
-        self, upstream: Upstream, arrival: Arrival, user_agent: str | None, progress: Callable[[], None]
+        self, upstream: Upstream, arrival: Arrival, requester: Requester, progress: Callable[[], None]
     ) -> None:
         """Prepare.
 
         Args:
             upstream: the origin.
             arrival: what is there, and where the rest goes.
-            user_agent: shown to the origin.
+            requester: on whose behalf.
             progress: called from the thread after bytes have arrived.
         """
         self.begun = False
         """Whether the origin has answered."""
         self._upstream = upstream
         self._arrival = arrival
-        self._user_agent = user_agent
+        self._requester = requester
         self._progress = progress
         self._lock = threading.Lock()
         self._abandoned = False
@@ -80,7 +83,7 @@ class Attempt:
         wanted: dict[str, str] = {}
         if partial.resumable:
             wanted = {"Range": f"bytes={partial.have}-", "If-Range": self._arrival.validators.if_range or ""}
-        with self._upstream.get(self._arrival.object_id.upstream_path, self._user_agent, wanted) as answer:
+        with self._upstream.get(self._arrival.object_id.upstream_path, self._requester, wanted) as answer:
             with self._lock:
                 self._answer = answer
                 if self._abandoned:
@@ -143,13 +146,16 @@ class Attempt:
         if arrival.followed:
             raise RangeError(f"the origin now has version {version}")
         object_id = ObjectId(arrival.object_id.database, version, Kind.CVD)
-        try:
-            partial = PartialFile.claim(arrival.partial.path.parent, object_id)
-        except BusyError as error:
-            raise OriginError(Failure.UNREACHABLE, f"another process is fetching {error}") from error
-        arrival.partial.discard()
-        arrival.partial.release()
-        arrival.object_id, arrival.partial = object_id, partial
+        with self._lock:
+            self._check_not_abandoned()
+            try:
+                partial = PartialFile.claim(arrival.partial.path.parent, object_id)
+            except BusyError as error:
+                reason = f"another process is fetching {object_id.file_name}"
+                raise OriginError(Failure.INTERRUPTED, reason) from error
+            arrival.partial.discard()
+            arrival.partial.release()
+            arrival.object_id, arrival.partial = object_id, partial
 
     def _restart_or_skip(self, validators: Validators, beginning: bytes) -> int:
         """Prepare for a file that comes from its beginning; returns how much of it is here already."""
@@ -162,8 +168,8 @@ class Attempt:
         if self._arrival.followed:
             raise RangeError("the file changed at the origin")
         with self._lock:
-            if not self._abandoned:
-                partial.begin(validators)
+            self._check_not_abandoned()
+            partial.begin(validators)
         return 0
 
     def _receive(self, answer: Answer, skip: int) -> None:
@@ -171,13 +177,19 @@ class Attempt:
             self._append(chunk[skip:])
             skip = max(0, skip - len(chunk))
         with self._lock:
-            if not self._abandoned:
-                self._arrival.partial.end()
+            self._check_not_abandoned()
+            self._arrival.partial.end()
         self._progress()
 
     def _append(self, data: bytes) -> None:
         with self._lock:
-            if self._abandoned:
-                raise OriginError(Failure.UNREACHABLE, "abandoned")
-            self._arrival.partial.append(data)
+            self._check_not_abandoned()
+            partial = self._arrival.partial
+            if partial.have + len(data) > self._arrival.largest:
+                raise OriginError(Failure.BAD_CONTENT, f"more than {self._arrival.largest} bytes")
+            partial.append(data)
         self._progress()
+
+    def _check_not_abandoned(self) -> None:
+        if self._abandoned:
+            raise OriginError(Failure.INTERRUPTED, "abandoned")

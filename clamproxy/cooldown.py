@@ -6,7 +6,8 @@ A refusal concerns what it was given for, and nothing else (protocol.md traps 20
 * 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. The
   same answer to a supported version means that the address is blocked, and then each version
   in use finds that out for itself, once;
-* an error of the server concerns one file, an unreachable server all of them.
+* an error of the server or a broken transfer concerns one file, a server that can't be
+  reached all of them.
 
 Pure but for the clock, which is passed in.
 """
@@ -27,6 +28,9 @@ class Failure(StrEnum):
     RATE_LIMITED = "rate limited"
     SERVER_ERROR = "server error"
     UNREACHABLE = "unreachable"
+    INTERRUPTED = "interrupted"
+    CHANGED = "changed"
+    """The file is another one than when its transfer began."""
     BAD_CONTENT = "bad content"
     LOCAL = "local error"
 
@@ -51,6 +55,8 @@ BACKOFFS = {
     Failure.RATE_LIMITED: Backoff(300, 4 * HOUR),
     Failure.SERVER_ERROR: Backoff(1, 15),
     Failure.UNREACHABLE: Backoff(1, 15),
+    Failure.INTERRUPTED: Backoff(1, 15),
+    Failure.CHANGED: Backoff(0, 0),  # what is there now can be fetched at once
     # Each further look may cost a whole download.
     Failure.BAD_CONTENT: Backoff(2, 600),
     Failure.LOCAL: Backoff(5, 60),
@@ -97,7 +103,7 @@ class Cooldowns:
 
         Args:
             path: at the origin.
-            agent: the client version, see `client_version`.
+            agent: the client version, see `Requester.version`.
         """
         now = self._clock()
         found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN)]
@@ -128,10 +134,19 @@ class Cooldowns:
         self._save(key, asdict(cooldown))
         return cooldown
 
-    def succeeded(self, path: str, agent: str) -> None:
-        """The origin delivered this file to this client version: nothing of it is held back."""
+    def succeeded(self, path: str, agent: str, *, verified: bool = True) -> None:
+        """The origin delivered this file to this client version: nothing of it is held back.
+
+        Args:
+            path: at the origin.
+            agent: the client version that was shown to the origin.
+            verified: whether the content was, too. Else a back-off for bad content goes on: a
+                good header says nothing about the rest of the file.
+        """
         for key in (path, _agent_key(agent), ORIGIN):
-            if self._active.pop(key, None) is not None:
+            cooldown = self._active.get(key)
+            if cooldown and (verified or cooldown.failure is not Failure.BAD_CONTENT):
+                del self._active[key]
                 self._save(key, None)
 
     def in_force(self) -> dict[str, Cooldown]:
@@ -146,14 +161,6 @@ class Cooldowns:
             if cooldown.until + BACKOFFS[cooldown.failure].longest < now:
                 del self._active[key]
                 self._save(key, None)
-
-
-def client_version(user_agent: str | None) -> str:
-    """The part of a User-Agent by which the CDN admits or refuses: ``ClamAV/1.4.6``.
-
-    The rest of freshclam's names the machine (protocol.md 1.1).
-    """
-    return (user_agent or "").split(" ", 1)[0][:64]
 
 
 def _agent_key(agent: str) -> str:

@@ -7,14 +7,15 @@ import logging
 import time
 from dataclasses import dataclass
 
+from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.answers import from_head, from_object, plain, unavailable
-from clamproxy.cooldown import Cooldowns, Failure, client_version
+from clamproxy.cooldown import Cooldowns, Failure
 from clamproxy.heads import Heads
-from clamproxy.messages import CACHE_STATUS, Reply, Request, Result, Source
+from clamproxy.messages import CACHE_STATUS, Reply, Request, Result, Source, SourceError
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
-from clamproxy.policy import Known, choose, must_probe
+from clamproxy.policy import PLAUSIBLE_LEAD, Known, choose, must_probe
 from clamproxy.settings import Settings
 from clamproxy.store import Metadata, Store
 from clamproxy.transfer import TransferError
@@ -30,8 +31,8 @@ is 60 s by default, its ConnectTimeout 30 s (protocol.md 1.1)."""
 PATIENCE_WITH_STALE = 5.0
 """The same where something older can be served instead."""
 
-type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | TimeoutError
-_ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, TimeoutError)
+type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | SourceError | TimeoutError
+_ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, SourceError, TimeoutError)
 
 type Fetched = tuple[ObjectId, Metadata, Source, Result]
 
@@ -56,10 +57,11 @@ class Gateway:
     def __init__(self, parts: Parts) -> None:
         """Serve with the given parts; who makes them also stops them."""
         self._parts = parts
+        self.via = f"1.1 {parts.pseudonym}"
         self._databases = frozenset(parts.settings.serving.databases)
 
     async def handle(self, request: Request) -> Reply:
-        """Answer a request; never raises, and never with 403 or 429 (trap 20)."""
+        """Answer a request, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
             reply = await self._dispatch(request)
         except KnownMissingError as error:
@@ -73,6 +75,10 @@ class Gateway:
             reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
         return self.finish(reply)
 
+    def is_loop(self, headers: Headers) -> bool:
+        """Whether a request came through this gateway before."""
+        return self._parts.pseudonym in ", ".join(headers.get_all("Via"))
+
     def refuse(self, status: int, reason: str) -> Reply:
         """An answer to a request that is not for the gateway to serve."""
         return self.finish(plain(status, Result.REFUSED, reason))
@@ -80,12 +86,12 @@ class Gateway:
     def finish(self, reply: Reply) -> Reply:
         """Add the fields that every answer carries."""
         reply.headers["Cache-Status"] = CACHE_STATUS[reply.result]
-        reply.headers["Via"] = f"1.1 {self._parts.pseudonym}"
+        reply.headers["Via"] = self.via
         reply.headers["Date"] = http_date(time.time())
         return reply
 
     async def _dispatch(self, request: Request) -> Reply:
-        if self._parts.pseudonym in request.headers.get("Via", ""):
+        if self.is_loop(request.headers):
             return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
         if request.method not in ("GET", "HEAD"):
             reply = plain(405, Result.REFUSED, "only GET and HEAD")
@@ -107,21 +113,39 @@ class Gateway:
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
         if (published := self._parts.store.open(object_id)) is not None:
             return from_object(request, object_id, published.metadata, published, Result.HIT)
-        fetched = await self._fetch(request, object_id, None, PATIENCE)
-        return from_object(request, *fetched)
+        if await self._is_out_of_reach(object_id):
+            return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)
+        until = asyncio.get_running_loop().time() + PATIENCE
+        return from_object(request, *await self._fetch(request, object_id, None, until))
+
+    async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
+        """Whether a version is so far ahead that the client must have made it up."""
+        database = object_id.database
+        if self._parts.settings.versions.dns:
+            await self._parts.versions.get(database)
+        known = self._known(Request("GET", "", Headers()), Latest(database, Kind.CVD))
+        newest = max(known.best, known.wanted)
+        return newest > 0 and object_id.version > newest + PLAUSIBLE_LEAD
 
     async def _fetch(
-        self, request: Request, object_id: ObjectId, oldest: int | None, patience: float
+        self, request: Request, object_id: ObjectId, oldest: int | None, until: float
     ) -> Fetched:
-        """Start or join a transfer, and wait until it can be read from."""
-        async with asyncio.timeout(patience):
+        """Start or join a transfer, and wait until it can be read from.
+
+        Args:
+            request: whose client waits.
+            object_id: what it wants.
+            oldest: see `Transfer`.
+            until: loop time at which waiting ends with a TimeoutError.
+        """
+        async with asyncio.timeout_at(until):
             while True:
-                transfer, joined = self._parts.transfers.join(object_id, request.user_agent, oldest)
+                transfer, joined = self._parts.transfers.join(object_id, request.requester, oldest)
                 try:
                     await transfer.ready()
                 except TransferError as error:
                     # An old client's 403 is not the others' (trap 20): ask under one's own name.
-                    same = client_version(transfer.user_agent) == client_version(request.user_agent)
+                    same = transfer.requester.version == request.requester.version
                     if not joined or same or error.failure is not Failure.FORBIDDEN:
                         raise
                     await asyncio.sleep(0)  # the failed transfer is leaving
@@ -138,7 +162,9 @@ class Gateway:
 
     async def _answer_latest(self, request: Request, latest: Latest) -> Reply:
         database = latest.database
-        known, probed, trouble = await self._find_out(request, latest)
+        has_stale = self._parts.store.newest_version(database) is not None
+        until = asyncio.get_running_loop().time() + (PATIENCE_WITH_STALE if has_stale else PATIENCE)
+        known, probed, trouble = await self._find_out(request, latest, until)
         choice = choose(known)
         if choice is None:
             raise trouble or OriginError(Failure.UNREACHABLE, "no version is known")
@@ -149,24 +175,24 @@ class Gateway:
             is_newest = choice.version >= newest
             if reply := from_head(request, database, head, result, is_newest=is_newest):
                 return reply
-            patience = PATIENCE_WITH_STALE if known.cached else PATIENCE
             try:
                 object_id = ObjectId(database, choice.version, Kind.CVD)
-                fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, patience)
+                fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, until)
                 # An edge of the CDN may have sent an older version than its head announced.
                 return from_object(request, *fetched, is_newest=fetched[0].version >= newest)
             except _ORIGIN_TROUBLE as error:
-                self._doubt_head(database, error)
                 trouble = error
         published = self._parts.store.open_newest(database)
         if published is None:
             raise trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
         object_id = published.object_id
-        is_newest = object_id.version >= newest
         result = Result.STALE if choice.stale or trouble else Result.HIT
+        is_newest = object_id.version >= newest
         return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
 
-    async def _find_out(self, request: Request, latest: Latest) -> tuple[Known, bool, OriginTrouble | None]:
+    async def _find_out(
+        self, request: Request, latest: Latest, until: float
+    ) -> tuple[Known, bool, OriginTrouble | None]:
         """Learn what is current, from DNS and if need be from the origin.
 
         Returns:
@@ -179,8 +205,8 @@ class Gateway:
             return known, False, None
         trouble: OriginTrouble | None = None
         try:
-            async with asyncio.timeout(PATIENCE_WITH_STALE if known.cached else PATIENCE):
-                await self._parts.heads.probe(latest.database, request.user_agent, known.wanted)
+            async with asyncio.timeout_at(until):
+                await self._parts.heads.probe(latest.database, request.requester, known.wanted)
         except _ORIGIN_TROUBLE as error:
             trouble = error
         return self._known(request, latest), True, trouble
@@ -189,7 +215,6 @@ class Gateway:
         database, parts = latest.database, self._parts
         advertised = parts.versions.last_known(database) if parts.settings.versions.dns else None
         head = parts.heads.get(database)
-        agent = client_version(request.user_agent)
         return Known(
             now=time.time(),
             refresh=parts.settings.versions.refresh,
@@ -200,10 +225,5 @@ class Gateway:
             seen=head.header.version if head else None,
             seen_at=parts.heads.seen_at(database),
             probed_for=parts.heads.probed_for(database),
-            can_fetch=parts.cooldowns.check(latest.upstream_path, agent) is None,
+            can_fetch=parts.cooldowns.check(latest.upstream_path, request.requester.version) is None,
         )
-
-    def _doubt_head(self, database: str, error: OriginTrouble) -> None:
-        """A file that is not what its head announced makes the head worthless."""
-        if isinstance(error, TransferError) and error.failure is Failure.BAD_CONTENT:
-            self._parts.heads.forget(database)

@@ -7,21 +7,27 @@ downloaded twice, and answers the clients' own header probes while the file isn'
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from werkzeug.http import parse_date
-
-from clamproxy.cooldown import Cooldowns, Failure, client_version
+from clamproxy.cooldown import Cooldowns, Failure
 from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.dates import parse_http_date
+from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
 from clamproxy.policy import RECHECK
 from clamproxy.threads import in_thread
 from clamproxy.transfers import CooldownError
 from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.verification import InvalidObject
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PROBE = 60.0
+"""Seconds for 512 bytes, even if they trickle in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,12 @@ class Head:
     size: int | None
     last_modified: float | None
     """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    requester: Requester
+    task: asyncio.Task[None]
 
 
 class Heads:
@@ -52,7 +64,7 @@ class Heads:
         self._seen_at: dict[str, float] = {}
         self._probed_for: dict[str, int] = {}
         self._missing_until: dict[str, float] = {}
-        self._probing: dict[str, asyncio.Task[None]] = {}
+        self._probing: dict[str, _Probe] = {}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process saw; entries that don't parse are dropped."""
@@ -78,15 +90,16 @@ class Heads:
 
     def forget(self, database: str) -> None:
         """The whole file was not what its head announced."""
-        self._heads.pop(database, None)
+        for memory in (self._heads, self._seen_at, self._probed_for):
+            memory.pop(database, None)
         self._save(database, None)
 
-    async def probe(self, database: str, user_agent: str | None, wanted: int) -> None:
+    async def probe(self, database: str, requester: Requester, wanted: int) -> None:
         """Ask the origin, or wait for the answer to somebody else's question.
 
         Args:
             database: whose CVD.
-            user_agent: of the client, shown to the origin.
+            requester: on whose behalf.
             wanted: the version that is hoped for.
 
         Raises:
@@ -94,42 +107,53 @@ class Heads:
             NotFoundError, OriginError: as the origin answered.
             CooldownError: it must not be asked now.
         """
-        task = self._probing.get(database)
-        if task is None:
-            if self._missing_until.get(database, 0.0) > time.monotonic():
-                raise KnownMissingError(f"the origin has no {database}.cvd")
-            path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
-            if cooldown := self._cooldowns.check(path, agent):
-                raise CooldownError(cooldown)
-            task = asyncio.create_task(
-                self._probe(database, user_agent, wanted), name=f"header probe {database}"
-            )
-            self._probing[database] = task
-            task.add_done_callback(lambda done: self._ended(database, done))
-        # Shielded: others wait for the same answer when this client leaves.
-        await asyncio.shield(task)
+        running = self._probing.get(database)
+        if running is not None:
+            try:
+                # Shielded, here and below: others wait for the same answer when this client leaves.
+                return await asyncio.shield(running.task)
+            except OriginError as error:
+                # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                if error.failure is not Failure.FORBIDDEN or running.requester.version == requester.version:
+                    raise
+        await asyncio.shield(self._start(database, requester, wanted).task)
+
+    def _start(self, database: str, requester: Requester, wanted: int) -> _Probe:
+        if self._missing_until.get(database, 0.0) > time.monotonic():
+            raise KnownMissingError(f"the origin has no {database}.cvd")
+        if (running := self._probing.get(database)) is not None:
+            return running
+        path = Latest(database, Kind.CVD).upstream_path
+        if cooldown := self._cooldowns.check(path, requester.version):
+            raise CooldownError(cooldown)
+        name = f"header probe {database}"
+        probe = _Probe(requester, asyncio.create_task(self._probe(database, requester, wanted), name=name))
+        self._probing[database] = probe
+        probe.task.add_done_callback(lambda _: self._ended(database, probe))
+        return probe
 
     def stop(self) -> None:
         """Cancel what is under way."""
-        for task in list(self._probing.values()):
-            task.cancel()
+        for probe in list(self._probing.values()):
+            probe.task.cancel()
 
-    def _ended(self, database: str, task: asyncio.Task[None]) -> None:
-        del self._probing[database]
-        if not task.cancelled():
-            task.exception()  # there may be nobody left who waits for it
+    def _ended(self, database: str, probe: _Probe) -> None:
+        if self._probing.get(database) is probe:
+            del self._probing[database]
+        if not probe.task.cancelled():
+            probe.task.exception()  # there may be nobody left who waits for it
 
-    async def _probe(self, database: str, user_agent: str | None, wanted: int) -> None:
-        path, agent = Latest(database, Kind.CVD).upstream_path, client_version(user_agent)
+    async def _probe(self, database: str, requester: Requester, wanted: int) -> None:
+        path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
         try:
-            head = await in_thread(f"clamproxy-probe-{database}", lambda: self._ask(path, user_agent))
+            head = await self._ask_in_thread(database, path, requester)
         except OriginError as error:
             self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
             raise
         except NotFoundError:
             self._missing_until[database] = time.monotonic() + RECHECK
             raise
-        self._cooldowns.succeeded(path, agent)
+        self._cooldowns.succeeded(path, agent, verified=False)
         self._seen_at[database] = time.time()
         self._probed_for[database] = wanted
         known = self._heads.get(database)
@@ -138,14 +162,26 @@ class Heads:
             self._heads[database] = head
             self._save(database, self._as_json(database))
 
-    def _ask(self, path: str, user_agent: str | None) -> Head:
+    async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> Head:
+        """All that can go wrong becomes an error of the origin: what is cached goes on being served."""
         try:
-            with self._upstream.get(path, user_agent, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}) as answer:
+            async with asyncio.timeout(LONGEST_PROBE):
+                return await in_thread(f"clamproxy-probe-{database}", lambda: self._ask(path, requester))
+        except TimeoutError as error:
+            raise OriginError(Failure.INTERRUPTED, "the header does not arrive") from error
+        except (OriginError, NotFoundError):
+            raise
+        except Exception as error:
+            logger.exception("The header probe of %s failed.", database)
+            raise OriginError(Failure.LOCAL, f"{type(error).__name__}: {error}") from error
+
+    def _ask(self, path: str, requester: Requester) -> Head:
+        try:
+            with self._upstream.get(path, requester, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}) as answer:
                 if answer.start != 0:
                     raise OriginError(Failure.BAD_CONTENT, "not the range that was asked for")
                 header = CvdHeader.parse(answer.beginning(HEADER_SIZE))
-                date = parse_date(answer.last_modified)
-                return Head(header, answer.size, date.timestamp() if date else None)
+                return Head(header, answer.size, parse_http_date(answer.last_modified))
         except (InvalidObject, RangeError) as error:
             raise OriginError(Failure.BAD_CONTENT, f"no CVD header: {error}") from error
 

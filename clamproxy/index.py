@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 REFUSED_KEY = "refused"
 """What iteration yields in place of a pickled key; no real key has this form."""
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _ATTEMPTS = 10
 _SETTINGS = {"eviction_policy": "none", "cull_limit": 0, "size_limit": 2**50, "statistics": 0}
 
@@ -101,17 +103,24 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]
         raise AssertionError("unreachable")
 
 
-def open_index(directory: Path) -> diskcache.Cache:
+def open_index(directory: Path, *, may_replace: bool) -> diskcache.Cache:
     """Open or create the index. Blocks for some milliseconds.
 
     Args:
         directory: holds the database and the published files.
+        may_replace: whether a damaged database may be moved aside. Only for who has the
+            directory alone: losing a cache is cheaper than not starting, unless it is in use.
 
-    A damaged database is moved aside: losing a cache is cheaper than not starting.
+    Raises:
+        OSError: it can't be opened.
     """
     try:
         return _open(directory)
     except sqlite3.DatabaseError as error:
+        if not may_replace or error.sqlite_errorcode not in _DAMAGED:
+            raise OSError(f"{directory}: {error}") from error
+        for earlier in directory.parent.glob(f"{directory.name}.damaged-*"):
+            shutil.rmtree(earlier, ignore_errors=True)
         aside = directory.with_name(f"{directory.name}.damaged-{int(time.time())}")
         logger.warning("The index is damaged (%s): moved to %s, starting with an empty one.", error, aside)
         directory.rename(aside)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from werkzeug.datastructures import Headers
+
+_CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 
 class Result(StrEnum):
@@ -66,6 +69,25 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Requester:
+    """The client on whose behalf the origin is asked."""
+
+    user_agent: str | None = None
+    """The client's own, which goes upstream unchanged: the CDN admits by it (protocol.md 9.4)."""
+    via: str | None = None
+    """The gateways that the request came through, by which a loop is known."""
+
+    @property
+    def version(self) -> str:
+        """The part of the User-Agent by which the CDN admits or refuses: ``ClamAV/1.4.6``.
+
+        The rest of freshclam's names the machine (protocol.md 1.1). All others are one.
+        """
+        match = _CLIENT_VERSION.match(self.user_agent or "")
+        return match[0] if match else "other"
+
+
+@dataclass(frozen=True, slots=True)
 class Body:
     """A span of a source: what the sender moves from disk to the client's socket."""
 
@@ -82,13 +104,12 @@ class Request:
     path: str
     """Path with query string, as received."""
     headers: Headers
-    client: str
-    """The address the request came from."""
 
     @property
-    def user_agent(self) -> str | None:
-        """The client's own User-Agent, which goes upstream unchanged (the CDN filters by it)."""
-        return self.headers.get("User-Agent")
+    def requester(self) -> Requester:
+        """For whom the origin is asked."""
+        via = ", ".join(self.headers.get_all("Via"))
+        return Requester(self.headers.get("User-Agent"), via or None)
 
 
 @dataclass(slots=True)
@@ -106,8 +127,3 @@ class Reply:
     def length(self) -> int:
         """Bytes of content that belong to the answer."""
         return self.body.length if isinstance(self.body, Body) else len(self.body)
-
-    def close(self) -> None:
-        """Release the source of a body that will not be sent."""
-        if isinstance(self.body, Body):
-            self.body.source.close()

@@ -117,12 +117,16 @@ class PartialFile:
         self._sidecar.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Unlock and close; readers that duplicated the descriptor go on."""
-        with suppress(OSError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-            os.close(self.descriptor)
+        """Unlock and close, once; readers that duplicated the descriptor go on."""
+        if self.descriptor < 0:
+            return
+        if self.have == 0:
+            self.path.unlink(missing_ok=True)
         if not self.path.exists():
             self._sidecar.unlink(missing_ok=True)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
+        self.descriptor = -1
 
     @property
     def _sidecar(self) -> Path:
@@ -143,7 +147,9 @@ class PartialFile:
 
 def sweep(directory: Path) -> None:
     """Delete the partial files that nobody will resume. Blocks."""
-    for path in directory.iterdir():
-        with suppress(OSError):
+    for path in directory.glob("*.part"):
+        with suppress(OSError, ValueError, BusyError):
             if path.stat().st_mtime + LONGEST_KEPT < time.time():
-                path.unlink()
+                partial = PartialFile.claim(directory, ObjectId.parse(path.stem))
+                partial.discard()
+                partial.release()

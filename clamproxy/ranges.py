@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import http_date, parse_date, parse_etags, parse_range_header
+from werkzeug.http import http_date, parse_etags, parse_range_header
+
+from clamproxy.dates import parse_http_date
 
 _EMPTY_SUFFIX = re.compile(r"\s*bytes\s*=\s*-0+\s*")
 
@@ -77,7 +78,7 @@ def _is_not_modified(
 ) -> bool:
     if (if_none_match := headers.get("If-None-Match")) is not None:
         return bool(parse_etags(if_none_match).contains_weak(representation.etag))
-    since = _timestamp(headers.get("If-Modified-Since"))
+    since = parse_http_date(headers.get("If-Modified-Since"))
     if since is None:
         return False
     if not_modified_since is not None:
@@ -89,7 +90,7 @@ def _range_applies(headers: Headers, representation: Representation) -> bool:
     if_range = headers.get("If-Range")
     if if_range is None:
         return True
-    date = _timestamp(if_range)
+    date = parse_http_date(if_range)
     if date is not None:
         return representation.last_modified is not None and int(representation.last_modified) == date
     return if_range.strip() == f'"{representation.etag}"'  # a weak tag never matches: RFC 9110 13.1.5
@@ -109,10 +110,3 @@ def _select_range(field: str, size: int) -> Selection | None:
     if start >= end:
         return Selection(416, content_range=f"bytes */{size}")
     return Selection(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
-
-
-def _timestamp(field: str | None) -> float | None:
-    date: datetime | None = parse_date(field)
-    if date is None:
-        return None
-    return date.astimezone(UTC).timestamp()

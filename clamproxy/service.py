@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from clamproxy.cooldown import Cooldowns
+from clamproxy.cooldown import Cooldowns, Failure
 from clamproxy.gateway import Gateway, Parts
 from clamproxy.heads import Heads
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.partial import sweep
 from clamproxy.policy import negative_ttl
 from clamproxy.settings import Settings
@@ -101,12 +101,18 @@ class Service:
 
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
-        resources = Resources(self._upstream, self.store, self.writer, keys, window)
-        return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy)
+        largest = self.settings.cache.size_limit
+        resources = Resources(self._upstream, self.store, self.writer, keys, window, largest)
+        return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy, self._after_failure)
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
         advertised = self._versions.last_known(object_id.database)
         return negative_ttl(object_id, advertised.version if advertised else None)
+
+    def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
+        """A file that is not what its head announced makes the head worthless."""
+        if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
+            self._heads.forget(object_id.database)
 
     def _tidy(self) -> None:
         cache = self.settings.cache

@@ -52,7 +52,14 @@ class Stats:
         with self._lock:
             amounts, self._pending = {key: n for key, n in self._pending.items() if n}, Counter()
         if amounts:
-            self._writer.submit(lambda: self._store.add_to_counters(amounts))
+            self._writer.submit(lambda: self._write(amounts))
+
+    def _write(self, amounts: dict[str, int]) -> None:
+        try:
+            self._store.add_to_counters(amounts)
+        except Exception:
+            self._add(amounts)  # for the next time
+            raise
 
     def _add(self, amounts: dict[str, int]) -> None:
         with self._lock:

@@ -16,12 +16,10 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from clamproxy.cvd import CvdHeader
 from clamproxy.index import (
     FinishedFile,
     get_text,
@@ -82,19 +80,9 @@ class PublishedFile:
         """Length in bytes."""
         return self.metadata.size
 
-    @property
-    def header(self) -> CvdHeader | None:
-        """The header of a CVD."""
-        text = self.metadata.header
-        return CvdHeader.parse(text.encode("ascii")) if text else None
-
     def fileno(self) -> int:
         """The descriptor; it stays readable when the object is dropped from the cache."""
         return self._file.fileno()
-
-    def read(self) -> bytes:
-        """All of it: for small objects."""
-        return os.pread(self.fileno(), self.size, 0)
 
     async def wait(self, offset: int) -> int:
         """Everything is there."""
@@ -131,19 +119,17 @@ class Store:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Whoever can write here can choose what the site's scanners load.
         directory.chmod(0o700)
-        self._index = open_index(directory / "index")
-        self._lock = self._join_owners(tidy=tidy)
-
-    def _join_owners(self, *, tidy: bool) -> IO[bytes]:
-        """Share the directory with other processes; the first one in tidies up."""
-        lock = (self.directory / "owners.lock").open("ab")
-        if tidy:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = (directory / "owners.lock").open("ab")
+        try:
+            alone = tidy and _lock_alone(self._lock)
+            self._index = open_index(directory / "index", may_replace=alone)
+            if alone:
                 remove_orphans(self._index)
                 self._repair()
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return lock
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
@@ -315,3 +301,12 @@ class Store:
             for key in self._index
             if key.startswith(_COUNTER_PREFIX) and isinstance(value := self._index.get(key, default=0), int)
         }
+
+
+def _lock_alone(lock: IO[bytes]) -> bool:
+    """Whether no other process has the store open; from then on, none can open it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

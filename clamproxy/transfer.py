@@ -15,11 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from werkzeug.http import parse_date
-
 from clamproxy.attempt import Arrival, Attempt
 from clamproxy.cooldown import Failure
-from clamproxy.messages import SourceError
+from clamproxy.dates import parse_http_date
+from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.partial import BusyError, PartialFile, Validators
 from clamproxy.signatures import TrustedKeys
@@ -37,6 +36,8 @@ SLOWEST = 1024
 """Bytes per second below which a connection counts as stalled."""
 MAX_BREAKS = 6
 """Breaks without progress between them, after which a transfer fails."""
+PROGRESS = 1024 * 1024
+"""Bytes that count as progress."""
 _FIRST_PAUSE = 0.2
 _BUSY_PAUSE = 0.2
 
@@ -65,23 +66,25 @@ class Resources:
     keys: TrustedKeys
     stall_window: float
     """Seconds over which the speed of a connection is watched."""
+    largest: int
+    """Bytes beyond which no file is taken."""
 
 
 class Transfer:
     """One object on its way from the origin to the store. Event loop only."""
 
     def __init__(
-        self, expected: ObjectId, user_agent: str | None, resources: Resources, oldest: int | None = None
+        self, expected: ObjectId, requester: Requester, resources: Resources, oldest: int | None = None
     ) -> None:
         """Prepare; `run` does the work.
 
         Args:
             expected: what is fetched. A whole CVD may turn out to be another version.
-            user_agent: shown to the origin.
+            requester: on whose behalf.
             resources: shared by all transfers.
             oldest: the oldest version of a whole CVD that is of any use; default: the expected.
         """
-        self.user_agent = user_agent
+        self.requester = requester
         self.published = False
         self._expected = expected
         self._oldest = expected.version if oldest is None else oldest
@@ -91,6 +94,7 @@ class Transfer:
         self._changed = asyncio.Event()
         self._kicked = asyncio.Event()
         self._arrival: Arrival | None = None
+        self._current: Attempt | None = None
         self._verified = False
         self._error: Exception | None = None
         self._heard_at = time.monotonic()
@@ -112,16 +116,17 @@ class Transfer:
     def metadata(self) -> Metadata:
         """What is known of the object. Complete once the transfer is ready."""
         header = self._arrival.header if self._arrival else None
-        date = parse_date(self._validators.last_modified)
         return Metadata(
             size=self._validators.size or 0,
             fetched_at=time.time(),
-            last_modified=date.timestamp() if date else None,
+            last_modified=parse_http_date(self._validators.last_modified),
             header=header.raw.decode("ascii") if header else None,
         )
 
     async def ready(self) -> None:
         """Wait until the object can be read from: its head is known, or it is published.
+
+        What goes wrong later shows in `source` and `available`.
 
         Raises:
             NotFoundError: the origin has no such file.
@@ -133,10 +138,10 @@ class Transfer:
         """A reader of what has arrived and will arrive. Only once the transfer is ready.
 
         Raises:
-            SourceError: it has been published: read it from the store.
+            SourceError: it has failed, or it is published: then read it from the store.
         """
-        if self.published or self._arrival is None:
-            raise SourceError("nothing to follow")
+        if self.published or self._error is not None or self._arrival is None:
+            raise SourceError(str(self._error or "nothing to follow"))
         return TransferSource(self, os.dup(self._arrival.partial.descriptor), self.metadata.size)
 
     async def available(self, offset: int) -> int:
@@ -155,14 +160,24 @@ class Transfer:
             await self._changed.wait()
 
     def kick(self) -> None:
-        """A further client wants the object: a connection that is silent is given up at once."""
-        if time.monotonic() - self._heard_at > self._resources.stall_window:
+        """A further client wants the object: a connection that is silent is given up at once.
+
+        An origin that has not answered yet may just be slow, and gets twice the time.
+        """
+        answered = self._current is not None and self._current.begun
+        allowed = self._resources.stall_window * (1 if answered else 2)
+        if time.monotonic() - self._heard_at > allowed:
             self._kicked.set()
 
     # The task
 
     async def run(self) -> None:
-        """Fetch, verify, publish. Cancelled at shutdown: the partial file stays for later."""
+        """Fetch, verify, publish. Cancelled at shutdown: the partial file stays for later.
+
+        Raises:
+            NotFoundError: the origin has no such file.
+            TransferError: it could not be fetched, whether there are readers or not.
+        """
         try:
             self._arrival = await self._claim()
             if self._arrival:
@@ -174,9 +189,12 @@ class Transfer:
             raise
         except (TransferError, NotFoundError) as error:
             self._fail(error)
+            raise
         except Exception as error:
             logger.exception("Transfer of %s failed.", self.object_id.file_name)
-            self._fail(TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}"))
+            failure = TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}")
+            self._fail(failure)
+            raise failure from error
         finally:
             if self._arrival:
                 self._arrival.partial.release()
@@ -197,32 +215,18 @@ class Transfer:
                 return None
             if partial is None:
                 await asyncio.sleep(_BUSY_PAUSE)
-        return Arrival(self._expected, self._oldest, partial)
+        return Arrival(self._expected, self._oldest, self._resources.largest, partial)
 
     async def _fetch_all(self, arrival: Arrival) -> None:
-        breaks = 0
+        patience = _Patience(arrival)
         while not arrival.partial.complete:
-            before = self.have
             try:
                 await self._attempt(arrival)
             except _StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
-                breaks = self._count_break(before, breaks, OriginError(Failure.UNREACHABLE, "stalled"))
+                patience.use_up(OriginError(Failure.INTERRUPTED, "stalled"))
             except (OriginError, RangeError) as error:
-                breaks = self._count_break(before, breaks, _as_origin_error(error, arrival))
-                await asyncio.sleep(_FIRST_PAUSE * 2 ** (breaks - 1))
-
-    def _count_break(self, before: int, breaks: int, error: OriginError) -> int:
-        """Go on after a break, or give up; returns the breaks since the last progress."""
-        breaks = 1 if self.have > before else breaks + 1
-        followed = self._arrival is not None and self._arrival.followed
-        # Clients that read along are worth some patience, while a refusal of a new transfer is
-        # final. A pooled connection may have been closed just then: the first break is free.
-        patience = MAX_BREAKS if followed else 2
-        refused = error.failure is not Failure.UNREACHABLE and not followed
-        if refused or breaks >= patience:
-            raise TransferError(error.failure, str(error), error.retry_after)
-        return breaks
+                await asyncio.sleep(patience.use_up(_as_origin_error(error, arrival)))
 
     async def _attempt(self, arrival: Arrival) -> None:
         """One connection, watched.
@@ -230,25 +234,32 @@ class Transfer:
         Raises:
             _StalledError: it was given up.
         """
-        attempt = Attempt(self._resources.upstream, arrival, self.user_agent, self._report)
+        attempt = Attempt(self._resources.upstream, arrival, self.requester, self._report)
+        self._current = attempt
         self._kicked.clear()
         self._heard_at = time.monotonic()
         future = in_thread(f"clamproxy-fetch-{self.object_id.file_name}", attempt.run)
         try:
-            mark, marked_at = self.have, self._heard_at
-            while not await self._ended(future):
-                stalled = self._kicked.is_set()
-                if time.monotonic() - marked_at >= self._resources.stall_window:
-                    # Until the origin answers, upstream.read_timeout is the limit.
-                    enough = SLOWEST * self._resources.stall_window
-                    stalled |= attempt.begun and self.have - mark < enough
-                    mark, marked_at = self.have, time.monotonic()
-                if stalled:
+            # Until the origin answers, upstream.read_timeout is the limit, or a kick.
+            while not await self._ended(future) and not attempt.begun:
+                if self._kicked.is_set():
                     raise _StalledError
+            await self._watch_speed(future)
             future.result()
         finally:
             attempt.abandon()
             future.cancel()
+
+    async def _watch_speed(self, future: asyncio.Future[None]) -> None:
+        window = self._resources.stall_window
+        mark, marked_at = self.have, time.monotonic()
+        while not await self._ended(future):
+            if time.monotonic() - marked_at >= window:
+                if self.have - mark < SLOWEST * window:
+                    raise _StalledError
+                mark, marked_at = self.have, time.monotonic()
+            if self._kicked.is_set():
+                raise _StalledError
 
     async def _ended(self, future: asyncio.Future[None]) -> bool:
         kicked = asyncio.ensure_future(self._kicked.wait())
@@ -309,14 +320,41 @@ class Transfer:
         return self._arrival.validators if self._arrival else Validators(None, None, None)
 
 
+class _Patience:
+    """How many breaks a transfer survives without getting on."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+        self._breaks = 0
+        self._mark = arrival.partial.have
+
+    def use_up(self, error: OriginError) -> float:
+        """Count a break; returns the seconds to wait before the next attempt.
+
+        Raises:
+            TransferError: it was one too many.
+        """
+        if self._arrival.partial.have - self._mark >= PROGRESS:
+            self._breaks, self._mark = 0, self._arrival.partial.have
+        self._breaks += 1
+        # Clients that read along are worth some patience. Without them, the first break is free:
+        # the origin may have closed a pooled connection just then.
+        most = MAX_BREAKS if self._arrival.followed else 2
+        passing = error.failure in (Failure.UNREACHABLE, Failure.INTERRUPTED)
+        passing |= self._arrival.followed and error.failure is Failure.SERVER_ERROR
+        if not passing or self._breaks >= most:
+            raise TransferError(error.failure, str(error), error.retry_after)
+        return float(_FIRST_PAUSE * 2 ** (self._breaks - 1))
+
+
 def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> OriginError:
     """A file that changed at the origin can't be completed: start again, if nobody reads it yet."""
     if isinstance(error, OriginError):
         return error
     if arrival.followed:
-        raise TransferError(Failure.BAD_CONTENT, f"changed while it arrived: {error}")
+        raise TransferError(Failure.CHANGED, f"changed while it arrived: {error}")
     arrival.partial.begin(Validators(None, None, None))
-    return OriginError(Failure.UNREACHABLE, str(error))
+    return OriginError(Failure.INTERRUPTED, str(error))
 
 
 class TransferSource:

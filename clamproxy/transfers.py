@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clamproxy.cooldown import Cooldown, Cooldowns, Failure, client_version
+from clamproxy.cooldown import Cooldown, Cooldowns, Failure
+from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.transfer import Resources, Transfer, TransferError
 from clamproxy.upstream import KnownMissingError, NotFoundError
@@ -36,6 +37,7 @@ class Transfers:
         cooldowns: Cooldowns,
         negative_ttl: Callable[[ObjectId], float],
         after_publishing: Callable[[], object],
+        after_failure: Callable[[ObjectId, Failure], object],
     ) -> None:
         """Start without any.
 
@@ -44,27 +46,25 @@ class Transfers:
             cooldowns: is asked before, and told afterwards.
             negative_ttl: seconds for which a 404 is remembered.
             after_publishing: blocks; run in the writer's thread when the store has grown.
+            after_failure: called when an object could not be fetched.
         """
         self._resources = resources
         self._cooldowns = cooldowns
         self._negative_ttl = negative_ttl
         self._after_publishing = after_publishing
+        self._after_failure = after_failure
         self._running: dict[ObjectId, Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing_until: dict[ObjectId, float] = {}
 
-    def running(self) -> list[Transfer]:
-        """For statistics."""
-        return list(self._running.values())
-
     def join(
-        self, object_id: ObjectId, user_agent: str | None, oldest: int | None = None
+        self, object_id: ObjectId, requester: Requester, oldest: int | None = None
     ) -> tuple[Transfer, bool]:
         """The transfer of an object, started if it isn't under way.
 
         Args:
             object_id: what is wanted.
-            user_agent: of the client, shown to the origin if this starts the transfer.
+            requester: on whose behalf the origin is asked if this starts the transfer.
             oldest: see `Transfer`.
 
         Returns:
@@ -76,17 +76,17 @@ class Transfers:
         """
         if self._missing_until.get(object_id, 0.0) > time.monotonic():
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
-        transfer = self._running.get(object_id)
+        # A transfer may have turned out to be of another version than was expected.
+        transfer = next((one for one in self._running.values() if one.object_id == object_id), None)
         if transfer is not None:
             transfer.kick()
             return transfer, True
-        agent = client_version(user_agent)
-        cooldown = self._cooldowns.check(object_id.upstream_path, agent)
+        cooldown = self._cooldowns.check(object_id.upstream_path, requester.version)
         if cooldown is None and len(self._running) >= MAX_TRANSFERS:
             cooldown = Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once")
         if cooldown is not None:
             raise CooldownError(cooldown)
-        transfer = Transfer(object_id, user_agent, self._resources, oldest)
+        transfer = Transfer(object_id, requester, self._resources, oldest)
         self._running[object_id] = transfer
         task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
         self._tasks.add(task)
@@ -94,10 +94,9 @@ class Transfers:
         return transfer, False
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
-        path, agent = object_id.upstream_path, client_version(transfer.user_agent)
+        path, agent = object_id.upstream_path, transfer.requester.version
         try:
             await transfer.run()
-            await transfer.ready()
         except NotFoundError as error:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
             self._remember_missing(object_id)
@@ -109,6 +108,7 @@ class Transfers:
                 error,
                 cooldown.until - time.time(),
             )
+            self._after_failure(object_id, error.failure)
         else:
             self._cooldowns.succeeded(path, agent)
             self._resources.writer.submit(self._after_publishing)
@@ -116,11 +116,9 @@ class Transfers:
             self._running.pop(object_id, None)
 
     def _remember_missing(self, object_id: ObjectId) -> None:
-        if len(self._missing_until) >= _MAX_REMEMBERED:
-            now = time.monotonic()
-            self._missing_until = {key: end for key, end in self._missing_until.items() if end > now}
-        if len(self._missing_until) < _MAX_REMEMBERED:
-            self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
+        self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
+        if len(self._missing_until) > _MAX_REMEMBERED:
+            del self._missing_until[min(self._missing_until, key=self._missing_until.__getitem__)]
 
     def stop(self) -> None:
         """Cancel all; what has arrived stays on disk and is resumed after the next start."""

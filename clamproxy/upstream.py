@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Self
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
 from urllib3.util import SKIP_HEADER, Retry, Timeout
-from werkzeug.http import parse_content_range_header, parse_date
+from werkzeug.http import parse_content_range_header
 
 from clamproxy.cooldown import Failure
+from clamproxy.dates import parse_http_date
+from clamproxy.messages import Requester
 from clamproxy.units import HttpProxy
 
 CHUNK = 256 * 1024
@@ -32,6 +35,10 @@ _REDIRECTS_ONLY = Retry(
     raise_on_redirect=False,
     respect_retry_after_header=False,
 )
+
+
+_WHERE = re.compile(r"^<?[\w.]+(\(.*?\)| object at \w+)>?: ")
+"""What urllib3 puts before its reasons: the connection, which is known."""
 
 
 class OriginError(Exception):
@@ -124,7 +131,7 @@ class Answer:
                 yield chunk
         # ValueError and AttributeError come out of a TLS socket that `abort` shut down.
         except (HTTPError, OSError, ValueError, AttributeError) as error:
-            raise OriginError(Failure.UNREACHABLE, f"the connection broke: {_first_line(error)}") from error
+            raise OriginError(Failure.INTERRUPTED, f"the connection broke: {_reason(error)}") from error
 
     def beginning(self, length: int) -> bytes:
         """The first bytes of the body, fewer only if it is shorter."""
@@ -181,12 +188,12 @@ class Upstream:
         self._count = count
         self._pool = _make_pool(proxy, ca_bundle, Timeout(connect=connect_timeout, read=read_timeout))
 
-    def get(self, path: str, user_agent: str | None, extra: Mapping[str, str] | None = None) -> Answer:
+    def get(self, path: str, requester: Requester, extra: Mapping[str, str] | None = None) -> Answer:
         """Ask for a file.
 
         Args:
             path: see `ObjectId.upstream_path`.
-            user_agent: the client's own: the CDN admits by it (protocol.md 9.4).
+            requester: on whose behalf.
             extra: further header fields.
 
         Raises:
@@ -195,11 +202,11 @@ class Upstream:
             OriginError: no connection, no answer, or any other answer that is no file.
         """
         headers = {
-            "User-Agent": user_agent or SKIP_HEADER,
+            "User-Agent": requester.user_agent or SKIP_HEADER,
             "Accept": "*/*",
             # Objects are stored and served as they are signed: trap 32.
             "Accept-Encoding": "identity",
-            "Via": self._via,
+            "Via": f"{requester.via}, {self._via}" if requester.via else self._via,
             **(extra or {}),
         }
         self._count(1, 0)
@@ -213,7 +220,7 @@ class Upstream:
                 retries=_REDIRECTS_ONLY,
             )
         except (HTTPError, OSError, LocationValueError) as error:
-            raise OriginError(Failure.UNREACHABLE, _first_line(error)) from error
+            raise OriginError(Failure.UNREACHABLE, _reason(error)) from error
         answer = Answer(response, lambda length: self._count(0, length))
         try:
             _check(response, answer.ray)
@@ -268,12 +275,17 @@ def _retry_after(field: str | None) -> float | None:
     """Seconds to wait: the field holds seconds or a date (RFC 9110 10.2.3)."""
     if field is None:
         return None
-    if field.strip().isdecimal():
-        return float(field)
-    date = parse_date(field)
-    return None if date is None else date.timestamp() - time.time()
+    text = field.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    date = parse_http_date(text)
+    return None if date is None else date - time.time()
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0][:300]
+def _reason(error: BaseException) -> str:
+    """One short line: urllib3 wraps what matters in what doesn't."""
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        return _reason(error.reason)
+    first = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    text = (first or type(error).__name__).splitlines()[0]
+    return _WHERE.sub("", text)[:200]

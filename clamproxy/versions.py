@@ -28,6 +28,8 @@ TIMEOUT = 2.0
 """Seconds for one name server."""
 LIFETIME = 4.0
 """Seconds for one look-up with all name servers."""
+PATIENCE = 1.0
+"""Seconds for which a request waits for DNS where an older answer is known."""
 _RETRY = 30.0
 
 
@@ -93,8 +95,8 @@ class AdvertisedVersions:
                 self._looking[name] = task
                 task.add_done_callback(lambda _: self._looking.pop(name, None))
             if name in self._looking:
-                # Shielded: others wait for the same look-up when this client leaves.
-                await asyncio.shield(self._looking[name])
+                # The look-up is no client's: it goes on when this one leaves or stops waiting.
+                await asyncio.wait({self._looking[name]}, timeout=PATIENCE if known else None)
         return self.last_known(database)
 
     def stop(self) -> None:
@@ -117,7 +119,7 @@ class AdvertisedVersions:
                 if database in FIELDS
                 else {database: parse_single(text, time.time())}
             )
-        except (dns.exception.DNSException, OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the last good answer goes on counting
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("No advertised versions from DNS (%s): %s", name, reason)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from mitmproxy import connection, ctx, http, tls
 from mitmproxy.addonmanager import Loader
-from mitmproxy.proxy import layer, mode_specs
-from mitmproxy.proxy.layers import TCPLayer
+from mitmproxy.proxy import layer, mode_specs, server_hooks
+from mitmproxy.proxy.layers import DNSLayer, TCPLayer
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from werkzeug.datastructures import Headers
 
@@ -26,6 +27,8 @@ from clamproxy.signatures import CLAMAV_KEYS, TrustedKeys
 
 logger = logging.getLogger(__name__)
 
+LARGEST_REQUEST_BODY = 64 * 1024
+"""Bytes of a request's content that are read before it is refused in words."""
 EXCHANGE = "clamproxy_exchange"
 """The key of an `Exchange` in the metadata of a flow."""
 
@@ -103,61 +106,85 @@ class ClamProxy:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Refuse tunnels to foreign hosts."""
-        if flow.response is None and self._service is not None and not self._is_welcome(flow):
+        if flow.response is not None:
+            return
+        if self._service is None:
+            flow.response = _failure()
+        elif not self._is_welcome(flow) or not self._is_tunnel_port(flow):
             self._note(flow, Result.REFUSED)
-            reply = self._service.gateway.refuse(502, f"{flow.request.host} is not in serving.hosts")
-            self._set_response(flow, reply)
+            reason = f"no tunnel to {flow.request.host}:{flow.request.port}"
+            self._set_response(flow, self._service.gateway.refuse(502, reason))
             self._account(flow, 0)
 
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
         """TLS of hosts that are passed through is not intercepted."""
-        address = data.context.server.address
-        if address is not None and self._passes_host_through(address[0], data.context.client):
+        address, client = data.context.server.address, data.context.client
+        if (
+            address is not None
+            and self._service is not None
+            and self._passes_host_through(address[0], client)
+        ):
             data.ignore_connection = True
+            self._service.stats.count_request(Result.PASSED, 0)
+            logger.info("%s CONNECT %s:%d passed", client.peername[0], *address[:2])
 
     def next_layer(self, next_layer: layer.NextLayer) -> None:
         """Choose as mitmproxy does, then have bodies sent from disk."""
         stream.choose_layer(next_layer)
-        address = next_layer.context.server.address
-        passes = address is not None and self._passes_host_through(address[0], next_layer.context.client)
-        if isinstance(next_layer.layer, TCPLayer) and address is not None and not passes:
-            # Nothing is ever tunnelled blindly: what is not HTTP gets a 400.
+        if next_layer.layer is not None and isinstance(next_layer.layer, TCPLayer | DNSLayer):
+            # Nothing is ever tunnelled blindly: what is neither TLS nor HTTP gets a 400.
             next_layer.layer = HttpLayer(next_layer.context, HTTPMode.transparent)
         stream.install(next_layer.layer)
+
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """The last guard: mitmproxy itself connects to hosts that are passed through, and to none else."""
+        address = data.server.address
+        if address is None or not self._passes_host_through(address[0], data.client):
+            data.server.error = "not in serving.pass_through"
 
     # Requests
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Stream what is passed through; no request for ClamAV's files has a body."""
+        if self._service is None or flow.response is not None:
+            return
         if self._passes_through(flow):
-            flow.request.stream = flow.response is None
-        elif (
-            flow.request.headers.get("content-length", "0") != "0"
-            or "transfer-encoding" in flow.request.headers
-        ):
+            if self._service.gateway.is_loop(_headers(flow)):
+                self._note(flow, Result.REFUSED)
+                self._set_response(flow, self._service.gateway.refuse(502, "loop"))
+                return
+            self._note(flow, Result.PASSED)
+            flow.request.headers.add("Via", self._service.gateway.via)
+            flow.request.stream = True
+        elif _body_length(flow.request) > LARGEST_REQUEST_BODY:
+            # mitmproxy would read all of it into memory before the answer.
+            self._note(flow, Result.REFUSED)
             flow.kill()  # type: ignore[no-untyped-call]
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer from the gateway, or leave it to mitmproxy to forward."""
         # A response is there already if proxy authentication failed.
-        if flow.response or flow.error or not flow.live or self._service is None:
+        if flow.response or flow.error or not flow.live:
+            return
+        try:
+            await self._answer(flow)
+        except Exception:
+            # mitmproxy would log it and forward the request, wherever to.
+            logger.exception("A request from %s failed.", flow.client_conn.peername[0])
+            flow.response = _failure()
+
+    async def _answer(self, flow: http.HTTPFlow) -> None:
+        if self._service is None:
+            flow.response = _failure()
             return
         if self._passes_through(flow):
-            self._note(flow, Result.PASSED)
             return
         exchange = self._note(flow, Result.REFUSED)
         gateway = self._service.gateway
-        if not self._is_welcome(flow):
-            reply = gateway.refuse(502, f"{flow.request.pretty_host} is not in serving.hosts")
+        if self._is_welcome(flow):
+            reply = await gateway.handle(Request(flow.request.method, flow.request.path, _headers(flow)))
         else:
-            headers = Headers(
-                [
-                    (name.decode("latin-1"), value.decode("latin-1"))
-                    for name, value in flow.request.headers.fields
-                ]
-            )
-            request = Request(flow.request.method, flow.request.path, headers, exchange.client)
-            reply = await gateway.handle(request)
+            reply = gateway.refuse(502, f"{flow.request.host} is not in serving.hosts")
         exchange.result, exchange.version = reply.result, reply.version
         self._set_response(flow, reply)
 
@@ -167,7 +194,8 @@ class ClamProxy:
         if isinstance(exchange, Exchange) and exchange.result is Result.PASSED and flow.response is not None:
             flow.response.stream = exchange.count_passed
             flow.response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
-            flow.response.headers.add("Via", "1.1 clamproxy")
+            if self._service is not None:
+                flow.response.headers.add("Via", self._service.gateway.via)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """An answer goes out; one with a body from disk is accounted for at its end."""
@@ -177,10 +205,11 @@ class ClamProxy:
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left, or the body could not be sent to its end."""
-        job = stream.job_of(flow)
+        job, exchange = stream.job_of(flow), flow.metadata.get(EXCHANGE)
         if job is not None:
             job.body.source.close()
-        self._account(flow, job.sent if job else 0, flow.error.msg if flow.error else "")
+        passed = exchange.passed if isinstance(exchange, Exchange) else 0
+        self._account(flow, job.sent if job else passed, flow.error.msg if flow.error else "")
 
     async def send_body(self, job: stream.BodyJob) -> None:
         """Called by `stream.SendBodyHook`."""
@@ -250,17 +279,47 @@ class ClamProxy:
 
     def _is_welcome(self, flow: http.HTTPFlow) -> bool:
         request, client = flow.request, flow.client_conn
-        # DatabaseMirror http://gateway:8080 without a proxy setting: the gateway itself is meant.
-        is_own_port = request.port == client.sockname[1]
-        return is_own_port or self._is_clamav(request.host, client) or self._passes_through(flow)
+        return _is_own_port(flow) or self._is_clamav(request.host, client) or self._passes_through(flow)
+
+    def _is_tunnel_port(self, flow: http.HTTPFlow) -> bool:
+        return flow.request.port in (80, 443) or _is_own_port(flow) or self._passes_through(flow)
 
     def _passes_through(self, flow: http.HTTPFlow) -> bool:
-        return self._passes_host_through(flow.request.host, flow.client_conn)
+        return not _is_own_port(flow) and self._passes_host_through(flow.request.host, flow.client_conn)
 
     def _passes_host_through(self, host: str, client: connection.Client) -> bool:
         if self._service is None or self._is_clamav(host, client):
             return False
         return self._service.settings.serving.passes_through(host)
+
+
+def _is_own_port(flow: http.HTTPFlow) -> bool:
+    """Whether the gateway itself is meant: DatabaseMirror http://gateway:8080, without a proxy."""
+    return bool(flow.request.port == flow.client_conn.sockname[1])
+
+
+def _headers(flow: http.HTTPFlow) -> Headers:
+    """The request's header fields as the gateway takes them."""
+    return Headers([(_text(name), _text(value)) for name, value in flow.request.headers.fields])
+
+
+def _text(raw: bytes) -> str:
+    # A field may be folded over several lines: RFC 9112 5.2 has it read as spaces.
+    return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
+
+
+def _body_length(request: http.Request) -> int:
+    """Bytes of content that a request announces; without end if it doesn't say."""
+    if "transfer-encoding" in request.headers:
+        return sys.maxsize
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else sys.maxsize
+
+
+def _failure(reason: str = "the gateway has an error; see its log") -> http.Response:
+    """The answer when nothing else can be answered; 503 makes freshclam try again."""
+    headers = {"Cache-Status": CACHE_STATUS[Result.ERROR], "Via": "1.1 clamproxy", "Retry-After": "1"}
+    return http.Response.make(503, f"clamproxy: {reason}\n".encode(), headers)
 
 
 def _stop_start(error: Exception) -> None:

@@ -178,8 +178,8 @@ async def send_body(job: BodyJob) -> None:
         tls_layers = _direct_tls_layers(job.stream)
         sender: Sender = TlsSender(writer, tls_layers[0].tls) if tls_layers else PlainSender(writer)
         await _send(job, sender)
-    except (SourceError, OSError, SSL.Error, KeyError) as error:
-        # TimeoutError is an OSError; KeyError: the connection is gone.
+    except (SourceError, OSError, SSL.Error, KeyError, RuntimeError) as error:
+        # TimeoutError is an OSError; KeyError, RuntimeError: the connection is gone.
         job.error = f"{type(error).__name__}: {error}"
     finally:
         job.body.source.close()
@@ -235,9 +235,8 @@ class PlainSender:
         """See `Sender.send`."""
         count = min(length, self._slice)
         started_at = time.monotonic()
-        loop, file = asyncio.get_running_loop(), io.FileIO(descriptor, "rb", closefd=False)
         async with asyncio.timeout(STALL_TIMEOUT):
-            sent = await loop.sendfile(self._writer.transport, file, offset, count, fallback=False)
+            sent = await self._sendfile(descriptor, offset, count)
         if sent == 0:
             raise OSError("the file is shorter than it was")
         taken = time.monotonic() - started_at
@@ -246,6 +245,19 @@ class PlainSender:
         elif taken > STALL_TIMEOUT / 8:
             self._slice = max(self._slice // 2, SMALLEST_SLICE)
         return sent
+
+    async def _sendfile(self, descriptor: int, offset: int, count: int) -> int:
+        loop, file = asyncio.get_running_loop(), io.FileIO(descriptor, "rb", closefd=False)
+        try:
+            return await loop.sendfile(self._writer.transport, file, offset, count, fallback=False)
+        except asyncio.SendfileNotAvailableError:
+            if self._writer.is_closing():
+                raise
+        # A file system without sendfile: copy.
+        data = os.pread(descriptor, min(count, PIECE), offset)
+        self._writer.write(data)
+        await self._writer.drain()
+        return len(data)
 
 
 class TlsSender:

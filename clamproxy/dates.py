@@ -1,0 +1,16 @@
+"""HTTP dates from outside: clients and origins send all sorts of things."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from werkzeug.http import parse_date
+
+
+def parse_http_date(field: str | None) -> float | None:
+    """Unix seconds of an HTTP date, None for anything else."""
+    try:
+        date = parse_date(field)
+        return None if date is None else date.astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):  # a year or an hour that no calendar has
+        return None
