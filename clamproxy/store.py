@@ -115,7 +115,7 @@ class Store:
         self.directory = directory
         self.partials = directory / "partial"
         self._quarantine = directory / "quarantine"
-        for path in (directory, self.partials, self._quarantine):
+        for path in (directory, self.partials, self._quarantine, directory / "index"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Whoever can write here can choose what the site's scanners load.
         directory.chmod(0o700)

@@ -275,16 +275,24 @@ class TlsSender:
         if self._writer.is_closing():
             raise ConnectionResetError("the client is gone")
         self._connection.sendall(data)
-        while True:
-            try:
-                self._writer.write(self._connection.bio_read(2 * PIECE))
-            except SSL.WantReadError:
-                break
-        async with asyncio.timeout(STALL_TIMEOUT):
-            await self._writer.drain()
-        # drain() returns at once while the socket keeps up: one fast client would hold the loop.
+        self._write_encrypted()
+        if self._writer.transport.get_write_buffer_size():
+            async with asyncio.timeout(STALL_TIMEOUT):
+                await self._writer.drain()
+        # While the socket keeps up, nothing above yields: one fast client would hold the loop.
         await asyncio.sleep(0)
         return len(data)
+
+    def _write_encrypted(self) -> None:
+        room = 2 * PIECE
+        encrypted = self._connection.bio_read(room)
+        self._writer.write(encrypted)
+        while len(encrypted) == room:  # a shorter read has emptied it
+            try:
+                encrypted = self._connection.bio_read(room)
+            except SSL.WantReadError:
+                break
+            self._writer.write(encrypted)
 
 
 def _addon(name: str) -> Any:
