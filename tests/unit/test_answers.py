@@ -1,0 +1,277 @@
+"""How an object, a head or a failure is put into an answer."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy.answers import IN_MEMORY, from_head, from_object, plain, unavailable
+from clamproxy.cooldown import Cooldown, Failure
+from clamproxy.cvd import CvdHeader
+from clamproxy.heads import Head
+from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Requester, Result
+from clamproxy.objects import ObjectId
+from clamproxy.signatures import InvalidObject
+from clamproxy.store import PublishedFile, Store
+from clamproxy.transfer import TransferError
+from clamproxy.transfers import CooldownError
+from clamproxy.upstream import OriginError
+from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
+
+UPLOADED = float(stime_of(5) + 60)
+
+
+def request(method: str = "GET", **fields: str) -> Request:
+    headers = Headers([(name.replace("_", "-"), value) for name, value in fields.items()])
+    return Request(method, "/any", headers)
+
+
+def opened(store: Store, object_id: ObjectId) -> PublishedFile:
+    published = store.open(object_id)
+    assert published is not None
+    return published
+
+
+def answer(
+    store: Store, object_id: ObjectId, asked: Request, *, is_newest: bool = True
+) -> tuple[Reply, PublishedFile]:
+    published = opened(store, object_id)
+    return from_object(
+        asked, object_id, published.metadata, published, Result.HIT, is_newest=is_newest
+    ), published
+
+
+def is_closed(published: PublishedFile) -> bool:
+    return published._file.closed
+
+
+# Objects
+
+
+def test_a_whole_cvd(store: Store, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, 200_000)
+    put_cvd(store, 5, body)
+    reply, published = answer(store, cvd(5), request())
+    assert (reply.status, reply.result, reply.version) == (200, Result.HIT, 5)
+    assert dict(reply.headers) == {
+        "ETag": '"daily-5.cvd"',
+        "Accept-Ranges": "bytes",
+        "Last-Modified": http_date(UPLOADED),
+        "Cache-Control": "no-cache",
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(len(body)),
+    }
+    assert isinstance(reply.body, Body)
+    assert (reply.body.start, reply.body.length) == (0, len(body))
+    assert reply.length == len(body)
+    assert not is_closed(published)
+    reply.body.source.close()
+    assert is_closed(published)
+
+
+def test_a_small_object_is_read_at_once(store: Store) -> None:
+    put(store, cdiff(5), b"x" * IN_MEMORY)
+    reply, published = answer(store, cdiff(5), request())
+    assert reply.body == b"x" * IN_MEMORY
+    assert is_closed(published)
+    assert "immutable" in reply.headers["Cache-Control"]
+    assert "Last-Modified" not in reply.headers
+
+
+def test_trap_15_an_empty_cdiff(store: Store) -> None:
+    put(store, cdiff(5), b"")
+    reply, published = answer(store, cdiff(5), request(Range="bytes=0-511"))
+    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
+    assert is_closed(published)
+
+
+def test_trap_11_the_header_probe(store: Store, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, 200_000)
+    put_cvd(store, 5, body)
+    reply, published = answer(store, cvd(5), request(Range="bytes=0-511"))
+    assert (reply.status, reply.body) == (206, body[:512])
+    assert reply.headers["Content-Range"] == f"bytes 0-511/{len(body)}"
+    assert reply.headers["Content-Length"] == "512"
+    assert is_closed(published)
+
+
+def test_a_large_part_in_the_middle(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 5, make_cvd(5, 200_000))
+    reply, published = answer(store, cvd(5), request(Range="bytes=1000-90999"))
+    assert isinstance(reply.body, Body)
+    assert (reply.body.start, reply.body.length) == (1000, 90_000)
+    reply.body.source.close()
+    assert is_closed(published)
+
+
+def test_304_carries_no_content(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 5, make_cvd(5))
+    reply, published = answer(store, cvd(5), request(If_Modified_Since=http_date(stime_of(5))))
+    assert (reply.status, reply.body, reply.version) == (304, b"", 5)
+    assert "Content-Length" not in reply.headers
+    assert reply.headers["ETag"] == '"daily-5.cvd"'
+    assert is_closed(published)
+
+
+def test_416_says_how_long_it_is(store: Store) -> None:
+    put(store, cdiff(5), b"0123456789")
+    reply, published = answer(store, cdiff(5), request(Range="bytes=50-"))
+    assert (reply.status, reply.body) == (416, b"")
+    assert (reply.headers["Content-Range"], reply.headers["Content-Length"]) == ("bytes */10", "0")
+    assert is_closed(published)
+
+
+def test_trap_31_head_has_the_fields_of_get_and_no_content(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 5, make_cvd(5, 200_000))
+    head, published = answer(store, cvd(5), request("HEAD"))
+    get, _ = answer(store, cvd(5), request())
+    assert (head.status, head.body, head.headers) == (200, b"", get.headers)
+    assert is_closed(published)
+    assert isinstance(get.body, Body)
+    get.body.source.close()
+
+
+@pytest.mark.xfail(strict=True, reason="RFC 9110 14.2: Range is defined for GET only, and ignored with HEAD")
+def test_head_has_no_ranges(store: Store) -> None:
+    put(store, cdiff(5), b"0123456789")
+    reply, _ = answer(store, cdiff(5), request("HEAD", Range="bytes=0-1"))
+    assert (reply.status, reply.headers["Content-Length"]) == (200, "10")
+
+
+@pytest.mark.parametrize(
+    ("since", "is_newest", "status"),
+    [
+        pytest.param(stime_of(4), True, 200, id="trap 9: an older version"),
+        pytest.param(stime_of(5), True, 304, id="trap 6: this version"),
+        pytest.param(stime_of(5) + 10, True, 200, id="trap 8: a download before the upload"),
+        pytest.param(stime_of(5) + 10, False, 304, id="trap 30: perhaps a newer version"),
+        pytest.param(stime_of(6), False, 304, id="trap 30: a newer version"),
+        pytest.param(0, True, 200, id="9.5: cvdupdate's epoch"),
+    ],
+)
+def test_if_modified_since(store: Store, make_cvd: MakeCvd, since: int, is_newest: bool, status: int) -> None:
+    put_cvd(store, 5, make_cvd(5))
+    reply, _ = answer(store, cvd(5), request(If_Modified_Since=http_date(since)), is_newest=is_newest)
+    assert reply.status == status
+
+
+# Heads
+
+
+def head_of(body: bytes, size: int | None = -1) -> Head:
+    return Head(CvdHeader.parse(body), len(body) if size == -1 else size, UPLOADED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "span"),
+    [
+        ({"Range": "bytes=0-511"}, 206, (0, 512)),
+        ({"Range": "bytes=0-95"}, 206, (0, 96)),
+        ({"Range": "bytes=100-511"}, 206, (100, 512)),
+        ({"If_Modified_Since": http_date(stime_of(5))}, 304, (0, 0)),
+        ({"Range": "bytes=0-511", "If_Modified_Since": http_date(stime_of(4))}, 206, (0, 512)),
+        ({"Range": "bytes=9999999-"}, 416, (0, 0)),
+    ],
+)
+def test_a_head_answers_a_probe(
+    make_cvd: MakeCvd, fields: dict[str, str], status: int, span: tuple[int, int]
+) -> None:
+    body = make_cvd(5, 200_000)
+    reply = from_head(request(**fields), "daily", head_of(body), Result.MISS, is_newest=True)
+    assert reply is not None
+    assert (reply.status, reply.body, reply.version) == (status, body[slice(*span)], 5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"Range": "bytes=0-512"}, {"Range": "bytes=-1"}, {"Range": "bytes=x"}]
+)
+def test_the_rest_takes_the_whole_file(make_cvd: MakeCvd, fields: dict[str, str]) -> None:
+    head = head_of(make_cvd(5, 200_000))
+    assert from_head(request(**fields), "daily", head, Result.MISS, is_newest=True) is None
+
+
+def test_head_is_answered_from_a_head(make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, 200_000)
+    reply = from_head(request("HEAD"), "daily", head_of(body), Result.HIT, is_newest=True)
+    assert reply is not None
+    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", str(len(body)))
+
+
+def test_without_a_size_a_head_answers_nothing(make_cvd: MakeCvd) -> None:
+    head = head_of(make_cvd(5), None)
+    assert from_head(request(Range="bytes=0-511"), "daily", head, Result.MISS, is_newest=True) is None
+
+
+def test_trap_13_head_and_file_have_the_same_fields(store: Store, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, 200_000)
+    put_cvd(store, 5, body)
+    asked = request(Range="bytes=0-511")
+    from_file, _ = answer(store, cvd(5), asked)
+    reply = from_head(asked, "daily", head_of(body), Result.HIT, is_newest=True)
+    assert reply is not None
+    assert (reply.headers, reply.body) == (from_file.headers, from_file.body)
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after", "words"),
+    [
+        (OriginError(Failure.RATE_LIMITED, "status 429", 7.2), "8", "status 429"),
+        (OriginError(Failure.SERVER_ERROR, "status 500"), "1", "status 500"),
+        (OriginError(Failure.RATE_LIMITED, "status 429", -5.0), "1", "status 429"),
+        (TransferError(Failure.BAD_CONTENT, "corrupt"), "1", "corrupt"),
+        (TimeoutError(), "1", "in time"),
+    ],
+)
+def test_trap_20_trouble_becomes_a_503(error: Exception, retry_after: str, words: str) -> None:
+    reply = unavailable(error)
+    assert (reply.status, reply.result) == (503, Result.ERROR)
+    assert reply.headers["Retry-After"] == retry_after
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert isinstance(reply.body, bytes)
+    assert words in reply.body.decode()
+
+
+def test_a_cooldown_tells_when_it_ends() -> None:
+    reply = unavailable(CooldownError(Cooldown(time.time() + 1000, 1, Failure.FORBIDDEN, "status 403")))
+    assert reply.status == 503
+    assert 0 < int(reply.headers["Retry-After"]) <= 1000
+    over = unavailable(CooldownError(Cooldown(5.0, 1, Failure.FORBIDDEN, "status 403")))
+    assert over.headers["Retry-After"] == "1"
+
+
+def test_a_plain_answer() -> None:
+    reply = plain(404, Result.NEGATIVE, "nothing here", version=5)
+    assert (reply.status, reply.body, reply.length, reply.version) == (
+        404,
+        b"clamproxy: nothing here\n",
+        24,
+        5,
+    )
+
+
+def test_every_result_has_a_cache_status() -> None:
+    assert set(CACHE_STATUS) == set(Result)
+    assert all(value.startswith("clamproxy; ") for value in CACHE_STATUS.values())
+
+
+def test_a_request_knows_its_requester() -> None:
+    assert request(User_Agent="ClamAV/1.4.6 (x)").requester == Requester("ClamAV/1.4.6 (x)", None)
+    assert request().requester == Requester(None, None)
+    asked = request()
+    asked.headers.add("Via", "1.1 one")
+    asked.headers.add("Via", "1.1 two")
+    assert asked.requester.via == "1.1 one, 1.1 two"
+
+
+def test_a_source_is_closed_when_no_answer_can_be_made(store: Store) -> None:
+    put(store, cdiff(5), b"patch", header="no header")
+    published = opened(store, cdiff(5))
+    with pytest.raises(InvalidObject):
+        from_object(request(), cdiff(5), published.metadata, published, Result.HIT)
+    assert is_closed(published)

@@ -1,0 +1,252 @@
+"""Cool-downs: what is held back, for whom and for how long (protocol.md traps 20 and 21)."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clamproxy.cooldown import (
+    BACKOFFS,
+    HOUR,
+    LONGEST_RETRY_AFTER,
+    Backoff,
+    Cooldowns,
+    Failure,
+)
+from clamproxy.messages import Requester
+from tests.unit.conftest import AGENT, OLD_AGENT
+
+CVD, CDIFF = "/daily.cvd", "/daily-7.cdiff"
+NEW, OLD = "ClamAV/1.4.6", "ClamAV/0.103.2"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """Cool-downs with a clock and a notebook."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.notes: dict[str, Any] = {}
+        self.cooldowns = Cooldowns(self.save, self.clock)
+
+    def save(self, key: str, value: Any) -> None:
+        if value is None:
+            self.notes.pop(key, None)
+        else:
+            self.notes[key] = json.loads(json.dumps(value))
+
+    def fail(self, failure: Failure, path: str = CVD, agent: str = NEW, **more: Any) -> float:
+        """Note a failure; gives the seconds to wait."""
+        return self.cooldowns.failed(failure, path, agent, "why", **more).until - self.clock.now
+
+    def blocks(self, path: str = CVD, agent: str = NEW) -> bool:
+        return self.cooldowns.check(path, agent) is not None
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.mark.parametrize(
+    ("failure", "same_file_other_client", "other_file_same_client", "other_file_other_client"),
+    [
+        pytest.param(Failure.FORBIDDEN, False, True, False, id="trap 20: a 403 concerns one client version"),
+        pytest.param(Failure.RATE_LIMITED, True, False, False, id="trap 21: a 429 concerns one file"),
+        pytest.param(Failure.SERVER_ERROR, True, False, False, id="an error concerns one file"),
+        pytest.param(Failure.BAD_CONTENT, True, False, False, id="bad content concerns one file"),
+        pytest.param(Failure.INTERRUPTED, True, False, False, id="a broken transfer concerns one file"),
+        pytest.param(Failure.LOCAL, True, False, False, id="a local error concerns one file"),
+        pytest.param(Failure.UNREACHABLE, True, True, True, id="an unreachable server concerns all"),
+    ],
+)
+def test_what_a_failure_concerns(
+    bench: Bench,
+    failure: Failure,
+    same_file_other_client: bool,
+    other_file_same_client: bool,
+    other_file_other_client: bool,
+) -> None:
+    bench.fail(failure)
+    assert bench.blocks()
+    assert bench.blocks(agent=OLD) is same_file_other_client
+    assert bench.blocks(path=CDIFF) is other_file_same_client
+    assert bench.blocks(CDIFF, OLD) is other_file_other_client
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_delays_double_up_to_the_longest(bench: Bench, failure: Failure) -> None:
+    delays = [bench.fail(failure) for _ in range(40)]
+    first, longest = BACKOFFS[failure].first, BACKOFFS[failure].longest
+    assert delays[0] == first
+    assert delays[-1] == longest
+    assert all(later == min(2 * earlier, longest) for earlier, later in pairwise(delays))
+
+
+def test_another_kind_of_failure_begins_anew(bench: Bench) -> None:
+    bench.fail(Failure.SERVER_ERROR)
+    bench.fail(Failure.SERVER_ERROR)
+    assert bench.fail(Failure.BAD_CONTENT) == BACKOFFS[Failure.BAD_CONTENT].first
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "delay"),
+    [
+        (7.0, 7.0),
+        (86400.0, 86400.0),
+        pytest.param(10 * 86400.0, LONGEST_RETRY_AFTER, id="never more than a day"),
+        pytest.param(0.0, 300.0, id="protocol.md 2.2: not positive counts as absent"),
+        pytest.param(-5.0, 300.0, id="a date that has passed"),
+        (None, 300.0),
+    ],
+)
+def test_trap_21_retry_after(bench: Bench, retry_after: float | None, delay: float) -> None:
+    assert bench.fail(Failure.RATE_LIMITED, retry_after=retry_after) == delay
+
+
+def test_it_ends(bench: Bench) -> None:
+    delay = bench.fail(Failure.RATE_LIMITED)
+    bench.clock.now += delay - 1
+    assert bench.blocks()
+    bench.clock.now += 1
+    assert not bench.blocks()
+    assert bench.cooldowns.in_force() == {}
+
+
+def test_the_longest_of_several_is_told(bench: Bench) -> None:
+    bench.fail(Failure.UNREACHABLE)
+    bench.fail(Failure.RATE_LIMITED)
+    bench.fail(Failure.FORBIDDEN)
+    found = bench.cooldowns.check(CVD, NEW)
+    assert found is not None
+    assert found.failure is Failure.RATE_LIMITED
+    assert set(bench.cooldowns.in_force()) == {CVD, f"client {NEW}", "origin"}
+
+
+def test_success_clears_what_it_disproves(bench: Bench) -> None:
+    for path in (CVD, CDIFF):
+        bench.fail(Failure.RATE_LIMITED, path)
+    for agent in (NEW, OLD):
+        bench.fail(Failure.FORBIDDEN, agent=agent)
+    bench.fail(Failure.UNREACHABLE)
+    bench.cooldowns.succeeded(CVD, NEW)
+    assert not bench.blocks()
+    assert set(bench.cooldowns.in_force()) == {CDIFF, f"client {OLD}"} == set(bench.notes)
+
+
+def test_a_good_header_says_nothing_about_the_rest(bench: Bench) -> None:
+    bench.fail(Failure.BAD_CONTENT)
+    bench.fail(Failure.FORBIDDEN)
+    bench.cooldowns.succeeded(CVD, NEW, verified=False)
+    assert set(bench.cooldowns.in_force()) == {CVD}
+    bench.cooldowns.succeeded(CVD, NEW)
+    assert not bench.blocks()
+
+
+def test_a_restart_forgets_nothing(bench: Bench) -> None:
+    bench.fail(Failure.RATE_LIMITED, retry_after=7200.0)
+    bench.fail(Failure.FORBIDDEN)
+    again = Cooldowns(bench.save, bench.clock)
+    again.restore(dict(bench.notes))
+    assert again.in_force() == bench.cooldowns.in_force()
+    # the count of failures goes on, too
+    assert again.failed(Failure.FORBIDDEN, CVD, NEW, "why").failures == 2
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, "x", [], {}, {"failure": "forbidden"}, {"failure": "unheard of"}, {"until": 5}]
+)
+def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
+    bench.notes[CVD] = value
+    bench.cooldowns.restore({CVD: value})
+    assert bench.cooldowns.in_force() == {}
+    assert CVD not in bench.notes
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="restore() does not look at the types of a note")
+def test_a_note_with_values_of_the_wrong_type_is_dropped(bench: Bench) -> None:
+    bench.cooldowns.restore({CVD: {"until": "x", "failures": 1, "failure": "forbidden", "reason": ""}})
+    assert not bench.blocks()
+
+
+def test_old_ones_do_not_pile_up(bench: Bench) -> None:
+    for number in range(100):
+        bench.fail(Failure.SERVER_ERROR, path=f"/daily-{number}.cdiff")
+    bench.clock.now += HOUR
+    bench.fail(Failure.SERVER_ERROR)
+    assert list(bench.notes) == [CVD]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(Failure),
+            st.sampled_from([CVD, CDIFF]),
+            st.sampled_from([NEW, OLD, "", "curl/8"]),
+            st.none() | st.floats(-1e6, 1e6),
+            st.floats(0, 30000),
+        ),
+        max_size=30,
+    )
+)
+def test_no_cooldown_outlasts_the_longest(
+    events: list[tuple[Failure, str, str, float | None, float]],
+) -> None:
+    bench = Bench()
+    for failure, path, agent, retry_after, pause in events:
+        bench.fail(failure, path, agent, retry_after=retry_after)
+        longest = LONGEST_RETRY_AFTER if retry_after else BACKOFFS[failure].longest
+        for cooldown in bench.cooldowns.in_force().values():
+            assert cooldown.until - bench.clock.now <= LONGEST_RETRY_AFTER + 0.001
+        found = bench.cooldowns.check(path, agent)
+        assert found is not None or not BACKOFFS[failure].first or (retry_after and 0 < retry_after < 1)
+        assert bench.fail(failure, "/other.cvd", "other", retry_after=retry_after) <= longest + 0.001
+        bench.clock.now += pause
+
+
+agents = st.text(max_size=200) | st.builds("ClamAV/1.4.{} (x)".format, st.integers(0, 20))
+
+
+@given(agents, agents)
+def test_trap_20_one_version_never_blocks_another(refused: str, other: str) -> None:
+    bench = Bench()
+    one, another = Requester(refused).version, Requester(other).version
+    bench.fail(Failure.FORBIDDEN, agent=one)
+    assert bench.blocks(agent=another) is (one == another)
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "version"),
+    [
+        (AGENT, NEW),
+        (OLD_AGENT, OLD),
+        pytest.param("CVDUPDATE/1.2.0 (uuid)", "CVDUPDATE/1.2.0", id="9.5: cvdupdate"),
+        pytest.param("curl/8.5.0", "other", id="others are one: clients choose the keys"),
+        ("ClamAV", "other"),
+        ("ClamAV/", "other"),
+        ("xClamAV/1.4.6", "other"),
+        ("ClamAV/\u0661", "other"),
+        (None, "other"),
+        ("", "other"),
+        ("ClamAV/" + "1" * 500, "ClamAV/" + "1" * 32),
+    ],
+)
+def test_client_version(user_agent: str | None, version: str) -> None:
+    assert Requester(user_agent).version == version
+
+
+@given(st.floats(0.001, 1e3), st.floats(0.001, 1e5), st.integers(1, 10**6))
+def test_backoff_stays_finite(first: float, longest: float, failures: int) -> None:
+    assert 0 < Backoff(first, longest).delay(failures) <= longest

@@ -1,0 +1,298 @@
+"""The application: requests in, replies out, between a fake CDN and a fake DNS server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy import gateway as gateway_module
+from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result, SourceError
+from clamproxy.service import Service
+from clamproxy.settings import Settings
+from tests.support import faults
+from tests.support.dns_server import FakeDns
+from tests.support.forge import forge_cdiff, forge_keys
+from tests.support.origin import Origin
+from tests.unit.conftest import AGENT, OLD_AGENT, MakeCvd, read_all, stime_of, until
+
+PROBE = {"Range": "bytes=0-511"}
+
+
+class Site:
+    """A gateway with what is around it."""
+
+    def __init__(self, directory: Path, origin: Origin, dns: FakeDns) -> None:
+        self.origin, self.dns = origin, dns
+        self.settings = Settings.model_validate(
+            {
+                "cache": {"directory": directory},
+                "upstream": {"url": origin.url, "read_timeout": "5s"},
+                "versions": {"nameservers": [f"{dns.address}:{dns.port}"]},
+            }
+        )
+        self.service = Service(self.settings, forge_keys().trusted)
+
+    def restart(self) -> None:
+        self.service.stop()
+        self.service = Service(self.settings, forge_keys().trusted)
+
+    async def settle(self) -> None:
+        """Wait until no transfer runs."""
+        await until(lambda: not self.service._transfers._running)
+
+    async def ask(
+        self, path: str, *, method: str = "GET", agent: str = AGENT, **fields: str
+    ) -> tuple[Reply, bytes]:
+        """One request, and its body as a sender reads it."""
+        headers = Headers([("User-Agent", agent)])
+        for name, value in fields.items():
+            headers[name.replace("_", "-")] = value
+        async with asyncio.timeout(30):
+            reply = await self.service.gateway.handle(Request(method, path, headers))
+            if not isinstance(reply.body, Body):
+                return reply, reply.body
+            content = await read_all(reply.body.source)
+            reply.body.source.close()
+        return reply, content[reply.body.start : reply.body.start + reply.body.length]
+
+
+@pytest.fixture
+async def site(tmp_path: Path, origin: Origin, make_cvd: MakeCvd) -> AsyncIterator[Site]:
+    """Version 5 is advertised and there, as a CVD of 300 KB and a patch."""
+    with FakeDns() as dns:
+        dns.versions["daily"] = 5
+        origin.put("daily.cvd", make_cvd(5, 300_000))
+        origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+        site = Site(tmp_path / "cache", origin, dns)
+        yield site
+        site.service.stop()
+
+
+async def test_miss_and_hit(site: Site, make_cvd: MakeCvd) -> None:
+    for path, body in (("/daily.cvd", make_cvd(5, 300_000)), ("/daily-5.cdiff", forge_cdiff("daily", 5))):
+        for result in (Result.MISS, Result.HIT):
+            reply, content = await site.ask(path)
+            assert (reply.status, reply.result, content, reply.version) == (200, result, body, 5)
+            assert reply.headers["Cache-Status"] == CACHE_STATUS[result]
+            assert reply.headers["Via"].startswith("1.1 clamproxy-")
+            assert "Date" in reply.headers
+            await site.settle()
+    assert site.origin.trace == "P W D5"
+    assert site.dns.queries == ["current.cvd.clamav.net"]
+
+
+async def test_trap_11_a_probe_on_a_cold_cache_costs_a_probe(site: Site, make_cvd: MakeCvd) -> None:
+    for result in (Result.MISS, Result.HIT):
+        reply, content = await site.ask("/daily.cvd", **PROBE)
+        assert (reply.status, reply.result, content) == (206, result, make_cvd(5, 300_000)[:512])
+    assert site.origin.trace == "P"
+
+
+async def test_trap_13_probe_and_file_agree_while_the_cdn_moves_on(site: Site, make_cvd: MakeCvd) -> None:
+    await site.ask("/daily.cvd")
+    await site.settle()
+    site.origin.put("daily.cvd", make_cvd(6, 300_000))
+    probe, head = await site.ask("/daily.cvd", **PROBE)
+    whole, body = await site.ask("/daily.cvd")
+    assert (probe.version, whole.version) == (5, 5)
+    assert body[:512] == head
+
+
+async def test_trap_3_news_are_fetched_at_once(site: Site, make_cvd: MakeCvd) -> None:
+    await site.ask("/daily.cvd")
+    await site.settle()
+    site.origin.put("daily.cvd", make_cvd(6, 300_000))
+    site.dns.versions["daily"] = 6
+    site.restart()
+    site.service._versions._known.clear()  # the refresh interval has passed
+    reply, _ = await site.ask("/daily.cvd")
+    assert (reply.version, reply.result) == (6, Result.MISS)
+
+
+async def test_trap_25_a_demand_is_looked_into(site: Site, make_cvd: MakeCvd) -> None:
+    await site.ask("/daily.cvd")
+    await site.settle()
+    site.origin.put("daily.cvd", make_cvd(6, 300_000))
+    reply, _ = await site.ask("/daily.cvd?version=6")
+    assert (reply.version, reply.result) == (6, Result.MISS)
+
+
+async def test_trap_5_the_cdn_lags_behind_dns(site: Site) -> None:
+    site.dns.versions["daily"] = 6
+    for result in (Result.MISS, Result.HIT, Result.HIT):
+        reply, _ = await site.ask("/daily.cvd")
+        assert (reply.status, reply.version, reply.result) == (200, 5, result)
+        await site.settle()
+    assert site.origin.trace == "P W"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.status(403), faults.status(429), faults.status(500), faults.html(), faults.short(10)],
+    ids=["403", "429", "500", "HTML", "cut"],
+)
+@pytest.mark.parametrize("path", ["/daily.cvd", "/daily-5.cdiff", "/daily-5.cdiff.sign"])
+async def test_trap_20_trouble_of_the_origin_is_a_503(site: Site, path: str, fault: faults.Fault) -> None:
+    site.origin.rule("*", fault)
+    site.origin.put("daily-5.cdiff.sign", b"#clamsign-1.0\n" * 10)
+    for _ in range(3):
+        reply, _ = await site.ask(path)
+        assert (reply.status, reply.result) == (503, Result.ERROR)
+        assert int(reply.headers["Retry-After"]) >= 1
+    assert len(site.origin.requests()) <= 3
+
+
+@pytest.mark.parametrize("fault", [faults.status(403), faults.status(500), faults.html(), faults.short(99)])
+async def test_trap_29_stale_rather_than_an_error(site: Site, make_cvd: MakeCvd, fault: faults.Fault) -> None:
+    await site.ask("/daily.cvd")
+    await site.settle()
+    site.dns.versions["daily"] = 6
+    site.restart()
+    site.service._versions._known.clear()
+    site.origin.rule("*", fault)
+    reply, body = await site.ask("/daily.cvd")
+    assert (reply.status, reply.version, reply.result) == (200, 5, Result.STALE)
+    assert body == make_cvd(5, 300_000)
+    assert reply.headers["Cache-Status"] == "clamproxy; fwd=stale"
+
+
+async def test_trap_29_a_new_cvd_that_is_corrupt(site: Site, make_cvd: MakeCvd) -> None:
+    await site.ask("/daily.cvd")
+    await site.settle()
+    corrupt = make_cvd(6, 300_000)[:-1] + b"x"
+    site.origin.put("daily.cvd", corrupt[:512] + b"x" + corrupt[513:])
+    site.dns.versions["daily"] = 6
+    site.service._versions._known.clear()
+    with pytest.raises(SourceError, match="MD5"):  # who reads along is cut
+        await site.ask("/daily.cvd")
+    await site.settle()
+    reply, body = await site.ask("/daily.cvd")
+    assert (reply.version, body) == (5, make_cvd(5, 300_000))
+
+
+async def test_trap_20_an_old_client_does_not_stop_a_new_one(site: Site) -> None:
+    site.origin.rule("*", faults.status(403), times=1)
+    old, _ = await site.ask("/daily-5.cdiff", agent=OLD_AGENT)
+    new, _ = await site.ask("/daily-5.cdiff", agent=AGENT)
+    assert (old.status, new.status) == (503, 200)
+
+
+async def test_trap_20_nor_when_the_new_one_joined_it(site: Site) -> None:
+    site.origin.rule("*", faults.status(403), times=1)
+    (old, _), (new, _) = await asyncio.gather(
+        site.ask("/daily-5.cdiff", agent=OLD_AGENT), site.ask("/daily-5.cdiff", agent=AGENT)
+    )
+    assert (old.status, new.status) == (503, 200)
+
+
+async def test_trap_16_a_404_and_its_memory(site: Site) -> None:
+    for result in (Result.MISS, Result.NEGATIVE, Result.NEGATIVE):
+        reply, _ = await site.ask("/daily-6.cdiff")
+        assert (reply.status, reply.result) == (404, result)
+    assert site.origin.trace == "D6"
+
+
+async def test_trap_22_a_cld_is_not_asked_for(site: Site) -> None:
+    reply, _ = await site.ask("/daily.cld", **PROBE)
+    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    assert site.origin.requests() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/x.cvd", "/../daily.cvd", "/daily-5.cvd", "/dns.txt"])
+async def test_a_path_that_the_cdn_has_not(site: Site, path: str) -> None:
+    reply, _ = await site.ask(path)
+    assert (reply.status, reply.result) == (404, Result.REFUSED)
+    assert site.origin.requests() == []
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "DELETE", "get"])
+async def test_other_methods(site: Site, method: str) -> None:
+    reply, _ = await site.ask("/daily.cvd", method=method)
+    assert (reply.status, reply.result, reply.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
+    assert site.origin.requests() == []
+
+
+async def test_a_loop_is_cut(site: Site) -> None:
+    first, _ = await site.ask("/daily-5.cdiff")
+    via = f"1.1 squid, {first.headers['Via']}"
+    looped, _ = await site.ask("/daily-5.cdiff", Via=via)
+    other, _ = await site.ask("/daily-5.cdiff", Via="1.1 clamproxy-00000000")
+    assert (looped.status, looped.result, other.status) == (502, Result.REFUSED, 200)
+
+
+async def test_trap_31_head_fetches_no_body(site: Site) -> None:
+    reply, body = await site.ask("/daily.cvd", method="HEAD")
+    assert (reply.status, body) == (200, b"")
+    assert int(reply.headers["Content-Length"]) > 0
+    assert site.origin.trace == "P"
+
+
+async def test_trap_6_nothing_newer(site: Site) -> None:
+    for _ in range(2):
+        reply, _ = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
+        assert reply.status == 304
+    assert site.origin.trace == "P"
+
+
+@pytest.mark.parametrize("path", ["/daily.cvd", "/daily-5.cdiff"])
+async def test_trap_28_patience_ends(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "PATIENCE", 0.2)
+    site.origin.rule("*", faults.silent())
+    reply, _ = await site.ask(path)
+    assert (reply.status, reply.result) == (503, Result.ERROR)
+
+
+async def test_a_bug_is_a_503_and_logged(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(site.service.store, "open", broken)
+    reply, _ = await site.ask("/daily-5.cdiff")
+    assert (reply.status, reply.result) == (503, Result.ERROR)
+    assert "a bug" in caplog.text
+
+
+async def test_a_cooldown_survives_a_restart(site: Site) -> None:
+    site.origin.rule("D5", faults.status(429, retry_after="3600"))
+    await site.ask("/daily-5.cdiff")
+    await site.settle()
+    site.restart()
+    reply, _ = await site.ask("/daily-5.cdiff")
+    assert reply.status == 503
+    assert 1000 < int(reply.headers["Retry-After"]) <= 3600
+    assert site.origin.trace == "D5"
+
+
+async def test_what_is_cached_is_served_without_origin_and_dns(site: Site) -> None:
+    await site.ask("/daily.cvd")
+    await site.ask("/daily-5.cdiff")
+    await site.settle()
+    site.restart()
+    site.origin.refuse()
+    site.dns.close()
+    for path in ("/daily.cvd", "/daily-5.cdiff"):
+        assert (await site.ask(path))[0].result is Result.HIT
+
+
+async def test_refuse(site: Site) -> None:
+    reply = site.service.gateway.refuse(502, "not here")
+    assert (reply.status, reply.body, reply.headers["Cache-Status"]) == (
+        502,
+        b"clamproxy: not here\n",
+        "clamproxy; detail=refused",
+    )
+
+
+async def test_a_version_that_a_client_made_up_is_not_asked_for(site: Site) -> None:
+    reply, _ = await site.ask("/daily-11.cdiff")
+    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    assert site.origin.requests() == []
+    reply, _ = await site.ask("/daily-10.cdiff")
+    assert (reply.status, reply.result) == (404, Result.MISS)

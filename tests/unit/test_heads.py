@@ -1,0 +1,208 @@
+"""Header probes at a fake CDN (protocol.md 1.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clamproxy.cooldown import Cooldowns, Failure
+from clamproxy.heads import Heads
+from clamproxy.messages import Requester
+from clamproxy.transfers import CooldownError
+from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError
+from tests.support import faults
+from tests.support.origin import Origin
+from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, connect, stime_of, until
+
+
+class Bench:
+    """Heads with their cool-downs and what they save."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.notes: dict[str, Any] = {}
+        self.upstream = connect(origin)
+        self.cooldowns = Cooldowns(lambda key, value: None)
+        self.heads = self.make()
+
+    def make(self) -> Heads:
+        return Heads(self.upstream, self.cooldowns, self.notes.__setitem__)
+
+    async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
+        """Probe; gives the version that is known then."""
+        await self.heads.probe(database, requester, wanted)
+        head = self.heads.get(database)
+        assert head is not None
+        return head.header.version
+
+
+@pytest.fixture
+def bench(origin: Origin) -> Iterator[Bench]:
+    bench = Bench(origin)
+    yield bench
+    bench.upstream.close()
+
+
+async def test_nothing_is_known_before(bench: Bench) -> None:
+    assert bench.heads.get("daily") is None
+    assert (bench.heads.seen_at("daily"), bench.heads.probed_for("daily")) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.Fault(), faults.Fault(ignore_range=True), faults.chunked()],
+    ids=["206", "200 with the whole file", "chunked"],
+)
+async def test_a_probe_learns_version_size_and_date(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd, fault: faults.Fault
+) -> None:
+    body = make_cvd(5, 100_000)
+    origin.put("daily.cvd", body)
+    origin.rule("P", fault)
+    assert await bench.probe(wanted=7) == 5
+    head = bench.heads.get("daily")
+    assert head is not None
+    assert head.header.raw == body[:512]
+    assert head.size in (len(body), None)
+    assert head.last_modified == stime_of(5) + 60
+    assert bench.heads.probed_for("daily") == 7
+    assert bench.heads.seen_at("daily") > 0
+    (seen,) = origin.requests()
+    assert (seen.headers["range"], seen.headers["user-agent"]) == ("bytes=0-511", AGENT)
+
+
+async def test_trap_27_one_probe_for_a_herd(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    assert set(await asyncio.gather(*(bench.probe() for _ in range(20)))) == {5}
+    assert origin.trace == "P"
+
+
+async def test_a_client_that_leaves_ends_nobody_elses_probe(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd
+) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    first, second = (asyncio.create_task(bench.probe()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == 5
+    assert origin.trace == "P"
+
+
+async def test_trap_4_an_older_edge_changes_nothing(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    for version, known in ((5, 5), (4, 5), (6, 6)):
+        origin.put("daily.cvd", make_cvd(version))
+        assert await bench.probe() == known
+
+
+async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    await bench.probe()
+    bench.heads.forget("daily")
+    assert bench.heads.get("daily") is None
+    assert bench.notes == {"daily": None}
+    origin.put("daily.cvd", make_cvd(4))
+    assert await bench.probe() == 4
+
+
+async def test_a_restart_forgets_nothing(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    await bench.probe()
+    again = bench.make()
+    again.restore(dict(bench.notes))
+    assert again.get("daily") == bench.heads.get("daily")
+    assert again.seen_at("daily") == bench.heads.seen_at("daily")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        5,
+        "x",
+        [],
+        {},
+        {"header": "short", "size": 1, "last_modified": None, "seen_at": 1},
+        {"header": "ClamAV-VDB:".ljust(512), "size": 1, "last_modified": None, "seen_at": 1},
+        {"header": "\xe4" * 512, "size": 1, "last_modified": None, "seen_at": 1},
+        {"header": 5, "size": 1, "last_modified": None, "seen_at": 1},
+    ],
+)
+async def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
+    bench.heads.restore({"daily": value})
+    assert bench.heads.get("daily") is None
+    assert bench.notes == {"daily": None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        pytest.param(faults.status(403), Failure.FORBIDDEN, id="403"),
+        pytest.param(faults.status(429), Failure.RATE_LIMITED, id="429"),
+        pytest.param(faults.status(500), Failure.SERVER_ERROR, id="500"),
+        pytest.param(faults.status(416), Failure.BAD_CONTENT, id="416"),
+        pytest.param(faults.html(), Failure.BAD_CONTENT, id="trap 19"),
+        pytest.param(faults.empty(), Failure.BAD_CONTENT, id="empty"),
+        pytest.param(faults.replaced(b"ClamAV-VDB:x"), Failure.BAD_CONTENT, id="short"),
+        pytest.param(faults.gzipped(), Failure.BAD_CONTENT, id="trap 32"),
+        pytest.param(faults.short(100), Failure.INTERRUPTED, id="cut"),
+        pytest.param(
+            faults.Fault(headers={"Content-Range": "bytes 5-516/9999"}),
+            Failure.BAD_CONTENT,
+            id="another range",
+        ),
+    ],
+)
+async def test_a_failure_becomes_a_cooldown(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd, fault: faults.Fault, failure: Failure
+) -> None:
+    origin.put("daily.cvd", make_cvd(5, 100_000))
+    origin.rule("P", fault)
+    with pytest.raises(OriginError) as caught:
+        await bench.probe()
+    assert caught.value.failure is failure
+    assert bench.heads.get("daily") is None
+    assert bench.heads.seen_at("daily") == 0.0
+    with pytest.raises(CooldownError):
+        await bench.probe()
+    assert origin.trace == "P"
+
+
+async def test_trap_20_a_refused_client_does_not_stop_another(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd
+) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    origin.rule("P", faults.status(403), times=1)
+    with pytest.raises(OriginError):
+        await bench.probe(requester=OLD)
+    assert await bench.probe() == 5
+    assert set(bench.cooldowns.in_force()) == {f"client {OLD.version}"}
+
+
+async def test_trap_20_nor_one_that_joined_it(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    origin.rule("P", faults.status(403), times=1)
+    refused, served = await asyncio.gather(
+        bench.probe(requester=OLD), bench.probe(requester=NEW), return_exceptions=True
+    )
+    assert isinstance(refused, OriginError)
+    assert served == 5
+
+
+async def test_a_missing_file_is_remembered(bench: Bench, origin: Origin) -> None:
+    with pytest.raises(NotFoundError):
+        await bench.probe("valhalla")
+    with pytest.raises(KnownMissingError):
+        await bench.probe("valhalla")
+    assert bench.cooldowns.in_force() == {}
+    assert len(origin.requests()) == 1
+
+
+async def test_stop(bench: Bench, origin: Origin) -> None:
+    origin.rule("*", faults.silent())
+    probe = asyncio.create_task(bench.probe())
+    await until(origin.requests)
+    bench.heads.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await probe

@@ -1,0 +1,117 @@
+"""Counters and the picture of the whole gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from clamproxy.cooldown import Cooldowns, Failure
+from clamproxy.messages import Result
+from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, snapshot
+from clamproxy.store import Store
+from clamproxy.threads import Writer
+from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd, until
+
+FIXED_KEYS = {
+    *("requests", "hits", "misses", "collapsed", "stale", "negative", "errors"),
+    *("bytes_served", "upstream_requests", "upstream_bytes"),
+    *("objects", "cache_bytes", "databases", "cooldown_until"),
+}
+"""The keys of `clamproxy stats --json` that others rely on."""
+
+
+@pytest.fixture
+async def writer(store: Store) -> AsyncIterator[Writer]:
+    writer = Writer()
+    yield writer
+    writer.submit(store.disconnect)
+    writer.close()
+
+
+def test_every_result_has_a_counter() -> None:
+    assert set(COUNTER_OF_RESULT) == set(Result)
+    assert len(set(COUNTERS)) == len(COUNTERS)
+
+
+def test_an_empty_store(store: Store) -> None:
+    picture = snapshot(store)
+    assert set(picture) >= FIXED_KEYS
+    assert all(picture[name] == 0 for name in COUNTERS)
+    assert (picture["objects"], picture["cache_bytes"], picture["quarantined"]) == (0, 0, 0)
+    assert (picture["databases"], picture["cooldown_until"], picture["cooldowns"]) == ({}, None, {})
+
+
+async def test_counts_are_exact_and_soon_on_disk(store: Store, writer: Writer) -> None:
+    stats = Stats(store, writer)
+    for result in Result:
+        stats.count_request(result, 10)
+
+    def fetch() -> None:
+        for _ in range(50):
+            stats.count_upstream(1, 100)
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    await until(lambda: store.counters().get("upstream_requests") == 200)
+    picture = snapshot(store)
+    assert picture["requests"] == len(Result) == sum(picture[name] for name in COUNTER_OF_RESULT.values())
+    assert picture["bytes_served"] == 10 * len(Result)
+    assert picture["upstream_bytes"] == 20_000
+
+
+async def test_a_stop_loses_no_count(store: Store, writer: Writer) -> None:
+    stats = Stats(store, writer)
+    stats.count_request(Result.HIT, 5)
+    stats.flush()
+    stats.flush()
+    await writer.run(lambda: None)
+    assert store.counters() == {"requests": 1, "hits": 1, "bytes_served": 5}
+
+
+def test_a_count_after_the_end_of_the_loop_is_harmless(store: Store) -> None:
+    writer = Writer()
+
+    async def make() -> Stats:
+        return Stats(store, writer)
+
+    asyncio.run(make()).count_upstream(1, 5)
+    writer.close()
+
+
+def test_the_picture_of_a_filled_store(store: Store, make_cvd: MakeCvd) -> None:
+    old, new = make_cvd(4), make_cvd(5)
+    put_cvd(store, 4, old)
+    put_cvd(store, 5, new)
+    put(store, cdiff(5), b"patch")
+    put(store, cdiff(9, "main"), b"patch")
+    store.set_note("advertised/daily", [6, time.time()])
+    store.set_note("advertised/bytecode", [339, time.time()])
+    rejected = store.partials / "x"
+    rejected.write_bytes(b"x")
+    store.quarantine("daily-6.cvd", rejected, "why")
+    picture = snapshot(store)
+    assert picture["databases"] == {
+        "bytecode": {"advertised": 339, "cached": None},
+        "daily": {"advertised": 6, "cached": 5},
+    }
+    assert picture["objects"] == 4
+    assert picture["cache_bytes"] == len(old) + len(new) + 10
+    assert picture["quarantined"] == 1
+
+
+def test_cooldowns_in_the_picture(store: Store) -> None:
+    cooldowns = Cooldowns(lambda key, value: store.set_note(f"cooldown/{key}", value))
+    first = cooldowns.failed(Failure.RATE_LIMITED, "/daily.cvd", "ClamAV/1", "status 429")
+    second = cooldowns.failed(Failure.UNREACHABLE, "/main.cvd", "ClamAV/1", "refused")
+    store.set_note("cooldown//old.cvd", {"until": 5.0, "failures": 1, "failure": "x", "reason": ""})
+    picture = snapshot(store)
+    assert set(picture["cooldowns"]) == {"/daily.cvd", "origin"}
+    assert picture["cooldowns"]["/daily.cvd"]["reason"] == "status 429"
+    assert picture["cooldown_until"] == max(first.until, second.until)

@@ -1,0 +1,317 @@
+"""The store: what is published stays, what is not published does not get in the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.store import QUARANTINE_LIMIT, Metadata, Store
+from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
+
+MANY = 10**9
+
+
+def files_below(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+# Objects
+
+
+def test_publishing_moves_the_file(store: Store) -> None:
+    path = store.partials / "daily-5.cdiff.part"
+    path.write_bytes(b"patch")
+    inode = path.stat().st_ino
+    store.publish(cdiff(5), path, Metadata(5, 1.0, last_modified=2.0))
+    assert not path.exists()
+    assert read(store, cdiff(5)) == b"patch"
+    published = store.open(cdiff(5))
+    assert published is not None
+    with published:
+        assert os.fstat(published.fileno()).st_ino == inode
+        assert published.metadata == Metadata(5, 1.0, last_modified=2.0)
+
+
+async def test_a_published_object_is_a_source(store: Store) -> None:
+    put(store, cdiff(5), b"patch")
+    published = store.open(cdiff(5))
+    assert published is not None
+    assert await published.wait(0) == published.size == 5
+    published.close()
+    published.close()
+
+
+def test_what_is_not_there(store: Store) -> None:
+    assert store.open(cdiff(5)) is None
+    assert store.open_newest("daily") is None
+    assert store.newest_version("daily") is None
+    assert store.sizes() == {}
+
+
+def test_an_object_that_is_there_stays_as_it_is(store: Store) -> None:
+    put(store, cdiff(5), b"first")
+    put(store, cdiff(5), b"second")
+    assert read(store, cdiff(5)) == b"first"
+    assert not list(store.partials.iterdir())
+
+
+def test_an_empty_cdiff_is_an_object(store: Store) -> None:
+    put(store, cdiff(5), b"")
+    assert read(store, cdiff(5)) == b""
+    assert store.sizes() == {cdiff(5): 0}
+
+
+def test_the_newest_cvd_never_goes_backwards(store: Store, make_cvd: MakeCvd) -> None:
+    for version in (5, 4, 7, 6):
+        put_cvd(store, version, make_cvd(version))
+    put(store, ObjectId("daily", 9, Kind.CDIFF))
+    put_cvd(store, 3, make_cvd(3, database="main"), "main")
+    assert store.newest_version("daily") == 7
+    assert store.newest_version("main") == 3
+    newest = store.open_newest("daily")
+    assert newest is not None
+    with newest:
+        assert newest.object_id == cvd(7)
+
+
+def test_it_survives_reopening(store: Store, tmp_path: Path, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 5, make_cvd(5))
+    put(store, cdiff(5), b"patch")
+    store.set_note("cooldown//daily.cvd", {"until": 5})
+    store.add_to_counters({"hits": 3})
+    store.close()
+    again = Store(tmp_path / "cache")
+    assert again.newest_version("daily") == 5
+    assert read(again, cdiff(5)) == b"patch"
+    assert again.note("cooldown//daily.cvd") == {"until": 5}
+    assert again.counters() == {"hits": 3}
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "longer"])
+def test_a_lost_file_is_a_miss_and_can_be_published_again(store: Store, tmp_path: Path, damage: str) -> None:
+    put(store, cvd(5), b"whole file")
+    (file,) = [path for path in files_below(tmp_path / "cache" / "index") if path.suffix == ".val"]
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"x" if damage == "cut" else b"x" * 100)
+    assert store.open(cvd(5)) is None
+    assert store.newest_version("daily") is None
+    assert store.sizes() == {}
+    put(store, cvd(5), b"whole file")
+    assert read(store, cvd(5)) == b"whole file"
+
+
+def test_after_a_loss_the_next_start_points_at_what_is_there(store: Store, tmp_path: Path) -> None:
+    put(store, cvd(4), b"older")
+    put(store, cvd(5), b"newer cvd")
+    for file in files_below(tmp_path / "cache" / "index"):
+        if file.suffix == ".val" and file.read_bytes() == b"newer cvd":
+            file.unlink()
+    store.close()
+    again = Store(tmp_path / "cache")
+    assert again.newest_version("daily") == 4
+    again.close()
+
+
+def test_garbage_collection(store: Store, tmp_path: Path) -> None:
+    for version in range(1, 6):
+        put(store, cdiff(version), b"x" * 10)
+        put(store, cvd(version), b"x" * 100)
+    assert store.collect_garbage(3, MANY) == sorted([cdiff(1), cdiff(2), cvd(1), cvd(2), cvd(3)])
+    assert store.collect_garbage(3, 120) == [cvd(4), cdiff(3)]
+    assert set(store.sizes()) == {cdiff(4), cdiff(5), cvd(5)}
+    assert len([path for path in files_below(tmp_path / "cache" / "index") if path.suffix == ".val"]) == 3
+    assert store.newest_version("daily") == 5
+
+
+def test_a_reader_goes_on_when_its_object_is_dropped(store: Store) -> None:
+    put(store, cdiff(1), b"patch")
+    published = store.open(cdiff(1))
+    assert published is not None
+    store.collect_garbage(0, MANY)
+    assert store.open(cdiff(1)) is None
+    with published:
+        assert os.pread(published.fileno(), 99, 0) == b"patch"
+
+
+def test_nobody_else_gets_in(tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    store = Store(directory)
+    assert [path.stat().st_mode & 0o777 for path in (directory, store.partials)] == [0o700, 0o700]
+    store.close()
+
+
+def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        Store(tmp_path / "file")
+
+
+# Quarantine, notes, counters
+
+
+def test_the_newest_rejected_files_are_kept_with_their_reasons(store: Store) -> None:
+    for number in range(QUARANTINE_LIMIT + 3):
+        path = store.partials / "x.part"
+        path.write_bytes(b"%d" % number)
+        moment = 1_700_000_000 + number
+        os.utime(path, (moment, moment))
+        store.quarantine("daily-5.cvd", path, f"reason {number}")
+        assert not path.exists()
+    kept = sorted(store.quarantined(), key=lambda file: file.read_bytes())
+    assert [file.read_bytes() for file in kept] == [b"3", b"4", b"5", b"6", b"7"]
+    reasons = [file.with_name(f"{file.name}.reason").read_text() for file in kept]
+    assert reasons == [f"reason {number}\n" for number in range(3, 8)]
+    assert len(list(kept[0].parent.iterdir())) == 2 * QUARANTINE_LIMIT
+    assert all(file.name.startswith("daily-5.cvd.") for file in kept)
+
+
+def test_notes(store: Store) -> None:
+    store.set_note("head/daily", {"version": 5})
+    store.set_note("head/main", [1, 2.5, None, "ä"])
+    store.set_note("advertised/daily", 7)
+    assert store.notes("head/") == {"daily": {"version": 5}, "main": [1, 2.5, None, "ä"]}
+    store.set_note("head/daily", None)
+    store.set_note("head/daily", None)
+    assert store.note("head/daily") is None
+    assert set(store.notes("head/")) == {"main"}
+
+
+def test_counters_add_up(store: Store) -> None:
+    assert store.counters() == {}
+    store.add_to_counters({"hits": 1, "bytes_served": 2**40})
+    store.add_to_counters({"hits": 2})
+    assert store.counters() == {"hits": 3, "bytes_served": 2**40}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "[]", "null", "not JSON", '{"size": 5}', '{"size": 5, "fetched_at": 1, "x": 1}']
+)
+def test_metadata_that_makes_no_sense(text: str) -> None:
+    assert Metadata.from_json(text) is None
+
+
+def test_metadata_round_trip() -> None:
+    metadata = Metadata(5, 1.5, 2.5, "header")
+    assert Metadata.from_json(metadata.to_json()) == metadata
+
+
+# Other processes
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clamproxy import index, store as store_module
+from clamproxy.objects import ObjectId
+from clamproxy.store import Metadata, Store
+
+directory, moment = Path(sys.argv[1]), sys.argv[2]
+store = Store(directory)
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "before the link":
+    os.link = die
+elif moment == "after the link":
+    index.sync_directory = die
+elif moment == "before the commit":
+    Store.newest_version = die
+elif moment == "after the commit":
+    Path.unlink = die
+path = store.partials / "daily-5.cvd.part"
+path.write_bytes(b"whole file")
+store.publish(ObjectId.parse("daily-5.cvd"), path, Metadata(10, 1.0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "published"),
+    [
+        ("before the link", False),
+        ("after the link", False),
+        ("before the commit", False),
+        ("after the commit", True),
+    ],
+)
+def test_a_kill_in_the_middle_of_publishing_loses_nothing(
+    tmp_path: Path, child: Child, moment: str, published: bool
+) -> None:
+    directory = tmp_path / "cache"
+    assert child(KILLED, directory, moment).returncode == -signal.SIGKILL
+    store = Store(directory)
+    partial = store.partials / "daily-5.cvd.part"
+    assert read(store, cvd(5)) == (b"whole file" if published else None)
+    assert store.newest_version("daily") == (5 if published else None)
+    assert partial.read_bytes() == b"whole file"
+    values = [path for path in files_below(directory / "index") if path.suffix == ".val"]
+    assert len(values) == published  # no file without a row is left
+    store.publish(cvd(5), partial, Metadata(10, 1.0))
+    assert read(store, cvd(5)) == b"whole file"
+    assert not partial.exists()
+    store.close()
+
+
+NEIGHBOUR = """
+import os, sys
+from pathlib import Path
+from clamproxy.objects import ObjectId
+from clamproxy.store import Metadata, Store
+
+store = Store(Path(sys.argv[1]))
+with store.open(ObjectId.parse("daily-5.cdiff")) as published:
+    sys.stdout.write(os.pread(published.fileno(), 99, 0).decode())
+path = store.partials / "daily-6.cdiff.part"
+path.write_bytes(b"from the other")
+store.publish(ObjectId.parse("daily-6.cdiff"), path, Metadata(14, 1.0))
+store.add_to_counters({"hits": 2})
+store.close()
+"""
+
+
+def test_two_processes_share_a_directory(store: Store, tmp_path: Path, child: Child) -> None:
+    put(store, cdiff(5), b"from this one")
+    store.add_to_counters({"hits": 1})
+    # A file that is linked while its row is not committed yet: the neighbour must not remove it.
+    orphan = tmp_path / "cache" / "index" / "00" / "11" / "orphan.val"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"being published")
+    (store.partials / "daily-9.cvd.part").write_bytes(b"arriving")
+    result = child(NEIGHBOUR, store.directory)
+    assert (result.returncode, result.stdout) == (0, "from this one"), result.stderr
+    assert orphan.exists()
+    assert (store.partials / "daily-9.cvd.part").exists()
+    assert read(store, cdiff(6)) == b"from the other"
+    assert store.counters() == {"hits": 3}
+    assert read(store, cdiff(5)) == b"from this one"
+
+
+def test_orphans_go_when_the_first_process_starts(store: Store, tmp_path: Path) -> None:
+    put(store, cdiff(5), b"patch")
+    orphan = tmp_path / "cache" / "index" / "00" / "11" / "orphan.val"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"left by a kill")
+    partial = store.partials / "daily-9.cvd.part"
+    partial.write_bytes(b"to be resumed")
+    store.close()
+    again = Store(tmp_path / "cache")
+    assert not orphan.exists()
+    assert partial.exists()
+    assert read(again, cdiff(5)) == b"patch"
+    again.close()
+
+
+def test_a_refused_key_is_told(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store._index.set("object/../../etc/passwd", "text")
+    with caplog.at_level(logging.WARNING):
+        assert store.sizes() == {}
+    assert "Unknown key" in caplog.text

@@ -1,0 +1,391 @@
+"""One transfer: from a fake CDN over real sockets into a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from clamproxy import transfer as module
+from clamproxy import verification
+from clamproxy.cooldown import Failure
+from clamproxy.messages import SourceError
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.partial import PartialFile, Validators
+from clamproxy.transfer import WITHHELD, Transfer, TransferError
+from clamproxy.upstream import NotFoundError
+from tests.support import faults
+from tests.support.forge import forge_cdiff, forge_sign
+from tests.unit.conftest import AGENT, NEW, MakeCvd, Rig, cdiff, cvd, put, read, read_all
+
+SIZE = 512 * 1024
+LIMIT = 30
+"""Seconds; only a guard."""
+
+
+@asynccontextmanager
+async def running(rig: Rig, expected: ObjectId, oldest: int | None = None) -> AsyncIterator[Transfer]:
+    """A transfer whose task is running."""
+    transfer = Transfer(expected, NEW, rig.resources, oldest)
+    task = asyncio.create_task(transfer.run())
+    try:
+        async with asyncio.timeout(LIMIT):
+            yield transfer
+            await asyncio.wait({task})
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def fetch(rig: Rig, expected: ObjectId, oldest: int | None = None) -> Transfer:
+    """A transfer that has ended."""
+    async with running(rig, expected, oldest) as transfer:
+        pass
+    return transfer
+
+
+async def failure_of(rig: Rig, expected: ObjectId, oldest: int | None = None) -> TransferError:
+    transfer = await fetch(rig, expected, oldest)
+    assert not transfer.published
+    assert rig.store.open(transfer.object_id) is None
+    with pytest.raises(TransferError) as caught:
+        await transfer.ready()
+    return caught.value
+
+
+def stored(rig: Rig, object_id: ObjectId) -> bytes | None:
+    return read(rig.store, object_id)
+
+
+def leave_partial(rig: Rig, object_id: ObjectId, data: bytes, validators: Validators) -> None:
+    partial = PartialFile.claim(rig.store.partials, object_id)
+    partial.begin(validators)
+    partial.append(data)
+    partial.release()
+
+
+async def validators_of(rig: Rig, path: str) -> Validators:
+    """What the fake CDN says of a file."""
+
+    def ask() -> Validators:
+        with rig.upstream.get(path, NEW) as answer:
+            return Validators(answer.size, answer.etag, answer.last_modified)
+
+    validators = await asyncio.to_thread(ask)
+    rig.origin.forget()
+    return validators
+
+
+def partial_names(rig: Rig) -> list[str]:
+    return sorted(path.name for path in rig.store.partials.iterdir())
+
+
+# The good case
+
+
+@pytest.mark.parametrize("kind", [Kind.CDIFF, Kind.CDIFF_SIGN, Kind.CVD_SIGN])
+async def test_a_small_object_arrives(rig: Rig, kind: Kind) -> None:
+    object_id = ObjectId("daily", 5, kind)
+    body = forge_cdiff("daily", 5) if kind is Kind.CDIFF else forge_sign()
+    rig.origin.put(object_id.file_name, body)
+    transfer = await fetch(rig, object_id)
+    await transfer.ready()
+    assert transfer.published
+    assert stored(rig, object_id) == body
+    assert partial_names(rig) == []
+    with pytest.raises(SourceError):
+        transfer.source()
+
+
+async def test_the_request_that_the_origin_sees(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    await fetch(rig, cdiff(5))
+    (seen,) = rig.origin.requests()
+    assert seen.headers["user-agent"] == AGENT  # trap 26
+    assert seen.headers["accept-encoding"] == "identity"  # trap 32
+    assert "if-modified-since" not in seen.headers  # trap 10
+    assert "range" not in seen.headers
+
+
+async def test_a_large_object_is_read_while_it_arrives(rig: Rig, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body)
+    rig.origin.rule("W", faults.short(200_000), times=1)
+    async with running(rig, cvd(5)) as transfer:
+        await transfer.ready()
+        assert not transfer.published
+        assert transfer.metadata.size == len(body)
+        assert transfer.metadata.header == body[:512].decode()
+        source = transfer.source()
+        assert 0 < await source.wait(0) <= 200_000
+        assert await read_all(source) == body
+        source.close()
+        source.close()
+    assert transfer.published
+    published = rig.store.open(cvd(5))
+    assert published is not None
+    with published:
+        assert published.metadata.header == body[:512].decode()
+        assert published.metadata.last_modified is not None
+    assert rig.origin.count("W") + rig.origin.count("R") == 2
+
+
+async def test_nobody_gets_the_end_of_a_corrupt_object(rig: Rig, make_cvd: MakeCvd) -> None:
+    body = bytearray(make_cvd(5, SIZE))
+    body[len(body) // 2] ^= 1
+    rig.origin.put("daily.cvd", bytes(body))
+    rig.origin.rate = 2_000_000
+    received = 0
+    async with running(rig, cvd(5)) as transfer:
+        await transfer.ready()
+        source = transfer.source()
+        with pytest.raises(SourceError):  # noqa: PT012 - the loop ends by it
+            while True:
+                received = await source.wait(received)
+        source.close()
+    assert received == len(body) - WITHHELD
+    assert rig.store.open(cvd(5)) is None
+    assert rig.store.newest_version("daily") is None
+    (rejected,) = rig.store.quarantined()
+    assert rejected.name.startswith("daily-5.cvd.")
+    assert rejected.read_bytes() == body
+    reason = rejected.with_name(f"{rejected.name}.reason").read_text()
+    assert "MD5" in reason
+    assert "6d8e7326cd40501e-TST" in reason  # the CDN's id of the request
+    assert partial_names(rig) == []
+
+
+async def test_a_reader_of_a_good_object_waits_for_the_verdict(
+    rig: Rig, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All has arrived, verification has not passed: the last 64 KiB stay back."""
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body)
+    reached, verdict, verify = threading.Event(), threading.Event(), verification.verify
+
+    def slow_verify(*arguments: object) -> None:
+        reached.set()
+        verdict.wait(LIMIT)
+        verify(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "verify", slow_verify)
+    async with running(rig, cvd(5)) as transfer:
+        await asyncio.to_thread(reached.wait, LIMIT)
+        assert transfer.have == len(body)
+        assert await transfer.available(0) == len(body) - WITHHELD
+        rest = asyncio.create_task(transfer.available(len(body) - WITHHELD))
+        await asyncio.sleep(0.05)
+        assert not rest.done()
+        verdict.set()
+        assert await rest == len(body)
+
+
+# Empty patches
+
+
+async def test_trap_15_an_empty_cdiff_is_data(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", b"")
+    transfer = await fetch(rig, cdiff(5))
+    await transfer.ready()
+    assert stored(rig, cdiff(5)) == b""
+
+
+async def test_an_empty_cdiff_without_a_length_is_a_lost_connection(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.origin.rule("D5", faults.short_without_length(0))
+    assert (await failure_of(rig, cdiff(5))).failure is Failure.BAD_CONTENT
+
+
+@pytest.mark.parametrize("kind", [Kind.CVD, Kind.CVD_SIGN])
+async def test_nothing_else_may_be_empty(rig: Rig, kind: Kind) -> None:
+    object_id = ObjectId("daily", 5, kind)
+    rig.origin.put(object_id.upstream_path[1:], b"")
+    assert (await failure_of(rig, object_id)).failure is Failure.BAD_CONTENT
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.chunked(), faults.Fault(length=False)], ids=["chunked", "until the connection ends"]
+)
+async def test_an_unknown_length(rig: Rig, make_cvd: MakeCvd, fault: faults.Fault) -> None:
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body)
+    rig.origin.rule("W", fault)
+    transfer = await fetch(rig, cvd(5))
+    await transfer.ready()
+    assert stored(rig, cvd(5)) == body
+
+
+async def test_trap_17_cut_without_a_length(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5, SIZE))
+    rig.origin.rule("W", faults.short_without_length(300_000))
+    transfer = await fetch(rig, cvd(5))
+    assert not transfer.published
+    with pytest.raises(SourceError):
+        await transfer.available(0)
+    assert stored(rig, cvd(5)) is None
+    assert len(rig.store.quarantined()) == 1
+
+
+async def test_cut_inside_a_chunked_body(rig: Rig, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body)
+    rig.origin.rule("W", faults.chunked(cut_after=300_000), times=1)
+    assert (await fetch(rig, cvd(5))).published
+    assert stored(rig, cvd(5)) == body
+
+
+@pytest.mark.parametrize("length", ["x", "-5", "1e3"])
+async def test_a_length_that_is_no_number(rig: Rig, length: str) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.origin.rule("D5", faults.Fault(headers={"Content-Length": length}))
+    assert not (await fetch(rig, cdiff(5))).published
+
+
+# Answers that are no file
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        pytest.param(faults.status(403), Failure.FORBIDDEN, id="403"),
+        pytest.param(faults.status(429), Failure.RATE_LIMITED, id="429"),
+        pytest.param(faults.status(503), Failure.SERVER_ERROR, id="503"),
+        pytest.param(faults.status(522), Failure.SERVER_ERROR, id="522"),
+        pytest.param(faults.status(304, b""), Failure.SERVER_ERROR, id="304 to no condition"),
+        pytest.param(faults.html(), Failure.BAD_CONTENT, id="trap 19: an error page with status 200"),
+        pytest.param(faults.gzipped(), Failure.BAD_CONTENT, id="trap 32: compressed"),
+        pytest.param(faults.replaced(b"ClamAV"), Failure.BAD_CONTENT, id="shorter than its magic"),
+    ],
+)
+@pytest.mark.parametrize("object_id", [cdiff(5), cvd(5)], ids=["cdiff", "cvd"])
+async def test_an_answer_that_is_no_file(
+    rig: Rig, make_cvd: MakeCvd, object_id: ObjectId, fault: faults.Fault, failure: Failure
+) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5))
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.origin.rule("*", fault)
+    assert (await failure_of(rig, object_id)).failure is failure
+    assert len(rig.origin.requests()) == 1
+
+
+@pytest.mark.parametrize(("field", "seconds"), [("7", 7), ("soon", None), ("-5", None)])
+async def test_trap_21_retry_after(rig: Rig, field: str, seconds: float | None) -> None:
+    rig.origin.rule("*", faults.status(429, retry_after=field))
+    assert (await failure_of(rig, cdiff(5))).retry_after == seconds
+
+
+@pytest.mark.parametrize("code", [404, 410])
+async def test_not_found(rig: Rig, code: int) -> None:
+    rig.origin.rule("*", faults.status(code))
+    transfer = await fetch(rig, cdiff(5))
+    with pytest.raises(NotFoundError):
+        await transfer.ready()
+
+
+async def test_trap_18_a_patch_under_another_name(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 6))
+    rig.origin.put("main-6.cdiff", forge_cdiff("daily", 6))
+    for object_id in (cdiff(5), cdiff(6, "main")):
+        assert (await failure_of(rig, object_id)).failure is Failure.BAD_CONTENT
+    assert len(rig.store.quarantined()) == 2
+
+
+async def test_an_origin_that_is_gone(rig: Rig) -> None:
+    rig.origin.refuse()
+    assert (await failure_of(rig, cdiff(5))).failure is Failure.UNREACHABLE
+
+
+# Another version than announced
+
+
+@pytest.mark.parametrize(
+    ("sent", "oldest", "taken"),
+    [
+        pytest.param(6, None, True, id="newer than its head"),
+        pytest.param(4, 4, True, id="older than its head, newer than what is cached"),
+        pytest.param(4, None, False, id="trap 4: older than what is of use"),
+    ],
+)
+async def test_the_origin_sends_another_version(
+    rig: Rig, make_cvd: MakeCvd, sent: int, oldest: int | None, taken: bool
+) -> None:
+    body = make_cvd(sent, SIZE)
+    rig.origin.put("daily.cvd", body)
+    transfer = await fetch(rig, cvd(5), oldest)
+    assert transfer.published is taken
+    if taken:
+        assert transfer.object_id == cvd(sent)
+        assert stored(rig, cvd(sent)) == body
+    assert stored(rig, cvd(5)) is None
+    assert partial_names(rig) == [] or not taken
+
+
+async def test_another_process_has_the_version_that_is_sent(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(6))
+    theirs = PartialFile.claim(rig.store.partials, cvd(6))
+    assert "another process" in str(await failure_of(rig, cvd(5)))
+    theirs.release()
+
+
+# Another process has it
+
+
+async def test_what_another_process_fetches_is_waited_for(rig: Rig) -> None:
+    theirs = PartialFile.claim(rig.store.partials, cdiff(5))
+    async with running(rig, cdiff(5)) as transfer:
+        await asyncio.sleep(0.3)
+        assert not transfer.published
+        theirs.discard()
+        put(rig.store, cdiff(5), b"published by the other")
+        theirs.release()
+        await transfer.ready()
+        assert transfer.published
+    assert stored(rig, cdiff(5)) == b"published by the other"
+    assert rig.origin.requests() == []
+    assert partial_names(rig) == []
+
+
+async def test_what_another_process_gave_up_is_taken_over(rig: Rig) -> None:
+    body = forge_cdiff("daily", 5)
+    rig.origin.put("daily-5.cdiff", body)
+    leave_partial(rig, cdiff(5), body[:100], await validators_of(rig, "/daily-5.cdiff"))
+    theirs = PartialFile.claim(rig.store.partials, cdiff(5))
+    async with running(rig, cdiff(5)) as transfer:
+        await asyncio.sleep(0.3)
+        assert rig.origin.requests() == []
+        theirs.release()
+        await transfer.ready()
+    (seen,) = rig.origin.requests()
+    assert seen.headers["range"] == "bytes=100-"
+    assert stored(rig, cdiff(5)) == body
+
+
+# Trouble of this machine
+
+
+async def test_a_disk_that_is_full(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+
+    def full(self: PartialFile, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PartialFile, "append", full)
+    error = await failure_of(rig, cdiff(5))
+    assert error.failure is Failure.LOCAL
+    assert "No space left" in str(error)
+
+
+async def test_a_store_that_cannot_be_written(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+
+    def readonly(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(rig.store), "publish", readonly)
+    assert (await failure_of(rig, cdiff(5))).failure is Failure.LOCAL

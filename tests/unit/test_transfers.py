@@ -1,0 +1,305 @@
+"""All transfers together: single flight, remembered 404s, cool-downs."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from clamproxy import transfer as transfer_module
+from clamproxy import transfers as transfers_module
+from clamproxy.cooldown import Cooldown, Failure
+from clamproxy.messages import Requester, SourceError
+from clamproxy.objects import ObjectId
+from clamproxy.partial import PartialFile
+from clamproxy.transfer import Transfer, TransferError
+from clamproxy.transfers import CooldownError, Transfers
+from clamproxy.upstream import KnownMissingError, NotFoundError
+from tests.support import faults
+from tests.support.forge import forge_cdiff
+from tests.unit.conftest import NEW, OLD, MakeCvd, Rig, cdiff, cvd, put, read_all, until
+from tests.unit.test_transfer import LIMIT, SIZE, stored
+
+
+async def ended(rig: Rig) -> None:
+    """Wait until no transfer runs."""
+    await until(lambda: not rig.transfers._running)
+
+
+async def ask(rig: Rig, object_id: ObjectId, requester: Requester = NEW) -> Transfer:
+    """Join and wait, as a request does."""
+    async with asyncio.timeout(LIMIT):
+        transfer, _ = rig.transfers.join(object_id, requester)
+        try:
+            await transfer.ready()
+        finally:
+            await ended(rig)
+    return transfer
+
+
+async def test_trap_27_a_herd_costs_one_request(rig: Rig, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body)
+    rig.origin.rate = 4_000_000
+    joined = [rig.transfers.join(cvd(5), NEW if number % 2 else OLD) for number in range(50)]
+    assert [under_way for _, under_way in joined] == [False] + [True] * 49
+    assert len({id(transfer) for transfer, _ in joined}) == len(rig.transfers._running) == 1
+    transfer = joined[0][0]
+    async with asyncio.timeout(LIMIT):
+        await transfer.ready()
+        sources = [transfer.source() for _ in range(20)]
+        assert set(await asyncio.gather(*map(read_all, sources))) == {body}
+        for source in sources:
+            source.close()
+        await ended(rig)
+    assert rig.origin.trace == "W"
+    assert stored(rig, cvd(5)) == body
+
+
+async def test_a_client_that_leaves_takes_nothing_with_it(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5, SIZE))
+    rig.origin.rate = 1_000_000
+    transfer, _ = rig.transfers.join(cvd(5), NEW)
+    first = asyncio.create_task(transfer.ready())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    other, under_way = rig.transfers.join(cvd(5), NEW)
+    assert under_way
+    assert other is transfer
+    await other.ready()
+    await ended(rig)
+    assert other.published
+
+
+async def test_different_objects_run_side_by_side(rig: Rig) -> None:
+    for version in (5, 6):
+        rig.origin.put(f"daily-{version}.cdiff", forge_cdiff("daily", version))
+    one, other = (rig.transfers.join(cdiff(version), NEW)[0] for version in (5, 6))
+    assert one is not other
+    await asyncio.gather(one.ready(), other.ready())
+    assert {one.object_id, other.object_id} == set(rig.store.sizes())
+
+
+async def test_after_the_end_the_next_one_finds_it_published(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    await ask(rig, cdiff(5))
+    again = await ask(rig, cdiff(5))
+    assert again.published
+    assert rig.origin.trace == "D5"
+
+
+async def test_the_cache_is_tidied_after_publishing(rig: Rig) -> None:
+    tidied: list[set[ObjectId]] = []
+    transfers = Transfers(
+        rig.resources,
+        rig.cooldowns,
+        lambda _: 60.0,
+        lambda: tidied.append(set(rig.store.sizes())),
+        lambda *_: None,
+    )
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    for version in (5, 6):
+        transfer, _ = transfers.join(cdiff(version), NEW)
+        await asyncio.gather(transfer.ready(), return_exceptions=True)
+    await until(lambda: not transfers._running)
+    await rig.writer.run(lambda: None)
+    assert tidied == [{cdiff(5)}]
+
+
+# 404
+
+
+async def test_trap_16_a_404_is_remembered(rig: Rig) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        await ask(rig, cdiff(5))
+    assert not isinstance(caught.value, KnownMissingError)
+    for _ in range(5):
+        with pytest.raises(KnownMissingError):
+            rig.transfers.join(cdiff(5), NEW)
+    assert rig.origin.trace == "D5"
+    assert rig.cooldowns.in_force() == {}
+
+
+async def test_trap_16_it_is_forgotten_in_time(rig: Rig) -> None:
+    asked: list[ObjectId] = []
+
+    def not_at_all(object_id: ObjectId) -> float:
+        asked.append(object_id)
+        return 0.0
+
+    transfers = Transfers(rig.resources, rig.cooldowns, not_at_all, lambda: None, lambda *_: None)
+    for _ in range(2):
+        transfer, under_way = transfers.join(cdiff(5), NEW)
+        assert not under_way
+        with pytest.raises(NotFoundError):
+            await transfer.ready()
+        await until(lambda: not transfers._running)
+    assert asked == [cdiff(5)] * 2
+    assert rig.origin.trace == "D5 D5"
+
+
+async def test_remembered_404s_do_not_pile_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers_module, "_MAX_REMEMBERED", 3)
+    for version in range(1, 6):
+        with pytest.raises(NotFoundError):
+            await ask(rig, cdiff(version))
+    assert len(rig.transfers._missing_until) == 3
+
+
+# Cool-downs
+
+
+async def test_trap_21_a_429_holds_back_one_file(rig: Rig) -> None:
+    rig.origin.put("daily-6.cdiff", forge_cdiff("daily", 6))
+    rig.origin.rule("D5", faults.status(429, retry_after="3600"))
+    with pytest.raises(TransferError):
+        await ask(rig, cdiff(5))
+    for requester in (NEW, OLD):
+        with pytest.raises(CooldownError) as caught:
+            rig.transfers.join(cdiff(5), requester)
+        assert caught.value.cooldown.failure is Failure.RATE_LIMITED
+    assert (await ask(rig, cdiff(6))).published
+    assert rig.notes["/daily-5.cdiff"]["until"] == caught.value.cooldown.until
+
+
+async def test_trap_20_a_403_holds_back_one_client_version(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.origin.rule("*", faults.status(403), times=1)
+    with pytest.raises(TransferError):
+        await ask(rig, cdiff(5), OLD)
+    with pytest.raises(CooldownError):
+        rig.transfers.join(cdiff(6), OLD)
+    assert (await ask(rig, cdiff(5), NEW)).published
+
+
+async def test_a_running_transfer_is_joined_in_spite_of_a_cooldown(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5, SIZE))
+    rig.origin.rate = 1_000_000
+    transfer, _ = rig.transfers.join(cvd(5), NEW)
+    rig.cooldowns.failed(Failure.UNREACHABLE, "/daily.cvd", NEW.version, "another file's trouble")
+    assert rig.transfers.join(cvd(5), NEW) == (transfer, True)
+    await transfer.ready()
+    await ended(rig)
+
+
+async def test_success_ends_a_cooldown(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.cooldowns.failed(Failure.FORBIDDEN, "/x", OLD.version, "old")
+    await ask(rig, cdiff(5), NEW)
+    assert set(rig.cooldowns.in_force()) == {f"client {OLD.version}"}
+
+
+async def test_bad_content_is_not_fetched_over_and_over(rig: Rig) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 6))
+    with pytest.raises(TransferError):
+        await ask(rig, cdiff(5))
+    with pytest.raises(CooldownError):
+        rig.transfers.join(cdiff(5), NEW)
+    assert rig.origin.trace == "D5"
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        pytest.param(None, Failure.BAD_CONTENT, id="corrupt"),
+        pytest.param(faults.short(300_000), Failure.INTERRUPTED, id="broken for ever"),
+    ],
+)
+async def test_a_failure_after_readers_came_is_a_failure(
+    rig: Rig,
+    make_cvd: MakeCvd,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: faults.Fault | None,
+    failure: Failure,
+) -> None:
+    monkeypatch.setattr(transfer_module, "MAX_BREAKS", 3)
+    body = make_cvd(5, SIZE)
+    rig.origin.put("daily.cvd", body if fault else body[:-1] + b"x")
+    if fault:
+        rig.origin.rule("W", fault)
+        rig.origin.rule("R", faults.short(0))
+    transfer = await ask(rig, cvd(5))
+    assert not transfer.published
+    assert [cooldown.failure for cooldown in rig.cooldowns.in_force().values()] == [failure]
+
+
+async def test_there_are_only_so_many_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers_module, "MAX_TRANSFERS", 2)
+    rig.origin.rule("*", faults.silent())
+    for version in (1, 2):
+        rig.transfers.join(cdiff(version), NEW)
+    with pytest.raises(CooldownError) as caught:
+        rig.transfers.join(cdiff(3), NEW)
+    assert "too many" in caught.value.cooldown.reason
+    assert rig.transfers.join(cdiff(2), NEW)[1]
+    assert rig.cooldowns.in_force() == {}
+
+
+@pytest.mark.parametrize("trouble", ["a 206 to no Range", "another process has the file"])
+async def test_the_trouble_of_one_file_does_not_hold_back_the_others(
+    rig: Rig, make_cvd: MakeCvd, trouble: str
+) -> None:
+    rig.origin.put("daily.cvd", make_cvd(6))
+    theirs = None
+    if trouble == "a 206 to no Range":
+        rig.origin.rule("W", faults.Fault(force_status=206))
+    else:
+        theirs = PartialFile.claim(rig.store.partials, cvd(6))
+    with pytest.raises(TransferError):
+        await ask(rig, cvd(5))
+    held_back = rig.cooldowns.check("/main.cvd", NEW.version)
+    if theirs is not None:
+        theirs.release()
+    assert held_back is None
+
+
+@contextmanager
+def _a_frame_of_a_context_manager() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.xfail(strict=True, reason="contextlib sets __traceback__, which a frozen dataclass refuses")
+def test_a_cooldown_error_passes_through_context_managers() -> None:
+    error = CooldownError(Cooldown(1.0, 1, Failure.LOCAL, "why"))
+    with pytest.raises(CooldownError), _a_frame_of_a_context_manager():
+        raise error
+    assert "CooldownError" in "".join(traceback.format_exception(error))
+
+
+# The end
+
+
+async def test_stop_ends_all_and_tells_the_readers(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5, SIZE))
+    rig.origin.rule("W", faults.stall(200_000))
+    rig.origin.rule("D5", faults.silent())
+    whole, _ = rig.transfers.join(cvd(5), NEW)
+    patch, _ = rig.transfers.join(cdiff(5), NEW)
+    async with asyncio.timeout(LIMIT):
+        await whole.ready()
+        source = whole.source()
+        rig.transfers.stop()
+        with pytest.raises(TransferError, match="stopping"):
+            await patch.ready()
+        with pytest.raises(SourceError, match="stopping"):
+            await read_all(source)
+        source.close()
+        await ended(rig)
+    assert rig.cooldowns.in_force() == {}
+
+
+async def test_another_process_publishes_what_is_wanted(rig: Rig) -> None:
+    theirs = PartialFile.claim(rig.store.partials, cdiff(5))
+    waiting = [rig.transfers.join(cdiff(5), NEW)[0] for _ in range(3)]
+    await asyncio.sleep(0.1)
+    theirs.discard()
+    put(rig.store, cdiff(5), b"published by the other")
+    theirs.release()
+    async with asyncio.timeout(LIMIT):
+        await asyncio.gather(*(transfer.ready() for transfer in waiting))
+        await ended(rig)
+    assert rig.origin.requests() == []

@@ -1,0 +1,276 @@
+"""Advertised versions: TXT records (protocol.md 3), and when DNS is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from clamproxy import versions as versions_module
+from clamproxy.objects import MAX_VERSION
+from clamproxy.versions import OLDEST_RECORD, Advertised, AdvertisedVersions, parse_primary, parse_single
+from tests.support.dns_server import PRIMARY, FakeDns, Mode
+
+NOW = 1_759_500_000.0
+REFRESH = 300.0
+RECORD = "1.4.3:62:27780:1759500000:1:90:49192:339"
+ALL = {"main": 62, "daily": 27780, "safebrowsing": 49192, "bytecode": 339}
+
+
+def with_field(position: int, text: str) -> str:
+    fields = RECORD.split(":")
+    fields[position] = text
+    return ":".join(fields)
+
+
+def without(*names: str) -> dict[str, int]:
+    return {name: version for name, version in ALL.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (RECORD, ALL),
+        pytest.param(RECORD + ":more", ALL, id="a field that is new"),
+        pytest.param(with_field(2, ""), without("daily"), id="an empty field"),
+        pytest.param(with_field(2, "x"), without("daily"), id="a garbled field leaves the others"),
+        (with_field(2, "0"), without("daily")),
+        (with_field(2, "-5"), without("daily")),
+        (with_field(2, "+5"), without("daily")),
+        (with_field(2, " 5"), without("daily")),
+        (with_field(2, "5.5"), without("daily")),
+        (with_field(2, "\u0665"), without("daily")),
+        (with_field(2, "\u00b2"), without("daily")),
+        (with_field(2, str(MAX_VERSION)), {**ALL, "daily": MAX_VERSION}),
+        (with_field(2, str(MAX_VERSION + 1)), without("daily")),
+        (with_field(2, "9" * 200), without("daily")),
+        (with_field(0, ""), ALL),
+        (with_field(7, "x"), without("bytecode")),
+    ],
+)
+def test_the_primary_record(text: str, expected: dict[str, int]) -> None:
+    assert parse_primary(text, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1.4.3",
+        "v=spf1 include:spf.example ~all",
+        "1.4.3:62:27780:1759500000:1:90:49192",
+        with_field(3, ""),
+        with_field(3, "x"),
+        with_field(3, "-1759500000"),
+        with_field(3, "1759500000.5"),
+        pytest.param(with_field(3, "0"), id="the epoch"),
+    ],
+)
+def test_no_primary_record(text: str) -> None:
+    with pytest.raises(ValueError, match="record"):
+        parse_primary(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("age", "counts"),
+    [(0, True), (OLDEST_RECORD, True), (OLDEST_RECORD + 1, False), (-3600, True)],
+    ids=["new", "12 h", "trap 36: older than 12 h", "the clock is behind"],
+)
+def test_the_record_time(age: int, counts: bool) -> None:
+    primary, single = with_field(3, str(int(NOW) - age)), f"5:{int(NOW) - age}"
+    if counts:
+        assert parse_primary(primary, NOW) == ALL
+        assert parse_single(single, NOW) == 5
+    else:
+        with pytest.raises(ValueError, match="12 hours"):
+            parse_primary(primary, NOW)
+        with pytest.raises(ValueError, match="12 hours"):
+            parse_single(single, NOW)
+
+
+@pytest.mark.parametrize(("text", "version"), [("5:1759500000", 5), ("5:1759500000:x:y", 5)])
+def test_the_record_of_one_database(text: str, version: int) -> None:
+    assert parse_single(text, NOW) == version
+
+
+@pytest.mark.parametrize("text", ["", "5", ":", "0:1759500000", "x:1759500000", "5:", "5:x", "5 :1759500000"])
+def test_no_record_of_one_database(text: str) -> None:
+    with pytest.raises(ValueError, match="record"):
+        parse_single(text, NOW)
+
+
+records = st.text(max_size=255) | st.lists(
+    st.integers().map(str) | st.sampled_from(["", "1759500000", "9" * 60, "\u0665", "x"]), max_size=12
+).map(":".join)
+
+
+@given(records)
+@example(":".join(["9" * 5000] * 8))
+def test_any_text_is_a_record_or_a_value_error(text: str) -> None:
+    for parse in (parse_primary, parse_single):
+        try:
+            found = parse(text, NOW)
+        except ValueError:
+            continue
+        versions = found.values() if isinstance(found, dict) else [found]
+        assert all(0 < version <= MAX_VERSION for version in versions)
+
+
+# Look-ups
+
+
+class Clock:
+    """The time, and more."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class Bench:
+    """Look-ups at a fake DNS server, and what they save."""
+
+    def __init__(self, dns: FakeDns, clock: Clock) -> None:
+        self.dns = dns
+        self.clock = clock
+        self.notes: dict[str, Any] = {}
+
+    def make(self) -> AdvertisedVersions:
+        servers = [(self.dns.address, self.dns.port)]
+        return AdvertisedVersions(PRIMARY, servers, REFRESH, self.notes.__setitem__)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(versions_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(versions_module, "LIFETIME", 0.4)
+    clock = Clock()
+    monkeypatch.setattr(versions_module, "time", clock)
+    with FakeDns() as dns:
+        yield Bench(dns, clock)
+
+
+async def test_one_query_for_many_callers_and_databases(bench: Bench) -> None:
+    versions = bench.make()
+    answers = await asyncio.gather(*(versions.get(name) for name in ["daily", "main", "bytecode"] * 10))
+    assert answers == [Advertised(27800, True), Advertised(62, True), Advertised(339, True)] * 10
+    assert bench.dns.queries == [PRIMARY]
+
+
+async def test_an_answer_counts_for_a_while(bench: Bench) -> None:
+    versions = bench.make()
+    await versions.get("daily")
+    bench.dns.versions["daily"] = 27801
+    known = versions.last_known("daily")
+    assert known is not None
+    assert known.version == 27800
+    bench.clock.ahead = REFRESH
+    assert versions.last_known("daily") == Advertised(27800, False)
+    assert await versions.get("daily") == Advertised(27801, True)
+    assert bench.dns.queries == [PRIMARY] * 2
+
+
+async def test_a_database_with_a_record_of_its_own(bench: Bench) -> None:
+    bench.dns.versions["test"] = 6
+    assert await bench.make().get("test") == Advertised(6, True)
+    assert bench.dns.queries == ["test.cvd.clamav.net"]
+
+
+@pytest.mark.parametrize(
+    "mode", [Mode.NXDOMAIN, Mode.SERVFAIL, Mode.SILENT, Mode.GARBAGE, Mode.SHORT, Mode.STALE]
+)
+async def test_without_a_good_answer_there_is_none(
+    bench: Bench, mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.dns.mode = mode
+    versions = bench.make()
+    assert await versions.get("daily") is None
+    asked = len(bench.dns.queries)
+    assert await versions.get("daily") is None  # DNS is left alone for a while
+    assert len(bench.dns.queries) == asked
+    assert "No advertised versions" in caplog.text
+    assert bench.notes == {}
+
+
+async def test_the_last_good_answer_stays(bench: Bench) -> None:
+    versions = bench.make()
+    await versions.get("daily")
+    bench.clock.ahead = REFRESH
+    bench.dns.mode = Mode.SERVFAIL
+    assert await versions.get("daily") == Advertised(27800, False)
+    bench.clock.ahead += 60  # DNS is left alone for a while after a failure
+    bench.dns.mode = Mode.RIGHT
+    assert await versions.get("daily") == Advertised(27800, True)
+
+
+async def test_a_name_server_that_is_gone(bench: Bench) -> None:
+    versions = bench.make()
+    bench.dns.close()
+    assert await versions.get("daily") is None
+
+
+async def test_a_restart_forgets_nothing(bench: Bench) -> None:
+    await bench.make().get("daily")
+    again = bench.make()
+    again.restore(dict(bench.notes))
+    assert again.last_known("daily") == Advertised(27800, True)
+    assert await again.get("bytecode") == Advertised(339, True)
+    assert bench.dns.queries == [PRIMARY]
+    old = {name: [version, learnt_at - 3600] for name, (version, learnt_at) in bench.notes.items()}
+    aged = bench.make()
+    aged.restore(old)
+    assert aged.last_known("daily") == Advertised(27800, False)
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], [5], {}, ["5", 1.0], [5, 1.0, 2]])
+async def test_a_note_that_makes_no_sense_is_ignored(bench: Bench, value: Any) -> None:
+    versions = bench.make()
+    versions.restore({"daily": value})
+    assert versions.last_known("daily") is None
+
+
+@pytest.mark.parametrize("learnt_at", ["x", None, [1]])
+@pytest.mark.xfail(
+    strict=True, raises=(TypeError, ValueError), reason="restore() raises, and the service does not start"
+)
+async def test_a_note_with_a_time_that_makes_no_sense_is_ignored(bench: Bench, learnt_at: Any) -> None:
+    versions = bench.make()
+    versions.restore({"daily": [5, learnt_at]})
+    assert versions.last_known("daily") is None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="an answer from the future is fresh until then: DNS is not asked meanwhile"
+)
+async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_fresh(bench: Bench) -> None:
+    versions = bench.make()
+    versions.restore({"daily": [27000, time.time() + 30 * 86400]})
+    assert await versions.get("daily") == Advertised(27800, True)
+
+
+async def test_a_caller_that_leaves_ends_nobody_elses_look_up(bench: Bench) -> None:
+    versions = bench.make()
+    first, second = (asyncio.create_task(versions.get("daily")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == Advertised(27800, True)
+    assert bench.dns.queries == [PRIMARY]
+
+
+async def test_stop(bench: Bench) -> None:
+    bench.dns.mode = Mode.SILENT
+    versions = bench.make()
+    caller = asyncio.create_task(versions.get("daily"))
+    await asyncio.sleep(0.05)
+    versions.stop()
+    assert await caller is None
