@@ -89,7 +89,8 @@ def _from_source(
     representation = Representation(
         metadata.size, object_id.file_name, _last_modified(metadata.last_modified, header)
     )
-    selection = select(request.headers, representation, _condition(header, representation, is_newest))
+    condition = _condition(header, representation, is_newest)
+    selection = select(request.headers, representation, condition, method=request.method)
     reply = _reply(selection, representation, result, object_id)
     wanted = selection.length if request.method == "GET" else 0
     arriving = isinstance(source, TransferSource)
@@ -112,7 +113,8 @@ def from_head(
     representation = Representation(
         head.size, object_id.file_name, _last_modified(head.last_modified, head.header)
     )
-    selection = select(request.headers, representation, _condition(head.header, representation, is_newest))
+    condition = _condition(head.header, representation, is_newest)
+    selection = select(request.headers, representation, condition, method=request.method)
     end = selection.start + selection.length
     if request.method == "GET" and end > HEADER_SIZE:
         return None

@@ -45,7 +45,10 @@ class Arrival:
         """The header of a CVD, as soon as it is there."""
         if self.object_id.kind is not Kind.CVD or self.partial.have < HEADER_SIZE:
             return None
-        return CvdHeader.parse(self.partial.read_beginning(HEADER_SIZE))
+        try:
+            return CvdHeader.parse(self.partial.read_beginning(HEADER_SIZE))
+        except InvalidObject:  # spoilt by a power failure; verification would find it
+            return None
 
 
 class Attempt:

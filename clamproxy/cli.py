@@ -88,9 +88,7 @@ def _print_tables(values: dict[str, Any]) -> None:
     counters = Table(title="Since the cache was made", show_header=False)
     for name in COUNTERS:
         value = values[name]
-        counters.add_row(
-            name.replace("_", " "), _size(value) if name.endswith("bytes_served") else f"{value:,}"
-        )
+        counters.add_row(name.replace("_", " "), _size(value) if "bytes" in name else f"{value:,}")
     counters.add_row("objects", f"{values['objects']:,}")
     counters.add_row("cache", _size(values["cache_bytes"]))
     counters.add_row("quarantined", f"{values['quarantined']:,}")

@@ -94,7 +94,12 @@ class Cooldowns:
         """Take over what an earlier process saved; entries that don't parse are dropped."""
         for key, value in saved.items():
             try:
-                self._active[key] = Cooldown(**{**value, "failure": Failure(value["failure"])})
+                self._active[key] = Cooldown(
+                    float(value["until"]),
+                    int(value["failures"]),
+                    Failure(value["failure"]),
+                    str(value["reason"]),
+                )
             except (KeyError, TypeError, ValueError):
                 self._save(key, None)
 

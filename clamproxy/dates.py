@@ -6,11 +6,15 @@ from datetime import UTC
 
 from werkzeug.http import parse_date
 
+_LAST = 253_402_300_799.0
+"""The end of the year 9999; no later date can be written."""
+
 
 def parse_http_date(field: str | None) -> float | None:
     """Unix seconds of an HTTP date, None for anything else."""
     try:
         date = parse_date(field)
-        return None if date is None else date.astimezone(UTC).timestamp()
+        seconds = -1.0 if date is None else date.astimezone(UTC).timestamp()
     except (ValueError, OverflowError):  # a year or an hour that no calendar has
         return None
+    return seconds if 0 <= seconds <= _LAST else None

@@ -206,7 +206,9 @@ class Gateway:
         trouble: OriginTrouble | None = None
         try:
             async with asyncio.timeout_at(until):
-                await self._parts.heads.probe(latest.database, request.requester, known.wanted)
+                await self._parts.heads.probe(
+                    latest.database, request.requester, known.advertised or 0, known.wanted
+                )
         except _ORIGIN_TROUBLE as error:
             trouble = error
         return self._known(request, latest), True, trouble
@@ -214,7 +216,7 @@ class Gateway:
     def _known(self, request: Request, latest: Latest) -> Known:
         database, parts = latest.database, self._parts
         advertised = parts.versions.last_known(database) if parts.settings.versions.dns else None
-        head = parts.heads.get(database)
+        head, sighting = parts.heads.get(database), parts.heads.sighting(database)
         return Known(
             now=time.time(),
             refresh=parts.settings.versions.refresh,
@@ -223,7 +225,8 @@ class Gateway:
             demanded=latest.demanded,
             cached=parts.store.newest_version(database),
             seen=head.header.version if head else None,
-            seen_at=parts.heads.seen_at(database),
-            probed_for=parts.heads.probed_for(database),
+            seen_at=sighting.at,
+            probed_advertised=sighting.advertised,
+            probed_for=sighting.wanted,
             can_fetch=parts.cooldowns.check(latest.upstream_path, request.requester.version) is None,
         )

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clamproxy.cooldown import Cooldowns, Failure
@@ -41,6 +41,18 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """The origin's last answer with a header."""
+
+    at: float = 0.0
+    """Unix seconds; 0 if there was none."""
+    advertised: int = 0
+    """The version that DNS gave then."""
+    wanted: int = 0
+    """The version that was hoped for then."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Probe:
     requester: Requester
     task: asyncio.Task[None]
@@ -61,8 +73,7 @@ class Heads:
         self._cooldowns = cooldowns
         self._save = save
         self._heads: dict[str, Head] = {}
-        self._seen_at: dict[str, float] = {}
-        self._probed_for: dict[str, int] = {}
+        self._sightings: dict[str, Sighting] = {}
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, _Probe] = {}
 
@@ -72,7 +83,8 @@ class Heads:
             try:
                 header = CvdHeader.parse(value["header"].encode("ascii"))
                 self._heads[database] = Head(header, value["size"], value["last_modified"])
-                self._seen_at[database] = float(value["seen_at"])
+                # A time in the future was noted by a clock that was wrong.
+                self._sightings[database] = Sighting(min(float(value["seen_at"]), time.time()))
             except (InvalidObject, AttributeError, KeyError, TypeError, ValueError):
                 self._save(database, None)
 
@@ -80,27 +92,24 @@ class Heads:
         """The newest head that was seen."""
         return self._heads.get(database)
 
-    def seen_at(self, database: str) -> float:
-        """Unix time at which the origin last answered, 0 if never."""
-        return self._seen_at.get(database, 0.0)
-
-    def probed_for(self, database: str) -> int:
-        """The version that was hoped for when the origin last answered."""
-        return self._probed_for.get(database, 0)
+    def sighting(self, database: str) -> Sighting:
+        """When and for what the origin last answered."""
+        return self._sightings.get(database, Sighting())
 
     def forget(self, database: str) -> None:
         """The whole file was not what its head announced."""
-        for memory in (self._heads, self._seen_at, self._probed_for):
-            memory.pop(database, None)
+        self._heads.pop(database, None)
+        self._sightings.pop(database, None)
         self._save(database, None)
 
-    async def probe(self, database: str, requester: Requester, wanted: int) -> None:
+    async def probe(self, database: str, requester: Requester, advertised: int, wanted: int) -> None:
         """Ask the origin, or wait for the answer to somebody else's question.
 
         Args:
             database: whose CVD.
             requester: on whose behalf.
-            wanted: the version that is hoped for.
+            advertised: the version that DNS gives, 0 if none.
+            wanted: the version that is hoped for: that one, or what the client demands.
 
         Raises:
             KnownMissingError: the origin has no such file, it said a minute ago.
@@ -116,9 +125,9 @@ class Heads:
                 # An old client's 403 is not the others' (trap 20): ask under one's own name.
                 if error.failure is not Failure.FORBIDDEN or running.requester.version == requester.version:
                     raise
-        await asyncio.shield(self._start(database, requester, wanted).task)
+        await asyncio.shield(self._start(database, requester, advertised, wanted).task)
 
-    def _start(self, database: str, requester: Requester, wanted: int) -> _Probe:
+    def _start(self, database: str, requester: Requester, advertised: int, wanted: int) -> _Probe:
         if self._missing_until.get(database, 0.0) > time.monotonic():
             raise KnownMissingError(f"the origin has no {database}.cvd")
         if (running := self._probing.get(database)) is not None:
@@ -126,8 +135,9 @@ class Heads:
         path = Latest(database, Kind.CVD).upstream_path
         if cooldown := self._cooldowns.check(path, requester.version):
             raise CooldownError(cooldown)
-        name = f"header probe {database}"
-        probe = _Probe(requester, asyncio.create_task(self._probe(database, requester, wanted), name=name))
+        sighting = Sighting(advertised=advertised, wanted=wanted)
+        task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
+        probe = _Probe(requester, task)
         self._probing[database] = probe
         probe.task.add_done_callback(lambda _: self._ended(database, probe))
         return probe
@@ -143,7 +153,7 @@ class Heads:
         if not probe.task.cancelled():
             probe.task.exception()  # there may be nobody left who waits for it
 
-    async def _probe(self, database: str, requester: Requester, wanted: int) -> None:
+    async def _probe(self, database: str, requester: Requester, sighting: Sighting) -> None:
         path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
         try:
             head = await self._ask_in_thread(database, path, requester)
@@ -154,8 +164,7 @@ class Heads:
             self._missing_until[database] = time.monotonic() + RECHECK
             raise
         self._cooldowns.succeeded(path, agent, verified=False)
-        self._seen_at[database] = time.time()
-        self._probed_for[database] = wanted
+        self._sightings[database] = replace(sighting, at=time.time())
         known = self._heads.get(database)
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:
@@ -191,5 +200,5 @@ class Heads:
             "header": head.header.raw.decode("ascii"),
             "size": head.size,
             "last_modified": head.last_modified,
-            "seen_at": self._seen_at[database],
+            "seen_at": self._sightings[database].at,
         }

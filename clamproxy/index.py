@@ -108,16 +108,21 @@ def open_index(directory: Path, *, may_replace: bool) -> diskcache.Cache:
 
     Args:
         directory: holds the database and the published files.
-        may_replace: whether a damaged database may be moved aside. Only for who has the
-            directory alone: losing a cache is cheaper than not starting, unless it is in use.
+        may_replace: whether leftovers of a crash are removed, and a damaged database is moved
+            aside. Only for who has the directory alone: losing a cache is cheaper than not
+            starting, unless it is in use.
 
     Raises:
         OSError: it can't be opened.
     """
     try:
-        return _open(directory)
+        index = _open(directory)
+        if may_replace:
+            _remove_orphans(index)
+        return index
     except sqlite3.DatabaseError as error:
-        if not may_replace or error.sqlite_errorcode not in _DAMAGED:
+        # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
+        if not may_replace or error.sqlite_errorcode & 0xFF not in _DAMAGED:
             raise OSError(f"{directory}: {error}") from error
         for earlier in directory.parent.glob(f"{directory.name}.damaged-*"):
             shutil.rmtree(earlier, ignore_errors=True)
@@ -136,7 +141,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def remove_orphans(index: diskcache.Cache) -> None:
+def _remove_orphans(index: diskcache.Cache) -> None:
     """Drop files without a row and rows without a file, as a kill -9 can leave them.
 
     Must not run while another process publishes: its file is there before its row.
@@ -171,10 +176,20 @@ def open_value(index: diskcache.Cache, key: str) -> tuple[IO[bytes], str] | None
 
 def get_text(index: diskcache.Cache, key: str) -> str | None:
     """A text value, or None if there is none or it is of another type."""
+    value = _get(index, key)
+    return value if isinstance(value, str) else None
+
+
+def get_number(index: diskcache.Cache, key: str) -> int | None:
+    """A whole number, or None if there is none or it is of another type."""
+    value = _get(index, key)
+    return value if type(value) is int else None
+
+
+def _get(index: diskcache.Cache, key: str) -> Any:
     try:
-        value = index.get(key)
+        return index.get(key)
     except RefusedValueError as error:
         logger.warning("The index holds %s under %r: dropped.", error, key)
         index.delete(key, retry=True)
         return None
-    return value if isinstance(value, str) else None

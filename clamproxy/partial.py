@@ -30,6 +30,12 @@ class Validators:
     last_modified: str | None
 
     @property
+    def is_sound(self) -> bool:
+        """Whether what was read back is of the right types."""
+        tags = (self.etag, self.last_modified)
+        return isinstance(self.size, int) and all(tag is None or isinstance(tag, str) for tag in tags)
+
+    @property
     def if_range(self) -> str | None:
         """The If-Range field for a resumption, or None if there can't be one (RFC 9110 13.1.5)."""
         if self.size is None:
@@ -137,7 +143,7 @@ class PartialFile:
         try:
             validators = Validators(**json.loads(self._sidecar.read_text()))
             size = os.fstat(self.descriptor).st_size
-            if validators.size is None or size > validators.size:
+            if not validators.is_sound or validators.size is None or size > validators.size:
                 return
         except (OSError, TypeError, ValueError):
             return

@@ -43,6 +43,8 @@ class Known:
     """The newest version whose header was seen at the origin."""
     seen_at: float = 0.0
     """When the origin last answered with a header."""
+    probed_advertised: int = 0
+    """The version that was advertised then."""
     probed_for: int = 0
     """The version that was wanted then."""
     can_fetch: bool = True
@@ -81,10 +83,10 @@ def must_probe(known: Known) -> bool:
 
 def _is_news(known: Known) -> bool:
     """Whether a version is wanted of which nobody had heard when the origin last answered."""
-    if known.wanted <= known.probed_for:
-        return False
+    if (known.advertised or 0) > max(known.best, known.probed_advertised):
+        return True
     # What a client demands may be invented: it is looked into at once if it is plausible.
-    return known.wanted == known.advertised or known.wanted <= known.best + PLAUSIBLE_LEAD
+    return known.probed_for < known.wanted <= known.best + PLAUSIBLE_LEAD
 
 
 def choose(known: Known) -> Choice | None:

@@ -51,14 +51,17 @@ def select(
     headers: Headers,
     representation: Representation,
     not_modified_since: Callable[[float], bool] | None = None,
+    *,
+    method: str = "GET",
 ) -> Selection:
-    """Decide status and bytes for a GET (a HEAD gets the same without the bytes).
+    """Decide status and bytes.
 
     Args:
         headers: of the request.
         representation: the selected representation.
         not_modified_since: whether nothing newer than the given If-Modified-Since time (Unix
             seconds) is there; by default, the comparison with Last-Modified.
+        method: ranges are defined for GET only (RFC 9110 14.2).
 
     Returns:
         304, 206, 416 or 200. A 304 takes precedence over Range (trap 14).
@@ -68,7 +71,7 @@ def select(
     whole = Selection(200, 0, representation.size)
     # No range of an empty object is satisfiable, and a 416 is an error to freshclam while an
     # empty cdiff is a valid answer: trap 12.
-    if representation.size == 0 or not _range_applies(headers, representation):
+    if method != "GET" or representation.size == 0 or not _range_applies(headers, representation):
         return whole
     return _select_range(headers.get("Range", ""), representation.size) or whole
 

@@ -29,9 +29,10 @@ def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
 def _is_kept(object_id: ObjectId, kept_versions: Mapping[tuple[str, Kind], set[int]]) -> bool:
     if not object_id.kind.is_signature:
         return object_id.version in kept_versions[object_id.database, object_id.kind]
-    kept = kept_versions.get((object_id.database, object_id.signed.kind), set())
-    # A signature may arrive before its object is published; it goes when older ones are kept no more.
-    return not kept or object_id.version >= min(kept)
+    kept = kept_versions.get((object_id.database, object_id.signed.kind))
+    if kept is None:
+        return True  # its object may be on its way
+    return bool(kept) and object_id.version >= min(kept)
 
 
 def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]:
@@ -42,14 +43,15 @@ def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]
         size_limit: bytes.
 
     The newest CVD of each database is never given up: all service rests on it. Older CVDs go
-    first, the largest before the others, then the oldest cdiffs, each with its signature.
+    first, the largest before the others, then the oldest cdiffs, each with its signature, then
+    signatures whose objects are not there.
     """
     excess = sum(sizes.values()) - size_limit
     leaving: list[ObjectId] = []
     for object_id in _expendable(sizes):
         if excess <= 0:
             break
-        for victim in (object_id, _signature_of(object_id)):
+        for victim in _with_signature(object_id):
             if victim in sizes:
                 excess -= sizes[victim]
                 leaving.append(victim)
@@ -67,11 +69,14 @@ def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
     old_cvds.sort(key=lambda object_id: sizes[object_id], reverse=True)
     # "Oldest" counts from each database's own newest patch: version numbers don't compare across them.
     cdiffs.sort(key=lambda object_id: object_id.version - newest[object_id.database, Kind.CDIFF])
-    return old_cvds + cdiffs
+    lone = [object_id for object_id in sizes if object_id.kind.is_signature and object_id.signed not in sizes]
+    return old_cvds + cdiffs + sorted(lone)
 
 
-def _signature_of(object_id: ObjectId) -> ObjectId:
-    return ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+def _with_signature(object_id: ObjectId) -> tuple[ObjectId, ...]:
+    if object_id.kind.is_signature:
+        return (object_id,)
+    return object_id, ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
 
 
 def _versions_by_series(objects: Iterable[ObjectId]) -> dict[tuple[str, Kind], list[int]]:

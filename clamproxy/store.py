@@ -22,10 +22,10 @@ from typing import IO, Any, Self
 
 from clamproxy.index import (
     FinishedFile,
+    get_number,
     get_text,
     open_index,
     open_value,
-    remove_orphans,
     sync_directory,
 )
 from clamproxy.objects import Kind, ObjectId
@@ -124,7 +124,6 @@ class Store:
             alone = tidy and _lock_alone(self._lock)
             self._index = open_index(directory / "index", may_replace=alone)
             if alone:
-                remove_orphans(self._index)
                 self._repair()
             fcntl.flock(self._lock, fcntl.LOCK_SH)
         except BaseException:
@@ -253,7 +252,7 @@ class Store:
         target = self._quarantine / f"{name}.{time.time_ns()}"
         path.replace(target)
         target.with_name(f"{target.name}.reason").write_text(f"{reason}\n")
-        rejected = sorted(self.quarantined(), key=lambda file: file.stat().st_mtime)
+        rejected = sorted(self.quarantined(), key=lambda file: file.suffix)  # the time of its rejection
         for old in rejected[:-QUARANTINE_LIMIT]:
             old.unlink(missing_ok=True)
             old.with_name(f"{old.name}.reason").unlink(missing_ok=True)
@@ -292,15 +291,14 @@ class Store:
         """Add to counters, all at once. Blocks."""
         with self._index.transact(retry=True):
             for name, amount in amounts.items():
+                if get_number(self._index, _COUNTER_PREFIX + name) is None:
+                    self._index.set(_COUNTER_PREFIX + name, 0, retry=True)
                 self._index.incr(_COUNTER_PREFIX + name, amount, default=0, retry=True)
 
     def counters(self) -> dict[str, int]:
         """The counters as last written."""
-        return {
-            key.removeprefix(_COUNTER_PREFIX): int(value)
-            for key in self._index
-            if key.startswith(_COUNTER_PREFIX) and isinstance(value := self._index.get(key, default=0), int)
-        }
+        keys = [key for key in self._index if key.startswith(_COUNTER_PREFIX)]
+        return {key.removeprefix(_COUNTER_PREFIX): get_number(self._index, key) or 0 for key in keys}
 
 
 def _lock_alone(lock: IO[bytes]) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from clamproxy.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.messages import Requester
@@ -21,11 +20,13 @@ MAX_TRANSFERS = 64
 _MAX_REMEMBERED = 4096
 
 
-@dataclass(frozen=True, slots=True)
 class CooldownError(Exception):
     """The origin must not be asked now."""
 
-    cooldown: Cooldown
+    def __init__(self, cooldown: Cooldown) -> None:
+        """Say what holds it back."""
+        super().__init__(cooldown.reason)
+        self.cooldown = cooldown
 
 
 class Transfers:

@@ -71,15 +71,17 @@ class AdvertisedVersions:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over the answers of an earlier process."""
         for database, value in saved.items():
-            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
-                self._known[database] = (value[0], float(value[1]))
+            match value:
+                case [int(version), int() | float() as learnt_at]:
+                    self._known[database] = (version, learnt_at)
 
     def last_known(self, database: str) -> Advertised | None:
         """The last good answer, without asking."""
         if database not in self._known:
             return None
         version, learnt_at = self._known[database]
-        return Advertised(version, time.time() - learnt_at < self._refresh)
+        # A time in the future was noted by a clock that was wrong.
+        return Advertised(version, 0 <= time.time() - learnt_at < self._refresh)
 
     async def get(self, database: str) -> Advertised | None:
         """The advertised version, after asking DNS if the last answer counts no more.

@@ -79,7 +79,6 @@ def test_stats_of_a_filled_cache(tmp_path: Path, make_cvd: MakeCvd) -> None:
     assert values["cooldown_until"] > time.time()
 
 
-@pytest.mark.xfail(strict=True, reason="_print_tables gives a unit to bytes_served only")
 def test_all_sizes_have_units(tmp_path: Path, make_cvd: MakeCvd) -> None:
     filled(tmp_path / "cache", make_cvd)
     assert "3.0 MiB" in invoke("stats").output

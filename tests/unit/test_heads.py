@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clamproxy.cooldown import Cooldowns, Failure
-from clamproxy.heads import Heads
+from clamproxy.heads import Heads, Sighting
 from clamproxy.messages import Requester
 from clamproxy.transfers import CooldownError
 from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError
@@ -32,7 +32,7 @@ class Bench:
 
     async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
         """Probe; gives the version that is known then."""
-        await self.heads.probe(database, requester, wanted)
+        await self.heads.probe(database, requester, wanted, wanted)
         head = self.heads.get(database)
         assert head is not None
         return head.header.version
@@ -47,7 +47,7 @@ def bench(origin: Origin) -> Iterator[Bench]:
 
 async def test_nothing_is_known_before(bench: Bench) -> None:
     assert bench.heads.get("daily") is None
-    assert (bench.heads.seen_at("daily"), bench.heads.probed_for("daily")) == (0.0, 0)
+    assert bench.heads.sighting("daily") == Sighting(0.0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ async def test_a_probe_learns_version_size_and_date(
     assert head.header.raw == body[:512]
     assert head.size in (len(body), None)
     assert head.last_modified == stime_of(5) + 60
-    assert bench.heads.probed_for("daily") == 7
-    assert bench.heads.seen_at("daily") > 0
+    assert bench.heads.sighting("daily").wanted == 7
+    assert bench.heads.sighting("daily").at > 0
     (seen,) = origin.requests()
     assert (seen.headers["range"], seen.headers["user-agent"]) == ("bytes=0-511", AGENT)
 
@@ -112,7 +112,7 @@ async def test_a_restart_forgets_nothing(bench: Bench, origin: Origin, make_cvd:
     again = bench.make()
     again.restore(dict(bench.notes))
     assert again.get("daily") == bench.heads.get("daily")
-    assert again.seen_at("daily") == bench.heads.seen_at("daily")
+    assert again.sighting("daily").at == bench.heads.sighting("daily").at
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ async def test_a_failure_becomes_a_cooldown(
         await bench.probe()
     assert caught.value.failure is failure
     assert bench.heads.get("daily") is None
-    assert bench.heads.seen_at("daily") == 0.0
+    assert bench.heads.sighting("daily").at == 0.0
     with pytest.raises(CooldownError):
         await bench.probe()
     assert origin.trace == "P"

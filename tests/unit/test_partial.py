@@ -133,9 +133,6 @@ def test_without_a_sound_sidecar_it_begins_anew(tmp_path: Path, text: str | None
     assert (partial.have, partial.resumable, partial.complete) == (0, False, False)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AttributeError, reason="_load() does not look at the type of the validators"
-)
 def test_a_sidecar_with_a_number_for_a_tag_begins_anew(tmp_path: Path) -> None:
     sidecar = interrupted(tmp_path).with_suffix(".json")
     sidecar.write_text(json.dumps({"size": 10, "etag": 5, "last_modified": None}))

@@ -38,6 +38,7 @@ def known(**values: object) -> Known:
         cached=10,
         seen=10,
         seen_at=NOW,
+        probed_advertised=10,
         probed_for=10,
     )
     return replace(current, **values)  # type: ignore[arg-type]
@@ -56,13 +57,21 @@ WITHOUT_DNS = {"advertised": None, "advertised_is_fresh": False}
         pytest.param({"cached": None, "seen": None, **WITHOUT_DNS}, True, id="nothing, and no DNS"),
         pytest.param({"cached": None}, False, id="a head that was seen is as good as a cached CVD"),
         pytest.param({"advertised": 11}, True, id="trap 5: DNS has news"),
-        pytest.param({"advertised": 11, "probed_for": 11}, False, id="trap 5: no loop while the CDN lags"),
         pytest.param(
-            {"advertised": 11, "probed_for": 11, "seen_at": NOW - RECHECK},
+            {"advertised": 11, "probed_advertised": 11, "probed_for": 11},
+            False,
+            id="trap 5: no loop while the CDN lags",
+        ),
+        pytest.param(
+            {"advertised": 11, "probed_advertised": 11, "probed_for": 11, "seen_at": NOW - RECHECK},
             True,
             id="trap 5: once a minute while the CDN lags",
         ),
-        pytest.param({"advertised": 12, "probed_for": 11}, True, id="trap 5: further news are news again"),
+        pytest.param(
+            {"advertised": 12, "probed_advertised": 11, "probed_for": 11},
+            True,
+            id="trap 5: further news are news again",
+        ),
         pytest.param({"advertised_is_fresh": False}, False, id="DNS silent: the origin's answer counts"),
         pytest.param(
             {"advertised_is_fresh": False, "seen_at": NOW - REFRESH},
@@ -79,6 +88,11 @@ WITHOUT_DNS = {"advertised": None, "advertised_is_fresh": False}
             {"demanded": 99999, "seen_at": NOW - RECHECK}, True, id="an invented demand, once a minute"
         ),
         pytest.param({"demanded": 11, "probed_for": 11}, False, id="a demand that was looked into"),
+        pytest.param(
+            {"advertised": 11, "demanded": 14, "probed_for": 14},
+            True,
+            id="an invented demand does not hide what is advertised",
+        ),
         pytest.param({"seen": 9}, False, id="an old head beside a newer cached CVD"),
     ],
 )
@@ -102,7 +116,7 @@ def test_when_the_origin_is_asked_for_its_header(values: dict[str, object], expe
         pytest.param({"seen": 9}, Choice(10, True, False), id="trap 4: never backwards"),
         pytest.param({"seen": None}, Choice(10, True, False), id="no head was ever seen"),
         pytest.param(
-            {"advertised": 11, "probed_for": 11},
+            {"advertised": 11, "probed_advertised": 11, "probed_for": 11},
             Choice(10, True, False),
             id="trap 5: what the CDN has now is all there is",
         ),
@@ -127,6 +141,7 @@ knowledge = st.builds(
     cached=versions,
     seen=versions,
     seen_at=st.floats(0, NOW),
+    probed_advertised=st.integers(0, 30),
     probed_for=st.integers(0, 30),
     can_fetch=st.booleans(),
 )
@@ -146,7 +161,13 @@ def test_traps_4_and_13_never_older_than_the_cache_and_never_invented(state: Kno
 
 @given(knowledge)
 def test_trap_5_an_answer_ends_the_questions(state: Known) -> None:
-    asked = replace(state, seen=state.seen or 1, seen_at=state.now, probed_for=state.wanted)
+    asked = replace(
+        state,
+        seen=state.seen or 1,
+        seen_at=state.now,
+        probed_advertised=state.advertised or 0,
+        probed_for=state.wanted,
+    )
     assert not must_probe(asked)
 
 

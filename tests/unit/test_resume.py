@@ -123,9 +123,6 @@ async def test_a_file_that_changed_meanwhile_is_fetched_anew(rig: Rig, make_cvd:
     assert (seen.headers["if-range"], seen.status) == ('"another"', 200)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Arrival.header raises InvalidObject, and the partial file stays: each transfer fails"
-)
 async def test_a_partial_file_that_a_power_failure_spoilt_is_fetched_anew(
     rig: Rig, make_cvd: MakeCvd
 ) -> None:

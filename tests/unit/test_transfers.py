@@ -262,7 +262,6 @@ def _a_frame_of_a_context_manager() -> Iterator[None]:
     yield
 
 
-@pytest.mark.xfail(strict=True, reason="contextlib sets __traceback__, which a frozen dataclass refuses")
 def test_a_cooldown_error_passes_through_context_managers() -> None:
     error = CooldownError(Cooldown(1.0, 1, Failure.LOCAL, "why"))
     with pytest.raises(CooldownError), _a_frame_of_a_context_manager():
