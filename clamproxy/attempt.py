@@ -17,6 +17,11 @@ from clamproxy.verification import InvalidObject, check_beginning
 LONGEST_MAGIC = 32
 """Bytes by which a patch or a signature can be told from an error page."""
 
+MIB = 1024 * 1024
+LARGEST = {Kind.CVD: 1024 * MIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
+"""Bytes beyond which no file is taken: an answer without end must not fill the disk. The largest
+files of ClamAV are a sixth of it (main.cvd: 170 MB)."""
+
 
 @dataclass(slots=True)
 class Arrival:
@@ -26,8 +31,6 @@ class Arrival:
     """What is expected; a whole CVD may turn out to be another version when its header comes."""
     oldest: int
     """The oldest version of a whole CVD that is of any use."""
-    largest: int
-    """Bytes beyond which no file is taken: an answer without end must not fill the disk."""
     partial: PartialFile
     followed: bool = False
     """Whether there may be readers: from then on, what has arrived must not change."""
@@ -67,6 +70,8 @@ class Attempt:
         """
         self.begun = False
         """Whether the origin has answered."""
+        self.received = 0
+        """Bytes that have come over this connection, wanted or not."""
         self._upstream = upstream
         self._arrival = arrival
         self._requester = requester
@@ -120,6 +125,7 @@ class Attempt:
         needed = HEADER_SIZE if self._arrival.object_id.kind is Kind.CVD else LONGEST_MAGIC
         while len(beginning) < needed and (chunk := next(chunks, b"")):
             beginning += chunk
+        self.received = len(beginning)
         self._admit(bytes(beginning), answer)
         validators = Validators(answer.size, answer.etag, answer.last_modified)
         skip = self._restart_or_skip(validators, bytes(beginning[:HEADER_SIZE]))
@@ -172,11 +178,13 @@ class Attempt:
             raise RangeError("the file changed at the origin")
         with self._lock:
             self._check_not_abandoned()
+            self._check_size(validators.size or 0)
             partial.begin(validators)
         return 0
 
     def _receive(self, answer: Answer, skip: int) -> None:
         for chunk in answer.chunks():
+            self.received += len(chunk)
             self._append(chunk[skip:])
             skip = max(0, skip - len(chunk))
         with self._lock:
@@ -187,11 +195,15 @@ class Attempt:
     def _append(self, data: bytes) -> None:
         with self._lock:
             self._check_not_abandoned()
-            partial = self._arrival.partial
-            if partial.have + len(data) > self._arrival.largest:
-                raise OriginError(Failure.BAD_CONTENT, f"more than {self._arrival.largest} bytes")
-            partial.append(data)
+            self._check_size(self._arrival.partial.have + len(data))
+            self._arrival.partial.append(data)
         self._progress()
+
+    def _check_size(self, size: int) -> None:
+        largest = LARGEST[self._arrival.object_id.kind]
+        if size > largest:
+            self._arrival.partial.begin(Validators(None, None, None))
+            raise OriginError(Failure.BAD_CONTENT, f"more than {largest} bytes")
 
     def _check_not_abandoned(self) -> None:
         if self._abandoned:

@@ -119,13 +119,13 @@ class Gateway:
         return from_object(request, *await self._fetch(request, object_id, None, until))
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
-        """Whether a version is so far ahead that the client must have made it up."""
+        """Whether a version is so far ahead of a fresh DNS answer that a client must have made it up."""
         database = object_id.database
         if self._parts.settings.versions.dns:
             await self._parts.versions.get(database)
         known = self._known(Request("GET", "", Headers()), Latest(database, Kind.CVD))
         newest = max(known.best, known.wanted)
-        return newest > 0 and object_id.version > newest + PLAUSIBLE_LEAD
+        return known.advertised_is_fresh and object_id.version > newest + PLAUSIBLE_LEAD
 
     async def _fetch(
         self, request: Request, object_id: ObjectId, oldest: int | None, until: float

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PROBE = 60.0
 """Seconds for 512 bytes, even if they trickle in."""
+SILENCE = 10.0
+"""Seconds after which a further client doesn't wait for a probe that has no answer yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Sighting:
 class _Probe:
     requester: Requester
     task: asyncio.Task[None]
+    started_at: float
 
 
 class Heads:
@@ -116,30 +119,35 @@ class Heads:
             NotFoundError, OriginError: as the origin answered.
             CooldownError: it must not be asked now.
         """
-        running = self._probing.get(database)
-        if running is not None:
+        while True:
+            probe = self._join(database) or self._start(database, requester, Sighting(0, advertised, wanted))
             try:
-                # Shielded, here and below: others wait for the same answer when this client leaves.
-                return await asyncio.shield(running.task)
+                # Shielded: others wait for the same answer when this client leaves.
+                return await asyncio.shield(probe.task)
             except OriginError as error:
                 # An old client's 403 is not the others' (trap 20): ask under one's own name.
-                if error.failure is not Failure.FORBIDDEN or running.requester.version == requester.version:
+                same = probe.requester.version == requester.version
+                if same or error.failure is not Failure.FORBIDDEN:
                     raise
-        await asyncio.shield(self._start(database, requester, advertised, wanted).task)
+                await asyncio.sleep(0)  # the failed probe is leaving
 
-    def _start(self, database: str, requester: Requester, advertised: int, wanted: int) -> _Probe:
+    def _join(self, database: str) -> _Probe | None:
+        """The probe that is under way, unless it is silent for so long that another is worth it."""
+        probe = self._probing.get(database)
+        if probe is None or probe.task.done() or time.monotonic() - probe.started_at >= SILENCE:
+            return None
+        return probe
+
+    def _start(self, database: str, requester: Requester, sighting: Sighting) -> _Probe:
         if self._missing_until.get(database, 0.0) > time.monotonic():
             raise KnownMissingError(f"the origin has no {database}.cvd")
-        if (running := self._probing.get(database)) is not None:
-            return running
         path = Latest(database, Kind.CVD).upstream_path
         if cooldown := self._cooldowns.check(path, requester.version):
             raise CooldownError(cooldown)
-        sighting = Sighting(advertised=advertised, wanted=wanted)
         task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
-        probe = _Probe(requester, task)
+        probe = _Probe(requester, task, time.monotonic())
         self._probing[database] = probe
-        probe.task.add_done_callback(lambda _: self._ended(database, probe))
+        task.add_done_callback(lambda _: self._ended(database, probe))
         return probe
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from clamproxy.versions import AdvertisedVersions
 
 logger = logging.getLogger(__name__)
 
+MAX_CONNECTIONS = 16
+"""To the origin, for transfers, at the same time; further ones wait."""
 STALL_WINDOW = 5.0
 """Seconds over which the speed of a connection to the origin is watched."""
 
@@ -101,8 +104,8 @@ class Service:
 
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
-        largest = self.settings.cache.size_limit
-        resources = Resources(self._upstream, self.store, self.writer, keys, window, largest)
+        slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        resources = Resources(self._upstream, self.store, self.writer, keys, window, slots)
         return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy, self._after_failure)
 
     def _negative_ttl(self, object_id: ObjectId) -> float:

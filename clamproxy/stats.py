@@ -15,6 +15,8 @@ from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1
 """Seconds from a change until it is on disk, where `clamproxy stats` reads it."""
+FLUSH_DELAY_AFTER_ERROR = 10.0
+"""The same while the disk is full, say."""
 
 COUNTER_OF_RESULT = {
     Result.HIT: "hits",
@@ -38,6 +40,7 @@ class Stats:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._pending: Counter[str] = Counter()
+        self._delay = FLUSH_DELAY
 
     def count_request(self, result: Result, length: int) -> None:
         """A request has been answered with so many bytes of content."""
@@ -58,15 +61,17 @@ class Stats:
         try:
             self._store.add_to_counters(amounts)
         except Exception:
-            self._add(amounts)  # for the next time
+            self._delay = FLUSH_DELAY_AFTER_ERROR
+            self._add(amounts)
             raise
+        self._delay = FLUSH_DELAY
 
     def _add(self, amounts: dict[str, int]) -> None:
         with self._lock:
             first = not self._pending
             self._pending.update(amounts)
         if first and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.call_later, FLUSH_DELAY, self.flush)
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, self.flush)
 
 
 def snapshot(store: Store) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class _StalledError(Exception):
     """The connection is too slow to go on with."""
 
 
+class _UnansweredError(Exception):
+    """The origin has not answered yet, and further clients wait: worth a new connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What transfers work with."""
@@ -66,8 +70,8 @@ class Resources:
     keys: TrustedKeys
     stall_window: float
     """Seconds over which the speed of a connection is watched."""
-    largest: int
-    """Bytes beyond which no file is taken."""
+    slots: asyncio.Semaphore
+    """How many connections to the origin there may be at a time."""
 
 
 class Transfer:
@@ -215,13 +219,18 @@ class Transfer:
                 return None
             if partial is None:
                 await asyncio.sleep(_BUSY_PAUSE)
-        return Arrival(self._expected, self._oldest, self._resources.largest, partial)
+        return Arrival(self._expected, self._oldest, partial)
 
     async def _fetch_all(self, arrival: Arrival) -> None:
         patience = _Patience(arrival)
         while not arrival.partial.complete:
             try:
-                await self._attempt(arrival)
+                async with self._resources.slots:
+                    await self._attempt(arrival)
+                if not arrival.partial.complete:
+                    raise OriginError(Failure.INTERRUPTED, "the answer ended early")
+            except _UnansweredError:
+                logger.info("No answer for %s: asking again.", self.object_id.file_name)
             except _StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
                 patience.use_up(OriginError(Failure.INTERRUPTED, "stalled"))
@@ -232,7 +241,7 @@ class Transfer:
         """One connection, watched.
 
         Raises:
-            _StalledError: it was given up.
+            _StalledError, _UnansweredError: it was given up.
         """
         attempt = Attempt(self._resources.upstream, arrival, self.requester, self._report)
         self._current = attempt
@@ -243,21 +252,21 @@ class Transfer:
             # Until the origin answers, upstream.read_timeout is the limit, or a kick.
             while not await self._ended(future) and not attempt.begun:
                 if self._kicked.is_set():
-                    raise _StalledError
-            await self._watch_speed(future)
+                    raise _UnansweredError
+            await self._watch_speed(attempt, future)
             future.result()
         finally:
             attempt.abandon()
             future.cancel()
 
-    async def _watch_speed(self, future: asyncio.Future[None]) -> None:
+    async def _watch_speed(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
         window = self._resources.stall_window
-        mark, marked_at = self.have, time.monotonic()
+        mark, marked_at = attempt.received, time.monotonic()
         while not await self._ended(future):
             if time.monotonic() - marked_at >= window:
-                if self.have - mark < SLOWEST * window:
+                if attempt.received - mark < SLOWEST * window:
                     raise _StalledError
-                mark, marked_at = self.have, time.monotonic()
+                mark, marked_at = attempt.received, time.monotonic()
             if self._kicked.is_set():
                 raise _StalledError
 
@@ -341,7 +350,7 @@ class _Patience:
         # the origin may have closed a pooled connection just then.
         most = MAX_BREAKS if self._arrival.followed else 2
         passing = error.failure in (Failure.UNREACHABLE, Failure.INTERRUPTED)
-        passing |= self._arrival.followed and error.failure is Failure.SERVER_ERROR
+        passing |= self._arrival.followed and error.failure is Failure.SERVER_ERROR and not error.retry_after
         if not passing or self._breaks >= most:
             raise TransferError(error.failure, str(error), error.retry_after)
         return float(_FIRST_PAUSE * 2 ** (self._breaks - 1))

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 from clamproxy.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.messages import Requester
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.transfer import Resources, Transfer, TransferError
 from clamproxy.upstream import KnownMissingError, NotFoundError
 
 logger = logging.getLogger(__name__)
 
-MAX_TRANSFERS = 64
-"""At the same time; each has a connection and a thread."""
+MAX_TRANSFERS = 1024
+"""Running or waiting for a connection."""
 _MAX_REMEMBERED = 4096
 
 
@@ -77,8 +77,7 @@ class Transfers:
         """
         if self._missing_until.get(object_id, 0.0) > time.monotonic():
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
-        # A transfer may have turned out to be of another version than was expected.
-        transfer = next((one for one in self._running.values() if one.object_id == object_id), None)
+        transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None:
             transfer.kick()
             return transfer, True
@@ -93,6 +92,10 @@ class Transfers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return transfer, False
+
+    def _turned_to(self, object_id: ObjectId) -> Transfer | None:
+        """A transfer that was started for another version of a CVD, and turned out to be this one."""
+        return next((one for one in self._running.values() if one.object_id == object_id), None)
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
         path, agent = object_id.upstream_path, transfer.requester.version
@@ -114,9 +117,11 @@ class Transfers:
             self._cooldowns.succeeded(path, agent)
             self._resources.writer.submit(self._after_publishing)
         finally:
-            self._running.pop(object_id, None)
+            del self._running[object_id]
 
     def _remember_missing(self, object_id: ObjectId) -> None:
+        if object_id.kind is Kind.CVD:
+            return  # its header was there a moment ago
         self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
         if len(self._missing_until) > _MAX_REMEMBERED:
             del self._missing_until[min(self._missing_until, key=self._missing_until.__getitem__)]

@@ -160,6 +160,7 @@ class ClamProxy:
             # mitmproxy would read all of it into memory before the answer.
             self._note(flow, Result.REFUSED)
             flow.kill()  # type: ignore[no-untyped-call]
+            stream.abort(flow.client_conn)
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer from the gateway, or leave it to mitmproxy to forward."""
@@ -171,6 +172,7 @@ class ClamProxy:
         except Exception:
             # mitmproxy would log it and forward the request, wherever to.
             logger.exception("A request from %s failed.", flow.client_conn.peername[0])
+            self._note(flow, Result.ERROR)
             flow.response = _failure()
 
     async def _answer(self, flow: http.HTTPFlow) -> None:

@@ -16,10 +16,11 @@ import asyncio
 import io
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mitmproxy import ctx, flow
+from mitmproxy import connection, ctx, flow
 from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
@@ -299,13 +300,22 @@ def _addon(name: str) -> Any:
     return ctx.master.addons.get(name)  # type: ignore[no-untyped-call]
 
 
+def abort(client: connection.Client) -> None:
+    """Close a client's connection at once, with whatever it is still sending."""
+    with suppress(KeyError):
+        _client_writer(client).transport.abort()
+
+
 def _writer(stream: BodyStream) -> asyncio.StreamWriter:
-    """The writer of the client's connection.
+    return _client_writer(stream.context.client)
+
+
+def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
+    """The writer of a client's connection.
 
     Raises:
         KeyError: the connection is gone.
     """
-    client = stream.context.client
     handler = _addon("proxyserver").connections[client.id]
     writer = handler.transports[client].writer
     if not isinstance(writer, asyncio.StreamWriter):

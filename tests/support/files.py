@@ -59,7 +59,7 @@ def _not_modified(file: File, date: str | None, request: Headers) -> bool:
         return False
     try:
         return parsedate_to_datetime(date) <= parsedate_to_datetime(request["if-modified-since"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False
 
 

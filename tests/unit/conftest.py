@@ -32,8 +32,6 @@ NEW, OLD = Requester(AGENT), Requester(OLD_AGENT)
 STIME = 1_700_000_000
 """Build time of version 1 of every forged database; each version is a day younger."""
 DAY = 86400
-LARGEST = 2**20
-"""Bytes beyond which no file is taken."""
 
 type MakeCvd = Callable[..., bytes]
 type Child = Callable[..., subprocess.CompletedProcess[str]]
@@ -162,7 +160,7 @@ def connect(origin: Origin, read_timeout: float = 5.0) -> Upstream:
 async def rig(origin: Origin, store: Store) -> AsyncIterator[Rig]:
     """Transfers with a stall window of half a second and 404s that are remembered for a minute."""
     writer, upstream, notes = Writer(), connect(origin), dict[str, Any]()
-    resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, LARGEST)
+    resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, asyncio.Semaphore(16))
     cooldowns = Cooldowns(notes.__setitem__)
     transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda: None, lambda *_: None)
     yield Rig(origin, store, writer, upstream, resources, cooldowns, transfers, notes)

@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from clamproxy.attempt import LARGEST
 from clamproxy.cooldown import Failure
 from clamproxy.messages import SourceError
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.partial import Validators
 from clamproxy.store import Store
 from clamproxy.transfer import Transfer, TransferError
 from tests.support import faults
-from tests.unit.conftest import LARGEST, NEW, MakeCvd, Rig, cvd, read_all, until
+from tests.unit.conftest import NEW, MakeCvd, Rig, cvd, read_all, until
 from tests.unit.test_transfer import (
     LIMIT,
     SIZE,
@@ -304,10 +305,12 @@ async def test_a_reader_outlives_the_drop_of_its_object(rig: Rig, make_cvd: Make
     "fault", [faults.Fault(), faults.Fault(length=False)], ids=["with its length", "without a length"]
 )
 async def test_an_answer_that_would_fill_the_disk_is_cut(
-    rig: Rig, make_cvd: MakeCvd, fault: faults.Fault
+    rig: Rig, make_cvd: MakeCvd, fault: faults.Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.origin.put("daily.cvd", make_cvd(5, 2 * LARGEST))
+    largest = 2**20
+    monkeypatch.setitem(LARGEST, Kind.CVD, largest)
+    rig.origin.put("daily.cvd", make_cvd(5, 2 * largest))
     rig.origin.rule("W", fault)
     transfer = await fetch(rig, cvd(5))
     assert not transfer.published
-    assert transfer.have <= LARGEST
+    assert transfer.have <= largest
