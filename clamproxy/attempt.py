@@ -160,8 +160,8 @@ class Attempt:
             try:
                 partial = PartialFile.claim(arrival.partial.path.parent, object_id)
             except BusyError as error:
-                reason = f"another process is fetching {object_id.file_name}"
-                raise OriginError(Failure.INTERRUPTED, reason) from error
+                reason = f"{object_id.file_name} is being fetched already"
+                raise OriginError(Failure.CHANGED, reason) from error
             arrival.partial.discard()
             arrival.partial.release()
             arrival.object_id, arrival.partial = object_id, partial

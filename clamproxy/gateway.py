@@ -160,7 +160,7 @@ class Gateway:
 
     # Whole CVDs and their headers
 
-    async def _answer_latest(self, request: Request, latest: Latest) -> Reply:
+    async def _answer_latest(self, request: Request, latest: Latest, *, again: bool = False) -> Reply:
         database = latest.database
         has_stale = self._parts.store.newest_version(database) is not None
         until = asyncio.get_running_loop().time() + (PATIENCE_WITH_STALE if has_stale else PATIENCE)
@@ -181,6 +181,9 @@ class Gateway:
                 # An edge of the CDN may have sent an older version than its head announced.
                 return from_object(request, *fetched, is_newest=fetched[0].version >= newest)
             except _ORIGIN_TROUBLE as error:
+                if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
+                    # A release in this very moment: look what is current now.
+                    return await self._answer_latest(request, latest, again=True)
                 trouble = error
         published = self._parts.store.open_newest(database)
         if published is None:

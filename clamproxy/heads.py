@@ -79,6 +79,7 @@ class Heads:
         self._sightings: dict[str, Sighting] = {}
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, _Probe] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process saw; entries that don't parse are dropped."""
@@ -147,15 +148,17 @@ class Heads:
         task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
         probe = _Probe(requester, task, time.monotonic())
         self._probing[database] = probe
+        self._tasks.add(task)
         task.add_done_callback(lambda _: self._ended(database, probe))
         return probe
 
     def stop(self) -> None:
         """Cancel what is under way."""
-        for probe in list(self._probing.values()):
-            probe.task.cancel()
+        for task in list(self._tasks):
+            task.cancel()
 
     def _ended(self, database: str, probe: _Probe) -> None:
+        self._tasks.discard(probe.task)
         if self._probing.get(database) is probe:
             del self._probing[database]
         if not probe.task.cancelled():
