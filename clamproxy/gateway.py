@@ -161,10 +161,8 @@ class Gateway:
     # Whole CVDs and their headers
 
     async def _answer_latest(self, request: Request, latest: Latest, *, again: bool = False) -> Reply:
-        database = latest.database
-        has_stale = self._parts.store.newest_version(database) is not None
-        until = asyncio.get_running_loop().time() + (PATIENCE_WITH_STALE if has_stale else PATIENCE)
-        known, probed, trouble = await self._find_out(request, latest, until)
+        database, started_at = latest.database, asyncio.get_running_loop().time()
+        known, probed, trouble = await self._find_out(request, latest, started_at)
         choice = choose(known)
         if choice is None:
             raise trouble or OriginError(Failure.UNREACHABLE, "no version is known")
@@ -177,6 +175,7 @@ class Gateway:
                 return reply
             try:
                 object_id = ObjectId(database, choice.version, Kind.CVD)
+                until = started_at + _patience(known)
                 fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, until)
                 # An edge of the CDN may have sent an older version than its head announced.
                 return from_object(request, *fetched, is_newest=fetched[0].version >= newest)
@@ -194,7 +193,7 @@ class Gateway:
         return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
 
     async def _find_out(
-        self, request: Request, latest: Latest, until: float
+        self, request: Request, latest: Latest, started_at: float
     ) -> tuple[Known, bool, OriginTrouble | None]:
         """Learn what is current, from DNS and if need be from the origin.
 
@@ -208,7 +207,7 @@ class Gateway:
             return known, False, None
         trouble: OriginTrouble | None = None
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(started_at + _patience(known)):
                 await self._parts.heads.probe(
                     latest.database, request.requester, known.advertised or 0, known.wanted
                 )
@@ -233,3 +232,8 @@ class Gateway:
             probed_for=sighting.wanted,
             can_fetch=parts.cooldowns.check(latest.upstream_path, request.requester.version) is None,
         )
+
+
+def _patience(known: Known) -> float:
+    """Seconds that a client may wait for the origin."""
+    return PATIENCE_WITH_STALE if known.cached else PATIENCE

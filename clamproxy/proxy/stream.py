@@ -177,8 +177,11 @@ async def send_body(job: BodyJob) -> None:
     try:
         writer = _writer(job.stream)
         tls_layers = _direct_tls_layers(job.stream)
-        sender: Sender = TlsSender(writer, tls_layers[0].tls) if tls_layers else PlainSender(writer)
-        await _send(job, sender)
+        descriptor = job.body.source.fileno()
+        if tls_layers:
+            await _send(job, TlsSender(writer, descriptor, tls_layers[0].tls))
+        else:
+            await _send(job, PlainSender(writer, descriptor))
     except (SourceError, OSError, SSL.Error, KeyError, RuntimeError) as error:
         # TimeoutError is an OSError; KeyError, RuntimeError: the connection is gone.
         job.error = f"{type(error).__name__}: {error}"
@@ -209,7 +212,7 @@ async def _send(job: BodyJob, sender: Sender) -> None:
         offset = body.start + job.sent
         available = min(await body.source.wait(offset), end)
         while offset < available:
-            sent = await sender.send(body.source.fileno(), offset, available - offset)
+            sent = await sender.send(offset, available - offset)
             offset += sent
             job.sent += sent
 
@@ -217,7 +220,7 @@ async def _send(job: BodyJob, sender: Sender) -> None:
 class Sender(Protocol):
     """Moves bytes from a file to a client."""
 
-    async def send(self, descriptor: int, offset: int, length: int) -> int:
+    async def send(self, offset: int, length: int) -> int:
         """Send some of the bytes at an offset; returns how many.
 
         Raises:
@@ -228,34 +231,35 @@ class Sender(Protocol):
 class PlainSender:
     """Lets the kernel send; the slices are adapted to the client's speed."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, descriptor: int) -> None:
         self._writer = writer
+        self._file = io.FileIO(descriptor, "rb", closefd=False)
         self._slice = SMALLEST_SLICE
 
-    async def send(self, descriptor: int, offset: int, length: int) -> int:
+    async def send(self, offset: int, length: int) -> int:
         """See `Sender.send`."""
         count = min(length, self._slice)
         started_at = time.monotonic()
         async with asyncio.timeout(STALL_TIMEOUT):
-            sent = await self._sendfile(descriptor, offset, count)
+            sent = await self._sendfile(offset, count)
         if sent == 0:
             raise OSError("the file is shorter than it was")
         taken = time.monotonic() - started_at
         if taken < 1:
-            self._slice = min(self._slice * 2, LARGEST_SLICE)
+            self._slice = min(self._slice * 4, LARGEST_SLICE)
         elif taken > STALL_TIMEOUT / 8:
             self._slice = max(self._slice // 2, SMALLEST_SLICE)
         return sent
 
-    async def _sendfile(self, descriptor: int, offset: int, count: int) -> int:
-        loop, file = asyncio.get_running_loop(), io.FileIO(descriptor, "rb", closefd=False)
+    async def _sendfile(self, offset: int, count: int) -> int:
+        loop, transport = asyncio.get_running_loop(), self._writer.transport
         try:
-            return await loop.sendfile(self._writer.transport, file, offset, count, fallback=False)
+            return await loop.sendfile(transport, self._file, offset, count, fallback=False)
         except asyncio.SendfileNotAvailableError:
             if self._writer.is_closing():
                 raise
         # A file system without sendfile: copy.
-        data = os.pread(descriptor, min(count, PIECE), offset)
+        data = os.pread(self._file.fileno(), min(count, PIECE), offset)
         self._writer.write(data)
         await self._writer.drain()
         return len(data)
@@ -264,13 +268,14 @@ class PlainSender:
 class TlsSender:
     """Encrypts in pieces; the loop gets its turn after each, so that nobody starves."""
 
-    def __init__(self, writer: asyncio.StreamWriter, connection: SSL.Connection) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, descriptor: int, connection: SSL.Connection) -> None:
         self._writer = writer
+        self._descriptor = descriptor
         self._connection = connection
 
-    async def send(self, descriptor: int, offset: int, length: int) -> int:
+    async def send(self, offset: int, length: int) -> int:
         """See `Sender.send`."""
-        data = os.pread(descriptor, min(length, PIECE), offset)
+        data = os.pread(self._descriptor, min(length, PIECE), offset)
         if not data:
             raise OSError("the file is shorter than it was")
         if self._writer.is_closing():
