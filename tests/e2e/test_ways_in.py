@@ -101,3 +101,12 @@ def test_other_clients_get_the_same_bytes(site: Site) -> None:
     assert {answer.body for answer in answers} == {signed("test-6.cvd")}
     assert site.origin.count("W") == 1
     assert site.origin.requests("W")[0].headers["user-agent"] == agents[0]
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["DatabaseMirror", "PrivateMirror"])
+def test_the_proxy_port_is_a_mirror_too(site: Site, private: bool) -> None:
+    """DatabaseMirror or PrivateMirror http://gateway:8080, without any proxy setting."""
+    site.publish(6)
+    url = f"http://127.0.0.1:{site.gateway.port}"
+    outcome = site.client(way=Way.REVERSE, mirrors=[url], private=private).run()
+    assert (outcome.code, outcome.databases) == (OK, {"test.cvd": 6}), outcome.output + site.gateway.log
