@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from functools import partial
 
 from werkzeug.datastructures import Headers
 
+from clamproxy.cooldown import LONGEST_RETRY_AFTER
 from clamproxy.cvd import HEADER_SIZE, CvdHeader
 from clamproxy.heads import Head
 from clamproxy.messages import Body, Reply, Request, Result, Source
@@ -23,7 +24,6 @@ from clamproxy.upstream import OriginError
 IN_MEMORY = 64 * 1024
 """Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
 
-DAY = 86400
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
@@ -46,7 +46,7 @@ def unavailable(error: Exception) -> Reply:
     wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
     if isinstance(error, TransferError | OriginError):
         wait = error.retry_after
-    reply.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, DAY))))
+    reply.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, LONGEST_RETRY_AFTER))))
     return reply
 
 
@@ -86,11 +86,9 @@ def _from_source(
     is_newest: bool,
 ) -> Reply:
     header = CvdHeader.parse(metadata.header.encode("ascii")) if metadata.header else None
-    representation = Representation(
-        metadata.size, object_id.file_name, _last_modified(metadata.last_modified, header)
-    )
-    condition = _condition(header, representation, is_newest)
-    selection = select(request.headers, representation, condition, method=request.method)
+    last_modified = _last_modified(metadata.last_modified, header)
+    representation = Representation(metadata.size, object_id.file_name, last_modified)
+    selection = _select(request, representation, header, is_newest=is_newest)
     reply = _reply(selection, representation, result, object_id)
     wanted = selection.length if request.method == "GET" else 0
     arriving = isinstance(source, TransferSource)
@@ -110,11 +108,9 @@ def from_head(
     if head.size is None:
         return None
     object_id = ObjectId(database, head.header.version, Kind.CVD)
-    representation = Representation(
-        head.size, object_id.file_name, _last_modified(head.last_modified, head.header)
-    )
-    condition = _condition(head.header, representation, is_newest)
-    selection = select(request.headers, representation, condition, method=request.method)
+    last_modified = _last_modified(head.last_modified, head.header)
+    representation = Representation(head.size, object_id.file_name, last_modified)
+    selection = _select(request, representation, head.header, is_newest=is_newest)
     end = selection.start + selection.length
     if request.method == "GET" and end > HEADER_SIZE:
         return None
@@ -141,14 +137,15 @@ def _last_modified(origin: float | None, header: CvdHeader | None) -> float | No
     return origin if header is None else shown_last_modified(origin, header.stime)
 
 
-def _condition(
-    header: CvdHeader | None, representation: Representation, is_newest: bool
-) -> Callable[[float], bool] | None:
-    last_modified = representation.last_modified
-    if header is None or last_modified is None:
-        return None
-    stime = header.stime
-    return lambda since: is_not_modified(since, stime, last_modified, is_newest)
+def _select(
+    request: Request, representation: Representation, header: CvdHeader | None, *, is_newest: bool
+) -> Selection:
+    last_modified, condition = representation.last_modified, None
+    if header is not None and last_modified is not None:
+        condition = partial(
+            is_not_modified, stime=header.stime, last_modified=last_modified, is_newest=is_newest
+        )
+    return select(request.headers, representation, condition, method=request.method)
 
 
 def _explain(error: Exception) -> str:

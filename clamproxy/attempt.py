@@ -11,14 +11,14 @@ from clamproxy.cvd import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.partial import BusyError, PartialFile, Validators
+from clamproxy.units import GIB, MIB
 from clamproxy.upstream import Answer, OriginError, RangeError, Upstream
 from clamproxy.verification import InvalidObject, check_beginning
 
 LONGEST_MAGIC = 32
 """Bytes by which a patch or a signature can be told from an error page."""
 
-MIB = 1024 * 1024
-LARGEST = {Kind.CVD: 1024 * MIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
+LARGEST = {Kind.CVD: GIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
 """Bytes beyond which no file is taken: an answer without end must not fill the disk. The largest
 files of ClamAV are a sixth of it (main.cvd: 170 MB)."""
 

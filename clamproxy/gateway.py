@@ -13,7 +13,7 @@ from werkzeug.http import http_date
 from clamproxy.answers import from_head, from_object, plain, unavailable
 from clamproxy.cooldown import Cooldowns, Failure
 from clamproxy.heads import Heads
-from clamproxy.messages import CACHE_STATUS, Reply, Request, Result, Source, SourceError
+from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result, Source, SourceError
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.policy import PLAUSIBLE_LEAD, Known, choose, must_probe
 from clamproxy.settings import Settings
@@ -120,12 +120,8 @@ class Gateway:
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
         """Whether a version is so far ahead of a fresh DNS answer that a client must have made it up."""
-        database = object_id.database
-        if self._parts.settings.versions.dns:
-            await self._parts.versions.get(database)
-        known = self._known(Request("GET", "", Headers()), Latest(database, Kind.CVD))
-        newest = max(known.best, known.wanted)
-        return known.advertised_is_fresh and object_id.version > newest + PLAUSIBLE_LEAD
+        known = await self._ask_dns(Latest(object_id.database, Kind.CVD), Requester())
+        return known.advertised_is_fresh and object_id.version > known.newest + PLAUSIBLE_LEAD
 
     async def _fetch(
         self, request: Request, object_id: ObjectId, oldest: int | None, until: float
@@ -166,11 +162,10 @@ class Gateway:
         choice = choose(known)
         if choice is None:
             raise trouble or OriginError(Failure.UNREACHABLE, "no version is known")
-        newest = max(known.best, known.wanted)
         head = self._parts.heads.get(database)
         if not choice.is_cached and head is not None:
             result = Result.MISS if probed else Result.HIT
-            is_newest = choice.version >= newest
+            is_newest = choice.version >= known.newest
             if reply := from_head(request, database, head, result, is_newest=is_newest):
                 return reply
             try:
@@ -178,7 +173,7 @@ class Gateway:
                 until = started_at + _patience(known)
                 fetched = await self._fetch(request, object_id, (known.cached or 0) + 1, until)
                 # An edge of the CDN may have sent an older version than its head announced.
-                return from_object(request, *fetched, is_newest=fetched[0].version >= newest)
+                return from_object(request, *fetched, is_newest=fetched[0].version >= known.newest)
             except _ORIGIN_TROUBLE as error:
                 if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
                     # A release in this very moment: look what is current now.
@@ -189,7 +184,7 @@ class Gateway:
             raise trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
         object_id = published.object_id
         result = Result.STALE if choice.stale or trouble else Result.HIT
-        is_newest = object_id.version >= newest
+        is_newest = object_id.version >= known.newest
         return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
 
     async def _find_out(
@@ -200,9 +195,7 @@ class Gateway:
         Returns:
             What is known, whether the origin was asked, and why it didn't answer.
         """
-        if self._parts.settings.versions.dns:
-            await self._parts.versions.get(latest.database)
-        known = self._known(request, latest)
+        known = await self._ask_dns(latest, request.requester)
         if not must_probe(known):
             return known, False, None
         trouble: OriginTrouble | None = None
@@ -213,9 +206,14 @@ class Gateway:
                 )
         except _ORIGIN_TROUBLE as error:
             trouble = error
-        return self._known(request, latest), True, trouble
+        return self._known(latest, request.requester), True, trouble
 
-    def _known(self, request: Request, latest: Latest) -> Known:
+    async def _ask_dns(self, latest: Latest, requester: Requester) -> Known:
+        if self._parts.settings.versions.dns:
+            await self._parts.versions.get(latest.database)
+        return self._known(latest, requester)
+
+    def _known(self, latest: Latest, requester: Requester) -> Known:
         database, parts = latest.database, self._parts
         advertised = parts.versions.last_known(database) if parts.settings.versions.dns else None
         head, sighting = parts.heads.get(database), parts.heads.sighting(database)
@@ -230,7 +228,7 @@ class Gateway:
             seen_at=sighting.at,
             probed_advertised=sighting.advertised,
             probed_for=sighting.wanted,
-            can_fetch=parts.cooldowns.check(latest.upstream_path, request.requester.version) is None,
+            can_fetch=parts.cooldowns.check(latest.upstream_path, requester.version) is None,
         )
 
 

@@ -163,12 +163,7 @@ def _stays_inside(filename: str) -> bool:
 
 def open_value(index: diskcache.Cache, key: str) -> tuple[IO[bytes], str] | None:
     """The open file and the tag of a published value, or None if there is none (any more)."""
-    try:
-        file, tag = index.get(key, read=True, tag=True)
-    except RefusedValueError as error:
-        logger.warning("The index holds %s under %r: dropped.", error, key)
-        index.delete(key, retry=True)
-        return None
+    file, tag = _get(index, key, read=True, tag=True) or (None, None)
     if file is None or not hasattr(file, "fileno") or not isinstance(tag, str):
         return None
     return file, tag
@@ -186,9 +181,10 @@ def get_number(index: diskcache.Cache, key: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _get(index: diskcache.Cache, key: str) -> Any:
+def _get(index: diskcache.Cache, key: str, **how: bool) -> Any:
+    """What diskcache gives, or None for something that clamproxy never writes, which is dropped."""
     try:
-        return index.get(key)
+        return index.get(key, **how)
     except RefusedValueError as error:
         logger.warning("The index holds %s under %r: dropped.", error, key)
         index.delete(key, retry=True)

@@ -60,6 +60,11 @@ class Known:
         """The version that a client hopes for; 0 if nothing says so."""
         return max(self.advertised or 0, self.demanded or 0)
 
+    @property
+    def newest(self) -> int:
+        """The newest version that is known or hoped for."""
+        return max(self.best, self.wanted)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

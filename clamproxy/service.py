@@ -48,6 +48,7 @@ class Service:
         self.settings = settings
         self.store = Store(settings.cache.directory)
         self.writer = Writer()
+        self._tidy_pending = False
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"clamproxy-{secrets.token_hex(4)}"
         self._cooldowns = Cooldowns(self._saver("cooldown/"))
@@ -77,7 +78,7 @@ class Service:
 
     def start(self) -> None:
         """Tidy up the cache in the background."""
-        self.writer.submit(self._tidy)
+        self._tidy_soon()
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -106,7 +107,7 @@ class Service:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
         resources = Resources(self._upstream, self.store, self.writer, keys, window, slots)
-        return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy, self._after_failure)
+        return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy_soon, self._after_failure)
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
         advertised = self._versions.last_known(object_id.database)
@@ -117,7 +118,14 @@ class Service:
         if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
             self._heads.forget(object_id.database)
 
+    def _tidy_soon(self) -> None:
+        """Once for all that is published until the writer gets to it: it looks at every object."""
+        if not self._tidy_pending:
+            self._tidy_pending = True
+            self.writer.submit(self._tidy)
+
     def _tidy(self) -> None:
+        self._tidy_pending = False
         cache = self.settings.cache
         for object_id in self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit):
             logger.info("Dropped %s from the cache.", object_id.file_name)

@@ -291,9 +291,8 @@ class Store:
         """Add to counters, all at once. Blocks."""
         with self._index.transact(retry=True):
             for name, amount in amounts.items():
-                if get_number(self._index, _COUNTER_PREFIX + name) is None:
-                    self._index.set(_COUNTER_PREFIX + name, 0, retry=True)
-                self._index.incr(_COUNTER_PREFIX + name, amount, default=0, retry=True)
+                key = _COUNTER_PREFIX + name
+                self._index.set(key, (get_number(self._index, key) or 0) + amount, retry=True)
 
     def counters(self) -> dict[str, int]:
         """The counters as last written."""

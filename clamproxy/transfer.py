@@ -24,6 +24,7 @@ from clamproxy.partial import BusyError, PartialFile, Validators
 from clamproxy.signatures import TrustedKeys
 from clamproxy.store import Metadata, Store
 from clamproxy.threads import Writer, in_thread
+from clamproxy.units import MIB
 from clamproxy.upstream import NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.verification import InvalidObject, verify
 
@@ -36,7 +37,7 @@ SLOWEST = 1024
 """Bytes per second below which a connection counts as stalled."""
 MAX_BREAKS = 6
 """Breaks without progress between them, after which a transfer fails."""
-PROGRESS = 1024 * 1024
+PROGRESS = MIB
 """Bytes that count as progress."""
 _FIRST_PAUSE = 0.2
 _BUSY_PAUSE = 0.2

@@ -46,7 +46,7 @@ class Transfers:
             resources: what the transfers work with.
             cooldowns: is asked before, and told afterwards.
             negative_ttl: seconds for which a 404 is remembered.
-            after_publishing: blocks; run in the writer's thread when the store has grown.
+            after_publishing: called when the store has grown.
             after_failure: called when an object could not be fetched.
         """
         self._resources = resources
@@ -115,7 +115,7 @@ class Transfers:
             self._after_failure(object_id, error.failure)
         else:
             self._cooldowns.succeeded(path, agent)
-            self._resources.writer.submit(self._after_publishing)
+            self._after_publishing()
         finally:
             del self._running[object_id]
 

@@ -192,8 +192,8 @@ class ClamProxy:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Stream what is passed through."""
-        exchange = flow.metadata.get(EXCHANGE)
-        if isinstance(exchange, Exchange) and exchange.result is Result.PASSED and flow.response is not None:
+        exchange = _exchange_of(flow)
+        if exchange is not None and exchange.result is Result.PASSED and flow.response is not None:
             flow.response.stream = exchange.count_passed
             flow.response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
             if self._service is not None:
@@ -201,16 +201,16 @@ class ClamProxy:
 
     def response(self, flow: http.HTTPFlow) -> None:
         """An answer goes out; one with a body from disk is accounted for at its end."""
-        exchange = flow.metadata.get(EXCHANGE)
-        if stream.job_of(flow) is None and flow.response is not None and isinstance(exchange, Exchange):
+        exchange = _exchange_of(flow)
+        if stream.job_of(flow) is None and flow.response is not None and exchange is not None:
             self._account(flow, exchange.passed or len(flow.response.raw_content or b""))
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left, or the body could not be sent to its end."""
-        job, exchange = stream.job_of(flow), flow.metadata.get(EXCHANGE)
+        job, exchange = stream.job_of(flow), _exchange_of(flow)
         if job is not None:
             job.body.source.close()
-        passed = exchange.passed if isinstance(exchange, Exchange) else 0
+        passed = exchange.passed if exchange is not None else 0
         self._account(flow, job.sent if job else passed, flow.error.msg if flow.error else "")
 
     async def send_body(self, job: stream.BodyJob) -> None:
@@ -237,8 +237,8 @@ class ClamProxy:
 
     def _account(self, flow: http.HTTPFlow, length: int, error: str = "") -> None:
         """Count and log a request, once."""
-        exchange = flow.metadata.get(EXCHANGE)
-        if not isinstance(exchange, Exchange) or exchange.done or self._service is None:
+        exchange = _exchange_of(flow)
+        if exchange is None or exchange.done or self._service is None:
             return
         exchange.done = True
         self._service.stats.count_request(exchange.result, length)
@@ -295,6 +295,11 @@ class ClamProxy:
         return self._service.settings.serving.passes_through(host)
 
 
+def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:
+    exchange = flow.metadata.get(EXCHANGE)
+    return exchange if isinstance(exchange, Exchange) else None
+
+
 def _is_own_port(flow: http.HTTPFlow) -> bool:
     """Whether the gateway itself is meant: DatabaseMirror http://gateway:8080, without a proxy."""
     return bool(flow.request.port == flow.client_conn.sockname[1])
@@ -318,10 +323,10 @@ def _body_length(request: http.Request) -> int:
     return int(length) if length.isdecimal() else sys.maxsize
 
 
-def _failure(reason: str = "the gateway has an error; see its log") -> http.Response:
+def _failure() -> http.Response:
     """The answer when nothing else can be answered; 503 makes freshclam try again."""
     headers = {"Cache-Status": CACHE_STATUS[Result.ERROR], "Via": "1.1 clamproxy", "Retry-After": "1"}
-    return http.Response.make(503, f"clamproxy: {reason}\n".encode(), headers)
+    return http.Response.make(503, b"clamproxy: the gateway has an error; see its log\n", headers)
 
 
 def _stop_start(error: Exception) -> None:

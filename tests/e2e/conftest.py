@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.big import Forgery, forge, open_forged_site
 from tests.support.data import require_testdata
 from tests.support.dns_server import FakeDns, open_dns
 from tests.support.origin import Origin
@@ -17,6 +19,7 @@ TEST_LIMIT = 60
 """Seconds for one test."""
 
 type MakeSite = Callable[..., Site]
+type MakeForged = Callable[..., Site]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -62,6 +65,32 @@ def make_site(tmp_path: Path) -> Iterator[MakeSite]:
     yield make
     for site in opened:
         site.close()
+
+
+@pytest.fixture(scope="module")
+def forgery(tmp_path_factory: pytest.TempPathFactory) -> Forgery:
+    """Two versions of a big CVD that test keys have signed."""
+    return forge(tmp_path_factory.mktemp("forged"))
+
+
+@pytest.fixture
+def make_forged(tmp_path: Path, forgery: Forgery) -> Iterator[MakeForged]:
+    """Makes sites that trust those keys, with the settings that the test needs."""
+    opened: list[Site] = []
+
+    def make(**sections: Any) -> Site:
+        opened.append(open_forged_site(tmp_path / f"site-{len(opened)}", forgery, **sections))
+        return opened[-1]
+
+    yield make
+    for site in opened:
+        site.close()
+
+
+@pytest.fixture
+def big(make_forged: MakeForged) -> Site:
+    """One such site."""
+    return make_forged()
 
 
 @pytest.fixture

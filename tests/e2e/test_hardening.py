@@ -6,48 +6,22 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import faults
-from tests.support.big import PATH, VERSION, Forgery, forge, open_forged_site
+from tests.support.big import PATH, VERSION, Forgery
 from tests.support.gateway import Answer, Gateway, Way, send
 from tests.support.site import Site, corrupts, eventually, flipped, open_site, settings_for, signed
 
 from .conftest import MakeSite
 
-type MakeForged = Callable[..., Site]
-
 IMPOSSIBLE_DATE = "Mon, 01 Jan 99999999999 00:00:00 GMT"
 OLD_CLIENT = "ClamAV/0.99.2 (OS: linux-gnu, ARCH: x86_64)"
 MEBIBYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def forgery(tmp_path_factory: pytest.TempPathFactory) -> Forgery:
-    return forge(tmp_path_factory.mktemp("forged"))
-
-
-@pytest.fixture
-def make_forged(tmp_path: Path, forgery: Forgery) -> Iterator[MakeForged]:
-    opened: list[Site] = []
-
-    def make(**sections: Any) -> Site:
-        opened.append(open_forged_site(tmp_path / f"site-{len(opened)}", forgery, **sections))
-        return opened[-1]
-
-    yield make
-    for site in opened:
-        site.close()
-
-
-@pytest.fixture
-def big(make_forged: MakeForged) -> Site:
-    return make_forged()
 
 
 def be_slow(site: Site) -> None:

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.support import faults
-from tests.support.big import NAME, PATH, SIZE, Download, Forgery, begun_download, forge, open_forged_site
+from tests.support.big import NAME, PATH, SIZE, Download, Forgery, begun_download
 from tests.support.gateway import ADDON, Way
 from tests.support.site import Site, eventually, flipped
 
-type MakeForged = Callable[..., Site]
+from .conftest import MakeForged
 
 RATE = 8_000_000
 """Bytes per second of an origin that is slow enough for clients to meet."""
 NEARLY_ALL = SIZE - 1_000_000
-
-
-@pytest.fixture(scope="module")
-def forgery(tmp_path_factory: pytest.TempPathFactory) -> Forgery:
-    return forge(tmp_path_factory.mktemp("forged"))
-
-
-@pytest.fixture
-def make_forged(tmp_path: Path, forgery: Forgery) -> Iterator[MakeForged]:
-    opened: list[Site] = []
-
-    def make(**sections: Any) -> Site:
-        opened.append(open_forged_site(tmp_path / f"site-{len(opened)}", forgery, **sections))
-        return opened[-1]
-
-    yield make
-    for site in opened:
-        site.close()
-
-
-@pytest.fixture
-def big(make_forged: MakeForged) -> Site:
-    return make_forged()
 
 
 def whole_requests(site: Site) -> list[str]:
