@@ -20,7 +20,7 @@ from benchmarks import origin, servers
 from benchmarks.load import LoadError, LoadGenerator, Outcome
 from benchmarks.report import MB, Figure, Herd, Measurement, Way, figures, lines
 from benchmarks.servers import File, Server, ServerError
-from clamproxy.units import parse_size
+from clamproxy.config.units import parse_size
 from tests.support.forge import ForgeKeys, forge_cvd
 
 ORIGIN_RATE = 50 * MB

@@ -9,17 +9,17 @@ from functools import partial
 
 from werkzeug.datastructures import Headers
 
-from clamproxy.cooldown import LONGEST_RETRY_AFTER
-from clamproxy.cvd import HEADER_SIZE, CvdHeader
-from clamproxy.heads import Head
+from clamproxy.cache.store import Metadata
+from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Body, Reply, Request, Result, Source
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
+from clamproxy.origin.heads import Head
+from clamproxy.origin.transfer import TransferError, TransferSource
+from clamproxy.origin.transfers import CooldownError
+from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, select
-from clamproxy.store import Metadata
-from clamproxy.transfer import TransferError, TransferSource
-from clamproxy.transfers import CooldownError
-from clamproxy.upstream import OriginError
 
 IN_MEMORY = 64 * 1024
 """Bodies up to this size are read at once; longer ones are moved from disk to the socket."""

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clamproxy import __version__
-from clamproxy.settings import ConfigurationError, Settings, find_config, load_settings
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import ConfigurationError, Settings, find_config, load_settings
 from clamproxy.stats import COUNTERS, snapshot
-from clamproxy.store import Store
 
 _SCRIPT = Path(__file__).parent / "proxy" / "script.py"
 

@@ -11,17 +11,17 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.answers import from_head, from_object, plain, unavailable
-from clamproxy.cooldown import Cooldowns, Failure
-from clamproxy.heads import Heads
+from clamproxy.cache.store import Metadata, Store
+from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result, Source, SourceError
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfers import CooldownError, Transfers
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import PLAUSIBLE_LEAD, Known, choose, must_probe
-from clamproxy.settings import Settings
-from clamproxy.store import Metadata, Store
-from clamproxy.transfer import TransferError
-from clamproxy.transfers import CooldownError, Transfers
-from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError
-from clamproxy.versions import AdvertisedVersions
 
 logger = logging.getLogger(__name__)
 

@@ -8,21 +8,21 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from clamproxy.cooldown import Cooldowns, Failure
+from clamproxy.cache.partial import sweep
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.gateway import Gateway, Parts
-from clamproxy.heads import Heads
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.partial import sweep
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfer import Resources
+from clamproxy.origin.transfers import Transfers
+from clamproxy.origin.upstream import Upstream
+from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import negative_ttl
-from clamproxy.settings import Settings
-from clamproxy.signatures import TrustedKeys
 from clamproxy.stats import Stats
-from clamproxy.store import Store
 from clamproxy.threads import Writer
-from clamproxy.transfer import Resources
-from clamproxy.transfers import Transfers
-from clamproxy.upstream import Upstream
-from clamproxy.versions import AdvertisedVersions
 
 logger = logging.getLogger(__name__)
 

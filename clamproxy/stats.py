@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from typing import Any
 
+from clamproxy.cache.store import Store
 from clamproxy.messages import Result
 from clamproxy.objects import Kind
-from clamproxy.store import Store
 from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1

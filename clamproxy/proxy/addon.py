@@ -17,13 +17,13 @@ from mitmproxy.proxy.layers import DNSLayer, TCPLayer
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from werkzeug.datastructures import Headers
 
+from clamproxy.config.settings import ConfigurationError, find_config, load_settings
+from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
 from clamproxy.proxy import stream
 from clamproxy.proxy.access_log import log_request
 from clamproxy.proxy.options import set_defaults
 from clamproxy.service import Service
-from clamproxy.settings import ConfigurationError, find_config, load_settings
-from clamproxy.signatures import CLAMAV_KEYS, TrustedKeys
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
 from cryptography.x509.oid import NameOID
 
-from clamproxy.cvd import HEADER_SIZE
-from clamproxy.signatures import PSS_SALT_LENGTH, RsaPublicKey, TrustedKeys, encode_number
+from clamproxy.formats.cvd import HEADER_SIZE
+from clamproxy.formats.signatures import PSS_SALT_LENGTH, RsaPublicKey, TrustedKeys, encode_number
 
 SIGNATURES = 1
 FUNCTIONALITY_LEVEL = 81
@@ -51,7 +51,7 @@ class ForgeKeys:
     @classmethod
     def generate(cls) -> Self:
         """New keys; `forge_keys` is quicker if any will do."""
-        # ClamAV's PSS keys have 2047 bits, which matters: see clamproxy.signatures.
+        # ClamAV's PSS keys have 2047 bits, which matters: see clamproxy.formats.signatures.
         return cls(*(rsa.generate_private_key(65537, bits) for bits in (1024, 2047, 2047)))
 
     @property

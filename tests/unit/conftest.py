@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from clamproxy.cooldown import Cooldowns
+from clamproxy.cache.store import Metadata, Store
 from clamproxy.messages import Requester, Source
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.store import Metadata, Store
+from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.transfer import Resources
+from clamproxy.origin.transfers import Transfers
+from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
-from clamproxy.transfer import Resources
-from clamproxy.transfers import Transfers
-from clamproxy.upstream import Upstream
 from tests.support.forge import forge_cvd, forge_keys
 from tests.support.origin import Origin
 

@@ -9,16 +9,16 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.answers import IN_MEMORY, from_head, from_object, plain, unavailable
-from clamproxy.cooldown import Cooldown, Failure
-from clamproxy.cvd import CvdHeader
-from clamproxy.heads import Head
+from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.formats.cvd import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Requester, Result
 from clamproxy.objects import ObjectId
-from clamproxy.signatures import InvalidObject
-from clamproxy.store import PublishedFile, Store
-from clamproxy.transfer import TransferError
-from clamproxy.transfers import CooldownError
-from clamproxy.upstream import OriginError
+from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.heads import Head
+from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfers import CooldownError
+from clamproxy.origin.upstream import OriginError
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)

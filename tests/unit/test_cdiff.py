@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy import cdiff
-from clamproxy.cdiff import (
+from clamproxy.formats import cdiff
+from clamproxy.formats.cdiff import (
     Add,
     CdiffContainer,
     Close,
@@ -25,8 +25,8 @@ from clamproxy.cdiff import (
     iter_commands,
     verify_cdiff,
 )
+from clamproxy.formats.signatures import CLAMAV_KEYS, InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.signatures import CLAMAV_KEYS, InvalidObject, TrustedKeys
 from tests.support.data import CDIFF_NAMES, read_testdata
 from tests.support.forge import forge_cdiff, forge_keys, seal_cdiff
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clamproxy import __version__, cli
-from clamproxy.store import Store
+from clamproxy.cache.store import Store
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.codesign import SIGN_LIMIT, parse_sign, verify_sign
+from clamproxy.formats.codesign import SIGN_LIMIT, parse_sign, verify_sign
+from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.signatures import InvalidObject
 from tests.support.data import SIGN_NAMES, read_testdata
 from tests.support.forge import forge_sign
 

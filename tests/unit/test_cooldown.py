@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.cooldown import (
+from clamproxy.messages import Requester
+from clamproxy.origin.cooldown import (
     BACKOFFS,
     HOUR,
     LONGEST_RETRY_AFTER,
@@ -18,7 +19,6 @@ from clamproxy.cooldown import (
     Cooldowns,
     Failure,
 )
-from clamproxy.messages import Requester
 from tests.unit.conftest import AGENT, OLD_AGENT
 
 CVD, CDIFF = "/daily.cvd", "/daily-7.cdiff"

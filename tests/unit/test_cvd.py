@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clamproxy import cvd
-from clamproxy.cvd import HEADER_SIZE, CvdHeader, verify_cvd
+from clamproxy.formats import cvd
+from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader, verify_cvd
+from clamproxy.formats.signatures import CLAMAV_KEYS, InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.signatures import CLAMAV_KEYS, InvalidObject, TrustedKeys
 from tests.support.data import CVD_NAMES, read_testdata
 from tests.support.forge import (
     cvd_header,

@@ -11,9 +11,9 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy import gateway as gateway_module
+from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result, SourceError
 from clamproxy.service import Service
-from clamproxy.settings import Settings
 from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_cdiff, forge_keys

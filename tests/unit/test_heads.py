@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from clamproxy.cooldown import Cooldowns, Failure
-from clamproxy.heads import Heads, Sighting
 from clamproxy.messages import Requester
-from clamproxy.transfers import CooldownError
-from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.heads import Heads, Sighting
+from clamproxy.origin.transfers import CooldownError
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from tests.support import faults
 from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, connect, stime_of, until

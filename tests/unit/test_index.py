@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from clamproxy import index as index_module
-from clamproxy.index import REFUSED_KEY, FinishedFile, get_text, open_index, open_value
+from clamproxy.cache import index as index_module
+from clamproxy.cache.index import REFUSED_KEY, FinishedFile, get_text, open_index, open_value
+from clamproxy.cache.store import Metadata, Store
 from clamproxy.objects import ObjectId
-from clamproxy.store import Metadata, Store
 from tests.unit.conftest import cdiff, cvd, put
 
 PICKLE, BINARY = 4, 2

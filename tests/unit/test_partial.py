@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from clamproxy.cache.partial import LONGEST_KEPT, BusyError, PartialFile, Validators, sweep
 from clamproxy.objects import ObjectId
-from clamproxy.partial import LONGEST_KEPT, BusyError, PartialFile, Validators, sweep
 from tests.unit.conftest import Child, cdiff
 
 VALIDATORS = Validators(10, '"etag"', "Sun, 06 Nov 1994 08:49:37 GMT")
@@ -153,7 +153,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from clamproxy.objects import ObjectId
-from clamproxy.partial import BusyError, PartialFile
+from clamproxy.cache.partial import BusyError, PartialFile
 try:
     partial = PartialFile.claim(Path(sys.argv[1]), ObjectId.parse("daily-5.cdiff"))
 except BusyError:

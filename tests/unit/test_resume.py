@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from clamproxy.attempt import LARGEST
-from clamproxy.cooldown import Failure
+from clamproxy.cache.partial import Validators
+from clamproxy.cache.store import Store
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.partial import Validators
-from clamproxy.store import Store
-from clamproxy.transfer import Transfer, TransferError
+from clamproxy.origin.attempt import LARGEST
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.transfer import Transfer, TransferError
 from tests.support import faults
 from tests.unit.conftest import NEW, MakeCvd, Rig, cvd, read_all, until
 from tests.unit.test_transfer import (

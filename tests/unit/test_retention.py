@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clamproxy.cache.retention import over_limit, superseded
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.retention import over_limit, superseded
 
 
 def named(*names: str) -> set[ObjectId]:

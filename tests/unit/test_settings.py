@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clamproxy import settings as settings_module
-from clamproxy.settings import ConfigurationError, Serving, Settings, find_config, load_settings
-from clamproxy.units import GIB, MIB, HttpProxy, Nameserver
+from clamproxy.config import settings as settings_module
+from clamproxy.config.settings import ConfigurationError, Serving, Settings, find_config, load_settings
+from clamproxy.config.units import GIB, MIB, HttpProxy, Nameserver
 
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
 Write = Callable[[str], Path]

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.signatures import CLAMAV_KEYS, FilePart, RsaPublicKey, decode_number, encode_number
+from clamproxy.formats.signatures import CLAMAV_KEYS, FilePart, RsaPublicKey, decode_number, encode_number
 from tests.support.forge import forge_keys, sign_sha256
 
 DIGITS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from clamproxy.cooldown import Cooldowns, Failure
+from clamproxy.cache.store import Store
 from clamproxy.messages import Result
+from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, snapshot
-from clamproxy.store import Store
 from clamproxy.threads import Writer
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd, until
 

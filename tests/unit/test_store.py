@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from clamproxy.cache.store import QUARANTINE_LIMIT, Metadata, Store
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.store import QUARANTINE_LIMIT, Metadata, Store
 from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
 
 MANY = 10**9
@@ -210,9 +210,9 @@ def test_metadata_round_trip() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clamproxy import index, store as store_module
+from clamproxy.cache import index, store as store_module
 from clamproxy.objects import ObjectId
-from clamproxy.store import Metadata, Store
+from clamproxy.cache.store import Metadata, Store
 
 directory, moment = Path(sys.argv[1]), sys.argv[2]
 store = Store(directory)
@@ -265,7 +265,7 @@ NEIGHBOUR = """
 import os, sys
 from pathlib import Path
 from clamproxy.objects import ObjectId
-from clamproxy.store import Metadata, Store
+from clamproxy.cache.store import Metadata, Store
 
 store = Store(Path(sys.argv[1]))
 with store.open(ObjectId.parse("daily-5.cdiff")) as published:

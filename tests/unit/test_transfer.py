@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from clamproxy import transfer as module
-from clamproxy import verification
-from clamproxy.cooldown import Failure
+from clamproxy.cache.partial import PartialFile, Validators
+from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.partial import PartialFile, Validators
-from clamproxy.transfer import WITHHELD, Transfer, TransferError
-from clamproxy.upstream import NotFoundError
+from clamproxy.origin import transfer as module
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.transfer import WITHHELD, Transfer, TransferError
+from clamproxy.origin.upstream import NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff, forge_sign
 from tests.unit.conftest import AGENT, NEW, MakeCvd, Rig, cdiff, cvd, put, read, read_all

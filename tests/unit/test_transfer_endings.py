@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy import heads as heads_module
 from clamproxy import service as service_module
 from clamproxy import stats as stats_module
-from clamproxy import transfer as transfer_module
-from clamproxy.attempt import Attempt
-from clamproxy.cooldown import Failure
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester, Result
-from clamproxy.settings import Settings
+from clamproxy.origin import heads as heads_module
+from clamproxy.origin import transfer as transfer_module
+from clamproxy.origin.attempt import Attempt
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.transfer import MAX_BREAKS, Transfer, TransferError
+from clamproxy.origin.upstream import OriginError
 from clamproxy.stats import Stats
-from clamproxy.store import Store
-from clamproxy.transfer import MAX_BREAKS, Transfer, TransferError
-from clamproxy.upstream import OriginError
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.forge import forge_cdiff

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from clamproxy import transfer as transfer_module
-from clamproxy import transfers as transfers_module
-from clamproxy.cooldown import Cooldown, Failure
+from clamproxy.cache.partial import PartialFile
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
-from clamproxy.partial import PartialFile
-from clamproxy.transfer import Transfer, TransferError
-from clamproxy.transfers import CooldownError, Transfers
-from clamproxy.upstream import KnownMissingError, NotFoundError
+from clamproxy.origin import transfer as transfer_module
+from clamproxy.origin import transfers as transfers_module
+from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.origin.transfers import CooldownError, Transfers
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff
 from tests.unit.conftest import NEW, OLD, MakeCvd, Rig, cdiff, cvd, put, read_all, until

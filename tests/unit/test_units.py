@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.units import (
+from clamproxy.config.units import (
     GIB,
     MAX_SIZE,
     MIB,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.formats.verification import InvalidObject, check_beginning, verify
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.signatures import CLAMAV_KEYS
-from clamproxy.verification import InvalidObject, check_beginning, verify
 from tests.support.data import CDIFF_NAMES, CVD_NAMES, SIGN_NAMES, read_testdata, require_testdata
 from tests.support.forge import ForgeKeys, forge_cdiff, forge_cvd, forge_keys, forge_sign
 

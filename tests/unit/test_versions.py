@@ -11,9 +11,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clamproxy import versions as versions_module
 from clamproxy.objects import MAX_VERSION
-from clamproxy.versions import OLDEST_RECORD, Advertised, AdvertisedVersions, parse_primary, parse_single
+from clamproxy.origin import versions as versions_module
+from clamproxy.origin.versions import (
+    OLDEST_RECORD,
+    Advertised,
+    AdvertisedVersions,
+    parse_primary,
+    parse_single,
+)
 from tests.support.dns_server import PRIMARY, FakeDns, Mode
 
 NOW = 1_759_500_000.0

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
+from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
 from clamproxy.objects import MAX_VERSION, ObjectId
-from clamproxy.signatures import FilePart, InvalidObject, TrustedKeys
 
 CDIFF_MAGIC = b"ClamAV-Diff:"
 """How every cdiff begins that is not empty."""

@@ -13,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clamproxy.cooldown import Cooldowns, Failure
-from clamproxy.cvd import HEADER_SIZE, CvdHeader
 from clamproxy.dates import parse_http_date
+from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.transfers import CooldownError
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.policy import RECHECK
 from clamproxy.threads import in_thread
-from clamproxy.transfers import CooldownError
-from clamproxy.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
-from clamproxy.verification import InvalidObject
 
 logger = logging.getLogger(__name__)
 

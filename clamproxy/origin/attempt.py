@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clamproxy.cooldown import Failure
-from clamproxy.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.cache.partial import BusyError, PartialFile, Validators
+from clamproxy.config.units import GIB, MIB
+from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.partial import BusyError, PartialFile, Validators
-from clamproxy.units import GIB, MIB
-from clamproxy.upstream import Answer, OriginError, RangeError, Upstream
-from clamproxy.verification import InvalidObject, check_beginning
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.upstream import Answer, OriginError, RangeError, Upstream
 
 LONGEST_MAGIC = 32
 """Bytes by which a patch or a signature can be told from an error page."""

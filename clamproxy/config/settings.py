@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from clamproxy.units import (
+from clamproxy.config.units import (
     GIB,
     MIB,
     HttpProxy,

@@ -15,18 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from clamproxy.attempt import Arrival, Attempt
-from clamproxy.cooldown import Failure
+from clamproxy.cache.partial import BusyError, PartialFile, Validators
+from clamproxy.cache.store import Metadata, Store
+from clamproxy.config.units import MIB
 from clamproxy.dates import parse_http_date
+from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.formats.verification import InvalidObject, verify
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
-from clamproxy.partial import BusyError, PartialFile, Validators
-from clamproxy.signatures import TrustedKeys
-from clamproxy.store import Metadata, Store
+from clamproxy.origin.attempt import Arrival, Attempt
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.threads import Writer, in_thread
-from clamproxy.units import MIB
-from clamproxy.upstream import NotFoundError, OriginError, RangeError, Upstream
-from clamproxy.verification import InvalidObject, verify
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
 from urllib3.util import SKIP_HEADER, Retry, Timeout
 from werkzeug.http import parse_content_range_header
 
-from clamproxy.cooldown import Failure
+from clamproxy.config.units import HttpProxy
 from clamproxy.dates import parse_http_date
 from clamproxy.messages import Requester
-from clamproxy.units import HttpProxy
+from clamproxy.origin.cooldown import Failure
 
 CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""

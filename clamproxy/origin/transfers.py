@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 
-from clamproxy.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.transfer import Resources, Transfer, TransferError
-from clamproxy.upstream import KnownMissingError, NotFoundError
+from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
+from clamproxy.origin.transfer import Resources, Transfer, TransferError
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.cdiff import CDIFF_MAGIC, verify_cdiff
-from clamproxy.codesign import SIGN_MAGIC, verify_sign
-from clamproxy.cvd import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header, verify_cvd
+from clamproxy.formats.cdiff import CDIFF_MAGIC, verify_cdiff
+from clamproxy.formats.codesign import SIGN_MAGIC, verify_sign
+from clamproxy.formats.cvd import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header, verify_cvd
+from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.signatures import InvalidObject, TrustedKeys
 
 __all__ = ["InvalidObject", "check_beginning", "verify"]
 
@@ -43,7 +43,7 @@ def verify(path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
     Args:
         path: the file.
         object_id: the object that it must be.
-        keys: whose signatures count; `clamproxy.signatures.CLAMAV_KEYS` but for tests.
+        keys: whose signatures count; `clamproxy.formats.signatures.CLAMAV_KEYS` but for tests.
 
     Raises:
         InvalidObject: it is something else, or damaged.

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from clamproxy.index import (
+from clamproxy.cache.index import (
     FinishedFile,
     get_number,
     get_text,
@@ -28,8 +28,8 @@ from clamproxy.index import (
     open_value,
     sync_directory,
 )
+from clamproxy.cache.retention import over_limit, superseded
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.retention import over_limit, superseded
 
 logger = logging.getLogger(__name__)
 

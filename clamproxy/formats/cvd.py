@@ -15,8 +15,8 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
+from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
 from clamproxy.objects import MAX_VERSION, ObjectId
-from clamproxy.signatures import FilePart, InvalidObject, TrustedKeys
 
 HEADER_SIZE = 512
 """Bytes of a CVD's or CLD's header, padding included."""

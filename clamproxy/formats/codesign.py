@@ -12,8 +12,8 @@ import binascii
 import re
 from typing import BinaryIO
 
+from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
-from clamproxy.signatures import InvalidObject
 
 SIGN_MAGIC = b"#clamsign"
 """How every ``.sign`` begins, whatever its format's version."""

@@ -1,0 +1,1 @@
+"""ClamAV's files: CVDs, cdiffs and signatures, read and proven."""

@@ -1,0 +1,1 @@
+"""The origin: what it advertises, and how it is asked."""
