@@ -1,20 +1,15 @@
-"""The configuration: proxy.yaml, overridden by the environment, as frozen ``Settings``.
+"""The configuration as frozen ``Settings``: every key with its type, default and limits.
 
-Whatever is wrong with it, `load_settings` says so by one `ConfigurationError` of one line.
-The ``description`` of a field is what that line says was expected.
+The ``description`` of a field is what an error says was expected.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
-import re
-from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,11 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from clamproxy.config.units import (
     GIB,
@@ -49,23 +42,6 @@ from clamproxy.config.units import (
     parse_size,
     require_text,
 )
-
-LOCAL_CONFIG = "proxy.yaml"
-SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
-ENVIRONMENT_PREFIX = "CLAMPROXY_"
-
-_SHOWN_LENGTH = 80
-_HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
-"""The repr of a wrong value of upstream.proxy in which no password can be."""
-
-
-class ConfigurationError(Exception):
-    """The configuration cannot be used; the text is one line for the operator."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        )
 
 
 def _absolute_path(value: object, info: ValidationInfo) -> Path:
@@ -129,6 +105,10 @@ class Upstream(_Section):
     )
     connect_timeout: Duration = Field(10.0, gt=0, le=3600, description=_TIMEOUT)
     read_timeout: Duration = Field(30.0, gt=0, le=3600, description=_TIMEOUT)
+    offline: Switch = Field(False, description=_SWITCH)
+    user_agent: Annotated[str, Field(strict=True, pattern=r"^[!-~][ -~]{0,254}$")] | None = Field(
+        None, description="a text such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null"
+    )
 
 
 class Versions(_Section):
@@ -141,6 +121,9 @@ class Versions(_Section):
     )
     refresh: Duration = Field(
         300.0, gt=0, le=86400, description="a duration such as 5min, more than 0 and at most 1d"
+    )
+    doh: BaseUrl | None = Field(
+        None, description="the URL of a DNS-over-HTTPS server such as https://192.0.2.1/dns-query, or null"
     )
 
 
@@ -176,6 +159,8 @@ class Serving(_Section):
     pass_through: tuple[Annotated[str, BeforeValidator(parse_domain_pattern)], ...] = Field(
         (), description='a list of host names such as [www.example.com, "*.example.com"]'
     )
+    prefetch: Literal["cdiffs", "all", "none"] = Field("cdiffs", description="cdiffs, all or none")
+    other_names: Literal["refuse", "forward"] = Field("refuse", description="refuse or forward")
 
     def is_clamav_host(self, host: str) -> bool:
         """Tell whether a host (without port) is answered as the CDN; ``*`` is one label."""
@@ -224,188 +209,3 @@ class Settings(_Section):
         """Let absent and empty sections be validated too: their defaults need the context."""
         given = {name: {} if section is None else section for name, section in data.items()}
         return {name: {} for name in cls.model_fields} | given
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    model.__name__.lower(): model for model in (Cache, Upstream, Versions, Serving, Delta)
-}
-_VARIABLES = {
-    f"{ENVIRONMENT_PREFIX}{section}__{key}".upper(): (section, key)
-    for section, model in _SECTIONS.items()
-    for key in model.model_fields
-}
-
-
-def find_config(explicit: str | None, cwd: Path) -> Path | None:
-    """Find the configuration file.
-
-    Args:
-        explicit: The path that the user gave, if any; relative to `cwd`.
-        cwd: The working directory.
-
-    Returns:
-        The explicit file, else proxy.yaml in `cwd`, else /etc/clamproxy/proxy.yaml, else
-        None: everything has its default then.
-
-    Raises:
-        ConfigurationError: The explicit file does not exist, or a place cannot be looked at.
-    """
-    candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
-    for path in candidates:
-        try:
-            if path.exists() and not path.is_dir():
-                return path
-        except OSError as error:
-            raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    if explicit is not None:
-        raise ConfigurationError(f"{explicit}: there is no such configuration file")
-    return None
-
-
-def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read the configuration.
-
-    Args:
-        path: The YAML file, or None for the defaults. Relative paths in the configuration
-            start at its directory, without a file at the working directory.
-        environ: The environment; ``CLAMPROXY_<SECTION>__<KEY>`` overrides the file.
-
-    Raises:
-        ConfigurationError: The first problem, in one line.
-    """
-    data = _read_file(path) if path else {}
-    overrides = _overrides(environ)
-    for variable, value in overrides.items():
-        section, key = _VARIABLES[variable]
-        content = {} if data.get(section) is None else data[section]
-        if isinstance(content, dict):
-            data[section] = content | {key: value}
-    base = path.absolute().parent if path else Path.cwd()
-    try:
-        return Settings.model_validate(data, context={"base": base})
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-    variables = [name for name in overrides if _VARIABLES[name] == detail["loc"][:2]]
-    source = f"environment variable {variables[0]}" if variables else str(path)
-    raise ConfigurationError(f"{source}: {_explain(detail, data)}")
-
-
-def _read_file(path: Path) -> dict[Hashable, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8 text") from None
-    data = _parse_yaml(text, str(path))
-    if data is not None and not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: the file is {_shown(data)}; expected sections such as cache:")
-    return dict(data or {})
-
-
-def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Give the parsed values of the environment's variables of ours, by their names."""
-    overrides = {}
-    for name, text in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name.removeprefix(ENVIRONMENT_PREFIX):
-            continue
-        if name not in _VARIABLES:
-            hint = _did_you_mean(name, {variable: variable for variable in _VARIABLES})
-            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{hint}")
-        overrides[name] = _parse_yaml(text, f"environment variable {name}")
-    return overrides
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and values that PyYAML trips over."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        None, None, f"the key {_masked(key.value)} is there twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            value = super().construct_object(node, deep)
-            if isinstance(value, int) and value.bit_length() > 63:
-                raise OverflowError
-        except (ArithmeticError, AttributeError, LookupError, ValueError):  # !!int "", 2024-13-45, ...
-            raise yaml.MarkedYAMLError(None, None, "an impossible number or date", node.start_mark) from None
-        return value
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML; errors do not quote its lines, which may hold a password."""
-    try:
-        loader = _Loader(text)
-        return loader.get_single_data()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = ", ".join(filter(None, (error.context, error.problem)))
-    except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        column = len(before) - before.rfind("\n")
-        place = f"line {before.count(chr(10)) + 1}, column {column}: "
-        problem = "a character that YAML does not allow"
-    except (ArithmeticError, ValueError):  # "\UFFFFFFFF", %YAML 1.<5000 digits>
-        place = f"line {loader.line + 1}, column {loader.column + 1}: "
-        problem = "an impossible number"
-    except RecursionError:
-        place, problem = "", "nested too deeply"
-    raise ConfigurationError(f"{source}: {place}not valid YAML: {problem}")
-
-
-def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
-    """Say in plain words what pydantic found in `data`: key, value, what was expected."""
-    section, *rest = (str(part) for part in detail["loc"])
-    if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return _explain_unknown(section, rest)
-    if not rest:
-        return f"{section} is {_shown(detail['input'])}; expected a section: lines of key: value"
-    key, value = f"{section}.{rest[0]}", data[section][rest[0]]
-    expected = _SECTIONS[section].model_fields[rest[0]].description
-    if len(rest) > 1:
-        key, value = f"{key}[{rest[1]}]", detail["input"]
-        expected = str(detail["ctx"]["error"])
-    return f"{key} is {_shown(value, may_be_secret=key == 'upstream.proxy')}; expected {expected}"
-
-
-def _explain_unknown(section: str, rest: list[str]) -> str:
-    known = {key: f"{name}.{key}" for name, model in _SECTIONS.items() for key in model.model_fields}
-    if rest:
-        hint = _did_you_mean(rest[0], known) or f"; expected {', '.join(_SECTIONS[section].model_fields)}"
-        return f"unknown key {section}.{_masked(rest[0])}{hint}"
-    known |= {name: name for name in _SECTIONS}
-    hint = _did_you_mean(section, known) or f"; expected {', '.join(_SECTIONS)}"
-    return f"unknown section {_masked(section)}{hint}"
-
-
-def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {known[near[0]]}?" if near else ""
-
-
-def _shown(value: object, may_be_secret: bool = False) -> str:
-    """Give a value as one short text without credentials."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | set):
-        return "a list" if value else "an empty list"
-    text = repr(value)
-    if may_be_secret and "@" not in text and not _HARMLESS_PROXY.fullmatch(text):
-        return "'***'"
-    return _masked(text)
-
-
-def _masked(text: str) -> str:
-    """Hide what may be user:password before an @, and shorten."""
-    text = re.sub(r"^(b?['\"]?(?:\w+:/*)?).*@", r"\1***@", text, flags=re.DOTALL)
-    return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."

@@ -17,7 +17,7 @@ from mitmproxy.proxy.layers import DNSLayer, TCPLayer
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from werkzeug.datastructures import Headers
 
-from clamproxy.config.settings import ConfigurationError, find_config, load_settings
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
 from clamproxy.proxy import stream

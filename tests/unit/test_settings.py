@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clamproxy.config import settings as settings_module
-from clamproxy.config.settings import ConfigurationError, Serving, Settings, find_config, load_settings
+from clamproxy.config import loading as loading_module
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.settings import Serving, Settings
 from clamproxy.config.units import GIB, MIB, HttpProxy, Nameserver
 
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
@@ -85,14 +86,18 @@ def test_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "ca_bundle": None,
         "connect_timeout": 10.0,
         "read_timeout": 30.0,
+        "offline": False,
+        "user_agent": None,
     }
     assert config.versions.model_dump() == {
         "dns": True,
         "domain": "current.cvd.clamav.net",
         "nameservers": (),
         "refresh": 300.0,
+        "doh": None,
     }
     assert config.serving.databases == ("main", "daily", "bytecode", "safebrowsing", "test", "valhalla")
+    assert (config.serving.prefetch, config.serving.other_names) == ("cdiffs", "refuse")
     assert config.delta.model_dump() == {
         "enabled": True,
         "max_patches": 90,
@@ -227,7 +232,7 @@ def test_clients(address: str, expected: bool) -> None:
 
 def test_find_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system, local, other = tmp_path / "etc.yaml", tmp_path / "proxy.yaml", tmp_path / "other.yaml"
-    monkeypatch.setattr(settings_module, "SYSTEM_CONFIG", system)
+    monkeypatch.setattr(loading_module, "SYSTEM_CONFIG", system)
     assert find_config(None, tmp_path) is None
     system.touch()
     assert find_config(None, tmp_path) == system
@@ -282,7 +287,18 @@ DATABASE = "expected a name of the letters a to z such as daily"
         ("upstream: {connect_timeout: 0}", f"upstream.connect_timeout is 0; {TIMEOUT}"),
         ("upstream: {read_timeout: 2h}", f"upstream.read_timeout is '2h'; {TIMEOUT}"),
         ("upstream: {read_timeout: .inf}", f"upstream.read_timeout is inf; {TIMEOUT}"),
+        (
+            'upstream: {user_agent: "a\\nb"}',
+            "upstream.user_agent is 'a\\nb'; "
+            "expected a text such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null",
+        ),
+        ("upstream: {offline: 'yes'}", f"upstream.offline is 'yes'; {SWITCH}"),
         ("versions: {dns: 1}", f"versions.dns is 1; {SWITCH}"),
+        (
+            "versions: {doh: 192.0.2.1}",
+            "versions.doh is '192.0.2.1'; "
+            "expected the URL of a DNS-over-HTTPS server such as https://192.0.2.1/dns-query, or null",
+        ),
         ("versions: {dns: 'yes'}", f"versions.dns is 'yes'; {SWITCH}"),
         ("versions: {domain: a b}", "versions.domain is 'a b'; expected a host name"),
         (
@@ -311,6 +327,8 @@ DATABASE = "expected a name of the letters a to z such as daily"
             "serving.pass_through[0] is '*'; "
             'expected a host name such as www.example.com or "*.example.com" (in quotes)',
         ),
+        ("serving: {prefetch: some}", "serving.prefetch is 'some'; expected cdiffs, all or none"),
+        ("serving: {other_names: drop}", "serving.other_names is 'drop'; expected refuse or forward"),
         (
             "delta: {max_share: 101%}",
             "delta.max_share is '101%'; expected a share such as 10% or 0.1, at most 100%",
