@@ -31,8 +31,9 @@ format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Run the benchmarks
-	$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: BENCH ?= throughput
+bench: $(VENV)/.dev ## Run a benchmark: of throughput, or BENCH=releases
+	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.
 requirements: $(VENV)/.dev ## Compile the requirements files anew

@@ -10,7 +10,7 @@ from functools import partial
 from werkzeug.datastructures import Headers
 
 from clamproxy.cache.store import Metadata
-from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Body, Reply, Request, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
@@ -102,17 +102,16 @@ def _from_source(
 
 
 def from_head(
-    request: Request, database: str, head: Head, result: Result, *, is_newest: bool
+    request: Request, object_id: ObjectId, head: Head, result: Result, *, is_newest: bool
 ) -> Reply | None:
-    """Answer about a CVD of which only the head is here; None if that takes the whole file."""
-    if head.size is None:
-        return None
-    object_id = ObjectId(database, head.header.version, Kind.CVD)
+    """Answer about a CVD or CLD of which only the head is here; None if that takes the whole file."""
     last_modified = _last_modified(head.last_modified, head.header)
-    representation = Representation(head.size, object_id.file_name, last_modified)
+    # A header without hash was made from patches: the file at the origin begins with other bytes.
+    etag = object_id.file_name if head.header.md5 != "X" else None
+    representation = Representation(head.size, etag, last_modified)
     selection = _select(request, representation, head.header, is_newest=is_newest)
     end = selection.start + selection.length
-    if request.method == "GET" and end > HEADER_SIZE:
+    if (request.method == "GET" and end > HEADER_SIZE) or (head.size is None and selection.status == 200):
         return None
     reply = _reply(selection, representation, result, object_id)
     if request.method == "GET":
@@ -124,7 +123,8 @@ def _reply(
     selection: Selection, representation: Representation, result: Result, object_id: ObjectId
 ) -> Reply:
     headers = Headers(representation.headers)
-    headers["Cache-Control"] = _REVALIDATE if object_id.kind is Kind.CVD else _IMMUTABLE
+    is_mutable_url = object_id.kind in (Kind.CVD, Kind.CLD)
+    headers["Cache-Control"] = _REVALIDATE if is_mutable_url else _IMMUTABLE
     if selection.status != 304:
         headers["Content-Type"] = "application/octet-stream"
         headers["Content-Length"] = str(selection.length)

@@ -5,8 +5,10 @@ The rules, each with the trap of protocol.md section 10 that it answers:
 * a cached CVD is current while nothing newer is advertised, however old it is (3);
 * the header probe, the whole file and all clients see one version at a time (13);
 * that version never goes backwards (4);
-* when DNS is ahead of the origin, the origin is asked for its header again once a minute, and
-  what is there is served (5);
+* when DNS is ahead of the origin, the origin is asked for its header again after a minute, then
+  less and less often, and what is there is served (5);
+* where the cached patches lead on from the cached CVD, the version that they lead to counts as
+  cached;
 * what is announced can be delivered: while the newest CVD can't be fetched, the newest cached
   one is the one that is announced (29, 30).
 """
@@ -19,6 +21,8 @@ from clamproxy.objects import Kind, ObjectId
 
 RECHECK = 60.0
 """Seconds after which an origin that lags behind DNS is asked for its header again."""
+LONGEST_RECHECK = 900.0
+"""The same after some fruitless looks: the CDN allows some ten requests per hour for a file."""
 PLAUSIBLE_LEAD = 5
 """Versions that a client may know of before the gateway does."""
 OLDEST_CDIFF = 120
@@ -39,6 +43,8 @@ class Known:
     """The version that the client asks for by ``?version=N``."""
     cached: int | None = None
     """The newest CVD in the store."""
+    patched: int | None = None
+    """The version that the cached patches lead to from that CVD on, where that counts."""
     seen: int | None = None
     """The newest version whose header was seen at the origin."""
     seen_at: float = 0.0
@@ -47,13 +53,20 @@ class Known:
     """The version that was advertised then."""
     probed_for: int = 0
     """The version that was wanted then."""
+    fruitless: int = 0
+    """How often in a row the origin answered with nothing new."""
     can_fetch: bool = True
     """Whether no cool-down holds back the whole file."""
 
     @property
+    def held(self) -> int:
+        """The newest version that can be served from the cache; 0 if none."""
+        return max(self.cached or 0, self.patched or 0)
+
+    @property
     def best(self) -> int:
         """The newest version that has been seen at all; 0 if none."""
-        return max(self.cached or 0, self.seen or 0)
+        return max(self.held, self.seen or 0)
 
     @property
     def wanted(self) -> int:
@@ -74,6 +87,8 @@ class Choice:
     is_cached: bool
     stale: bool
     """Whether something newer should be there, but could not be had."""
+    by_patches: bool = False
+    """Whether it is not the cached CVD itself, but what the cached patches make of it."""
 
 
 def must_probe(known: Known) -> bool:
@@ -82,8 +97,14 @@ def must_probe(known: Known) -> bool:
     if not known.best:
         return True
     if known.best < known.wanted:
-        return _is_news(known) or age >= RECHECK
-    return not known.advertised_is_fresh and age >= known.refresh
+        return _is_news(known) or age >= _pause(RECHECK, known.fruitless)
+    return not known.advertised_is_fresh and age >= _pause(known.refresh, known.fruitless)
+
+
+def _pause(first: float, fruitless: int) -> float:
+    """Seconds until the next look at the origin's header: doubling while it has nothing new."""
+    doublings = min(max(0, fruitless - 1), 32)
+    return max(first, min(first * float(2**doublings), LONGEST_RECHECK))
 
 
 def _is_news(known: Known) -> bool:
@@ -101,13 +122,14 @@ def choose(known: Known) -> Choice | None:
     """
     if not known.best:
         return None
-    cached, seen = known.cached or 0, known.seen or 0
-    if seen > cached and (known.can_fetch or not cached):
+    seen = known.seen or 0
+    if seen > known.held and (known.can_fetch or not known.cached):
         return Choice(seen, is_cached=False, stale=False)
-    if not cached:
+    if not known.cached:
         return None
-    newer_exists = known.best > cached or must_probe(known)
-    return Choice(cached, is_cached=True, stale=newer_exists)
+    newer_exists = known.best > known.held or must_probe(known)
+    by_patches = known.held > known.cached
+    return Choice(known.held, is_cached=True, stale=newer_exists, by_patches=by_patches)
 
 
 def shown_last_modified(origin: float | None, stime: int) -> float:

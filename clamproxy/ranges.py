@@ -22,16 +22,19 @@ _EMPTY_SUFFIX = re.compile(r"\s*bytes\s*=\s*-0+\s*")
 class Representation:
     """What validators and ranges are held against."""
 
-    size: int
-    etag: str
-    """Opaque tag without quotes; always strong."""
+    size: int | None
+    """In bytes; None if only its beginning is known."""
+    etag: str | None
+    """Opaque tag without quotes, always strong; None if its bytes aren't known for sure."""
     last_modified: float | None = None
     """Unix seconds."""
 
     @property
     def headers(self) -> Headers:
         """The validator fields that go with every answer about this representation."""
-        headers = Headers([("ETag", f'"{self.etag}"'), ("Accept-Ranges", "bytes")])
+        headers = Headers([("Accept-Ranges", "bytes")])
+        if self.etag is not None:
+            headers["ETag"] = f'"{self.etag}"'
         if self.last_modified is not None:
             headers["Last-Modified"] = http_date(self.last_modified)
         return headers
@@ -68,7 +71,7 @@ def select(
     """
     if _is_not_modified(headers, representation, not_modified_since):
         return Selection(304)
-    whole = Selection(200, 0, representation.size)
+    whole = Selection(200, 0, representation.size or 0)
     # No range of an empty object is satisfiable, and a 416 is an error to freshclam while an
     # empty cdiff is a valid answer: trap 12.
     if method != "GET" or representation.size == 0 or not _range_applies(headers, representation):
@@ -80,7 +83,8 @@ def _is_not_modified(
     headers: Headers, representation: Representation, not_modified_since: Callable[[float], bool] | None
 ) -> bool:
     if (if_none_match := headers.get("If-None-Match")) is not None:
-        return bool(parse_etags(if_none_match).contains_weak(representation.etag))
+        etag = representation.etag
+        return etag is not None and bool(parse_etags(if_none_match).contains_weak(etag))
     since = parse_http_date(headers.get("If-Modified-Since"))
     if since is None:
         return False
@@ -96,20 +100,30 @@ def _range_applies(headers: Headers, representation: Representation) -> bool:
     date = parse_http_date(if_range)
     if date is not None:
         return representation.last_modified is not None and int(representation.last_modified) == date
-    return if_range.strip() == f'"{representation.etag}"'  # a weak tag never matches: RFC 9110 13.1.5
+    # A weak tag never matches: RFC 9110 13.1.5.
+    return representation.etag is not None and if_range.strip() == f'"{representation.etag}"'
 
 
-def _select_range(field: str, size: int) -> Selection | None:
+def _select_range(field: str, size: int | None) -> Selection | None:
     """The single range that is asked for; None where the field is to be ignored."""
-    if _EMPTY_SUFFIX.fullmatch(field):  # the last 0 bytes: well-formed, never satisfiable
-        return Selection(416, content_range=f"bytes */{size}")
+    if size is not None and _EMPTY_SUFFIX.fullmatch(field):
+        return Selection(416, content_range=f"bytes */{size}")  # well-formed, never satisfiable
     parsed = parse_range_header(field)
     # Several ranges at once are never sent by freshclam; the whole is a legal answer to them.
     if parsed is None or parsed.units != "bytes" or len(parsed.ranges) != 1:
         return None
     first, end = parsed.ranges[0]
+    if size is None:
+        return _select_of_unknown(first, end)
     start = max(0, size + first) if first < 0 else first
     end = size if end is None else min(end, size)
     if start >= end:
         return Selection(416, content_range=f"bytes */{size}")
     return Selection(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
+
+
+def _select_of_unknown(first: int, end: int | None) -> Selection | None:
+    """A range that doesn't depend on the length; * stands for that in RFC 9110 14.4."""
+    if first < 0 or end is None:
+        return None
+    return Selection(206, first, end - first, f"bytes {first}-{end - 1}/*")

@@ -5,24 +5,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+from clamproxy.announcement import Announcer
+from clamproxy.builder import CldBuilder
 from clamproxy.cache.partial import sweep
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.current import CurrentVersions
+from clamproxy.delivery import Delivery
+from clamproxy.follower import Follower
 from clamproxy.formats.signatures import TrustedKeys
-from clamproxy.gateway import Gateway, Parts
+from clamproxy.gateway import Gateway
+from clamproxy.lineage import Lineages
+from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.origin.agents import Agents
+from clamproxy.origin.budget import Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
+from clamproxy.origin.resolver import DnsResolver, DohResolver, Resolver
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import negative_ttl
+from clamproxy.prefetch import Prefetcher
+from clamproxy.quiet import QuietHour
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
+from clamproxy.whole import WholeFiles
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +44,20 @@ MAX_CONNECTIONS = 16
 """To the origin, for transfers, at the same time; further ones wait."""
 STALL_WINDOW = 5.0
 """Seconds over which the speed of a connection to the origin is watched."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[Service]:
+    """A service beside, or without, a proxy that runs: for commands. Nothing runs in its background.
+
+    Raises:
+        OSError: the cache directory can't be used.
+    """
+    service = Service(settings, keys)
+    try:
+        yield service
+    finally:
+        service.stop()
 
 
 class Service:
@@ -51,37 +79,30 @@ class Service:
         self._tidy_pending = False
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"clamproxy-{secrets.token_hex(4)}"
-        self._cooldowns = Cooldowns(self._saver("cooldown/"))
-        self._versions = AdvertisedVersions(
-            settings.versions.domain,
-            settings.versions.nameservers,
-            settings.versions.refresh,
-            self._saver("advertised/"),
-        )
-        self._upstream = self._connect(pseudonym)
-        self._heads = Heads(self._upstream, self._cooldowns, self._saver("head/"))
+        self._make_origin_side(pseudonym)
         self._transfers = self._make_transfers(keys)
-        self._cooldowns.restore(self.store.notes("cooldown/"))
-        self._versions.restore(self.store.notes("advertised/"))
-        self._heads.restore(self.store.notes("head/"))
-        self.gateway = Gateway(
-            Parts(
-                settings,
-                self.store,
-                self._versions,
-                self._heads,
-                self._transfers,
-                self._cooldowns,
-                pseudonym,
-            )
+        self._lineages = Lineages(self.store, keys)
+        self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"))
+        self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers)
+        self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
+        self.follower = self._make_follower()
+        self._restore()
+        self._current = self._make_current()
+        self.gateway = self._make_gateway(pseudonym)
+        self.announcer = Announcer(
+            self._current.announced, lambda: self._versions.last_record, self._versions.get
         )
 
     def start(self) -> None:
-        """Tidy up the cache in the background."""
+        """Tidy up the cache and follow releases, in the background."""
         self._tidy_soon()
+        self.follower.start()
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
+        self.follower.stop()
+        self._prefetcher.stop()
+        self._builder.stop()
         self._transfers.stop()
         self._heads.stop()
         self._versions.stop()
@@ -91,17 +112,99 @@ class Service:
         self._upstream.close()
         self.store.close()
 
-    def _connect(self, pseudonym: str) -> Upstream:
-        upstream = self.settings.upstream
-        return Upstream(
-            upstream.url,
-            proxy=upstream.proxy,
-            ca_bundle=upstream.ca_bundle,
-            connect_timeout=upstream.connect_timeout,
-            read_timeout=upstream.read_timeout,
+    async def renew(self, database: str) -> None:
+        """Fetch all of the advertised version of a database that isn't here, for no client.
+
+        Raises:
+            OriginTrouble: something of it can't be had now.
+        """
+        await self.follower.fetch_release(database)
+
+    def _make_origin_side(self, pseudonym: str) -> None:
+        settings = self.settings
+        self._cooldowns = Cooldowns(self._saver("cooldown/"))
+        self._budget = Budget(self._saver("budget/"))
+        self._agents = Agents(settings.upstream.user_agent, self._saver("agent/"))
+        self._versions = AdvertisedVersions(
+            settings.versions.domain,
+            self._make_resolver(),
+            settings.versions.refresh,
+            self._saver("advertised/"),
+            self._saver("record/"),
+        )
+        self._upstream = Upstream(
+            settings.upstream.url,
+            proxy=settings.upstream.proxy,
+            ca_bundle=settings.upstream.ca_bundle,
+            connect_timeout=settings.upstream.connect_timeout,
+            read_timeout=settings.upstream.read_timeout,
             via=f"1.1 {pseudonym}",
             count=self.stats.count_upstream,
+            note=self._budget.note,
+            offline=settings.upstream.offline,
         )
+        self._heads = Heads(self._upstream, self._cooldowns, self._saver("head/"))
+
+    def _make_resolver(self) -> Resolver | None:
+        """Who is asked for advertised versions, if anybody is."""
+        versions, upstream = self.settings.versions, self.settings.upstream
+        if upstream.offline or not versions.dns:
+            return None
+        if versions.doh is not None:
+            return DohResolver(versions.doh, upstream.proxy, upstream.ca_bundle)
+        return DnsResolver(versions.nameservers)
+
+    def _restore(self) -> None:
+        """Take over what an earlier process knew."""
+        self._cooldowns.restore(self.store.notes("cooldown/"))
+        self._budget.restore(self.store.notes("budget/"))
+        self._agents.restore(self.store.notes("agent/"))
+        self._versions.restore(self.store.notes("advertised/"), self.store.notes("record/"))
+        self._heads.restore(self.store.notes("head/"))
+        self._builder.restore(self.store.notes("cld/"))
+        self._quiet_hour.restore(self.store.note("traffic/hours"))
+
+    def _make_follower(self) -> Follower:
+        return Follower(
+            self.settings,
+            self.store,
+            self._versions,
+            self._heads,
+            self._cooldowns,
+            self._budget,
+            self._agents,
+            self._lineages,
+            self._prefetcher,
+            self._builder,
+            self._quiet_hour,
+        )
+
+    def _make_current(self) -> CurrentVersions:
+        return CurrentVersions(
+            self.settings,
+            self.store,
+            self._versions,
+            self._heads,
+            self._cooldowns,
+            self._agents,
+            self._lineages,
+            self._prefetcher,
+        )
+
+    def _make_gateway(self, pseudonym: str) -> Gateway:
+        settings, current = self.settings, self._current
+        delivery = Delivery(self.store, self._transfers)
+        whole = WholeFiles(
+            settings.delta, self.store, self._heads, current, delivery, self._prefetcher, self._builder
+        )
+        databases = frozenset(settings.serving.databases)
+        return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
+
+    def _notice(self, database: str, requester: Requester) -> None:
+        """A client asks for something."""
+        self.follower.see(database)
+        self._agents.see(requester.user_agent)
+        self._quiet_hour.count()
 
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
@@ -130,6 +233,7 @@ class Service:
         for object_id in self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit):
             logger.info("Dropped %s from the cache.", object_id.file_name)
         sweep(self.store.partials)
+        self._builder.sweep()
 
     def _saver(self, prefix: str) -> Callable[[str, Any], None]:
         def save(key: str, value: Any) -> None:

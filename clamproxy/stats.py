@@ -11,6 +11,7 @@ from typing import Any
 from clamproxy.cache.store import Store
 from clamproxy.messages import Result
 from clamproxy.objects import Kind
+from clamproxy.origin.budget import PER_FILE, WINDOW
 from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1
@@ -103,4 +104,16 @@ def snapshot(store: Store) -> dict[str, Any]:
         },
         "cooldown_until": max((value["until"] for value in cooldowns.values()), default=None),
         "cooldowns": cooldowns,
+        "budget": _budget(store),
     }
+
+
+def _budget(store: Store) -> dict[str, Any]:
+    """How often each file was asked of the origin within the last hour, by its path."""
+    now = time.time()
+    used = {
+        path: sum(1 for at in times if now - at < WINDOW)
+        for path, times in store.notes("budget/").items()
+        if isinstance(times, list)
+    }
+    return {path: {"used": n, "limit": PER_FILE} for path, n in sorted(used.items()) if n}

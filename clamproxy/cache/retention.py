@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from clamproxy.objects import Kind, ObjectId
 
 KEPT_CVDS = 2
-"""The newest CVD, and the one before it for clients in the middle of an update."""
+"""The newest CVD, and the one before it for clients in the middle of an update. CLDs likewise."""
 
 
 def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
@@ -42,9 +42,9 @@ def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]
         sizes: bytes of each object that the cache holds.
         size_limit: bytes.
 
-    The newest CVD of each database is never given up: all service rests on it. Older CVDs go
-    first, the largest before the others, then the oldest cdiffs, each with its signature, then
-    signatures whose objects are not there.
+    The newest CVD of each database is never given up: all service rests on it. CLDs go first, as
+    they can be built again, then older CVDs, the largest before the others, then the oldest
+    cdiffs, each with its signature, then signatures whose objects are not there.
     """
     excess = sum(sizes.values()) - size_limit
     leaving: list[ObjectId] = []
@@ -60,6 +60,7 @@ def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]
 
 def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
     newest = {series: max(versions) for series, versions in _versions_by_series(sizes).items()}
+    clds = sorted(object_id for object_id in sizes if object_id.kind is Kind.CLD)
     old_cvds = [
         object_id
         for object_id in sizes
@@ -70,11 +71,11 @@ def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
     # "Oldest" counts from each database's own newest patch: version numbers don't compare across them.
     cdiffs.sort(key=lambda object_id: object_id.version - newest[object_id.database, Kind.CDIFF])
     lone = [object_id for object_id in sizes if object_id.kind.is_signature and object_id.signed not in sizes]
-    return old_cvds + cdiffs + sorted(lone)
+    return clds + old_cvds + cdiffs + sorted(lone)
 
 
 def _with_signature(object_id: ObjectId) -> tuple[ObjectId, ...]:
-    if object_id.kind.is_signature:
+    if object_id.kind.is_signature or object_id.kind is Kind.CLD:
         return (object_id,)
     return object_id, ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
 

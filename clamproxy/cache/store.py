@@ -10,10 +10,12 @@ writers). Whatever writes, syncs or deletes blocks, and belongs into a thread.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,12 +31,18 @@ from clamproxy.cache.index import (
     sync_directory,
 )
 from clamproxy.cache.retention import over_limit, superseded
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Kind, ObjectId
 
 logger = logging.getLogger(__name__)
 
 QUARANTINE_LIMIT = 5
 """Rejected files that are kept for a look; each may be as large as main.cvd."""
+
+_LINKED_MODE = 0o444
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Another file system, one without links, too many links, or a name just dropped from the cache."""
 
 _OBJECT_PREFIX = "object/"
 _NEWEST_PREFIX = "newest/"
@@ -91,6 +99,41 @@ class PublishedFile:
     def close(self) -> None:
         """Release the descriptor."""
         self._file.close()
+
+    def link(self, target: Path) -> None:
+        """Give the file another name, or copy it where that can't be done. Blocks.
+
+        Args:
+            target: the new name, which nobody has.
+
+        Raises:
+            OSError: the file can't be put there.
+        """
+        try:
+            os.link(self._file.name, target)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            self._copy(target)
+        # Both names are one file: what is set here holds for the cache's name, too. There nobody
+        # else gets at it, as the cache directory admits its owner only; and nobody may write to
+        # it under either name. Its date is what a web server sends as Last-Modified (trap 7).
+        target.chmod(_LINKED_MODE)
+        date = self.metadata.last_modified or self._build_time() or self.metadata.fetched_at
+        os.utime(target, (date, date))
+
+    def _copy(self, target: Path) -> None:
+        with open(self.fileno(), "rb", closefd=False) as source, target.open("xb") as copy:
+            source.seek(0)
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+    def _build_time(self) -> int:
+        try:
+            return CvdHeader.parse((self.metadata.header or "").encode("ascii")).stime
+        except (InvalidObject, UnicodeEncodeError):
+            return 0
 
     def __enter__(self) -> Self:
         return self
@@ -152,6 +195,30 @@ class Store:
             file.close()
             return None
         return PublishedFile(object_id, metadata, file)
+
+    def has(self, object_id: ObjectId) -> bool:
+        """Whether the cache holds an object, by the index alone. Quick."""
+        return _OBJECT_PREFIX + object_id.file_name in self._index
+
+    def link(self, object_id: ObjectId, target: Path) -> bool:
+        """Give a published object another name outside of the cache, or copy it there. Blocks.
+
+        Args:
+            object_id: the object.
+            target: the new name, which nobody has; readable by all, writable by nobody.
+
+        Returns:
+            Whether the cache holds the object.
+
+        Raises:
+            OSError: the file can't be put there.
+        """
+        published = self.open(object_id)
+        if published is None:
+            return False
+        with published:
+            published.link(target)
+        return True
 
     def open_newest(self, database: str) -> PublishedFile | None:
         """The newest CVD of a database, or None. Quick."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
+from clamproxy.formats.members import belongs_to
 from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
 from clamproxy.objects import MAX_VERSION, ObjectId
 
@@ -28,7 +29,7 @@ LINE_LIMIT = 16 * 2**20
 _FOOTER_WINDOW = 350  # cdiff.rs: MAX_DSIG_SIZE; the last colon lies within these bytes
 _HEADER = re.compile(rb"ClamAV-Diff:([0-9]{1,10}):([0-9]{1,10}):")
 _HEADER_LIMIT = 64
-_FILE_NAME = re.compile(rb"[A-Za-z0-9._]+")
+_FILE_NAME = re.compile(rb"[A-Za-z0-9._]{1,99}")
 _LINE_NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
@@ -202,8 +203,8 @@ def _parse_command(line: bytes, database: str) -> Command:
         case b"UNLINK", b" ":
             return Unlink(_file_name(rest, database))
         case b"DEL", b" ":
-            number, prefix, *_ = _arguments(rest, 2, command)
-            return Delete(_line_number(number), prefix)
+            number, prefix = _arguments(rest, 2, command)
+            return Delete(_line_number(number), _first_word(prefix))
         case b"XCHG", b" ":
             number, prefix, new = _arguments(rest, 3, command)
             return Exchange(_line_number(number), prefix, new)
@@ -220,8 +221,13 @@ def _parse_move(rest: bytes, database: str) -> Move:
         _line_number(first),
         first_prefix,
         _line_number(last),
-        last_prefix,
+        _first_word(last_prefix),
     )
+
+
+def _first_word(rest: bytes) -> bytes:
+    # cdiff.rs: DelOp, MoveOp: a prefix ends at a blank, and what comes behind it does not count.
+    return rest.partition(b" ")[0]
 
 
 def _arguments(rest: bytes, count: int, command: bytes) -> list[bytes]:
@@ -242,6 +248,6 @@ def _file_name(text: bytes, database: str) -> str:
     if not _FILE_NAME.fullmatch(text):
         raise InvalidObject("malformed file name in the script")
     name = text.decode("ascii")
-    if name != "COPYING" and not name.startswith(f"{database}."):
+    if not belongs_to(name, database):
         raise InvalidObject(f"script touches {name[:40]}, no file of {database}")
     return name

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clamproxy.formats.cdiff import CDIFF_MAGIC, verify_cdiff
+from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.codesign import SIGN_MAGIC, verify_sign
-from clamproxy.formats.cvd import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header, verify_cvd
+from clamproxy.formats.cvd import verify_cvd
+from clamproxy.formats.header import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 
@@ -28,9 +30,9 @@ def _verify_sign(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     verify_sign(file, expected)
 
 
-# No CLD: clients build them, the CDN has none, and clamproxy never fetches one (trap 22).
 _VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {
     Kind.CVD: verify_cvd,
+    Kind.CLD: verify_cld,
     Kind.CDIFF: verify_cdiff,
     Kind.CVD_SIGN: _verify_sign,
     Kind.CDIFF_SIGN: _verify_sign,
@@ -38,7 +40,7 @@ _VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {
 
 
 def verify(path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
-    """Prove that a finished file is the object that it was fetched as.
+    """Prove that a finished file is the object that it was fetched or built as.
 
     Args:
         path: the file.
@@ -47,7 +49,6 @@ def verify(path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
 
     Raises:
         InvalidObject: it is something else, or damaged.
-        KeyError: the object is a CLD, which is never fetched.
         OSError: the file cannot be read.
     """
     verifier = _VERIFIERS[object_id.kind]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clamproxy.cache.partial import BusyError, PartialFile, Validators
 from clamproxy.config.units import GIB, MIB
-from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId

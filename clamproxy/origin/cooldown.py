@@ -14,6 +14,7 @@ Pure but for the clock, which is passed in.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -74,6 +75,8 @@ class Cooldown:
     failures: int
     failure: Failure
     reason: str
+    noted_at: float = 0.0
+    """Unix seconds."""
 
 
 class Cooldowns:
@@ -99,6 +102,7 @@ class Cooldowns:
                     int(value["failures"]),
                     Failure(value["failure"]),
                     str(value["reason"]),
+                    float(value.get("noted_at", 0.0)),
                 )
             except (KeyError, TypeError, ValueError):
                 self._save(key, None)
@@ -134,12 +138,13 @@ class Cooldowns:
         delay = BACKOFFS[failure].delay(failures)
         if retry_after is not None and retry_after > 0:
             delay = min(retry_after, LONGEST_RETRY_AFTER)
-        cooldown = Cooldown(self._clock() + delay, failures, failure, reason)
+        now = self._clock()
+        cooldown = Cooldown(now + delay, failures, failure, reason, now)
         self._active[key] = cooldown
         self._save(key, asdict(cooldown))
         return cooldown
 
-    def succeeded(self, path: str, agent: str, *, verified: bool = True) -> None:
+    def succeeded(self, path: str, agent: str, *, verified: bool = True, asked_at: float = math.inf) -> None:
         """The origin delivered this file to this client version: nothing of it is held back.
 
         Args:
@@ -147,10 +152,14 @@ class Cooldowns:
             agent: the client version that was shown to the origin.
             verified: whether the content was, too. Else a back-off for bad content goes on: a
                 good header says nothing about the rest of the file.
+            asked_at: when the request began, Unix seconds: a refusal that was noted after that
+                goes on, as it is the origin's last word.
         """
         for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
-            if cooldown and (verified or cooldown.failure is not Failure.BAD_CONTENT):
+            if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
+                continue
+            if verified or cooldown.failure is not Failure.BAD_CONTENT:
                 del self._active[key]
                 self._save(key, None)
 

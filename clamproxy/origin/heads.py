@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clamproxy.dates import parse_http_date
-from clamproxy.formats.cvd import HEADER_SIZE, CvdHeader
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
@@ -52,6 +52,8 @@ class Sighting:
     """The version that DNS gave then."""
     wanted: int = 0
     """The version that was hoped for then."""
+    fruitless: int = 0
+    """How often in a row it answered with nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,8 @@ class Heads:
         """Take over what an earlier process saw; entries that don't parse are dropped."""
         for database, value in saved.items():
             try:
-                header = CvdHeader.parse(value["header"].encode("ascii"))
-                self._heads[database] = Head(header, value["size"], value["last_modified"])
-                # A time in the future was noted by a clock that was wrong.
-                self._sightings[database] = Sighting(min(float(value["seen_at"]), time.time()))
-            except (InvalidObject, AttributeError, KeyError, TypeError, ValueError):
+                self._heads[database], self._sightings[database] = _from_json(value)
+            except (InvalidObject, OverflowError, ValueError):
                 self._save(database, None)
 
     def get(self, database: str) -> Head | None:
@@ -166,6 +165,7 @@ class Heads:
 
     async def _probe(self, database: str, requester: Requester, sighting: Sighting) -> None:
         path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
+        asked_at = time.time()
         try:
             head = await self._ask_in_thread(database, path, requester)
         except OriginError as error:
@@ -174,9 +174,11 @@ class Heads:
         except NotFoundError:
             self._missing_until[database] = time.monotonic() + RECHECK
             raise
-        self._cooldowns.succeeded(path, agent, verified=False)
-        self._sightings[database] = replace(sighting, at=time.time())
+        self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         known = self._heads.get(database)
+        is_new = known is None or head.header.version > known.header.version
+        fruitless = 0 if is_new else self.sighting(database).fruitless + 1
+        self._sightings[database] = replace(sighting, at=time.time(), fruitless=fruitless)
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:
             self._heads[database] = head
@@ -213,3 +215,17 @@ class Heads:
             "last_modified": head.last_modified,
             "seen_at": self._sightings[database].at,
         }
+
+
+def _from_json(value: Any) -> tuple[Head, Sighting]:
+    match value:
+        case {
+            "header": str(header),
+            "size": int() | None as size,
+            "last_modified": int() | float() | None as last_modified,
+            "seen_at": int() | float() as seen_at,
+        }:
+            # A time in the future was noted by a clock that was wrong.
+            sighting = Sighting(min(float(seen_at), time.time()))
+            return Head(CvdHeader.parse(header.encode("ascii")), size, last_modified), sighting
+    raise ValueError("no note of a head")

@@ -139,6 +139,19 @@ class Transfer:
         """
         await asyncio.shield(self._ready)
 
+    async def finish(self) -> None:
+        """Wait until the object is published.
+
+        Raises:
+            NotFoundError: the origin has no such file.
+            TransferError: it could not be fetched.
+        """
+        await self.ready()
+        while not self.published:
+            if self._error is not None:
+                raise self._error
+            await self._changed.wait()
+
     def source(self) -> TransferSource:
         """A reader of what has arrived and will arrive. Only once the transfer is ready.
 

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 
-from clamproxy.messages import Requester
+from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError
+from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,11 @@ class CooldownError(Exception):
         """Say what holds it back."""
         super().__init__(cooldown.reason)
         self.cooldown = cooldown
+
+
+type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | SourceError | TimeoutError
+ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, SourceError, TimeoutError)
+"""Why something can't be had of the origin now."""
 
 
 class Transfers:
@@ -98,7 +103,7 @@ class Transfers:
         return next((one for one in self._running.values() if one.object_id == object_id), None)
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
-        path, agent = object_id.upstream_path, transfer.requester.version
+        path, agent, asked_at = object_id.upstream_path, transfer.requester.version, time.time()
         try:
             await transfer.run()
         except NotFoundError as error:
@@ -114,7 +119,7 @@ class Transfers:
             )
             self._after_failure(object_id, error.failure)
         else:
-            self._cooldowns.succeeded(path, agent)
+            self._cooldowns.succeeded(path, agent, asked_at=asked_at)
             self._after_publishing()
         finally:
             del self._running[object_id]

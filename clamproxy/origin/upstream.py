@@ -171,6 +171,8 @@ class Upstream:
         read_timeout: float,
         via: str,
         count: Callable[[int, int], None],
+        note: Callable[[str], None] = lambda _: None,
+        offline: bool = False,
     ) -> None:
         """Prepare; nothing is connected yet.
 
@@ -182,11 +184,15 @@ class Upstream:
             read_timeout: seconds of silence.
             via: the Via field that shows a loop.
             count: is told of requests and of body bytes, from any thread.
+            note: is told of the path of each request, from any thread.
+            offline: nothing is asked; there is no file but in the cache.
         """
         self._url = url
         self._via = via
         self._count = count
-        self._pool = _make_pool(proxy, ca_bundle, Timeout(connect=connect_timeout, read=read_timeout))
+        self._note = note
+        self._offline = offline
+        self._pool = make_pool(proxy, ca_bundle, Timeout(connect=connect_timeout, read=read_timeout))
 
     def get(self, path: str, requester: Requester, extra: Mapping[str, str] | None = None) -> Answer:
         """Ask for a file.
@@ -197,10 +203,12 @@ class Upstream:
             extra: further header fields.
 
         Raises:
-            NotFoundError: 404 or 410.
+            NotFoundError: 404 or 410; any file while the gateway is offline.
             RangeError: 416.
             OriginError: no connection, no answer, or any other answer that is no file.
         """
+        if self._offline:
+            raise NotFoundError("the gateway is offline")
         headers = {
             "User-Agent": requester.user_agent or SKIP_HEADER,
             "Accept": "*/*",
@@ -210,6 +218,7 @@ class Upstream:
             **(extra or {}),
         }
         self._count(1, 0)
+        self._note(path)
         try:
             response = self._pool.request(
                 "GET",
@@ -234,7 +243,8 @@ class Upstream:
         self._pool.clear()
 
 
-def _make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
+def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
+    """Connections to the outside: through the proxy if there is one, with the trust that is configured."""
     context = ssl.create_default_context()
     if ca_bundle is not None:
         context.load_verify_locations(cafile=ca_bundle)

@@ -5,29 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import dns.asyncresolver
-import dns.exception
-import dns.nameserver
-import dns.rdatatype
-import dns.resolver
-
+from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
 from clamproxy.objects import MAX_VERSION
+from clamproxy.origin.resolver import Resolver
 
 logger = logging.getLogger(__name__)
 
-FIELDS = {"main": 1, "daily": 2, "safebrowsing": 6, "bytecode": 7}
-"""Where the primary record has each database's version."""
-RECORD_TIME_FIELD = 3
 OLDEST_RECORD = 12 * 3600
 """Seconds after which freshclam, and so the gateway, takes a record for stale."""
-TIMEOUT = 2.0
-"""Seconds for one name server."""
-LIFETIME = 4.0
-"""Seconds for one look-up with all name servers."""
 PATIENCE = 1.0
 """Seconds for which a request waits for DNS where an older answer is known."""
 _RETRY = 30.0
@@ -48,32 +37,43 @@ class AdvertisedVersions:
     def __init__(
         self,
         domain: str,
-        nameservers: Sequence[tuple[str, int]],
+        resolver: Resolver | None,
         refresh: float,
         save: Callable[[str, Any], None],
+        save_record: Callable[[str, Any], None],
     ) -> None:
         """Prepare; nothing is asked yet.
 
         Args:
             domain: of the primary record, ``current.cvd.clamav.net``.
-            nameservers: address and port; none: those of the system.
+            resolver: who is asked; None: nobody ever is. It is closed with this object.
             refresh: seconds for which an answer counts.
-            save: is given each good answer, to keep over a restart.
+            save: is given each database and its answer, if it is good, to keep over a restart.
+            save_record: likewise, the domain and the text of the primary record.
         """
         self._domain = domain
-        self._nameservers = nameservers
+        self._resolver = resolver
         self._refresh = refresh
         self._save = save
+        self._save_record = save_record
+        self._record: str | None = None
         self._known: dict[str, tuple[int, float]] = {}
         self._next_look: dict[str, float] = {}
         self._looking: dict[str, asyncio.Task[None]] = {}
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over the answers of an earlier process."""
+    def restore(self, saved: dict[str, Any], records: dict[str, Any]) -> None:
+        """Take over the answers and the primary record of an earlier process."""
+        if isinstance(record := records.get(self._domain), str):
+            self._record = record
         for database, value in saved.items():
             match value:
                 case [int(version), int() | float() as learnt_at]:
                     self._known[database] = (version, learnt_at)
+
+    @property
+    def last_record(self) -> str | None:
+        """The last good primary record as it stood, however old."""
+        return self._record
 
     def last_known(self, database: str) -> Advertised | None:
         """The last good answer, without asking."""
@@ -89,11 +89,11 @@ class AdvertisedVersions:
         Returns:
             The last good answer where DNS gives none; None if there never was one.
         """
-        known = self.last_known(database)
-        if known is None or not known.fresh:
-            name = self._record_name(database)
+        known, resolver = self.last_known(database), self._resolver
+        if resolver is not None and (known is None or not known.fresh):
+            name = record_name(database, self._domain)
             if name not in self._looking and time.monotonic() >= self._next_look.get(name, 0.0):
-                task = asyncio.create_task(self._look_up(name, database), name=f"look-up {name}")
+                task = asyncio.create_task(self._look_up(resolver, name, database), name=f"look-up {name}")
                 self._looking[name] = task
                 task.add_done_callback(lambda _: self._looking.pop(name, None))
             if name in self._looking:
@@ -105,17 +105,13 @@ class AdvertisedVersions:
         """Cancel what is under way."""
         for task in list(self._looking.values()):
             task.cancel()
+        if self._resolver is not None:
+            self._resolver.close()
 
-    def _record_name(self, database: str) -> str:
-        if database in FIELDS:
-            return self._domain
-        # freshclam asks <db>.cvd.clamav.net for databases that the primary record has not.
-        return f"{database}.{self._domain.partition('.')[2]}"
-
-    async def _look_up(self, name: str, database: str) -> None:
+    async def _look_up(self, resolver: Resolver, name: str, database: str) -> None:
         self._next_look[name] = time.monotonic() + min(self._refresh, _RETRY)
         try:
-            text = await self._query(name)
+            text = await resolver.txt(name)
             versions = (
                 parse_primary(text, time.time())
                 if database in FIELDS
@@ -127,24 +123,24 @@ class AdvertisedVersions:
             return
         if database in versions:
             del self._next_look[name]
+        if database in FIELDS and text != self._record:
+            self._record = text
+            self._save_record(self._domain, text)
         for found, version in versions.items():
             if self._known.get(found, (0, 0.0))[0] != version:
                 logger.info("DNS advertises %s version %d.", found, version)
             self._known[found] = (version, time.time())
             self._save(found, [version, self._known[found][1]])
 
-    async def _query(self, name: str) -> str:
-        """The first character-string of the first TXT record: all that freshclam looks at."""
-        resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
-        if self._nameservers:
-            resolver.nameservers = [
-                dns.nameserver.Do53Nameserver(address, port) for address, port in self._nameservers
-            ]
-        resolver.timeout = TIMEOUT
-        answer = await resolver.resolve(f"{name}.", dns.rdatatype.TXT, lifetime=LIFETIME, search=False)
-        for record in answer:
-            return str(record.strings[0].decode("ascii"))
-        raise ValueError("an answer without a record")
+
+def record_name(database: str, domain: str) -> str:
+    """Where a database's version is announced, if the primary record is at ``domain``."""
+    return domain if database in FIELDS else single_name(database, domain)
+
+
+def single_name(database: str, domain: str) -> str:
+    """The name of one database's own record: freshclam asks ``<db>.cvd.clamav.net`` for it."""
+    return f"{database}.{domain.partition('.')[2]}"
 
 
 def parse_primary(text: str, now: float) -> dict[str, int]:

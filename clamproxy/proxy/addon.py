@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from mitmproxy import connection, ctx, http, tls
+from mitmproxy import connection, ctx, dns, http, tls
 from mitmproxy.addonmanager import Loader
 from mitmproxy.proxy import layer, mode_specs, server_hooks
 from mitmproxy.proxy.layers import DNSLayer, TCPLayer
@@ -20,7 +20,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
-from clamproxy.proxy import stream
+from clamproxy.proxy import names, stream
 from clamproxy.proxy.access_log import log_request
 from clamproxy.proxy.options import set_defaults
 from clamproxy.service import Service
@@ -63,6 +63,7 @@ class ClamProxy:
         """
         self._keys = keys
         self._service: Service | None = None
+        self._names: names.Names | None = None
 
     # Life of the addon
 
@@ -80,6 +81,9 @@ class ClamProxy:
             path = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(path, os.environ)
             self._service = Service(settings, self._keys)
+            serving = settings.serving
+            forwards = serving.other_names == "forward"
+            self._names = names.Names(settings.versions.domain, serving.databases, forwards)
         except (ConfigurationError, OSError, RuntimeError) as error:
             _stop_start(error)
         else:
@@ -103,6 +107,8 @@ class ClamProxy:
         if self._service is None or not self._service.settings.serving.admits(client.peername[0]):
             logger.warning("%s is not in serving.clients: connection closed.", client.peername[0])
             client.error = "not in serving.clients"
+        elif names.is_dns(client):
+            names.guard(client)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Refuse tunnels to foreign hosts."""
@@ -139,8 +145,21 @@ class ClamProxy:
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """The last guard: mitmproxy itself connects to hosts that are passed through, and to none else."""
         address = data.server.address
-        if address is None or not self._passes_host_through(address[0], data.client):
+        if names.is_dns(data.client):
+            if self._names is None or not self._names.allows(address):
+                data.server.error = "serving.other_names is refuse"
+        elif address is None or not self._passes_host_through(address[0], data.client):
             data.server.error = "not in serving.pass_through"
+
+    # Names
+
+    async def dns_request(self, flow: dns.DNSFlow) -> None:
+        """Answer from the gateway, or leave it to mitmproxy to forward."""
+        await names.respond(flow, self._names, self._service.announcer if self._service else None)
+
+    def dns_response(self, flow: dns.DNSFlow) -> None:
+        """An answer goes out."""
+        names.withdraw(flow)
 
     # Requests
 
@@ -183,7 +202,9 @@ class ClamProxy:
             return
         exchange = self._note(flow, Result.REFUSED)
         gateway = self._service.gateway
-        if self._is_welcome(flow):
+        if self._is_dns_txt(flow):
+            reply = gateway.answer_dns_txt(await self._service.announcer.primary())
+        elif self._is_welcome(flow):
             reply = await gateway.handle(Request(flow.request.method, flow.request.path, _headers(flow)))
         else:
             reply = gateway.refuse(502, f"{flow.request.host} is not in serving.hosts")
@@ -282,6 +303,12 @@ class ClamProxy:
     def _is_welcome(self, flow: http.HTTPFlow) -> bool:
         request, client = flow.request, flow.client_conn
         return _is_own_port(flow) or self._is_clamav(request.host, client) or self._passes_through(flow)
+
+    def _is_dns_txt(self, flow: http.HTTPFlow) -> bool:
+        """Whether the version record is asked for, of the gateway under its own name."""
+        request = flow.request
+        is_file = request.method in ("GET", "HEAD") and request.path.partition("?")[0] == "/dns.txt"
+        return is_file and _is_own_port(flow) and not self._is_clamav(request.host, flow.client_conn)
 
     def _is_tunnel_port(self, flow: http.HTTPFlow) -> bool:
         return flow.request.port in (80, 443) or _is_own_port(flow) or self._passes_through(flow)

@@ -96,10 +96,11 @@ class FakeDns:
                 return
             with contextlib.suppress(dns.exception.DNSException, OSError):
                 query = dns.message.from_wire(datagram)
-                if (answer := self._answer(query)) is not None:
+                if (answer := self.answer(query)) is not None:
                     self._socket.sendto(answer.to_wire(), peer)
 
-    def _answer(self, query: dns.message.Message) -> dns.message.Message | None:
+    def answer(self, query: dns.message.Message) -> dns.message.Message | None:
+        """The answer to a query, None for silence; another transport may ask for it, too."""
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
         self.queries.append(name)
@@ -142,15 +143,38 @@ def open_dns() -> FakeDns:
     Where port 53 is forbidden, it is on another port: good for the proxy, useless for freshclam.
     """
     for _ in range(20):
-        address = "127." + ".".join(str(random.randint(2, 250)) for _ in range(3))
         try:
-            return FakeDns(address, 53)
+            return FakeDns(_random_address(), 53)
         except PermissionError:
             break
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 break
     return FakeDns()
+
+
+def free_address() -> str:
+    """A loopback address whose port 53 another server can be given.
+
+    Raises:
+        OSError: port 53 is forbidden, or taken everywhere.
+    """
+    for attempt in range(20):
+        address = _random_address()
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind((address, 53))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or attempt == 19:
+                raise
+        else:
+            return address
+    raise AssertionError
+
+
+def _random_address() -> str:
+    return "127." + ".".join(str(random.randint(2, 250)) for _ in range(3))
 
 
 def namespace_refusal(directory: Path) -> str | None:

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options, PKCS7SignatureBuilder
 from cryptography.x509.oid import NameOID
 
-from clamproxy.formats.cvd import HEADER_SIZE
+from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.formats.signatures import PSS_SALT_LENGTH, RsaPublicKey, TrustedKeys, encode_number
 
 SIGNATURES = 1
@@ -132,6 +132,54 @@ def seal(version: int, payload: bytes, keys: ForgeKeys | None = None, stime: int
 def payload_of(members: Iterable[tuple[str, bytes]]) -> bytes:
     """A payload with the given members: a compressed tar as ClamAV writes it."""
     return gzip.compress(b"".join(_chain(*(_tar_bytes(name, data) for name, data in members))), 6, mtime=0)
+
+
+def forge_database(
+    database: str, version: int, files: Mapping[str, bytes], keys: ForgeKeys | None = None
+) -> bytes:
+    """A CVD with the given files, which its ``.info`` lists as it should."""
+    info = forge_info(database, version, files, keys)
+    return seal(
+        version, payload_of([("COPYING", _COPYING), (f"{database}.info", info), *files.items()]), keys
+    )
+
+
+def forge_info(
+    database: str, version: int, files: Mapping[str, bytes], keys: ForgeKeys | None = None
+) -> bytes:
+    """The ``.info`` member of the CVD that `forge_database` makes of the same arguments."""
+    listed = [(name, len(data), _sha256([data])) for name, data in files.items()]
+    return info_member(info_line(version), listed, keys or forge_keys())
+
+
+def forge_patch(
+    database: str,
+    version: int,
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    script: bytes,
+    keys: ForgeKeys | None = None,
+) -> bytes:
+    """A cdiff that a client can apply to what `forge_database` makes of one version less.
+
+    Args:
+        database: whose it is.
+        version: the version that it leads to.
+        before: the files that it applies to.
+        after: the files that it leads to.
+        script: the commands that do so; those for ``.info`` are made here.
+        keys: who signs; the keys of this process by default.
+    """
+    old = forge_info(database, version - 1, before, keys).splitlines()
+    new = forge_info(database, version, after, keys).splitlines()
+    lines = [f"OPEN {database}.info".encode()]
+    for number, line in enumerate(old, 1):
+        prefix = line.split(b" ")[0][:16]
+        change = b"XCHG %d %b %b" % (number, prefix, new[number - 1]) if number <= len(new) else b""
+        lines.append(change or b"DEL %d %b" % (number, prefix))
+    lines += [b"ADD " + line for line in new[len(old) :]]
+    edits = b"".join(line + b"\n" for line in [*lines, b"CLOSE"])
+    return forge_cdiff(database, version, edits + script, keys)
 
 
 def cvd_header(version: int, stime: int, digest: bytes, keys: ForgeKeys) -> bytes:

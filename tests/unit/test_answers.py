@@ -10,7 +10,7 @@ from werkzeug.http import http_date
 
 from clamproxy.answers import IN_MEMORY, from_head, from_object, plain, unavailable
 from clamproxy.cache.store import PublishedFile, Store
-from clamproxy.formats.cvd import CvdHeader
+from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Requester, Result
 from clamproxy.objects import ObjectId
@@ -179,7 +179,7 @@ def test_a_head_answers_a_probe(
     make_cvd: MakeCvd, fields: dict[str, str], status: int, span: tuple[int, int]
 ) -> None:
     body = make_cvd(5, 200_000)
-    reply = from_head(request(**fields), "daily", head_of(body), Result.MISS, is_newest=True)
+    reply = from_head(request(**fields), cvd(5), head_of(body), Result.MISS, is_newest=True)
     assert reply is not None
     assert (reply.status, reply.body, reply.version) == (status, body[slice(*span)], 5)
 
@@ -189,19 +189,34 @@ def test_a_head_answers_a_probe(
 )
 def test_the_rest_takes_the_whole_file(make_cvd: MakeCvd, fields: dict[str, str]) -> None:
     head = head_of(make_cvd(5, 200_000))
-    assert from_head(request(**fields), "daily", head, Result.MISS, is_newest=True) is None
+    assert from_head(request(**fields), cvd(5), head, Result.MISS, is_newest=True) is None
 
 
 def test_head_is_answered_from_a_head(make_cvd: MakeCvd) -> None:
     body = make_cvd(5, 200_000)
-    reply = from_head(request("HEAD"), "daily", head_of(body), Result.HIT, is_newest=True)
+    reply = from_head(request("HEAD"), cvd(5), head_of(body), Result.HIT, is_newest=True)
     assert reply is not None
     assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", str(len(body)))
 
 
-def test_without_a_size_a_head_answers_nothing(make_cvd: MakeCvd) -> None:
+@pytest.mark.parametrize("spans", ["bytes=0-512", "bytes=-5", "bytes=9-", ""])
+def test_without_a_size_the_rest_takes_the_whole_file(make_cvd: MakeCvd, spans: str) -> None:
     head = head_of(make_cvd(5), None)
-    assert from_head(request(Range="bytes=0-511"), "daily", head, Result.MISS, is_newest=True) is None
+    assert from_head(request(Range=spans), cvd(5), head, Result.MISS, is_newest=True) is None
+    assert from_head(request("HEAD"), cvd(5), head, Result.MISS, is_newest=True) is None
+
+
+def test_a_header_made_from_patches_is_no_part_of_the_file(make_cvd: MakeCvd) -> None:
+    """Its length isn't known, and its bytes aren't those of the CVD: it must not be combined with them."""
+    real = CvdHeader.parse(make_cvd(5))
+    header = CvdHeader.parse(real.info_line.encode().ljust(512))
+    reply = from_head(
+        request(Range="bytes=0-511"), cvd(5), Head(header, None, None), Result.HIT, is_newest=True
+    )
+    assert reply is not None
+    assert (reply.status, reply.body, reply.version) == (206, header.raw, 5)
+    assert reply.headers["Content-Range"] == "bytes 0-511/*"
+    assert "ETag" not in reply.headers
 
 
 def test_trap_13_head_and_file_have_the_same_fields(store: Store, make_cvd: MakeCvd) -> None:
@@ -209,7 +224,7 @@ def test_trap_13_head_and_file_have_the_same_fields(store: Store, make_cvd: Make
     put_cvd(store, 5, body)
     asked = request(Range="bytes=0-511")
     from_file, _ = answer(store, cvd(5), asked)
-    reply = from_head(asked, "daily", head_of(body), Result.HIT, is_newest=True)
+    reply = from_head(asked, cvd(5), head_of(body), Result.HIT, is_newest=True)
     assert reply is not None
     assert (reply.headers, reply.body) == (from_file.headers, from_file.body)
 

@@ -75,10 +75,13 @@ def test_commands_of_a_real_patch() -> None:
         (b"ADD Some.Name:0:*: 00 ", Add(b"Some.Name:0:*: 00 ")),
         (b"ADD ", Add(b"")),
         (b"ADD \xff\x00", Add(b"\xff\x00")),
+        (b"OPEN 3986187.cbc", Open("3986187.cbc")),
         (b"DEL 12 Some.Na", Delete(12, b"Some.Na")),
+        (b"DEL 12 Some.Na me", Delete(12, b"Some.Na")),
         (b"XCHG 3 Old.Na New line: with spaces", Exchange(3, b"Old.Na", b"New line: with spaces")),
         (b"CLOSE", Close()),
         (b"MOVE daily.a daily.b 1 Aa 20 Bb", Move("daily.a", "daily.b", 1, b"Aa", 20, b"Bb")),
+        (b"MOVE daily.a daily.b 1 Aa 20 Bb Cc", Move("daily.a", "daily.b", 1, b"Aa", 20, b"Bb")),
         (b"UNLINK daily.old", Unlink("daily.old")),
     ],
 )

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from clamproxy import __version__, cli
 from clamproxy.cache.store import Store
+from clamproxy.cli.common import shown_size
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd
 
 
@@ -43,11 +44,12 @@ def filled(directory: Path, make_cvd: MakeCvd) -> None:
 
 def test_version_and_help() -> None:
     assert invoke("--version").output == f"clamproxy, version {__version__}\n"
-    for arguments in (["--help"], ["-h"], ["run", "--help"], ["stats", "-h"]):
+    commands = ("run", "stats", "mirror", "export", "import")
+    for arguments in (["--help"], ["-h"], *([command, "-h"] for command in commands)):
         result = invoke(*arguments)
         assert result.exit_code == 0
         assert "Usage: " in result.output
-    assert {"run", "stats"} <= set(invoke("--help").output.split())
+    assert set(commands) <= set(invoke("--help").output.split())
 
 
 def test_help_of_run() -> None:
@@ -183,4 +185,4 @@ def test_run_is_mitmdump(
     ],
 )
 def test_sizes(value: int, text: str) -> None:
-    assert cli._size(value) == text
+    assert shown_size(value) == text

@@ -12,13 +12,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.objects import MAX_VERSION
+from clamproxy.origin import resolver as resolver_module
 from clamproxy.origin import versions as versions_module
+from clamproxy.origin.resolver import DnsResolver
 from clamproxy.origin.versions import (
     OLDEST_RECORD,
     Advertised,
     AdvertisedVersions,
     parse_primary,
     parse_single,
+    record_name,
+    single_name,
 )
 from tests.support.dns_server import PRIMARY, FakeDns, Mode
 
@@ -127,6 +131,18 @@ def test_any_text_is_a_record_or_a_value_error(text: str) -> None:
         assert all(0 < version <= MAX_VERSION for version in versions)
 
 
+@pytest.mark.parametrize(
+    ("database", "domain", "name", "single"),
+    [
+        ("daily", PRIMARY, PRIMARY, "daily.cvd.clamav.net"),
+        ("test", PRIMARY, "test.cvd.clamav.net", "test.cvd.clamav.net"),
+        ("test", "versions.example.org", "test.example.org", "test.example.org"),
+    ],
+)
+def test_where_a_version_is_announced(database: str, domain: str, name: str, single: str) -> None:
+    assert (record_name(database, domain), single_name(database, domain)) == (name, single)
+
+
 # Look-ups
 
 
@@ -150,16 +166,19 @@ class Bench:
         self.dns = dns
         self.clock = clock
         self.notes: dict[str, Any] = {}
+        self.records: dict[str, Any] = {}
 
     def make(self) -> AdvertisedVersions:
-        servers = [(self.dns.address, self.dns.port)]
-        return AdvertisedVersions(PRIMARY, servers, REFRESH, self.notes.__setitem__)
+        resolver = DnsResolver([(self.dns.address, self.dns.port)])
+        return AdvertisedVersions(
+            PRIMARY, resolver, REFRESH, self.notes.__setitem__, self.records.__setitem__
+        )
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(versions_module, "TIMEOUT", 0.2)
-    monkeypatch.setattr(versions_module, "LIFETIME", 0.4)
+    monkeypatch.setattr(resolver_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(resolver_module, "LIFETIME", 0.4)
     clock = Clock()
     monkeypatch.setattr(versions_module, "time", clock)
     with FakeDns() as dns:
@@ -228,33 +247,33 @@ async def test_a_name_server_that_is_gone(bench: Bench) -> None:
 async def test_a_restart_forgets_nothing(bench: Bench) -> None:
     await bench.make().get("daily")
     again = bench.make()
-    again.restore(dict(bench.notes))
+    again.restore(dict(bench.notes), dict(bench.records))
     assert again.last_known("daily") == Advertised(27800, True)
     assert await again.get("bytecode") == Advertised(339, True)
     assert bench.dns.queries == [PRIMARY]
     old = {name: [version, learnt_at - 3600] for name, (version, learnt_at) in bench.notes.items()}
     aged = bench.make()
-    aged.restore(old)
+    aged.restore(old, {})
     assert aged.last_known("daily") == Advertised(27800, False)
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [], [5], {}, ["5", 1.0], [5, 1.0, 2]])
 async def test_a_note_that_makes_no_sense_is_ignored(bench: Bench, value: Any) -> None:
     versions = bench.make()
-    versions.restore({"daily": value})
+    versions.restore({"daily": value}, {})
     assert versions.last_known("daily") is None
 
 
 @pytest.mark.parametrize("learnt_at", ["x", None, [1]])
 async def test_a_note_with_a_time_that_makes_no_sense_is_ignored(bench: Bench, learnt_at: Any) -> None:
     versions = bench.make()
-    versions.restore({"daily": [5, learnt_at]})
+    versions.restore({"daily": [5, learnt_at]}, {})
     assert versions.last_known("daily") is None
 
 
 async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_fresh(bench: Bench) -> None:
     versions = bench.make()
-    versions.restore({"daily": [27000, time.time() + 30 * 86400]})
+    versions.restore({"daily": [27000, time.time() + 30 * 86400]}, {})
     assert await versions.get("daily") == Advertised(27800, True)
 
 
@@ -274,3 +293,42 @@ async def test_stop(bench: Bench) -> None:
     await asyncio.sleep(0.05)
     versions.stop()
     assert await caller is None
+
+
+# The primary record itself
+
+
+async def test_the_last_good_record_is_kept(bench: Bench) -> None:
+    bench.dns.versions["test"] = 6
+    versions = bench.make()
+    assert versions.last_record is None
+    await versions.get("test")
+    assert (versions.last_record, bench.records) == (None, {})
+    await versions.get("daily")
+    record = versions.last_record
+    assert record is not None
+    assert record.startswith("1.4.6:62:27800:")
+    assert bench.records == {PRIMARY: record}
+    bench.clock.ahead = REFRESH
+    bench.dns.mode = Mode.GARBAGE
+    await versions.get("daily")
+    assert versions.last_record == record
+    again = bench.make()
+    again.restore({}, dict(bench.records))
+    assert again.last_record == record
+
+
+@pytest.mark.parametrize("records", [{}, {"other.example.org": RECORD}, {PRIMARY: 5}, {PRIMARY: None}])
+async def test_a_record_of_another_domain_or_none(bench: Bench, records: dict[str, Any]) -> None:
+    versions = bench.make()
+    versions.restore({}, records)
+    assert versions.last_record is None
+
+
+async def test_without_a_resolver_nothing_is_asked(bench: Bench) -> None:
+    versions = AdvertisedVersions(PRIMARY, None, REFRESH, bench.notes.__setitem__, bench.records.__setitem__)
+    assert await versions.get("daily") is None
+    versions.restore({"daily": [5, 0.0]}, {})
+    assert await versions.get("daily") == Advertised(5, False)
+    versions.stop()
+    assert bench.dns.queries == []

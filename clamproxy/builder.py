@@ -1,0 +1,198 @@
+"""CLDs, built here from the cached CVD and the patches: what PrivateMirror clients ask for first.
+
+freshclam in PrivateMirror mode never uses patches; it asks for ``<db>.cld``, then for
+``<db>.cvd``, whole each time (protocol.md 1.3). With the CLD it gets each version without a
+download from the origin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from clamproxy.cache.store import Metadata, PublishedFile, Store
+from clamproxy.formats.cld import build_cld
+from clamproxy.formats.signatures import InvalidObject, TrustedKeys
+from clamproxy.lineage import ProvenLineage
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.threads import Writer, in_thread
+
+logger = logging.getLogger(__name__)
+
+LEVEL = 1
+"""zlib's level: a site's network gains most from the first; see benchmarks/README.md."""
+LONGEST_BUILD = 24 * 3600.0
+"""Seconds after which a workspace was left behind by a process that ended."""
+
+
+LONGEST_DEMAND = 3 * 86400.0
+"""Seconds after which a demand for CLDs is over."""
+_NOTED_EVERY = 3600.0
+
+
+class BuildError(Exception):
+    """The CLD can't be built: the client is to take the CVD."""
+
+
+class CldBuilder:
+    """Builds CLDs, one at a time, each once. Owns its tasks. Event loop only."""
+
+    def __init__(
+        self, store: Store, writer: Writer, keys: TrustedKeys, save: Callable[[str, Any], None]
+    ) -> None:
+        """Start without any.
+
+        Args:
+            store: where CVDs and patches are, and CLDs go.
+            writer: publishes.
+            keys: whose signatures count.
+            save: is given a database and the time of the last demand for its CLD, to keep over a
+                restart.
+        """
+        self._save = save
+        self._demanded_at: dict[str, float] = {}
+        self._store = store
+        self._writer = writer
+        self._keys = keys
+        self._directory = store.directory / "build"
+        self._turn = asyncio.Lock()
+        self._running: dict[ObjectId, asyncio.Task[None]] = {}
+        self._failed: set[ObjectId] = set()
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over for which databases an earlier process was asked."""
+        for database, value in saved.items():
+            if isinstance(value, int | float):
+                self._demanded_at[database] = float(value)
+
+    def note_demand(self, database: str) -> None:
+        """A client asks for a CLD of this database. Quick."""
+        now = time.time()
+        if now - self._demanded_at.get(database, 0.0) >= _NOTED_EVERY:
+            self._demanded_at[database] = now
+            self._save(database, now)
+
+    def is_in_demand(self, database: str) -> bool:
+        """Whether clients have asked lately, so that it is worth building each new version ahead."""
+        return time.time() - self._demanded_at.get(database, 0.0) < LONGEST_DEMAND
+
+    def can_build(self, object_id: ObjectId) -> bool:
+        """Whether there is no reason yet why this CLD could not be built."""
+        return object_id not in self._failed
+
+    def start(self, database: str, proven: ProvenLineage) -> ObjectId:
+        """Begin to build the CLD of the version that a lineage reaches, unless it is there.
+
+        Returns:
+            The CLD's name.
+        """
+        object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
+        if object_id not in self._running and self.can_build(object_id) and not self._store.has(object_id):
+            task = asyncio.create_task(self._build(object_id, proven), name=f"build {object_id.file_name}")
+            self._running[object_id] = task
+            task.add_done_callback(lambda _: self._ended(object_id, task))
+        return object_id
+
+    async def open(self, database: str, proven: ProvenLineage) -> PublishedFile:
+        """The CLD of the version that a lineage reaches, built if it isn't there yet.
+
+        The building goes on when the one who waits for it leaves.
+
+        Raises:
+            BuildError: it can't be built.
+        """
+        object_id = self.start(database, proven)
+        if (task := self._running.get(object_id)) is not None:
+            await asyncio.shield(task)
+        published = self._store.open(object_id)
+        if published is None:
+            self._failed.add(object_id)  # there was no room for it, or it didn't come out right
+            raise BuildError(f"{object_id.file_name} can't be built")
+        return published
+
+    def stop(self) -> None:
+        """Cancel what is waiting; the process doesn't wait for what is at work."""
+        for task in list(self._running.values()):
+            task.cancel()
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed while they built. Blocks."""
+        for path in self._directory.glob("*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime + LONGEST_BUILD < time.time():
+                    shutil.rmtree(path)
+
+    async def _build(self, object_id: ObjectId, proven: ProvenLineage) -> None:
+        async with self._turn:
+            started_at = time.monotonic()
+            try:
+                workspace = await in_thread(
+                    "clamproxy-build", lambda: self._work(object_id, proven.lineage.base)
+                )
+            except (InvalidObject, OSError) as error:
+                # Tried again after a restart; until then, clients take the CVD.
+                self._failed.add(object_id)
+                logger.warning("%s can't be built: %s", object_id.file_name, error)
+                return
+            file = workspace / object_id.file_name
+            metadata = Metadata(file.stat().st_size, time.time(), header=proven.header.raw.decode("ascii"))
+            try:
+                await self._writer.run(lambda: self._store.publish(object_id, file, metadata))
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+            logger.info("Built %s in %.1f s.", object_id.file_name, time.monotonic() - started_at)
+
+    def _work(self, object_id: ObjectId, base_version: int) -> Path:
+        """Build in a directory of its own, which is returned; the caller removes it."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix=f"{object_id.file_name}.", dir=self._directory))
+        unpacked = workspace / "unpacked"
+        try:
+            unpacked.mkdir()
+            with ExitStack() as stack:
+                base, *patches = [
+                    stack.enter_context(open(file.fileno(), "rb", closefd=False))
+                    for file in map(stack.enter_context, self._ingredients(object_id, base_version))
+                ]
+                target = workspace / object_id.file_name
+                build_cld(base, patches, object_id, unpacked, target, self._keys, level=LEVEL)
+            shutil.rmtree(unpacked)
+        except BaseException:
+            shutil.rmtree(workspace, ignore_errors=True)
+            raise
+        finally:
+            self._store.disconnect()
+        return workspace
+
+    def _ingredients(self, object_id: ObjectId, base_version: int) -> list[PublishedFile]:
+        """What to build from: the newest earlier CLD, else the base, and the patches from there on."""
+        database, found = object_id.database, list[PublishedFile]()
+        for version in range(object_id.version - 1, base_version - 1, -1):
+            kind = Kind.CVD if version == base_version else Kind.CLD
+            if (start := self._store.open(ObjectId(database, version, kind))) is not None:
+                found.append(start)
+                break
+        else:
+            raise InvalidObject(f"{database}-{base_version}.cvd is not here any more")
+        for patch_version in range(version + 1, object_id.version + 1):
+            patch = self._store.open(ObjectId(database, patch_version, Kind.CDIFF))
+            if patch is None:
+                for file in found:
+                    file.close()
+                raise InvalidObject(f"{database}-{patch_version}.cdiff is not here any more")
+            found.append(patch)
+        return found
+
+    def _ended(self, object_id: ObjectId, task: asyncio.Task[None]) -> None:
+        self._running.pop(object_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed.add(object_id)
+            logger.error("Building %s failed.", object_id.file_name, exc_info=error)

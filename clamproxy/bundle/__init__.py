@@ -1,0 +1,25 @@
+"""Bundles: a cache's contents in one file, for a gateway without a way to the origin.
+
+A bundle is a plain tar. Its first member, ``manifest.json``, says what follows and which version
+of each database it leads to; then come the objects under their names. Who imports one trusts
+nothing in it but the vendor's signatures on the objects.
+"""
+
+from clamproxy.bundle.contents import Selection, Since, reached_version, select
+from clamproxy.bundle.export import write_bundle, written_file
+from clamproxy.bundle.intake import import_bundle
+from clamproxy.bundle.manifest import BundleError, Manifest
+from clamproxy.bundle.progress import Progress
+
+__all__ = [
+    "BundleError",
+    "Manifest",
+    "Progress",
+    "Selection",
+    "Since",
+    "import_bundle",
+    "reached_version",
+    "select",
+    "write_bundle",
+    "written_file",
+]

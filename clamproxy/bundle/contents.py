@@ -1,0 +1,164 @@
+"""What goes into a bundle: everything that the cache has of a database, or what another lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from clamproxy.cache.store import Store
+from clamproxy.objects import MAX_VERSION, Kind, ObjectId
+
+_SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
+
+
+def reached_version(store: Store, database: str) -> int | None:
+    """The version that the cache leads to: its newest CVD's, or that of the last patch after it.
+
+    Args:
+        store: the cache.
+        database: whose version.
+
+    Returns:
+        None if there is no CVD.
+    """
+    version = store.newest_version(database)
+    while version is not None and _has_patch(store, ObjectId(database, version + 1, Kind.CDIFF)):
+        version += 1
+    return version
+
+
+def _has_patch(store: Store, object_id: ObjectId) -> bool:
+    """Whether the cdiff is here, and leads on: an empty one says to take the whole CVD (trap 15)."""
+    published = store.open(object_id)
+    if published is None:
+        return False
+    with published:
+        return published.size > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The versions that the other side has."""
+
+    default: int | None = None
+    """Of every database that is not named and can have it."""
+    named: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Self:
+        """Read ``27790`` or ``daily=27790``, several ones also separated by commas.
+
+        Raises:
+            ValueError: something else, or two versions for the same database; the text says what.
+        """
+        default: int | None = None
+        named: dict[str, int] = {}
+        for item in (item.strip() for text in texts for item in text.split(",")):
+            match = _SINCE.fullmatch(item)
+            if match is None or int(match[2]) > MAX_VERSION:
+                raise ValueError(f"{item!r} is not a version such as 27790 or daily=27790")
+            if match[1] in named or (match[1] is None and default is not None):
+                raise ValueError(f"{item!r} is the second version for the same")
+            if match[1] is None:
+                default = int(match[2])
+            else:
+                named[match[1]] = int(match[2])
+        return cls(default, named)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What of one database goes into a bundle."""
+
+    version: int
+    """That the other side has after the import."""
+    base: int
+    """Version of the CVD; without one, what the other side must have before the import."""
+    sizes: Mapping[ObjectId, int]
+    """The objects, with their bytes, in the order in which they are written."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """What goes into a bundle, and what there is to say about it."""
+
+    databases: dict[str, Contents] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def select(store: Store, databases: Iterable[str] = (), since: Since | None = None) -> Selection:
+    """Choose what goes into a bundle. Takes milliseconds for a thousand objects.
+
+    Args:
+        store: the cache.
+        databases: names; none: all of which there is a CVD.
+        since: what the other side has; databases for which it says nothing go in whole.
+    """
+    since = since or Since()
+    sizes = store.sizes()
+    cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
+    selection = Selection()
+    for database in sorted(set(databases) or cached | set(since.named)):
+        own = {object_id: size for object_id, size in sizes.items() if object_id.database == database}
+        reached = reached_version(store, database)
+        if reached is None:
+            selection.remarks.append(f"{database} is left out: no CVD of it is cached.")
+        else:
+            _select_database(selection, own, store.newest_version(database) or reached, reached, since)
+    return selection
+
+
+def _select_database(
+    selection: Selection, sizes: Mapping[ObjectId, int], newest: int, reached: int, since: Since
+) -> None:
+    database = next(iter(sizes)).database
+    known = since.named.get(database, since.default)
+    if known is None:
+        selection.databases[database] = _whole(sizes, newest, reached, 0)
+    elif known > reached:
+        reason = f"its newest version here is {reached}, less than {known}"
+        selection.remarks.append(f"{database} is left out: {reason}.")
+    elif known == reached:
+        selection.remarks.append(f"{database} is left out: there is nothing newer than {known}.")
+    else:
+        patches = [ObjectId(database, version, Kind.CDIFF) for version in range(known + 1, reached + 1)]
+        if all(sizes.get(patch) for patch in patches):
+            selection.databases[database] = Contents(reached, known, _in_order(patches, sizes))
+            return
+        gap = next(patch.version for patch in patches if not sizes.get(patch))
+        reason = f"no patch leads from {gap - 1} to {gap}"
+        selection.remarks.append(f"{database} goes in with its whole CVD: {reason}.")
+        selection.databases[database] = _whole(sizes, newest, reached, known)
+
+
+def _whole(sizes: Mapping[ObjectId, int], newest: int, reached: int, known: int) -> Contents:
+    """The newest CVD, and the cdiffs after a version that is known on the other side."""
+    chosen = [
+        object_id
+        for object_id in sizes
+        if (object_id.kind is Kind.CVD and object_id.version == newest)
+        or (object_id.kind is Kind.CDIFF and object_id.version > known)
+    ]
+    return Contents(reached, newest, _in_order(chosen, sizes))
+
+
+def _in_order(objects: Iterable[ObjectId], sizes: Mapping[ObjectId, int]) -> dict[ObjectId, int]:
+    """The objects with their signatures, in the order in which they may become known to clients."""
+    everything = (each for object_id in objects for each in _with_signature(object_id) if each in sizes)
+    return {object_id: sizes[object_id] for object_id in sorted(everything, key=publishing_order)}
+
+
+def _with_signature(object_id: ObjectId) -> Iterator[ObjectId]:
+    yield object_id
+    yield ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+
+
+def publishing_order(object_id: ObjectId) -> tuple[bool, bool, int, str]:
+    """Sorts objects so that each is preceded by what clients ask for next.
+
+    Signatures, then patches upwards, CVDs last: whoever is given one finds the rest.
+    """
+    is_cvd = object_id.kind is Kind.CVD
+    return is_cvd, not object_id.kind.is_signature, object_id.version, object_id.file_name

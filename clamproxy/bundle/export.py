@@ -1,0 +1,142 @@
+"""Writing a bundle."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from clamproxy import __version__
+from clamproxy.bundle.contents import Contents, Selection
+from clamproxy.bundle.manifest import (
+    MANIFEST_NAME,
+    BundleError,
+    ListedDatabase,
+    ListedObject,
+    Manifest,
+    sha256_of,
+)
+from clamproxy.bundle.progress import NoProgress, Progress
+from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
+from clamproxy.cache.index import sync_directory
+from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.objects import ObjectId
+
+
+def write_bundle(
+    store: Store, selection: Selection, stream: BinaryIO, progress: Progress | None = None
+) -> Manifest:
+    """Write what was selected. Blocks; each object is read twice, to be hashed and to be written.
+
+    Args:
+        store: the cache.
+        selection: what goes in.
+        stream: where the bundle goes; it need not be seekable.
+        progress: hears how far it is.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BundleError: nothing is selected, or an object is not in the cache any more.
+        OSError: the stream can't be written to.
+    """
+    if not selection.databases:
+        raise BundleError("there is nothing to export")
+    progress = progress or NoProgress()
+    progress.begin({name: 2 * sum(part.sizes.values()) for name, part in selection.databases.items()})
+    manifest = Manifest(
+        created=int(time.time()),
+        clamproxy=__version__,
+        databases={name: _list(store, part, progress) for name, part in selection.databases.items()},
+    )
+    data = manifest.to_bytes()
+    write_member(stream, MANIFEST_NAME, len(data), [data], manifest.created)
+    for listed in manifest.objects.values():
+        with _open(store, listed.object_id) as published:
+            written_at = listed.last_modified or manifest.created
+            try:
+                write_member(stream, listed.name, listed.size, _pieces(published, progress), written_at)
+            except TarError as error:
+                raise BundleError(f"the bundle {error}") from error
+    write_end(stream)
+    stream.flush()
+    return manifest
+
+
+def _list(store: Store, part: Contents, progress: Progress) -> ListedDatabase:
+    listed = [_list_object(store, object_id, progress) for object_id in part.sizes]
+    return ListedDatabase(version=part.version, base=part.base, objects=tuple(listed))
+
+
+def _list_object(store: Store, object_id: ObjectId, progress: Progress) -> ListedObject:
+    with _open(store, object_id) as published:
+        return ListedObject(
+            name=object_id.file_name,
+            size=published.size,
+            sha256=sha256_of(_pieces(published, progress)),
+            version=object_id.version,
+            built=_build_time(published.metadata.header),
+            last_modified=published.metadata.last_modified,
+        )
+
+
+def _open(store: Store, object_id: ObjectId) -> PublishedFile:
+    published = store.open(object_id)
+    if published is None:
+        raise BundleError(f"{object_id.file_name} has just been dropped from the cache: try again")
+    return published
+
+
+def _pieces(published: PublishedFile, progress: Progress) -> Iterator[bytes]:
+    offset = 0
+    while piece := os.pread(published.fileno(), PIECE, offset):
+        offset += len(piece)
+        progress.advance(published.object_id.database, len(piece))
+        yield piece
+
+
+def _build_time(header: str | None) -> int | None:
+    if header is None:
+        return None
+    try:
+        return CvdHeader.parse(header.encode("ascii")).stime
+    except (InvalidObject, UnicodeEncodeError):
+        return None
+
+
+@contextmanager
+def written_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
+
+    Args:
+        path: the file. What is written stands in ``<path>.part`` until the end.
+
+    Raises:
+        BundleError: another process is writing the same file.
+        OSError: it can't be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"{part}: another process is writing it") from None
+        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+            raise BundleError(f"{part}: another process has just written it")
+        try:
+            file.truncate(0)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    sync_directory(path.parent)

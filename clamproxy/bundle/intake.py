@@ -1,0 +1,238 @@
+"""Importing a bundle: unpacked beside the cache, verified as a whole, then published."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from clamproxy.bundle.contents import publishing_order, reached_version
+from clamproxy.bundle.manifest import (
+    MANIFEST_LIMIT,
+    MANIFEST_NAME,
+    BundleError,
+    ListedDatabase,
+    ListedObject,
+    Manifest,
+    sha256_of,
+)
+from clamproxy.bundle.progress import NoProgress, Progress
+from clamproxy.bundle.tar import PIECE, TarError, TarMember, read_members
+from clamproxy.cache.partial import LONGEST_KEPT
+from clamproxy.cache.store import Metadata, Store
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.formats.verification import InvalidObject, verify
+from clamproxy.objects import Kind
+
+_CLOCK_DIFFERENCE = 86400.0
+
+STAGING = "staging"
+"""Directory in the cache directory, so that what was verified there can be linked into the cache."""
+
+
+def import_bundle(
+    store: Store,
+    stream: BinaryIO,
+    keys: TrustedKeys,
+    *,
+    allow_older: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Take a bundle into the cache. Blocks.
+
+    Nothing is published before all of it has been verified. After an interruption, importing
+    the same bundle again goes on with what is complete.
+
+    Args:
+        store: the cache.
+        stream: the bundle; it need not be seekable.
+        keys: whose signatures count.
+        allow_older: whether the bundle may lead to older versions than the cache has.
+        progress: hears how far it is.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        BundleError: the bundle is refused; the cache is as it was before.
+        OSError: the stream can't be read, or the cache can't be written to.
+    """
+    with _staging(store.directory) as staging:
+        try:
+            return _import(store, stream, keys, staging, allow_older, progress or NoProgress())
+        except TarError as error:
+            raise BundleError(f"the bundle {error}") from error
+
+
+def _import(
+    store: Store, stream: BinaryIO, keys: TrustedKeys, staging: Path, allow_older: bool, progress: Progress
+) -> Manifest:
+    members = read_members(stream)
+    data = _read_manifest(members)
+    manifest = Manifest.parse(data)
+    for database, part in manifest.databases.items():
+        _check_direction(database, part, reached_version(store, database), allow_older)
+    progress.begin({name: 2 * part.size for name, part in manifest.databases.items()})
+    area = staging / hashlib.sha256(data).hexdigest()
+    area.mkdir(mode=0o700, exist_ok=True)
+    _unpack(store, members, manifest, area, progress)
+    _verify(manifest, area, keys, progress)
+    _publish(store, manifest, area)
+    return manifest
+
+
+@contextmanager
+def _staging(cache: Path) -> Iterator[Path]:
+    """The directory in which bundles are unpacked, for this process alone; emptied after a success."""
+    staging = cache / STAGING
+    staging.mkdir(mode=0o700, exist_ok=True)
+    with (staging / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError("another import is under way") from None
+        _sweep(staging, older_than=LONGEST_KEPT)
+        yield staging
+        _sweep(staging, older_than=0)
+
+
+def _sweep(staging: Path, older_than: float) -> None:
+    for area in staging.iterdir():
+        if area.is_dir() and (not older_than or area.stat().st_mtime + older_than < time.time()):
+            shutil.rmtree(area)
+
+
+def _read_manifest(members: Iterator[TarMember]) -> bytes:
+    first = next(members, None)
+    if first is None or first.name != MANIFEST_NAME:
+        raise BundleError(f"this is no bundle: it doesn't begin with {MANIFEST_NAME}")
+    if first.size > MANIFEST_LIMIT:
+        raise BundleError("the manifest is too large")
+    return b"".join(first.pieces())
+
+
+def _check_direction(database: str, part: ListedDatabase, current: int | None, allow_older: bool) -> None:
+    """Whether the bundle leads on from what the cache has."""
+    if current is not None and part.version < current and not allow_older:
+        raise BundleError(
+            f"the bundle leads to {database} {part.version}, the cache already has {current}; "
+            "with --allow-older it is imported nevertheless"
+        )
+    if not part.is_whole and (current is None or current < part.base):
+        has = "none" if current is None else f"only {current}"
+        raise BundleError(
+            f"the bundle's patches need {database} {part.base}, the cache has {has}; "
+            "export it with an earlier --since, or without"
+        )
+
+
+def _unpack(
+    store: Store, members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Progress
+) -> None:
+    """Put each object that the cache lacks under its name into `area`, compared with the manifest."""
+    missing = manifest.objects
+    for member in members:
+        listed = missing.pop(member.name, None)
+        if listed is None:
+            known = member.name in manifest.objects
+            raise BundleError(f"the bundle holds {member.name!r} {'twice' if known else 'unlisted'}")
+        if member.size != listed.size:
+            raise BundleError(f"{listed.name} has {member.size} bytes in place of {listed.size}")
+        target = area / listed.name
+        if not _holds(store, listed) and not _is_complete(target, listed):
+            _write(member, target, listed, progress)
+        elif sha256_of(_counted(member, listed, progress)) != listed.sha256:
+            raise BundleError(f"{listed.name} is damaged")
+    if missing:
+        raise BundleError(f"the bundle lacks {next(iter(missing))}")
+
+
+def _holds(store: Store, listed: ListedObject) -> bool:
+    published = store.open(listed.object_id)
+    if published is None:
+        return False
+    published.close()
+    return True
+
+
+def _is_complete(path: Path, listed: ListedObject) -> bool:
+    """Whether an earlier, interrupted import has got this object."""
+    if not path.is_file() or path.stat().st_size != listed.size:
+        return False
+    with path.open("rb") as file:
+        return sha256_of(iter(lambda: file.read(PIECE), b"")) == listed.sha256
+
+
+def _write(member: TarMember, target: Path, listed: ListedObject, progress: Progress) -> None:
+    part = target.with_name(f"{target.name}.part")
+    digest = hashlib.sha256()
+    with part.open("wb") as file:
+        for piece in _counted(member, listed, progress):
+            digest.update(piece)
+            file.write(piece)
+    if digest.hexdigest() != listed.sha256:
+        part.unlink()
+        raise BundleError(f"{listed.name} is damaged")
+    part.replace(target)
+
+
+def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Iterator[bytes]:
+    for piece in member.pieces():
+        progress.advance(listed.object_id.database, len(piece))
+        yield piece
+
+
+def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
+    """Prove that everything that will be published is what its name says."""
+    for listed in manifest.objects.values():
+        path = area / listed.name
+        if path.exists():
+            try:
+                verify(path, listed.object_id, keys)
+                _check_build_time(path, listed)
+            except InvalidObject as error:
+                shutil.rmtree(area)  # the same bundle will never do
+                raise BundleError(f"{listed.name} is not what it should be: {error}") from error
+        progress.advance(listed.object_id.database, listed.size)
+
+
+def _check_build_time(path: Path, listed: ListedObject) -> None:
+    header = _header(path, listed)
+    if header is not None and listed.built not in (None, header.stime):
+        raise InvalidObject("its build time is not the one in the manifest")
+
+
+def _header(path: Path, listed: ListedObject) -> CvdHeader | None:
+    if listed.object_id.kind is not Kind.CVD:
+        return None
+    with path.open("rb") as file:
+        return CvdHeader.parse(file.read(HEADER_SIZE))
+
+
+def _publish(store: Store, manifest: Manifest, area: Path) -> None:
+    """Publish it all, each object after what clients ask for next, and note the versions at the end."""
+    now = int(time.time())
+    everything = sorted(manifest.objects.values(), key=lambda listed: publishing_order(listed.object_id))
+    for listed in everything:
+        path = area / listed.name
+        if path.exists():
+            header = _header(path, listed)
+            text = header.raw.decode("ascii") if header else None
+            metadata = Metadata(listed.size, now, _last_modified(listed, header, now), text)
+            store.publish(listed.object_id, path, metadata)
+    for database, part in manifest.databases.items():
+        store.set_note(f"imported/{database}", {"version": part.version, "at": now})
+
+
+def _last_modified(listed: ListedObject, header: CvdHeader | None, now: float) -> float | None:
+    """The listed Last-Modified, unless it can't be: clients decide by it whether to take the body."""
+    built = header.stime if header else 0
+    if listed.last_modified is None or not built <= listed.last_modified <= now + _CLOCK_DIFFERENCE:
+        return None
+    return listed.last_modified

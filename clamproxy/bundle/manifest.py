@@ -1,0 +1,153 @@
+"""The manifest of a bundle: what follows it in the tar, and where that leads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clamproxy.objects import MAX_VERSION, Kind, ObjectId
+from clamproxy.origin.attempt import LARGEST
+
+MANIFEST_NAME = "manifest.json"
+"""The first member."""
+MANIFEST_LIMIT = 4 * 2**20
+"""Bytes; a full cache of six databases takes a tenth of it."""
+_LAST_DATE = 253_402_300_799
+
+Version = Annotated[int, Field(strict=True, ge=0, le=MAX_VERSION)]
+UnixTime = Annotated[float, Field(ge=0, le=_LAST_DATE, allow_inf_nan=False)]
+
+
+class BundleError(Exception):
+    """A bundle can't be written or imported; the text is one line for the operator."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ListedObject(_Part):
+    """An object that is in the bundle."""
+
+    name: str
+    """`ObjectId.file_name`."""
+    size: Annotated[int, Field(strict=True, ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    version: Version
+    built: Annotated[int, Field(strict=True, ge=0)] | None = None
+    """Of a CVD: the build time in its header, Unix seconds."""
+    last_modified: UnixTime | None = None
+    """The origin's Last-Modified, Unix seconds."""
+
+    @property
+    def object_id(self) -> ObjectId:
+        """What the name says; it has been checked."""
+        return ObjectId.parse(self.name)
+
+    @model_validator(mode="after")
+    def _check(self) -> ListedObject:
+        object_id = ObjectId.parse(self.name)
+        if object_id.kind not in LARGEST or object_id.version != self.version:
+            raise ValueError(f"{self.name} is no object of version {self.version}")
+        if self.size > LARGEST[object_id.kind]:
+            raise ValueError(f"{self.name} is too large")
+        return self
+
+
+class ListedDatabase(_Part):
+    """What the bundle holds of one database."""
+
+    version: Version
+    """That one has after the import: of the CVD, or of the last of the patches that follow it."""
+    base: Version
+    """Of the CVD; or, where there is none, the version that must be there before the import."""
+    objects: tuple[ListedObject, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the CVD is in the bundle; else there are only patches."""
+        return any(listed.object_id.kind is Kind.CVD for listed in self.objects)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its objects."""
+        return sum(listed.size for listed in self.objects)
+
+    @model_validator(mode="after")
+    def _check(self) -> ListedDatabase:
+        sizes = {listed.object_id: listed.size for listed in self.objects}
+        cvds = [object_id.version for object_id in sizes if object_id.kind is Kind.CVD]
+        if cvds not in ([], [self.base]):
+            raise ValueError(f"the CVD is not of version {self.base}")
+        patches = {o.version for o, size in sizes.items() if o.kind is Kind.CDIFF and size > 0}
+        reached = self.base
+        while reached + 1 in patches:
+            reached += 1
+        if reached != self.version or not (cvds or patches):
+            raise ValueError(f"the objects lead to version {reached}, not {self.version}")
+        if any(object_id.kind.is_signature and object_id.signed not in sizes for object_id in sizes):
+            raise ValueError("a signature without its object")
+        return self
+
+
+class Manifest(_Part):
+    """What a bundle holds."""
+
+    format: Literal[1] = 1
+    """Changes when older versions of clamproxy can't import the bundle."""
+    created: UnixTime
+    clamproxy: str
+    """The version of clamproxy that wrote it."""
+    databases: dict[str, ListedDatabase]
+
+    @property
+    def objects(self) -> dict[str, ListedObject]:
+        """All objects by name."""
+        return {listed.name: listed for part in self.databases.values() for listed in part.objects}
+
+    def to_bytes(self) -> bytes:
+        """The contents of ``manifest.json``."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            BundleError: this is no manifest, or contradicts itself.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            detail = error.errors(include_url=False, include_input=False)[0]
+        if detail["loc"] == ("format",):
+            raise BundleError("the bundle is in a format that this version of clamproxy doesn't know")
+        place = ".".join(map(str, detail["loc"]))
+        raise BundleError(
+            f"the manifest is not right: {place}: {detail['msg']}".encode(
+                "ascii", "backslashreplace"
+            ).decode()
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        listed = [(name, o.name, o.object_id) for name, part in self.databases.items() for o in part.objects]
+        for database, name, object_id in listed:
+            if object_id.database != database:
+                raise ValueError(f"{name} is listed under {database}")
+        twice = [name for name, count in Counter(name for _, name, _ in listed).items() if count > 1]
+        if twice or not self.databases:
+            raise ValueError(f"{twice[0]} is listed twice" if twice else "there are no databases")
+        return self
+
+
+def sha256_of(pieces: Iterable[bytes]) -> str:
+    """The SHA-256 of some bytes in lower-case hex digits."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""A tar with nothing but regular files, written and read as a stream.
+
+`tarfile` writes and checks the headers. It does not read the archive itself: it would follow
+links and take extension records of any size into memory, and the file comes from outside.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+PIECE = 2**18
+"""Bytes that are read, hashed and written at a time."""
+
+_END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+class TarError(Exception):
+    """The stream is not such a tar, or is damaged."""
+
+
+class TarMember:
+    """A member whose contents are still in the stream."""
+
+    def __init__(self, name: str, size: int, stream: BinaryIO) -> None:
+        self.name = name
+        self.size = size
+        self._stream = stream
+        self._left = size
+
+    def pieces(self) -> Iterator[bytes]:
+        """The contents, from where they were left; to be read before the next member is asked for.
+
+        Raises:
+            TarError: the stream ends inside them.
+        """
+        while self._left:
+            piece = self._stream.read(min(self._left, PIECE))
+            if not piece:
+                raise TarError(f"is cut off inside {self.name}")
+            self._left -= len(piece)
+            yield piece
+
+    def skip(self) -> None:
+        """Leave the rest of the contents and the padding behind."""
+        for _ in self.pieces():
+            pass
+        padding = -self.size % tarfile.BLOCKSIZE
+        if self._stream.read(padding) != bytes(padding):
+            raise TarError(f"is damaged behind {self.name}")
+
+
+def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes], time: float) -> None:
+    """Add a file.
+
+    Args:
+        stream: the tar.
+        name: ASCII, at most 100 characters.
+        size: bytes of the contents.
+        pieces: the contents.
+        time: of the last modification, Unix seconds.
+
+    Raises:
+        TarError: the contents have another size.
+        OSError: the stream can't be written to.
+    """
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, int(time), 0o644
+    stream.write(member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+    written = 0
+    for piece in pieces:
+        stream.write(piece)
+        written += len(piece)
+    if written != size:
+        raise TarError(f"holds {written} bytes of {name} in place of {size}")
+    stream.write(bytes(-size % tarfile.BLOCKSIZE))
+
+
+def write_end(stream: BinaryIO) -> None:
+    """Add the mark behind the last member."""
+    stream.write(_END)
+
+
+def read_members(stream: BinaryIO) -> Iterator[TarMember]:
+    """The members, one at a time; contents that nobody reads are skipped. Reads the stream to its end.
+
+    Raises:
+        TarError: this is not such a tar, or it is damaged.
+        OSError: the stream can't be read.
+    """
+    while True:
+        block = stream.read(tarfile.BLOCKSIZE)
+        if block == bytes(tarfile.BLOCKSIZE):
+            break
+        try:
+            header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        except (tarfile.HeaderError, ValueError) as error:
+            whole = len(block) == tarfile.BLOCKSIZE
+            raise TarError("is damaged, or no bundle" if whole else "is cut off") from error
+        if header.type != tarfile.REGTYPE:
+            raise TarError(f"holds {header.name!r}, which is not a regular file")
+        member = TarMember(header.name, header.size, stream)
+        yield member
+        member.skip()
+    while rest := stream.read(PIECE):
+        if any(rest):
+            raise TarError("goes on behind its end")

@@ -1,0 +1,135 @@
+"""``clamproxy export`` and ``clamproxy import``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from clamproxy.bundle import (
+    BundleError,
+    Manifest,
+    Since,
+    import_bundle,
+    select,
+    write_bundle,
+    written_file,
+)
+from clamproxy.cli.common import (
+    config_option,
+    database_option,
+    fail,
+    opened_store,
+    require_owner,
+    settings_of,
+    shown_error,
+    shown_size,
+    tell,
+)
+from clamproxy.cli.progress import Bars
+from clamproxy.formats.signatures import CLAMAV_KEYS
+
+_STANDARD_STREAM = "-"
+
+
+def _since(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Since:
+    try:
+        return Since.parse(texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=option) from None
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "--since",
+    metavar="VERSION",
+    multiple=True,
+    callback=_since,
+    help="Only the patches after this version: 27790, or daily=27790,bytecode=339.",
+)
+@database_option("all that are cached")
+@config_option
+def export(file: str, since: Since, databases: tuple[str, ...], config: str | None) -> None:
+    """Write what is cached to FILE, for `clamproxy import` on another gateway.
+
+    FILE is a tar; - is the standard output. Works whether the proxy runs or not.
+    """
+    directory = settings_of(config).cache.directory
+    require_owner(directory)
+    with opened_store(directory) as store, _refusals(file):
+        selection = select(store, databases, since)
+        for remark in selection.remarks:
+            tell(remark)
+        if not selection.databases:
+            fail("there is nothing to export.")
+        with _output(file) as stream, Bars() as bars:
+            manifest = write_bundle(store, selection, stream, bars)
+    _tell_contents("Exported", manifest)
+
+
+@click.command("import")
+@click.argument("file")
+@click.option("--allow-older", is_flag=True, help="Import even if the cache has newer versions.")
+@config_option
+def import_(file: str, allow_older: bool, config: str | None) -> None:
+    """Take FILE, written by `clamproxy export`, into the cache.
+
+    - is the standard input. All of it is verified with ClamAV's keys before anything is published.
+    Works whether the proxy runs or not.
+    """
+    cache = settings_of(config).cache
+    require_owner(cache.directory)
+    with _refusals(file), _input(file) as stream, opened_store(cache.directory, make=True) as store:
+        with Bars() as bars:
+            manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
+        if not allow_older:  # what is older than all else would be dropped at once
+            store.collect_garbage(cache.keep_cdiffs, cache.size_limit)
+    _tell_contents("Imported", manifest)
+
+
+@contextmanager
+def _refusals(file: str) -> Iterator[None]:
+    """Whatever goes wrong is one line."""
+    try:
+        yield
+    except BundleError as error:
+        fail(f"{file}: {error}")
+    except BrokenPipeError:  # who reads the standard output knows best; click ends quietly
+        raise
+    except OSError as error:
+        fail(shown_error(error) if error.filename else f"{file}: {shown_error(error)}")
+
+
+@contextmanager
+def _output(file: str) -> Iterator[BinaryIO]:
+    if file != _STANDARD_STREAM:
+        with written_file(Path(file)) as stream:
+            yield stream
+        return
+    stdout = sys.stdout.buffer
+    if stdout.isatty():
+        fail("the standard output is a terminal; a bundle is no text")
+    yield stdout
+
+
+@contextmanager
+def _input(file: str) -> Iterator[BinaryIO]:
+    if file == _STANDARD_STREAM:
+        if sys.stdin.isatty():
+            fail("the standard input is a terminal")
+        yield sys.stdin.buffer
+        return
+    with Path(file).open("rb") as stream:
+        yield stream
+
+
+def _tell_contents(done: str, manifest: Manifest) -> None:
+    for database, part in manifest.databases.items():
+        what = "the CVD and patches" if part.is_whole else f"patches from {part.base}"
+        size = shown_size(part.size)
+        tell(f"{done} {database} {part.version}: {what}, {len(part.objects)} objects, {size}.")

@@ -1,0 +1,120 @@
+"""``clamproxy mirror``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from clamproxy.announcement import compose
+from clamproxy.bundle import reached_version
+from clamproxy.cache.store import Store
+from clamproxy.cli.common import (
+    config_option,
+    database_option,
+    fail,
+    opened_store,
+    require_owner,
+    settings_of,
+    shown_error,
+    tell,
+)
+from clamproxy.config.settings import Settings
+from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
+from clamproxy.objects import Kind
+
+STANDARD_DATABASES = ("main", "daily", "bytecode")
+ORIGIN_FAILED = 2
+"""Exit code: the mirror is as good as the cache, which the origin didn't renew."""
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@database_option("main, daily, bytecode and all that are cached")
+@click.option(
+    "--keep-cdiffs",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="How many patches of each database; default: cache.keep_cdiffs.",
+)
+@click.option("--cached-only", is_flag=True, help="Take what is cached, ask nobody.")
+@config_option
+def mirror(
+    directory: Path,
+    databases: tuple[str, ...],
+    keep_cdiffs: int | None,
+    cached_only: bool,
+    config: str | None,
+) -> None:
+    """Bring DIR to the layout of cvdupdate, for any web server to serve.
+
+    First the newest CVDs are fetched, unless --cached-only is given or upstream.offline is set.
+    The exit code is 2 if the origin doesn't deliver them: then DIR has what is cached.
+    """
+    settings = settings_of(config)
+    require_owner(settings.cache.directory)
+    asks = not (cached_only or settings.upstream.offline)
+    with opened_store(settings.cache.directory, make=asks) as store:
+        cached = {object_id.database for object_id in store.sizes() if object_id.kind is Kind.CVD}
+    wanted = list(databases or _default_databases(settings, cached))
+    failures = _fetch(settings, wanted) if asks else []
+    for failure in failures:
+        tell(f"Warning: {failure}")
+    keep = settings.cache.keep_cdiffs if keep_cdiffs is None else keep_cdiffs
+    with opened_store(settings.cache.directory) as store:
+        try:
+            dns_text = _dns_text(settings, store, wanted)
+            report = update_mirror(store, directory, wanted, keep, dns_text)
+        except MirrorError as error:
+            fail(str(error))
+        except OSError as error:
+            fail(shown_error(error))
+    _tell_report(report)
+    sys.exit(ORIGIN_FAILED if failures else 0)
+
+
+def _fetch(settings: Settings, databases: list[str]) -> list[str]:
+    """Bring the cache up to date; returns what can't be had of the origin, a line for each database."""
+    try:
+        return asyncio.run(_renew(settings, databases))
+    except OSError as error:
+        fail(f"{settings.cache.directory}: {shown_error(error)}")
+
+
+async def _renew(settings: Settings, databases: list[str]) -> list[str]:
+    # The parts that talk to the origin take a while to import: not for the other commands.
+    from clamproxy.origin.transfers import ORIGIN_TROUBLE
+    from clamproxy.service import open_service
+
+    failures = []
+    async with open_service(settings, CLAMAV_KEYS) as service:
+        for database in databases:
+            try:
+                await service.renew(database)
+            except ORIGIN_TROUBLE as error:
+                failures.append(f"{database} is not renewed: {str(error) or type(error).__name__}.")
+    return failures
+
+
+def _dns_text(settings: Settings, store: Store, databases: list[str]) -> str:
+    """What DNS would advertise if the mirror were the CDN."""
+    reached = {database: reached_version(store, database) for database in databases}
+    versions = {database: version for database, version in reached.items() if version is not None}
+    template = store.note(f"record/{settings.versions.domain}")
+    return compose(versions, template if isinstance(template, str) else None, time.time())
+
+
+def _default_databases(settings: Settings, cached: set[str]) -> list[str]:
+    served = [name for name in STANDARD_DATABASES if name in settings.serving.databases]
+    return served + sorted(cached - set(served))
+
+
+def _tell_report(report: MirrorReport) -> None:
+    for warning in report.warnings:
+        tell(f"Warning: {warning}")
+    versions = ", ".join(f"{database} {version}" for database, version in report.versions.items())
+    tell(f"{versions}; {len(report.added)} files added, {len(report.removed)} removed.")

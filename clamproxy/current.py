@@ -1,0 +1,179 @@
+"""What is current: the facts about one database at this moment, gathered from DNS, cache and origin."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.lineage import Lineages, ProvenLineage
+from clamproxy.messages import Requester
+from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.origin.agents import Agents
+from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
+from clamproxy.origin.upstream import NotFoundError
+from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.policy import Known, must_probe
+from clamproxy.prefetch import Prefetcher
+
+PATIENCE = 25.0
+"""Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout
+is 60 s by default, its ConnectTimeout 30 s (protocol.md 1.1)."""
+PATIENCE_WITH_STALE = 5.0
+"""The same where something older can be served instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found out for one request."""
+
+    known: Known
+    proven: ProvenLineage | None
+    """What the cached patches lead to, where that counts."""
+    until: float
+    """Loop time at which the client's patience with the origin ends."""
+    was_origin_asked: bool = False
+    trouble: OriginTrouble | None = None
+    """Why the origin didn't answer, if it was asked and didn't."""
+
+
+class CurrentVersions:
+    """Finds out what is current, and asks no more than it has to."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        versions: AdvertisedVersions,
+        heads: Heads,
+        cooldowns: Cooldowns,
+        agents: Agents,
+        lineages: Lineages,
+        prefetcher: Prefetcher,
+    ) -> None:
+        """Use the given parts; who makes them also stops them."""
+        self._settings = settings
+        self._store = store
+        self._versions = versions
+        self._heads = heads
+        self._cooldowns = cooldowns
+        self._agents = agents
+        self._lineages = lineages
+        self._prefetcher = prefetcher
+
+    @property
+    def _asks_dns(self) -> bool:
+        return self._settings.versions.dns and not self._settings.upstream.offline
+
+    async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
+        """What is known after a look at DNS, which is asked no more than once in a while."""
+        if self._asks_dns:
+            await self._versions.get(latest.database)
+        return self.known(latest, requester)
+
+    def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
+        if proven is not None:
+            known = replace(known, patched=proven.lineage.reached)
+        if self._settings.upstream.offline:
+            # The newest that was imported is all that there is.
+            known = replace(known, advertised=known.held or None, advertised_is_fresh=True)
+        return known
+
+    async def find_out(
+        self, latest: Latest, requester: Requester, *, with_patches: bool, needs_patches: bool = False
+    ) -> Finding:
+        """Learn what is current, from DNS, then by the patches that lead there, then from the origin.
+
+        Args:
+            latest: what the client asks for.
+            requester: the client.
+            with_patches: whether a version that patches lead to is as good as a whole file.
+            needs_patches: whether the answer depends on the patches. Else they are fetched only
+                if that is done ahead of clients anyway.
+        """
+        started_at = asyncio.get_running_loop().time()
+        known = await self.ask_dns(latest, requester)
+        until = started_at + (PATIENCE_WITH_STALE if known.cached else PATIENCE)
+        proven = await self._lineages.get(latest.database) if with_patches else None
+        finding = Finding(self._with(known, proven), proven, until)
+        may_fetch = needs_patches or self._settings.serving.prefetch != "none"
+        if may_fetch and finding.known.held < finding.known.newest:
+            finding = await self._catch_up(finding, latest, requester, finding.known.newest)
+        if not must_probe(finding.known):
+            return finding
+        finding = await self._probe(finding, latest, requester)
+        if may_fetch and finding.known.held < (finding.known.seen or 0):
+            finding = await self._catch_up(finding, latest, requester, finding.known.seen or 0)
+        return finding
+
+    def announced(self, database: str) -> int | None:
+        """The version that clients shall be told of by DNS: one that they find here. Quick.
+
+        Whoever hears of a version asks for its cdiff at once. So it is announced when the patch is
+        here; but where nothing is fetched ahead, only clients that ask can bring it here.
+        """
+        advertised = self._versions.last_known(database) if self._asks_dns else None
+        last = advertised.version if advertised else None
+        is_ahead = self._settings.serving.prefetch != "none" and self._agents.requester() is not None
+        if not is_ahead and not self._settings.upstream.offline:
+            return last
+        proven = self._lineages.last(database)
+        held = proven.lineage.reached if proven else self._store.newest_version(database)
+        return held or self._newest_patch(database, last) or last
+
+    def _newest_patch(self, database: str, advertised: int | None) -> int | None:
+        """The newest cached patch, of a database of which no CVD was ever asked for."""
+        versions = range(advertised or 0, max(0, (advertised or 0) - self._settings.delta.max_patches), -1)
+        return next((n for n in versions if self._store.has(ObjectId(database, n, Kind.CDIFF))), None)
+
+    async def _catch_up(self, finding: Finding, latest: Latest, requester: Requester, to: int) -> Finding:
+        """Fetch the patches that are missing, if delta serving can go on with them."""
+        if finding.proven is None or finding.proven.lineage.is_blocked:
+            return finding
+        if to - finding.proven.lineage.base > self._settings.delta.max_patches:
+            return finding
+        trouble: OriginTrouble | None = None
+        try:
+            async with asyncio.timeout_at(finding.until):
+                await self._prefetcher.catch_up(latest.database, to, requester)
+        except NotFoundError:
+            pass  # a patch is published late, or never: the header of the CVD will tell
+        except ORIGIN_TROUBLE as error:
+            trouble = error
+        proven = await self._lineages.get(latest.database)
+        known = self._with(self.known(latest, requester), proven)
+        return replace(finding, known=known, proven=proven, trouble=trouble)
+
+    async def _probe(self, finding: Finding, latest: Latest, requester: Requester) -> Finding:
+        known, trouble = finding.known, None
+        try:
+            async with asyncio.timeout_at(finding.until):
+                await self._heads.probe(latest.database, requester, known.advertised or 0, known.wanted)
+        except ORIGIN_TROUBLE as error:
+            trouble = error
+        known = self._with(self.known(latest, requester), finding.proven)
+        return replace(finding, known=known, was_origin_asked=True, trouble=trouble)
+
+    def known(self, latest: Latest, requester: Requester) -> Known:
+        """What is known without asking anybody."""
+        database = latest.database
+        advertised = self._versions.last_known(database) if self._asks_dns else None
+        head, sighting = self._heads.get(database), self._heads.sighting(database)
+        return Known(
+            now=time.time(),
+            refresh=self._settings.versions.refresh,
+            advertised=advertised.version if advertised else None,
+            advertised_is_fresh=advertised is not None and advertised.fresh,
+            demanded=latest.demanded,
+            cached=self._store.newest_version(database),
+            seen=head.header.version if head else None,
+            seen_at=sighting.at,
+            probed_advertised=sighting.advertised,
+            probed_for=sighting.wanted,
+            fruitless=sighting.fruitless,
+            can_fetch=self._cooldowns.check(latest.upstream_path, requester.version) is None,
+        )

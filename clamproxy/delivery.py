@@ -1,0 +1,58 @@
+"""Delivery: an object from the origin to a client that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from clamproxy.cache.store import Metadata, Store
+from clamproxy.messages import Requester, Result, Source
+from clamproxy.objects import ObjectId
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfers import Transfers
+
+type Delivered = tuple[ObjectId, Metadata, Source, Result]
+"""What comes, what is known of it, its bytes, and how it came to be here."""
+
+
+class Delivery:
+    """Starts and joins transfers for clients."""
+
+    def __init__(self, store: Store, transfers: Transfers) -> None:
+        """Use the given parts; who makes them also stops them."""
+        self._store = store
+        self._transfers = transfers
+
+    async def fetch(
+        self, object_id: ObjectId, requester: Requester, until: float, oldest: int | None = None
+    ) -> Delivered:
+        """Start or join a transfer, and wait until it can be read from.
+
+        Args:
+            object_id: what the client wants.
+            requester: the client.
+            until: loop time at which waiting ends.
+            oldest: see `Transfer`.
+
+        Raises:
+            OriginTrouble: it can't be had now.
+        """
+        async with asyncio.timeout_at(until):
+            while True:
+                transfer, joined = self._transfers.join(object_id, requester, oldest)
+                try:
+                    await transfer.ready()
+                except TransferError as error:
+                    # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                    same = transfer.requester.version == requester.version
+                    if not joined or same or error.failure is not Failure.FORBIDDEN:
+                        raise
+                    await asyncio.sleep(0)  # the failed transfer is leaving
+                    continue
+                result = Result.COLLAPSED if joined else Result.MISS
+                found = transfer.object_id
+                if not transfer.published:
+                    return found, transfer.metadata, transfer.source(), result
+                if (published := self._store.open(found)) is not None:
+                    return found, published.metadata, published, result
+                raise TransferError(Failure.LOCAL, "dropped from the cache as soon as it was there")

@@ -1,0 +1,252 @@
+"""The follower: fetches what a release brings before clients ask for it.
+
+It watches the advertised versions of the databases in use. New patches and their signatures are
+fetched as they appear, in the name of a freshclam that came by; and where patches don't lead
+on, or have become many, a new CVD.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import suppress
+from itertools import takewhile
+
+from clamproxy.builder import CldBuilder
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.delta import Renewal, renewal
+from clamproxy.lineage import Lineages
+from clamproxy.messages import Requester
+from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.origin.agents import Agents
+from clamproxy.origin.budget import FIRST_PAUSE, Budget
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfers import ORIGIN_TROUBLE
+from clamproxy.origin.upstream import NotFoundError, OriginError
+from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.prefetch import Prefetcher
+from clamproxy.quiet import QuietHour
+
+logger = logging.getLogger(__name__)
+
+STANDARD = ("daily", "main", "bytecode")
+"""What each freshclam wants (protocol.md 1.2)."""
+LATEST_START = 10.0
+"""Seconds after the start, at most, until the first look."""
+SHORTEST_PROBE_INTERVAL = 900.0
+"""Seconds between looks at the header of a CVD, where DNS says nothing."""
+LONGEST_LAG = 3600.0
+"""Seconds after which a patch that the origin doesn't have counts as one that never comes."""
+
+
+class Follower:
+    """The background task. Event loop only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        versions: AdvertisedVersions,
+        heads: Heads,
+        cooldowns: Cooldowns,
+        budget: Budget,
+        agents: Agents,
+        lineages: Lineages,
+        prefetcher: Prefetcher,
+        builder: CldBuilder,
+        quiet_hour: QuietHour,
+    ) -> None:
+        """Use the given parts; who makes them also stops them."""
+        self._settings = settings
+        self._store = store
+        self._versions = versions
+        self._heads = heads
+        self._cooldowns = cooldowns
+        self._budget = budget
+        self._agents = agents
+        self._lineages = lineages
+        self._prefetcher = prefetcher
+        self._builder = builder
+        self._quiet_hour = quiet_hour
+        self._in_use: set[str] = set()
+        self._settled: set[ObjectId] = set()
+        """Signatures that are here, or that never will be."""
+        self._gaps: dict[str, tuple[int, float]] = {}
+        """The patch that each database lacks at the origin, and since when that is known."""
+        self._task: asyncio.Task[None] | None = None
+
+    def see(self, database: str) -> None:
+        """A client asks for files of this database."""
+        self._in_use.add(database)
+
+    def start(self) -> None:
+        """Begin, if anything is to be fetched ahead of clients at all."""
+        if self._settings.serving.prefetch != "none" and not self._settings.upstream.offline:
+            self._task = asyncio.create_task(self._run(), name="follow releases")
+
+    def stop(self) -> None:
+        """Cancel; what has arrived stays on disk."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        refresh = self._settings.versions.refresh
+        self._in_use |= {object_id.database for object_id in self._store.sizes()}
+        await asyncio.sleep(random.uniform(0, min(refresh, LATEST_START)))  # noqa: S311
+        while True:
+            for database in self._databases():
+                try:
+                    await self.follow(database)
+                except ORIGIN_TROUBLE as error:
+                    logger.debug("%s: not now: %s", database, error)
+                except Exception:
+                    logger.exception("Following the releases of %s failed.", database)
+            # Gateways that were started together shall not ask together.
+            await asyncio.sleep(refresh * random.uniform(1.0, 1.25))  # noqa: S311
+
+    def _databases(self) -> list[str]:
+        wanted = set(self._in_use)
+        if self._settings.serving.prefetch == "all":
+            wanted |= set(STANDARD)
+        return sorted(wanted & set(self._settings.serving.databases))
+
+    async def follow(self, database: str) -> None:
+        """Look once, and fetch what is missing.
+
+        Raises:
+            OriginTrouble: something can't be had now; the next look is soon.
+        """
+        # A refusal of one file doesn't concern the others: only the client version is looked at.
+        requester = self._agents.requester(lambda agent: self._cooldowns.check("", agent) is None)
+        advertised = await self._advertised(database, requester)
+        if advertised is None or requester is None:
+            return
+        with suppress(*ORIGIN_TROUBLE):
+            await self._fetch_patches(database, advertised, requester)
+        with suppress(*ORIGIN_TROUBLE):
+            await self._renew_if_due(database, advertised, requester)
+        await self._fetch_signatures(database, advertised, requester)
+        proven = await self._lineages.get(database)
+        if proven is not None and proven.lineage.patches and self._builder.is_in_demand(database):
+            self._builder.start(database, proven)
+
+    async def fetch_release(self, database: str) -> None:
+        """Fetch all of the advertised version: patches, the whole CVD, and the signatures.
+
+        Raises:
+            OriginTrouble: something of it can't be had now.
+        """
+        requester = self._agents.requester()
+        if requester is None:
+            raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
+        advertised = await self._advertised(database, requester)
+        if advertised is None:
+            await self._prefetcher.renew(database, requester)
+            advertised = self._store.newest_version(database) or 0
+        cached = self._store.newest_version(database)
+        # Without a version here: the last two patches, for clients that are a little behind.
+        first = max(1, advertised - 1) if cached is None else cached + 1
+        with suppress(NotFoundError):
+            await self._prefetcher.fetch_patches(
+                [ObjectId(database, version, Kind.CDIFF) for version in range(first, advertised + 1)],
+                requester,
+            )
+        if cached is None or cached < advertised:
+            await self._prefetcher.renew(database, requester)
+        await self._fetch_signatures(database, advertised, requester)
+
+    async def _advertised(self, database: str, requester: Requester | None) -> int | None:
+        """The version that is advertised by DNS, else by the header of the origin's CVD."""
+        if self._settings.versions.dns:
+            advertised = await self._versions.get(database)
+            if advertised is not None and advertised.fresh:
+                return advertised.version
+        age = time.time() - self._heads.sighting(database).at
+        longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
+        if (
+            requester is not None
+            and age >= longest
+            and self._allows(Latest(database, Kind.CVD).upstream_path)
+        ):
+            await self._heads.probe(database, requester, 0, 0)
+        head = self._heads.get(database)
+        return head.header.version if head else None
+
+    async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
+        """Fetch the patches up to the advertised version, from where the cached ones end."""
+        wanted = [
+            ObjectId(database, version, Kind.CDIFF)
+            for version in range(await self._first_missing(database, advertised), advertised + 1)
+        ]
+        # In their order: none is of use to anybody before its predecessors.
+        asked = list(takewhile(lambda one: self._store.has(one) or self._allows(one.upstream_path), wanted))
+        try:
+            await self._prefetcher.fetch_patches(asked, requester)
+        except NotFoundError:
+            gap = next((one.version for one in asked if not self._store.has(one)), 0)
+            since = self._gaps.get(database, (0, 0.0))
+            self._gaps[database] = since if since[0] == gap else (gap, time.time())
+            raise
+        self._gaps.pop(database, None)
+
+    async def _first_missing(self, database: str, advertised: int) -> int:
+        oldest = advertised - self._settings.delta.max_patches + 1
+        proven = await self._lineages.get(database)
+        if proven is not None and not proven.lineage.is_blocked and proven.lineage.reached >= oldest:
+            return proven.lineage.reached + 1
+        # Without a base to go on from, the patches still serve the clients that have one.
+        for version in range(advertised, max(oldest, 1), -1):
+            if self._store.has(ObjectId(database, version, Kind.CDIFF)):
+                return version + 1
+        return advertised + 1 if proven is None else advertised
+
+    async def _renew_if_due(self, database: str, advertised: int, requester: Requester) -> None:
+        """Fetch a new CVD, if patches don't do it."""
+        due = await self._renewal(database, advertised)
+        if due is Renewal.IN_A_QUIET_HOUR and not self._quiet_hour.is_now():
+            return
+        if due is not Renewal.NOT_NEEDED and self._allows(Latest(database, Kind.CVD).upstream_path):
+            await self._prefetcher.renew(database, requester)
+
+    async def _renewal(self, database: str, advertised: int) -> Renewal:
+        proven = await self._lineages.get(database)
+        if self._settings.serving.prefetch == "all" and (proven is None or proven.lineage.base < advertised):
+            return Renewal.AT_ONCE
+        if proven is None:
+            return Renewal.NOT_NEEDED
+        gap, since = self._gaps.get(database, (0, 0.0))
+        is_gone = gap == proven.lineage.reached + 1 and (
+            gap < advertised or time.time() - since >= LONGEST_LAG
+        )
+        too_far = advertised - proven.lineage.base > self._settings.delta.max_patches
+        return renewal(proven.lineage, self._settings.delta, next_is_gone=is_gone or too_far)
+
+    async def _fetch_signatures(self, database: str, advertised: int, requester: Requester) -> None:
+        """Fetch the signatures of the base and of the patches that are here."""
+        proven = await self._lineages.get(database)
+        oldest = max(1, advertised - self._settings.delta.max_patches + 1)
+        wanted = [ObjectId(database, version, Kind.CDIFF_SIGN) for version in range(oldest, advertised + 1)]
+        if proven is not None:
+            wanted.insert(0, ObjectId(database, proven.lineage.base, Kind.CVD_SIGN))
+        for signature in wanted:
+            if signature in self._settled or not self._store.has(signature.signed):
+                continue
+            if self._store.has(signature):
+                self._settled.add(signature)
+            elif self._allows(signature.upstream_path):
+                await self._fetch_signature(signature, advertised, requester)
+
+    async def _fetch_signature(self, signature: ObjectId, advertised: int, requester: Requester) -> None:
+        try:
+            await self._prefetcher.fetch(signature, requester)
+        except NotFoundError:
+            # It may be published after its object; that of an older one never will be.
+            if signature.version < advertised - 1:
+                self._settled.add(signature)
+
+    def _allows(self, path: str) -> bool:
+        return self._budget.allows(path, min(FIRST_PAUSE, self._settings.versions.refresh))

@@ -1,0 +1,180 @@
+"""The tar inside a CVD or CLD, read as a stream by the rules of libclamav/cvd.c:cli_tgzload.
+
+A CVD's tar is one gzip member. A CLD's is plain, or compressed in the same way; what the bytes
+behind the header are decides, not the name of the file (protocol.md 4.4).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from clamproxy.formats.header import HEADER_SIZE
+from clamproxy.formats.signatures import FilePart, InvalidObject
+
+BLOCK_SIZE = 512
+"""Bytes of a member's header; its contents are padded to a multiple of them."""
+
+COPYING = "COPYING"
+"""The member that comes first, whose name tells a plain tar from a compressed one."""
+
+_PIECE = 64 * 2**10
+_NAME = re.compile(rb"[ -.0-~]*")
+_SIZE = re.compile(rb" *([0-7]{1,12})[ \0]*")
+
+
+class Member:
+    """A member of a tar, whose contents are still in the stream."""
+
+    def __init__(self, block: bytes, stream: BinaryIO) -> None:
+        """Read the header of a member.
+
+        Args:
+            block: the header.
+            stream: the tar, right behind the header.
+
+        Raises:
+            InvalidObject: this is not a header.
+        """
+        name = block[:100].partition(b"\0")[0]
+        size = _SIZE.fullmatch(block[124:136])
+        if not _NAME.fullmatch(name) or block[156] not in b"0\0" or size is None:
+            raise InvalidObject("malformed member in the payload")
+        self.block = block
+        self.name = name.decode("ascii")
+        self.size = int(size[1], 8)
+        self._stream = stream
+        self._left = self.size
+
+    @property
+    def padding_size(self) -> int:
+        """Bytes between the contents and the next member."""
+        return -self.size % BLOCK_SIZE
+
+    def pieces(self) -> Iterator[bytes]:
+        """The contents, from where they were left; to be read before the next member is asked for.
+
+        Raises:
+            InvalidObject: the payload ends inside them.
+        """
+        while self._left:
+            piece = self._stream.read(min(self._left, _PIECE))
+            if not piece:
+                raise InvalidObject(f"payload ends inside {self.name}")
+            self._left -= len(piece)
+            yield piece
+
+    def read(self) -> bytes:
+        """The whole contents; mind their size."""
+        return b"".join(self.pieces())
+
+    def read_padding(self) -> bytes:
+        """What follows the contents; less than `padding_size` bytes at the end of the payload."""
+        for _ in self.pieces():
+            pass
+        return self._stream.read(self.padding_size)
+
+
+def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
+    """The members of a tar, one at a time; contents that nobody reads are skipped.
+
+    Args:
+        stream: the tar, as `open_payload` gives it.
+        exact: refuse all that ClamAV's writer would not write: then no byte is left that could
+            change without a change of names, sizes or contents.
+
+    Raises:
+        InvalidObject: this is not a tar, or not the exact one.
+    """
+    while block := stream.read(BLOCK_SIZE):
+        if len(block) < BLOCK_SIZE:
+            raise InvalidObject("payload ends inside the header of a member")
+        if block[0] == 0:
+            if exact:
+                raise InvalidObject("surplus bytes behind the last member")
+            return
+        member = Member(block, stream)
+        if exact and block != member_header(member.name, member.size):
+            raise InvalidObject(f"unusual header of {member.name}")
+        yield member
+        if member.read_padding() != bytes(member.padding_size) and exact:
+            raise InvalidObject(f"unusual bytes behind {member.name}")
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The header in front of a member, as ClamAV's common/tar.c writes it.
+
+    Args:
+        name: of the file, ASCII, less than 100 characters.
+        size: of its contents in bytes.
+    """
+    block = bytearray(BLOCK_SIZE)
+    block[: len(name)] = name.encode("ascii")
+    digits = f"{size:o}".encode()
+    block[124 : 124 + len(digits)] = digits
+    # The sum counts the 8 bytes that the checksum itself takes as blanks.
+    checksum = f"{sum(block) + 8 * ord(' '):06o}".encode()
+    block[148 : 148 + len(checksum)] = checksum
+    return bytes(block)
+
+
+def belongs_to(name: str, database: str) -> bool:
+    """Whether a file of this name can be a part of the database.
+
+    Most names begin with the database's. bytecode.cvd is made of ``<any name>.cbc``, and each
+    database may have bytecodes and a ``last.hdb`` too (sigtool/sigtool.c:build). What tells the
+    databases apart for sure is ``<db>.info``.
+    """
+    if name.endswith(".info"):
+        return name == f"{database}.info"
+    return name.startswith(f"{database}.") or name.endswith(".cbc") or name in (COPYING, "last.hdb")
+
+
+def open_payload(file: BinaryIO) -> BinaryIO:
+    """The tar inside a CVD or CLD, inflated if need be.
+
+    Args:
+        file: the whole file, seekable; not to be used otherwise while the tar is read.
+
+    Returns:
+        A stream whose reading raises `InvalidObject` where the file is damaged.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(HEADER_SIZE)
+    plain = file.read(len(COPYING)) == COPYING.encode()
+    payload = FilePart(file, HEADER_SIZE, end)
+    return io.BufferedReader(payload if plain else _GzipMember(payload), _PIECE)
+
+
+class _GzipMember(io.RawIOBase):
+    """What is in a gzip member, behind which nothing may follow; `gzip.GzipFile` is not so strict."""
+
+    def __init__(self, compressed: FilePart) -> None:
+        self._compressed = compressed
+        self._inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        try:
+            piece = self._inflate(len(buffer))
+        except zlib.error:
+            raise InvalidObject("payload is not a whole gzip stream") from None
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def _inflate(self, limit: int) -> bytes:
+        while not self._inflater.eof:
+            data = self._inflater.unconsumed_tail or self._compressed.read(_PIECE) or b""
+            if piece := self._inflater.decompress(data, limit):
+                return piece
+            if not data:
+                raise InvalidObject("payload is not a whole gzip stream")
+        if self._inflater.unused_data or self._compressed.read(1):
+            raise InvalidObject("surplus bytes behind the gzip stream")
+        return b""

@@ -1,0 +1,253 @@
+"""Cdiffs carried out: from the files of one version of a database to those of the next.
+
+The rules are those of libclamav_rust/src/cdiff.rs (protocol.md 5.2). Whether the outcome is
+right is for the hashes in ``.info`` to say.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from clamproxy.formats.cdiff import Add, Close, Command, Delete, Exchange, Move, Open, Unlink
+from clamproxy.formats.signatures import InvalidObject
+
+_BLOCK = 2**20
+_FEW_LINES = 16  # so many are found one by one
+_LINE_GUESS = 128  # bytes; most lines of signatures are shorter
+_SCRATCH = ".patched"  # no file of a database begins with a dot
+
+
+def apply_commands(commands: Iterator[Command], directory: Path) -> None:
+    """Carry out a script on the files of an unpacked database.
+
+    Memory holds the edits of one file, but never a file; files are not searched line by line,
+    and one that only grows is not rewritten.
+
+    Args:
+        commands: the script, from `clamproxy.formats.cdiff.iter_commands`.
+        directory: where the files are. After a failure they are of no use any more.
+
+    Raises:
+        InvalidObject: the script is damaged, or it does not fit to the files.
+        OSError: the files cannot be read or written.
+    """
+    for step in _steps(commands):
+        try:
+            _carry_out(step, directory)
+        except FileNotFoundError as error:
+            name = Path(str(error.filename)).name
+            raise InvalidObject(f"script touches {name}, which is not there") from None
+
+
+def patch_info(info: bytes, commands: Iterator[Command], database: str) -> bytes:
+    """The ``.info`` member of the next version, from a script and the one of this version.
+
+    No other file is needed: so the signed contents of each later version are known from a base
+    and the cdiffs alone.
+
+    Args:
+        info: the ``.info`` member to which the script applies.
+        commands: the script, from `clamproxy.formats.cdiff.iter_commands`.
+        database: whose script it is.
+
+    Raises:
+        InvalidObject: the script is damaged, or does not fit to this ``.info``.
+    """
+    name = f"{database}.info"
+    for step in _steps(_touching(commands, name)):
+        if not isinstance(step, _Edits):
+            raise InvalidObject(f"script moves or deletes {name}")
+        info = _edited(info, step)
+    return info
+
+
+@dataclass(slots=True)
+class _Edits:
+    """What happens to a file between OPEN and CLOSE."""
+
+    name: str
+    changes: dict[int, Delete | Exchange] = field(default_factory=dict)
+    """By the numbers of lines in the file as it was before; the later one of two counts."""
+    additions: bytearray = field(default_factory=bytearray)
+
+
+def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
+    """The script as whole steps, in their order."""
+    edits: _Edits | None = None
+    for command in commands:
+        if isinstance(command, Open | Move | Unlink) != (edits is None):
+            raise InvalidObject(f"{type(command).__name__} at the wrong place of the script")
+        if isinstance(command, Move | Unlink):
+            yield command
+        elif isinstance(command, Open):
+            edits = _Edits(command.name)
+        elif edits is not None:
+            if isinstance(command, Close):
+                yield edits
+                edits = None
+            elif isinstance(command, Add):
+                edits.additions += command.line + b"\n"
+            else:
+                edits.changes[command.number] = command
+    if edits is not None:
+        raise InvalidObject(f"script ends while {edits.name} is open")
+
+
+def _touching(commands: Iterator[Command], name: str) -> Iterator[Command]:
+    """The commands that concern one file."""
+    touched = False
+    for command in commands:
+        match command:
+            case Open() | Unlink():
+                touched = command.name == name
+            case Move():
+                touched = name in (command.source, command.target)
+        if touched:
+            yield command
+
+
+def _carry_out(step: _Edits | Move | Unlink, directory: Path) -> None:
+    match step:
+        case _Edits():
+            _edit_file(directory, step)
+        case Move():
+            _move_lines(directory, step)
+        case Unlink():
+            (directory / step.name).unlink()
+
+
+def _edit_file(directory: Path, edits: _Edits) -> None:
+    path = directory / edits.name
+    if edits.changes:
+        scratch = directory / _SCRATCH
+        with path.open("rb") as source, scratch.open("wb") as target:
+            _change_lines(source, target, edits.changes)
+        scratch.replace(path)
+    if edits.additions:
+        # Like cdiff.rs: a missing file is created, and nobody looks at the end of the old one.
+        with path.open("ab") as target:
+            target.write(edits.additions)
+
+
+def _edited(contents: bytes, edits: _Edits) -> bytes:
+    if edits.changes:
+        target = io.BytesIO()
+        _change_lines(io.BytesIO(contents), target, edits.changes)
+        contents = target.getvalue()
+    return contents + edits.additions
+
+
+def _change_lines(source: BinaryIO, target: BinaryIO, changes: dict[int, Delete | Exchange]) -> None:
+    lines = _LineReader(source)
+    behind = 1  # the number of the first line that is not copied yet
+    for number in sorted(changes):
+        change = changes[number]
+        lines.copy(number - behind, target)
+        lines.expect(change.prefix)
+        lines.copy(1, None)
+        behind = number + 1
+        if isinstance(change, Exchange):
+            target.write(change.line + b"\n")
+    lines.copy_rest(target)
+
+
+def _move_lines(directory: Path, move: Move) -> None:
+    # cdiff.rs looks for the last line only behind the first one, so a single line never ends.
+    if move.first >= move.last or move.source == move.target:
+        raise InvalidObject("script moves lines in a way that cannot be carried out")
+    source, target, scratch = directory / move.source, directory / move.target, directory / _SCRATCH
+    # Not "ab" for the target: it must be there.
+    with source.open("rb") as file, target.open("r+b") as moved, scratch.open("wb") as rest:
+        moved.seek(0, io.SEEK_END)
+        lines = _LineReader(file)
+        lines.copy(move.first - 1, rest)
+        lines.expect(move.first_prefix)
+        lines.copy(move.last - move.first, moved)
+        lines.expect(move.last_prefix)
+        lines.copy(1, moved)
+        lines.copy_rest(rest)
+    scratch.replace(source)
+
+
+class _LineReader:
+    """A file whose lines are copied by number, in large blocks, without a look at each."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Begin at the first line.
+
+        Raises:
+            InvalidObject: the last line has no newline.
+        """
+        self._file = file
+        self._block = b""
+        self._start = 0  # of what is left of the block
+        self._newlines = 0  # in what is left of the block
+        if file.seek(0, io.SEEK_END):
+            file.seek(-1, io.SEEK_END)
+            if file.read(1) != b"\n":
+                raise InvalidObject("script edits a file whose last line does not end")
+        file.seek(0)
+
+    def expect(self, prefix: bytes) -> None:
+        """Check how the next line begins; the line stays the next one.
+
+        Raises:
+            InvalidObject: it begins otherwise, or the file is at its end.
+        """
+        while len(self._block) - self._start < max(1, len(prefix)):
+            self._read_block()
+        # A prefix holds no newline, so it cannot match across two lines.
+        if not self._block.startswith(prefix, self._start):
+            raise InvalidObject("script edits a line that does not begin as it should")
+
+    def copy(self, count: int, target: BinaryIO | None) -> None:
+        """Copy the next lines, or skip them.
+
+        Raises:
+            InvalidObject: the file has less lines.
+        """
+        while count > self._newlines:
+            count -= self._newlines
+            self._take(len(self._block), self._newlines, target)
+            self._read_block()
+        if count:
+            self._take(self._offset_behind(count), count, target)
+
+    def copy_rest(self, target: BinaryIO) -> None:
+        """Copy all that is left."""
+        self._take(len(self._block), self._newlines, target)
+        while block := self._file.read(_BLOCK):
+            target.write(block)
+
+    def _read_block(self) -> None:
+        block = self._file.read(_BLOCK)
+        if not block:
+            raise InvalidObject("script edits a line behind the end of a file")
+        self._block = self._block[self._start :] + block
+        self._newlines += block.count(b"\n")
+        self._start = 0
+
+    def _take(self, end: int, newlines: int, target: BinaryIO | None) -> None:
+        if target is not None:
+            target.write(memoryview(self._block)[self._start : end])
+        self._start = end
+        self._newlines -= newlines
+
+    def _offset_behind(self, count: int) -> int:
+        """The offset in the block behind so many lines, which must be there."""
+        start, end = self._start, len(self._block)
+        while count > _FEW_LINES:
+            middle = min((start + end) // 2, start + count * _LINE_GUESS)
+            newlines = self._block.count(b"\n", start, middle)
+            if newlines < count:
+                count -= newlines
+                start = middle
+            else:
+                end = middle
+        for _ in range(count):
+            start = self._block.index(b"\n", start) + 1
+        return start

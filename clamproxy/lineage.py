@@ -1,0 +1,150 @@
+"""Lineages: which version the cached patches lead to, from the newest cached CVD on.
+
+Each patch also changes the database's ``.info``, which the vendor signed anew for each version.
+So from the base and the patches alone the header of every version in between is known, and
+proven: no client can be led into a patch that doesn't fit (trap 18).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+
+from clamproxy.cache.store import Store
+from clamproxy.delta import Lineage
+from clamproxy.formats.cdiff import CdiffContainer, iter_commands
+from clamproxy.formats.cvd import read_info
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.info import Info, verify_info
+from clamproxy.formats.patching import patch_info
+from clamproxy.formats.signatures import InvalidObject, TrustedKeys
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenLineage:
+    """A lineage, and the ``.info`` of the version that it reaches."""
+
+    lineage: Lineage
+    info: Info
+
+    @property
+    def header(self) -> CvdHeader:
+        """The header of that version, in the form that a CLD has it: without hash and signature."""
+        return self.info.header
+
+
+class Lineages:
+    """The lineage of each database, kept in step with the store. Event loop only."""
+
+    def __init__(self, store: Store, keys: TrustedKeys) -> None:
+        """Start without any; the store is read when one is asked for.
+
+        Args:
+            store: where CVDs and cdiffs are; other processes may add to it.
+            keys: whose signatures count.
+        """
+        self._store = store
+        self._keys = keys
+        self._known: dict[str, ProvenLineage] = {}
+        self._running: dict[str, asyncio.Future[ProvenLineage | None]] = {}
+
+    async def get(self, database: str) -> ProvenLineage | None:
+        """The lineage as the store has it now; None if there is no CVD to begin with.
+
+        Quick, but for the first call after a base or a patch was added: that reads these, in a
+        thread. Others wait for the same reading; it goes on when they leave.
+        """
+        known = self._known.get(database)
+        if known is not None and self._is_current(known.lineage, database):
+            return known
+        future = self._running.get(database)
+        if future is None:
+            future = in_thread(f"clamproxy-lineage-{database}", lambda: self._read_and_leave(database, known))
+            self._running[database] = future
+            future.add_done_callback(lambda done: self._finish(database, done))
+        return await asyncio.shield(future)
+
+    def last(self, database: str) -> ProvenLineage | None:
+        """The lineage as it was when somebody asked for it last, if its base is still the base. Quick."""
+        known = self._known.get(database)
+        if known is None or self._store.newest_version(database) != known.lineage.base:
+            return None
+        return known
+
+    def read(self, database: str, known: ProvenLineage | None = None) -> ProvenLineage | None:
+        """Read a lineage from the store. Blocks: some milliseconds for each patch.
+
+        Args:
+            database: whose.
+            known: an earlier result, from which to go on if its base is still the same.
+        """
+        base = self._store.open_newest(database)
+        if base is None:
+            return None
+        with base:
+            is_same = known is not None and known.lineage.base == base.object_id.version
+            if known is None or not is_same or not self._has(database, known.lineage.base + 1):
+                with open(base.fileno(), "rb", closefd=False) as file:
+                    info = Info.parse(read_info(file, database))
+                known = ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
+        return self._extend(database, known)
+
+    def _read_and_leave(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
+        try:
+            return self.read(database, known)
+        finally:
+            self._store.disconnect()
+
+    def _extend(self, database: str, known: ProvenLineage) -> ProvenLineage:
+        while not known.lineage.is_blocked:
+            following = self._step(database, known)
+            if following is None:
+                break
+            known = following
+        return known
+
+    def _step(self, database: str, known: ProvenLineage) -> ProvenLineage | None:
+        """The lineage with one more patch; None if that patch isn't here."""
+        patch_id = ObjectId(database, known.lineage.reached + 1, Kind.CDIFF)
+        patch = self._store.open(patch_id)
+        if patch is None:
+            return None
+        with patch, open(patch.fileno(), "rb", closefd=False) as file:
+            if patch.size == 0:
+                return replace(known, lineage=replace(known.lineage, is_blocked=True))
+            try:
+                commands = iter_commands(file, CdiffContainer.parse(file), database)
+                info = verify_info(patch_info(known.info.raw, commands, database), database, self._keys)
+                if info.header.version != patch_id.version:
+                    raise InvalidObject(f"leads to version {info.header.version}")
+            except InvalidObject as error:
+                logger.warning("%s does not fit its predecessor: %s", patch_id.file_name, error)
+                return replace(known, lineage=replace(known.lineage, is_blocked=True))
+        total = known.lineage.patch_bytes + patch.size
+        return ProvenLineage(replace(known.lineage, reached=patch_id.version, patch_bytes=total), info)
+
+    def _is_current(self, lineage: Lineage, database: str) -> bool:
+        """Whether nothing in the store has changed the lineage. Retention drops oldest patches first."""
+        if self._store.newest_version(database) != lineage.base:
+            return False
+        if lineage.patches and not self._has(database, lineage.base + 1):
+            return False
+        return lineage.is_blocked or not self._has(database, lineage.reached + 1)
+
+    def _has(self, database: str, version: int) -> bool:
+        return self._store.has(ObjectId(database, version, Kind.CDIFF))
+
+    def _finish(self, database: str, done: asyncio.Future[ProvenLineage | None]) -> None:
+        self._running.pop(database, None)
+        if done.cancelled() or done.exception() is not None:
+            return
+        result = done.result()
+        if result is None:
+            self._known.pop(database, None)
+        else:
+            self._known[database] = result

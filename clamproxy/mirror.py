@@ -1,0 +1,268 @@
+"""A mirror: a directory in cvdupdate's layout, to be served by any web server.
+
+``<db>.cvd``, ``<db>-<version>.cdiff``, their ``.sign`` files under the names that clients ask for,
+and ``dns.txt`` with what DNS would advertise (protocol.md 9.5).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clamproxy.announcement import FIELDS
+from clamproxy.cache.index import sync_directory
+from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.objects import Kind, ObjectId
+
+DNS_FILE = "dns.txt"
+LOCK_FILE = ".clamproxy.lock"
+TEMPORARY_SUFFIX = ".clamproxy-part"
+
+_READABLE = 0o444
+_PIECE = 2**18
+
+
+class MirrorError(Exception):
+    """The mirror can't be made; the text is one line for the operator."""
+
+
+@dataclass(slots=True)
+class MirrorReport:
+    """What a run has done."""
+
+    versions: dict[str, int] = field(default_factory=dict)
+    """Of the CVDs that are in the directory now."""
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Update:
+    """What the mirror shall have of one database."""
+
+    newest: ObjectId
+    earlier: int | None
+    """The version of the CVD that is there before."""
+    kept: set[int]
+    """Versions of the cdiffs, whether they are here or only there."""
+
+    def is_superseded(self, object_id: ObjectId) -> bool:
+        """Whether a file of this database is to go."""
+        if object_id.kind in (Kind.CDIFF, Kind.CDIFF_SIGN):
+            return object_id.version not in self.kept
+        # Who has just fetched the CVD of before asks for its signature next (trap 24).
+        return object_id.kind is Kind.CVD_SIGN and object_id.version not in (
+            self.newest.version,
+            self.earlier,
+        )
+
+
+def update_mirror(
+    store: Store, directory: Path, databases: Iterable[str], keep_cdiffs: int, dns_text: str
+) -> MirrorReport:
+    """Bring a directory to what the cache has. Blocks.
+
+    It is complete at any moment: first comes what clients ask for after a new CVD, then the CVDs,
+    then what advertises them; what is superseded goes last.
+
+    Args:
+        store: the cache.
+        directory: of the mirror; it is made if it is not there.
+        databases: whose files are managed; all other files are left alone.
+        keep_cdiffs: how many cdiffs of each database, the newest ones; those after the CVD are
+            kept in any case.
+        dns_text: the contents of ``dns.txt``.
+
+    Raises:
+        MirrorError: another run is at it, or the cache has none of the databases.
+        OSError: the directory can't be written to.
+    """
+    databases = sorted(set(databases))
+    if all(store.newest_version(database) is None for database in databases):
+        raise MirrorError(f"no CVD of {' or '.join(databases)} is cached")
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+        report = MirrorReport()
+        updates = _plan(store, directory, databases, keep_cdiffs, report)
+        for update in updates:
+            _add_companions(store, directory, update, report)
+        sync_directory(directory)
+        for update in updates:
+            _add(store, directory, update.newest, report)
+        sync_directory(directory)
+        _advertise(directory, dns_text, report, updates)
+        for update in updates:
+            _remove_superseded(directory, update, report)
+        return report
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    with (directory / LOCK_FILE).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MirrorError(f"{directory}: another run is at work there") from None
+        yield
+
+
+def _plan(
+    store: Store, directory: Path, databases: list[str], keep_cdiffs: int, report: MirrorReport
+) -> list[_Update]:
+    cached = set(store.sizes())
+    updates = []
+    for database in databases:
+        newest = store.newest_version(database)
+        earlier = _version_in(directory / f"{database}.cvd")
+        if newest is None or (earlier is not None and earlier > newest):
+            there = "has none" if earlier is None else f"already has {earlier}"
+            here = "none" if newest is None else f"only {newest}"
+            report.warnings.append(f"{database} is left alone: {directory} {there}, the cache {here}.")
+            if earlier is not None:
+                report.versions[database] = earlier
+        else:
+            everything = cached | set(_files_of(directory, database).values())
+            kept = _kept_cdiffs(everything, database, newest, keep_cdiffs)
+            updates.append(_Update(ObjectId(database, newest, Kind.CVD), earlier, kept))
+            report.versions[database] = newest
+    return updates
+
+
+def _kept_cdiffs(everything: set[ObjectId], database: str, newest: int, keep_cdiffs: int) -> set[int]:
+    versions = sorted(
+        object_id.version
+        for object_id in everything
+        if object_id.database == database and object_id.kind is Kind.CDIFF
+    )
+    after_newest = {version for version in versions if version > newest}
+    return after_newest | set(versions[max(0, len(versions) - keep_cdiffs) :])
+
+
+def _version_in(path: Path) -> int | None:
+    """The version of a CVD; None for no file, or one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            return CvdHeader.parse(file.read(HEADER_SIZE)).version
+    except (FileNotFoundError, InvalidObject):
+        return None
+
+
+def _files_of(directory: Path, database: str) -> dict[Path, ObjectId]:
+    """The files of a database that have a version in their names."""
+    files = {}
+    for path in directory.glob(f"{database}-*"):
+        try:
+            object_id = ObjectId.parse(path.name)
+        except ValueError:
+            continue
+        # A file such as daily-27800.cvd is not of the layout: somebody else's.
+        if object_id.kind not in (Kind.CVD, Kind.CLD) and (path.is_symlink() or path.is_file()):
+            files[path] = object_id
+    return files
+
+
+def _add_companions(store: Store, directory: Path, update: _Update, report: MirrorReport) -> None:
+    """What clients ask for before and after they take the new CVD: signatures, then patches upwards."""
+    database = update.newest.database
+    cdiffs = [ObjectId(database, version, Kind.CDIFF) for version in sorted(update.kept)]
+    signatures = [
+        ObjectId(database, object_id.version, Kind(f"{object_id.kind}.sign"))
+        for object_id in (*cdiffs, update.newest)
+    ]
+    for object_id in signatures + cdiffs:
+        _add(store, directory, object_id, report)
+
+
+def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorReport) -> None:
+    """Put an object under its name, if the cache has it and it is not there yet."""
+    is_cvd = object_id.kind is Kind.CVD
+    target = directory / (f"{object_id.database}.cvd" if is_cvd else object_id.file_name)
+    temporary = _temporary(target)
+    if _is_there(store, object_id, target):
+        return
+    try:
+        if store.link(object_id, temporary):
+            temporary.replace(target)
+            report.added.append(target.name)
+        elif is_cvd:
+            raise MirrorError(f"{object_id.file_name} has just been dropped from the cache: try again")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_there(store: Store, object_id: ObjectId, target: Path) -> bool:
+    published = store.open(object_id)
+    if published is None:
+        return False
+    with published:
+        return _is_same(published, target)
+
+
+def _is_same(published: PublishedFile, present: Path) -> bool:
+    """Whether nothing is to be replaced; a file that the web server can't read is."""
+    if present.is_symlink() or not present.is_file():
+        return False
+    there, here = present.stat(), os.fstat(published.fileno())
+    if there.st_mode & _READABLE != _READABLE or there.st_size != here.st_size:
+        return False
+    return os.path.samestat(there, here) or _has_same_bytes(published, present)
+
+
+def _has_same_bytes(published: PublishedFile, present: Path) -> bool:
+    offset = 0
+    with present.open("rb") as file:
+        while piece := file.read(_PIECE):
+            if piece != os.pread(published.fileno(), len(piece), offset):
+                return False
+            offset += len(piece)
+    return offset == published.size
+
+
+def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: list[_Update]) -> None:
+    updated = {update.newest.database for update in updates}
+    left_alone = {name: version for name, version in report.versions.items() if name not in updated}
+    target = directory / DNS_FILE
+    present = target.read_text(errors="replace") if target.is_file() else ""
+    text = _never_lower(dns_text.strip(), present.strip(), left_alone) + "\n"
+    temporary = _temporary(target)
+    try:
+        with temporary.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(directory)
+
+
+def _never_lower(text: str, present: str, left_alone: dict[str, int]) -> str:
+    """The new text, but with what the directory has of databases that were left alone."""
+    fields, earlier = text.split(":"), present.split(":")
+    for database, version in left_alone.items():
+        place = FIELDS.get(database)
+        if place is not None and place < len(fields):
+            before = earlier[place] if place < len(earlier) else ""
+            fields[place] = str(max(version, int(before) if before.isdecimal() else 0))
+    return ":".join(fields)
+
+
+def _remove_superseded(directory: Path, update: _Update, report: MirrorReport) -> None:
+    for path, object_id in sorted(_files_of(directory, update.newest.database).items()):
+        if update.is_superseded(object_id):
+            path.unlink()
+            report.removed.append(path.name)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}{TEMPORARY_SUFFIX}")

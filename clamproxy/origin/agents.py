@@ -1,0 +1,109 @@
+"""Agents: the freshclams that came by, in whose name the gateway asks for what nobody asked yet.
+
+The CDN admits freshclam by its User-Agent and refuses versions that ClamAV no longer supports
+(protocol.md 9.4). So the gateway's own requests carry the User-Agent of the newest one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from clamproxy.messages import Requester
+
+OLDEST_SUPPORTED = (1, 0)
+"""ClamAV's end-of-life policy: 0.103, the last long-term release before it, ended in 2023."""
+LONGEST_REMEMBERED = 90 * 86400.0
+"""Seconds after which a version that doesn't come by is forgotten."""
+MOST_VERSIONS = 16
+_NOTED_EVERY = 6 * 3600.0
+
+_VERSION = re.compile(r"ClamAV/((\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?)(?![\d.])", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Agent:
+    user_agent: str
+    seen_at: float
+
+
+type _Release = tuple[int, int, int]
+
+
+class Agents:
+    """The User-Agent of one client for each version of freshclam. Event loop only."""
+
+    def __init__(
+        self,
+        configured: str | None,
+        save: Callable[[str, Any], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Start without any.
+
+        Args:
+            configured: the User-Agent to use while no other can be used, if any.
+            save: is given a User-Agent's version and a JSON value (None: forget it), to keep over
+                a restart.
+            clock: gives Unix seconds.
+        """
+        self._configured = configured
+        self._save = save
+        self._clock = clock
+        self._seen: dict[_Release, _Agent] = {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what an earlier process saw; entries that don't parse are dropped."""
+        for version, value in saved.items():
+            match value:
+                case {"user_agent": str(agent), "seen_at": int() | float() as at} if _release(agent):
+                    self._seen[_release(agent) or (0, 0, 0)] = _Agent(agent, at)
+                case _:
+                    self._save(version, None)
+
+    def see(self, user_agent: str | None) -> None:
+        """A client came by. Quick."""
+        release = _release(user_agent)
+        if release is None or user_agent is None or release < OLDEST_SUPPORTED:
+            return
+        now, known = self._clock(), self._seen.get(release)
+        if known is not None and 0 <= now - known.seen_at < _NOTED_EVERY:
+            return
+        self._seen[release] = _Agent(user_agent, now)
+        self._save(_key(release), {"user_agent": user_agent, "seen_at": now})
+        self._forget_old(now)
+
+    def requester(self, is_admitted: Callable[[str], bool] = lambda _: True) -> Requester | None:
+        """In whose name the gateway asks: the newest supported freshclam's, that the CDN admits.
+
+        Args:
+            is_admitted: whether a client version (see `Requester.version`) may ask at the moment.
+
+        Returns:
+            None if none was seen and none is configured, or if all are held back.
+        """
+        agents = [self._seen[release].user_agent for release in sorted(self._seen, reverse=True)]
+        if self._configured is not None:
+            agents.append(self._configured)
+        requesters = map(Requester, agents)
+        return next((one for one in requesters if is_admitted(one.version)), None)
+
+    def _forget_old(self, now: float) -> None:
+        oldest_first = sorted(self._seen, key=lambda release: self._seen[release].seen_at)
+        surplus = len(self._seen) - MOST_VERSIONS
+        for position, release in enumerate(oldest_first):
+            if position < surplus or now - self._seen[release].seen_at > LONGEST_REMEMBERED:
+                del self._seen[release]
+                self._save(_key(release), None)
+
+
+def _release(user_agent: str | None) -> _Release | None:
+    match = _VERSION.match(user_agent or "")
+    return (int(match[2]), int(match[3]), int(match[4] or 0)) if match else None
+
+
+def _key(release: _Release) -> str:
+    return ".".join(map(str, release))

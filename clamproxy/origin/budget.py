@@ -1,0 +1,91 @@
+"""The budget: how often each file was asked of the origin within the last hour.
+
+The CDN answers with 429 whoever asks more than about ten times in an hour for one file. What
+the gateway does by itself stays well below that, and leaves the rest to what clients need.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+WINDOW = 3600.0
+"""Seconds over which requests are counted."""
+PER_FILE = 5
+"""Requests for one file within that time, after which the gateway asks for it no more by itself."""
+FIRST_PAUSE = 60.0
+"""Seconds between the first two requests of the gateway's own for a file."""
+
+
+class Budget:
+    """Counts the requests for each file. Thread-safe."""
+
+    def __init__(self, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time) -> None:
+        """Start without any.
+
+        Args:
+            save: is given a path and the times of its requests (None: forget it), to keep over a
+                restart. Called from any thread.
+            clock: gives Unix seconds.
+        """
+        self._save = save
+        self._clock = clock
+        self._lock = threading.Lock()
+        # The file that was asked for last is at the end.
+        self._asked: dict[str, list[float]] = {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what an earlier process counted; entries that don't parse are dropped."""
+        now = self._clock()
+        for path, times in saved.items():
+            match times:
+                case [*_] if times and all(isinstance(time, int | float) for time in times):
+                    # A time in the future was noted by a clock that was wrong.
+                    self._asked[path] = [min(float(time), now) for time in times]
+                case _:
+                    self._save(path, None)
+        self._asked = dict(sorted(self._asked.items(), key=lambda entry: entry[1][-1]))
+
+    def note(self, path: str) -> None:
+        """A file is being asked for."""
+        now = self._clock()
+        with self._lock:
+            times = [*self._recent(self._asked.pop(path, []), now), now][-2 * PER_FILE :]
+            self._asked[path] = times
+            forgotten = self._forget_old(now)
+        self._save(path, times)
+        for old in forgotten:
+            self._save(old, None)
+
+    def used(self, path: str) -> int:
+        """How often a file was asked for within the last hour."""
+        with self._lock:
+            return len(self._recent(self._asked.get(path, []), self._clock()))
+
+    def allows(self, path: str, first_pause: float = FIRST_PAUSE) -> bool:
+        """Whether the gateway may ask for a file by itself.
+
+        Args:
+            path: at the origin.
+            first_pause: seconds between the first two requests; each further pause is twice as
+                long as the one before.
+        """
+        now = self._clock()
+        with self._lock:
+            times = self._recent(self._asked.get(path, []), now)
+        if not times:
+            return True
+        return len(times) < PER_FILE and now - times[-1] >= first_pause * 2 ** (len(times) - 1)
+
+    def _recent(self, times: list[float], now: float) -> list[float]:
+        return [time for time in times if now - time < WINDOW]
+
+    def _forget_old(self, now: float) -> list[str]:
+        """Clients choose the files: what was asked for long ago must not pile up."""
+        forgotten = []
+        while self._asked and now - next(iter(self._asked.values()))[-1] >= WINDOW:
+            forgotten.append(next(iter(self._asked)))
+            del self._asked[forgotten[-1]]
+        return forgotten

@@ -1,0 +1,164 @@
+"""Who is asked for a TXT record: name servers, or a DNS-over-HTTPS server (RFC 8484)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import dns.asyncresolver
+import dns.message
+import dns.nameserver
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+import dns.rrset
+import urllib3
+from urllib3.util import SKIP_HEADER, Timeout
+
+from clamproxy.config.units import HttpProxy
+from clamproxy.origin.upstream import make_pool
+from clamproxy.threads import in_thread
+
+TIMEOUT = 2.0
+"""Seconds for one name server."""
+LIFETIME = 4.0
+"""Seconds for one look-up with all name servers."""
+DOH_TIMEOUT = 5.0
+"""Seconds for the connection, and of silence, on the way to a DNS-over-HTTPS server."""
+DOH_LIFETIME = 10.0
+"""Seconds for one look-up there: it may need a tunnel through a proxy, and TLS."""
+LARGEST_MESSAGE = 65535
+"""Bytes of a DNS message (RFC 8484 6)."""
+
+_MEDIA_TYPE = "application/dns-message"
+
+
+class Resolver(Protocol):
+    """Asks for TXT records."""
+
+    async def txt(self, name: str) -> str:
+        """The first character-string of the first record: all that freshclam looks at.
+
+        Args:
+            name: complete, without a dot at the end.
+
+        Raises:
+            Exception: whatever went wrong; the text of it says what.
+        """
+
+    def close(self) -> None:
+        """Release what is held open."""
+
+
+class DnsResolver:
+    """Asks name servers."""
+
+    def __init__(self, nameservers: Sequence[tuple[str, int]]) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            nameservers: address and port; none: those of the system.
+        """
+        self._nameservers = nameservers
+
+    async def txt(self, name: str) -> str:
+        """See `Resolver`."""
+        # Made anew each time: resolv.conf may have changed.
+        resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
+        if self._nameservers:
+            resolver.nameservers = [
+                dns.nameserver.Do53Nameserver(address, port) for address, port in self._nameservers
+            ]
+        resolver.timeout = TIMEOUT
+        answer = await resolver.resolve(f"{name}.", dns.rdatatype.TXT, lifetime=LIFETIME, search=False)
+        return _first_string(answer.rrset)
+
+    def close(self) -> None:
+        """See `Resolver`."""
+
+
+class DohResolver:
+    """Asks a DNS-over-HTTPS server, by way of the proxy towards upstream if there is one."""
+
+    def __init__(self, url: str, proxy: HttpProxy | None, ca_bundle: Path | None) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            url: of the server.
+            proxy: an HTTP proxy on the way, with credentials if it wants some.
+            ca_bundle: certificates to trust besides the system's.
+        """
+        self._url = url
+        self._pool = make_pool(proxy, ca_bundle, Timeout(connect=DOH_TIMEOUT, read=DOH_TIMEOUT))
+
+    async def txt(self, name: str) -> str:
+        """See `Resolver`."""
+        async with asyncio.timeout(DOH_LIFETIME):
+            return await in_thread(f"look-up {name}", lambda: self._ask(name))
+
+    def close(self) -> None:
+        """See `Resolver`."""
+        self._pool.clear()
+
+    def _ask(self, name: str) -> str:
+        query = dns.message.make_query(f"{name}.", dns.rdatatype.TXT, id=0)
+        answer = dns.message.from_wire(self._post(query.to_wire()))
+        if not query.is_response(answer):
+            raise ValueError("an answer to another question")
+        if answer.rcode() != dns.rcode.NOERROR:
+            raise ValueError(f"{dns.rcode.to_text(answer.rcode())} for {name}")
+        return _first_string(answer.resolve_chaining().answer)  # type: ignore[attr-defined]
+
+    def _post(self, wire: bytes) -> bytes:
+        # A POST is not answered from a cache on the way (RFC 8484 5.1).
+        response = self._pool.request(
+            "POST",
+            self._url,
+            body=wire,
+            headers={
+                "Content-Type": _MEDIA_TYPE,
+                "Accept": _MEDIA_TYPE,
+                "Accept-Encoding": "identity",
+                "User-Agent": SKIP_HEADER,
+            },
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        try:
+            message = _read_message(response)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        return message
+
+
+def _read_message(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The body, if it is a DNS message.
+
+    Raises:
+        ValueError: it isn't.
+        TimeoutError: it comes too slowly.
+    """
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if response.status != 200 or media_type != _MEDIA_TYPE:
+        raise ValueError(f"the DNS-over-HTTPS server answers with status {response.status}, {media_type!r}")
+    deadline, message = time.monotonic() + DOH_LIFETIME, bytearray()
+    while piece := response.read1(LARGEST_MESSAGE + 1, decode_content=False):
+        message += piece
+        if len(message) > LARGEST_MESSAGE:
+            raise ValueError("the DNS-over-HTTPS server's answer is too long for a DNS message")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the DNS-over-HTTPS server's answer comes too slowly")
+    return bytes(message)
+
+
+def _first_string(records: dns.rrset.RRset | None) -> str:
+    for record in records or ():
+        return str(record.strings[0].decode("ascii"))
+    raise ValueError("an answer without a record")

@@ -1,0 +1,138 @@
+"""Prefetching: objects that are fetched for no client in particular, and published before use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+
+from clamproxy.cache.store import Store
+from clamproxy.lineage import Lineages, ProvenLineage
+from clamproxy.messages import Requester
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
+
+logger = logging.getLogger(__name__)
+
+AT_A_TIME = 4
+"""Patches that are fetched side by side when there are several to catch up with."""
+
+
+class Prefetcher:
+    """Fetches what is missing, each thing once at a time. Owns its tasks. Event loop only."""
+
+    def __init__(self, store: Store, lineages: Lineages, heads: Heads, transfers: Transfers) -> None:
+        """Use the given parts; who makes them also stops them."""
+        self._store = store
+        self._lineages = lineages
+        self._heads = heads
+        self._transfers = transfers
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def fetch(self, object_id: ObjectId, requester: Requester, oldest: int | None = None) -> None:
+        """Fetch an object that isn't here, and wait until it is published.
+
+        Args:
+            object_id: what.
+            requester: in whose name.
+            oldest: see `Transfer`.
+
+        Raises:
+            OriginTrouble: it can't be had now.
+        """
+        if not self._store.has(object_id):
+            transfer, _ = self._transfers.join(object_id, requester, oldest)
+            await transfer.finish()
+
+    async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
+        """Fetch the patches that lead from the cached CVD on to a version, as far as they are there.
+
+        Args:
+            database: whose.
+            target: the version.
+            requester: in whose name.
+
+        Returns:
+            The lineage as it is then; None if there is no CVD to begin with.
+
+        Raises:
+            OriginTrouble: why a patch that is missing can't be had.
+        """
+        proven = await self._lineages.get(database)
+        if proven is None or proven.lineage.is_blocked or proven.lineage.reached >= target:
+            return proven
+        first = proven.lineage.reached + 1
+        await self._once(
+            f"patches {database}",
+            lambda: self.fetch_patches(
+                [ObjectId(database, version, Kind.CDIFF) for version in range(first, target + 1)], requester
+            ),
+        )
+        return await self._lineages.get(database)
+
+    async def fetch_patches(self, patches: Iterable[ObjectId], requester: Requester) -> None:
+        """Fetch what is missing of these, a few at a time, in their order.
+
+        Raises:
+            OriginTrouble: of the first of them that can't be had; those after its group are not
+                asked for.
+        """
+        missing = [patch for patch in patches if not self._store.has(patch)]
+        for start in range(0, len(missing), AT_A_TIME):
+            group = missing[start : start + AT_A_TIME]
+            results = await asyncio.gather(
+                *(self.fetch(patch, requester) for patch in group), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def renew(self, database: str, requester: Requester) -> None:
+        """Fetch the origin's CVD, if it is newer than the cached one, and wait until it is published.
+
+        Raises:
+            OriginTrouble: it can't be had now.
+        """
+        await self._once(f"renewal {database}", lambda: self._renew(database, requester))
+
+    def renew_soon(self, database: str, requester: Requester) -> None:
+        """The same in the background; what goes wrong is logged, and held back by a cool-down."""
+        key = f"renewal {database}"
+        if key not in self._running:
+            _ = self._start(key, lambda: self._renew(database, requester))
+
+    async def _renew(self, database: str, requester: Requester) -> None:
+        cached = self._store.newest_version(database) or 0
+        await self._heads.probe(database, requester, cached, cached)
+        head = self._heads.get(database)
+        if head is not None and head.header.version > cached:
+            object_id = ObjectId(database, head.header.version, Kind.CVD)
+            await self.fetch(object_id, requester, cached + 1)
+            logger.info("%s is the new base of %s.", object_id.file_name, database)
+
+    async def _once(self, key: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do it, or wait for who does it already. It goes on when the one who waits leaves."""
+        await asyncio.shield(self._running.get(key) or self._start(key, work))
+
+    def _start(self, key: str, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work(), name=key)
+        if not task.done():  # tasks may be eager
+            self._running[key] = task
+        task.add_done_callback(lambda _: self._ended(key, task))
+        return task
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, ORIGIN_TROUBLE):
+            logger.debug("%s: not now: %s", key, error)
+        else:
+            logger.error("Fetching %s failed.", key, exc_info=error)
+
+    def stop(self) -> None:
+        """Cancel all; what has arrived stays on disk."""
+        for task in list(self._running.values()):
+            task.cancel()

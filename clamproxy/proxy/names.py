@@ -1,0 +1,165 @@
+"""DNS queries of clients, where mitmproxy's DNS mode is on: ``--mode dns@53``."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Iterable
+
+from mitmproxy import connection, ctx, dns
+from mitmproxy.net.dns import classes, op_codes, response_codes, types
+from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy.layers import DNSLayer
+
+from clamproxy.announcement import Announcer
+from clamproxy.origin.versions import single_name
+
+logger = logging.getLogger("clamproxy.access")
+
+TTL = 60
+"""Seconds for which resolvers between clients and the gateway may keep a record."""
+LARGEST_DATAGRAM = 1232
+"""Bytes; what is told to who understands EDNS (RFC 6891 6.2.5)."""
+DNS_PORT = 53
+
+_OPT = 41
+_LONGEST_NAME = 200
+
+
+class Names:
+    """Answers queries for the names of version records."""
+
+    def __init__(self, domain: str, databases: Iterable[str], forwards_others: bool) -> None:
+        """Prepare.
+
+        Args:
+            domain: of the primary record.
+            databases: those that have a record of their own.
+            forwards_others: whether queries for other names are left to mitmproxy, which asks
+                the system's name servers; else they are refused.
+        """
+        self._domain = domain.lower()
+        self._databases = {single_name(database, self._domain): database for database in databases}
+        self._forwards_others = forwards_others
+
+    def allows(self, server: tuple[str, int] | None) -> bool:
+        """Whether mitmproxy may connect to a server: it does so to forward a query."""
+        return self._forwards_others and server is not None and server[1] == DNS_PORT
+
+    async def answer(self, query: dns.DNSMessage, announcer: Announcer) -> dns.DNSMessage | None:
+        """Answer a query.
+
+        Args:
+            query: as it came, whatever that is.
+            announcer: composes the records.
+
+        Returns:
+            None if it is left to mitmproxy to forward.
+        """
+        question = query.question
+        if query.op_code != op_codes.QUERY:
+            return _without_question(query.fail(response_codes.NOTIMP))
+        if question is None or not _can_be_repeated(query):
+            return _without_question(query.fail(response_codes.FORMERR))
+        name = question.name.lower()
+        if name != self._domain and name not in self._databases:
+            return None if self._forwards_others else query.fail(response_codes.REFUSED)
+        if question.class_ != classes.IN:
+            return query.fail(response_codes.REFUSED)
+        if question.type != types.TXT:
+            return _records(query, [])
+        database = self._databases.get(name)
+        text = await (announcer.primary() if database is None else announcer.single(database))
+        # freshclam falls back to HTTP then (protocol.md 3).
+        return query.fail(response_codes.SERVFAIL) if text is None else _records(query, [text])
+
+
+def is_dns(client: connection.Client) -> bool:
+    """Whether a client has come in by the DNS mode."""
+    return isinstance(client.proxy_mode, mode_specs.DnsMode)
+
+
+async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer | None) -> None:
+    """Set the answer to a query, or leave the flow to mitmproxy, and log it."""
+    started_at = time.monotonic()
+    # mitmproxy keeps a flow for each id that a client uses, with the answer to its last query.
+    flow.response, flow.error = None, None
+    if not flow.request.query:
+        flow.response = flow.request  # see `withdraw`
+        return
+    try:
+        if names is None or announcer is None:
+            flow.response = flow.request.fail(response_codes.SERVFAIL)
+        else:
+            flow.response = await names.answer(flow.request, announcer)
+    except Exception:
+        # mitmproxy would log it and forward the query.
+        logger.exception("A DNS query from %s failed.", flow.client_conn.peername[0])
+        flow.response = _without_question(flow.request.fail(response_codes.SERVFAIL))
+    if flow.response is not None:
+        _log(flow, flow.response, time.monotonic() - started_at)
+
+
+def withdraw(flow: dns.DNSFlow) -> None:
+    """Send nothing where a response came in place of a query: two servers could go on for ever."""
+    if not flow.request.query:
+        flow.response = None
+
+
+class CarefulLayer(DNSLayer):
+    """mitmproxy's layer, for which some malformed messages are a crash, with a traceback in the log."""
+
+    def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:
+        """As mitmproxy does, with struct.error for all that it can't read: it expects that one."""
+        try:
+            return super().unpack_message(data, from_client)
+        except (ValueError, RecursionError) as error:
+            raise struct.error(f"{type(error).__name__}: {error}") from error
+
+
+def guard(client: connection.Client) -> None:
+    """Have a client's messages read with care, from its first one on."""
+    handler = ctx.master.addons.get("proxyserver").connections[client.id]  # type: ignore[no-untyped-call]
+    handler.layer = CarefulLayer(handler.layer.context)
+
+
+def _can_be_repeated(query: dns.DNSMessage) -> bool:
+    """Whether the question can be written again: mitmproxy reads labels that it can't write."""
+    try:
+        return bool(query.packed)
+    except ValueError:
+        return False
+
+
+def _without_question(answer: dns.DNSMessage) -> dns.DNSMessage:
+    answer.questions = []
+    return answer
+
+
+def _records(query: dns.DNSMessage, texts: list[str]) -> dns.DNSMessage:
+    """The answer with TXT records, each of one character-string of at most 255 bytes (RFC 1035 3.3.14)."""
+    name = query.questions[0].name  # as it was asked, for clients that mix cases and check that
+    data = [bytes([len(text)]) + text.encode("ascii") for text in texts]
+    answer = query.succeed([dns.ResourceRecord(name, types.TXT, classes.IN, TTL, item) for item in data])
+    answer.authoritative_answer = True
+    answer.recursion_available = False
+    if any(record.type == _OPT for record in query.additionals):
+        # Who sends EDNS gets EDNS (RFC 6891 6.1.1).
+        answer.additionals = [dns.ResourceRecord("", _OPT, LARGEST_DATAGRAM, 0, b"")]
+    return answer
+
+
+def _log(flow: dns.DNSFlow, answer: dns.DNSMessage, seconds: float) -> None:
+    """One line: client, what, result, bytes, duration."""
+    question = flow.request.question
+    name = question.name[:_LONGEST_NAME].encode("unicode_escape").decode("ascii") if question else "-"
+    logger.info(
+        "%s DNS %s %s %s %dB %.3fs",
+        flow.client_conn.peername[0],
+        name or ".",
+        types.to_str(question.type) if question else "-",
+        response_codes.to_str(answer.response_code),
+        len(answer.packed),
+        seconds,
+    )

@@ -1,0 +1,72 @@
+"""The quiet hour: when clients ask least, and a large download disturbs least."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+HOURS = 24
+USUAL_HOUR = 3
+"""The hour of the day, local time, that is taken for the quiet one while nothing is known."""
+_WEIGHT_OF_TODAY = 0.3
+
+
+class QuietHour:
+    """Counts requests by the hour of the day. Event loop only."""
+
+    def __init__(self, save: Callable[[list[float]], None], clock: Callable[[], float] = time.time) -> None:
+        """Start without a history.
+
+        Args:
+            save: is given the history once an hour, to keep over a restart.
+            clock: gives Unix seconds.
+        """
+        self._save = save
+        self._clock = clock
+        self._usual = [0.0] * HOURS
+        self._hour = int(clock() // 3600)
+        self._count = 0
+        # Gateways must not begin all at once: each waits for its own part of the hour.
+        self._offset = random.uniform(0, 0.75) * 3600  # noqa: S311
+
+    def restore(self, saved: Any) -> None:
+        """Take over an earlier process's history, if it is one."""
+        match saved:
+            case [*values] if len(values) == HOURS and all(isinstance(n, int | float) for n in values):
+                self._usual = [float(value) for value in values]
+
+    def count(self) -> None:
+        """A request has come."""
+        self._turn()
+        self._count += 1
+
+    def is_now(self) -> bool:
+        """Whether the quiet hour is on, and this gateway's part of it has come."""
+        self._turn()
+        now = self._clock()
+        return _hour_of_day(now) == self.hour and now % 3600 >= self._offset
+
+    @property
+    def hour(self) -> int:
+        """The hour of the day, local time, with the fewest requests; if in doubt near 3 o'clock."""
+        return min(range(HOURS), key=lambda hour: (self._usual[hour], _distance(hour, USUAL_HOUR)))
+
+    def _turn(self) -> None:
+        """Close the books of the hours that have passed."""
+        hour = int(self._clock() // 3600)
+        if hour == self._hour:
+            return
+        passed = _hour_of_day(self._hour * 3600)
+        self._usual[passed] += _WEIGHT_OF_TODAY * (self._count - self._usual[passed])
+        self._hour, self._count = hour, 0
+        self._save(self._usual)
+
+
+def _hour_of_day(now: float) -> int:
+    return time.localtime(now).tm_hour
+
+
+def _distance(hour: int, other: int) -> int:
+    return min((hour - other) % HOURS, (other - hour) % HOURS)

@@ -1,0 +1,199 @@
+"""Whole databases: ``/<db>.cvd`` and ``/<db>.cld``, from the cache, by patches or from the origin."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from clamproxy.answers import from_head, from_object, plain
+from clamproxy.builder import BuildError, CldBuilder
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Delta
+from clamproxy.current import CurrentVersions, Finding
+from clamproxy.dates import parse_http_date
+from clamproxy.delivery import Delivery
+from clamproxy.lineage import ProvenLineage
+from clamproxy.messages import Reply, Request, Result
+from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.heads import Head, Heads
+from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfers import ORIGIN_TROUBLE
+from clamproxy.origin.upstream import OriginError
+from clamproxy.policy import Choice, choose
+from clamproxy.prefetch import Prefetcher
+
+PATIENCE_WITH_BUILD = 50.0
+"""Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
+GATEWAY_IN_VIA = "clamproxy-"
+"""By which a request is known to come from another gateway."""
+
+
+class WholeFiles:
+    """Answers requests for whole databases and for their headers."""
+
+    def __init__(
+        self,
+        limits: Delta,
+        store: Store,
+        heads: Heads,
+        current: CurrentVersions,
+        delivery: Delivery,
+        prefetcher: Prefetcher,
+        builder: CldBuilder,
+    ) -> None:
+        """Use the given parts; who makes them also stops them."""
+        self._limits = limits
+        self._store = store
+        self._heads = heads
+        self._current = current
+        self._delivery = delivery
+        self._prefetcher = prefetcher
+        self._builder = builder
+
+    async def answer_cvd(self, request: Request, latest: Latest, *, again: bool = False) -> Reply:
+        """Answer a request for a CVD.
+
+        Raises:
+            OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
+        """
+        if (reply := self._answer_exactly(request, latest)) is not None:
+            return reply
+        with_patches = self._limits.enabled and latest.demanded is None
+        finding = await self._current.find_out(
+            latest,
+            request.requester,
+            with_patches=with_patches,
+            needs_patches=_is_for_new_client(request),
+        )
+        choice = choose(finding.known)
+        if choice is not None and choice.by_patches and finding.proven is not None:
+            if reply := self._answer_by_patches(request, latest, finding.proven, choice):
+                return reply
+            finding = await self._current.find_out(latest, request.requester, with_patches=False)
+            choice = choose(finding.known)
+        if choice is None:
+            raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
+        if choice.is_cached:
+            return self._answer_from_cache(request, latest, finding, choice)
+        return await self._answer_from_origin(request, latest, finding, choice, again=again)
+
+    def _answer_exactly(self, request: Request, latest: Latest) -> Reply | None:
+        """The very version that cvdupdate asks for, if it is here (protocol.md 9.5)."""
+        if latest.demanded is None:
+            return None
+        object_id = ObjectId(latest.database, latest.demanded, Kind.CVD)
+        published = self._store.open(object_id)
+        if published is None:
+            return None
+        return from_object(request, object_id, published.metadata, published, Result.HIT)
+
+    def _answer_by_patches(
+        self, request: Request, latest: Latest, proven: ProvenLineage, choice: Choice
+    ) -> Reply | None:
+        """Answer with what the patches lead to; None if it takes the whole file of that version."""
+        result = Result.STALE if choice.stale else Result.HIT
+        if _is_for_new_client(request):
+            if not proven.lineage.is_within(self._limits):
+                self._prefetcher.renew_soon(latest.database, request.requester)
+            base = self._store.open_newest(latest.database)
+            if base is None:
+                return None
+            return from_object(request, base.object_id, base.metadata, base, result, is_newest=False)
+        since = parse_http_date(request.headers.get("If-Modified-Since"))
+        # Between build and upload only the origin's own header can tell; see `is_not_modified`.
+        if since is not None and since > proven.header.stime:
+            return None
+        object_id = ObjectId(latest.database, choice.version, Kind.CVD)
+        head = self._head_of(object_id, proven)
+        return from_head(request, object_id, head, result, is_newest=not choice.stale)
+
+    def _head_of(self, object_id: ObjectId, proven: ProvenLineage) -> Head:
+        """The origin's header of a version if it was seen, else the one that the patches lead to."""
+        seen = self._heads.get(object_id.database)
+        if seen is not None and seen.header.version == object_id.version:
+            return seen
+        return Head(proven.header, None, None)
+
+    def _answer_from_cache(self, request: Request, latest: Latest, finding: Finding, choice: Choice) -> Reply:
+        published = self._store.open_newest(latest.database)
+        if published is None:
+            raise finding.trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
+        object_id = published.object_id
+        result = Result.STALE if choice.stale or finding.trouble else Result.HIT
+        is_newest = object_id.version >= finding.known.newest
+        return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
+
+    async def _answer_from_origin(
+        self, request: Request, latest: Latest, finding: Finding, choice: Choice, *, again: bool
+    ) -> Reply:
+        object_id = ObjectId(latest.database, choice.version, Kind.CVD)
+        is_newest = choice.version >= finding.known.newest
+        head = self._heads.get(latest.database)
+        if head is not None:
+            result = Result.MISS if finding.was_origin_asked else Result.HIT
+            if reply := from_head(request, object_id, head, result, is_newest=is_newest):
+                return reply
+        try:
+            oldest = (finding.known.cached or 0) + 1
+            delivered = await self._delivery.fetch(object_id, request.requester, finding.until, oldest)
+            # An edge of the CDN may have sent an older version than its head announced.
+            is_newest = delivered[0].version >= finding.known.newest
+            return from_object(request, *delivered, is_newest=is_newest)
+        except ORIGIN_TROUBLE as error:
+            if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
+                # A release in this very moment: look what is current now.
+                return await self.answer_cvd(request, latest, again=True)
+            return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
+
+    async def answer_cld(self, request: Request, latest: Latest) -> Reply:
+        """Answer a request for a CLD: 404 unless patches lead further than the cached CVD.
+
+        A client takes a 404 as the sign to ask for the CVD (trap 22).
+        """
+        nothing = plain(404, Result.NEGATIVE, "no such file")
+        self._builder.note_demand(latest.database)
+        if not self._limits.enabled or self._store.newest_version(latest.database) is None:
+            return nothing
+        finding = await self._current.find_out(
+            latest, request.requester, with_patches=True, needs_patches=True
+        )
+        choice, proven = choose(finding.known), finding.proven
+        if choice is None or proven is None or not choice.by_patches:
+            return nothing
+        object_id = ObjectId(latest.database, choice.version, Kind.CLD)
+        result = Result.STALE if choice.stale else Result.HIT
+        if not self._builder.can_build(object_id):
+            return nothing
+        if not self._store.has(object_id):
+            # Who asks for the header asks for the whole file next, if it is newer than its own.
+            self._builder.start(latest.database, proven)
+            head = Head(proven.header, None, None)
+            if reply := from_head(request, object_id, head, result, is_newest=not choice.stale):
+                return reply
+        try:
+            async with asyncio.timeout(PATIENCE_WITH_BUILD):
+                published = await self._builder.open(latest.database, proven)
+        except BuildError:
+            return nothing
+        return from_object(
+            request, object_id, published.metadata, published, result, is_newest=not choice.stale
+        )
+
+
+def _is_for_new_client(request: Request) -> bool:
+    """Whether a freshclam without this database asks, which goes on with the patches by itself.
+
+    Others would keep the older version: programs that aren't freshclam, and gateways, to whom
+    a header promised the advertised version. An If-Modified-Since shows that the client has a
+    version already and wants a whole file nevertheless.
+    """
+    headers = request.headers
+    return (
+        request.method == "GET"
+        and "Range" not in headers
+        and "If-Modified-Since" not in headers
+        and "If-None-Match" not in headers
+        and (headers.get("User-Agent") or "").startswith("ClamAV/")
+        and GATEWAY_IN_VIA not in ", ".join(headers.get_all("Via"))
+    )
