@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clamproxy.cache.store import Metadata, PublishedFile, Store
+from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.lineage import ProvenLineage
@@ -70,8 +71,8 @@ class CldBuilder:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over for which databases an earlier process was asked."""
         for database, value in saved.items():
-            if isinstance(value, int | float):
-                self._demanded_at[database] = float(value)
+            with contextlib.suppress(ValueError):
+                self._demanded_at[database] = as_past_time(value, time.time())
 
     def note_demand(self, database: str) -> None:
         """A client asks for a CLD of this database. Quick."""

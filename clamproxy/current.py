@@ -12,6 +12,7 @@ from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.agents import Agents
+from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
@@ -52,6 +53,7 @@ class CurrentVersions:
         heads: Heads,
         cooldowns: Cooldowns,
         agents: Agents,
+        budget: Budget,
         lineages: Lineages,
         prefetcher: Prefetcher,
     ) -> None:
@@ -62,6 +64,7 @@ class CurrentVersions:
         self._heads = heads
         self._cooldowns = cooldowns
         self._agents = agents
+        self._budget = budget
         self._lineages = lineages
         self._prefetcher = prefetcher
 
@@ -76,11 +79,11 @@ class CurrentVersions:
         return self.known(latest, requester)
 
     def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
-        if proven is not None:
+        # The base may have been published, or renewed, while the one or the other was looked up.
+        if proven is not None and proven.lineage.base == known.cached:
             known = replace(known, patched=proven.lineage.reached)
         if self._settings.upstream.offline:
-            # The newest that was imported is all that there is.
-            known = replace(known, advertised=known.held or None, advertised_is_fresh=True)
+            known = replace(known, advertised=max(known.held, known.advertised or 0) or None)
         return known
 
     async def find_out(
@@ -134,7 +137,9 @@ class CurrentVersions:
         """Fetch the patches that are missing, if delta serving can go on with them."""
         if finding.proven is None or finding.proven.lineage.is_blocked:
             return finding
-        if to - finding.proven.lineage.base > self._settings.delta.max_patches:
+        lineage = finding.proven.lineage
+        following = ObjectId(latest.database, lineage.reached + 1, Kind.CDIFF)
+        if to - lineage.base > self._settings.delta.max_patches or not self._may_ask(following):
             return finding
         trouble: OriginTrouble | None = None
         try:
@@ -147,6 +152,11 @@ class CurrentVersions:
         proven = await self._lineages.get(latest.database)
         known = self._with(self.known(latest, requester), proven)
         return replace(finding, known=known, proven=proven, trouble=trouble)
+
+    def _may_ask(self, patch: ObjectId) -> bool:
+        """Whether a patch that clients need, but don't ask for themselves yet, may be asked for."""
+        budget, path = self._budget, patch.upstream_path
+        return self._prefetcher.is_under_way(patch) or budget.allows(path, cost=COST_OF_TRANSFER)
 
     async def _probe(self, finding: Finding, latest: Latest, requester: Requester) -> Finding:
         known, trouble = finding.known, None
@@ -161,13 +171,15 @@ class CurrentVersions:
     def known(self, latest: Latest, requester: Requester) -> Known:
         """What is known without asking anybody."""
         database = latest.database
-        advertised = self._versions.last_known(database) if self._asks_dns else None
+        offline = self._settings.upstream.offline
+        told = self._versions.last_known(database) if self._asks_dns else None
         head, sighting = self._heads.get(database), self._heads.sighting(database)
         return Known(
             now=time.time(),
             refresh=self._settings.versions.refresh,
-            advertised=advertised.version if advertised else None,
-            advertised_is_fresh=advertised is not None and advertised.fresh,
+            # Offline, the newest that was imported is all that there is.
+            advertised=self.announced(database) if offline else told.version if told else None,
+            advertised_is_fresh=offline or (told is not None and told.fresh),
             demanded=latest.demanded,
             cached=self._store.newest_version(database),
             seen=head.header.version if head else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC
+from typing import Any
 
 from werkzeug.http import parse_date
 
@@ -18,3 +19,21 @@ def parse_http_date(field: str | None) -> float | None:
     except (ValueError, OverflowError):  # a year or an hour that no calendar has
         return None
     return seconds if 0 <= seconds <= _LAST else None
+
+
+_END_OF_TIME = 2**40
+
+
+def as_past_time(value: Any, now: float) -> float:
+    """A time that was noted earlier, in Unix seconds; one in the future was noted by a wrong clock.
+
+    Args:
+        value: what was read back.
+        now: the present time.
+
+    Raises:
+        ValueError: this is no time.
+    """
+    if not isinstance(value, int | float) or not 0 <= value < _END_OF_TIME:
+        raise ValueError(f"not a time: {value!r:.40}")
+    return min(float(value), now)

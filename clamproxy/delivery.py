@@ -38,21 +38,11 @@ class Delivery:
             OriginTrouble: it can't be had now.
         """
         async with asyncio.timeout_at(until):
-            while True:
-                transfer, joined = self._transfers.join(object_id, requester, oldest)
-                try:
-                    await transfer.ready()
-                except TransferError as error:
-                    # An old client's 403 is not the others' (trap 20): ask under one's own name.
-                    same = transfer.requester.version == requester.version
-                    if not joined or same or error.failure is not Failure.FORBIDDEN:
-                        raise
-                    await asyncio.sleep(0)  # the failed transfer is leaving
-                    continue
-                result = Result.COLLAPSED if joined else Result.MISS
-                found = transfer.object_id
-                if not transfer.published:
-                    return found, transfer.metadata, transfer.source(), result
-                if (published := self._store.open(found)) is not None:
-                    return found, published.metadata, published, result
-                raise TransferError(Failure.LOCAL, "dropped from the cache as soon as it was there")
+            transfer, joined = await self._transfers.ready(object_id, requester, oldest)
+            result = Result.COLLAPSED if joined else Result.MISS
+            found = transfer.object_id
+            if not transfer.published:
+                return found, transfer.metadata, transfer.source(), result
+            if (published := self._store.open(found)) is not None:
+                return found, published.metadata, published, result
+            raise TransferError(Failure.LOCAL, "dropped from the cache as soon as it was there")

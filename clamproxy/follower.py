@@ -22,9 +22,10 @@ from clamproxy.lineage import Lineages
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import FIRST_PAUSE, Budget
+from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.origin.versions import AdvertisedVersions
@@ -39,6 +40,9 @@ LATEST_START = 10.0
 """Seconds after the start, at most, until the first look."""
 SHORTEST_PROBE_INTERVAL = 900.0
 """Seconds between looks at the header of a CVD, where DNS says nothing."""
+LONGEST_WAIT = 86400.0
+"""Seconds after which a signature that the origin doesn't have counts as one that never comes."""
+LONGEST_SLEEP = 900.0
 LONGEST_LAG = 3600.0
 """Seconds after which a patch that the origin doesn't have counts as one that never comes."""
 
@@ -75,6 +79,7 @@ class Follower:
         self._in_use: set[str] = set()
         self._settled: set[ObjectId] = set()
         """Signatures that are here, or that never will be."""
+        self._missing_since: dict[ObjectId, float] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
         """The patch that each database lacks at the origin, and since when that is known."""
         self._task: asyncio.Task[None] | None = None
@@ -106,7 +111,7 @@ class Follower:
                 except Exception:
                     logger.exception("Following the releases of %s failed.", database)
             # Gateways that were started together shall not ask together.
-            await asyncio.sleep(refresh * random.uniform(1.0, 1.25))  # noqa: S311
+            await asyncio.sleep(min(refresh, LONGEST_SLEEP) * random.uniform(1.0, 1.25))  # noqa: S311
 
     def _databases(self) -> list[str]:
         wanted = set(self._in_use)
@@ -120,8 +125,7 @@ class Follower:
         Raises:
             OriginTrouble: something can't be had now; the next look is soon.
         """
-        # A refusal of one file doesn't concern the others: only the client version is looked at.
-        requester = self._agents.requester(lambda agent: self._cooldowns.check("", agent) is None)
+        requester = self._requester()
         advertised = await self._advertised(database, requester)
         if advertised is None or requester is None:
             return
@@ -129,10 +133,19 @@ class Follower:
             await self._fetch_patches(database, advertised, requester)
         with suppress(*ORIGIN_TROUBLE):
             await self._renew_if_due(database, advertised, requester)
-        await self._fetch_signatures(database, advertised, requester)
+        with suppress(*ORIGIN_TROUBLE):
+            await self._fetch_signatures(database, advertised, requester)
         proven = await self._lineages.get(database)
         if proven is not None and proven.lineage.patches and self._builder.is_in_demand(database):
             self._builder.start(database, proven)
+
+    def _requester(self) -> Requester | None:
+        """In whose name to ask: if there is any, one that the origin has not refused lately."""
+        cooldowns = self._cooldowns
+        # A refusal of one file doesn't concern the others: only the client version is looked at.
+        return self._agents.requester(
+            lambda agent: not cooldowns.was_refused(agent) and cooldowns.check("", agent) is None
+        ) or self._agents.requester(lambda agent: cooldowns.check("", agent) is None)
 
     async def fetch_release(self, database: str) -> None:
         """Fetch all of the advertised version: patches, the whole CVD, and the signatures.
@@ -191,12 +204,13 @@ class Follower:
             since = self._gaps.get(database, (0, 0.0))
             self._gaps[database] = since if since[0] == gap else (gap, time.time())
             raise
-        self._gaps.pop(database, None)
+        if asked or not wanted:
+            self._gaps.pop(database, None)
 
     async def _first_missing(self, database: str, advertised: int) -> int:
         oldest = advertised - self._settings.delta.max_patches + 1
         proven = await self._lineages.get(database)
-        if proven is not None and not proven.lineage.is_blocked and proven.lineage.reached >= oldest:
+        if proven is not None and not proven.lineage.is_blocked and proven.lineage.reached >= oldest - 1:
             return proven.lineage.reached + 1
         # Without a base to go on from, the patches still serve the clients that have one.
         for version in range(advertised, max(oldest, 1), -1):
@@ -209,7 +223,7 @@ class Follower:
         due = await self._renewal(database, advertised)
         if due is Renewal.IN_A_QUIET_HOUR and not self._quiet_hour.is_now():
             return
-        if due is not Renewal.NOT_NEEDED and self._allows(Latest(database, Kind.CVD).upstream_path):
+        if due is not Renewal.NOT_NEEDED and self._prefetcher.may_renew(database):
             await self._prefetcher.renew(database, requester)
 
     async def _renewal(self, database: str, advertised: int) -> Renewal:
@@ -245,8 +259,13 @@ class Follower:
             await self._prefetcher.fetch(signature, requester)
         except NotFoundError:
             # It may be published after its object; that of an older one never will be.
-            if signature.version < advertised - 1:
+            since = self._missing_since.setdefault(signature, time.time())
+            if signature.version < advertised - 1 or time.time() - since >= LONGEST_WAIT:
                 self._settled.add(signature)
+        except TransferError as error:
+            if error.failure is Failure.FORBIDDEN:
+                raise  # which concerns the others, too
+            logger.debug("%s: not now: %s", signature.file_name, error)
 
     def _allows(self, path: str) -> bool:
-        return self._budget.allows(path, min(FIRST_PAUSE, self._settings.versions.refresh))
+        return self._budget.allows(path, cost=COST_OF_TRANSFER)

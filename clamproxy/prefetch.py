@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 
 from clamproxy.cache.store import Store
 from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
-from clamproxy.objects import Kind, ObjectId
+from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 
@@ -17,17 +19,22 @@ logger = logging.getLogger(__name__)
 
 AT_A_TIME = 4
 """Patches that are fetched side by side when there are several to catch up with."""
+_COST_OF_RENEWAL = 1 + COST_OF_TRANSFER
+"""Requests: the header, then the whole file."""
 
 
 class Prefetcher:
     """Fetches what is missing, each thing once at a time. Owns its tasks. Event loop only."""
 
-    def __init__(self, store: Store, lineages: Lineages, heads: Heads, transfers: Transfers) -> None:
+    def __init__(
+        self, store: Store, lineages: Lineages, heads: Heads, transfers: Transfers, budget: Budget
+    ) -> None:
         """Use the given parts; who makes them also stops them."""
         self._store = store
         self._lineages = lineages
         self._heads = heads
         self._transfers = transfers
+        self._budget = budget
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def fetch(self, object_id: ObjectId, requester: Requester, oldest: int | None = None) -> None:
@@ -41,9 +48,20 @@ class Prefetcher:
         Raises:
             OriginTrouble: it can't be had now.
         """
-        if not self._store.has(object_id):
-            transfer, _ = self._transfers.join(object_id, requester, oldest)
+        if not self._is_here(object_id):
+            transfer, _ = await self._transfers.ready(object_id, requester, oldest)
             await transfer.finish()
+
+    def _is_here(self, object_id: ObjectId) -> bool:
+        """Whether an object is in the store, and its file too."""
+        published = self._store.open(object_id)
+        if published is not None:
+            published.close()
+        return published is not None
+
+    def is_under_way(self, object_id: ObjectId) -> bool:
+        """Whether somebody is fetching an object already."""
+        return self._transfers.is_running(object_id)
 
     async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
         """Fetch the patches that lead from the cached CVD on to a version, as far as they are there.
@@ -59,17 +77,20 @@ class Prefetcher:
         Raises:
             OriginTrouble: why a patch that is missing can't be had.
         """
-        proven = await self._lineages.get(database)
-        if proven is None or proven.lineage.is_blocked or proven.lineage.reached >= target:
-            return proven
-        first = proven.lineage.reached + 1
-        await self._once(
-            f"patches {database}",
-            lambda: self.fetch_patches(
-                [ObjectId(database, version, Kind.CDIFF) for version in range(first, target + 1)], requester
-            ),
-        )
-        return await self._lineages.get(database)
+        before = -1
+        while True:
+            proven = await self._lineages.get(database)
+            if proven is None or proven.lineage.is_blocked or not before < proven.lineage.reached < target:
+                return proven
+            before = proven.lineage.reached
+            await self._once(
+                f"patches of {database} for {requester.version}",
+                partial(self._fetch_range, database, before + 1, target, requester),
+            )
+
+    async def _fetch_range(self, database: str, first: int, last: int, requester: Requester) -> None:
+        patches = [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]
+        await self.fetch_patches(patches, requester)
 
     async def fetch_patches(self, patches: Iterable[ObjectId], requester: Requester) -> None:
         """Fetch what is missing of these, a few at a time, in their order.
@@ -78,7 +99,7 @@ class Prefetcher:
             OriginTrouble: of the first of them that can't be had; those after its group are not
                 asked for.
         """
-        missing = [patch for patch in patches if not self._store.has(patch)]
+        missing = [patch for patch in patches if not self._is_here(patch)]
         for start in range(0, len(missing), AT_A_TIME):
             group = missing[start : start + AT_A_TIME]
             results = await asyncio.gather(
@@ -94,12 +115,17 @@ class Prefetcher:
         Raises:
             OriginTrouble: it can't be had now.
         """
-        await self._once(f"renewal {database}", lambda: self._renew(database, requester))
+        await self._once(f"renewal of {database}", lambda: self._renew(database, requester))
+
+    def may_renew(self, database: str) -> bool:
+        """Whether the gateway may ask for a CVD by itself: for its header, and for the whole."""
+        path = Latest(database, Kind.CVD).upstream_path
+        return self._budget.allows(path, cost=_COST_OF_RENEWAL)
 
     def renew_soon(self, database: str, requester: Requester) -> None:
-        """The same in the background; what goes wrong is logged, and held back by a cool-down."""
-        key = f"renewal {database}"
-        if key not in self._running:
+        """The same in the background, if the budget allows it; what goes wrong is logged."""
+        key = f"renewal of {database}"
+        if key not in self._running and self.may_renew(database):
             _ = self._start(key, lambda: self._renew(database, requester))
 
     async def _renew(self, database: str, requester: Requester) -> None:

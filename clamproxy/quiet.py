@@ -34,7 +34,7 @@ class QuietHour:
     def restore(self, saved: Any) -> None:
         """Take over an earlier process's history, if it is one."""
         match saved:
-            case [*values] if len(values) == HOURS and all(isinstance(n, int | float) for n in values):
+            case [*values] if len(values) == HOURS and all(_is_count(value) for value in values):
                 self._usual = [float(value) for value in values]
 
     def count(self) -> None:
@@ -58,10 +58,16 @@ class QuietHour:
         hour = int(self._clock() // 3600)
         if hour == self._hour:
             return
-        passed = _hour_of_day(self._hour * 3600)
-        self._usual[passed] += _WEIGHT_OF_TODAY * (self._count - self._usual[passed])
+        for passed in range(self._hour, min(hour, self._hour + HOURS)):
+            position = _hour_of_day(passed * 3600)
+            self._usual[position] += _WEIGHT_OF_TODAY * (self._count - self._usual[position])
+            self._count = 0
         self._hour, self._count = hour, 0
         self._save(self._usual)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 2**53
 
 
 def _hour_of_day(now: float) -> int:

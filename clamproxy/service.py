@@ -23,7 +23,7 @@ from clamproxy.lineage import Lineages
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import Budget
+from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.resolver import DnsResolver, DohResolver, Resolver
@@ -83,7 +83,7 @@ class Service:
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"))
-        self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers)
+        self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers, self._budget)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
         self.follower = self._make_follower()
         self._restore()
@@ -123,7 +123,7 @@ class Service:
     def _make_origin_side(self, pseudonym: str) -> None:
         settings = self.settings
         self._cooldowns = Cooldowns(self._saver("cooldown/"))
-        self._budget = Budget(self._saver("budget/"))
+        self._budget = Budget(self._saver("budget/"), first_pause=min(FIRST_PAUSE, settings.versions.refresh))
         self._agents = Agents(settings.upstream.user_agent, self._saver("agent/"))
         self._versions = AdvertisedVersions(
             settings.versions.domain,
@@ -187,6 +187,7 @@ class Service:
             self._heads,
             self._cooldowns,
             self._agents,
+            self._budget,
             self._lineages,
             self._prefetcher,
         )

@@ -112,7 +112,7 @@ def _budget(store: Store) -> dict[str, Any]:
     """How often each file was asked of the origin within the last hour, by its path."""
     now = time.time()
     used = {
-        path: sum(1 for at in times if now - at < WINDOW)
+        path: sum(1 for at in times if isinstance(at, int | float) and now - at < WINDOW)
         for path, times in store.notes("budget/").items()
         if isinstance(times, list)
     }

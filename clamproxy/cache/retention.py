@@ -20,9 +20,14 @@ def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
     """
     everything = set(objects)
     kept_versions: dict[tuple[str, Kind], set[int]] = {}
-    for series, versions in _versions_by_series(everything).items():
-        count = keep_cdiffs if series[1] is Kind.CDIFF else KEPT_CVDS
-        kept_versions[series] = set(sorted(versions, reverse=True)[:count])
+    by_series = _versions_by_series(everything)
+    for (database, kind), versions in by_series.items():
+        count = keep_cdiffs if kind is Kind.CDIFF else KEPT_CVDS
+        kept = set(sorted(versions, reverse=True)[:count])
+        if kind is Kind.CDIFF and (cvds := by_series.get((database, Kind.CVD))):
+            # New clients go on from the newest CVD by all patches after it.
+            kept |= {version for version in versions if version > max(cvds)}
+        kept_versions[database, kind] = kept
     return {object_id for object_id in everything if not _is_kept(object_id, kept_versions)}
 
 

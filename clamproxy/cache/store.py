@@ -279,8 +279,12 @@ class Store:
             del sizes[object_id]
         dropped += over_limit(sizes, size_limit)
         for object_id in dropped:
-            self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+            self.drop(object_id)
         return dropped
+
+    def drop(self, object_id: ObjectId) -> None:
+        """Forget an object and delete its file. Blocks. Who reads it goes on reading."""
+        self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
 
     def _object_ids(self) -> Iterator[ObjectId]:
         for key in self._index:
@@ -295,7 +299,7 @@ class Store:
         sizes = self.sizes()
         for object_id in list(self._object_ids()):
             if object_id not in sizes:
-                self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+                self.drop(object_id)
         newest: dict[str, int] = {}
         for object_id in sizes:
             if object_id.kind is Kind.CVD:

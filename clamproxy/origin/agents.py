@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clamproxy.dates import as_past_time
 from clamproxy.messages import Requester
 
 OLDEST_SUPPORTED = (1, 0)
@@ -21,7 +22,8 @@ LONGEST_REMEMBERED = 90 * 86400.0
 MOST_VERSIONS = 16
 _NOTED_EVERY = 6 * 3600.0
 
-_VERSION = re.compile(r"ClamAV/((\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?)(?![\d.])", re.ASCII)
+_VERSION = re.compile(r"ClamAV/(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d.])", re.ASCII)
+_USER_AGENT = re.compile(r"[ -~]{1,255}")  # freshclam's has at most 127 bytes: protocol.md 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +60,20 @@ class Agents:
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process saw; entries that don't parse are dropped."""
         for version, value in saved.items():
-            match value:
-                case {"user_agent": str(agent), "seen_at": int() | float() as at} if _release(agent):
-                    self._seen[_release(agent) or (0, 0, 0)] = _Agent(agent, at)
-                case _:
-                    self._save(version, None)
+            try:
+                agent, seen_at = value["user_agent"], as_past_time(value["seen_at"], self._clock())
+                release = _supported_release(agent)
+            except (KeyError, TypeError, ValueError):
+                release = None
+            if release is None:
+                self._save(version, None)
+            else:
+                self._seen[release] = _Agent(agent, seen_at)
 
     def see(self, user_agent: str | None) -> None:
         """A client came by. Quick."""
-        release = _release(user_agent)
-        if release is None or user_agent is None or release < OLDEST_SUPPORTED:
+        release = _supported_release(user_agent)
+        if release is None or user_agent is None:
             return
         now, known = self._clock(), self._seen.get(release)
         if known is not None and 0 <= now - known.seen_at < _NOTED_EVERY:
@@ -100,9 +106,13 @@ class Agents:
                 self._save(_key(release), None)
 
 
-def _release(user_agent: str | None) -> _Release | None:
-    match = _VERSION.match(user_agent or "")
-    return (int(match[2]), int(match[3]), int(match[4] or 0)) if match else None
+def _supported_release(user_agent: str | None) -> _Release | None:
+    """The version in a User-Agent as freshclam sends it; None for all others."""
+    if not user_agent or not _USER_AGENT.fullmatch(user_agent):
+        return None
+    match = _VERSION.match(user_agent)
+    release = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+    return release if release >= OLDEST_SUPPORTED else None
 
 
 def _key(release: _Release) -> str:

@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from clamproxy.dates import as_past_time
+
 WINDOW = 3600.0
 """Seconds over which requests are counted."""
 PER_FILE = 5
 """Requests for one file within that time, after which the gateway asks for it no more by itself."""
+COST_OF_TRANSFER = 2
+"""Requests that a transfer for no client may take: one that breaks is tried once more."""
 FIRST_PAUSE = 60.0
 """Seconds between the first two requests of the gateway's own for a file."""
 
@@ -22,14 +26,21 @@ FIRST_PAUSE = 60.0
 class Budget:
     """Counts the requests for each file. Thread-safe."""
 
-    def __init__(self, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        save: Callable[[str, Any], None],
+        clock: Callable[[], float] = time.time,
+        first_pause: float = FIRST_PAUSE,
+    ) -> None:
         """Start without any.
 
         Args:
             save: is given a path and the times of its requests (None: forget it), to keep over a
                 restart. Called from any thread.
             clock: gives Unix seconds.
+            first_pause: seconds between the gateway's own first two requests for a file.
         """
+        self._first_pause = first_pause
         self._save = save
         self._clock = clock
         self._lock = threading.Lock()
@@ -38,21 +49,22 @@ class Budget:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process counted; entries that don't parse are dropped."""
-        now = self._clock()
         for path, times in saved.items():
-            match times:
-                case [*_] if times and all(isinstance(time, int | float) for time in times):
-                    # A time in the future was noted by a clock that was wrong.
-                    self._asked[path] = [min(float(time), now) for time in times]
-                case _:
-                    self._save(path, None)
+            try:
+                self._asked[path] = sorted(as_past_time(at, self._clock()) for at in times)[-2 * PER_FILE :]
+            except (TypeError, ValueError):
+                times = []
+            if not times:
+                self._asked.pop(path, None)
+                self._save(path, None)
         self._asked = dict(sorted(self._asked.items(), key=lambda entry: entry[1][-1]))
 
     def note(self, path: str) -> None:
         """A file is being asked for."""
         now = self._clock()
         with self._lock:
-            times = [*self._recent(self._asked.pop(path, []), now), now][-2 * PER_FILE :]
+            times = [*self._recent(path, now), now][-2 * PER_FILE :]
+            self._asked.pop(path, None)  # to the end
             self._asked[path] = times
             forgotten = self._forget_old(now)
         self._save(path, times)
@@ -62,25 +74,30 @@ class Budget:
     def used(self, path: str) -> int:
         """How often a file was asked for within the last hour."""
         with self._lock:
-            return len(self._recent(self._asked.get(path, []), self._clock()))
+            return len(self._recent(path, self._clock()))
 
-    def allows(self, path: str, first_pause: float = FIRST_PAUSE) -> bool:
+    def allows(self, path: str, first_pause: float | None = None, cost: int = 1) -> bool:
         """Whether the gateway may ask for a file by itself.
 
         Args:
             path: at the origin.
-            first_pause: seconds between the first two requests; each further pause is twice as
-                long as the one before.
+            first_pause: seconds between the first two requests, if not the usual ones; each
+                further pause is twice as long as the one before.
+            cost: how many requests that may take.
         """
         now = self._clock()
+        pause = self._first_pause if first_pause is None else first_pause
         with self._lock:
-            times = self._recent(self._asked.get(path, []), now)
+            times = self._recent(path, now)
         if not times:
             return True
-        return len(times) < PER_FILE and now - times[-1] >= first_pause * 2 ** (len(times) - 1)
+        return len(times) + cost <= PER_FILE and now - times[-1] >= pause * 2 ** (len(times) - 1)
 
-    def _recent(self, times: list[float], now: float) -> list[float]:
-        return [time for time in times if now - time < WINDOW]
+    def _recent(self, path: str, now: float) -> list[float]:
+        times = [min(at, now) for at in self._asked.get(path, []) if now - at < WINDOW]
+        if path in self._asked:
+            self._asked[path] = times or self._asked[path]
+        return times
 
     def _forget_old(self, now: float) -> list[str]:
         """Clients choose the files: what was asked for long ago must not pile up."""

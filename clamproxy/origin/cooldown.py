@@ -98,13 +98,13 @@ class Cooldowns:
         for key, value in saved.items():
             try:
                 self._active[key] = Cooldown(
-                    float(value["until"]),
+                    min(float(value["until"]), self._clock() + LONGEST_RETRY_AFTER),
                     int(value["failures"]),
                     Failure(value["failure"]),
                     str(value["reason"]),
                     float(value.get("noted_at", 0.0)),
                 )
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
                 self._save(key, None)
 
     def check(self, path: str, agent: str) -> Cooldown | None:
@@ -162,6 +162,15 @@ class Cooldowns:
             if verified or cooldown.failure is not Failure.BAD_CONTENT:
                 del self._active[key]
                 self._save(key, None)
+
+    def was_refused(self, agent: str) -> bool:
+        """Whether the origin's last word to a client version was a refusal, however long ago.
+
+        Args:
+            agent: see `Requester.version`.
+        """
+        cooldown = self._active.get(_agent_key(agent))
+        return cooldown is not None and cooldown.failure is Failure.FORBIDDEN
 
     def in_force(self) -> dict[str, Cooldown]:
         """What is held back at this moment, by file, client version or as a whole."""

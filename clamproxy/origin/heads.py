@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from clamproxy.dates import parse_http_date
+from clamproxy.dates import as_past_time, parse_http_date
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
@@ -177,8 +177,13 @@ class Heads:
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         known = self._heads.get(database)
         is_new = known is None or head.header.version > known.header.version
-        fruitless = 0 if is_new else self.sighting(database).fruitless + 1
-        self._sightings[database] = replace(sighting, at=time.time(), fruitless=fruitless)
+        last = self.sighting(database)
+        self._sightings[database] = Sighting(
+            at=time.time(),
+            advertised=max(sighting.advertised, last.advertised),
+            wanted=max(sighting.wanted, last.wanted),
+            fruitless=0 if is_new else last.fruitless + 1,
+        )
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:
             self._heads[database] = head
@@ -225,7 +230,6 @@ def _from_json(value: Any) -> tuple[Head, Sighting]:
             "last_modified": int() | float() | None as last_modified,
             "seen_at": int() | float() as seen_at,
         }:
-            # A time in the future was noted by a clock that was wrong.
-            sighting = Sighting(min(float(seen_at), time.time()))
+            sighting = Sighting(as_past_time(seen_at, time.time()))
             return Head(CvdHeader.parse(header.encode("ascii")), size, last_modified), sighting
     raise ValueError("no note of a head")

@@ -98,6 +98,27 @@ class Transfers:
         task.add_done_callback(self._tasks.discard)
         return transfer, False
 
+    def is_running(self, object_id: ObjectId) -> bool:
+        """Whether an object is on its way."""
+        return object_id in self._running
+
+    async def ready(
+        self, object_id: ObjectId, requester: Requester, oldest: int | None = None
+    ) -> tuple[Transfer, bool]:
+        """The same, once it can be read from; see `Transfer.ready` for what else is raised."""
+        while True:
+            transfer, joined = self.join(object_id, requester, oldest)
+            try:
+                await transfer.ready()
+            except TransferError as error:
+                # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                same = transfer.requester.version == requester.version
+                if not joined or same or error.failure is not Failure.FORBIDDEN:
+                    raise
+                await asyncio.sleep(0)  # the failed transfer is leaving
+            else:
+                return transfer, joined
+
     def _turned_to(self, object_id: ObjectId) -> Transfer | None:
         """A transfer that was started for another version of a CVD, and turned out to be this one."""
         return next((one for one in self._running.values() if one.object_id == object_id), None)

@@ -14,8 +14,11 @@ from clamproxy.origin.heads import Heads, Sighting
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from tests.support import faults
+from tests.support.forge import info_line
 from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, connect, stime_of, until
+
+HEADER = info_line(5).ljust(512)
 
 
 class Bench:
@@ -96,6 +99,25 @@ async def test_trap_4_an_older_edge_changes_nothing(bench: Bench, origin: Origin
         assert await bench.probe() == known
 
 
+async def test_trap_5_looks_that_bring_nothing_new_are_counted(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd
+) -> None:
+    for version, fruitless in ((5, 0), (5, 1), (5, 2), (7, 0), (7, 1), (6, 2), (8, 0)):
+        origin.put("daily.cvd", make_cvd(version))
+        await bench.probe(wanted=9)
+        assert bench.heads.sighting("daily").fruitless == fruitless, version
+
+
+async def test_a_failed_look_is_not_a_fruitless_one(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+    origin.put("daily.cvd", make_cvd(5))
+    await bench.probe(wanted=6)
+    before = bench.heads.sighting("daily")
+    origin.rule("P", faults.status(500))
+    with pytest.raises(OriginError):
+        await bench.probe(wanted=6)
+    assert bench.heads.sighting("daily") == before
+
+
 async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
     origin.put("daily.cvd", make_cvd(5))
     await bench.probe()
@@ -127,6 +149,10 @@ async def test_a_restart_forgets_nothing(bench: Bench, origin: Origin, make_cvd:
         {"header": "ClamAV-VDB:".ljust(512), "size": 1, "last_modified": None, "seen_at": 1},
         {"header": "\xe4" * 512, "size": 1, "last_modified": None, "seen_at": 1},
         {"header": 5, "size": 1, "last_modified": None, "seen_at": 1},
+        {"header": HEADER, "size": "x", "last_modified": None, "seen_at": 1},
+        {"header": HEADER, "size": 1, "last_modified": "x", "seen_at": 1},
+        {"header": HEADER, "size": 1, "last_modified": None, "seen_at": "x"},
+        {"header": HEADER, "size": 1, "last_modified": None, "seen_at": 10**400},
     ],
 )
 async def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:

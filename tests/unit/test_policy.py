@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.policy import (
+    LONGEST_RECHECK,
     OLDEST_CDIFF,
     PLAUSIBLE_LEAD,
     RECHECK,
@@ -94,6 +95,20 @@ WITHOUT_DNS = {"advertised": None, "advertised_is_fresh": False}
             id="an invented demand does not hide what is advertised",
         ),
         pytest.param({"seen": 9}, False, id="an old head beside a newer cached CVD"),
+        pytest.param({"advertised": 12, "patched": 12}, False, id="patches lead to what is advertised"),
+        pytest.param({"advertised": 12, "patched": 13}, False, id="patches lead further"),
+        pytest.param({"advertised": 12, "patched": 11}, True, id="patches don't lead far enough"),
+        pytest.param(
+            {"advertised": 12, "patched": 11, "probed_advertised": 12, "probed_for": 12},
+            False,
+            id="the same, and the origin was asked",
+        ),
+        pytest.param({"patched": 12, **WITHOUT_DNS}, False, id="patches, no DNS, the origin's answer counts"),
+        pytest.param(
+            {"patched": 12, **WITHOUT_DNS, "seen_at": NOW - REFRESH},
+            True,
+            id="patches and no DNS: the origin is asked once in a refresh interval",
+        ),
     ],
 )
 def test_when_the_origin_is_asked_for_its_header(values: dict[str, object], expected: bool) -> None:
@@ -124,14 +139,109 @@ def test_when_the_origin_is_asked_for_its_header(values: dict[str, object], expe
         pytest.param(
             {**WITHOUT_DNS, "seen_at": NOW - REFRESH}, Choice(10, True, True), id="no DNS, no origin: stale"
         ),
+        pytest.param(
+            {"advertised": 12, "patched": 12}, Choice(12, True, False, by_patches=True), id="patches lead on"
+        ),
+        pytest.param(
+            {"advertised": 12, "patched": 12, "seen": 12},
+            Choice(12, True, False, by_patches=True),
+            id="patches before a whole file of the same version",
+        ),
+        pytest.param({"patched": 10}, Choice(10, True, False), id="patches that lead nowhere"),
+        pytest.param(
+            {"advertised": 12, "patched": 11, "seen": 12},
+            Choice(12, False, False),
+            id="patches end before what was seen",
+        ),
+        pytest.param(
+            {"advertised": 12, "patched": 11, "seen": 12, "can_fetch": False},
+            Choice(11, True, True, by_patches=True),
+            id="trap 29: cool-down, and patches lead on a little",
+        ),
+        pytest.param(
+            {"advertised": 12, "patched": 11},
+            Choice(11, True, True, by_patches=True),
+            id="trap 30: a patch is missing, and the probe failed",
+        ),
+        pytest.param(
+            {"advertised": 12, "patched": 11, "probed_advertised": 12, "probed_for": 12},
+            Choice(11, True, False, by_patches=True),
+            id="trap 5: patch and CVD are late",
+        ),
     ],
 )
 def test_the_version_for_all_clients(values: dict[str, object], expected: Choice | None) -> None:
     assert choose(known(**values)) == expected
 
 
+@pytest.mark.parametrize(
+    ("fruitless", "pause"),
+    [
+        (0, RECHECK),
+        (1, RECHECK),
+        (2, 2 * RECHECK),
+        (3, 4 * RECHECK),
+        (4, 8 * RECHECK),
+        (5, LONGEST_RECHECK),
+        pytest.param(10**5, LONGEST_RECHECK, id="a database that is advertised and gone"),
+    ],
+)
+def test_trap_5_fruitless_looks_become_rare(fruitless: int, pause: float) -> None:
+    lagging = known(advertised=11, probed_advertised=11, probed_for=11, fruitless=fruitless)
+    assert not must_probe(replace(lagging, now=NOW + pause - 1))
+    assert must_probe(replace(lagging, now=NOW + pause))
+    assert must_probe(replace(lagging, advertised=12)), "news are looked into at once"
+
+
+@pytest.mark.parametrize(
+    ("refresh", "fruitless", "pause"),
+    [
+        (300.0, 0, 300),
+        (300.0, 1, 300),
+        (300.0, 2, 600),
+        (300.0, 3, LONGEST_RECHECK),
+        pytest.param(7200.0, 5, 7200, id="a long refresh interval stays as it is"),
+    ],
+)
+def test_trap_35_without_dns_fruitless_looks_become_rare(
+    refresh: float, fruitless: int, pause: float
+) -> None:
+    state = known(**WITHOUT_DNS, refresh=refresh, fruitless=fruitless)
+    assert not must_probe(replace(state, now=NOW + pause - 1))
+    assert must_probe(replace(state, now=NOW + pause))
+
+
+def test_trap_5_ten_requests_an_hour_at_most_while_the_cdn_lags() -> None:
+    looks, state = 0, known(advertised=11, seen_at=NOW - RECHECK)
+    for second in range(0, 3600, 5):
+        state = replace(state, now=NOW + second)
+        if must_probe(state):
+            looks += 1
+            state = replace(
+                state, seen_at=state.now, probed_advertised=11, probed_for=11, fruitless=state.fruitless + 1
+            )
+    assert 5 <= looks <= 10
+
+
+@pytest.mark.parametrize(
+    ("cached", "patched", "held"),
+    [(None, None, 0), (10, None, 10), (10, 12, 12), (10, 10, 10)],
+)
+def test_what_can_be_served_from_the_cache(cached: int | None, patched: int | None, held: int) -> None:
+    assert known(cached=cached, patched=patched).held == held
+
+
 versions = st.none() | st.integers(1, 30)
-knowledge = st.builds(
+
+
+def with_patches(state: Known, patches: int | None) -> Known:
+    """Patches lead on from a cached CVD, or there is none of either."""
+    if state.cached is None or patches is None:
+        return state
+    return replace(state, patched=state.cached + patches)
+
+
+facts = st.builds(
     Known,
     now=st.just(NOW),
     refresh=st.floats(1, 86400),
@@ -143,8 +253,10 @@ knowledge = st.builds(
     seen_at=st.floats(0, NOW),
     probed_advertised=st.integers(0, 30),
     probed_for=st.integers(0, 30),
+    fruitless=st.integers(0, 2000),
     can_fetch=st.booleans(),
 )
+knowledge = st.builds(with_patches, facts, st.none() | st.integers(0, 5))
 
 
 @given(knowledge)
@@ -154,9 +266,10 @@ def test_traps_4_and_13_never_older_than_the_cache_and_never_invented(state: Kno
         assert not state.cached
         assert not state.seen
     else:
-        assert choice.version >= (state.cached or 0)
-        assert choice.version in (state.cached, state.seen)
-        assert not choice.is_cached or choice.version == state.cached
+        assert choice.version >= state.held >= (state.cached or 0)
+        assert choice.version in (state.cached, state.patched, state.seen)
+        assert choice.is_cached == (choice.version == state.held)
+        assert choice.by_patches == (choice.is_cached and choice.version != state.cached)
 
 
 @given(knowledge)
@@ -169,6 +282,20 @@ def test_trap_5_an_answer_ends_the_questions(state: Known) -> None:
         probed_for=state.wanted,
     )
     assert not must_probe(asked)
+
+
+@given(knowledge)
+def test_nothing_is_fetched_that_patches_lead_to(state: Known) -> None:
+    choice = choose(state)
+    if choice is not None and not choice.is_cached:
+        assert choice.version > state.held
+
+
+@given(knowledge)
+def test_what_is_current_is_not_stale(state: Known) -> None:
+    choice = choose(state)
+    if choice is not None and not must_probe(state) and choice.version >= state.best:
+        assert not choice.stale
 
 
 @given(knowledge, st.integers(1, 10**6))

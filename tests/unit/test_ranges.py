@@ -80,6 +80,52 @@ def test_trap_12_a_range_may_be_longer_than_the_object() -> None:
     assert ask(Representation(100, "x"), Range="bytes=0-511") == part(0, 100, 100)
 
 
+BEGINNING = Representation(None, None, BUILT)
+"""A file of which only the beginning is known: neither its length nor its tag."""
+
+
+def beginning(length: int) -> Selection:
+    return Selection(206, 0, length, f"bytes 0-{length - 1}/*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param({"Range": "bytes=0-511"}, beginning(512), id="trap 11: freshclam's header probe"),
+        pytest.param({"Range": "bytes=0-95"}, beginning(96), id="trap 12: cvdupdate's header probe"),
+        pytest.param({"Range": "bytes=9-9"}, Selection(206, 9, 1, "bytes 9-9/*"), id="14.4: a single byte"),
+        pytest.param({"Range": "bytes=0-"}, Selection(200), id="to the end, wherever that is"),
+        pytest.param({"Range": "bytes=-5"}, Selection(200), id="a suffix"),
+        pytest.param({"Range": "bytes=-0"}, Selection(200), id="an empty suffix"),
+        pytest.param({"Range": "bytes=0-1,5-6"}, Selection(200), id="several ranges"),
+        pytest.param({"Range": "lines=0-1"}, Selection(200), id="another unit"),
+        pytest.param({}, Selection(200), id="the whole"),
+        pytest.param({"Range": "bytes=0-511", "If_Modified_Since": DATE}, NOT_MODIFIED, id="trap 14"),
+        pytest.param({"Range": "bytes=0-511", "If_Modified_Since": EARLIER}, beginning(512), id="newer"),
+        pytest.param({"Range": "bytes=0-511", "If_Range": DATE}, beginning(512), id="If-Range by date"),
+        pytest.param({"Range": "bytes=0-511", "If_Range": EARLIER}, Selection(200), id="If-Range, changed"),
+        pytest.param({"Range": "bytes=0-511", "If_Range": '"x"'}, Selection(200), id="no tag matches"),
+        pytest.param({"Range": "bytes=0-511", "If_Range": '"None"'}, Selection(200), id="no tag at all"),
+        pytest.param({"If_None_Match": '"x"'}, Selection(200), id="no tag to compare with"),
+        pytest.param({"If_None_Match": "None"}, Selection(200), id="nor to be called None"),
+    ],
+)
+def test_a_file_of_unknown_length(fields: dict[str, str], expected: Selection) -> None:
+    assert ask(BEGINNING, **fields) == expected
+
+
+def test_a_file_of_unknown_length_has_no_tag() -> None:
+    assert dict(BEGINNING.headers) == {"Accept-Ranges": "bytes", "Last-Modified": DATE}
+
+
+@given(st.integers(0, 700), st.integers(0, 700))
+def test_a_range_of_the_beginning_does_not_depend_on_the_length(first: int, last: int) -> None:
+    field = f"bytes={first}-{last}"
+    unknown, known = ask(BEGINNING, Range=field), ask(FILE, Range=field)
+    assert (unknown.start, unknown.length) == ((known.start, known.length) if first <= last else (0, 0))
+    assert unknown.status == known.status
+
+
 @pytest.mark.parametrize(
     ("field", "expected"),
     [

@@ -27,6 +27,10 @@ def named(*names: str) -> set[ObjectId]:
         ("daily-3.cdiff daily-4.cdiff main-1.cdiff", 2, ""),
         ("daily-3.cdiff daily-5.cdiff daily-9.cdiff", 2, "daily-3.cdiff"),
         ("daily-5.cvd daily-5.cdiff daily-5.cdiff.sign", 0, "daily-5.cdiff"),
+        ("daily-5.cld daily-6.cld", 2, ""),
+        ("daily-5.cld daily-6.cld daily-7.cld", 2, "daily-5.cld"),
+        ("daily-5.cld daily-6.cvd daily-7.cvd", 2, ""),
+        ("daily-5.cld daily-6.cld main-7.cld", 2, ""),
     ],
 )
 def test_the_newest_stay(held: str, keep_cdiffs: int, gone: str) -> None:
@@ -107,6 +111,18 @@ def sized(sizes: str) -> dict[ObjectId, int]:
             id="with the signature",
         ),
         pytest.param(
+            "daily-6.cld=60 daily-4.cvd=60 daily-5.cvd=60", 120, "daily-6.cld", id="CLDs can be built again"
+        ),
+        pytest.param(
+            "daily-6.cld=60 daily-7.cld=60 daily-5.cvd=60", 120, "daily-6.cld", id="the older CLD first"
+        ),
+        pytest.param(
+            "daily-6.cld=60 daily-5.cvd=60 daily-5.cvd.sign=9 daily-6.cdiff=9",
+            60,
+            "daily-6.cld daily-6.cdiff",
+            id="all but the newest CVD",
+        ),
+        pytest.param(
             "daily-3.cdiff=5 daily-3.cdiff.sign=9 daily-5.cvd=60",
             60,
             "daily-3.cdiff daily-3.cdiff.sign",
@@ -122,7 +138,7 @@ ids = st.builds(
     ObjectId,
     st.sampled_from(["daily", "main"]),
     st.integers(1, 12),
-    st.sampled_from([kind for kind in Kind if kind is not Kind.CLD]),
+    st.sampled_from(list(Kind)),
 )
 
 

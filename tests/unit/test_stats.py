@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.messages import Result
+from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, snapshot
 from clamproxy.threads import Writer
@@ -43,6 +45,7 @@ def test_an_empty_store(store: Store) -> None:
     assert all(picture[name] == 0 for name in COUNTERS)
     assert (picture["objects"], picture["cache_bytes"], picture["quarantined"]) == (0, 0, 0)
     assert (picture["databases"], picture["cooldown_until"], picture["cooldowns"]) == ({}, None, {})
+    assert picture["budget"] == {}
 
 
 async def test_counts_are_exact_and_soon_on_disk(store: Store, writer: Writer) -> None:
@@ -104,6 +107,26 @@ def test_the_picture_of_a_filled_store(store: Store, make_cvd: MakeCvd) -> None:
     assert picture["objects"] == 4
     assert picture["cache_bytes"] == len(old) + len(new) + 10
     assert picture["quarantined"] == 1
+
+
+def test_the_budget_in_the_picture(store: Store) -> None:
+    now = time.time()
+    budget = Budget(lambda path, times: store.set_note(f"budget/{path}", times))
+    for path in ("/daily.cvd", "/daily-5.cdiff", "/daily-5.cdiff"):
+        budget.note(path)
+    store.set_note("budget//main.cvd", [now - WINDOW - 60, now - 60])
+    store.set_note("budget//old.cvd", [now - WINDOW - 60])
+    assert snapshot(store)["budget"] == {
+        "/daily-5.cdiff": {"used": 2, "limit": PER_FILE},
+        "/daily.cvd": {"used": 1, "limit": PER_FILE},
+        "/main.cvd": {"used": 1, "limit": PER_FILE},
+    }
+
+
+@pytest.mark.parametrize("value", [5, "x", {}, [], ["x"], [None], [[1.0]]])
+def test_a_budget_that_makes_no_sense_is_not_shown(store: Store, value: Any) -> None:
+    store.set_note("budget//daily.cvd", value)
+    assert snapshot(store)["budget"] == {}
 
 
 def test_cooldowns_in_the_picture(store: Store) -> None:

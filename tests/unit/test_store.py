@@ -66,6 +66,24 @@ def test_an_empty_cdiff_is_an_object(store: Store) -> None:
     assert store.sizes() == {cdiff(5): 0}
 
 
+def test_whether_it_is_there(store: Store) -> None:
+    assert not store.has(cdiff(5))
+    put(store, cdiff(5), b"")
+    put(store, ObjectId("daily", 6, Kind.CLD), b"built")
+    assert store.has(cdiff(5))
+    assert store.has(ObjectId("daily", 6, Kind.CLD))
+    for other in (cdiff(6), cvd(5), cdiff(5, "main"), ObjectId("daily", 5, Kind.CDIFF_SIGN)):
+        assert not store.has(other)
+    store.collect_garbage(0, MANY)
+    assert not store.has(cdiff(5))
+
+
+def test_a_cld_is_not_the_newest_cvd(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 5, make_cvd(5))
+    put(store, ObjectId("daily", 6, Kind.CLD), b"built")
+    assert store.newest_version("daily") == 5
+
+
 def test_the_newest_cvd_never_goes_backwards(store: Store, make_cvd: MakeCvd) -> None:
     for version in (5, 4, 7, 6):
         put_cvd(store, version, make_cvd(version))

@@ -1,0 +1,204 @@
+"""The budget: what the gateway may ask for by itself, and how often."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from clamproxy.origin.budget import FIRST_PAUSE, PER_FILE, WINDOW, Budget
+from tests.unit.test_cooldown import Clock
+
+FILE, OTHER = "/daily-7.cdiff", "/daily.cvd"
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from([10**400, -(10**400), 1e300, float("nan"), float("inf"), -float("inf")]),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+"""What json.loads can give, NaN and integers beyond all floats included."""
+
+
+class Bench:
+    """A budget with a clock and a notebook."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.notes: dict[str, Any] = {}
+        self.budget = self.make()
+
+    def make(self) -> Budget:
+        return Budget(self.save, self.clock)
+
+    def save(self, path: str, times: Any) -> None:
+        if times is None:
+            self.notes.pop(path, None)
+        else:
+            self.notes[path] = json.loads(json.dumps(times))
+
+    def restart(self) -> None:
+        self.budget = self.make()
+        self.budget.restore(dict(self.notes))
+
+    def ask_if_allowed(self, path: str = FILE, first_pause: float = FIRST_PAUSE) -> bool:
+        """What the gateway does by itself."""
+        allowed = self.budget.allows(path, first_pause)
+        if allowed:
+            self.budget.note(path)
+        return allowed
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_what_nobody_asked_for_is_free(bench: Bench) -> None:
+    assert bench.budget.allows(FILE)
+    assert bench.budget.used(FILE) == 0
+
+
+@pytest.mark.parametrize(
+    ("first_pause", "moments"),
+    [
+        pytest.param(60, [0, 60, 180, 420, 900, 3600], id="a minute, doubled each time"),
+        pytest.param(10, [0, 10, 30, 70, 150, 3600], id="a shorter first pause"),
+        pytest.param(1200, [0, 1200, 3600], id="a pause beyond the hour ends with it"),
+    ],
+)
+def test_each_pause_is_twice_the_one_before(bench: Bench, first_pause: float, moments: list[int]) -> None:
+    start, asked = bench.clock.now, []
+    for moment in range(0, 3601, 10):
+        bench.clock.now = start + moment
+        if bench.ask_if_allowed(first_pause=first_pause):
+            asked.append(moment)
+    assert asked == moments
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 2 * WINDOW), st.sampled_from(["itself", "itself", "client", "restart"])),
+        max_size=60,
+    ),
+    st.floats(0, 600),
+)
+@example([(0.0, "itself")] * 20, 0.0)
+@example([(100.0, "itself"), (0.0, "restart")] * 20, 0.0)
+def test_never_more_than_the_limit_in_any_hour(steps: list[tuple[float, str]], first_pause: float) -> None:
+    bench = Bench()
+    own: list[float] = []
+    everything: list[float] = []
+    for pause, what in steps:
+        bench.clock.now += pause
+        now = bench.clock.now
+        if what == "restart":
+            bench.restart()
+        elif what == "client":
+            bench.budget.note(FILE)
+            everything.append(now)
+        elif bench.ask_if_allowed(first_pause=first_pause):
+            # What clients asked for counts as well: the rest is left to them.
+            assert sum(1 for at in everything if now - at < WINDOW) < PER_FILE
+            own.append(now)
+            everything.append(now)
+        assert sum(1 for at in own if now - at < WINDOW) <= PER_FILE
+
+
+def test_what_clients_ask_for_counts(bench: Bench) -> None:
+    for _ in range(3 * PER_FILE):
+        bench.budget.note(FILE)
+    assert bench.budget.used(FILE) >= PER_FILE
+    assert not bench.budget.allows(FILE, first_pause=0)
+    bench.clock.now += WINDOW - 1
+    assert not bench.budget.allows(FILE, first_pause=0)
+    bench.clock.now += 1
+    assert bench.budget.allows(FILE, first_pause=0)
+
+
+def test_files_do_not_share_a_budget(bench: Bench) -> None:
+    for _ in range(PER_FILE):
+        bench.budget.note(FILE)
+    assert not bench.budget.allows(FILE)
+    assert bench.budget.allows(OTHER)
+    assert bench.budget.used(OTHER) == 0
+
+
+def test_what_was_asked_long_ago_is_forgotten(bench: Bench) -> None:
+    for number in range(20):
+        bench.budget.note(f"/daily-{number}.cdiff")
+    bench.clock.now += WINDOW
+    bench.budget.note(FILE)
+    assert set(bench.notes) == {FILE}
+
+
+def test_a_restart_forgets_nothing(bench: Bench) -> None:
+    for _ in range(PER_FILE):
+        bench.budget.note(FILE)
+        bench.clock.now += 100
+    bench.restart()
+    assert bench.budget.used(FILE) == PER_FILE
+    assert not bench.budget.allows(FILE)
+
+
+def test_times_of_a_clock_that_was_ahead(bench: Bench) -> None:
+    bench.budget.restore({FILE: [bench.clock.now + 30 * 86400] * PER_FILE})
+    bench.clock.now += WINDOW
+    assert bench.budget.allows(FILE)
+
+
+def test_a_clock_that_is_set_back_holds_nothing_back_for_longer_than_an_hour(bench: Bench) -> None:
+    bench.budget.note(FILE)
+    bench.clock.now -= 30 * 86400
+    bench.budget.allows(FILE)
+    bench.clock.now += WINDOW
+    assert bench.budget.allows(FILE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        5,
+        "x",
+        [],
+        {},
+        ["x"],
+        [1.0, None],
+        [[1.0]],
+        {"0": 1.0},
+        pytest.param([float("nan")], id="NaN"),
+        pytest.param([10**400], id="a number beyond all floats"),
+    ],
+)
+def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
+    bench.notes[FILE] = value
+    bench.budget.restore({FILE: value})
+    assert bench.budget.used(FILE) == 0
+    assert bench.budget.allows(FILE)
+    assert bench.notes == {}
+
+
+@given(st.dictionaries(st.sampled_from([FILE, OTHER, "", "/x"]), json_values))
+@example({FILE: [float("nan")], OTHER: [1.0]})
+@example({FILE: [float("inf"), 5]})
+@example({FILE: [10**400]})
+@example({FILE: [1_700_000_000, 5]})
+def test_whatever_was_noted_an_hour_later_all_is_allowed_and_forgotten(saved: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.notes.update(saved)
+    bench.budget.restore(saved)
+    for path in saved:
+        assert bench.budget.used(path) >= 0
+    bench.clock.now += WINDOW
+    for path in saved:
+        assert (bench.budget.used(path), bench.budget.allows(path)) == (0, True)
+    bench.budget.note("/new")
+    assert set(bench.notes) == {"/new"}

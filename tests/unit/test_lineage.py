@@ -1,0 +1,170 @@
+"""Lineages: which version the cached patches lead to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.formats.header import CvdHeader
+from clamproxy.lineage import Lineages, ProvenLineage
+from clamproxy.objects import Kind, ObjectId
+from tests.support.forge import ForgeKeys, forge_cdiff, forge_keys, forge_patch
+from tests.support.releases import Releases
+from tests.unit.conftest import cdiff, put, put_cvd
+
+MANY = 10**9
+RELEASES = Releases()
+"""Versions 1, 2, … of daily; made when they are asked for, once for all tests."""
+
+
+def hold(store: Store, base: int | None, patches: Iterable[int] = (), releases: Releases = RELEASES) -> None:
+    """Publish a CVD and some patches."""
+    if base is not None:
+        put_cvd(store, base, releases.cvd(base), releases.database)
+    for version in patches:
+        put(store, cdiff(version, releases.database), releases.cdiff(version))
+
+
+@pytest.fixture
+def lineages(store: Store) -> Lineages:
+    return Lineages(store, forge_keys().trusted)
+
+
+async def of_daily(lineages: Lineages) -> ProvenLineage:
+    proven = await lineages.get("daily")
+    assert proven is not None
+    return proven
+
+
+async def reached(lineages: Lineages) -> tuple[int, int, bool]:
+    """Base, version reached, and whether the next patch leads nowhere."""
+    lineage = (await of_daily(lineages)).lineage
+    return lineage.base, lineage.reached, lineage.is_blocked
+
+
+@pytest.mark.parametrize(
+    ("base", "patches", "expected"),
+    [
+        pytest.param(1, [], 1, id="the CVD alone"),
+        pytest.param(1, [2, 3, 4], 4, id="without a gap"),
+        pytest.param(1, [2, 4, 5], 2, id="up to the gap"),
+        pytest.param(1, [3, 4], 1, id="the first one is missing"),
+        pytest.param(3, [2, 3, 4], 4, id="patches before the base don't count"),
+        pytest.param(3, [1, 2, 3], 3, id="nothing behind the base"),
+    ],
+)
+async def test_how_far_patches_lead(
+    store: Store, lineages: Lineages, base: int, patches: list[int], expected: int
+) -> None:
+    hold(store, base, [version for version in patches if version > 1])
+    proven = await of_daily(lineages)
+    assert (proven.lineage.base, proven.lineage.reached) == (base, expected)
+    assert proven.lineage.base_size == len(RELEASES.cvd(base))
+    assert proven.lineage.patch_bytes == sum(
+        len(RELEASES.cdiff(version)) for version in range(base + 1, expected + 1)
+    )
+    assert proven.header == CvdHeader.parse(RELEASES.cld_header(expected))
+    assert proven.info.raw == RELEASES.members(expected)["daily.info"]
+
+
+async def test_without_a_cvd_there_is_none(store: Store, lineages: Lineages) -> None:
+    hold(store, None, [2, 3])
+    assert await lineages.get("daily") is None
+    hold(store, 1)
+    assert await reached(lineages) == (1, 3, False)
+
+
+async def test_databases_have_lineages_of_their_own(store: Store, lineages: Lineages) -> None:
+    hold(store, 1, [2])
+    hold(store, 5, [6, 7], Releases(database="main", first=5))
+    proven = await lineages.get("main")
+    assert proven is not None
+    assert (proven.lineage.base, proven.lineage.reached) == (5, 7)
+    assert await reached(lineages) == (1, 2, False)
+
+
+FILES, AFTER = {"daily.ndb": b"A:0:*:00\n"}, {"daily.ndb": b"A:0:*:00\nB:0:*:01\n"}
+ADD = b"OPEN daily.ndb\nADD B:0:*:01\nCLOSE\n"
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param(b"", id="trap 15: empty, the vendor's word for take the whole CVD"),
+        pytest.param(Releases(filler=500).cdiff(3), id="trap 18: a patch to another file"),
+        pytest.param(RELEASES.cdiff(4), id="trap 18: another patch under this name"),
+        pytest.param(forge_cdiff("daily", 3), id="a patch that leaves .info as it is"),
+        pytest.param(forge_cdiff("daily", 3, b"UNLINK daily.info\n"), id="a patch that removes .info"),
+        pytest.param(forge_patch("daily", 3, FILES, AFTER, ADD), id="a patch for other files"),
+        pytest.param(Releases(keys=ForgeKeys.generate()).cdiff(3), id="its .info is signed by somebody else"),
+        pytest.param(forge_cdiff("daily", 3, b"nonsense\n"), id="no command"),
+    ],
+)
+async def test_a_patch_that_does_not_fit_ends_the_lineage(
+    store: Store, lineages: Lineages, patch: bytes
+) -> None:
+    hold(store, 1, [2, 4])
+    put(store, cdiff(3), patch)
+    for _ in range(2):
+        assert await reached(lineages) == (1, 2, True)
+    assert (await of_daily(lineages)).header.version == 2
+    hold(store, 4)
+    assert await reached(lineages) == (4, 4, False)
+
+
+async def test_it_goes_on_with_what_is_added(store: Store, lineages: Lineages) -> None:
+    hold(store, 1)
+    for version in (2, 3, 4):
+        assert await reached(lineages) == (1, version - 1, False)
+        hold(store, None, [version])
+    assert await reached(lineages) == (1, 4, False)
+    assert (await of_daily(lineages)).lineage.patch_bytes == sum(len(RELEASES.cdiff(n)) for n in (2, 3, 4))
+    hold(store, 3)
+    assert await reached(lineages) == (3, 4, False)
+    assert (await of_daily(lineages)).lineage.patch_bytes == len(RELEASES.cdiff(4))
+
+
+async def test_a_gap_is_closed(store: Store, lineages: Lineages) -> None:
+    hold(store, 1, [3, 4])
+    assert await reached(lineages) == (1, 1, False)
+    hold(store, None, [2])
+    assert await reached(lineages) == (1, 4, False)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+async def test_patches_that_are_dropped_count_no_more(store: Store, lineages: Lineages, kept: int) -> None:
+    """The oldest go first."""
+    hold(store, 1, [2, 3, 4])
+    assert await reached(lineages) == (1, 4, False)
+    for version in range(2, 5 - kept):
+        store.drop(cdiff(version))
+    assert await reached(lineages) == (1, 1, False)
+    hold(store, None, [2])
+    assert await reached(lineages) == (1, {0: 2, 1: 2, 2: 4}[kept], False)
+
+
+async def test_a_herd_waits_for_one_reading(store: Store, lineages: Lineages) -> None:
+    hold(store, 1, [2, 3, 4])
+    found = await asyncio.gather(*(lineages.get("daily") for _ in range(20)))
+    assert len({id(proven) for proven in found}) == 1
+    assert await lineages.get("daily") is found[0]
+
+
+async def test_who_leaves_ends_nobody_elses_reading(store: Store, lineages: Lineages) -> None:
+    hold(store, 1, [2, 3])
+    first, second = (asyncio.create_task(lineages.get("daily")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    proven = await second
+    assert proven is not None
+    assert proven.lineage.reached == 3
+
+
+async def test_what_is_no_cdiff_of_this_line_does_no_harm(store: Store, lineages: Lineages) -> None:
+    hold(store, 1, [2])
+    put(store, ObjectId("daily", 3, Kind.CDIFF_SIGN), b"signature")
+    put(store, ObjectId("daily", 9, Kind.CLD), b"built")
+    assert await reached(lineages) == (1, 2, False)

@@ -1,0 +1,147 @@
+"""The quiet hour, in UTC here."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from clamproxy.quiet import HOURS, USUAL_HOUR, QuietHour
+from tests.unit.test_budget import json_values
+from tests.unit.test_cooldown import Clock
+
+HOUR = 3600
+MIDNIGHT = 1_700_006_400
+"""Some midnight in UTC."""
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+class Bench:
+    """A quiet hour with a clock and a notebook, at midnight."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.clock.now = MIDNIGHT
+        self.note: Any = None
+        self.saves = 0
+        self.quiet = self.make()
+
+    def make(self) -> QuietHour:
+        return QuietHour(self.save, self.clock)
+
+    def save(self, hours: list[float]) -> None:
+        self.saves += 1
+        self.note = json.loads(json.dumps(hours))
+
+    def live(self, days: int, requests: Callable[[int], int]) -> None:
+        """Some days, with so many requests in each hour of the day, evenly spread."""
+        for number in range(days * HOURS):
+            count = requests(number % HOURS)
+            for _ in range(count):
+                self.quiet.count()
+                self.clock.now += HOUR / count
+            if not count:
+                self.clock.now += HOUR
+        self.clock.now = round(self.clock.now)
+
+    def moments(self) -> list[bool]:
+        """Whether it is on, in each minute of a day from midnight."""
+        found = []
+        for _ in range(HOURS * 60):
+            found.append(self.quiet.is_now())
+            self.clock.now += 60
+        return found
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_at_night_while_nothing_is_known(bench: Bench) -> None:
+    assert bench.quiet.hour == USUAL_HOUR == 3
+
+
+@pytest.mark.parametrize(
+    ("requests", "hour"),
+    [
+        pytest.param(lambda hour: 5, 3, id="always the same"),
+        pytest.param(lambda hour: 1 if hour == 14 else 5, 14, id="one hour is quieter"),
+        pytest.param(lambda hour: 0 if 8 <= hour < 18 else 5, 8, id="a site that works at night"),
+        pytest.param(lambda hour: 0 if hour in (22, 9) else 5, 22, id="of two the nearer one to the night"),
+        pytest.param(lambda hour: 60 if hour == 3 else 5, 2, id="all machines are checked at three"),
+    ],
+)
+def test_the_hour_with_the_fewest_requests(bench: Bench, requests: Callable[[int], int], hour: int) -> None:
+    bench.live(5, requests)
+    bench.quiet.count()
+    assert bench.quiet.hour == hour
+
+
+def test_habits_change(bench: Bench) -> None:
+    bench.live(5, lambda hour: 1 if hour == 4 else 10)
+    bench.live(30, lambda hour: 1 if hour == 20 else 10)
+    assert bench.quiet.hour == 20
+
+
+def test_an_hour_in_which_nobody_comes_is_counted_as_such(bench: Bench) -> None:
+    """Without any request there is nothing that closes an hour but the next request."""
+    bench.live(5, lambda hour: 5 if hour == 3 else 10)
+    bench.live(20, lambda hour: 0 if 9 <= hour < 12 else 5 if hour == 3 else 10)
+    bench.quiet.count()
+    assert bench.quiet.hour == 9
+
+
+def test_it_lasts_to_the_end_of_the_hour_and_at_least_a_quarter(bench: Bench) -> None:
+    for _ in range(20):
+        bench.clock.now = MIDNIGHT
+        minutes = [minute for minute, on in enumerate(Bench().moments()) if on]
+        assert minutes == list(range(minutes[0], 4 * 60))
+        assert 3 * 60 <= minutes[0] <= 3 * 60 + 45
+
+
+def test_gateways_do_not_begin_all_at_once() -> None:
+    random.seed(5)
+    assert len({Bench().moments().index(True) for _ in range(20)}) > 5
+
+
+def test_it_is_saved_once_an_hour(bench: Bench) -> None:
+    bench.live(1, lambda hour: 100)
+    assert bench.saves <= HOURS
+
+
+def test_a_restart_forgets_nothing(bench: Bench) -> None:
+    bench.live(3, lambda hour: 1 if hour == 14 else 5)
+    bench.quiet.count()
+    again = bench.make()
+    assert again.hour == 3
+    again.restore(bench.note)
+    assert again.hour == 14
+
+
+@given(json_values | st.lists(json_values, min_size=HOURS, max_size=HOURS))
+@example([10**400] * HOURS)
+@example([float("nan")] * HOURS)
+@example([float("nan"), *[5.0] * (HOURS - 1)])
+@example([float("-inf"), *[5.0] * (HOURS - 1)])
+@example([1.0] * (HOURS - 1))
+def test_whatever_was_noted_does_no_harm(saved: Any) -> None:
+    bench = Bench()
+    bench.quiet.restore(saved)
+    bench.live(40, lambda hour: 1 if hour == 14 else 3)
+    bench.quiet.count()
+    assert bench.quiet.hour == 14
