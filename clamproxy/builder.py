@@ -47,7 +47,12 @@ class CldBuilder:
     """Builds CLDs, one at a time, each once. Owns its tasks. Event loop only."""
 
     def __init__(
-        self, store: Store, writer: Writer, keys: TrustedKeys, save: Callable[[str, Any], None]
+        self,
+        store: Store,
+        writer: Writer,
+        keys: TrustedKeys,
+        save: Callable[[str, Any], None],
+        after_publishing: Callable[[], object] = lambda: None,
     ) -> None:
         """Start without any.
 
@@ -57,7 +62,9 @@ class CldBuilder:
             keys: whose signatures count.
             save: is given a database and the time of the last demand for its CLD, to keep over a
                 restart.
+            after_publishing: called when the store has grown.
         """
+        self._after_publishing = after_publishing
         self._save = save
         self._demanded_at: dict[str, float] = {}
         self._store = store
@@ -96,11 +103,17 @@ class CldBuilder:
             The CLD's name.
         """
         object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
-        if object_id not in self._running and self.can_build(object_id) and not self._store.has(object_id):
+        if object_id not in self._running and self.can_build(object_id) and not self._is_here(object_id):
             task = asyncio.create_task(self._build(object_id, proven), name=f"build {object_id.file_name}")
             self._running[object_id] = task
             task.add_done_callback(lambda _: self._ended(object_id, task))
         return object_id
+
+    def _is_here(self, object_id: ObjectId) -> bool:
+        published = self._store.open(object_id)
+        if published is not None:
+            published.close()
+        return published is not None
 
     async def open(self, database: str, proven: ProvenLineage) -> PublishedFile:
         """The CLD of the version that a lineage reaches, built if it isn't there yet.
@@ -149,6 +162,7 @@ class CldBuilder:
                 await self._writer.run(lambda: self._store.publish(object_id, file, metadata))
             finally:
                 shutil.rmtree(workspace, ignore_errors=True)
+            self._after_publishing()
             logger.info("Built %s in %.1f s.", object_id.file_name, time.monotonic() - started_at)
 
     def _work(self, object_id: ObjectId, base_version: int) -> Path:

@@ -12,7 +12,6 @@ from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
@@ -32,6 +31,7 @@ PATIENCE_WITH_STALE = 5.0
 class Finding:
     """What was found out for one request."""
 
+    database: str
     known: Known
     proven: ProvenLineage | None
     """What the cached patches lead to, where that counts."""
@@ -53,7 +53,6 @@ class CurrentVersions:
         heads: Heads,
         cooldowns: Cooldowns,
         agents: Agents,
-        budget: Budget,
         lineages: Lineages,
         prefetcher: Prefetcher,
     ) -> None:
@@ -64,7 +63,6 @@ class CurrentVersions:
         self._heads = heads
         self._cooldowns = cooldowns
         self._agents = agents
-        self._budget = budget
         self._lineages = lineages
         self._prefetcher = prefetcher
 
@@ -102,7 +100,7 @@ class CurrentVersions:
         known = await self.ask_dns(latest, requester)
         until = started_at + (PATIENCE_WITH_STALE if known.cached else PATIENCE)
         proven = await self._lineages.get(latest.database) if with_patches else None
-        finding = Finding(self._with(known, proven), proven, until)
+        finding = Finding(latest.database, self._with(known, proven), proven, until)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)
@@ -110,7 +108,8 @@ class CurrentVersions:
             return finding
         finding = await self._probe(finding, latest, requester)
         if may_fetch and finding.known.held < (finding.known.seen or 0):
-            finding = await self._catch_up(finding, latest, requester, finding.known.seen or 0)
+            seen = finding.known.seen or 0
+            finding = await self._catch_up(finding, latest, requester, seen, is_news=True)
         return finding
 
     def announced(self, database: str) -> int | None:
@@ -133,13 +132,25 @@ class CurrentVersions:
         versions = range(advertised or 0, max(0, (advertised or 0) - self._settings.delta.max_patches), -1)
         return next((n for n in versions if self._store.has(ObjectId(database, n, Kind.CDIFF))), None)
 
-    async def _catch_up(self, finding: Finding, latest: Latest, requester: Requester, to: int) -> Finding:
-        """Fetch the patches that are missing, if delta serving can go on with them."""
+    async def _catch_up(
+        self, finding: Finding, latest: Latest, requester: Requester, to: int, *, is_news: bool = False
+    ) -> Finding:
+        """Fetch the patches that are missing, if delta serving can go on with them.
+
+        Args:
+            finding: what is known so far.
+            latest: what the client asks for.
+            requester: the client.
+            to: the version that the patches shall lead to.
+            is_news: whether that version was seen at the origin just now: its patch should be there.
+        """
         if finding.proven is None or finding.proven.lineage.is_blocked:
             return finding
         lineage = finding.proven.lineage
         following = ObjectId(latest.database, lineage.reached + 1, Kind.CDIFF)
-        if to - lineage.base > self._settings.delta.max_patches or not self._may_ask(following):
+        if to - lineage.base > self._settings.delta.max_patches:
+            return finding
+        if not is_news and not self._prefetcher.may_fetch(following):
             return finding
         trouble: OriginTrouble | None = None
         try:
@@ -152,11 +163,6 @@ class CurrentVersions:
         proven = await self._lineages.get(latest.database)
         known = self._with(self.known(latest, requester), proven)
         return replace(finding, known=known, proven=proven, trouble=trouble)
-
-    def _may_ask(self, patch: ObjectId) -> bool:
-        """Whether a patch that clients need, but don't ask for themselves yet, may be asked for."""
-        budget, path = self._budget, patch.upstream_path
-        return self._prefetcher.is_under_way(patch) or budget.allows(path, cost=COST_OF_TRANSFER)
 
     async def _probe(self, finding: Finding, latest: Latest, requester: Requester) -> Finding:
         known, trouble = finding.known, None
@@ -182,7 +188,7 @@ class CurrentVersions:
             advertised_is_fresh=offline or (told is not None and told.fresh),
             demanded=latest.demanded,
             cached=self._store.newest_version(database),
-            seen=head.header.version if head else None,
+            seen=head.header.version if head and not offline else None,
             seen_at=sighting.at,
             probed_advertised=sighting.advertised,
             probed_for=sighting.wanted,

@@ -37,6 +37,8 @@ class Delivery:
         Raises:
             OriginTrouble: it can't be had now.
         """
+        if asyncio.get_running_loop().time() >= until:
+            raise TimeoutError  # a transfer that nobody waits for must not begin
         async with asyncio.timeout_at(until):
             transfer, joined = await self._transfers.ready(object_id, requester, oldest)
             result = Result.COLLAPSED if joined else Result.MISS

@@ -8,11 +8,13 @@ on, or have become many, a new CVD.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import random
 import time
 from contextlib import suppress
 from itertools import takewhile
+from typing import IO
 
 from clamproxy.builder import CldBuilder
 from clamproxy.cache.store import Store
@@ -20,9 +22,8 @@ from clamproxy.config.settings import Settings
 from clamproxy.delta import Renewal, renewal
 from clamproxy.lineage import Lineages
 from clamproxy.messages import Requester
-from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfer import TransferError
@@ -42,7 +43,9 @@ SHORTEST_PROBE_INTERVAL = 900.0
 """Seconds between looks at the header of a CVD, where DNS says nothing."""
 LONGEST_WAIT = 86400.0
 """Seconds after which a signature that the origin doesn't have counts as one that never comes."""
-LONGEST_SLEEP = 900.0
+LONGEST_SLEEP = 600.0
+LONGEST_INTEREST = 86400.0
+"""Seconds for which a database of which nothing is cached is watched after a client asked for it."""
 LONGEST_LAG = 3600.0
 """Seconds after which a patch that the origin doesn't have counts as one that never comes."""
 
@@ -57,7 +60,6 @@ class Follower:
         versions: AdvertisedVersions,
         heads: Heads,
         cooldowns: Cooldowns,
-        budget: Budget,
         agents: Agents,
         lineages: Lineages,
         prefetcher: Prefetcher,
@@ -70,13 +72,14 @@ class Follower:
         self._versions = versions
         self._heads = heads
         self._cooldowns = cooldowns
-        self._budget = budget
         self._agents = agents
         self._lineages = lineages
         self._prefetcher = prefetcher
         self._builder = builder
         self._quiet_hour = quiet_hour
-        self._in_use: set[str] = set()
+        self._in_use: dict[str, float] = {}
+        """When a client asked last, Unix seconds, by database."""
+        self._lock: IO[bytes] | None = None
         self._settled: set[ObjectId] = set()
         """Signatures that are here, or that never will be."""
         self._missing_since: dict[ObjectId, float] = {}
@@ -86,7 +89,7 @@ class Follower:
 
     def see(self, database: str) -> None:
         """A client asks for files of this database."""
-        self._in_use.add(database)
+        self._in_use[database] = time.time()
 
     def start(self) -> None:
         """Begin, if anything is to be fetched ahead of clients at all."""
@@ -97,24 +100,44 @@ class Follower:
         """Cancel; what has arrived stays on disk."""
         if self._task is not None:
             self._task.cancel()
+        if self._lock is not None:
+            self._lock.close()
 
     async def _run(self) -> None:
         refresh = self._settings.versions.refresh
-        self._in_use |= {object_id.database for object_id in self._store.sizes()}
         await asyncio.sleep(random.uniform(0, min(refresh, LATEST_START)))  # noqa: S311
         while True:
-            for database in self._databases():
-                try:
-                    await self.follow(database)
-                except ORIGIN_TROUBLE as error:
-                    logger.debug("%s: not now: %s", database, error)
-                except Exception:
-                    logger.exception("Following the releases of %s failed.", database)
+            try:
+                if self._is_in_charge():
+                    for database in self._databases():
+                        await self._look(database)
+            except Exception:
+                logger.exception("Following releases failed.")
             # Gateways that were started together shall not ask together.
             await asyncio.sleep(min(refresh, LONGEST_SLEEP) * random.uniform(1.0, 1.25))  # noqa: S311
 
+    async def _look(self, database: str) -> None:
+        try:
+            await self.follow(database)
+        except ORIGIN_TROUBLE as error:
+            logger.debug("%s: not now: %s", database, error)
+        except Exception:
+            logger.exception("Following the releases of %s failed.", database)
+
+    def _is_in_charge(self) -> bool:
+        """Whether it is this process, of those that share the cache, which fetches for all of them."""
+        if self._lock is None:
+            self._lock = (self._store.directory / "follower.lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def _databases(self) -> list[str]:
-        wanted = set(self._in_use)
+        now = time.time()
+        wanted = {database for database, at in self._in_use.items() if now - at < LONGEST_INTEREST}
+        wanted |= self._store.databases()
         if self._settings.serving.prefetch == "all":
             wanted |= set(STANDARD)
         return sorted(wanted & set(self._settings.serving.databases))
@@ -153,24 +176,23 @@ class Follower:
         Raises:
             OriginTrouble: something of it can't be had now.
         """
-        requester = self._agents.requester()
+        requester = self._requester() or self._agents.requester()
         if requester is None:
             raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
-        advertised = await self._advertised(database, requester)
-        if advertised is None:
-            await self._prefetcher.renew(database, requester)
-            advertised = self._store.newest_version(database) or 0
-        cached = self._store.newest_version(database)
-        # Without a version here: the last two patches, for clients that are a little behind.
-        first = max(1, advertised - 1) if cached is None else cached + 1
+        told = await self._versions.get(database, patience=None) if self._settings.versions.dns else None
+        if told is None or not told.fresh:
+            await self._heads.probe(database, requester, 0, 0)
+        head, cached = self._heads.get(database), self._store.newest_version(database)
+        advertised = told.version if told and told.fresh else head.header.version if head else 0
+        # The last two patches in any case, for clients that are a little behind, but not all that
+        # there ever were.
+        first = min(advertised - 1, advertised if cached is None else cached + 1)
+        first = max(1, first, advertised - self._settings.cache.keep_cdiffs + 1)
         with suppress(NotFoundError):
-            await self._prefetcher.fetch_patches(
-                [ObjectId(database, version, Kind.CDIFF) for version in range(first, advertised + 1)],
-                requester,
-            )
+            await self._prefetcher.fetch_patches(_patches(database, first, advertised), requester)
         if cached is None or cached < advertised:
             await self._prefetcher.renew(database, requester)
-        await self._fetch_signatures(database, advertised, requester)
+        await self._fetch_signatures(database, advertised, requester, insists=True)
 
     async def _advertised(self, database: str, requester: Requester | None) -> int | None:
         """The version that is advertised by DNS, else by the header of the origin's CVD."""
@@ -180,23 +202,16 @@ class Follower:
                 return advertised.version
         age = time.time() - self._heads.sighting(database).at
         longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
-        if (
-            requester is not None
-            and age >= longest
-            and self._allows(Latest(database, Kind.CVD).upstream_path)
-        ):
+        if requester is not None and age >= longest and self._prefetcher.may_renew(database):
             await self._heads.probe(database, requester, 0, 0)
         head = self._heads.get(database)
         return head.header.version if head else None
 
     async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
         """Fetch the patches up to the advertised version, from where the cached ones end."""
-        wanted = [
-            ObjectId(database, version, Kind.CDIFF)
-            for version in range(await self._first_missing(database, advertised), advertised + 1)
-        ]
+        wanted = _patches(database, await self._first_missing(database, advertised), advertised)
         # In their order: none is of use to anybody before its predecessors.
-        asked = list(takewhile(lambda one: self._store.has(one) or self._allows(one.upstream_path), wanted))
+        asked = list(takewhile(lambda one: self._store.has(one) or self._prefetcher.may_fetch(one), wanted))
         try:
             await self._prefetcher.fetch_patches(asked, requester)
         except NotFoundError:
@@ -223,24 +238,35 @@ class Follower:
         due = await self._renewal(database, advertised)
         if due is Renewal.IN_A_QUIET_HOUR and not self._quiet_hour.is_now():
             return
-        if due is not Renewal.NOT_NEEDED and self._prefetcher.may_renew(database):
-            await self._prefetcher.renew(database, requester)
+        if due is not Renewal.NOT_NEEDED:
+            # Not waited for: the patches of other databases shall not wait, either.
+            self._prefetcher.renew_soon(database, requester)
 
     async def _renewal(self, database: str, advertised: int) -> Renewal:
         proven = await self._lineages.get(database)
         if self._settings.serving.prefetch == "all" and (proven is None or proven.lineage.base < advertised):
             return Renewal.AT_ONCE
-        if proven is None:
-            return Renewal.NOT_NEEDED
         gap, since = self._gaps.get(database, (0, 0.0))
-        is_gone = gap == proven.lineage.reached + 1 and (
-            gap < advertised or time.time() - since >= LONGEST_LAG
-        )
+        # An edge of the CDN may lag behind; the newest patch may be published late.
+        patience = 2 * self._settings.versions.refresh if gap < advertised else LONGEST_LAG
+        is_gone = gap > 0 and time.time() - since >= patience
+        if proven is None:
+            return Renewal.AT_ONCE if is_gone else Renewal.NOT_NEEDED
+        is_gone &= gap == proven.lineage.reached + 1
         too_far = advertised - proven.lineage.base > self._settings.delta.max_patches
         return renewal(proven.lineage, self._settings.delta, next_is_gone=is_gone or too_far)
 
-    async def _fetch_signatures(self, database: str, advertised: int, requester: Requester) -> None:
-        """Fetch the signatures of the base and of the patches that are here."""
+    async def _fetch_signatures(
+        self, database: str, advertised: int, requester: Requester, *, insists: bool = False
+    ) -> None:
+        """Fetch the signatures of the base and of the patches that are here.
+
+        Args:
+            database: whose.
+            advertised: its version.
+            requester: in whose name.
+            insists: whether a person waits: then no budget holds back, and trouble is raised.
+        """
         proven = await self._lineages.get(database)
         oldest = max(1, advertised - self._settings.delta.max_patches + 1)
         wanted = [ObjectId(database, version, Kind.CDIFF_SIGN) for version in range(oldest, advertised + 1)]
@@ -251,7 +277,10 @@ class Follower:
                 continue
             if self._store.has(signature):
                 self._settled.add(signature)
-            elif self._allows(signature.upstream_path):
+            elif insists:
+                with suppress(NotFoundError):
+                    await self._prefetcher.fetch(signature, requester)
+            elif self._prefetcher.may_fetch(signature):
                 await self._fetch_signature(signature, advertised, requester)
 
     async def _fetch_signature(self, signature: ObjectId, advertised: int, requester: Requester) -> None:
@@ -267,5 +296,6 @@ class Follower:
                 raise  # which concerns the others, too
             logger.debug("%s: not now: %s", signature.file_name, error)
 
-    def _allows(self, path: str) -> bool:
-        return self._budget.allows(path, cost=COST_OF_TRANSFER)
+
+def _patches(database: str, first: int, last: int) -> list[ObjectId]:
+    return [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]

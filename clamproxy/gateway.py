@@ -18,10 +18,13 @@ from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
-from clamproxy.policy import PLAUSIBLE_LEAD
+from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
 from clamproxy.whole import WholeFiles
 
 logger = logging.getLogger(__name__)
+
+LONGEST_VIA = 1024
+"""Characters; each gateway adds some twenty."""
 
 
 class Gateway:
@@ -82,8 +85,9 @@ class Gateway:
         return self.finish(reply)
 
     def is_loop(self, headers: Headers) -> bool:
-        """Whether a request came through this gateway before."""
-        return self._pseudonym in ", ".join(headers.get_all("Via"))
+        """Whether a request came through this gateway before, or through too many to be true."""
+        via = ", ".join(headers.get_all("Via"))
+        return self._pseudonym in via or len(via) > LONGEST_VIA or not (via.isascii() and via.isprintable())
 
     def refuse(self, status: int, reason: str) -> Reply:
         """An answer to a request that is not for the gateway to serve."""
@@ -125,6 +129,8 @@ class Gateway:
         return from_object(request, *await self._delivery.fetch(object_id, request.requester, until))
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
-        """Whether a version is so far ahead of a fresh DNS answer that a client must have made it up."""
+        """Whether a version is so far from a fresh DNS answer that a client must have made it up."""
         known = await self._current.ask_dns(Latest(object_id.database, Kind.CVD), Requester())
-        return known.advertised_is_fresh and object_id.version > known.newest + PLAUSIBLE_LEAD
+        oldest = known.wanted - OLDEST_CDIFF if object_id.kind is Kind.CDIFF else 0
+        newest = known.newest + PLAUSIBLE_LEAD
+        return known.advertised_is_fresh and not oldest <= object_id.version <= newest

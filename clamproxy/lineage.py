@@ -11,7 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
-from clamproxy.cache.store import Store
+from clamproxy.cache.store import PublishedFile, Store
 from clamproxy.delta import Lineage
 from clamproxy.formats.cdiff import CdiffContainer, iter_commands
 from clamproxy.formats.cvd import read_info
@@ -89,10 +89,26 @@ class Lineages:
         with base:
             is_same = known is not None and known.lineage.base == base.object_id.version
             if known is None or not is_same or not self._has(database, known.lineage.base + 1):
-                with open(base.fileno(), "rb", closefd=False) as file:
-                    info = Info.parse(read_info(file, database))
-                known = ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
-        return self._extend(database, known)
+                known = self._begin(base)
+        return known and self._extend(database, known)
+
+    def _begin(self, base: PublishedFile) -> ProvenLineage | None:
+        """The lineage of a base without patches; None if it can't be read."""
+        object_id = base.object_id
+        try:
+            with open(base.fileno(), "rb", closefd=False) as file:
+                info = Info.parse(read_info(file, object_id.database))
+            if info.header.version != object_id.version:
+                raise InvalidObject(f"holds version {info.header.version}")
+        except OSError as error:
+            logger.warning("%s can't be read: %s", object_id.file_name, error)
+            return None
+        except InvalidObject as error:
+            # It was verified when it came, and has been spoilt since: serving it would hurt clients.
+            logger.warning("%s is damaged, and dropped from the cache: %s", object_id.file_name, error)
+            self._store.drop(object_id)
+            return None
+        return ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
 
     def _read_and_leave(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
         try:
@@ -122,6 +138,9 @@ class Lineages:
                 info = verify_info(patch_info(known.info.raw, commands, database), database, self._keys)
                 if info.header.version != patch_id.version:
                     raise InvalidObject(f"leads to version {info.header.version}")
+            except OSError as error:
+                logger.warning("%s can't be read: %s", patch_id.file_name, error)
+                return None
             except InvalidObject as error:
                 logger.warning("%s does not fit its predecessor: %s", patch_id.file_name, error)
                 return replace(known, lineage=replace(known.lineage, is_blocked=True))

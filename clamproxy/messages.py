@@ -12,6 +12,9 @@ from werkzeug.datastructures import Headers
 
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
+PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
+"""A field's value that is passed on; freshclam's User-Agent has at most 127 bytes (protocol.md 1.1)."""
+
 
 class Result(StrEnum):
     """How a request was answered; each request counts under exactly one of these."""
@@ -108,8 +111,15 @@ class Request:
     @property
     def requester(self) -> Requester:
         """For whom the origin is asked."""
-        via = ", ".join(self.headers.get_all("Via"))
-        return Requester(self.headers.get("User-Agent"), via or None)
+        agent = self.headers.get("User-Agent")
+        # A field that no client sends must not make the origin refuse a file that others want.
+        usable = agent is not None and PLAIN_FIELD.fullmatch(agent) is not None
+        return Requester(agent if usable else None, self.via or None)
+
+    @property
+    def via(self) -> str:
+        """The gateways that the request came through."""
+        return ", ".join(self.headers.get_all("Via"))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from clamproxy.cache.store import Store
 from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.budget import COST_OF_TRANSFER, Budget
+from clamproxy.origin.budget import Budget
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 AT_A_TIME = 4
 """Patches that are fetched side by side when there are several to catch up with."""
-_COST_OF_RENEWAL = 1 + COST_OF_TRANSFER
+_COST_OF_RENEWAL = 2
 """Requests: the header, then the whole file."""
 
 
@@ -49,7 +49,7 @@ class Prefetcher:
             OriginTrouble: it can't be had now.
         """
         if not self._is_here(object_id):
-            transfer, _ = await self._transfers.ready(object_id, requester, oldest)
+            transfer, _ = await self._transfers.ready(object_id, requester, oldest, for_client=False)
             await transfer.finish()
 
     def _is_here(self, object_id: ObjectId) -> bool:
@@ -58,10 +58,6 @@ class Prefetcher:
         if published is not None:
             published.close()
         return published is not None
-
-    def is_under_way(self, object_id: ObjectId) -> bool:
-        """Whether somebody is fetching an object already."""
-        return self._transfers.is_running(object_id)
 
     async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
         """Fetch the patches that lead from the cached CVD on to a version, as far as they are there.
@@ -116,6 +112,10 @@ class Prefetcher:
             OriginTrouble: it can't be had now.
         """
         await self._once(f"renewal of {database}", lambda: self._renew(database, requester))
+
+    def may_fetch(self, object_id: ObjectId) -> bool:
+        """Whether the gateway may ask for a patch or a signature by itself, or somebody does already."""
+        return self._transfers.is_running(object_id) or self._budget.allows(object_id.upstream_path)
 
     def may_renew(self, database: str) -> bool:
         """Whether the gateway may ask for a CVD by itself: for its header, and for the whole."""

@@ -29,7 +29,7 @@ class QuietHour:
         self._hour = int(clock() // 3600)
         self._count = 0
         # Gateways must not begin all at once: each waits for its own part of the hour.
-        self._offset = random.uniform(0, 0.75) * 3600  # noqa: S311
+        self._offset = random.uniform(0, 0.5) * 3600  # noqa: S311
 
     def restore(self, saved: Any) -> None:
         """Take over an earlier process's history, if it is one."""

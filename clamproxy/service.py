@@ -82,7 +82,7 @@ class Service:
         self._make_origin_side(pseudonym)
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
-        self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"))
+        self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers, self._budget)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
         self.follower = self._make_follower()
@@ -156,7 +156,8 @@ class Service:
 
     def _restore(self) -> None:
         """Take over what an earlier process knew."""
-        self._cooldowns.restore(self.store.notes("cooldown/"))
+        if not self.settings.upstream.offline:
+            self._cooldowns.restore(self.store.notes("cooldown/"))
         self._budget.restore(self.store.notes("budget/"))
         self._agents.restore(self.store.notes("agent/"))
         self._versions.restore(self.store.notes("advertised/"), self.store.notes("record/"))
@@ -171,7 +172,6 @@ class Service:
             self._versions,
             self._heads,
             self._cooldowns,
-            self._budget,
             self._agents,
             self._lineages,
             self._prefetcher,
@@ -187,7 +187,6 @@ class Service:
             self._heads,
             self._cooldowns,
             self._agents,
-            self._budget,
             self._lineages,
             self._prefetcher,
         )

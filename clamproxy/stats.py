@@ -99,6 +99,7 @@ def snapshot(store: Store) -> dict[str, Any]:
             database: {
                 "advertised": advertised[database][0] if advertised.get(database) else None,
                 "cached": store.newest_version(database),
+                "reached": store.reached_version(database),
             }
             for database in sorted(cached | set(advertised))
         },

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from clamproxy.answers import from_head, from_object, plain
 from clamproxy.builder import BuildError, CldBuilder
-from clamproxy.cache.store import Store
+from clamproxy.cache.store import PublishedFile, Store
 from clamproxy.config.settings import Delta
 from clamproxy.current import CurrentVersions, Finding
 from clamproxy.dates import parse_http_date
@@ -72,6 +72,8 @@ class WholeFiles:
                 return reply
             finding = await self._current.find_out(latest, request.requester, with_patches=False)
             choice = choose(finding.known)
+        if choice is not None and not choice.is_cached and (reply := self._answer_for_now(request, finding)):
+            return reply
         if choice is None:
             raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
         if choice.is_cached:
@@ -107,6 +109,16 @@ class WholeFiles:
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
         head = self._head_of(object_id, proven)
         return from_head(request, object_id, head, result, is_newest=not choice.stale)
+
+    def _answer_for_now(self, request: Request, finding: Finding) -> Reply | None:
+        """The base for a new client, while the origin is too slow with a patch for the next version."""
+        is_slow = isinstance(finding.trouble, TimeoutError)
+        if not is_slow or finding.proven is None or not _is_for_new_client(request):
+            return None
+        base = self._store.open(ObjectId(finding.database, finding.proven.lineage.base, Kind.CVD))
+        if base is None:
+            return None
+        return from_object(request, base.object_id, base.metadata, base, Result.STALE, is_newest=False)
 
     def _head_of(self, object_id: ObjectId, proven: ProvenLineage) -> Head:
         """The origin's header of a version if it was seen, else the one that the patches lead to."""
@@ -159,26 +171,34 @@ class WholeFiles:
             latest, request.requester, with_patches=True, needs_patches=True
         )
         choice, proven = choose(finding.known), finding.proven
-        if choice is None or proven is None or not choice.by_patches:
+        if choice is None:
             return nothing
         object_id = ObjectId(latest.database, choice.version, Kind.CLD)
-        result = Result.STALE if choice.stale else Result.HIT
-        if not self._builder.can_build(object_id):
-            return nothing
-        if not self._store.has(object_id):
+        # It may be here though the CVD is, too: the base was renewed after a client's probe.
+        published = self._store.open(object_id)
+        if published is None:
+            if proven is None or not choice.by_patches or not self._builder.can_build(object_id):
+                return nothing
+            result = Result.STALE if choice.stale else Result.HIT
             # Who asks for the header asks for the whole file next, if it is newer than its own.
             self._builder.start(latest.database, proven)
             head = Head(proven.header, None, None)
             if reply := from_head(request, object_id, head, result, is_newest=not choice.stale):
                 return reply
-        try:
-            async with asyncio.timeout(PATIENCE_WITH_BUILD):
-                published = await self._builder.open(latest.database, proven)
-        except BuildError:
-            return nothing
-        return from_object(
-            request, object_id, published.metadata, published, result, is_newest=not choice.stale
-        )
+            try:
+                async with asyncio.timeout(PATIENCE_WITH_BUILD):
+                    published = await self._builder.open(latest.database, proven)
+            except BuildError:
+                return nothing
+            except TimeoutError:
+                return plain(503, Result.ERROR, f"{object_id.file_name} is still being built")
+        return _from_published(request, published, choice)
+
+
+def _from_published(request: Request, published: PublishedFile, choice: Choice) -> Reply:
+    result = Result.STALE if choice.stale else Result.HIT
+    object_id, metadata = published.object_id, published.metadata
+    return from_object(request, object_id, metadata, published, result, is_newest=not choice.stale)
 
 
 def _is_for_new_client(request: Request) -> bool:

@@ -5,7 +5,7 @@ of each database it leads to; then come the objects under their names. Who impor
 nothing in it but the vendor's signatures on the objects.
 """
 
-from clamproxy.bundle.contents import Selection, Since, reached_version, select
+from clamproxy.bundle.contents import Selection, Since, select
 from clamproxy.bundle.export import write_bundle, written_file
 from clamproxy.bundle.intake import import_bundle
 from clamproxy.bundle.manifest import BundleError, Manifest
@@ -18,7 +18,6 @@ __all__ = [
     "Selection",
     "Since",
     "import_bundle",
-    "reached_version",
     "select",
     "write_bundle",
     "written_file",

@@ -13,31 +13,6 @@ from clamproxy.objects import MAX_VERSION, Kind, ObjectId
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
 
-def reached_version(store: Store, database: str) -> int | None:
-    """The version that the cache leads to: its newest CVD's, or that of the last patch after it.
-
-    Args:
-        store: the cache.
-        database: whose version.
-
-    Returns:
-        None if there is no CVD.
-    """
-    version = store.newest_version(database)
-    while version is not None and _has_patch(store, ObjectId(database, version + 1, Kind.CDIFF)):
-        version += 1
-    return version
-
-
-def _has_patch(store: Store, object_id: ObjectId) -> bool:
-    """Whether the cdiff is here, and leads on: an empty one says to take the whole CVD (trap 15)."""
-    published = store.open(object_id)
-    if published is None:
-        return False
-    with published:
-        return published.size > 0
-
-
 @dataclass(frozen=True, slots=True)
 class Since:
     """The versions that the other side has."""
@@ -102,7 +77,7 @@ def select(store: Store, databases: Iterable[str] = (), since: Since | None = No
     selection = Selection()
     for database in sorted(set(databases) or cached | set(since.named)):
         own = {object_id: size for object_id, size in sizes.items() if object_id.database == database}
-        reached = reached_version(store, database)
+        reached = store.reached_version(database)
         if reached is None:
             selection.remarks.append(f"{database} is left out: no CVD of it is cached.")
         else:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.bundle.contents import publishing_order, reached_version
+from clamproxy.bundle.contents import publishing_order
 from clamproxy.bundle.manifest import (
     MANIFEST_LIMIT,
     MANIFEST_NAME,
@@ -22,7 +22,7 @@ from clamproxy.bundle.manifest import (
     sha256_of,
 )
 from clamproxy.bundle.progress import NoProgress, Progress
-from clamproxy.bundle.tar import PIECE, TarError, TarMember, read_members
+from clamproxy.bundle.tar import PIECE, TarCutOffError, TarError, TarMember, read_members
 from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.store import Metadata, Store
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
@@ -46,8 +46,8 @@ def import_bundle(
 ) -> Manifest:
     """Take a bundle into the cache. Blocks.
 
-    Nothing is published before all of it has been verified. After an interruption, importing
-    the same bundle again goes on with what is complete.
+    Nothing is published before all of it has been verified, also what the cache has already. After
+    an interruption, importing the same bundle again goes on with what is complete.
 
     Args:
         store: the cache.
@@ -77,13 +77,12 @@ def _import(
     data = _read_manifest(members)
     manifest = Manifest.parse(data)
     for database, part in manifest.databases.items():
-        _check_direction(database, part, reached_version(store, database), allow_older)
+        _check_direction(database, part, store.reached_version(database), allow_older)
     progress.begin({name: 2 * part.size for name, part in manifest.databases.items()})
-    area = staging / hashlib.sha256(data).hexdigest()
-    area.mkdir(mode=0o700, exist_ok=True)
-    _unpack(store, members, manifest, area, progress)
-    _verify(manifest, area, keys, progress)
-    _publish(store, manifest, area)
+    with _area(staging, data) as area:
+        _unpack(members, manifest, area, progress)
+        _verify(manifest, area, keys, progress)
+        _publish(store, manifest, area)
     return manifest
 
 
@@ -100,6 +99,20 @@ def _staging(cache: Path) -> Iterator[Path]:
         _sweep(staging, older_than=LONGEST_KEPT)
         yield staging
         _sweep(staging, older_than=0)
+
+
+@contextmanager
+def _area(staging: Path, manifest: bytes) -> Iterator[Path]:
+    """The directory for the objects of one bundle, which stays if the same bundle could go on there."""
+    area = staging / hashlib.sha256(manifest).hexdigest()
+    area.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield area
+    except TarCutOffError:
+        raise
+    except (BundleError, TarError):
+        shutil.rmtree(area)
+        raise
 
 
 def _sweep(staging: Path, older_than: float) -> None:
@@ -132,10 +145,8 @@ def _check_direction(database: str, part: ListedDatabase, current: int | None, a
         )
 
 
-def _unpack(
-    store: Store, members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Progress
-) -> None:
-    """Put each object that the cache lacks under its name into `area`, compared with the manifest."""
+def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Progress) -> None:
+    """Put each object under its name into `area`, compared with the manifest."""
     missing = manifest.objects
     for member in members:
         listed = missing.pop(member.name, None)
@@ -145,20 +156,12 @@ def _unpack(
         if member.size != listed.size:
             raise BundleError(f"{listed.name} has {member.size} bytes in place of {listed.size}")
         target = area / listed.name
-        if not _holds(store, listed) and not _is_complete(target, listed):
+        if not _is_complete(target, listed):
             _write(member, target, listed, progress)
         elif sha256_of(_counted(member, listed, progress)) != listed.sha256:
             raise BundleError(f"{listed.name} is damaged")
     if missing:
         raise BundleError(f"the bundle lacks {next(iter(missing))}")
-
-
-def _holds(store: Store, listed: ListedObject) -> bool:
-    published = store.open(listed.object_id)
-    if published is None:
-        return False
-    published.close()
-    return True
 
 
 def _is_complete(path: Path, listed: ListedObject) -> bool:
@@ -177,7 +180,6 @@ def _write(member: TarMember, target: Path, listed: ListedObject, progress: Prog
             digest.update(piece)
             file.write(piece)
     if digest.hexdigest() != listed.sha256:
-        part.unlink()
         raise BundleError(f"{listed.name} is damaged")
     part.replace(target)
 
@@ -189,16 +191,14 @@ def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Ite
 
 
 def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
-    """Prove that everything that will be published is what its name says."""
+    """Prove that every object is what its name says."""
     for listed in manifest.objects.values():
         path = area / listed.name
-        if path.exists():
-            try:
-                verify(path, listed.object_id, keys)
-                _check_build_time(path, listed)
-            except InvalidObject as error:
-                shutil.rmtree(area)  # the same bundle will never do
-                raise BundleError(f"{listed.name} is not what it should be: {error}") from error
+        try:
+            verify(path, listed.object_id, keys)
+            _check_build_time(path, listed)
+        except InvalidObject as error:
+            raise BundleError(f"{listed.name} is not what it should be: {error}") from error
         progress.advance(listed.object_id.database, listed.size)
 
 
@@ -216,16 +216,18 @@ def _header(path: Path, listed: ListedObject) -> CvdHeader | None:
 
 
 def _publish(store: Store, manifest: Manifest, area: Path) -> None:
-    """Publish it all, each object after what clients ask for next, and note the versions at the end."""
+    """Publish it all, each object after what clients ask for next, and note the versions at the end.
+
+    Of what the cache has already, its own copy stays.
+    """
     now = int(time.time())
     everything = sorted(manifest.objects.values(), key=lambda listed: publishing_order(listed.object_id))
     for listed in everything:
         path = area / listed.name
-        if path.exists():
-            header = _header(path, listed)
-            text = header.raw.decode("ascii") if header else None
-            metadata = Metadata(listed.size, now, _last_modified(listed, header, now), text)
-            store.publish(listed.object_id, path, metadata)
+        header = _header(path, listed)
+        text = header.raw.decode("ascii") if header else None
+        metadata = Metadata(listed.size, now, _last_modified(listed, header, now), text)
+        store.publish(listed.object_id, path, metadata)
     for database, part in manifest.databases.items():
         store.set_note(f"imported/{database}", {"version": part.version, "at": now})
 

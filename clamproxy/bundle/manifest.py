@@ -127,11 +127,8 @@ class Manifest(_Part):
         if detail["loc"] == ("format",):
             raise BundleError("the bundle is in a format that this version of clamproxy doesn't know")
         place = ".".join(map(str, detail["loc"]))
-        raise BundleError(
-            f"the manifest is not right: {place}: {detail['msg']}".encode(
-                "ascii", "backslashreplace"
-            ).decode()
-        )
+        text = ": ".join(filter(None, ("the manifest is not right", place, detail["msg"])))
+        raise BundleError(text.encode("ascii", "backslashreplace").decode())
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:

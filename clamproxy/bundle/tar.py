@@ -20,6 +20,10 @@ class TarError(Exception):
     """The stream is not such a tar, or is damaged."""
 
 
+class TarCutOffError(TarError):
+    """The stream ends too early: what there is of it is right so far."""
+
+
 class TarMember:
     """A member whose contents are still in the stream."""
 
@@ -33,12 +37,12 @@ class TarMember:
         """The contents, from where they were left; to be read before the next member is asked for.
 
         Raises:
-            TarError: the stream ends inside them.
+            TarCutOffError: the stream ends inside them.
         """
         while self._left:
             piece = self._stream.read(min(self._left, PIECE))
             if not piece:
-                raise TarError(f"is cut off inside {self.name}")
+                raise TarCutOffError(f"is cut off inside {self.name}")
             self._left -= len(piece)
             yield piece
 
@@ -46,9 +50,12 @@ class TarMember:
         """Leave the rest of the contents and the padding behind."""
         for _ in self.pieces():
             pass
-        padding = -self.size % tarfile.BLOCKSIZE
-        if self._stream.read(padding) != bytes(padding):
+        length = -self.size % tarfile.BLOCKSIZE
+        padding = self._stream.read(length)
+        if any(padding):
             raise TarError(f"is damaged behind {self.name}")
+        if len(padding) < length:
+            raise TarCutOffError(f"is cut off behind {self.name}")
 
 
 def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes], time: float) -> None:
@@ -86,6 +93,7 @@ def read_members(stream: BinaryIO) -> Iterator[TarMember]:
     """The members, one at a time; contents that nobody reads are skipped. Reads the stream to its end.
 
     Raises:
+        TarCutOffError: the stream ends too early.
         TarError: this is not such a tar, or it is damaged.
         OSError: the stream can't be read.
     """
@@ -93,11 +101,12 @@ def read_members(stream: BinaryIO) -> Iterator[TarMember]:
         block = stream.read(tarfile.BLOCKSIZE)
         if block == bytes(tarfile.BLOCKSIZE):
             break
+        if len(block) < tarfile.BLOCKSIZE:
+            raise TarCutOffError("is cut off")
         try:
             header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         except (tarfile.HeaderError, ValueError) as error:
-            whole = len(block) == tarfile.BLOCKSIZE
-            raise TarError("is damaged, or no bundle" if whole else "is cut off") from error
+            raise TarError("is damaged, or no bundle") from error
         if header.type != tarfile.REGTYPE:
             raise TarError(f"holds {header.name!r}, which is not a regular file")
         member = TarMember(header.name, header.size, stream)

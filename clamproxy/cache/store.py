@@ -235,6 +235,24 @@ class Store:
         with newest:
             return newest.object_id.version
 
+    def reached_version(self, database: str) -> int | None:
+        """The version that clients get to: the newest CVD's, or that of the last patch after it.
+
+        None if there is no CVD. Opens each of these patches: some milliseconds for a hundred.
+        """
+        version = self.newest_version(database)
+        while version is not None and self._leads_on(ObjectId(database, version + 1, Kind.CDIFF)):
+            version += 1
+        return version
+
+    def _leads_on(self, cdiff: ObjectId) -> bool:
+        """Whether a cdiff is here and isn't empty: an empty one says to take the whole CVD (trap 15)."""
+        published = self.open(cdiff)
+        if published is None:
+            return False
+        with published:
+            return published.size > 0
+
     def publish(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
         """Move a verified file into the cache: synced, then linked, then made known. Blocks.
 
@@ -256,6 +274,10 @@ class Store:
             newest = self.newest_version(object_id.database) or 0
             if object_id.kind is Kind.CVD and object_id.version > newest:
                 self._index.set(_NEWEST_PREFIX + object_id.database, str(object_id.version), retry=True)
+
+    def databases(self) -> set[str]:
+        """The databases of which there is anything. Takes milliseconds."""
+        return {object_id.database for object_id in self._object_ids()}
 
     def sizes(self) -> dict[ObjectId, int]:
         """Every object and its size in bytes. Takes milliseconds for a thousand objects."""
@@ -284,7 +306,23 @@ class Store:
 
     def drop(self, object_id: ObjectId) -> None:
         """Forget an object and delete its file. Blocks. Who reads it goes on reading."""
-        self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+        with self._index.transact(retry=True):
+            self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
+            database = object_id.database
+            newest = get_text(self._index, _NEWEST_PREFIX + database)
+            if object_id.kind is Kind.CVD and newest == str(object_id.version):
+                self._point_at_newest(database)
+
+    def _point_at_newest(self, database: str) -> None:
+        """Find the newest CVD anew, as the one that was is gone."""
+        versions = [
+            one.version for one in self._object_ids() if one.database == database and one.kind is Kind.CVD
+        ]
+        key = _NEWEST_PREFIX + database
+        if versions:
+            self._index.set(key, str(max(versions)), retry=True)
+        else:
+            self._index.delete(key, retry=True)
 
     def _object_ids(self) -> Iterator[ObjectId]:
         for key in self._index:

@@ -20,10 +20,12 @@ from clamproxy.bundle import (
     written_file,
 )
 from clamproxy.cli.common import (
+    cached_databases,
     config_option,
     database_option,
     fail,
     opened_store,
+    require_known,
     require_owner,
     settings_of,
     shown_error,
@@ -59,9 +61,10 @@ def export(file: str, since: Since, databases: tuple[str, ...], config: str | No
 
     FILE is a tar; - is the standard output. Works whether the proxy runs or not.
     """
-    directory = settings_of(config).cache.directory
-    require_owner(directory)
-    with opened_store(directory) as store, _refusals(file):
+    settings = settings_of(config)
+    require_owner(settings.cache.directory)
+    with opened_store(settings.cache.directory) as store, _refusals(file):
+        require_known(databases, settings, cached_databases(store))
         selection = select(store, databases, since)
         for remark in selection.remarks:
             tell(remark)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import parse_database
+from clamproxy.objects import Kind
 
 type _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -85,6 +86,19 @@ def require_owner(directory: Path) -> None:
     """End the process if it would leave files in another user's cache that the proxy can't use."""
     if directory.is_dir() and directory.stat().st_uid != os.geteuid():
         fail(f"{directory}: belongs to user {directory.owner()}; run this as that user")
+
+
+def cached_databases(store: Store) -> set[str]:
+    """The databases of which there is a CVD."""
+    return {object_id.database for object_id in store.sizes() if object_id.kind is Kind.CVD}
+
+
+def require_known(names: Iterable[str], settings: Settings, cached: set[str]) -> None:
+    """End the process if a database is neither served nor cached: its name is a slip."""
+    known = cached.union(settings.serving.databases)
+    for name in names:
+        if name not in known:
+            fail(f"there is no database {name} here, but {', '.join(sorted(known))}.")
 
 
 def shown_size(value: float) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 
 from clamproxy.announcement import compose
-from clamproxy.bundle import reached_version
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import (
+    cached_databases,
     config_option,
     database_option,
     fail,
     opened_store,
+    require_known,
     require_owner,
     settings_of,
     shown_error,
@@ -25,7 +26,6 @@ from clamproxy.cli.common import (
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
-from clamproxy.objects import Kind
 
 STANDARD_DATABASES = ("main", "daily", "bytecode")
 ORIGIN_FAILED = 2
@@ -38,7 +38,7 @@ ORIGIN_FAILED = 2
 @click.option(
     "--keep-cdiffs",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=1),
     help="How many patches of each database; default: cache.keep_cdiffs.",
 )
 @click.option("--cached-only", is_flag=True, help="Take what is cached, ask nobody.")
@@ -59,7 +59,8 @@ def mirror(
     require_owner(settings.cache.directory)
     asks = not (cached_only or settings.upstream.offline)
     with opened_store(settings.cache.directory, make=asks) as store:
-        cached = {object_id.database for object_id in store.sizes() if object_id.kind is Kind.CVD}
+        cached = cached_databases(store)
+    require_known(databases, settings, cached)
     wanted = list(databases or _default_databases(settings, cached))
     failures = _fetch(settings, wanted) if asks else []
     for failure in failures:
@@ -102,7 +103,7 @@ async def _renew(settings: Settings, databases: list[str]) -> list[str]:
 
 def _dns_text(settings: Settings, store: Store, databases: list[str]) -> str:
     """What DNS would advertise if the mirror were the CDN."""
-    reached = {database: reached_version(store, database) for database in databases}
+    reached = {database: store.reached_version(database) for database in databases}
     versions = {database: version for database, version in reached.items() if version is not None}
     template = store.note(f"record/{settings.versions.domain}")
     return compose(versions, template if isinstance(template, str) else None, time.time())

@@ -41,9 +41,10 @@ def _print_tables(values: dict[str, Any]) -> None:
     counters.add_row("cache", shown_size(values["cache_bytes"]))
     counters.add_row("quarantined", f"{values['quarantined']:,}")
     console.print(counters)
-    databases = Table("database", "advertised", "cached", title="Databases")
+    columns = ("advertised", "cached", "reached")
+    databases = Table("database", *columns, title="Databases")
     for name, versions in values["databases"].items():
-        databases.add_row(name, str(versions["advertised"] or "-"), str(versions["cached"] or "-"))
+        databases.add_row(name, *(str(versions[column] or "-") for column in columns))
     console.print(databases)
     if values["cooldowns"]:
         cooldowns = Table("not asked of the origin", "until", "why", title="Cool-downs")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clamproxy.dates import as_past_time
-from clamproxy.messages import Requester
+from clamproxy.messages import PLAIN_FIELD, Requester
 
 OLDEST_SUPPORTED = (1, 0)
 """ClamAV's end-of-life policy: 0.103, the last long-term release before it, ended in 2023."""
@@ -23,7 +23,6 @@ MOST_VERSIONS = 16
 _NOTED_EVERY = 6 * 3600.0
 
 _VERSION = re.compile(r"ClamAV/(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?![\d.])", re.ASCII)
-_USER_AGENT = re.compile(r"[ -~]{1,255}")  # freshclam's has at most 127 bytes: protocol.md 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class Agents:
 
 def _supported_release(user_agent: str | None) -> _Release | None:
     """The version in a User-Agent as freshclam sends it; None for all others."""
-    if not user_agent or not _USER_AGENT.fullmatch(user_agent):
+    if not user_agent or not PLAIN_FIELD.fullmatch(user_agent):
         return None
     match = _VERSION.match(user_agent)
     release = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)

@@ -17,8 +17,6 @@ WINDOW = 3600.0
 """Seconds over which requests are counted."""
 PER_FILE = 5
 """Requests for one file within that time, after which the gateway asks for it no more by itself."""
-COST_OF_TRANSFER = 2
-"""Requests that a transfer for no client may take: one that breaks is tried once more."""
 FIRST_PAUSE = 60.0
 """Seconds between the first two requests of the gateway's own for a file."""
 
@@ -82,7 +80,7 @@ class Budget:
         Args:
             path: at the origin.
             first_pause: seconds between the first two requests, if not the usual ones; each
-                further pause is twice as long as the one before.
+                further pause is three times as long as the one before.
             cost: how many requests that may take.
         """
         now = self._clock()
@@ -91,7 +89,7 @@ class Budget:
             times = self._recent(path, now)
         if not times:
             return True
-        return len(times) + cost <= PER_FILE and now - times[-1] >= pause * 2 ** (len(times) - 1)
+        return len(times) + cost <= PER_FILE and now - times[-1] >= pause * 3 ** (len(times) - 1)
 
     def _recent(self, path: str, now: float) -> list[float]:
         times = [min(at, now) for at in self._asked.get(path, []) if now - at < WINDOW]

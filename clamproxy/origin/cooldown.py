@@ -4,8 +4,8 @@ A refusal concerns what it was given for, and nothing else (protocol.md traps 20
 
 * 429 concerns one file: the CDN limits requests per address and file;
 * 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. The
-  same answer to a supported version means that the address is blocked, and then each version
-  in use finds that out for itself, once;
+  same answer to a supported version means that the address is blocked, and then the versions
+  in use find that out for themselves, some of them for all;
 * an error of the server or a broken transfer concerns one file, a server that can't be
   reached all of them.
 
@@ -64,6 +64,9 @@ BACKOFFS = {
 }
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
+ENOUGH_REFUSALS = 3
+"""Refused client versions at a time, after which versions that were never admitted don't try."""
+MOST_ADMITTED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Cooldowns:
         self._clock = clock
         self._save = save
         self._active: dict[str, Cooldown] = {}
+        self._admitted: dict[str, None] = {}
+        """Client versions that the origin delivered to, the last one at the end."""
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process saved; entries that don't parse are dropped."""
@@ -116,6 +121,8 @@ class Cooldowns:
         """
         now = self._clock()
         found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN)]
+        if agent not in self._admitted:
+            found.append(self._refusal_of_all(now))
         running = [cooldown for cooldown in found if cooldown is not None and cooldown.until > now]
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
@@ -155,6 +162,10 @@ class Cooldowns:
             asked_at: when the request began, Unix seconds: a refusal that was noted after that
                 goes on, as it is the origin's last word.
         """
+        self._admitted.pop(agent, None)
+        self._admitted[agent] = None
+        if len(self._admitted) > MOST_ADMITTED:
+            del self._admitted[next(iter(self._admitted))]
         for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
             if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
@@ -162,6 +173,17 @@ class Cooldowns:
             if verified or cooldown.failure is not Failure.BAD_CONTENT:
                 del self._active[key]
                 self._save(key, None)
+
+    def _refusal_of_all(self, now: float) -> Cooldown | None:
+        """The shortest of the refusals, if there are so many that the next version needn't try, too."""
+        refusals = [
+            cooldown
+            for cooldown in self._active.values()
+            if cooldown.failure is Failure.FORBIDDEN and cooldown.until > now
+        ]
+        if len(refusals) < ENOUGH_REFUSALS:
+            return None
+        return min(refusals, key=lambda cooldown: cooldown.until)
 
     def was_refused(self, agent: str) -> bool:
         """Whether the origin's last word to a client version was a refusal, however long ago.

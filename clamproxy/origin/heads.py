@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clamproxy.dates import as_past_time, parse_http_date
@@ -173,6 +173,7 @@ class Heads:
             raise
         except NotFoundError:
             self._missing_until[database] = time.monotonic() + RECHECK
+            self._sightings[database] = replace(self.sighting(database), at=time.time())
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         known = self._heads.get(database)

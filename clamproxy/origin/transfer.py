@@ -90,6 +90,8 @@ class Transfer:
             oldest: the oldest version of a whole CVD that is of any use; default: the expected.
         """
         self.requester = requester
+        self.for_client = True
+        """Whether a client waits: the gateway's own transfers give up at the first break."""
         self.published = False
         self._expected = expected
         self._oldest = expected.version if oldest is None else oldest
@@ -236,7 +238,7 @@ class Transfer:
         return Arrival(self._expected, self._oldest, partial)
 
     async def _fetch_all(self, arrival: Arrival) -> None:
-        patience = _Patience(arrival)
+        patience = _Patience(arrival, self)
         while not arrival.partial.complete:
             try:
                 async with self._resources.slots:
@@ -346,8 +348,9 @@ class Transfer:
 class _Patience:
     """How many breaks a transfer survives without getting on."""
 
-    def __init__(self, arrival: Arrival) -> None:
+    def __init__(self, arrival: Arrival, transfer: Transfer) -> None:
         self._arrival = arrival
+        self._transfer = transfer
         self._breaks = 0
         self._mark = arrival.partial.have
 
@@ -360,11 +363,12 @@ class _Patience:
         if self._arrival.partial.have - self._mark >= PROGRESS:
             self._breaks, self._mark = 0, self._arrival.partial.have
         self._breaks += 1
-        # Clients that read along are worth some patience. Without them, the first break is free:
-        # the origin may have closed a pooled connection just then.
-        most = MAX_BREAKS if self._arrival.followed else 2
+        # Clients that read along are worth some patience. For those that wait, the first break is
+        # free: the origin may have closed a pooled connection just then.
+        has_readers = self._arrival.followed and self._transfer.for_client
+        most = MAX_BREAKS if has_readers else 2 if self._transfer.for_client else 1
         passing = error.failure in (Failure.UNREACHABLE, Failure.INTERRUPTED)
-        passing |= self._arrival.followed and error.failure is Failure.SERVER_ERROR and not error.retry_after
+        passing |= has_readers and error.failure is Failure.SERVER_ERROR and not error.retry_after
         if not passing or self._breaks >= most:
             raise TransferError(error.failure, str(error), error.retry_after)
         return float(_FIRST_PAUSE * 2 ** (self._breaks - 1))

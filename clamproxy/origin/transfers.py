@@ -64,7 +64,12 @@ class Transfers:
         self._missing_until: dict[ObjectId, float] = {}
 
     def join(
-        self, object_id: ObjectId, requester: Requester, oldest: int | None = None
+        self,
+        object_id: ObjectId,
+        requester: Requester,
+        oldest: int | None = None,
+        *,
+        for_client: bool = True,
     ) -> tuple[Transfer, bool]:
         """The transfer of an object, started if it isn't under way.
 
@@ -72,6 +77,7 @@ class Transfers:
             object_id: what is wanted.
             requester: on whose behalf the origin is asked if this starts the transfer.
             oldest: see `Transfer`.
+            for_client: whether a client waits.
 
         Returns:
             The transfer, and whether it was under way already.
@@ -84,6 +90,7 @@ class Transfers:
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
         transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None:
+            transfer.for_client |= for_client
             transfer.kick()
             return transfer, True
         cooldown = self._cooldowns.check(object_id.upstream_path, requester.version)
@@ -92,6 +99,7 @@ class Transfers:
         if cooldown is not None:
             raise CooldownError(cooldown)
         transfer = Transfer(object_id, requester, self._resources, oldest)
+        transfer.for_client = for_client
         self._running[object_id] = transfer
         task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
         self._tasks.add(task)
@@ -103,11 +111,16 @@ class Transfers:
         return object_id in self._running
 
     async def ready(
-        self, object_id: ObjectId, requester: Requester, oldest: int | None = None
+        self,
+        object_id: ObjectId,
+        requester: Requester,
+        oldest: int | None = None,
+        *,
+        for_client: bool = True,
     ) -> tuple[Transfer, bool]:
         """The same, once it can be read from; see `Transfer.ready` for what else is raised."""
         while True:
-            transfer, joined = self.join(object_id, requester, oldest)
+            transfer, joined = self.join(object_id, requester, oldest, for_client=for_client)
             try:
                 await transfer.ready()
             except TransferError as error:

@@ -83,7 +83,7 @@ class AdvertisedVersions:
         # A time in the future was noted by a clock that was wrong.
         return Advertised(version, 0 <= time.time() - learnt_at < self._refresh)
 
-    async def get(self, database: str) -> Advertised | None:
+    async def get(self, database: str, patience: float | None = PATIENCE) -> Advertised | None:
         """The advertised version, after asking DNS if the last answer counts no more.
 
         Returns:
@@ -98,7 +98,7 @@ class AdvertisedVersions:
                 task.add_done_callback(lambda _: self._looking.pop(name, None))
             if name in self._looking:
                 # The look-up is no client's: it goes on when this one leaves or stops waiting.
-                await asyncio.wait({self._looking[name]}, timeout=PATIENCE if known else None)
+                await asyncio.wait({self._looking[name]}, timeout=patience if known else None)
         return self.last_known(database)
 
     def stop(self) -> None:

@@ -69,12 +69,12 @@ def test_what_nobody_asked_for_is_free(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("first_pause", "moments"),
     [
-        pytest.param(60, [0, 60, 180, 420, 900, 3600], id="a minute, doubled each time"),
-        pytest.param(10, [0, 10, 30, 70, 150, 3600], id="a shorter first pause"),
+        pytest.param(60, [0, 60, 240, 780, 2400], id="a minute, tripled each time"),
+        pytest.param(10, [0, 10, 40, 130, 400, 3600], id="a shorter first pause"),
         pytest.param(1200, [0, 1200, 3600], id="a pause beyond the hour ends with it"),
     ],
 )
-def test_each_pause_is_twice_the_one_before(bench: Bench, first_pause: float, moments: list[int]) -> None:
+def test_each_pause_is_three_times_the_one_before(bench: Bench, first_pause: float, moments: list[int]) -> None:
     start, asked = bench.clock.now, []
     for moment in range(0, 3601, 10):
         bench.clock.now = start + moment

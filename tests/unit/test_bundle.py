@@ -21,13 +21,12 @@ from clamproxy.bundle import (
     Manifest,
     Since,
     import_bundle,
-    reached_version,
     select,
     write_bundle,
     written_file,
 )
 from clamproxy.bundle import intake as intake_module
-from clamproxy.bundle.manifest import MANIFEST_NAME
+from clamproxy.bundle.manifest import MANIFEST_NAME, sha256_of
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.formats.verification import verify
@@ -117,14 +116,14 @@ def manifest_of(bundle: bytes) -> dict[str, Any]:
 
 
 def test_the_version_that_the_cache_leads_to(store: Store, fill: Fill) -> None:
-    assert reached_version(store, "daily") is None
+    assert store.reached_version("daily") is None
     fill(store, None, range(3, 5))
-    assert reached_version(store, "daily") is None
+    assert store.reached_version("daily") is None
     fill(store, 5, range(6, 9))
-    assert reached_version(store, "daily") == 8
+    assert store.reached_version("daily") == 8
     put(store, cdiff(9), b"")
     put(store, cdiff(10), b"x")
-    assert reached_version(store, "daily") == 8
+    assert store.reached_version("daily") == 8
 
 
 def test_everything_goes_in_by_default(store: Store, fill: Fill) -> None:
@@ -247,14 +246,14 @@ def test_import_of_export(store: Store, other: Store, fill: Fill, since: str | N
         fill(other, 5)
     manifest = imported(other, exported(store, since=since))
     assert contents(other) == contents(store)
-    assert reached_version(other, "daily") == 8
+    assert other.reached_version("daily") == 8
     for object_id in store.sizes():
         with store.open(object_id) as here, other.open(object_id) as there:  # type: ignore[union-attr]
             assert here.metadata.header == there.metadata.header
             assert here.metadata.last_modified == there.metadata.last_modified
     note = other.note("imported/daily")
     assert (note["version"], manifest.databases["daily"].version) == (8, 8)
-    assert [path.name for path in (other.directory / "staging").iterdir()] == ["lock"]
+    assert_nothing_staged(other)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -283,8 +282,8 @@ def test_any_cache_survives_the_way(
                 put(here, sign(cdiff(version, database)), forge_sign())
     imported(there, exported(here))
     assert contents(here) == contents(there)
-    assert {name: reached_version(here, name) for name in versions} == {
-        name: reached_version(there, name) for name in versions
+    assert {name: here.reached_version(name) for name in versions} == {
+        name: there.reached_version(name) for name in versions
     }
     here.close()
     there.close()
@@ -296,9 +295,17 @@ def test_files_of_clamav(store: Store, other: Store) -> None:
         body = read_testdata(name)
         put(store, object_id, body, header=body[:512].decode() if object_id.kind is Kind.CVD else None)
     imported(other, exported(store), CLAMAV_KEYS)
-    assert reached_version(other, "test") == 6
+    assert other.reached_version("test") == 6
     assert set(contents(store)) - set(contents(other)) == {f"test-{v}.cvd.sign" for v in (1, 2, 4, 5, 6)}
     assert "test-3.cvd.sign" in contents(other)
+
+
+def test_what_is_there_already_stays(bundle: bytes, other: Store) -> None:
+    put(other, sign(cdiff(6)), forge_sign(b"another"))
+    imported(other, bundle)
+    assert read(other, sign(cdiff(6))) == forge_sign(b"another")
+    assert other.reached_version("daily") == 7
+    assert_nothing_staged(other)
 
 
 def test_a_second_import_changes_nothing(store: Store, other: Store, fill: Fill) -> None:
@@ -352,7 +359,7 @@ def test_patches_that_overlap_join_on(store: Store, other: Store, fill: Fill) ->
     fill(store, 5, range(6, 10))
     fill(other, 7)
     imported(other, exported(store, since="6"))
-    assert reached_version(other, "daily") == 9
+    assert other.reached_version("daily") == 9
 
 
 # Damage
@@ -360,12 +367,20 @@ def test_patches_that_overlap_join_on(store: Store, other: Store, fill: Fill) ->
 
 def assert_refused(
     store: Store, bundle: bytes, words: str = ".", keys: TrustedKeys = KEYS, **options: Any
-) -> None:
+) -> str:
+    """Returns the line that says why. A bundle that is cut off may leave something to go on with."""
     before, notes = contents(store), store.notes("imported/")
     with pytest.raises(BundleError, match=words) as error:
         imported(store, bundle, keys, **options)
     assert "\n" not in str(error.value)
     assert (contents(store), store.notes("imported/")) == (before, notes)
+    if "cut off" not in str(error.value):
+        assert_nothing_staged(store)
+    return str(error.value)
+
+
+def assert_nothing_staged(store: Store) -> None:
+    assert [path.name for path in (store.directory / "staging").iterdir()] == ["lock"]
 
 
 @pytest.fixture
@@ -395,13 +410,21 @@ def test_any_flipped_byte_is_noticed(bundle: bytes, other: Store) -> None:
         with pytest.raises(BundleError):
             imported(other, bytes(damaged))
         assert contents(other) == {}
+        assert_nothing_staged(other)
     imported(other, bundle)
 
 
 def test_any_cut_is_noticed(bundle: bytes, other: Store) -> None:
     for length in [*range(0, len(bundle), 1777), len(bundle) - 1024, len(bundle) - 1025]:
-        assert_refused(other, bundle[:length])
+        assert_refused(other, bundle[:length], "cut off|no bundle")
+    assert len(staged(other)) == len(names(bundle)) - 1
     imported(other, bundle)
+
+
+def staged(store: Store) -> list[Path]:
+    """The files of the one bundle that can go on."""
+    (area,) = [path for path in (store.directory / "staging").iterdir() if path.is_dir()]
+    return list(area.iterdir())
 
 
 def test_a_member_that_is_missing(bundle: bytes, other: Store) -> None:
@@ -454,6 +477,8 @@ def test_something_else(other: Store) -> None:
         packed({MANIFEST_NAME: b"{"}),
     ):
         assert_refused(other, data)
+    line = assert_refused(other, packed({MANIFEST_NAME: b"{"}))
+    assert line.startswith("the manifest is not right: Invalid JSON")
 
 
 Lie = Callable[[dict[str, Any]], object]
@@ -511,7 +536,7 @@ def test_a_manifest_that_lies(bundle: bytes, other: Store, lie: Lie) -> None:
 
 def test_a_tar_of_another_program_will_do(bundle: bytes, other: Store) -> None:
     imported(other, packed(unpacked(bundle)))
-    assert reached_version(other, "daily") == 7
+    assert other.reached_version("daily") == 7
 
 
 def test_an_impossible_date_is_not_taken_over(bundle: bytes, other: Store) -> None:
@@ -534,7 +559,18 @@ def test_objects_that_are_listed_but_not_signed(
     middle = len(body) // 2
     path.write_bytes(body[middle:] + body[:middle])
     assert_refused(other, exported(store), f"{name} is not what it should be")
-    assert [path.name for path in (other.directory / "staging").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff", "daily-6.cdiff.sign"])
+def test_a_forged_copy_of_what_is_there(bundle: bytes, other: Store, name: str) -> None:
+    """Its hash is the listed one; the cache having the right one doesn't excuse it."""
+    imported(other, bundle)
+    members, manifest = unpacked(bundle), manifest_of(bundle)
+    body = members[name]
+    members[name] = body[: len(body) // 2] + bytes(8) + body[len(body) // 2 + 8 :]
+    entry(manifest, name).update(sha256=sha256_of([members[name]]))
+    assert_refused(other, packed(members, manifest), f"{name} is not what it should be")
+    assert_refused(other, packed(members, manifest_of(bundle)), f"{name} is damaged")
 
 
 # Interruptions
@@ -579,7 +615,7 @@ def assert_consistent(store: Store, tmp_path: Path) -> None:
         (tmp_path / "copy").write_bytes(body)
         verify(tmp_path / "copy", ObjectId.parse(name), KEYS)
     if store.newest_version("daily") == 8:
-        assert reached_version(store, "daily") == 10
+        assert store.reached_version("daily") == 10
         assert store.open(sign(cvd(8))) is not None
     if store.notes("imported/"):
         assert store.newest_version("main") == 3
@@ -590,9 +626,9 @@ def test_an_interrupted_import_goes_on(bundle: bytes, other: Store, monkeypatch:
         patch.setattr(intake_module, "verify", lambda *_: (_ for _ in ()).throw(OSError("power")))
         with pytest.raises(OSError, match="power"):
             imported(other, bundle)
-    (area,) = [path for path in (other.directory / "staging").iterdir() if path.is_dir()]
-    assert len(list(area.iterdir())) == len(names(bundle)) - 1
-    (area / "daily-6.cdiff").write_bytes(b"spoilt")
+    files = {path.name: path for path in staged(other)}
+    assert files.keys() == set(names(bundle)[1:])
+    files["daily-6.cdiff"].write_bytes(b"spoilt")
     written: list[str] = []
     write = intake_module._write
 
@@ -603,7 +639,8 @@ def test_an_interrupted_import_goes_on(bundle: bytes, other: Store, monkeypatch:
     monkeypatch.setattr(intake_module, "_write", spy)
     imported(other, bundle)
     assert written == ["daily-6.cdiff"]
-    assert reached_version(other, "daily") == 7
+    assert_nothing_staged(other)
+    assert other.reached_version("daily") == 7
 
 
 def test_old_leftovers_are_swept(bundle: bytes, other: Store) -> None:

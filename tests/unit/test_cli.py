@@ -73,11 +73,11 @@ def test_stats_of_a_filled_cache(tmp_path: Path, make_cvd: MakeCvd) -> None:
     filled(tmp_path / "cache", make_cvd)
     result = invoke("stats")
     assert result.exit_code == 0
-    for words in ("1,234,567", "5.0 GiB", "daily", "status 429", "Cool-downs"):
+    for words in ("1,234,567", "5.0 GiB", "daily", "reached", "status 429", "Cool-downs"):
         assert words in result.output
     values = json.loads(invoke("stats", "--json").output)
     assert values["requests"] == 1234567
-    assert values["databases"] == {"daily": {"advertised": 6, "cached": 5}}
+    assert values["databases"] == {"daily": {"advertised": 6, "cached": 5, "reached": 5}}
     assert values["cooldown_until"] > time.time()
 
 

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clamproxy import cli
-from clamproxy.bundle import reached_version
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
@@ -49,7 +48,7 @@ def with_files(*names: str, directory: str = "cache") -> None:
 def reached(directory: str) -> int | None:
     store = Store(Path(directory))
     try:
-        return reached_version(store, "test")
+        return store.reached_version("test")
     finally:
         store.close()
 
@@ -117,6 +116,16 @@ def test_export_says_what_it_leaves_out() -> None:
 
 
 @pytest.mark.usefixtures("_filled")
+@pytest.mark.parametrize("command", ["export", "mirror"])
+def test_a_database_that_there_is_not(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("CLAMPROXY_SERVING__DATABASES", "[main, daily]")
+    monkeypatch.setattr(cli.mirror, "_fetch", lambda *_: pytest.fail("asked"))
+    line = refusal(command, "x", "--database", "test", "--database", "dialy")
+    assert line == "clamproxy: there is no database dialy here, but daily, main, test.\n"
+    assert not Path("x").exists()
+
+
+@pytest.mark.usefixtures("_filled")
 def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such file or directory" in refusal("export", "nowhere/x.tar")
     assert "no such cache directory" not in refusal("import", "nowhere.tar")
@@ -168,7 +177,13 @@ def test_only_the_owner_of_the_cache(monkeypatch: pytest.MonkeyPatch, command: s
 
 
 @pytest.mark.parametrize(
-    "arguments", [["export", "x", "--since", "new"], ["export", "x", "--database", "../x"], ["mirror"]]
+    "arguments",
+    [
+        ["export", "x", "--since", "new"],
+        ["export", "x", "--database", "../x"],
+        ["mirror"],
+        ["mirror", "m", "--keep-cdiffs", "0"],
+    ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:
     result = invoke(*arguments)

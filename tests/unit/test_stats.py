@@ -93,6 +93,7 @@ def test_the_picture_of_a_filled_store(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 4, old)
     put_cvd(store, 5, new)
     put(store, cdiff(5), b"patch")
+    put(store, cdiff(6), b"patch")
     put(store, cdiff(9, "main"), b"patch")
     store.set_note("advertised/daily", [6, time.time()])
     store.set_note("advertised/bytecode", [339, time.time()])
@@ -101,11 +102,11 @@ def test_the_picture_of_a_filled_store(store: Store, make_cvd: MakeCvd) -> None:
     store.quarantine("daily-6.cvd", rejected, "why")
     picture = snapshot(store)
     assert picture["databases"] == {
-        "bytecode": {"advertised": 339, "cached": None},
-        "daily": {"advertised": 6, "cached": 5},
+        "bytecode": {"advertised": 339, "cached": None, "reached": None},
+        "daily": {"advertised": 6, "cached": 5, "reached": 6},
     }
-    assert picture["objects"] == 4
-    assert picture["cache_bytes"] == len(old) + len(new) + 10
+    assert picture["objects"] == 5
+    assert picture["cache_bytes"] == len(old) + len(new) + 15
     assert picture["quarantined"] == 1
 
 
