@@ -41,6 +41,10 @@ def slow_answer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Ans
         site.close()
 
 
+WHOLE: dict[str, Any] = {"delta": {"enabled": False}}
+"""Each version is fetched whole."""
+
+
 def whole(site: Site, path: str = PATH) -> bytes | None:
     """A file as a client gets it now, None if it doesn't."""
     answer = site.gateway.ask(path)
@@ -168,7 +172,8 @@ def test_403_of_an_old_client_is_not_passed_to_others_that_wait(
 # What origin and clients send
 
 
-def test_impossible_last_modified(site: Site) -> None:
+def test_impossible_last_modified(make_site: MakeSite) -> None:
+    site = make_site(**WHOLE)
     site.warm(5)
     site.origin.rule("*", faults.Fault(modified=None, headers={"Last-Modified": IMPOSSIBLE_DATE}))
     site.publish(6)
@@ -213,7 +218,7 @@ def test_slow_header_and_silent_body_where_nothing_is_cached(slow_answer: Future
 
 
 def test_slow_header_where_something_is_cached(make_site: MakeSite) -> None:
-    site = make_site(upstream={"read_timeout": "30s"})
+    site = make_site(upstream={"read_timeout": "30s"}, **WHOLE)
     site.warm(5)
     be_slow(site)
     assert eventually(lambda: "fwd=stale" in site.gateway.ask("/test.cvd", timeout=30).cache_status)

@@ -173,7 +173,8 @@ def test_file_changed_while_the_proxy_was_down(big: Site, forgery: Forgery) -> N
     assert (answer.status, answer.body == forgery.body) == (200, True), big.gateway.log
 
 
-def test_new_version_while_clients_read_the_old_one(big: Site, forgery: Forgery) -> None:
+def test_new_version_while_clients_read_the_old_one(make_forged: MakeForged, forgery: Forgery) -> None:
+    big = make_forged(delta={"enabled": False})
     big.origin.put(NAME, forgery.older)
     big.dns.versions["daily"] -= 1
     assert big.gateway.ask(PATH).body == forgery.older

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import ssl
@@ -19,6 +20,9 @@ from typing import Any
 import pytest
 import trustme
 
+from clamproxy.formats.cld import verify_cld
+from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.objects import Kind, ObjectId
 from tests.support.data import TESTDATA, read_testdata
 from tests.support.dns_server import FakeDns, namespace_refusal, open_dns
 from tests.support.faults import Fault, replaced
@@ -60,6 +64,12 @@ def publish(origin: Origin, version: int, *, advertised: int | None = None) -> N
     for patch in range(2, min(advertised or version, 6) + 1):
         origin.put(f"test-{patch}.cdiff", signed(f"test-{patch}.cdiff"))
         origin.put(f"test-{patch}.cdiff.sign", signed(f"test-{patch}.cdiff.sign"))
+
+
+def assert_proven_cld(body: bytes) -> None:
+    """A CLD that the gateway built is made of what ClamAV signed."""
+    version = int(body[:512].split(b":")[2])
+    verify_cld(io.BytesIO(body), ObjectId("test", version, Kind.CLD), CLAMAV_KEYS)
 
 
 type Break = Callable[[Origin], object]
@@ -151,10 +161,11 @@ class Site:
         right = {signed(path.name) for path in TESTDATA.glob("test-*") if path.suffix != ".cld"} | set(also)
         for name in ("test.cvd", *(f"test-{patch}.cdiff" for patch in range(2, 7)), "test.cld"):
             answer = self.gateway.ask(f"/{name}")
-            if answer.status == 200 and answer.complete:
+            assert answer.status in (200, 404, 503), (name, answer.status)
+            if answer.status == 200 and answer.complete and name == "test.cld":
+                assert_proven_cld(answer.body)
+            elif answer.status == 200 and answer.complete:
                 assert answer.body in right, name
-            else:
-                assert answer.status in (200, 404, 503), (name, answer.status)
 
     def close(self) -> None:
         """Stop all."""

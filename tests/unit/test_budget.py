@@ -74,7 +74,9 @@ def test_what_nobody_asked_for_is_free(bench: Bench) -> None:
         pytest.param(1200, [0, 1200, 3600], id="a pause beyond the hour ends with it"),
     ],
 )
-def test_each_pause_is_three_times_the_one_before(bench: Bench, first_pause: float, moments: list[int]) -> None:
+def test_each_pause_is_three_times_the_one_before(
+    bench: Bench, first_pause: float, moments: list[int]
+) -> None:
     start, asked = bench.clock.now, []
     for moment in range(0, 3601, 10):
         bench.clock.now = start + moment
