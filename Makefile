@@ -1,5 +1,6 @@
 # A checkout's commands; `make help` lists them. tools/setup-venv makes .venv.
-# Variables: PYTHON=... (which interpreter), ARGS='...' (options for run, test and bench).
+# Variables: PYTHON=... (which interpreter), ARGS='...' (options for run, test and bench),
+# BENCH=... (which benchmark).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ run: $(VENV)/.runtime ## Start the proxy in the foreground, with ./proxy.yaml
 	$(BIN)/clamproxy run $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -32,7 +33,7 @@ format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 bench: BENCH ?= throughput
-bench: $(VENV)/.dev ## Run a benchmark: of throughput, or BENCH=releases
+bench: $(VENV)/.dev ## Run a benchmark: BENCH=throughput, releases or cld
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.

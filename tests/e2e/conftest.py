@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.big import Forgery, forge, open_forged_site
+from tests.support.bundles import OFFLINE, Bundles, open_bundles
 from tests.support.data import require_testdata
 from tests.support.dns_server import FakeDns, open_dns
+from tests.support.gateway import Gateway
+from tests.support.mirror import ANEW, NAMED, Mirror, idle_site, open_mirror
 from tests.support.origin import Origin
-from tests.support.site import Site, SitePool, open_site
+from tests.support.site import Site, SitePool, open_site, settings_for
 
 TEST_LIMIT = 60
 """Seconds for one test."""
@@ -105,3 +108,24 @@ def dns() -> Iterator[FakeDns]:
     """A fake DNS server alone."""
     with open_dns() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
+    """What a gateway with internet has exported."""
+    with open_bundles(tmp_path_factory.mktemp("bundles")) as bundles:
+        yield bundles
+
+
+@pytest.fixture
+def idle(tmp_path: Path, origin: Origin, dns: FakeDns) -> Gateway:
+    """A gateway without internet that does not run and has no cache yet."""
+    return Gateway(tmp_path / "idle", settings_for(origin, dns, **OFFLINE))
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, origin: Origin, dns: FakeDns) -> Iterator[Mirror]:
+    """No proxy runs, and no freshclam has used the cache."""
+    site = idle_site(tmp_path / "site", origin, dns, upstream=NAMED, versions=ANEW)
+    with open_mirror(site) as mirror:
+        yield mirror

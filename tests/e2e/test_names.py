@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import pytest
 from tests.support.dns_server import PRIMARY, FakeDns, Mode, free_address, open_dns
 from tests.support.doh_server import ConnectProxy, FakeDoh
 from tests.support.freshclam import OK
-from tests.support.gateway import CDN, ROOT, Gateway, Settings, Way
+from tests.support.gateway import CDN, Gateway, Settings, Way
 from tests.support.origin import Origin
 from tests.support.site import LOCALHOST, Site, eventually, origin_certificates, resolver_of, settings_for
 
@@ -32,7 +30,7 @@ class NameGateway(Gateway):
     """A proxy that is the clients' name server, too."""
 
     def __init__(self, directory: Path, settings: Settings, resolver: tuple[str, int]) -> None:
-        super().__init__(directory, settings)
+        super().__init__(directory, settings, modes=["dns@{}:{}".format(*resolver)])
         self.resolver = resolver
         """Address and port of its name server."""
         self._logged = 0
@@ -51,20 +49,7 @@ class NameGateway(Gateway):
 
     def _spawn(self) -> None:
         self._logged = len(self.log)
-        mitmdump = Path(sys.executable).with_name("mitmdump")
-        command = [str(mitmdump), "-s", self._script, "--mode", f"regular@127.0.0.1:{self.port}"]
-        command += ["--mode", f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}"]
-        command += ["--mode", "dns@{}:{}".format(*self.resolver)]
-        command += ["--set", f"clamproxy_config={self.config}", "--set", f"confdir={self.directory / 'conf'}"]
-        with (self.directory / "gateway.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self._full_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        super()._spawn()
 
     def _listens(self) -> bool:
         def answers() -> bool:

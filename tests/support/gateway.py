@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import yaml
 
@@ -31,7 +31,12 @@ PIECE = 64 * 1024
 START_LIMIT = 30.0
 """Seconds until the proxy must listen."""
 
+TOOL_LIMIT = 40
+"""Seconds for one run of the command line tool."""
+
 type Settings = dict[str, dict[str, Any]]
+type Stream = IO[bytes] | int
+"""A file, or a constant such as `subprocess.PIPE`."""
 
 
 class Way(StrEnum):
@@ -70,6 +75,7 @@ class Gateway:
         *,
         script: str = ADDON,
         environment: dict[str, str] | None = None,
+        modes: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,7 @@ class Gateway:
         self.reverse_port = 0
         self._script = script
         self._environment = environment or {}
+        self._modes = modes
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -136,48 +143,37 @@ class Gateway:
 
     def stats(self) -> dict[str, Any]:
         """``clamproxy stats --json``."""
-        figures: dict[str, Any] = json.loads(self.command("stats", "--json", "--config", str(self.config)))
+        result = self.tool("stats", "--json")
+        assert result.returncode == 0, result.stderr
+        figures: dict[str, Any] = json.loads(result.stdout)
         return figures
 
-    def command(self, *arguments: str) -> str:
-        """Run the command line tool; returns what it prints.
+    def tool(self, *arguments: str, stdin: Stream = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
+        """Run the command line tool with the configuration of this proxy, as `tool` does."""
+        return tool(*arguments, "--config", str(self.config), stdin=stdin, environment=self._environment)
 
-        Raises:
-            subprocess.CalledProcessError: it failed.
-        """
-        tool = Path(sys.executable).with_name("clamproxy")
-        program = [str(tool)] if tool.exists() else [sys.executable, "-m", "clamproxy.cli"]
-        result = subprocess.run(
-            [*program, *arguments],
-            cwd=ROOT,
-            env=self._full_environment(),
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
+    def start_tool(self, *arguments: str, stdin: Stream = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start it so; for tests that kill it or feed it."""
+        return start_tool(
+            *arguments, "--config", str(self.config), stdin=stdin, environment=self._environment
         )
-        return result.stdout
 
     def _spawn(self) -> None:
         mitmdump = Path(sys.executable).with_name("mitmdump")
         command = [str(mitmdump), "-s", self._script, "--listen-host", "127.0.0.1"]
         command += ["--mode", f"regular@127.0.0.1:{self.port}"]
-        command += ["--mode", f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}"]
+        for mode in (f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}", *self._modes):
+            command += ["--mode", mode]
         command += ["--set", f"clamproxy_config={self.config}", "--set", f"confdir={self.directory / 'conf'}"]
         with (self.directory / "gateway.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=self._full_environment(),
+                env=_clean_environment(self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-
-    def _full_environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        kept = {name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_")}
-        return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | self._environment
 
     def _listens(self) -> bool:
         assert self._process is not None
@@ -260,6 +256,51 @@ class Gateway:
         context = ssl.create_default_context(cafile=str(self.ca))
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def tool(
+    *arguments: str, stdin: Stream = subprocess.DEVNULL, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``clamproxy``, which may fail, but not with a traceback, and shows no progress bar.
+
+    Args:
+        arguments: the command and its arguments.
+        stdin: a file or a pipe to read from.
+        environment: more variables.
+    """
+    with start_tool(*arguments, stdin=stdin, environment=environment) as process:
+        try:
+            output, errors = process.communicate(timeout=TOOL_LIMIT)
+        finally:
+            process.kill()
+    # Decoded as it is: line ends that are no newlines would be signs of a progress bar.
+    stdout, stderr = output.decode(errors="replace"), errors.decode(errors="replace")
+    assert "Traceback" not in stderr, stderr
+    assert not {"\r", "\x1b"} & set(stderr), repr(stderr)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def start_tool(
+    *arguments: str, stdin: Stream = subprocess.DEVNULL, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``clamproxy``; what it prints goes into pipes."""
+    installed = Path(sys.executable).with_name("clamproxy")
+    program = [str(installed)] if installed.exists() else [sys.executable, "-m", "clamproxy.cli"]
+    return subprocess.Popen(
+        [*program, *arguments],
+        cwd=ROOT,
+        env=_clean_environment(environment),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without the settings of whoever runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    kept = {name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_")}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | dict(more or {})
 
 
 class TunnelRefused(Exception):

@@ -211,17 +211,26 @@ def test_well_signed_payload_with_wrong_members(members: list[tuple[str, bytes]]
         (b"", "whole gzip stream"),
         (b"not gzip", "whole gzip stream"),
         (gzip.decompress(payload_of([("daily.info", INFO)])), "whole gzip stream"),
-        (gzip.compress(b"x" * 511), "ends inside the header"),
-        (gzip.compress(gzip.decompress(payload_of([("daily.info", INFO)]))[:600]), "ends inside daily.info"),
-        (payload_of([("COPYING", bytes(2000)), ("daily.info", INFO)])[:30], "whole gzip stream"),
-        (gzip.compress(b"daily.info".ljust(124, b"\0") + b"7777777777".ljust(388, b"\0")), ".info of"),
+        (gzip.compress(b"x" * 511, mtime=0), "ends inside the header"),
         (
-            gzip.compress(b"COPYING".ljust(124, b"\0") + b"77777777777".ljust(388, b"\0")),
+            gzip.compress(gzip.decompress(payload_of([("daily.info", INFO)]))[:600], mtime=0),
+            "ends inside daily.info",
+        ),
+        (payload_of([("COPYING", bytes(2000)), ("daily.info", INFO)])[:30], "whole gzip stream"),
+        (
+            gzip.compress(b"daily.info".ljust(124, b"\0") + b"7777777777".ljust(388, b"\0"), mtime=0),
+            ".info of",
+        ),
+        (
+            gzip.compress(b"COPYING".ljust(124, b"\0") + b"77777777777".ljust(388, b"\0"), mtime=0),
             "no daily.info",
         ),
-        (gzip.compress(b"daily.info".ljust(124, b"\0") + b"0o17".ljust(388, b"\0")), "malformed member"),
         (
-            gzip.compress(b"daily.info".ljust(124, b"\0") + b"17".ljust(32, b"\0") + b"5" * 356),
+            gzip.compress(b"daily.info".ljust(124, b"\0") + b"0o17".ljust(388, b"\0"), mtime=0),
+            "malformed member",
+        ),
+        (
+            gzip.compress(b"daily.info".ljust(124, b"\0") + b"17".ljust(32, b"\0") + b"5" * 356, mtime=0),
             "malformed member",
         ),
     ],

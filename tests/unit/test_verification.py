@@ -60,7 +60,7 @@ def test_empty_cdiff_is_an_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-@pytest.mark.parametrize("data", [HTML, gzip.compress(HTML), b"error code: 1020"])
+@pytest.mark.parametrize("data", [HTML, gzip.compress(HTML, mtime=0), b"error code: 1020"])
 def test_error_pages_are_refused(tmp_path: Path, kind: Kind, data: bytes) -> None:
     path = tmp_path / "page"
     path.write_bytes(data)
