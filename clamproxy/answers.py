@@ -9,7 +9,7 @@ from functools import partial
 
 from werkzeug.datastructures import Headers
 
-from clamproxy.cache.store import Metadata
+from clamproxy.cache.published import Metadata
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Body, Reply, Request, Result, Source
 from clamproxy.objects import Kind, ObjectId

@@ -18,7 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from clamproxy.cache.store import Metadata, PublishedFile, Store
+from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys

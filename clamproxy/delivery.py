@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result, Source
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Failure

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
-from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.delta import Lineage
 from clamproxy.formats.cdiff import CdiffContainer, iter_commands
 from clamproxy.formats.cvd import read_info

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from clamproxy.announcement import FIELDS
 from clamproxy.cache.index import sync_directory
-from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Kind, ObjectId

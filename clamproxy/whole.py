@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from clamproxy.answers import from_head, from_object, plain
 from clamproxy.builder import BuildError, CldBuilder
-from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
 from clamproxy.current import CurrentVersions, Finding
 from clamproxy.dates import parse_http_date

@@ -23,7 +23,8 @@ from clamproxy.bundle.manifest import (
 from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
 from clamproxy.cache.index import sync_directory
-from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId

@@ -24,7 +24,8 @@ from clamproxy.bundle.manifest import (
 from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarCutOffError, TarError, TarMember, read_members
 from clamproxy.cache.partial import LONGEST_KEPT
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject, verify

@@ -10,17 +10,14 @@ writers). Whatever writes, syncs or deletes blocks, and belongs into a thread.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from clamproxy.cache.index import (
     FinishedFile,
@@ -30,9 +27,8 @@ from clamproxy.cache.index import (
     open_value,
     sync_directory,
 )
+from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.retention import over_limit, superseded
-from clamproxy.formats.header import CvdHeader
-from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Kind, ObjectId
 
 logger = logging.getLogger(__name__)
@@ -40,106 +36,10 @@ logger = logging.getLogger(__name__)
 QUARANTINE_LIMIT = 5
 """Rejected files that are kept for a look; each may be as large as main.cvd."""
 
-_LINKED_MODE = 0o444
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Another file system, one without links, too many links, or a name just dropped from the cache."""
-
 _OBJECT_PREFIX = "object/"
 _NEWEST_PREFIX = "newest/"
 _NOTE_PREFIX = "note/"
 _COUNTER_PREFIX = "counter/"
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """What is known of a published object besides its bytes."""
-
-    size: int
-    fetched_at: float
-    """Unix seconds."""
-    last_modified: float | None = None
-    """The origin's Last-Modified, Unix seconds."""
-    header: str | None = None
-    """The 512-byte header of a CVD."""
-
-    def to_json(self) -> str:
-        """For the index."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self | None:
-        """The inverse of `to_json`; None for anything else."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError):
-            return None
-
-
-class PublishedFile:
-    """A complete, verified object, open for reading: a `messages.Source`."""
-
-    def __init__(self, object_id: ObjectId, metadata: Metadata, file: IO[bytes]) -> None:
-        self.object_id = object_id
-        self.metadata = metadata
-        self._file = file
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-        return self.metadata.size
-
-    def fileno(self) -> int:
-        """The descriptor; it stays readable when the object is dropped from the cache."""
-        return self._file.fileno()
-
-    async def wait(self, offset: int) -> int:
-        """Everything is there."""
-        return self.size
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        self._file.close()
-
-    def link(self, target: Path) -> None:
-        """Give the file another name, or copy it where that can't be done. Blocks.
-
-        Args:
-            target: the new name, which nobody has.
-
-        Raises:
-            OSError: the file can't be put there.
-        """
-        try:
-            os.link(self._file.name, target)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            self._copy(target)
-        # Both names are one file: what is set here holds for the cache's name, too. There nobody
-        # else gets at it, as the cache directory admits its owner only; and nobody may write to
-        # it under either name. Its date is what a web server sends as Last-Modified (trap 7).
-        target.chmod(_LINKED_MODE)
-        date = self.metadata.last_modified or self._build_time() or self.metadata.fetched_at
-        os.utime(target, (date, date))
-
-    def _copy(self, target: Path) -> None:
-        with open(self.fileno(), "rb", closefd=False) as source, target.open("xb") as copy:
-            source.seek(0)
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
-
-    def _build_time(self) -> int:
-        try:
-            return CvdHeader.parse((self.metadata.header or "").encode("ascii")).stime
-        except (InvalidObject, UnicodeEncodeError):
-            return 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Store:

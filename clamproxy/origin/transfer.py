@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clamproxy.cache.partial import BusyError, PartialFile, Validators
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
 from clamproxy.dates import parse_http_date
 from clamproxy.formats.signatures import TrustedKeys

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import Cooldowns

@@ -9,7 +9,8 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.answers import IN_MEMORY, from_head, from_object, plain, unavailable
-from clamproxy.cache.store import PublishedFile, Store
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Requester, Result

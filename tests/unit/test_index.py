@@ -16,7 +16,8 @@ import pytest
 
 from clamproxy.cache import index as index_module
 from clamproxy.cache.index import REFUSED_KEY, FinishedFile, get_text, open_index, open_value
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
 from tests.unit.conftest import cdiff, cvd, put
 

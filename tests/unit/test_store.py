@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.cache.store import QUARANTINE_LIMIT, Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import QUARANTINE_LIMIT, Store
 from clamproxy.objects import Kind, ObjectId
 from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
 
@@ -230,7 +231,8 @@ import os, signal, sys
 from pathlib import Path
 from clamproxy.cache import index, store as store_module
 from clamproxy.objects import ObjectId
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 
 directory, moment = Path(sys.argv[1]), sys.argv[2]
 store = Store(directory)
@@ -283,7 +285,8 @@ NEIGHBOUR = """
 import os, sys
 from pathlib import Path
 from clamproxy.objects import ObjectId
-from clamproxy.cache.store import Metadata, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 
 store = Store(Path(sys.argv[1]))
 with store.open(ObjectId.parse("daily-5.cdiff")) as published:

@@ -1,150 +1,30 @@
-"""Whole databases: delta serving, CLDs, and what an offline gateway answers."""
+"""Whole databases: delta serving."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy import current as current_module
-from clamproxy.config.settings import Settings
-from clamproxy.formats.cld import verify_cld
-from clamproxy.formats.header import CvdHeader
-from clamproxy.messages import Body, Reply, Request, Result
-from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin import versions as versions_module
+from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE
-from clamproxy.service import Service
 from tests.support import faults
-from tests.support.dns_server import FakeDns
-from tests.support.forge import forge_keys
 from tests.support.origin import Origin
 from tests.support.releases import Releases
-from tests.unit.conftest import AGENT, OLD_AGENT, cdiff, cvd, read_all, until
-
-PROBE = {"Range": "bytes=0-511"}
-RELEASES = Releases(filler=100_000)
-"""CVDs of 75 KB, cdiffs of 1 KB."""
-NEWEST = 4
-
-
-class Clock:
-    """The time, and more: answers of DNS grow old by it."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def time(self) -> float:
-        return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
-class Site:
-    """A gateway with what is around it. Nothing is fetched ahead unless a test does it."""
-
-    def __init__(self, directory: Path, origin: Origin, dns: FakeDns, clock: Clock) -> None:
-        self.directory, self.origin, self.dns, self.clock = directory, origin, dns, clock
-        self.service = self.make()
-
-    def make(self, **sections: dict[str, Any]) -> Service:
-        settings = Settings.model_validate(
-            {
-                **sections,
-                "cache": {"directory": self.directory, **sections.get("cache", {})},
-                "upstream": {
-                    "url": self.origin.url,
-                    "read_timeout": "5s",
-                    **sections.get("upstream", {}),
-                },
-                "versions": {"nameservers": [self.dns.nameserver], **sections.get("versions", {})},
-            }
-        )
-        return Service(settings, forge_keys().trusted)
-
-    def restart(self, **sections: dict[str, Any]) -> None:
-        """With other settings."""
-        self.service.stop()
-        self.service = self.make(**sections)
-
-    def release(self, version: int, *, base: int | None = None) -> None:
-        """Publish a version, or all but its CVD, and advertise it; the record starts anew."""
-        RELEASES.publish(self.origin, version, base=base)
-        self.advertise(version)
-        self.origin.forget()
-
-    def advertise(self, version: int) -> None:
-        self.dns.versions["daily"] = version
-        self.clock.ahead += 400
-
-    async def begin(self, base: int = 1) -> None:
-        """Have a base cached."""
-        self.release(base)
-        assert (await self.ask())[0].version == base
-        await self.settle()
-
-    async def hold(self, base: int = 1, reached: int = NEWEST) -> None:
-        """Have a base and the patches from there on cached; the origin has the whole of the last."""
-        await self.begin(base)
-        self.release(reached)
-        assert (await self.ask())[0].version == base
-        await self.settle()
-        self.origin.forget()
-
-    async def settle(self) -> None:
-        """Wait until nothing is fetched, and what is superseded is gone."""
-        await until(lambda: not self.service._prefetcher._running and not self.service._transfers._running)
-        await self.service.writer.run(lambda: None)
-
-    async def ask(
-        self, path: str = "/daily.cvd", *, method: str = "GET", agent: str = AGENT, **fields: str
-    ) -> tuple[Reply, bytes]:
-        """One request, and its body as a sender reads it."""
-        headers = Headers([("User-Agent", agent)])
-        for name, value in fields.items():
-            headers[name.replace("_", "-")] = value
-        reply = await self.service.gateway.handle(Request(method, path, headers))
-        if not isinstance(reply.body, Body):
-            return reply, reply.body
-        content = await read_all(reply.body.source)
-        reply.body.source.close()
-        return reply, content[reply.body.start : reply.body.start + reply.body.length]
-
-    async def shown(self, path: str = "/daily.cvd") -> int:
-        """The version that a header probe shows."""
-        reply, content = await self.ask(path, **PROBE)
-        assert (reply.status, len(content)) == (206, 512), content
-        return CvdHeader.parse(content).version
-
-    async def refused(self, path: str, **fields: str) -> bool:
-        return (await self.ask(path, **fields))[0].status == 404
+from tests.unit.conftest import AGENT, OLD_AGENT, cdiff, cvd, until
+from tests.unit.whole_site import NEWEST, PROBE, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
 async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    clock = Clock()
-    monkeypatch.setattr(versions_module, "time", clock)
-    with FakeDns() as dns:
-        site = Site(tmp_path / "cache", origin, dns, clock)
+    async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         yield site
-        await site.settle()
-        site.service.stop()
-
-
-def since(version: int, seconds: int = 0) -> str:
-    """If-Modified-Since of a client that has a version."""
-    return http_date(RELEASES.stime(version) + seconds)
-
-
-# Delta serving
 
 
 async def test_a_release_costs_its_patches(site: Site) -> None:
@@ -407,125 +287,6 @@ async def test_trap_4_what_is_announced_can_be_had_and_never_goes_backwards(site
         assert content == RELEASES.cvd(base.version or 0)
         for patch in range((base.version or 0) + 1, shown + 1):
             assert (await site.ask(f"/daily-{patch}.cdiff"))[1] == RELEASES.cdiff(patch)
-
-
-# CLDs
-
-
-async def test_a_cld_where_patches_lead_further(site: Site, tmp_path: Path) -> None:
-    await site.hold()
-    assert await site.shown("/daily.cld") == NEWEST
-    reply, content = await site.ask("/daily.cld")
-    assert (reply.status, reply.version) == (200, NEWEST)
-    path = tmp_path / "cld"
-    path.write_bytes(content)
-    with path.open("rb") as file:
-        verify_cld(file, ObjectId("daily", NEWEST, Kind.CLD), forge_keys().trusted)
-    again, same = await site.ask("/daily.cld")
-    assert (again.result, same) == (Result.HIT, content)
-    assert site.origin.requests() == []
-
-
-@pytest.mark.parametrize(
-    ("have", "status"), [(since(1), 200), (since(NEWEST), 304), (since(NEWEST + 1), 304)]
-)
-async def test_a_conditional_request_for_a_cld(site: Site, have: str, status: int) -> None:
-    await site.hold()
-    for _ in range(2):  # while it is not built, and afterwards
-        assert (await site.ask("/daily.cld", If_Modified_Since=have))[0].status == status
-        assert (await site.ask("/daily.cld", **PROBE))[0].status == 206
-
-
-async def test_trap_22_otherwise_there_is_none(site: Site) -> None:
-    assert await site.refused("/daily.cld", **PROBE), "nothing is here"
-    assert site.origin.requests() == []
-    await site.begin()
-    for fields in ({}, PROBE, {"If_Modified_Since": since(1)}):
-        assert await site.refused("/daily.cld", **fields), "the CVD is current"
-    await site.hold()
-    await site.ask(If_Modified_Since=since(1))
-    await site.settle()
-    assert await site.refused("/daily.cld"), "there is a new CVD"
-    assert not [seen for seen in site.origin.requests() if "cld" in seen.path]
-
-
-async def test_a_cld_of_the_next_release(site: Site) -> None:
-    await site.hold(reached=2)
-    assert await site.shown("/daily.cld") == 2
-    await site.ask("/daily.cld")
-    site.release(3)
-    assert await site.shown("/daily.cld") == 3
-    assert (await site.ask("/daily.cld"))[0].version == 3
-    assert site.origin.trace == "D3"
-
-
-# Offline
-
-
-OFFLINE = {"upstream": {"offline": True}}
-
-
-async def test_offline_the_newest_that_is_cached_is_all_there_is(site: Site) -> None:
-    await site.hold()
-    site.restart(**OFFLINE)
-    site.advertise(NEWEST + 1)
-    site.release(NEWEST + 1)
-    asked = len(site.dns.queries)
-    assert await site.shown() == NEWEST
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
-    for version in range(2, NEWEST + 1):
-        assert (await site.ask(f"/daily-{version}.cdiff"))[1] == RELEASES.cdiff(version)
-    assert (await site.ask("/daily.cld"))[0].version == NEWEST
-    for path in (f"/daily-{NEWEST + 1}.cdiff", "/daily-4.cdiff.sign", "/main.cvd", "/main.cld"):
-        assert await site.refused(path), path
-    assert site.origin.requests() == []
-    assert len(site.dns.queries) == asked
-
-
-@pytest.mark.parametrize("version", [1, 2, 3, NEWEST, NEWEST + 1])
-async def test_offline_no_client_is_set_back(site: Site, version: int) -> None:
-    await site.hold()
-    site.restart(**OFFLINE)
-    reply, _ = await site.ask(If_Modified_Since=since(version))
-    assert reply.status in (304, 404, 503) or (reply.version or 0) > version
-
-
-@pytest.mark.parametrize("version", [2, 3, NEWEST])
-async def test_offline_nor_by_a_base_that_was_uploaded_late(site: Site, version: int) -> None:
-    """The Last-Modified of a mirror is the time when it fetched the file."""
-    site.release(1)
-    site.origin.put("daily.cvd", RELEASES.cvd(1), since(NEWEST + 5))
-    await site.ask()
-    await site.settle()
-    site.release(NEWEST)
-    await site.ask()
-    await site.settle()
-    site.restart(**OFFLINE)
-    reply, _ = await site.ask(If_Modified_Since=since(version))
-    assert reply.status in (304, 404, 503) or (reply.version or 0) > version
-
-
-async def test_offline_with_nothing_cached(site: Site) -> None:
-    site.release(1)
-    site.restart(**OFFLINE)
-    for _ in range(2):
-        for path in ("/daily.cvd", "/daily-1.cdiff", "/daily.cld", "/daily.cvd?version=1"):
-            assert await site.refused(path), path
-    assert site.origin.requests() == []
-
-
-async def test_online_again(site: Site) -> None:
-    await site.hold()
-    site.restart(**OFFLINE)
-    await site.ask()
-    site.restart()
-    site.release(NEWEST + 1)
-    assert await site.shown() == NEWEST + 1
-    assert site.origin.trace == f"D{NEWEST + 1}"
-
-
-# Databases side by side
 
 
 async def test_other_objects_of_the_base_are_left_alone(site: Site) -> None:

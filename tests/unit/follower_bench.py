@@ -1,0 +1,199 @@
+"""A follower between a fake CDN and a store; hours pass by a fake clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from clamproxy import follower as follower_module
+from clamproxy.builder import CldBuilder
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.follower import Follower
+from clamproxy.lineage import Lineages
+from clamproxy.objects import ObjectId
+from clamproxy.origin import heads as heads_module
+from clamproxy.origin import transfers as transfers_module
+from clamproxy.origin import versions as versions_module
+from clamproxy.origin.agents import Agents
+from clamproxy.origin.budget import Budget
+from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.heads import Heads
+from clamproxy.origin.transfer import Resources
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
+from clamproxy.origin.upstream import Upstream
+from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.prefetch import Prefetcher
+from clamproxy.quiet import QuietHour
+from clamproxy.threads import Writer
+from tests.support.dns_server import PRIMARY
+from tests.support.forge import forge_keys
+from tests.support.origin import Origin
+from tests.support.releases import Releases
+from tests.unit.conftest import AGENT, until
+from tests.unit.test_lineage import hold
+
+NEWER_AGENT = AGENT.replace("1.4.6", "1.5.3")
+REFRESH = 300.0
+HOUR = 3600
+LIMIT = 30
+"""Seconds; only a guard."""
+RELEASES = Releases(filler=100_000)
+"""CVDs of 75 KB, cdiffs of 1 KB."""
+
+
+class Clock:
+    """Stands in for the module `time`; both of its clocks are one here."""
+
+    def __init__(self) -> None:
+        self.now = 1_759_500_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+class FakeDns:
+    """A resolver that knows some versions, or none while it is silent."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.versions = {"main": 62, "daily": 1, "bytecode": 339}
+        self.is_silent = False
+
+    async def txt(self, name: str) -> str:
+        if self.is_silent:
+            raise OSError("no answer")
+        now, versions = int(self.clock.now), self.versions
+        if name != PRIMARY:
+            return f"{versions[name.partition('.')[0]]}:{now}"
+        return f"1.4.3:{versions['main']}:{versions['daily']}:{now}:1:90:49192:{versions['bytecode']}"
+
+    def close(self) -> None:
+        pass
+
+
+class Bench:
+    """A follower with all that it uses, between a fake CDN and a store."""
+
+    def __init__(
+        self, origin: Origin, store: Store, clock: Clock, sections: dict[str, dict[str, Any]]
+    ) -> None:
+        self.origin, self.store, self.clock = origin, store, clock
+        self.dns = FakeDns(clock)
+        versions = {"refresh": f"{REFRESH:.0f}s", **sections.get("versions", {})}
+        self.settings = Settings.model_validate({**sections, "versions": versions})
+        self.writer = Writer()
+        self.agents = Agents(None, self.keep, clock.time)
+        self.budget = Budget(self.keep, clock.time)
+        self.cooldowns = Cooldowns(self.keep, clock.time)
+        self.quiet_hour = QuietHour(lambda hours: None, clock.time)
+        self.upstream = self.make_upstream()
+        self.heads = Heads(self.upstream, self.cooldowns, self.keep)
+        self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, self.keep, self.keep)
+        keys = forge_keys().trusted
+        resources = Resources(self.upstream, store, self.writer, keys, 0.5, asyncio.Semaphore(16))
+        self.transfers = Transfers(resources, self.cooldowns, lambda _: 30.0, lambda: None, lambda *_: None)
+        self.lineages = Lineages(store, keys)
+        self.builder = CldBuilder(store, self.writer, keys, self.keep)
+        self.prefetcher = Prefetcher(store, self.lineages, self.heads, self.transfers, self.budget)
+        self.follower = self.make_follower()
+        self.agents.see(AGENT)
+
+    def keep(self, key: str, value: Any) -> None:
+        """Nothing is kept over a restart here."""
+
+    def make_upstream(self) -> Upstream:
+        return Upstream(
+            self.origin.url,
+            proxy=None,
+            ca_bundle=None,
+            connect_timeout=5.0,
+            read_timeout=5.0,
+            via="1.1 clamproxy-test",
+            count=lambda requests, length: None,
+            note=self.budget.note,
+        )
+
+    def make_follower(self) -> Follower:
+        return Follower(
+            self.settings,
+            self.store,
+            self.versions,
+            self.heads,
+            self.cooldowns,
+            self.agents,
+            self.lineages,
+            self.prefetcher,
+            self.builder,
+            self.quiet_hour,
+        )
+
+    def stop(self) -> None:
+        self.follower.stop()
+        self.prefetcher.stop()
+        self.builder.stop()
+        self.transfers.stop()
+        self.heads.stop()
+        self.versions.stop()
+        self.writer.submit(self.store.disconnect)
+        self.writer.close()
+        self.upstream.close()
+
+    def release(self, version: int, *, base: int | None = None, releases: Releases = RELEASES) -> None:
+        """Publish a version, or all but its CVD, and advertise it."""
+        releases.publish(self.origin, version, base=base)
+        self.dns.versions[releases.database] = version
+        self.origin.forget()
+
+    async def look(self, database: str = "daily") -> None:
+        """One look, to its end."""
+        async with asyncio.timeout(LIMIT):
+            with suppress(*ORIGIN_TROUBLE):
+                await self.follower.follow(database)
+            await until(lambda: not self.transfers._running and not self.prefetcher._running)
+
+    async def live(self, seconds: float, pause: float = REFRESH) -> None:
+        """Look again and again for a while."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            await self.look()
+            self.clock.now += pause
+
+    def has(self, *names: str) -> list[bool]:
+        return [self.store.has(ObjectId.parse(name)) for name in names]
+
+    def asked(self, name: str) -> int:
+        return self.origin.count(name)
+
+
+type MakeBench = Callable[..., Bench]
+
+
+@asynccontextmanager
+async def open_benches(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeBench]:
+    """Makes benches with sections of settings; the CVD of version 1 (or `base`, if any) is cached."""
+    clock = Clock()
+    for module in (follower_module, heads_module, transfers_module, versions_module):
+        monkeypatch.setattr(module, "time", clock)
+    benches: list[Bench] = []
+
+    def make(*, base: int | None = 1, **sections: dict[str, Any]) -> Bench:
+        hold(store, base, releases=RELEASES)
+        benches.append(Bench(origin, store, clock, sections))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.stop()
+
+
+def names(versions: Iterable[int], *kinds: str) -> list[str]:
+    return [f"daily-{version}.{kind}" for version in versions for kind in kinds]

@@ -1,0 +1,140 @@
+"""A gateway between a fake CDN and a fake DNS server, for tests of whole databases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy.config.settings import Settings
+from clamproxy.formats.header import CvdHeader
+from clamproxy.messages import Body, Reply, Request
+from clamproxy.origin import versions as versions_module
+from clamproxy.service import Service
+from tests.support.dns_server import FakeDns
+from tests.support.forge import forge_keys
+from tests.support.origin import Origin
+from tests.support.releases import Releases
+from tests.unit.conftest import AGENT, read_all, until
+
+PROBE = {"Range": "bytes=0-511"}
+RELEASES = Releases(filler=100_000)
+"""CVDs of 75 KB, cdiffs of 1 KB."""
+NEWEST = 4
+OFFLINE = {"upstream": {"offline": True}}
+
+
+class Clock:
+    """The time, and more: answers of DNS grow old by it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class Site:
+    """A gateway with what is around it. Nothing is fetched ahead unless a test does it."""
+
+    def __init__(self, directory: Path, origin: Origin, dns: FakeDns, clock: Clock) -> None:
+        self.directory, self.origin, self.dns, self.clock = directory, origin, dns, clock
+        self.service = self.make()
+
+    def make(self, **sections: dict[str, Any]) -> Service:
+        settings = Settings.model_validate(
+            {
+                **sections,
+                "cache": {"directory": self.directory, **sections.get("cache", {})},
+                "upstream": {
+                    "url": self.origin.url,
+                    "read_timeout": "5s",
+                    **sections.get("upstream", {}),
+                },
+                "versions": {"nameservers": [self.dns.nameserver], **sections.get("versions", {})},
+            }
+        )
+        return Service(settings, forge_keys().trusted)
+
+    def restart(self, **sections: dict[str, Any]) -> None:
+        """With other settings."""
+        self.service.stop()
+        self.service = self.make(**sections)
+
+    def release(self, version: int, *, base: int | None = None) -> None:
+        """Publish a version, or all but its CVD, and advertise it; the record starts anew."""
+        RELEASES.publish(self.origin, version, base=base)
+        self.advertise(version)
+        self.origin.forget()
+
+    def advertise(self, version: int) -> None:
+        self.dns.versions["daily"] = version
+        self.clock.ahead += 400
+
+    async def begin(self, base: int = 1) -> None:
+        """Have a base cached."""
+        self.release(base)
+        assert (await self.ask())[0].version == base
+        await self.settle()
+
+    async def hold(self, base: int = 1, reached: int = NEWEST) -> None:
+        """Have a base and the patches from there on cached; the origin has the whole of the last."""
+        await self.begin(base)
+        self.release(reached)
+        assert (await self.ask())[0].version == base
+        await self.settle()
+        self.origin.forget()
+
+    async def settle(self) -> None:
+        """Wait until nothing is fetched, and what is superseded is gone."""
+        await until(lambda: not self.service._prefetcher._running and not self.service._transfers._running)
+        await self.service.writer.run(lambda: None)
+
+    async def ask(
+        self, path: str = "/daily.cvd", *, method: str = "GET", agent: str = AGENT, **fields: str
+    ) -> tuple[Reply, bytes]:
+        """One request, and its body as a sender reads it."""
+        headers = Headers([("User-Agent", agent)])
+        for name, value in fields.items():
+            headers[name.replace("_", "-")] = value
+        reply = await self.service.gateway.handle(Request(method, path, headers))
+        if not isinstance(reply.body, Body):
+            return reply, reply.body
+        content = await read_all(reply.body.source)
+        reply.body.source.close()
+        return reply, content[reply.body.start : reply.body.start + reply.body.length]
+
+    async def shown(self, path: str = "/daily.cvd") -> int:
+        """The version that a header probe shows."""
+        reply, content = await self.ask(path, **PROBE)
+        assert (reply.status, len(content)) == (206, 512), content
+        return CvdHeader.parse(content).version
+
+    async def refused(self, path: str, **fields: str) -> bool:
+        return (await self.ask(path, **fields))[0].status == 404
+
+
+@asynccontextmanager
+async def open_site(directory: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """A site with a fake CDN, and a clock that tests turn on."""
+    clock = Clock()
+    monkeypatch.setattr(versions_module, "time", clock)
+    with FakeDns() as dns:
+        site = Site(directory, origin, dns, clock)
+        yield site
+        await site.settle()
+        site.service.stop()
+
+
+def since(version: int, seconds: int = 0) -> str:
+    """If-Modified-Since of a client that has a version."""
+    return http_date(RELEASES.stime(version) + seconds)
