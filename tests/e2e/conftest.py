@@ -16,6 +16,7 @@ from tests.support.dns_server import FakeDns, open_dns
 from tests.support.gateway import Gateway
 from tests.support.mirror import ANEW, NAMED, Mirror, idle_site, open_mirror
 from tests.support.origin import Origin
+from tests.support.scenes import BASE, ROOMY, hold
 from tests.support.site import Site, SitePool, open_site, settings_for
 
 TEST_LIMIT = 60
@@ -68,6 +69,21 @@ def make_site(tmp_path: Path) -> Iterator[MakeSite]:
     yield make
     for site in opened:
         site.close()
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site with version 2 and all cdiffs up to 6 in its cache; tests do not change that."""
+    site = open_site(tmp_path_factory.mktemp("behind"), delta=ROOMY)
+    hold(site, BASE)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def roomy(make_site: MakeSite) -> Site:
+    """A site whose delta serving does not mind how large the cdiffs are."""
+    return make_site(delta=ROOMY)
 
 
 @pytest.fixture(scope="module")

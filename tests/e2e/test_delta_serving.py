@@ -13,6 +13,7 @@ from tests.support.freshclam import OK, Outcome
 from tests.support.gateway import Way
 from tests.support.releases import Releases
 from tests.support.scenes import (
+    BASE,
     NEWER_AGENT,
     NEWEST,
     PROBE,
@@ -34,30 +35,13 @@ from tests.support.site import (
     eventually,
     http_date,
     lacks,
-    open_site,
     signed,
 )
 
 from .conftest import MakeSite
 
-BASE = 2
 CURL = "curl/8.5.0"
 CVDUPDATE = "CVDUPDATE/1.2.0 (0738ec71-8d58-4bdf-8241-6ad688adc4fd)"
-
-
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site with version 2 and all cdiffs up to 6 in its cache; tests do not change that."""
-    site = open_site(tmp_path_factory.mktemp("behind"), delta=ROOMY)
-    hold(site, BASE)
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def roomy(make_site: MakeSite) -> Site:
-    """A site whose delta serving does not mind how large the cdiffs are."""
-    return make_site(delta=ROOMY)
 
 
 class TestBaseOfFourReleasesAgo:

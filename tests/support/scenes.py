@@ -19,6 +19,8 @@ EXTRA = "test.cvd.clamav.net"
 NEWER_AGENT = (
     "ClamAV/1.5.3 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 1738ec71-8d58-4bdf-8241-6ad688adc4fd)"
 )
+BASE = 2
+"""The version that is cached where newer clients are to go on by patches."""
 NEWEST = 6
 """The last version of database test in the test data."""
 type Members = dict[str, bytes]
