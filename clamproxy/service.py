@@ -120,6 +120,10 @@ class Service:
         """
         await self.follower.fetch_release(database)
 
+    def under_way(self) -> list[tuple[ObjectId, int, int]]:
+        """See `Transfers.under_way`."""
+        return self._transfers.under_way()
+
     def _make_origin_side(self, pseudonym: str) -> None:
         settings = self.settings
         self._cooldowns = Cooldowns(self._saver("cooldown/"))

@@ -23,6 +23,7 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
+from clamproxy.cli.progress import shown_downloads
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
@@ -92,7 +93,7 @@ async def _renew(settings: Settings, databases: list[str]) -> list[str]:
     from clamproxy.service import open_service
 
     failures = []
-    async with open_service(settings, CLAMAV_KEYS) as service:
+    async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
         for database in databases:
             try:
                 await service.renew(database)

@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from clamproxy.objects import ObjectId
+
+LOOK_EVERY = 0.1
+"""Seconds between looks at what is being downloaded."""
+
+
+@asynccontextmanager
+async def shown_downloads(
+    under_way: Callable[[], Iterable[tuple[ObjectId, int, int]]],
+) -> AsyncIterator[None]:
+    """Show a bar for each file that is being downloaded, on stderr, if that is a terminal.
+
+    Args:
+        under_way: gives each file, its bytes that are here, and its size.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _new_progress() as progress:
+        task = asyncio.create_task(_follow(progress, under_way))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+async def _follow(
+    progress: Progress, under_way: Callable[[], Iterable[tuple[ObjectId, int, int]]]
+) -> NoReturn:
+    bars: dict[ObjectId, TaskID] = {}
+    while True:
+        seen = {object_id: (have, size) for object_id, have, size in under_way()}
+        for object_id in bars.keys() - seen.keys():
+            progress.remove_task(bars.pop(object_id))
+        for object_id, (have, size) in seen.items():
+            if object_id not in bars:
+                bars[object_id] = progress.add_task(object_id.file_name, total=None)
+            progress.update(bars[object_id], completed=have, total=size or None)
+        await asyncio.sleep(LOOK_EVERY)
+
+
+def _new_progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
 
 
 class Bars:
     """One bar for each database on stderr; nothing at all if that is not a terminal."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
+        self._progress = _new_progress()
         self._tasks: dict[str, TaskID] = {}
 
     def begin(self, totals: Mapping[str, int]) -> None:

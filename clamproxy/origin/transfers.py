@@ -106,6 +106,10 @@ class Transfers:
         task.add_done_callback(self._tasks.discard)
         return transfer, False
 
+    def under_way(self) -> list[tuple[ObjectId, int, int]]:
+        """What is being fetched, the bytes that are here, and its size (0 if that isn't known yet)."""
+        return [(one.object_id, one.have, one.metadata.size) for one in self._running.values()]
+
     def is_running(self, object_id: ObjectId) -> bool:
         """Whether an object is on its way."""
         return object_id in self._running

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +16,7 @@ import pytest
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.freshclam import OK
+from tests.support.gateway import USER_AGENT
 from tests.support.mirror import (
     ANEW,
     NAMED,
@@ -358,3 +362,29 @@ def test_a_file_in_the_place_of_the_directory(mirror: Mirror) -> None:
     result = mirror.run(*TEST)
     assert (result.returncode, mirror.directory.read_text()) == (2, "mine")
     assert str(mirror.directory) in result.stderr.splitlines()[-1]
+
+
+def test_bars_for_whoever_looks(site: Site, tmp_path: Path) -> None:
+    """On a terminal each file that comes has a bar; it is gone at the end."""
+    site.publish(5)
+    site.origin.rule("W", faults.slow(6000))
+    terminal, end = os.openpty()
+    installed = Path(sys.executable).with_name("clamproxy")
+    command = [str(installed), "mirror", str(tmp_path / "www"), "--database", "test"]
+    environment = {**os.environ, "TERM": "xterm", "CLAMPROXY_UPSTREAM__USER_AGENT": f'"{USER_AGENT}"'}
+    with subprocess.Popen(
+        [*command, "--config", str(site.gateway.config)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=end,
+    ) as process:
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while piece := os.read(terminal, 4096):
+                shown += piece
+        assert process.wait(30) == 0, shown
+    os.close(terminal)
+    assert b"test-5.cvd" in shown
+    assert b"kB" in shown or b"KiB" in shown or b"bytes" in shown, shown
