@@ -51,3 +51,8 @@ def _print_tables(values: dict[str, Any]) -> None:
         for name, cooldown in values["cooldowns"].items():
             cooldowns.add_row(name, time.ctime(cooldown["until"]), cooldown["reason"])
         console.print(cooldowns)
+    if values["budget"]:
+        budget = Table("file", "requests", title="Asked of the origin within the last hour")
+        for path, spent in values["budget"].items():
+            budget.add_row(path, str(spent["used"]))
+        console.print(budget)

@@ -82,7 +82,7 @@ class ClamProxy:
             settings = load_settings(path, os.environ)
             self._service = Service(settings, self._keys)
             serving = settings.serving
-            forwards = serving.other_names == "forward"
+            forwards = serving.other_names == "forward" and not settings.upstream.offline
             self._names = names.Names(settings.versions.domain, serving.databases, forwards)
         except (ConfigurationError, OSError, RuntimeError) as error:
             _stop_start(error)
@@ -319,7 +319,8 @@ class ClamProxy:
     def _passes_host_through(self, host: str, client: connection.Client) -> bool:
         if self._service is None or self._is_clamav(host, client):
             return False
-        return self._service.settings.serving.passes_through(host)
+        settings = self._service.settings
+        return settings.serving.passes_through(host) and not settings.upstream.offline
 
 
 def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:

@@ -123,6 +123,13 @@ def test_pass_through_forwards_as_it_is(feed: tuple[Site, Origin], way: Way) -> 
     assert site.gateway.ask("/feed.ndb", way, host=host).status == 403
 
 
+def test_nothing_passes_while_the_gateway_is_offline(make_site: MakeSite, origin: Origin) -> None:
+    site = make_site(serving={"pass_through": ["127.0.0.1"]}, upstream={"offline": True})
+    origin.put("feed.ndb", FEED)
+    answer = site.gateway.ask("/feed.ndb", Way.ABSOLUTE, host=f"127.0.0.1:{origin.port}")
+    assert (answer.status, origin.requests()) == (502, [])
+
+
 def test_pass_through_is_streamed(feed: tuple[Site, Origin]) -> None:
     """The first bytes arrive while the rest is still to come."""
     site, origin = feed
