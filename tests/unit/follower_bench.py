@@ -13,6 +13,7 @@ from clamproxy import follower as follower_module
 from clamproxy.builder import CldBuilder
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.current import CurrentVersions
 from clamproxy.follower import Follower
 from clamproxy.lineage import Lineages
 from clamproxy.objects import ObjectId
@@ -65,8 +66,10 @@ class FakeDns:
         self.clock = clock
         self.versions = {"main": 62, "daily": 1, "bytecode": 339}
         self.is_silent = False
+        self.queries: list[str] = []
 
     async def txt(self, name: str) -> str:
+        self.queries.append(name)
         if self.is_silent:
             raise OSError("no answer")
         now, versions = int(self.clock.now), self.versions
@@ -132,6 +135,18 @@ class Bench:
             self.prefetcher,
             self.builder,
             self.quiet_hour,
+        )
+
+    def make_current(self) -> CurrentVersions:
+        return CurrentVersions(
+            self.settings,
+            self.store,
+            self.versions,
+            self.heads,
+            self.cooldowns,
+            self.agents,
+            self.lineages,
+            self.prefetcher,
         )
 
     def stop(self) -> None:

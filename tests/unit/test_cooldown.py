@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clamproxy.messages import Requester
 from clamproxy.origin.cooldown import (
     BACKOFFS,
+    ENOUGH_REFUSALS,
     HOUR,
     LONGEST_RETRY_AFTER,
     Backoff,
@@ -249,3 +250,64 @@ def test_client_version(user_agent: str | None, version: str) -> None:
 @given(st.floats(0.001, 1e3), st.floats(0.001, 1e5), st.integers(1, 10**6))
 def test_backoff_stays_finite(first: float, longest: float, failures: int) -> None:
     assert 0 < Backoff(first, longest).delay(failures) <= longest
+
+
+# So many refusals that the address may be blocked
+
+
+REFUSED = [f"ClamAV/1.4.{number}" for number in range(ENOUGH_REFUSALS)]
+ADMITTED, STRANGER = "ClamAV/1.5.0", "ClamAV/1.5.3"
+
+
+def refuse(bench: Bench, agents: list[str], pause: float = 0.0) -> None:
+    for agent in agents:
+        bench.fail(Failure.FORBIDDEN, agent=agent)
+        bench.clock.now += pause
+
+
+def test_after_some_refusals_the_next_version_does_not_try(bench: Bench) -> None:
+    refuse(bench, REFUSED[:-1])
+    assert not bench.blocks(agent=STRANGER)
+    refuse(bench, REFUSED[-1:])
+    for agent in (STRANGER, "other"):
+        assert bench.blocks(agent=agent)
+        assert bench.blocks(CDIFF, agent)
+    found = bench.cooldowns.check(CVD, STRANGER)
+    assert found is not None
+    assert found.failure is Failure.FORBIDDEN
+
+
+def test_one_that_was_admitted_before_is_not_held_back(bench: Bench) -> None:
+    bench.cooldowns.succeeded(CDIFF, ADMITTED)
+    refuse(bench, REFUSED)
+    assert not bench.blocks(agent=ADMITTED)
+    assert bench.blocks(agent=STRANGER)
+    refuse(bench, [ADMITTED])
+    assert bench.blocks(agent=ADMITTED), "until it is refused itself"
+
+
+def test_as_soon_as_the_first_of_the_refusals_ends_it_tries(bench: Bench) -> None:
+    refuse(bench, REFUSED, pause=10)
+    assert bench.cooldowns.check(CVD, STRANGER) == bench.cooldowns.in_force()[f"client {REFUSED[0]}"]
+    bench.clock.now += BACKOFFS[Failure.FORBIDDEN].first - 10 * ENOUGH_REFUSALS
+    assert not bench.blocks(agent=STRANGER)
+    assert bench.blocks(agent=REFUSED[-1])
+
+
+def test_one_admission_among_them_lets_others_try(bench: Bench) -> None:
+    refuse(bench, REFUSED)
+    bench.cooldowns.succeeded(CVD, REFUSED[0])
+    assert not bench.blocks(agent=STRANGER)
+
+
+def test_other_failures_do_not_count_as_refusals(bench: Bench) -> None:
+    for number in range(2 * ENOUGH_REFUSALS):
+        bench.fail(Failure.RATE_LIMITED, f"/daily-{number}.cdiff", f"ClamAV/1.4.{number}")
+    assert not bench.blocks(agent=STRANGER)
+
+
+def test_refusals_count_after_a_restart_too(bench: Bench) -> None:
+    refuse(bench, REFUSED)
+    again = Cooldowns(bench.save, bench.clock)
+    again.restore(dict(bench.notes))
+    assert again.check(CVD, STRANGER) is not None

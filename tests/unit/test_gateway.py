@@ -13,6 +13,7 @@ from werkzeug.http import http_date
 from clamproxy import gateway as gateway_module
 from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result, SourceError
+from clamproxy.policy import OLDEST_CDIFF
 from clamproxy.service import Service
 from tests.support import faults
 from tests.support.dns_server import FakeDns
@@ -297,3 +298,89 @@ async def test_a_version_that_a_client_made_up_is_not_asked_for(site: Site) -> N
     assert site.origin.requests() == []
     reply, _ = await site.ask("/daily-10.cdiff")
     assert (reply.status, reply.result) == (404, Result.MISS)
+
+
+async def test_nor_is_a_patch_that_the_cdn_gave_up_long_ago(site: Site) -> None:
+    site.dns.versions["daily"] = 5 + OLDEST_CDIFF + 1
+    reply, _ = await site.ask("/daily-5.cdiff")
+    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    assert site.origin.requests() == []
+    reply, _ = await site.ask("/daily-6.cdiff")
+    assert (reply.status, reply.result) == (404, Result.MISS)
+    assert site.origin.trace == "D6"
+
+
+async def test_but_without_a_fresh_answer_of_dns_it_is(site: Site) -> None:
+    site.dns.versions["daily"] = 5 + OLDEST_CDIFF + 1
+    await site.ask("/daily.cld")
+    site.service._versions._known = {"daily": (5 + OLDEST_CDIFF + 1, 1.0)}
+    site.dns.close()
+    assert (await site.ask("/daily-5.cdiff"))[0].status == 200
+
+
+# Fields that no client sends
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        pytest.param("ClamAV/1.4.6 " + "x" * 20_000, id="20 KB"),
+        pytest.param("ClamAV/1.4.6 (OS: \x01\x1b[2J)", id="control characters"),
+        pytest.param("ClamAV/1.4.6 \t(x)", id="a tab"),
+        pytest.param("ClamAV/1.4.6 (OS: L\u00efnux)", id="Latin-1"),
+        pytest.param("ClamAV/1.4.6 (OS: \u2665)", id="beyond Latin-1"),
+        pytest.param("", id="empty"),
+    ],
+)
+async def test_an_odd_user_agent_stays_here(site: Site, agent: str) -> None:
+    for path in ("/daily.cvd", "/daily-5.cdiff"):
+        assert (await site.ask(path, agent=agent))[0].status == 200
+    assert site.origin.trace == "P W D5"
+    assert [seen.headers.get("user-agent") for seen in site.origin.requests()] == [None] * 3
+    assert site.service._agents.requester() is None, "nor is anything else asked in its name"
+
+
+async def test_a_refusal_of_an_odd_one_is_nobody_elses(site: Site) -> None:
+    site.origin.rule("*", faults.status(403), times=1)
+    assert (await site.ask("/daily-5.cdiff", agent="ClamAV/1.4.6 \x01"))[0].status == 503
+    assert (await site.ask("/daily-5.cdiff"))[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("via", "status"),
+    [
+        pytest.param("1.1 a, " * 146 + "ab", 200, id="1024 characters"),
+        pytest.param("1.1 a, " * 146 + "abc", 502, id="1025"),
+        pytest.param("1.1 gateway, " * 2000, 502, id="26 KB"),
+        pytest.param("1.1 a\x01", 502, id="a control character"),
+        pytest.param("1.1 \u00fc", 502, id="not ASCII"),
+    ],
+)
+async def test_a_via_that_cannot_be_true_is_a_loop(site: Site, via: str, status: int) -> None:
+    reply, _ = await site.ask("/daily-5.cdiff", Via=via)
+    assert reply.status == status
+    assert (reply.result is Result.REFUSED) is (status == 502)
+    seen = [request.headers["via"] for request in site.origin.requests()]
+    assert seen == ([f"{via}, {site.service.gateway.via}"] if status == 200 else [])
+
+
+# Refusals
+
+
+async def test_trap_20_not_each_version_finds_out_that_the_address_is_blocked(site: Site) -> None:
+    await site.ask("/daily.cvd", agent="ClamAV/1.5.0")
+    await site.settle()
+    site.origin.forget()
+    site.origin.rule("*", faults.status(403))
+    for patch in range(4):
+        reply, _ = await site.ask("/daily-5.cdiff", agent=f"ClamAV/1.4.{patch}")
+        assert reply.status == 503
+        assert int(reply.headers["Retry-After"]) >= 1
+        await site.settle()
+    agents = [seen.headers["user-agent"] for seen in site.origin.requests()]
+    assert agents == ["ClamAV/1.4.0", "ClamAV/1.4.1", "ClamAV/1.4.2"]
+    site.origin.heal()
+    assert (await site.ask("/daily-5.cdiff", agent="ClamAV/1.4.3"))[0].status == 503
+    assert (await site.ask("/daily-5.cdiff", agent="ClamAV/1.5.0"))[0].status == 200
+    await site.settle()
+    assert (await site.ask("/daily-5.cdiff", agent="ClamAV/1.4.3"))[0].status == 200, "it is here now"

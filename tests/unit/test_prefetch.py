@@ -9,7 +9,7 @@ import pytest
 
 from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
-from clamproxy.origin.budget import Budget
+from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfer import TransferError
@@ -321,3 +321,35 @@ async def test_many_patches_are_fetched_a_few_at_a_time(bench: Bench) -> None:
     done.set()
     await watcher
     assert 1 < most <= AT_A_TIME
+
+
+# Budget
+
+
+async def test_what_somebody_fetches_already_may_be_waited_for(bench: Bench) -> None:
+    """Whether the gateway has asked for it a moment ago or not: waiting costs nothing."""
+    path, fetcher = cdiff(2).upstream_path, bench.prefetcher
+    assert fetcher.may_fetch(cdiff(2))
+    fetcher._budget.note(path)
+    assert not fetcher.may_fetch(cdiff(2))
+    bench.origin.rule("D2", faults.silent(), times=1)
+    transfer, _ = bench.rig.transfers.join(cdiff(2), NEW, for_client=False)
+    await until(lambda: bench.origin.count("D2") == 1)
+    assert fetcher.may_fetch(cdiff(2))
+    assert fetcher.may_fetch(cdiff(3))
+    bench.origin.heal()
+    with pytest.raises(TransferError):
+        await transfer.finish()
+    await until(lambda: not bench.rig.transfers._running)
+    assert not fetcher.may_fetch(cdiff(2))
+
+
+@pytest.mark.parametrize(("noted", "allowed"), [(0, True), (1, False), (PER_FILE, False)])
+async def test_a_renewal_has_the_budget_of_its_file(bench: Bench, noted: int, allowed: bool) -> None:
+    for _ in range(noted):
+        bench.prefetcher._budget.note("/daily.cvd")
+    assert bench.prefetcher.may_renew("daily") is allowed
+    hold(bench.store, 1)
+    bench.prefetcher.renew_soon("daily", NEW)
+    await until(lambda: not bench.prefetcher._running and not bench.rig.transfers._running)
+    assert bench.origin.trace == ("P W" if allowed else "")

@@ -336,3 +336,21 @@ def test_a_refused_key_is_told(store: Store, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING):
         assert store.sizes() == {}
     assert "Unknown key" in caplog.text
+
+
+@pytest.mark.parametrize(("dropped", "newest"), [([5], 4), ([4], 5), ([5, 4], 3), ([5, 4, 3], None)])
+def test_without_the_newest_cvd_the_one_before_is_the_newest(
+    store: Store, dropped: list[int], newest: int | None
+) -> None:
+    for version in (3, 5, 4):
+        put(store, cvd(version), b"CVD %d" % version)
+    put(store, cvd(9, "main"), b"another database")
+    put(store, cdiff(6))
+    put(store, ObjectId("daily", 7, Kind.CLD))
+    for version in dropped:
+        store.drop(cvd(version))
+    assert store.newest_version("daily") == newest
+    assert store.newest_version("main") == 9
+    assert read(store, cvd(newest or 5)) == (None if newest is None else b"CVD %d" % newest)
+    put(store, cvd(6), b"the next one")
+    assert store.newest_version("daily") == 6

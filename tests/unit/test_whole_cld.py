@@ -12,7 +12,8 @@ from clamproxy.messages import Result
 from clamproxy.objects import Kind, ObjectId
 from tests.support.forge import forge_keys
 from tests.support.origin import Origin
-from tests.unit.whole_site import NEWEST, PROBE, Site, open_site, since
+from tests.unit.conftest import until
+from tests.unit.whole_site import NEWEST, PROBE, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ async def test_trap_22_otherwise_there_is_none(site: Site) -> None:
     assert await site.refused("/daily.cld", **PROBE), "nothing is here"
     assert site.origin.requests() == []
     await site.begin()
-    for fields in ({}, PROBE, {"If_Modified_Since": since(1)}):
+    for fields in (PROBE, {}, {"If_Modified_Since": since(1)}):
         assert await site.refused("/daily.cld", **fields), "the CVD is current"
     await site.hold()
     await site.ask(If_Modified_Since=since(1))
@@ -66,3 +67,34 @@ async def test_a_cld_of_the_next_release(site: Site) -> None:
     assert await site.shown("/daily.cld") == 3
     assert (await site.ask("/daily.cld"))[0].version == 3
     assert site.origin.trace == "D3"
+
+
+async def test_a_cld_that_was_promised_is_there_when_the_base_has_been_renewed(
+    site: Site, tmp_path: Path
+) -> None:
+    """A PrivateMirror client asks for the header, then for the whole file; a renewal comes between."""
+    await site.hold()
+    assert await site.shown("/daily.cld") == NEWEST
+    await until(lambda: site.service.store.has(ObjectId("daily", NEWEST, Kind.CLD)))
+    assert (await site.ask(If_Modified_Since=since(1)))[1] == RELEASES.cvd(NEWEST)
+    await site.settle()
+    assert site.service.store.newest_version("daily") == NEWEST
+    for _ in range(2):
+        reply, content = await site.ask("/daily.cld", If_Modified_Since=since(NEWEST - 1))
+        assert (reply.status, reply.result, reply.version) == (200, Result.HIT, NEWEST)
+    path = tmp_path / "cld"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        verify_cld(file, ObjectId("daily", NEWEST, Kind.CLD), forge_keys().trusted)
+    assert await site.shown("/daily.cld") == await site.shown() == NEWEST
+
+
+async def test_a_release_after_that_is_built_on_it(site: Site) -> None:
+    await site.hold()
+    await site.ask("/daily.cld")
+    await site.ask(If_Modified_Since=since(1))
+    await site.settle()
+    site.release(NEWEST + 1)
+    assert await site.shown("/daily.cld") == NEWEST + 1
+    assert (await site.ask("/daily.cld"))[0].version == NEWEST + 1
+    assert site.origin.trace == f"D{NEWEST + 1}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clamproxy.messages import Result
+from tests.support import faults
 from tests.support.origin import Origin
 from tests.unit.whole_site import NEWEST, OFFLINE, RELEASES, Site, open_site, since
 
@@ -76,3 +77,67 @@ async def test_online_again(site: Site) -> None:
     site.release(NEWEST + 1)
     assert await site.shown() == NEWEST + 1
     assert site.origin.trace == f"D{NEWEST + 1}"
+
+
+async def see_a_newer_head(site: Site) -> None:
+    """Online, the header of a version was seen to which no patch leads, and which nobody fetched."""
+    await site.hold()
+    site.release(NEWEST + 1)
+    site.origin.remove(f"daily-{NEWEST + 1}.cdiff")
+    assert await site.shown() == NEWEST + 1
+    await site.settle()
+    assert site.origin.count("W") == 0
+
+
+async def test_offline_what_was_seen_at_the_origin_does_not_count(site: Site) -> None:
+    await see_a_newer_head(site)
+    site.restart(**OFFLINE)
+    site.origin.forget()
+    for _ in range(2):
+        assert await site.shown() == await site.shown("/daily.cld") == NEWEST
+        reply, content = await site.ask()
+        assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+        for version in range(2, NEWEST + 1):
+            assert (await site.ask(f"/daily-{version}.cdiff"))[1] == RELEASES.cdiff(version)
+    head, _ = await site.ask(method="HEAD", If_Modified_Since=since(NEWEST))
+    assert (head.status, head.version) == (304, NEWEST)
+    assert site.service._current.announced("daily") == NEWEST
+    assert site.origin.requests() == []
+
+
+async def test_offline_a_base_alone_is_shown_and_sent(site: Site) -> None:
+    await site.begin()
+    site.release(2)
+    site.origin.remove("daily-2.cdiff")
+    assert await site.shown() == 2
+    site.restart(**OFFLINE)
+    assert await site.shown() == 1
+    for fields in ({}, {"Range": "bytes=0-"}, {"agent": "curl/8.5.0"}, {"If_Modified_Since": since(0)}):
+        reply, content = await site.ask(**fields)
+        assert (reply.version, content) == (1, RELEASES.cvd(1))
+
+
+async def test_online_again_it_counts_again(site: Site) -> None:
+    await see_a_newer_head(site)
+    site.restart(**OFFLINE)
+    assert await site.shown() == NEWEST
+    site.restart()
+    assert await site.shown() == NEWEST + 1
+
+
+@pytest.mark.parametrize("failure", [faults.status(429, retry_after="7200"), faults.status(403)])
+async def test_offline_no_cooldown_matters(site: Site, failure: faults.Fault) -> None:
+    await site.hold()
+    site.origin.rule("P", failure)
+    await site.ask(If_Modified_Since=since(1))
+    await site.settle()
+    assert site.service._cooldowns.in_force()
+    site.restart(**OFFLINE)
+    assert await site.shown() == NEWEST
+    reply, content = await site.ask()
+    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    assert (await site.ask("/daily.cld"))[0].version == NEWEST
+    assert await site.refused("/daily-1.cvd.sign")
+    assert await site.refused("/main.cvd")
+    site.restart()
+    assert site.service._cooldowns.in_force(), "it goes on when the origin may be asked again"
