@@ -31,7 +31,6 @@ PATIENCE_WITH_STALE = 5.0
 class Finding:
     """What was found out for one request."""
 
-    database: str
     known: Known
     proven: ProvenLineage | None
     """What the cached patches lead to, where that counts."""
@@ -99,8 +98,11 @@ class CurrentVersions:
         started_at = asyncio.get_running_loop().time()
         known = await self.ask_dns(latest, requester)
         until = started_at + (PATIENCE_WITH_STALE if known.cached else PATIENCE)
-        proven = await self._lineages.get(latest.database) if with_patches else None
-        finding = Finding(latest.database, self._with(known, proven), proven, until)
+        proven = None
+        if with_patches:
+            proven = await self._lineages.get(latest.database)
+            known = self.known(latest, requester)
+        finding = Finding(self._with(known, proven), proven, until)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)

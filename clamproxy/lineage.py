@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.delta import Lineage
-from clamproxy.formats.cdiff import CdiffContainer, iter_commands
-from clamproxy.formats.cvd import read_info
+from clamproxy.formats.cdiff import CdiffContainer, iter_commands, verify_cdiff
+from clamproxy.formats.cvd import read_info, verify_cvd
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.info import Info, verify_info
 from clamproxy.formats.patching import patch_info
@@ -57,8 +58,8 @@ class Lineages:
     async def get(self, database: str) -> ProvenLineage | None:
         """The lineage as the store has it now; None if there is no CVD to begin with.
 
-        Quick, but for the first call after a base or a patch was added: that reads these, in a
-        thread. Others wait for the same reading; it goes on when they leave.
+        Quick, but for the first call after the start, or after a base or a patch was added: that
+        reads and verifies these, in a thread. Others wait for the same reading; it goes on when they leave.
         """
         known = self._known.get(database)
         if known is not None and self._is_current(known.lineage, database):
@@ -91,16 +92,18 @@ class Lineages:
             is_same = known is not None and known.lineage.base == base.object_id.version
             if known is None or not is_same or not self._has(database, known.lineage.base + 1):
                 known = self._begin(base)
-        return known and self._extend(database, known)
+        if known is not None:
+            return self._extend(database, known)
+        was_dropped = self._store.newest_version(database) != base.object_id.version
+        return self.read(database) if was_dropped else None  # there may be an older one
 
     def _begin(self, base: PublishedFile) -> ProvenLineage | None:
-        """The lineage of a base without patches; None if it can't be read."""
+        """The lineage of a base without patches; None if it can't be read, or is damaged."""
         object_id = base.object_id
         try:
             with open(base.fileno(), "rb", closefd=False) as file:
+                verify_cvd(file, object_id, self._keys)
                 info = Info.parse(read_info(file, object_id.database))
-            if info.header.version != object_id.version:
-                raise InvalidObject(f"holds version {info.header.version}")
         except OSError as error:
             logger.warning("%s can't be read: %s", object_id.file_name, error)
             return None
@@ -143,10 +146,22 @@ class Lineages:
                 logger.warning("%s can't be read: %s", patch_id.file_name, error)
                 return None
             except InvalidObject as error:
+                if self._is_damaged(file, patch_id):
+                    return None
                 logger.warning("%s does not fit its predecessor: %s", patch_id.file_name, error)
                 return replace(known, lineage=replace(known.lineage, is_blocked=True))
         total = known.lineage.patch_bytes + patch.size
         return ProvenLineage(replace(known.lineage, reached=patch_id.version, patch_bytes=total), info)
+
+    def _is_damaged(self, file: BinaryIO, patch_id: ObjectId) -> bool:
+        """Whether a patch was spoilt since it came; then it is dropped, to be fetched again."""
+        try:
+            verify_cdiff(file, patch_id, self._keys)
+        except InvalidObject as error:
+            logger.warning("%s is damaged, and dropped from the cache: %s", patch_id.file_name, error)
+            self._store.drop(patch_id)
+            return True
+        return False
 
     def _is_current(self, lineage: Lineage, database: str) -> bool:
         """Whether nothing in the store has changed the lineage. Retention drops oldest patches first."""

@@ -77,6 +77,7 @@ class Service:
         self.store = Store(settings.cache.directory)
         self.writer = Writer()
         self._tidy_pending = False
+        self._check: asyncio.Task[None] | None = None
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"clamproxy-{secrets.token_hex(4)}"
         self._make_origin_side(pseudonym)
@@ -94,12 +95,20 @@ class Service:
         )
 
     def start(self) -> None:
-        """Tidy up the cache and follow releases, in the background."""
+        """Tidy up the cache, check its CVDs and follow releases, in the background."""
         self._tidy_soon()
+        self._check = asyncio.create_task(self._check_cvds(), name="check the cached CVDs")
         self.follower.start()
+
+    async def _check_cvds(self) -> None:
+        """What was spoilt on the disk while nobody looked must not be served."""
+        for database in sorted(self.store.databases()):
+            await self._lineages.get(database)
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
+        if self._check is not None:
+            self._check.cancel()
         self.follower.stop()
         self._prefetcher.stop()
         self._builder.stop()

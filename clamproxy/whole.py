@@ -73,8 +73,6 @@ class WholeFiles:
                 return reply
             finding = await self._current.find_out(latest, request.requester, with_patches=False)
             choice = choose(finding.known)
-        if choice is not None and not choice.is_cached and (reply := self._answer_for_now(request, finding)):
-            return reply
         if choice is None:
             raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
         if choice.is_cached:
@@ -110,16 +108,6 @@ class WholeFiles:
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
         head = self._head_of(object_id, proven)
         return from_head(request, object_id, head, result, is_newest=not choice.stale)
-
-    def _answer_for_now(self, request: Request, finding: Finding) -> Reply | None:
-        """The base for a new client, while the origin is too slow with a patch for the next version."""
-        is_slow = isinstance(finding.trouble, TimeoutError)
-        if not is_slow or finding.proven is None or not _is_for_new_client(request):
-            return None
-        base = self._store.open(ObjectId(finding.database, finding.proven.lineage.base, Kind.CVD))
-        if base is None:
-            return None
-        return from_object(request, base.object_id, base.metadata, base, Result.STALE, is_newest=False)
 
     def _head_of(self, object_id: ObjectId, proven: ProvenLineage) -> Head:
         """The origin's header of a version if it was seen, else the one that the patches lead to."""

@@ -16,8 +16,10 @@ from tests.unit.whole_site import NEWEST, OFFLINE, PROBE, RELEASES, Site, open_s
 type Damage = Callable[[bytes], bytes]
 
 ENOUGH = 2
-"""Requests, of which the last one gets what it wants: the first may be the one that finds the damage."""
+"""Requests: the first one finds the damage."""
 DAMAGES = [
+    pytest.param(lambda body: b"<" * 512 + body[512:], id="the header"),
+    pytest.param(lambda body: body[:-100] + b"x" * 100, id="the end"),
     pytest.param(bytes, id="zeros"),
     pytest.param(lambda body: body[:520] + b"x" * (len(body) - 520), id="all behind the header"),
 ]

@@ -95,12 +95,9 @@ ADD = b"OPEN daily.ndb\nADD B:0:*:01\nCLOSE\n"
     [
         pytest.param(b"", id="trap 15: empty, the vendor's word for take the whole CVD"),
         pytest.param(Releases(filler=500).cdiff(3), id="trap 18: a patch to another file"),
-        pytest.param(RELEASES.cdiff(4), id="trap 18: another patch under this name"),
         pytest.param(forge_cdiff("daily", 3), id="a patch that leaves .info as it is"),
         pytest.param(forge_cdiff("daily", 3, b"UNLINK daily.info\n"), id="a patch that removes .info"),
         pytest.param(forge_patch("daily", 3, FILES, AFTER, ADD), id="a patch for other files"),
-        pytest.param(Releases(keys=ForgeKeys.generate()).cdiff(3), id="its .info is signed by somebody else"),
-        pytest.param(forge_cdiff("daily", 3, b"nonsense\n"), id="no command"),
     ],
 )
 async def test_a_patch_that_does_not_fit_ends_the_lineage(
@@ -113,6 +110,27 @@ async def test_a_patch_that_does_not_fit_ends_the_lineage(
     assert (await of_daily(lineages)).header.version == 2
     hold(store, 4)
     assert await reached(lineages) == (4, 4, False)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param(RELEASES.cdiff(4), id="trap 18: another patch under this name"),
+        pytest.param(Releases(keys=ForgeKeys.generate()).cdiff(3), id="signed by somebody else"),
+        pytest.param(forge_cdiff("daily", 3, b"nonsense\n"), id="no command"),
+    ],
+)
+async def test_a_patch_that_is_damaged_is_dropped(
+    store: Store, lineages: Lineages, patch: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold(store, 1, [2, 4])
+    put(store, cdiff(3), patch)
+    for _ in range(2):
+        assert await reached(lineages) == (1, 2, False)
+    assert not store.has(cdiff(3))
+    assert caplog.text.count("is damaged") == 1
+    hold(store, None, [3])
+    assert await reached(lineages) == (1, 4, False)
 
 
 async def test_it_goes_on_with_what_is_added(store: Store, lineages: Lineages) -> None:
