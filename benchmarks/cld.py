@@ -19,10 +19,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from clamproxy.builder import LEVEL
 from clamproxy.formats.cld import build_cld, verify_cld
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.builder import LEVEL
 from tests.support.forge import ForgeKeys, forge_database, forge_patch
 
 MB, MIB = 1_000_000, 2**20

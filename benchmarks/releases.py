@@ -1,6 +1,6 @@
 """What 90 daily releases cost at the origin, by the way a site is served: `python -m benchmarks.releases`.
 
-Pure arithmetic, with the gateway's own decisions (`clamproxy.delta`): nothing is sent, nothing is timed.
+Pure arithmetic with the gateway's own decisions (`clamproxy.releases.delta`): nothing is sent or timed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from rich.table import Table
 
 from clamproxy.config.settings import Delta
 from clamproxy.config.units import parse_share
-from clamproxy.delta import Lineage, Renewal, renewal
 from clamproxy.formats.header import HEADER_SIZE
+from clamproxy.releases.delta import Lineage, Renewal, renewal
 
 MB = 1_000_000
 RELEASES = 90

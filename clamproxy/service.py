@@ -10,16 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from clamproxy.announcement import Announcer
-from clamproxy.builder import CldBuilder
 from clamproxy.cache.partial import sweep
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.current import CurrentVersions
-from clamproxy.delivery import Delivery
-from clamproxy.follower import Follower
 from clamproxy.formats.signatures import TrustedKeys
-from clamproxy.gateway import Gateway
-from clamproxy.lineage import Lineages
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
@@ -32,11 +26,17 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import negative_ttl
-from clamproxy.prefetch import Prefetcher
-from clamproxy.quiet import QuietHour
+from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.follower import Follower
+from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.quiet import QuietHour
+from clamproxy.serving.current import CurrentVersions
+from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.gateway import Gateway
+from clamproxy.serving.whole import WholeFiles
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
-from clamproxy.whole import WholeFiles
 
 logger = logging.getLogger(__name__)
 

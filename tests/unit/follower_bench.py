@@ -9,13 +9,8 @@ from typing import Any
 
 import pytest
 
-from clamproxy import follower as follower_module
-from clamproxy.builder import CldBuilder
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.current import CurrentVersions
-from clamproxy.follower import Follower
-from clamproxy.lineage import Lineages
 from clamproxy.objects import ObjectId
 from clamproxy.origin import heads as heads_module
 from clamproxy.origin import transfers as transfers_module
@@ -28,8 +23,13 @@ from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
-from clamproxy.prefetch import Prefetcher
-from clamproxy.quiet import QuietHour
+from clamproxy.releases import follower as follower_module
+from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.follower import Follower
+from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.quiet import QuietHour
+from clamproxy.serving.current import CurrentVersions
 from clamproxy.threads import Writer
 from tests.support.dns_server import PRIMARY
 from tests.support.forge import forge_keys

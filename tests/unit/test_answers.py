@@ -8,7 +8,6 @@ import pytest
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy.answers import IN_MEMORY, from_head, from_object, plain, unavailable
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
@@ -20,6 +19,7 @@ from clamproxy.origin.heads import Head
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
+from clamproxy.serving.answers import IN_MEMORY, from_head, from_object, plain, unavailable
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)

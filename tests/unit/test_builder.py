@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clamproxy import builder as builder_module
-from clamproxy.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError, CldBuilder
 from clamproxy.cache.store import Store
 from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.members import iter_members, open_payload
-from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases import builder as builder_module
+from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError, CldBuilder
+from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.threads import Writer
 from tests.support.forge import forge_keys
 from tests.unit.conftest import cdiff, cvd, put, put_cvd, read, until

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamproxy.config.settings import Delta
-from clamproxy.delta import Lineage, Renewal, renewal
+from clamproxy.releases.delta import Lineage, Renewal, renewal
 
 LIMITS = Delta(max_patches=90, max_share=0.1, renew_after=30)
 SIZE = 1000

@@ -10,7 +10,7 @@ from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
-from clamproxy.quiet import QuietHour
+from clamproxy.releases.quiet import QuietHour
 from tests.support.origin import Origin
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, OLD_AGENT, cdiff, put, until

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from clamproxy.cache.store import Store
-from clamproxy.follower import LONGEST_INTEREST
-from clamproxy.lineage import ProvenLineage
+from clamproxy.releases.follower import LONGEST_INTEREST
+from clamproxy.releases.lineage import ProvenLineage
 from tests.support.dns_server import PRIMARY
 from tests.support.origin import Origin
 from tests.support.releases import Releases

@@ -10,11 +10,11 @@ import pytest
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy import gateway as gateway_module
 from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result, SourceError
 from clamproxy.policy import OLDEST_CDIFF
 from clamproxy.service import Service
+from clamproxy.serving import gateway as gateway_module
 from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_cdiff, forge_keys

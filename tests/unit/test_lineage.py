@@ -9,8 +9,8 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
-from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.lineage import Lineages, ProvenLineage
 from tests.support.forge import ForgeKeys, forge_cdiff, forge_keys, forge_patch
 from tests.support.releases import Releases
 from tests.unit.conftest import cdiff, put, put_cvd

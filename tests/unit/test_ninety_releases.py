@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from clamproxy.cache.store import Store
-from clamproxy.quiet import QuietHour
+from clamproxy.releases.quiet import QuietHour
 from tests.support.origin import Origin
 from tests.unit.follower_bench import HOUR, MakeBench, names, open_benches
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterable
 
 import pytest
 
-from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import Failure
@@ -15,7 +14,8 @@ from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
-from clamproxy.prefetch import AT_A_TIME, Prefetcher
+from clamproxy.releases.lineage import Lineages, ProvenLineage
+from clamproxy.releases.prefetch import AT_A_TIME, Prefetcher
 from tests.support import faults
 from tests.support.forge import forge_keys
 from tests.support.releases import Releases

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clamproxy.quiet import HOURS, USUAL_HOUR, QuietHour
+from clamproxy.releases.quiet import HOURS, USUAL_HOUR, QuietHour
 from tests.unit.test_budget import json_values
 from tests.unit.test_cooldown import Clock
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from benchmarks import releases
 from benchmarks.releases import CVD, RELEASES, SIGN, Day, Plan
 from clamproxy.config.settings import Delta
-from clamproxy.delta import Renewal
+from clamproxy.releases.delta import Renewal
 
 PLAN = Plan(seed=1, new_clients=0.01, whole_file_clients=0)
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from clamproxy.delivery import Delivery
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.serving.delivery import Delivery
 from tests.support import faults
 from tests.support.forge import forge_cdiff
 from tests.unit.conftest import NEW, MakeCvd, Rig, cdiff, cvd, put, read_all, until

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from werkzeug.http import http_date
 
-from clamproxy import current as current_module
 from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE
+from clamproxy.serving import current as current_module
 from tests.support import faults
 from tests.support.origin import Origin
 from tests.support.releases import Releases

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy import current as current_module
 from clamproxy.messages import Result
 from clamproxy.origin import heads as heads_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.policy import RECHECK
+from clamproxy.serving import current as current_module
 from tests.support import faults
 from tests.support.origin import Origin
 from tests.unit.conftest import cvd

@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from clamproxy.answers import from_head, from_object, plain
-from clamproxy.builder import BuildError, CldBuilder
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
-from clamproxy.current import CurrentVersions, Finding
 from clamproxy.dates import parse_http_date
-from clamproxy.delivery import Delivery
-from clamproxy.lineage import ProvenLineage
 from clamproxy.messages import Reply, Request, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import Failure
@@ -22,7 +17,12 @@ from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import Choice, choose
-from clamproxy.prefetch import Prefetcher
+from clamproxy.releases.builder import BuildError, CldBuilder
+from clamproxy.releases.lineage import ProvenLineage
+from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.serving.answers import from_head, from_object, plain
+from clamproxy.serving.current import CurrentVersions, Finding
+from clamproxy.serving.delivery import Delivery
 
 PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.agents import Agents
@@ -18,7 +17,8 @@ from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
 from clamproxy.origin.upstream import NotFoundError
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import Known, must_probe
-from clamproxy.prefetch import Prefetcher
+from clamproxy.releases.lineage import Lineages, ProvenLineage
+from clamproxy.releases.prefetch import Prefetcher
 
 PATIENCE = 25.0
 """Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout

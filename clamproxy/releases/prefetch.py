@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 
 from clamproxy.cache.store import Store
-from clamproxy.lineage import Lineages, ProvenLineage
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.budget import Budget
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
+from clamproxy.releases.lineage import Lineages, ProvenLineage
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
-from clamproxy.delta import Lineage
 from clamproxy.formats.cdiff import CdiffContainer, iter_commands, verify_cdiff
 from clamproxy.formats.cvd import read_info, verify_cvd
 from clamproxy.formats.header import CvdHeader
@@ -22,6 +21,7 @@ from clamproxy.formats.info import Info, verify_info
 from clamproxy.formats.patching import patch_info
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.delta import Lineage
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)

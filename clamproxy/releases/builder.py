@@ -23,8 +23,8 @@ from clamproxy.cache.store import Store
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
-from clamproxy.lineage import ProvenLineage
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)

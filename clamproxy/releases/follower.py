@@ -16,11 +16,8 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import IO
 
-from clamproxy.builder import CldBuilder
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.delta import Renewal, renewal
-from clamproxy.lineage import Lineages
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
@@ -30,8 +27,11 @@ from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.origin.versions import AdvertisedVersions
-from clamproxy.prefetch import Prefetcher
-from clamproxy.quiet import QuietHour
+from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.delta import Renewal, renewal
+from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.quiet import QuietHour
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy.answers import from_object, plain, unavailable
 from clamproxy.cache.store import Store
-from clamproxy.current import PATIENCE, CurrentVersions
-from clamproxy.delivery import Delivery
 from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
-from clamproxy.whole import WholeFiles
+from clamproxy.serving.answers import from_object, plain, unavailable
+from clamproxy.serving.current import PATIENCE, CurrentVersions
+from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.whole import WholeFiles
 
 logger = logging.getLogger(__name__)
 
