@@ -394,8 +394,7 @@ def _free_ports(count: int) -> list[int]:
     """Ports that nothing listens on, and that neither the kernel nor another thread gives away meanwhile."""
     chosen: list[int] = []
     while len(chosen) < count:
-        # Below the range that the kernel takes ports from for outgoing connections.
-        port = random.randint(15_000, 32_000)
+        port = random.choice(_PORTS)
         with _ports_lock, socket.socket() as probe, contextlib.suppress(OSError):
             if port not in _ports_given:
                 probe.bind(("127.0.0.1", port))
@@ -404,5 +403,13 @@ def _free_ports(count: int) -> list[int]:
     return chosen
 
 
+def _own_ports() -> range:
+    """Below what the kernel takes for outgoing connections; test processes side by side don't share any."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 15_000 + number % 8 * 2_000
+    return range(first, first + 2_000)
+
+
+_PORTS = _own_ports()
 _ports_lock = threading.Lock()
 _ports_given: set[int] = set()

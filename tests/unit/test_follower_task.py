@@ -137,11 +137,12 @@ async def test_nor_one_database_for_the_others(
 
 async def seen_by(bench: Bench) -> bool:
     """Whether the follower looks for `test`, whose version has a record of its own."""
-    bench.clock.now += 2 * REFRESH
-    bench.dns.queries.clear()
-    await until(lambda: bench.dns.queries.count(PRIMARY) == 1)
-    bench.clock.now += 2 * REFRESH  # `test` comes after `daily`
-    await until(lambda: bench.dns.queries.count(PRIMARY) == 2)
+    for _ in range(2):  # the first round may have begun before
+        bench.clock.now += 2 * REFRESH
+        bench.dns.queries.clear()
+        await until(lambda: bench.dns.queries.count(PRIMARY) >= 1)
+        bench.clock.now += 2 * REFRESH  # `test` comes after `daily`
+        await until(lambda: bench.dns.queries.count(PRIMARY) >= 2)
     return "test.cvd.clamav.net" in bench.dns.queries
 
 
