@@ -25,6 +25,12 @@ WHILE = 4
 """Seconds, some times `versions.refresh`, for what must not happen."""
 
 
+@pytest.fixture
+def site(roomy: Site) -> Site:
+    """The cdiffs of the test data are large for their CVDs: elsewhere these would soon be renewed."""
+    return roomy
+
+
 def use(site: Site, version: int = 4, agent: str = USER_AGENT) -> None:
     """Release a version that some client fetches: the database is in use from then on."""
     site.publish(version)
