@@ -16,6 +16,9 @@ from urllib.parse import parse_qs
 MAX_VERSION = 2**31 - 1
 """Versions travel as C ints in freshclam; nothing above is a version (protocol.md 1.2)."""
 
+STANDARD_DATABASES = ("main", "daily", "bytecode")
+"""What each freshclam wants (protocol.md 1.2)."""
+
 
 class Kind(StrEnum):
     """What a file is; the value is its file name extension."""

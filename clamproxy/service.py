@@ -34,7 +34,7 @@ from clamproxy.releases.quiet import QuietHour
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
-from clamproxy.serving.whole import WholeFiles
+from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
 
@@ -79,7 +79,7 @@ class Service:
         self._tidy_pending = False
         self._check: asyncio.Task[None] | None = None
         self.stats = Stats(self.store, self.writer)
-        pseudonym = f"clamproxy-{secrets.token_hex(4)}"
+        pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
         self._make_origin_side(pseudonym)
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
@@ -161,7 +161,7 @@ class Service:
     def _make_resolver(self) -> Resolver | None:
         """Who is asked for advertised versions, if anybody is."""
         versions, upstream = self.settings.versions, self.settings.upstream
-        if upstream.offline or not versions.dns:
+        if not self.settings.asks_dns:
             return None
         if versions.doh is not None:
             return DohResolver(versions.doh, upstream.proxy, upstream.ca_bundle)

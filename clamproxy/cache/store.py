@@ -120,6 +120,13 @@ class Store:
             published.link(target)
         return True
 
+    def holds(self, object_id: ObjectId) -> bool:
+        """The same, by its file too, which may have been lost. Quick."""
+        published = self.open(object_id)
+        if published is not None:
+            published.close()
+        return published is not None
+
     def open_newest(self, database: str) -> PublishedFile | None:
         """The newest CVD of a database, or None. Quick."""
         version = get_text(self._index, _NEWEST_PREFIX + database)

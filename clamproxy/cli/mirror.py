@@ -27,8 +27,8 @@ from clamproxy.cli.progress import shown_downloads
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
+from clamproxy.objects import STANDARD_DATABASES
 
-STANDARD_DATABASES = ("main", "daily", "bytecode")
 ORIGIN_FAILED = 2
 """Exit code: the mirror is as good as the cache, which the origin didn't renew."""
 

@@ -203,6 +203,11 @@ class Settings(_Section):
     serving: Serving = Field(default_factory=Serving)
     delta: Delta = Field(default_factory=Delta)
 
+    @property
+    def asks_dns(self) -> bool:
+        """Whether advertised versions are learned from DNS."""
+        return self.versions.dns and not self.upstream.offline
+
     @model_validator(mode="before")
     @classmethod
     def _fill_sections(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -104,17 +104,11 @@ class CldBuilder:
             The CLD's name.
         """
         object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
-        if object_id not in self._running and self.can_build(object_id) and not self._is_here(object_id):
+        if object_id not in self._running and self.can_build(object_id) and not self._store.holds(object_id):
             task = asyncio.create_task(self._build(object_id, proven), name=f"build {object_id.file_name}")
             self._running[object_id] = task
             task.add_done_callback(lambda _: self._ended(object_id, task))
         return object_id
-
-    def _is_here(self, object_id: ObjectId) -> bool:
-        published = self._store.open(object_id)
-        if published is not None:
-            published.close()
-        return published is not None
 
     async def open(self, database: str, proven: ProvenLineage) -> PublishedFile:
         """The CLD of the version that a lineage reaches, built if it isn't there yet.

@@ -19,7 +19,7 @@ from typing import IO
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
-from clamproxy.objects import Kind, ObjectId
+from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
@@ -30,13 +30,11 @@ from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
-from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.prefetch import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
 
 logger = logging.getLogger(__name__)
 
-STANDARD = ("daily", "main", "bytecode")
-"""What each freshclam wants (protocol.md 1.2)."""
 LATEST_START = 10.0
 """Seconds after the start, at most, until the first look."""
 SHORTEST_PROBE_INTERVAL = 900.0
@@ -139,7 +137,7 @@ class Follower:
         wanted = {database for database, at in self._in_use.items() if now - at < LONGEST_INTEREST}
         wanted |= self._store.databases()
         if self._settings.serving.prefetch == "all":
-            wanted |= set(STANDARD)
+            wanted |= set(STANDARD_DATABASES)
         return sorted(wanted & set(self._settings.serving.databases))
 
     async def follow(self, database: str) -> None:
@@ -179,7 +177,7 @@ class Follower:
         requester = self._requester() or self._agents.requester()
         if requester is None:
             raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
-        told = await self._versions.get(database, patience=None) if self._settings.versions.dns else None
+        told = await self._versions.get(database, patience=None) if self._settings.asks_dns else None
         if told is None or not told.fresh:
             await self._heads.probe(database, requester, 0, 0)
         head, cached = self._heads.get(database), self._store.newest_version(database)
@@ -189,14 +187,14 @@ class Follower:
         first = min(advertised - 1, advertised if cached is None else cached + 1)
         first = max(1, first, advertised - self._settings.cache.keep_cdiffs + 1)
         with suppress(NotFoundError):
-            await self._prefetcher.fetch_patches(_patches(database, first, advertised), requester)
+            await self._prefetcher.fetch_patches(patches_between(database, first, advertised), requester)
         if cached is None or cached < advertised:
             await self._prefetcher.renew(database, requester)
         await self._fetch_signatures(database, advertised, requester, insists=True)
 
     async def _advertised(self, database: str, requester: Requester | None) -> int | None:
         """The version that is advertised by DNS, else by the header of the origin's CVD."""
-        if self._settings.versions.dns:
+        if self._settings.asks_dns:
             advertised = await self._versions.get(database)
             if advertised is not None and advertised.fresh:
                 return advertised.version
@@ -209,7 +207,7 @@ class Follower:
 
     async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
         """Fetch the patches up to the advertised version, from where the cached ones end."""
-        wanted = _patches(database, await self._first_missing(database, advertised), advertised)
+        wanted = patches_between(database, await self._first_missing(database, advertised), advertised)
         # In their order: none is of use to anybody before its predecessors.
         asked = list(takewhile(lambda one: self._store.has(one) or self._prefetcher.may_fetch(one), wanted))
         try:
@@ -295,7 +293,3 @@ class Follower:
             if error.failure is Failure.FORBIDDEN:
                 raise  # which concerns the others, too
             logger.debug("%s: not now: %s", signature.file_name, error)
-
-
-def _patches(database: str, first: int, last: int) -> list[ObjectId]:
-    return [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]

@@ -48,16 +48,9 @@ class Prefetcher:
         Raises:
             OriginTrouble: it can't be had now.
         """
-        if not self._is_here(object_id):
+        if not self._store.holds(object_id):
             transfer, _ = await self._transfers.ready(object_id, requester, oldest, for_client=False)
             await transfer.finish()
-
-    def _is_here(self, object_id: ObjectId) -> bool:
-        """Whether an object is in the store, and its file too."""
-        published = self._store.open(object_id)
-        if published is not None:
-            published.close()
-        return published is not None
 
     async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
         """Fetch the patches that lead from the cached CVD on to a version, as far as they are there.
@@ -81,12 +74,8 @@ class Prefetcher:
             before = proven.lineage.reached
             await self._once(
                 f"patches of {database} for {requester.version}",
-                partial(self._fetch_range, database, before + 1, target, requester),
+                partial(self.fetch_patches, patches_between(database, before + 1, target), requester),
             )
-
-    async def _fetch_range(self, database: str, first: int, last: int, requester: Requester) -> None:
-        patches = [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]
-        await self.fetch_patches(patches, requester)
 
     async def fetch_patches(self, patches: Iterable[ObjectId], requester: Requester) -> None:
         """Fetch what is missing of these, a few at a time, in their order.
@@ -95,7 +84,7 @@ class Prefetcher:
             OriginTrouble: of the first of them that can't be had; those after its group are not
                 asked for.
         """
-        missing = [patch for patch in patches if not self._is_here(patch)]
+        missing = [patch for patch in patches if not self._store.holds(patch)]
         for start in range(0, len(missing), AT_A_TIME):
             group = missing[start : start + AT_A_TIME]
             results = await asyncio.gather(
@@ -162,3 +151,8 @@ class Prefetcher:
         """Cancel all; what has arrived stays on disk."""
         for task in list(self._running.values()):
             task.cancel()
+
+
+def patches_between(database: str, first: int, last: int) -> list[ObjectId]:
+    """The cdiffs of these versions, both included."""
+    return [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]

@@ -65,13 +65,9 @@ class CurrentVersions:
         self._lineages = lineages
         self._prefetcher = prefetcher
 
-    @property
-    def _asks_dns(self) -> bool:
-        return self._settings.versions.dns and not self._settings.upstream.offline
-
     async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
         """What is known after a look at DNS, which is asked no more than once in a while."""
-        if self._asks_dns:
+        if self._settings.asks_dns:
             await self._versions.get(latest.database)
         return self.known(latest, requester)
 
@@ -120,7 +116,7 @@ class CurrentVersions:
         Whoever hears of a version asks for its cdiff at once. So it is announced when the patch is
         here; but where nothing is fetched ahead, only clients that ask can bring it here.
         """
-        advertised = self._versions.last_known(database) if self._asks_dns else None
+        advertised = self._versions.last_known(database) if self._settings.asks_dns else None
         last = advertised.version if advertised else None
         is_ahead = self._settings.serving.prefetch != "none" and self._agents.requester() is not None
         if not is_ahead and not self._settings.upstream.offline:
@@ -180,7 +176,7 @@ class CurrentVersions:
         """What is known without asking anybody."""
         database = latest.database
         offline = self._settings.upstream.offline
-        told = self._versions.last_known(database) if self._asks_dns else None
+        told = self._versions.last_known(database) if self._settings.asks_dns else None
         head, sighting = self._heads.get(database), self._heads.sighting(database)
         return Known(
             now=time.time(),

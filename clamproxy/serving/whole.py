@@ -27,7 +27,7 @@ from clamproxy.serving.delivery import Delivery
 PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
 GATEWAY_IN_VIA = "clamproxy-"
-"""By which a request is known to come from another gateway."""
+"""How each gateway's name in Via begins."""
 
 
 class WholeFiles:
@@ -93,7 +93,7 @@ class WholeFiles:
         self, request: Request, latest: Latest, proven: ProvenLineage, choice: Choice
     ) -> Reply | None:
         """Answer with what the patches lead to; None if it takes the whole file of that version."""
-        result = Result.STALE if choice.stale else Result.HIT
+        result = _result_of(choice)
         if _is_for_new_client(request):
             if not proven.lineage.is_within(self._limits):
                 self._prefetcher.renew_soon(latest.database, request.requester)
@@ -168,7 +168,7 @@ class WholeFiles:
         if published is None:
             if proven is None or not choice.by_patches or not self._builder.can_build(object_id):
                 return nothing
-            result = Result.STALE if choice.stale else Result.HIT
+            result = _result_of(choice)
             # Who asks for the header asks for the whole file next, if it is newer than its own.
             self._builder.start(latest.database, proven)
             head = Head(proven.header, None, None)
@@ -184,8 +184,12 @@ class WholeFiles:
         return _from_published(request, published, choice)
 
 
+def _result_of(choice: Choice) -> Result:
+    return Result.STALE if choice.stale else Result.HIT
+
+
 def _from_published(request: Request, published: PublishedFile, choice: Choice) -> Reply:
-    result = Result.STALE if choice.stale else Result.HIT
+    result = _result_of(choice)
     object_id, metadata = published.object_id, published.metadata
     return from_object(request, object_id, metadata, published, result, is_newest=not choice.stale)
 
@@ -204,5 +208,5 @@ def _is_for_new_client(request: Request) -> bool:
         and "If-Modified-Since" not in headers
         and "If-None-Match" not in headers
         and (headers.get("User-Agent") or "").startswith("ClamAV/")
-        and GATEWAY_IN_VIA not in ", ".join(headers.get_all("Via"))
+        and GATEWAY_IN_VIA not in request.via
     )

@@ -70,7 +70,8 @@ def test_versions_beyond_the_cvd(make_site: MakeSite) -> None:
     assert site.gateway.stats()["databases"]["test"] == {"advertised": 6, "cached": 5, "reached": 6}
 
 
-def test_kept_when_stopped_and_across_restarts(site: Site) -> None:
+def test_kept_when_stopped_and_across_restarts(make_site: MakeSite) -> None:
+    site = make_site(serving={"prefetch": "none"})
     site.publish(6)
     for _ in range(3):
         site.gateway.ask("/test.cvd")

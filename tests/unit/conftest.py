@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +24,9 @@ from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cvd, forge_keys
 from tests.support.origin import Origin
+
+if TYPE_CHECKING:
+    from tests.unit.follower_bench import Bench, MakeBench
 
 AGENT = "ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 00000000-0000-4000-8000-000000000000)"
 OLD_AGENT = (
@@ -169,3 +172,20 @@ async def rig(origin: Origin, store: Store) -> AsyncIterator[Rig]:
     writer.submit(store.disconnect)
     writer.close()
     upstream.close()
+
+
+@pytest.fixture
+async def make_bench(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeBench]:
+    """Makes followers with all that they use; see follower_bench.py."""
+    from tests.unit.follower_bench import open_benches  # which needs what is defined here
+
+    async with open_benches(origin, store, monkeypatch) as make:
+        yield make
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    """One of them, with the usual settings."""
+    return make_bench()

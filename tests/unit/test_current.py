@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from clamproxy.cache.store import Store
 from clamproxy.origin.agents import Agents
-from tests.support.origin import Origin
 from tests.unit.conftest import cdiff, cvd, put
-from tests.unit.follower_bench import HOUR, RELEASES, Bench, MakeBench, open_benches
+from tests.unit.follower_bench import HOUR, RELEASES, Bench, MakeBench
 from tests.unit.test_lineage import hold
 
 NOTHING: dict[str, dict[str, Any]] = {"serving": {"prefetch": "none"}}
 OFFLINE: dict[str, dict[str, Any]] = {"upstream": {"offline": True}}
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
 
 
 async def announced(bench: Bench) -> int | None:

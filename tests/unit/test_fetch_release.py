@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.agents import Agents
@@ -17,22 +15,8 @@ from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import OriginError
 from tests.support import faults
-from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, cdiff
-from tests.unit.follower_bench import LIMIT, Bench, MakeBench, names, open_benches
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
-    return make_bench()
+from tests.unit.follower_bench import LIMIT, Bench, MakeBench, names
 
 
 async def fetch(bench: Bench) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from clamproxy.cache.store import Store
@@ -11,7 +9,6 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
 from clamproxy.releases.quiet import QuietHour
-from tests.support.origin import Origin
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, OLD_AGENT, cdiff, put, until
 from tests.unit.follower_bench import (
@@ -21,22 +18,7 @@ from tests.unit.follower_bench import (
     Bench,
     MakeBench,
     names,
-    open_benches,
 )
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
-    return make_bench()
-
 
 # What is fetched
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.budget import PER_FILE, WINDOW
 from tests.support import faults
 from tests.support.faults import Fault
-from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, put, until
 from tests.unit.follower_bench import (
     HOUR,
@@ -21,21 +17,7 @@ from tests.unit.follower_bench import (
     RELEASES,
     Bench,
     MakeBench,
-    open_benches,
 )
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
-    return make_bench()
 
 
 @pytest.mark.parametrize(

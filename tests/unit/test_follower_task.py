@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from clamproxy.cache.store import Store
 from clamproxy.releases.follower import LONGEST_INTEREST
 from clamproxy.releases.lineage import ProvenLineage
 from tests.support.dns_server import PRIMARY
-from tests.support.origin import Origin
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, Child, cdiff, cvd, put, until
 from tests.unit.follower_bench import (
@@ -22,22 +19,7 @@ from tests.unit.follower_bench import (
     REFRESH,
     Bench,
     MakeBench,
-    open_benches,
 )
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
-    return make_bench()
-
 
 OFTEN: dict[str, dict[str, Any]] = {"versions": {"refresh": "10ms"}}
 """How often the task looks; answers of DNS count for `REFRESH` all the same."""

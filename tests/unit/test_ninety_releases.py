@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
 
-from clamproxy.cache.store import Store
 from clamproxy.releases.quiet import QuietHour
-from tests.support.origin import Origin
-from tests.unit.follower_bench import HOUR, MakeBench, names, open_benches
+from tests.unit.follower_bench import HOUR, MakeBench, names
 
 RELEASED = 90
-
-
-@pytest.fixture
-async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeBench]:
-    async with open_benches(origin, store, monkeypatch) as make:
-        yield make
 
 
 @pytest.mark.parametrize(
