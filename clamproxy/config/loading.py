@@ -20,6 +20,8 @@ from clamproxy.config.settings import Settings
 LOCAL_CONFIG = "proxy.yaml"
 SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
+SECRETS = frozenset({"status.token", "access.users"})
+"""Keys whose values are shown to nobody, besides the password in upstream.proxy."""
 
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
@@ -181,17 +183,22 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
         return _explain_unknown(section, rest)
     if not rest:
         return f"{section} is {_shown(detail['input'])}; expected a section: lines of key: value"
-    key, value = f"{section}.{rest[0]}", data[section][rest[0]]
+    key, value = f"{section}.{rest[0]}", (data.get(section) or {}).get(rest[0])
     expected = _SECTIONS[section].model_fields[rest[0]].description
+    if key in SECRETS and value is not None:
+        value = "***"
     if len(rest) > 1:
-        key, value = f"{key}[{rest[1]}]", detail["input"]
+        key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
         expected = str(detail["ctx"]["error"])
+    if detail["type"] == "conflict":
+        expected = detail["msg"]
     return f"{key} is {_shown(value, may_be_secret=key == 'upstream.proxy')}; expected {expected}"
 
 
 def _explain_unknown(section: str, rest: list[str]) -> str:
     known = {key: f"{name}.{key}" for name, model in _SECTIONS.items() for key in model.model_fields}
     if rest:
+        known |= {key: f"{section}.{key}" for key in _SECTIONS[section].model_fields}
         hint = _did_you_mean(rest[0], known) or f"; expected {', '.join(_SECTIONS[section].model_fields)}"
         return f"unknown key {section}.{_masked(rest[0])}{hint}"
     known |= {name: name for name in _SECTIONS}

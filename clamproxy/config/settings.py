@@ -17,13 +17,18 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    SecretStr,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from clamproxy.config.units import (
     GIB,
+    KIB,
     MIB,
+    Endpoint,
     HttpProxy,
     Nameserver,
     Network,
@@ -33,6 +38,7 @@ from clamproxy.config.units import (
     parse_database,
     parse_domain_pattern,
     parse_duration,
+    parse_endpoint,
     parse_host_name,
     parse_host_pattern,
     parse_http_proxy,
@@ -40,6 +46,8 @@ from clamproxy.config.units import (
     parse_network,
     parse_share,
     parse_size,
+    parse_token,
+    parse_user,
     require_text,
 )
 
@@ -194,6 +202,90 @@ class Delta(_Section):
     renew_after: Count = Field(30, ge=1, description="a whole number, at least 1")
 
 
+class Access(_Section):
+    """How much of the gateway a client may take, and whether it must say who it is."""
+
+    users: tuple[Annotated[str, BeforeValidator(parse_user)], ...] = Field(
+        (), description="a list of lines that `clamproxy hash-password` printed"
+    )
+    max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
+    max_connections_per_client: Count = Field(200, ge=1, description="a whole number, at least 1")
+    max_request_line: Size = Field(
+        8 * KIB, ge=256, le=MIB, description="a size such as 8KiB, from 256 to 1 MiB"
+    )
+    max_header_size: Size = Field(
+        32 * KIB, ge=KIB, le=MIB, description="a size such as 32KiB, from 1 KiB to 1 MiB"
+    )
+    idle_timeout: Duration = Field(
+        120.0, ge=1, le=86400, description="a duration such as 2min, from 1s to 1d"
+    )
+
+
+class Tls(_Section):
+    """The certificate authority for clients that use https."""
+
+    directory: AbsolutePath = Field(
+        default=Path("ca"), validate_default=True, description="the path of a directory"
+    )
+    names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
+
+
+class Fleet(_Section):
+    """The table of clients; `keep` in seconds."""
+
+    enabled: Switch = Field(True, description=_SWITCH)
+    max_clients: Count = Field(20_000, ge=1, le=1_000_000, description="a whole number from 1 to 1000000")
+    keep: Duration = Field(
+        90 * 86400.0, ge=3600, le=3650 * 86400, description="a duration such as 90d, from 1h to 3650d"
+    )
+
+
+class Status(_Section):
+    """The pages about the gateway itself."""
+
+    host: HostName | None = Field("clamproxy", description="a host name, or null")
+    listen: Annotated[Endpoint, PlainValidator(parse_endpoint)] | None = Field(
+        Endpoint("127.0.0.1", 8081),
+        description='an IP address and a port such as 127.0.0.1:8081 or "[::1]:8081", or null',
+    )
+    token: Annotated[SecretStr, PlainValidator(parse_token)] | None = Field(
+        None,
+        validate_default=True,
+        description="a text of at least 16 characters out of A-Z, a-z, 0-9 and -._~, or null",
+    )
+
+    @field_validator("token", mode="after")
+    @classmethod
+    def _guards_the_listener(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        """Whoever can reach the listener can read the names of all machines."""
+        listen = info.data.get("listen")
+        if token is None and listen is not None and not listen.is_loopback:
+            raise PydanticCustomError("conflict", "a token, as status.listen is not a loopback address")
+        return token
+
+
+class Log(_Section):
+    """How the log is written."""
+
+    format: Literal["text", "json"] = Field("text", description="text or json")
+
+
+class Feeds(_Section):
+    """Other signature feeds, cached by the rules of HTTP; `stale_if_error` in seconds."""
+
+    hosts: tuple[Annotated[str, BeforeValidator(parse_domain_pattern)], ...] = Field(
+        (), description='a list of host names such as [urlhaus.abuse.ch, "*.example.com"]'
+    )
+    size_limit: Size = Field(GIB, ge=MIB, description="a size such as 1GiB, at least 1 MiB")
+    stale_if_error: Duration = Field(
+        7 * 86400.0, le=365 * 86400, description="a duration such as 7d, at most 365d"
+    )
+
+    def covers(self, host: str) -> bool:
+        """Tell whether requests for a host (without port) are answered from the cache of feeds."""
+        return any(domain_matches(pattern, host) for pattern in self.hosts)
+
+
 class Settings(_Section):
     """The whole configuration; ``Settings()`` is the default one."""
 
@@ -202,6 +294,12 @@ class Settings(_Section):
     versions: Versions = Field(default_factory=Versions)
     serving: Serving = Field(default_factory=Serving)
     delta: Delta = Field(default_factory=Delta)
+    access: Access = Field(default_factory=Access)
+    tls: Tls = Field(default_factory=Tls)
+    fleet: Fleet = Field(default_factory=Fleet)
+    status: Status = Field(default_factory=Status)
+    log: Log = Field(default_factory=Log)
+    feeds: Feeds = Field(default_factory=Feeds)
 
     @property
     def asks_dns(self) -> bool:

@@ -14,6 +14,8 @@ from fractions import Fraction
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from pydantic import SecretStr
+
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
@@ -139,6 +141,10 @@ _MAX_HOST_LENGTH = 253
 _NAMESERVER = re.compile(
     r"\[(?P<v6>[^\]]+)\](?::(?P<v6_port>[0-9]{1,5}))?|(?P<v4>[^:]+)(?::(?P<v4_port>[0-9]{1,5}))?"
 )
+_USER = re.compile(
+    r"[^:\s]{1,128}:(?:scrypt(?::[0-9]{1,9}){3}|pbkdf2:sha256:[0-9]{1,9})\$[^$\s]{8,64}\$[0-9a-f]{64,128}"
+)
+"""A name, and the hash as werkzeug.security writes it."""
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+")  # no query, no fragment
 
 
@@ -147,6 +153,21 @@ class Nameserver(NamedTuple):
 
     host: str
     port: int = 53
+
+
+class Endpoint(NamedTuple):
+    """Where to listen: an IP address as text, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +264,31 @@ def _nameserver(text: str) -> Nameserver:
     if not 1 <= port <= 65535:
         raise ValueError("not a port")
     return Nameserver(str(address), port)
+
+
+def parse_endpoint(value: object) -> Endpoint:
+    """Read ``127.0.0.1:8081`` or ``[::1]:8081``."""
+    if isinstance(value, Endpoint):
+        return value
+    match = _NAMESERVER.fullmatch(require_text(value))
+    if match is None or not (match["v6_port"] or match["v4_port"]):
+        raise ValueError("not an address and a port")
+    return Endpoint(*_nameserver(match[0]))
+
+
+def parse_token(value: object) -> SecretStr:
+    """Read a token that goes into ``Authorization: Bearer`` (RFC 6750 2.1, without ``+/=``)."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else require_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", text):
+        raise ValueError("not a token")
+    return SecretStr(text)
+
+
+def parse_user(value: object) -> str:
+    """Read a user and the hash of a password, as `clamproxy hash-password` prints them."""
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise ValueError("a line that `clamproxy hash-password` printed")
+    return value
 
 
 def parse_base_url(value: object) -> str:

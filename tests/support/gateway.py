@@ -81,7 +81,13 @@ class Gateway:
         directory.mkdir(parents=True, exist_ok=True)
         self.cache = directory / "cache"
         self.config = directory / "proxy.yaml"
-        self.settings = {**settings, "cache": {"directory": str(self.cache), **settings.get("cache", {})}}
+        self.settings = {
+            **settings,
+            "cache": {"directory": str(self.cache), **settings.get("cache", {})},
+            "tls": {"directory": str(directory / "ca"), **settings.get("tls", {})},
+            # Its port would be the same for all that run side by side.
+            "status": {"listen": None, **settings.get("status", {})},
+        }
         self.config.write_text(yaml.safe_dump(self.settings))
         self.port = 0
         self.reverse_port = 0

@@ -19,6 +19,7 @@ from clamproxy.config.loading import ConfigurationError, find_config, load_setti
 from clamproxy.config.settings import Serving, Settings
 from clamproxy.config.units import GIB, MIB, HttpProxy, Nameserver
 
+SECTIONS = "cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
 Write = Callable[[str], Path]
 
@@ -348,12 +349,12 @@ def test_impossible_values(write: Write, text: str, line: str) -> None:
         ("cache: {sizelimit: 1}", "unknown key cache.sizelimit; did you mean cache.size_limit?"),
         ("upstream: {refresh: 1}", "unknown key upstream.refresh; did you mean versions.refresh?"),
         ("chache: {}", "unknown section chache; did you mean cache?"),
-        ("size_limit: 1", "unknown section size_limit; did you mean cache.size_limit?"),
-        ("foo:", "unknown section foo; expected cache, upstream, versions, serving, delta"),
+        ("keep_cdiffs: 1", "unknown section keep_cdiffs; did you mean cache.keep_cdiffs?"),
+        ("foo:", f"unknown section foo; expected {SECTIONS}"),
         ("cache: {1: 1}", "unknown key cache.1; expected directory, size_limit, keep_cdiffs"),
         (
             "'http://me:pw@a': 1",
-            "unknown section http://***@a; expected cache, upstream, versions, serving, delta",
+            f"unknown section http://***@a; expected {SECTIONS}",
         ),
         ("cache: 5", "cache is 5; expected a section: lines of key: value"),
         ("cache: [size_limit]", "cache is a list; expected a section: lines of key: value"),
