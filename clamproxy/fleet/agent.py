@@ -1,0 +1,66 @@
+"""Agents: what a User-Agent says about the machine behind it (protocol.md 1.1).
+
+freshclam sends ``ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: <uuid4>)``, where the UUID
+names the installation. Whoever sends no UUID can't be told from others and is no machine here:
+cvdupdate, curl, a freshclam with HTTPUserAgent. The field comes from outside: whatever is not of the
+expected form is left out, and nothing else gets into the table, to pages or terminals.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+LONGEST = 255
+"""Characters; freshclam's have at most 127."""
+_LONGEST_ADDRESS = 64
+
+_FRESHCLAM = re.compile(r"ClamAV/([^ ]+) \(([^()]*)\)", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_VERSION = re.compile(r"[0-9A-Za-z.+~_-]{1,32}", re.ASCII)
+_SYSTEM = re.compile(r"[0-9A-Za-z.+/_-][0-9A-Za-z .+/_-]{0,31}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A freshclam and its machine; None: not said, or not in a form that any freshclam sends."""
+
+    uuid: str
+    freshclam: str | None
+    os: str | None
+    arch: str | None
+
+
+@lru_cache(4096)
+def parse_agent(user_agent: str) -> Agent | None:
+    """The machine behind a User-Agent; None if it is none."""
+    match = _FRESHCLAM.fullmatch(user_agent) if len(user_agent) <= LONGEST else None
+    if match is None:
+        return None
+    fields = dict(field.partition(": ")[::2] for field in match[2].split(", "))
+    uuid = fields.get("UUID", "").lower()
+    if not _UUID.fullmatch(uuid):
+        return None
+    return Agent(
+        uuid=uuid,
+        freshclam=_plain(_VERSION, match[1]),
+        os=_plain(_SYSTEM, fields.get("OS")),
+        arch=_plain(_SYSTEM, fields.get("ARCH")),
+    )
+
+
+@lru_cache(4096)
+def shown_address(address: str) -> str:
+    """A client's address without its zone; an IPv4-mapped one as IPv4."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:  # a Unix socket, say
+        return address[:_LONGEST_ADDRESS].encode("unicode_escape").decode("ascii")[:_LONGEST_ADDRESS]
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip)
+
+
+def _plain(form: re.Pattern[str], text: str | None) -> str | None:
+    return text if text is not None and form.fullmatch(text) else None

@@ -1,0 +1,114 @@
+"""Machines: what the fleet tells about each client, and about all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from clamproxy.fleet.observer import Failure
+
+
+class State(StrEnum):
+    """How a machine stands; the values are what `summary` calls them."""
+
+    BEHIND = "behind"
+    UNKNOWN = "unknown"
+    UP_TO_DATE = "up_to_date"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What is known of a database on a machine. Times are Unix seconds."""
+
+    version: int
+    """The last that is known; the machine may have got a newer one elsewhere."""
+    behind: int | None
+    """By how many releases it is behind the advertised version; None while none is known."""
+    behind_since: float | None
+    """When a newer version was first seen advertised; None where that was not seen."""
+    seen_at: float
+    """When the version was learned."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The form for programs."""
+        return {
+            "version": self.version,
+            "behind": self.behind,
+            "behind_since": self.behind_since,
+            "seen_at": self.seen_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A client: an installation of freshclam at an address. Times are Unix seconds."""
+
+    uuid: str
+    address: str
+    freshclam: str | None
+    os: str | None
+    arch: str | None
+    first_seen: float
+    last_seen: float
+    """Of its last request. In DNS mode it has no reason for one while it is up to date."""
+    end_of_life: bool
+    """Whether ClamAV supports its freshclam no more."""
+    databases: Mapping[str, Database]
+    """Only those of which a version is known."""
+    last_error: Failure | None
+
+    @property
+    def behind(self) -> int:
+        """By how many releases it is known to be behind, in the database where these are most."""
+        return max((database.behind or 0 for database in self.databases.values()), default=0)
+
+    @property
+    def state(self) -> State:
+        """How it stands."""
+        if self.behind:
+            return State.BEHIND
+        known = [database.behind is not None for database in self.databases.values()]
+        return State.UP_TO_DATE if known and all(known) else State.UNKNOWN
+
+    @property
+    def trouble(self) -> Failure | None:
+        """Its last error, if nothing was heard of its databases since."""
+        last = max((database.seen_at for database in self.databases.values()), default=0.0)
+        return self.last_error if self.last_error is not None and self.last_error.at >= last else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form for programs; times are Unix seconds, None is what isn't known."""
+        error = self.last_error
+        return {
+            "uuid": self.uuid,
+            "address": self.address,
+            "freshclam": self.freshclam,
+            "os": self.os,
+            "arch": self.arch,
+            "last_seen": self.last_seen,
+            "first_seen": self.first_seen,
+            "end_of_life": self.end_of_life,
+            "databases": {name: database.to_json() for name, database in sorted(self.databases.items())},
+            "last_error": None if error is None else {"at": error.at, "what": error.what},
+        }
+
+
+def worst_first(machines: Iterable[Machine]) -> list[Machine]:
+    """Machines in the order in which they need a look; of equal ones, the longest silent first."""
+    return sorted(
+        machines,
+        key=lambda one: (-one.behind, not one.end_of_life, one.state is State.UP_TO_DATE, one.last_seen),
+    )
+
+
+def summary(machines: Iterable[Machine]) -> dict[str, int]:
+    """How many machines there are, in which state, and how many with a freshclam past its end of life."""
+    counts = {"total": 0, **{state.value: 0 for state in (State.UP_TO_DATE, State.BEHIND, State.UNKNOWN)}}
+    counts["end_of_life"] = 0
+    for machine in machines:
+        counts["total"] += 1
+        counts[machine.state.value] += 1
+        counts["end_of_life"] += machine.end_of_life
+    return counts

@@ -1,0 +1,128 @@
+"""The observer: what a request tells about the databases of a machine. No guesses.
+
+freshclam never says which version it has, but what it asks for does (protocol.md 1.2, 1.3):
+
+* ``daily-N.cdiff``: it has N-1; once it got the whole cdiff, N. If it asks for it again, it has not;
+* ``daily-N.cvd.sign``: it has the CVD N;
+* a whole CVD or CLD: once it got it, that version;
+* If-Modified-Since: it has the version that was built then. Without the field it has none.
+
+All of it may be wrong a moment later, and is corrected by what is asked next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from clamproxy.dates import parse_http_date
+from clamproxy.fleet.visit import Visit
+from clamproxy.objects import Kind, Latest, ObjectId, Target
+
+type FindBuild = Callable[[str, int], int | None]
+"""Gives the version of a database that was built at a time, in Unix seconds; None if it isn't known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A version that a machine has."""
+
+    version: int
+    seen_at: float
+    """When this was learned, in Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that went wrong for a machine."""
+
+    at: float
+    what: str
+    """One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What is known of one machine."""
+
+    holdings: Mapping[str, Holding] = field(default_factory=dict)
+    """By database; one that isn't there is not known."""
+    last_error: Failure | None = None
+
+    def holding(self, database: str, version: int | None, at: float) -> Knowledge:
+        """The same, with another version of a database; None: not known any more."""
+        holdings = {name: holding for name, holding in self.holdings.items() if name != database}
+        if version is not None:
+            holdings[database] = Holding(version, at)
+        return replace(self, holdings=holdings)
+
+    def failing(self, what: str, at: float) -> Knowledge:
+        """The same, with a newer error."""
+        return replace(self, last_error=Failure(at, what))
+
+
+def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
+    """What is known after a request.
+
+    Args:
+        visit: the request and its answer.
+        known: what was known before.
+        find_build: looks up build times.
+    """
+    if visit.method != "GET":
+        return known
+    match visit.target:
+        case ObjectId(kind=Kind.CDIFF) as cdiff:
+            known = _observe_cdiff(visit, cdiff, known)
+        case ObjectId(kind=Kind.CVD_SIGN) as signature:
+            known = known.holding(signature.database, signature.version, visit.at)
+        case Latest() as latest:
+            known = _observe_whole(visit, latest, known, find_build)
+    failure = _failure(visit)
+    return known if failure is None else known.failing(failure, visit.at)
+
+
+def _observe_cdiff(visit: Visit, cdiff: ObjectId, known: Knowledge) -> Knowledge:
+    if cdiff.version < 2:
+        return known
+    before = known.holdings.get(cdiff.database)
+    if before is not None and before.version >= cdiff.version:
+        known = known.failing(f"asked for {cdiff.file_name} again", visit.at)
+    # An empty one says that the whole CVD is to be taken instead (trap 15).
+    is_patched = visit.status == 200 and visit.complete and visit.length > 0
+    return known.holding(cdiff.database, cdiff.version - (0 if is_patched else 1), visit.at)
+
+
+def _observe_whole(visit: Visit, latest: Latest, known: Knowledge, find_build: FindBuild) -> Knowledge:
+    database = latest.database
+    since = parse_http_date(visit.if_modified_since)
+    if visit.if_modified_since is None:
+        if database in known.holdings:
+            known = known.failing(f"asked for {_name(latest)} as if it had none", visit.at)
+        known = known.holding(database, None, visit.at)
+    elif since is not None and (version := find_build(database, int(since))) is not None:
+        known = known.holding(database, version, visit.at)
+    is_whole = visit.status == 200 and visit.complete and not visit.range_probe
+    if is_whole and visit.version is not None:
+        known = known.holding(database, visit.version, visit.at)
+    return known
+
+
+def _failure(visit: Visit) -> str | None:
+    """What went wrong with an answer, in one line; None if nothing did."""
+    target = visit.target
+    if target is None:
+        return None
+    if visit.status >= 400:
+        is_normal = visit.status == 404 and _may_be_missing(target)
+        return None if is_normal else f"{_name(target)}: status {visit.status}"
+    return None if visit.complete else f"{_name(target)}: broken off after {visit.length:,} bytes"
+
+
+def _may_be_missing(target: Target) -> bool:
+    """Whether freshclam goes on without the file: a signature, or a CLD before the CVD (protocol.md 2.2)."""
+    return target.kind in (Kind.CVD_SIGN, Kind.CDIFF_SIGN, Kind.CLD)
+
+
+def _name(target: Target) -> str:
+    return target.upstream_path.removeprefix("/")

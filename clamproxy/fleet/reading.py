@@ -1,0 +1,106 @@
+"""Reading the fleet: for commands and pages, whether the proxy runs or not. Blocks."""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.machine import Database, Machine, worst_first
+from clamproxy.fleet.observer import Holding
+from clamproxy.fleet.support import is_end_of_life
+from clamproxy.fleet.table import FILE_NAME, Release, Row, reading
+from clamproxy.stats import advertised_versions
+
+
+class UnreadableFleetError(OSError):
+    """There is a table of clients that can't be read; the text is one line."""
+
+
+def has_table(directory: Path) -> bool:
+    """Whether a table was ever made in a cache directory."""
+    return (directory / FILE_NAME).exists()
+
+
+def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> list[Machine]:
+    """Every machine of the table, worst first; none if there is no table. Blocks for some 100 ms.
+
+    Args:
+        directory: the cache directory.
+        advertised: the version of each database that counts as current; see `advertised_to_clients`.
+        now: Unix seconds.
+
+    Raises:
+        UnreadableFleetError: the table can't be read.
+    """
+    try:
+        with reading(directory) as rows:
+            if rows is None:
+                return []
+            history = History(rows.releases(), advertised, now)
+            return worst_first(_machine(row, history, now) for row in rows.all())
+    except (sqlite3.Error, ValueError) as error:
+        raise UnreadableFleetError(f"{FILE_NAME}: {error}") from error
+
+
+def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
+    """The version of each database that clients can be expected to have. Takes milliseconds.
+
+    What DNS advertises; offline, what has been imported: nobody can have a newer one.
+    """
+    if settings.upstream.offline:
+        reached = {name: store.reached_version(name) for name in store.databases()}
+        return {name: version for name, version in reached.items() if version is not None}
+    return advertised_versions(store)
+
+
+class History:
+    """When which version of each database was first seen advertised."""
+
+    def __init__(self, releases: Iterable[Release], advertised: Mapping[str, int], now: float) -> None:
+        """Take over the releases, which come oldest version first.
+
+        Args:
+            releases: all that are remembered.
+            advertised: the current ones.
+            now: Unix seconds; a later time was noted by a wrong clock.
+        """
+        self._advertised = advertised
+        self._versions: dict[str, list[int]] = {}
+        self._first_seen: dict[str, list[float]] = {}
+        for release in releases:
+            if release.first_seen is not None:
+                self._versions.setdefault(release.database, []).append(release.version)
+                self._first_seen.setdefault(release.database, []).append(min(release.first_seen, now))
+
+    def compare(self, database: str, holding: Holding) -> Database:
+        """How a version that a machine has stands."""
+        current = self._advertised.get(database)
+        behind = None if current is None else max(0, current - holding.version)
+        since = self._newer_since(database, holding.version) if behind else None
+        return Database(holding.version, behind, since, holding.seen_at)
+
+    def _newer_since(self, database: str, version: int) -> float | None:
+        """When the first version above this one was seen, among those that are remembered."""
+        versions = self._versions.get(database, [])
+        following = bisect_right(versions, version)
+        return self._first_seen[database][following] if following < len(versions) else None
+
+
+def _machine(row: Row, history: History, now: float) -> Machine:
+    agent, known = row.agent, row.known
+    return Machine(
+        uuid=agent.uuid,
+        address=row.address,
+        freshclam=agent.freshclam,
+        os=agent.os,
+        arch=agent.arch,
+        first_seen=min(row.first_seen, now),
+        last_seen=min(row.last_seen, now),
+        end_of_life=is_end_of_life(agent.freshclam, now),
+        databases={name: history.compare(name, holding) for name, holding in known.holdings.items()},
+        last_error=known.last_error,
+    )

@@ -1,0 +1,182 @@
+"""The recorder: takes note of every visit without holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from clamproxy.config.settings import Fleet as FleetSettings
+from clamproxy.fleet.agent import LONGEST, Agent, parse_agent, shown_address
+from clamproxy.fleet.observer import Knowledge, observe
+from clamproxy.fleet.table import DamagedTableError, Release, Row, Rows, Table
+from clamproxy.fleet.visit import Visit
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.objects import Latest
+from clamproxy.threads import Writer
+
+logger = logging.getLogger(__name__)
+
+FLUSH_DELAY = 2.0
+"""Seconds from a visit until it is in the table."""
+MOST_PENDING = 10_000
+"""Visits that wait to be written; while the disk takes none, the oldest are forgotten."""
+
+REFUSALS = (401, 407)
+"""Statuses for who is not a user of the gateway."""
+
+
+class Fleet:
+    """Notes who came by, from the event loop, and has it written soon after.
+
+    What a visit tells is worked out by the writer, in one transaction with the row that it changes: the
+    loop does next to nothing, nothing is kept in memory, and processes may share the table.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: FleetSettings,
+        writer: Writer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Have the table made, or checked, by the writer.
+
+        Args:
+            directory: the cache directory.
+            settings: how many machines are kept, and how long.
+            writer: the thread that writes to the directory.
+            clock: gives Unix seconds.
+        """
+        self._settings = settings
+        self._writer = writer
+        self._clock = clock
+        self._table = Table(directory)
+        self._lock = threading.Lock()
+        self._visits: deque[Visit] = deque(maxlen=MOST_PENDING)
+        self._releases: deque[Release] = deque(maxlen=MOST_PENDING)
+        self._advertised: dict[str, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_failing = False
+        if settings.enabled:
+            writer.submit(self._check)
+
+    def see(self, visit: Visit) -> None:
+        """A request on a ClamAV host was answered. Quick; event loop only."""
+        agent = visit.user_agent
+        is_usable = agent is not None and len(agent) <= LONGEST and not visit.is_relayed
+        # Who was not let in must not push others out of the table.
+        if self._settings.enabled and is_usable and visit.status not in REFUSALS:
+            with self._lock:
+                self._visits.append(visit)
+            self._flush_soon()
+
+    def note_advertised(self, database: str, version: int) -> None:
+        """A version is advertised. Quick, and free if it was known; event loop only."""
+        if self._settings.enabled and self._advertised.get(database) != version:
+            self._advertised[database] = version
+            self._note(Release(database, version, first_seen=self._clock()))
+
+    def note_built(self, database: str, version: int, built_at: int) -> None:
+        """A version's build time is known: clients send it as If-Modified-Since. Quick; event loop only."""
+        if self._settings.enabled and built_at > 0:
+            self._note(Release(database, version, built_at=built_at))
+
+    def flush(self) -> None:
+        """Hand what has been seen to the writer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        with self._lock:
+            visits, releases = list(self._visits), list(self._releases)
+            self._visits.clear()
+            self._releases.clear()
+        if visits or releases:
+            self._writer.submit(lambda: self._write(visits, releases))
+
+    def close(self) -> None:
+        """Hand over the rest; the writer finishes it when it is closed."""
+        self.flush()
+
+    def _note(self, release: Release) -> None:
+        with self._lock:
+            self._releases.append(release)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)
+
+    # In the writer's thread
+
+    def _check(self) -> None:
+        self._attempt(Rows.check)
+
+    def _write(self, visits: list[Visit], releases: list[Release]) -> None:
+        if not self._attempt(lambda rows: self._record(rows, visits, releases)):
+            with self._lock:
+                self._visits = deque([*visits, *self._visits], MOST_PENDING)
+                self._releases = deque([*releases, *self._releases], MOST_PENDING)
+
+    def _attempt(self, change: Callable[[Rows], object]) -> bool:
+        """Change the table; returns whether that worked. Trouble that lasts is logged once."""
+        for _ in range(2):
+            try:
+                with self._table.writing() as rows:
+                    change(rows)
+            except DamagedTableError:
+                continue
+            except (sqlite3.Error, OSError) as error:
+                if not self._is_failing:
+                    logger.warning("The table of clients can't be written: %s", error)
+                self._is_failing = True
+                return False
+            self._is_failing = False
+            return True
+        return False
+
+    def _record(self, rows: Rows, visits: Iterable[Visit], releases: Iterable[Release]) -> None:
+        for release in releases:
+            rows.note(release)
+        changed: dict[tuple[str, str], Row] = {}
+        headers: set[bytes] = set()
+        for visit in visits:
+            agent = parse_agent(visit.user_agent or "")
+            if agent is None:
+                continue
+            if isinstance(visit.target, Latest) and visit.head not in headers:
+                headers.add(visit.head)
+                _note_header(rows, visit.target.database, visit.head)
+            key = agent.uuid, shown_address(visit.address)
+            row = changed.get(key) or rows.get(*key)
+            changed[key] = _after(visit, agent, key[1], row, rows)
+        for row in changed.values():
+            rows.put(row)
+        rows.limit(self._settings.max_clients, self._clock() - self._settings.keep)
+
+
+def _after(visit: Visit, agent: Agent, address: str, row: Row | None, rows: Rows) -> Row:
+    """A machine after a visit."""
+    if row is None:
+        row = Row(agent, address, visit.at, visit.at, Knowledge())
+    known = observe(visit, row.known, rows.find_build)
+    first_seen = min(row.first_seen, visit.at)
+    return replace(row, agent=agent, first_seen=first_seen, last_seen=visit.at, known=known)
+
+
+def _note_header(rows: Rows, database: str, head: bytes) -> None:
+    if len(head) < HEADER_SIZE:
+        return
+    try:
+        header = CvdHeader.parse(head)
+    except InvalidObject:
+        return
+    if header.stime:
+        rows.note(Release(database, header.version, built_at=header.stime))

@@ -1,0 +1,224 @@
+"""``clamproxy fleet``: a table for people, a list for programs, exit codes for monitoring."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from clamproxy.cache.store import Store
+from clamproxy.cli.fleet import fleet
+from clamproxy.fleet.observer import Failure
+from clamproxy.fleet.table import FILE_NAME
+from tests.unit import test_fleet_reading
+from tests.unit.test_fleet_reading import put_rows
+
+DAY = 86400
+FINE = "11111111-0000-4000-8000-000000000000"
+BEHIND = "22222222-0000-4000-8000-000000000000"
+SILENT = "33333333-0000-4000-8000-000000000000"
+FRESHCLAM = "99.0.0"
+"""One whose end of life nobody has dated."""
+OLD = "44444444-0000-4000-8000-000000000000"
+
+row = partial(test_fleet_reading.row, freshclam=FRESHCLAM)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache where daily 10 is advertised."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", str(tmp_path / "cache"))
+    store = Store(tmp_path / "cache")
+    store.set_note("advertised/daily", [10, time.time()])
+    store.close()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def site(cache: Path) -> Path:
+    """Three machines: one fine, one 3 behind with trouble, one silent for 3 days."""
+    now = time.time()
+    put_rows(
+        cache,
+        row(FINE, daily=10, main=62, seen=now - 30),
+        row(BEHIND, daily=7, seen=now - 7000, error=Failure(now, "daily-8.cdiff: status 503")),
+        row(SILENT, daily=10, seen=now - 3 * DAY - 60),
+        releases={8: now - 2 * DAY - 60},
+    )
+    return cache
+
+
+def invoke(*arguments: str) -> Result:
+    group = click.Group(commands={"fleet": fleet}, context_settings={"help_option_names": ["-h", "--help"]})
+    return CliRunner().invoke(group, ["fleet", *arguments])
+
+
+def line_of(result: Result, uuid: str) -> str:
+    (line,) = (line for line in result.stdout.splitlines() if uuid in line)
+    return line
+
+
+@pytest.mark.usefixtures("site")
+def test_the_table() -> None:
+    result = invoke()
+    assert (result.exit_code, result.stderr) == (0, "")
+    first = result.stdout.splitlines()[0]
+    assert first == (
+        "CLAMPROXY FLEET OK - 3 machines, 1 up to date, 1 behind, 1 unknown | "
+        "machines=3 up_to_date=1 behind=1 unknown=1 end_of_life=0"
+    )
+    assert "no request since" in result.stdout
+    assert "offline" not in result.stdout
+    behind = line_of(result, BEHIND)
+    assert "daily 7 (3 behind for 2 d)" in behind
+    assert "(1 h)" in behind
+    assert "daily-8.cdiff: status 503" in behind
+    assert "Linux x86_64" in behind
+    assert "(3 d)" in line_of(result, SILENT)
+    assert "daily 10, main 62" in line_of(result, FINE)
+    assert "\x1b" not in result.stdout
+    positions = [result.stdout.index(uuid) for uuid in (BEHIND, FINE, SILENT)]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("columns", [80, 300])
+def test_the_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """It has colours, fits, and no UUID is cut."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    output = invoke().stdout
+    assert "\x1b[31m" in output
+    plain = click.unstyle(output)
+    assert all(len(line) <= columns for line in plain.splitlines()[1:])
+    assert all(uuid in plain for uuid in (FINE, BEHIND, SILENT))
+    for word in ("3 behind for 2 d", "no request since", "(3 d)", "daily-8.cdiff:"):
+        assert word in plain
+
+
+@pytest.mark.usefixtures("site")
+def test_the_list() -> None:
+    result = invoke("--json")
+    machines = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [one["uuid"] for one in machines] == [BEHIND, FINE, SILENT]
+    assert {"uuid", "address", "freshclam", "os", "last_seen", "databases"} <= set(machines[0])
+    assert (
+        machines[0]["databases"]["daily"] | {"version": 7, "behind": 3} == machines[0]["databases"]["daily"]
+    )
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    ("arguments", "code", "word", "listed"),
+    [
+        ([], 0, "OK", [BEHIND, FINE, SILENT]),
+        (["--behind", "1"], 2, "CRITICAL", [BEHIND]),
+        (["--behind", "3"], 2, "CRITICAL", [BEHIND]),
+        (["--behind", "4"], 0, "OK", []),
+        (["--stale", "2d"], 2, "CRITICAL", [SILENT]),
+        (["--stale", "1h"], 2, "CRITICAL", [BEHIND, SILENT]),
+        (["--stale", "4d"], 0, "OK", []),
+        (["--behind", "2", "--stale", "3d"], 2, "CRITICAL", [BEHIND, SILENT]),
+        (["--behind", "9", "--stale", "9d"], 0, "OK", []),
+    ],
+)
+def test_filters_and_exit_codes(arguments: list[str], code: int, word: str, listed: list[str]) -> None:
+    shown, machines = invoke(*arguments), invoke("--json", *arguments)
+    assert (shown.exit_code, machines.exit_code) == (code, code)
+    first, *rest = shown.stdout.splitlines()
+    assert first.startswith(f"CLAMPROXY FLEET {word} - 3 machines")
+    if arguments:
+        assert first.endswith(f" listed={len(listed)}")
+    assert [one["uuid"] for one in json.loads(machines.stdout)] == listed
+    assert all(any(uuid in line for line in rest) for uuid in listed)
+    assert bool(rest) == bool(listed)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 1), (["--behind", "5"], 1), (["--behind", "1"], 2)])
+def test_end_of_life_is_a_warning(cache: Path, arguments: list[str], code: int) -> None:
+    now = time.time()
+    put_rows(cache, row(OLD, daily=9, freshclam="0.103.12", seen=now), row(FINE, daily=10, seen=now))
+    result = invoke(*arguments)
+    assert result.exit_code == code
+    assert "1 end of life" in result.stdout.splitlines()[0]
+    if not arguments:
+        assert "0.103.12 (end of life)" in line_of(result, OLD)
+        assert result.stdout.count("support ended on 2024-09-14; ClamAV's CDN refuses it") == 1
+    assert [one["end_of_life"] for one in json.loads(invoke("--json").stdout)] == [True, False]
+
+
+def test_no_machines(cache: Path) -> None:
+    put_rows(cache)
+    result = invoke("--behind", "1")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "CLAMPROXY FLEET OK - 0 machines, 0 listed | "
+        "machines=0 up_to_date=0 behind=0 unknown=0 end_of_life=0 listed=0\n"
+    )
+    assert invoke("--json").stdout == "[]\n"
+
+
+def unknown(*arguments: str) -> str:
+    """The reason that is told where nothing can be told; the same in both forms."""
+    shown, as_json = invoke(*arguments), invoke(*arguments, "--json")
+    assert (shown.exit_code, as_json.exit_code) == (3, 3)
+    (line,) = shown.stdout.splitlines()
+    start = "CLAMPROXY FLEET UNKNOWN - "
+    assert line.startswith(start)
+    assert (as_json.stdout, shown.stderr) == ("", "")
+    assert as_json.stderr.replace("clamproxy: ", "").rstrip().replace("|", "/") == line.removeprefix(start)
+    return line
+
+
+def test_no_table_yet() -> None:
+    assert "has the proxy been started?" in unknown()
+
+
+def test_switched_off(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAMPROXY_FLEET__ENABLED", "false")
+    assert "fleet.enabled is false" in unknown()
+
+
+def test_a_damaged_table(site: Path) -> None:
+    (site / FILE_NAME).write_bytes(b"x" * 9999)
+    assert FILE_NAME in unknown("--behind", "1")
+
+
+def test_a_bad_configuration(site: Path) -> None:
+    assert "nowhere.yaml" in unknown("--config", "nowhere.yaml")
+    Path("proxy.yaml").write_text("fleet: {keep: ever}\n")
+    assert "fleet.keep" in unknown()
+
+
+def test_something_nobody_thought_of(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a|b")
+
+    monkeypatch.setattr("clamproxy.cli.fleet.read_fleet", fail)
+    assert "RuntimeError: a/b" in unknown()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nonsense"], ["--behind", "0"], ["--behind", "x"], ["--stale", "soon"], ["--stale"], ["x"]],
+)
+def test_misuse_is_unknown(site: Path, arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "Error: " in result.stderr
+
+
+def test_the_help_names_the_exit_codes() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for word in ("OK", "WARNING", "CRITICAL", "UNKNOWN"):
+        assert word in result.stdout
