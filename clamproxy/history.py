@@ -1,0 +1,161 @@
+"""The last day in steps of five minutes: how much was asked, and what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from clamproxy.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+STEP = 300
+"""Seconds."""
+STEPS = 288
+"""A day; the last one is the step that runs now."""
+SERIES = ("requests", "hits", "misses", "errors", "bytes_served", "upstream_bytes")
+"""The counters that are followed, by their names in `clamproxy stats`."""
+
+type Amounts = tuple[int, ...]
+"""One number for each of `SERIES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was counted in each step. A value: a sample makes a new one."""
+
+    steps: Mapping[int, Amounts] = field(default_factory=dict)
+    """By the number of the step: Unix seconds divided by `STEP`."""
+    step: int | None = None
+    """The step in which the counters were last read; None: they never were."""
+    counters: Amounts = ()
+    """As they stood then."""
+
+    def noted(self, counters: Mapping[str, int], now: float) -> Self:
+        """The past as it is known after a look at the counters.
+
+        Whatever was counted since the last look belongs to the step that ran then: a look is
+        taken at the beginning of each step, unless the gateway wasn't there.
+
+        Args:
+            counters: as they stand; they are shared by all processes and survive restarts.
+            now: Unix seconds.
+        """
+        present, step = tuple(counters.get(name, 0) for name in SERIES), int(now // STEP)
+        steps = {number: amounts for number, amounts in self.steps.items() if step - STEPS <= number <= step}
+        # A clock that was set back must not have the present counted as a step that is to come.
+        if self.step is not None:
+            running = min(self.step, step)
+            before = steps.get(running, (0,) * len(SERIES))
+            counted = _difference(present, self.counters)
+            steps[running] = tuple(map(sum, zip(before, counted, strict=True)))
+        steps.setdefault(step, (0,) * len(SERIES))
+        return type(self)(steps, step, present)
+
+    def to_json(self, counters: Mapping[str, int], now: float) -> dict[str, Any]:
+        """The last day for status.json, up to this moment.
+
+        Args:
+            counters: as they stand.
+            now: Unix seconds.
+        """
+        current = self if self.step is None else self.noted(counters, now)
+        last = int(now // STEP)
+        shown = [current.steps.get(number) for number in range(last - STEPS + 1, last + 1)]
+        return {
+            "step": STEP,
+            "until": float((last + 1) * STEP),
+            "series": {
+                name: [None if amounts is None else amounts[position] for amounts in shown]
+                for position, name in enumerate(SERIES)
+            },
+        }
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON, to be kept over a restart."""
+        steps = [[number, *amounts] for number, amounts in sorted(self.steps.items())]
+        return {"series": list(SERIES), "steps": steps, "step": self.step, "counters": list(self.counters)}
+
+    @classmethod
+    def parse(cls, saved: Any) -> Self:
+        """The inverse of `saved`; an empty past for anything else."""
+        match saved:
+            case {"series": series, "steps": [*steps], "step": int(step), "counters": [*counters]}:
+                rows = [*steps, [0, *counters]]
+                if series == list(SERIES) and all(_is_row(row) for row in rows):
+                    return cls({row[0]: tuple(row[1:]) for row in steps}, step, tuple(counters))
+        return cls()
+
+
+class History:
+    """Looks at the counters every five minutes and keeps the last day. Event loop only."""
+
+    def __init__(
+        self,
+        read: Callable[[], Mapping[str, int]],
+        save: Callable[[Any], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Start without a past.
+
+        Args:
+            read: gives the counters. Blocks, is called in a thread, and must release what it
+                holds for that thread.
+            save: is given the past as JSON whenever it has changed, to keep over a restart.
+            clock: gives Unix seconds.
+        """
+        self._read = read
+        self._save = save
+        self._clock = clock
+        self._past = Past()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def past(self) -> Past:
+        """What is known; it doesn't change."""
+        return self._past
+
+    def restore(self, saved: Any) -> None:
+        """Take over an earlier process's past, if it is one."""
+        self._past = Past.parse(saved)
+
+    def start(self) -> None:
+        """Take samples from now on, in the background."""
+        self._task = asyncio.create_task(self._run(), name="history")
+
+    def stop(self) -> None:
+        """Take no more of them. What was counted since the last one is seen after the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def sample(self) -> None:
+        """Look at the counters now."""
+        counters = await in_thread("clamproxy-history", self._read)
+        self._past = self._past.noted(counters, self._clock())
+        self._save(self._past.saved())
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sample()
+            except Exception as error:  # the next one may be had
+                logger.warning("No sample for the history: %s", error)
+            await asyncio.sleep(STEP - self._clock() % STEP)
+
+
+def _difference(present: Amounts, before: Amounts) -> Amounts:
+    """What was added to each counter; one that is smaller than before has begun anew, as the cache has."""
+    return tuple(new - old if new >= old else new for new, old in zip(present, before, strict=True))
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == len(SERIES) + 1
+        and all(type(value) is int and 0 <= value < 2**63 for value in row)
+    )

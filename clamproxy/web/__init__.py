@@ -1,0 +1,1 @@
+"""The gateway's pages about itself: status, metrics, health, and what clients need to be set up."""

@@ -1,0 +1,140 @@
+"""Whether clients should be sent here: the real reasons not to, and what else is wrong."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diskcache
+
+from clamproxy.config.units import MIB
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clamproxy.cache.store import Store
+    from clamproxy.web.sources import Sources
+
+LEAST_SPACE = 64 * MIB
+"""Bytes that must be free on the disk: about one daily.cvd."""
+RECENT = 600
+"""Seconds for which a failed try at the origin says that it can't be reached."""
+EARLIEST = 1_767_225_600
+"""The year 2026: no clock that is right shows an earlier one."""
+FUTURE = 86_400
+"""Seconds; what ClamAV has built so much after the present time was built before it."""
+
+_UNREADABLE = (OSError, sqlite3.Error, diskcache.Timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is wrong, one line each."""
+
+    reasons: tuple[str, ...] = ()
+    """Not to send clients here."""
+    warnings: tuple[str, ...] = ()
+    """Not so bad: clients get what they need."""
+
+
+def prepare_check(sources: Sources) -> Callable[[], Health]:
+    """A check of the gateway as it is now: without any request, but it reads the disk.
+
+    Returns:
+        What carries it out; it blocks.
+    """
+    store, offline = sources.store, sources.settings().upstream.offline
+
+    def check() -> Health:
+        with reading(store):
+            return find_problems(store, offline=offline, now=time.time())
+
+    return check
+
+
+def find_problems(store: Store, *, offline: bool, now: float) -> Health:
+    """Look at the disk, the clock and the cache. Blocks.
+
+    Args:
+        store: the cache.
+        offline: whether the origin is never asked.
+        now: Unix seconds.
+    """
+    reasons = [*_disk_problems(store.directory, store.partials)]
+    warnings: list[str] = []
+    try:
+        built = {name: built_at(store, name) for name in sorted(store.databases())}
+        unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
+    except _UNREADABLE as error:
+        return Health((*reasons, f"the index of the cache can't be read, nothing is served: {error}"))
+    reasons += _clock_problems(built, now)
+    is_empty = not any(store.newest_version(name) for name in built)
+    if is_empty and offline:
+        reasons.append("upstream.offline is true and no database was imported: there is nothing to serve")
+    elif is_empty and unreachable:
+        reasons.append(f"no database is cached, and the origin can't be reached: {unreachable}")
+    elif unreachable:
+        warnings.append(f"the origin can't be reached, clients get what is cached: {unreachable}")
+    return Health(tuple(reasons), tuple(warnings))
+
+
+def built_at(store: Store, database: str) -> int | None:
+    """When the newest cached CVD of a database was built, Unix seconds. Blocks."""
+    newest = store.open_newest(database)
+    if newest is None:
+        return None
+    with newest:
+        try:
+            return CvdHeader.parse((newest.metadata.header or "").encode("ascii")).stime or None
+        except (InvalidObject, UnicodeEncodeError):
+            return None
+
+
+@contextmanager
+def reading(store: Store) -> Iterator[None]:
+    """Release this thread's connection to the database afterwards."""
+    try:
+        yield
+    finally:
+        store.disconnect()
+
+
+def _disk_problems(directory: Path, partials: Path) -> list[str]:
+    try:
+        space = os.statvfs(directory)
+        free = space.f_bavail * space.f_frsize
+        if free < LEAST_SPACE or (space.f_files and not space.f_favail):
+            left = f"{free // MIB} MiB" if free < LEAST_SPACE else "no file"
+            return [f"the disk is full, nothing new can be kept: {left} left at {directory}"]
+        with tempfile.TemporaryFile(dir=partials) as file:
+            file.write(b"\0")
+    except OSError as error:
+        return [f"the cache directory can't be written to: {directory}: {error.strerror or error}"]
+    return []
+
+
+def _clock_problems(built: dict[str, int | None], now: float) -> list[str]:
+    shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
+    if now < EARLIEST:
+        return [f"the clock is wrong, certificates and version records can't be judged: {shown} UTC"]
+    late = [name for name, at in built.items() if at is not None and at > now + FUTURE]
+    if late:
+        return [f"the clock is wrong: it shows {shown} UTC, but {late[0]} was built after that"]
+    return []
+
+
+def _unreachable(cooldown: Any, now: float) -> str | None:
+    """Why the origin could not be reached, if that is its latest news."""
+    match cooldown:
+        case {"failure": "unreachable", "reason": str(reason), "until": int() | float() as until}:
+            return reason if abs(now - until) < RECENT else None
+    return None

@@ -1,0 +1,156 @@
+"""The admin listener: the pages about the gateway without the proxy, on an address of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
+from tornado.iostream import StreamClosedError
+from tornado.netutil import bind_sockets
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.units import KIB, Endpoint
+from clamproxy.messages import Request
+from clamproxy.web.site import StatusSite, host_of, is_address, is_local_name, misdirected
+
+if TYPE_CHECKING:
+    from tornado.iostream import IOStream
+
+logger = logging.getLogger(__name__)
+
+MOST_CONNECTIONS = 64
+"""At a time; further ones are closed."""
+LARGEST_HEADER = 16 * KIB
+"""Bytes of a request line and its fields."""
+IDLE_TIMEOUT = 60.0
+"""Seconds for which a connection may wait for, or take over, a request."""
+BACKLOG = 64
+
+
+class Listener:
+    """Takes connections and has their requests answered by the site. Event loop only."""
+
+    def __init__(self, endpoint: Endpoint, host: str | None, site: StatusSite) -> None:
+        """Prepare; nothing listens yet.
+
+        Args:
+            endpoint: where to listen.
+            host: the name under which the pages are there through the proxy, which may be
+                used here, too.
+            site: answers the requests.
+        """
+        self._endpoint = endpoint
+        self._host = host
+        self._site = site
+        self._server: _Server | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        self.port = endpoint.port
+        """Where it listens: another than the endpoint's if that is 0."""
+
+    def start(self) -> bool:
+        """Listen. A failure is logged: the proxy is worth more than its pages.
+
+        Returns:
+            Whether it listens.
+        """
+        try:
+            sockets = bind_sockets(self._endpoint.port, self._endpoint.host, backlog=BACKLOG)
+        except OSError as error:
+            reason = error.strerror or error
+            logger.warning("Nothing listens at status.listen, %s: %s.", self._endpoint, reason)
+            return False
+        self.port = sockets[0].getsockname()[1]
+        self._server = _Server(
+            self._take,
+            max_header_size=LARGEST_HEADER,
+            max_buffer_size=4 * LARGEST_HEADER,
+            max_body_size=0,
+            idle_connection_timeout=IDLE_TIMEOUT,
+            body_timeout=IDLE_TIMEOUT,
+        )
+        self._server.add_sockets(sockets)
+        logger.info("Status pages: http://%s/", Endpoint(self._endpoint.host, self.port))
+        return True
+
+    def stop(self) -> None:
+        """Listen no more, and close all connections."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+            server.close_streams()
+        for task in self._answering:
+            task.cancel()
+
+    def _take(self, request: HTTPServerRequest) -> None:
+        """Called by tornado with each request."""
+        task = asyncio.get_running_loop().create_task(self._answer(request), name="status page")
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, request: HTTPServerRequest) -> None:
+        headers = Headers(list(request.headers.get_all()))
+        peer, path = request.remote_ip or "", request.path
+        if request.query:
+            path += f"?{request.query}"
+        asked = Request(request.method or "", path, headers)
+        if self._is_for_here(headers.get("Host", "")):
+            reply = await self._site.handle(asked, peer=peer)
+        else:
+            reply = misdirected()
+        fields = HTTPHeaders()
+        for name, value in reply.headers:
+            fields.add(name, value)
+        body = reply.body if isinstance(reply.body, bytes) else b""
+        if reply.status != HTTPStatus.NOT_MODIFIED:
+            fields["Content-Length"] = str(len(body))
+        line = ResponseStartLine("HTTP/1.1", reply.status, HTTPStatus(reply.status).phrase)
+        connection = request.connection
+        if not isinstance(connection, HTTP1Connection):
+            return
+        try:
+            async with asyncio.timeout(IDLE_TIMEOUT):
+                written = connection.write_headers(line, fields, b"" if request.method == "HEAD" else body)
+                connection.finish()
+                await written
+        except TimeoutError:  # the reader doesn't read
+            connection.stream.close()
+        except StreamClosedError:
+            pass  # the reader has left
+
+    def _is_for_here(self, field: str) -> bool:
+        """Whether a Host is one of this machine's.
+
+        A page on the internet whose name leads to 127.0.0.1 (DNS rebinding) must not have the
+        administrator's browser read what is here. Where anybody can connect, the token guards it.
+        """
+        if not self._endpoint.is_loopback:
+            return True
+        host = host_of(field)
+        return host is not None and (is_address(host) or is_local_name(host) or host == self._host)
+
+
+class _Server(HTTPServer):
+    """tornado's, with a limit of connections, and an end that doesn't take long."""
+
+    def initialize(self, *arguments: object, **options: object) -> None:
+        super().initialize(*arguments, **options)  # type: ignore[arg-type]
+        self._streams: WeakSet[IOStream] = WeakSet()
+
+    def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
+        """A connection has come."""
+        if sum(1 for one in self._streams if not one.closed()) >= MOST_CONNECTIONS:
+            stream.close()
+            return
+        self._streams.add(stream)
+        super().handle_stream(stream, address)
+
+    def close_streams(self) -> None:
+        """Close all connections at once."""
+        for stream in list(self._streams):
+            stream.close()

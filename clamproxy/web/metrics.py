@@ -1,0 +1,201 @@
+"""The picture as Prometheus reads it: conventional names, and labels with few values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from clamproxy.fleet.machine import State
+from clamproxy.messages import Result
+from clamproxy.stats import COUNTER_OF_RESULT
+
+type Labels = tuple[str, ...]
+type Samples = Iterable[tuple[Labels, float | None]]
+type Values = Mapping[str, Any]
+
+OPENMETRICS = "application/openmetrics-text"
+COOLDOWN_KINDS = ("file", "client", "origin")
+VERSIONS = ("advertised", "cached", "reached")
+
+
+def exposition(values: Values, accept: str) -> tuple[bytes, str]:
+    """All metrics as text.
+
+    Args:
+        values: the picture, as status.json has it.
+        accept: what the reader takes (the field Accept).
+
+    Returns:
+        The text and its Content-Type: OpenMetrics for who asks for it, else the older format.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PictureCollector(values))
+    ProcessCollector(registry=registry)
+    if any(one.partition(";")[0].strip().lower() == OPENMETRICS for one in accept.split(",")):
+        text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+class PictureCollector(Collector):
+    """Makes metrics of a picture.
+
+    The counters are those that the cache keeps: they go on after a restart, and count for all
+    processes that share the cache.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        """Each metric with its samples; a value that isn't known has none."""
+        for family in (_about, _traffic, _cache, _origin, _fleet, _feeds):
+            yield from family(self._values)
+
+
+def _about(values: Values) -> Iterator[Metric]:
+    gateway = values["gateway"]
+    yield _gauge("build_info", "The version of clamproxy.", ("version",), [((gateway["version"],), 1)])
+    yield _gauge(
+        "start_time_seconds", "When the gateway was started, Unix time.", value=gateway["started_at"]
+    )
+    yield _gauge("ready", "Whether clients should be sent here, see /readyz.", value=values["ready"])
+    yield _gauge("offline", "Whether the origin is never asked.", value=gateway["offline"])
+
+
+def _traffic(values: Values) -> Iterator[Metric]:
+    stats = values["stats"]
+    results = [((str(result),), stats[COUNTER_OF_RESULT[result]]) for result in _counted_results()]
+    yield _counter("requests", "Requests of clients, by how they were answered.", ("result",), results)
+    yield _counter("served_bytes", "Bytes of content sent to clients.", value=stats["bytes_served"])
+    yield _counter("upstream_requests", "Requests sent to the origin.", value=stats["upstream_requests"])
+    yield _counter(
+        "upstream_bytes", "Bytes of content received from the origin.", value=stats["upstream_bytes"]
+    )
+    yield _gauge("transfers", "Transfers from the origin under way.", value=len(values["transfers"]))
+
+
+def _counted_results() -> list[Result]:
+    return [result for result in Result if result in COUNTER_OF_RESULT]
+
+
+def _cache(values: Values) -> Iterator[Metric]:
+    stats, databases = values["stats"], values["databases"]
+    yield _gauge("cache_objects", "Objects in the cache.", value=stats["objects"])
+    yield _gauge("cache_bytes", "Bytes of the objects in the cache.", value=stats["cache_bytes"])
+    yield _gauge(
+        "quarantined_objects",
+        "Files that failed verification and are kept for a look.",
+        value=stats["quarantined"],
+    )
+    yield _gauge(
+        "database_version",
+        "The version of a database that DNS advertises, the newest CVD cached, the one clients get to.",
+        ("database", "state"),
+        [((one["name"], state), one[state]) for one in databases for state in VERSIONS],
+    )
+    yield _gauge(
+        "database_build_timestamp_seconds",
+        "When the newest cached CVD of a database was built, Unix time.",
+        ("database",),
+        [((one["name"],), one["built_at"]) for one in databases],
+    )
+    yield _gauge(
+        "database_size_bytes",
+        "Size of the newest cached CVD of a database.",
+        ("database",),
+        [((one["name"],), one["size"]) for one in databases],
+    )
+
+
+def _origin(values: Values) -> Iterator[Metric]:
+    now = values["gateway"]["now"]
+    left: dict[str, list[float]] = {kind: [] for kind in COOLDOWN_KINDS}
+    for cooldown in values["cooldowns"]:
+        left[_kind_of(cooldown["what"])].append(max(0.0, cooldown["until"] - now))
+    yield _gauge(
+        "cooldowns",
+        "Cool-downs in force: what the origin isn't asked for at the moment.",
+        ("kind",),
+        [((kind,), len(seconds)) for kind, seconds in left.items()],
+    )
+    yield _gauge(
+        "cooldown_seconds",
+        "Seconds until the last cool-down in force ends; 0 without any.",
+        ("kind",),
+        [((kind,), max(seconds, default=0.0)) for kind, seconds in left.items()],
+    )
+
+
+def _kind_of(what: str) -> str:
+    """Clients choose files and versions: as labels they would pile up."""
+    if what.startswith("/"):
+        return "file"
+    return "client" if what.startswith("client ") else "origin"
+
+
+def _fleet(values: Values) -> Iterator[Metric]:
+    fleet = values["fleet"]
+    if fleet["enabled"]:
+        states = [((str(state),), fleet[state]) for state in State]
+        yield _gauge(
+            "fleet_machines", "Machines, by whether they have the newest databases.", ("state",), states
+        )
+        yield _gauge(
+            "fleet_end_of_life_machines",
+            "Machines whose freshclam the CDN refuses or will refuse.",
+            value=fleet["end_of_life"],
+        )
+
+
+def _feeds(values: Values) -> Iterator[Metric]:
+    """In all: their hosts are as many as clients find below the domains that are configured."""
+    feeds, stats = values["feeds"], values["stats"]
+    yield _gauge("feed_objects", "Cached files of other feeds.", value=feeds["objects"])
+    yield _gauge("feed_bytes", "Bytes of the cached files of other feeds.", value=feeds["bytes"])
+    for name, (counter, text) in _FEED_COUNTERS.items():
+        yield _counter(name, text, value=stats[counter])
+
+
+_FEED_COUNTERS = {
+    "feed_requests": ("feed_requests", "Requests of clients for files of other feeds."),
+    "feed_hits": ("feed_hits", "Those of them that were answered from the cache."),
+    "feed_errors": ("feed_errors", "Those of them that could not be answered."),
+    "feed_served_bytes": ("feed_bytes_served", "Bytes of feeds' files sent to clients."),
+    "feed_upstream_requests": ("feed_upstream_requests", "Requests sent to feeds."),
+    "feed_upstream_bytes": ("feed_upstream_bytes", "Bytes received from feeds."),
+}
+"""Counters of the statistics, by their names as metrics."""
+
+
+def _gauge(
+    name: str, text: str, labels: Labels = (), samples: Samples = (), *, value: float | None = None
+) -> Metric:
+    return _family(GaugeMetricFamily, name, text, labels, samples, value)
+
+
+def _counter(
+    name: str, text: str, labels: Labels = (), samples: Samples = (), *, value: float | None = None
+) -> Metric:
+    return _family(CounterMetricFamily, name, text, labels, samples, value)
+
+
+def _family(
+    make: Callable[..., GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    labels: Labels,
+    samples: Samples,
+    value: float | None,
+) -> Metric:
+    family = make(f"clamproxy_{name}", text, labels=labels)
+    for row, amount in samples if labels else [((), value)]:
+        if amount is not None:
+            family.add_metric(row, float(amount))
+    return family

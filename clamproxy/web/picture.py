@@ -1,0 +1,155 @@
+"""The picture of the gateway: status.json, and what the metrics are made of."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import clamproxy
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.machine import Machine, summary, worst_first
+from clamproxy.objects import ObjectId
+from clamproxy.origin.cooldown import Cooldown
+from clamproxy.stats import snapshot
+from clamproxy.web.health import built_at, find_problems, reading
+from clamproxy.web.sources import Sources
+
+MOST_MACHINES = 500
+"""That are listed, the worst first; all are counted."""
+LONGEST_LINE = 300
+"""Characters of a reason."""
+FREE = ("hits", "collapsed", "stale", "negative")
+"""Answers that cost the origin nothing, by their counters."""
+
+type Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The gateway at one moment."""
+
+    values: Json
+    """As status.json has them."""
+    json: bytes
+    """The same, encoded."""
+
+
+def take_picture(sources: Sources) -> Callable[[], Picture]:
+    """Note what lives on the event loop.
+
+    Returns:
+        What reads the rest and puts it together; it blocks.
+    """
+    settings, past = sources.settings(), sources.past()
+    transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
+    feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
+
+    def develop() -> Picture:
+        now, store = time.time(), sources.store
+        with reading(store):
+            stats = snapshot(store)
+            health = find_problems(store, offline=settings.upstream.offline, now=now)
+            values = {
+                "gateway": _gateway(settings, sources.started_at, now),
+                "ready": not health.reasons,
+                "problems": [*health.reasons, *health.warnings],
+                "stats": stats,
+                **_savings(stats),
+                "databases": _databases(store, stats),
+                "transfers": _transfers(transfers),
+                "cooldowns": _cooldowns(cooldowns),
+                "quarantine": _quarantine(store),
+                "fleet": _fleet(sources.fleet() if sources.fleet else None),
+                "feeds": feeds,
+                "history": past.to_json(stats, now),
+            }
+        return Picture(values, json.dumps(values, separators=(",", ":")).encode())
+
+    return develop
+
+
+def _gateway(settings: Settings, started_at: float, now: float) -> Json:
+    return {
+        "version": clamproxy.__version__,
+        "now": now,
+        "started_at": started_at,
+        "host": settings.status.host,
+        "offline": settings.upstream.offline,
+    }
+
+
+def _savings(stats: Mapping[str, Any]) -> Json:
+    free = sum(stats[name] for name in FREE)
+    asked = free + stats["misses"] + stats["errors"]
+    return {
+        "hit_ratio": free / asked if asked else None,
+        "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
+    }
+
+
+def _databases(store: Store, stats: Mapping[str, Any]) -> list[Json]:
+    found = []
+    for name, versions in stats["databases"].items():
+        newest = store.open_newest(name)
+        size = None
+        if newest is not None:
+            with newest:
+                size = newest.size
+        found.append({"name": name, **versions, "built_at": built_at(store, name), "size": size})
+    return found
+
+
+def _transfers(under_way: Sequence[tuple[ObjectId, int, int]]) -> list[Json]:
+    return [{"name": one.file_name, "have": have, "size": size or None} for one, have, size in under_way]
+
+
+def _cooldowns(cooldowns: Mapping[str, Cooldown]) -> list[Json]:
+    return [
+        {
+            "what": what,
+            "until": cooldown.until,
+            "failure": str(cooldown.failure),
+            "reason": _line(cooldown.reason),
+        }
+        for what, cooldown in sorted(cooldowns.items(), key=lambda item: -item[1].until)
+    ]
+
+
+def _quarantine(store: Store) -> list[Json]:
+    found = [_rejected(path) for path in store.quarantined()]
+    return sorted((one for one in found if one is not None), key=lambda one: -one["at"])
+
+
+def _rejected(path: Path) -> Json | None:
+    """A rejected file; None if it went away at this moment."""
+    name, _, number = path.name.rpartition(".")
+    reason = path.with_name(f"{path.name}.reason")
+    try:
+        size = path.stat().st_size
+        text = reason.read_text(errors="replace") if reason.exists() else ""
+    except OSError:
+        return None
+    is_dated = number.isascii() and number.isdecimal()  # as `Store.quarantine` names them
+    at = int(number) / 1e9 if is_dated else 0.0
+    return {"name": name if is_dated else path.name, "at": at, "size": size, "reason": _line(text)}
+
+
+def _line(text: str) -> str:
+    lines = text.splitlines()
+    return lines[0][:LONGEST_LINE] if lines else ""
+
+
+def _fleet(machines: Sequence[Machine] | None) -> Json:
+    """The machines, counted, and the worst of them listed; None: no table is kept."""
+    found = list(machines or ())
+    listed = worst_first(found)[:MOST_MACHINES]
+    return {
+        "enabled": machines is not None,
+        **summary(found),
+        "machines": [machine.to_json() for machine in listed],
+    }

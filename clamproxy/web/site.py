@@ -1,0 +1,290 @@
+"""The pages about the gateway: a request in, a reply out. Knows nothing of mitmproxy and sockets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date, parse_etags
+
+from clamproxy.config.units import normal_host
+from clamproxy.messages import CACHE_STATUS, Reply, Request, Result
+from clamproxy.threads import in_thread
+from clamproxy.web.health import prepare_check
+from clamproxy.web.metrics import exposition
+from clamproxy.web.picture import take_picture
+from clamproxy.web.shared import Shared
+from clamproxy.web.sources import Place, Sources
+
+__all__ = ["PATHS", "Place", "Sources", "StatusSite"]
+
+logger = logging.getLogger(__name__)
+
+MODES = ("http", "https", "mirror", "private")
+"""How clients can be set up; the first is the default."""
+
+_FOLDER = Path(__file__).with_name("static")
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_FOLDER = Path(__file__).with_name("static")
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_INDEX = "index.html"
+_STATIC = {"/": _INDEX} | {
+    f"/{file.name}": file.name
+    for file in sorted(_FOLDER.glob("*"))
+    if file.suffix in _TYPES and file.name != _INDEX
+}
+"""The files of the page, by path."""
+GUARDED = frozenset({*_STATIC, "/status.json", "/metrics"})
+"""Need the token, if there is one: they tell of machines."""
+PATHS = GUARDED | {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
+"""All that is served."""
+
+_PLAIN = "text/plain; charset=utf-8"
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+
+
+class StatusSite:
+    """Serves `PATHS`. Event loop only; reads the cache in threads."""
+
+    def __init__(self, sources: Sources) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            sources: where the figures come from.
+        """
+        self._sources = sources
+        self._picture = Shared("clamproxy-status", lambda: take_picture(sources))
+        self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
+        self._pages: dict[str, Callable[[Request, Place], Awaitable[Reply]]] = {
+            "/status.json": self._status,
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/ca.pem": self._ca,
+            "/client-config": self._client_config,
+            "/dns.txt": self._dns_txt,
+        }
+
+    async def handle(self, request: Request, *, peer: str, place: Place | None = None) -> Reply:
+        """Answer a request, whatever happens, and never with 403 or 429.
+
+        Args:
+            request: with its path in origin form.
+            peer: the address of who asks, for the log.
+            place: where the request has reached the proxy; None where that isn't known, or where
+                it came in elsewhere.
+        """
+        try:
+            reply = await self._dispatch(request, peer, place or Place(None, None))
+        except Exception:
+            logger.exception("%s %s failed.", request.method, request.path.partition("?")[0])
+            reply = _plain(503, "no figures can be had now; see the log of the gateway")
+            reply.headers["Retry-After"] = "5"
+        return _finish(reply)
+
+    async def _dispatch(self, request: Request, peer: str, place: Place) -> Reply:
+        path = request.path.partition("?")[0]
+        if path not in PATHS:
+            return _plain(404, "no such page")
+        if request.method not in ("GET", "HEAD"):
+            reply = _plain(405, "only GET and HEAD")
+            reply.headers["Allow"] = "GET, HEAD"
+            return reply
+        if path in GUARDED and not self._is_admitted(request.headers):
+            if "Authorization" in request.headers:
+                logger.warning("%s asked for %s with a wrong token.", peer, path)
+            reply = _plain(401, "status.token is needed, as the password of any user")
+            reply.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
+            return reply
+        if path in GUARDED and not self._is_meant(request.headers):
+            return _plain(421, "under this name only with status.token, or with the name in tls.names")
+        if path in _STATIC:
+            return _file(request, _STATIC[path])
+        return await self._pages[path](request, place)
+
+    def _is_admitted(self, headers: Headers) -> bool:
+        token = self._sources.settings().status.token
+        if token is None:
+            return True
+        shown = _shown_secret(headers.get("Authorization", ""))
+        return hmac.compare_digest(shown, token.get_secret_value().encode())
+
+    def _is_meant(self, headers: Headers) -> bool:
+        """Whether the name that a browser has for the gateway can be the gateway's.
+
+        A page on the internet whose name leads to a private address (DNS rebinding) must not read
+        what is here. It can't have a token, nor a name without a dot.
+        """
+        settings, field = self._sources.settings(), headers.get("Host")
+        if settings.status.token is not None or field is None:  # no browser leaves it out
+            return True
+        host = host_of(field)
+        if host is None:
+            return False
+        own = {settings.status.host, *settings.tls.names, normal_host(socket.gethostname())}
+        return "." not in host or is_address(host) or is_local_name(host) or host in own
+
+    # Pages
+
+    async def _status(self, request: Request, place: Place) -> Reply:
+        return _live((await self._picture.get()).json, "application/json")
+
+    async def _metrics(self, request: Request, place: Place) -> Reply:
+        picture = await self._picture.get()
+        body, content_type = exposition(picture.values, request.headers.get("Accept", ""))
+        reply = _live(body, content_type)
+        reply.headers["Vary"] = "Accept"
+        return reply
+
+    async def _livez(self, request: Request, place: Place) -> Reply:
+        return _live(b"ok\n", _PLAIN)
+
+    async def _readyz(self, request: Request, place: Place) -> Reply:
+        reasons = (await self._health.get()).reasons
+        reply = _live(("\n".join(reasons) or "ok").encode() + b"\n", _PLAIN)
+        if reasons:
+            reply.status = 503
+            reply.headers["Retry-After"] = "5"
+        return reply
+
+    async def _ca(self, request: Request, place: Place) -> Reply:
+        bundle = await in_thread("clamproxy-ca", self._sources.authority)
+        if bundle is None:
+            return _plain(404, "there is no certificate authority: `clamproxy ca init` makes one")
+        reply = _live(bundle, "application/x-pem-file")
+        reply.headers["Content-Disposition"] = 'attachment; filename="clamproxy-ca.pem"'
+        return reply
+
+    async def _client_config(self, request: Request, place: Place) -> Reply:
+        make = self._sources.client_config
+        if make is None:
+            return _plain(404, "not there")
+        modes = parse_qs(request.path.partition("?")[2]).get("mode", list(MODES[:1]))
+        if len(modes) != 1 or modes[0] not in MODES:
+            return _plain(400, f"mode is one of {', '.join(MODES)}")
+        asked = self._asked_place(request.headers.get("Host", ""), place)
+        try:
+            lines = await in_thread("clamproxy-client-config", lambda: make(modes[0], asked))
+        except ValueError as error:
+            return _plain(400, str(error))
+        return _live(lines.encode(), _PLAIN)
+
+    async def _dns_txt(self, request: Request, place: Place) -> Reply:
+        """The version record as a file, as cvdupdate writes it."""
+        record = await self._sources.record()
+        if record is None:
+            return _plain(503, "no version is known")
+        reply = _live(f"{record}\n".encode("ascii"), _PLAIN)
+        reply.headers["Cache-Control"] = "no-cache"
+        return reply
+
+    def _asked_place(self, field: str, place: Place) -> Place:
+        """The name by which the client knows the gateway, if it is one for others, too."""
+        host = host_of(field)
+        if host is None or host == self._sources.settings().status.host or is_local_name(host):
+            return place
+        return Place(host, place.port)
+
+
+def host_of(field: str) -> str | None:
+    """The host that a field Host names, without port; None if it isn't one. IPv6 is in brackets."""
+    match = _HOST.fullmatch(field)
+    return normal_host(match["host"]) if match else None
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is given by its IP address."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a host name or address means this very machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _shown_secret(field: str) -> bytes:
+    """The token of a bearer, or the password of whomever (RFC 6750 2.1, RFC 7617 2)."""
+    scheme, _, value = field.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+        except (ValueError, binascii.Error):
+            return b""
+    return b""
+
+
+def misdirected() -> Reply:
+    """The answer to a request for a host that isn't here."""
+    return _finish(_plain(421, "only addresses, localhost and status.host are served here"))
+
+
+def _file(request: Request, name: str) -> Reply:
+    """A file of the page; some kilobytes."""
+    content_type = _TYPES[Path(name).suffix]
+    try:
+        body = (_FOLDER / name).read_bytes()
+    except FileNotFoundError:
+        return _plain(404, f"{name} was not installed")
+    etag = hashlib.sha256(body).hexdigest()[:16]
+    headers = Headers({"ETag": f'"{etag}"', "Cache-Control": "no-cache", "Content-Type": content_type})
+    if parse_etags(request.headers.get("If-None-Match")).contains_weak(etag):
+        del headers["Content-Type"]
+        return Reply(304, Result.STATUS, headers)
+    return Reply(200, Result.STATUS, headers, body)
+
+
+def _live(body: bytes, content_type: str) -> Reply:
+    headers = Headers({"Content-Type": content_type, "Cache-Control": "no-store"})
+    return Reply(200, Result.STATUS, headers, body)
+
+
+def _plain(status: int, reason: str) -> Reply:
+    reply = _live(f"clamproxy: {reason}\n".encode("ascii", "backslashreplace"), _PLAIN)
+    reply.status = HTTPStatus(status).value
+    return reply
+
+
+def _finish(reply: Reply) -> Reply:
+    reply.headers.extend(_SECURITY)
+    reply.headers["Cache-Status"] = CACHE_STATUS[reply.result]
+    reply.headers["Date"] = http_date(time.time())
+    return reply

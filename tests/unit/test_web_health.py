@@ -1,0 +1,163 @@
+"""Readiness: only real reasons, each in one line."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import time
+from dataclasses import asdict
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.web import health as health_module
+from clamproxy.web.health import Health, find_problems
+
+from .conftest import MakeCvd, put_cvd, stime_of
+from .status_site import Rig, text_of
+
+NOW = time.time()
+
+
+def problems(store: Store, *, offline: bool = False, now: float = NOW) -> Health:
+    return find_problems(store, offline=offline, now=now)
+
+
+def note_unreachable(store: Store, at: float = NOW, failure: Failure = Failure.UNREACHABLE) -> None:
+    cooldown = Cooldown(at + 5, 1, failure, "connection refused", at)
+    store.set_note("cooldown/origin", asdict(cooldown))
+
+
+def test_nothing_is_wrong_with_an_empty_cache(store: Store) -> None:
+    """The first client that comes has it filled."""
+    assert problems(store) == Health()
+
+
+def test_nothing_is_left_behind(store: Store) -> None:
+    problems(store)
+    assert list(store.partials.iterdir()) == []
+
+
+def test_the_cache_directory_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "directory", store.directory / "gone")
+    (reason,) = problems(store).reasons
+    assert "can't be written to" in reason
+
+
+def test_the_cache_directory_is_read_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    (reason,) = problems(store).reasons
+    assert reason.endswith("Read-only file system")
+
+
+@pytest.mark.parametrize(("position", "word"), [(4, "0 MiB"), (7, "no file")])
+def test_the_disk_is_full(store: Store, monkeypatch: pytest.MonkeyPatch, position: int, word: str) -> None:
+    # f_bsize f_frsize f_blocks f_bfree f_bavail f_files f_ffree f_favail f_flag f_namemax
+    fields = [4096, 4096, 10**7, 10**7, 10**7, 1000, 1000, 1000, 0, 255]
+    fields[position] = 0
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    (reason,) = problems(store).reasons
+    assert "full" in reason
+    assert word in reason
+
+
+def test_a_file_system_without_inodes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [4096, 4096, 10**7, 10**7, 10**7, 0, 0, 0, 0, 255]
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+    assert problems(store) == Health()
+
+
+def test_the_origin_is_unreachable_and_nothing_is_cached(store: Store) -> None:
+    note_unreachable(store)
+    (reason,) = problems(store).reasons
+    assert "connection refused" in reason
+
+
+def test_it_stays_so_after_the_short_cool_down(store: Store) -> None:
+    """Else it would be ready and not ready in turns."""
+    note_unreachable(store, NOW - 60)
+    assert problems(store).reasons
+
+
+@pytest.mark.parametrize("days", [-7, 7])
+def test_old_news_of_the_origin(store: Store, days: int) -> None:
+    note_unreachable(store, NOW + days * 86400)
+    assert problems(store) == Health()
+
+
+def test_the_origin_is_unreachable_but_there_is_something_to_serve(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 1, make_cvd(1))
+    note_unreachable(store)
+    health = problems(store)
+    assert health.reasons == ()
+    assert "connection refused" in health.warnings[0]
+
+
+def test_offline_without_anything(store: Store, make_cvd: MakeCvd) -> None:
+    (reason,) = problems(store, offline=True).reasons
+    assert "imported" in reason
+    put_cvd(store, 1, make_cvd(1))
+    note_unreachable(store)
+    assert problems(store, offline=True) == Health()
+
+
+@pytest.mark.parametrize("note", [5, "x", [], {}, {"failure": "unreachable"}])
+def test_a_note_that_is_none(store: Store, note: object) -> None:
+    store.set_note("cooldown/origin", note)
+    assert problems(store) == Health()
+
+
+def test_a_clock_that_was_never_set(store: Store) -> None:
+    (reason,) = problems(store, now=5.0).reasons
+    assert "1970-01-01" in reason
+
+
+def test_a_clock_before_what_was_signed(
+    store: Store, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "EARLIEST", 0)
+    put_cvd(store, 9, make_cvd(9))
+    assert problems(store, now=stime_of(9) - 3600.0) == Health()
+    (reason,) = problems(store, now=stime_of(9) - 2 * 86400.0).reasons
+    assert "daily was built after that" in reason
+
+
+def test_the_index_can_not_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> set[str]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "databases", fail)
+    (reason,) = problems(store).reasons
+    assert "disk I/O error" in reason
+
+
+async def test_pages(store: Store) -> None:
+    rig = Rig(store)
+    reply = await rig.ask("/readyz")
+    assert (reply.status, text_of(reply)) == (200, "ok\n")
+    note_unreachable(store)
+    rig.settings = Settings.model_validate({"upstream": {"offline": True}})
+    rig.renew()
+    reply = await rig.ask("/readyz")
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+    assert "imported" in text_of(reply)
+    values = await rig.status()
+    assert values["ready"] is False
+    assert [f"{line}" for line in values["problems"]] == text_of(reply).splitlines()
+
+
+async def test_a_cool_down_is_no_reason(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 1, make_cvd(1))
+    rig = Rig(store)
+    rig.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, Failure.RATE_LIMITED, "429")}
+    note_unreachable(store)
+    assert (await rig.ask("/readyz")).status == 200
+    values = await rig.status()
+    assert values["ready"] is True
+    assert len(values["problems"]) == 1

@@ -1,0 +1,188 @@
+"""Metrics: what Prometheus reads, with names as it wants them, and few of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_plain
+
+import clamproxy
+from clamproxy.cache.store import Store
+from clamproxy.origin.cooldown import Cooldown, Failure
+
+from .conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
+from .status_site import STARTED_AT, Rig, machine, text_of
+
+type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;q=0.3,*/*;q=0.1"
+)
+
+
+async def scrape(rig: Rig, accept: str = "") -> tuple[str, str]:
+    rig.renew()
+    reply = await rig.ask("/metrics", Accept=accept)
+    assert (reply.status, reply.headers["Vary"]) == (200, "Accept")
+    return text_of(reply), reply.headers["Content-Type"]
+
+
+def promtool_says(promtool: str, text: str) -> tuple[int, str]:
+    process = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+def own(families: list[Metric]) -> list[Metric]:
+    return [family for family in families if family.name.startswith("clamproxy_")]
+
+
+def samples_of(text: str) -> Samples:
+    return {
+        (sample.name.removeprefix("clamproxy_"), frozenset(sample.labels.items())): sample.value
+        for family in own(list(parse_plain(text)))
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+@pytest.fixture
+def rig(store: Store, make_cvd: MakeCvd) -> Rig:
+    put_cvd(store, 3, make_cvd(3))
+    put(store, cdiff(4))
+    store.set_note("advertised/daily", [5, 1.0])
+    store.set_note("advertised/main", [62, 1.0])
+    store.add_to_counters({"requests": 12, "hits": 9, "misses": 2, "errors": 1, "bytes_served": 5000})
+    store.add_to_counters({"upstream_requests": 3, "upstream_bytes": 700})
+    rig = Rig(store, machines=[machine(1, daily=0), machine(2, daily=4, eol=True), machine(3)])
+    rig.transfers = [(cvd(9), 1, 2)]
+    rig.cooldowns = {
+        "/daily.cvd": Cooldown(time.time() + 1000, 1, Failure.RATE_LIMITED, "429"),
+        "/main.cvd": Cooldown(time.time() + 100, 1, Failure.RATE_LIMITED, "429"),
+        "client ClamAV/0.103.2": Cooldown(time.time() + 9000, 2, Failure.FORBIDDEN, "403"),
+    }
+    return rig
+
+
+async def test_values(rig: Rig) -> None:
+    text, content_type = await scrape(rig)
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    found = samples_of(text)
+    assert found[key("build_info", version=clamproxy.__version__)] == 1
+    assert found[key("start_time_seconds")] == STARTED_AT
+    assert (found[key("ready")], found[key("offline")]) == (1, 0)
+    assert found[key("requests_total", result="hit")] == 9
+    assert found[key("requests_total", result="miss")] == 2
+    assert found[key("requests_total", result="error")] == 1
+    assert found[key("requests_total", result="stale")] == 0
+    assert (found[key("served_bytes_total")], found[key("upstream_bytes_total")]) == (5000, 700)
+    assert found[key("upstream_requests_total")] == 3
+    assert found[key("cache_objects")] == 2
+    assert found[key("cache_bytes")] > 512
+    assert found[key("quarantined_objects")] == 0
+    assert found[key("transfers")] == 1
+    assert found[key("database_build_timestamp_seconds", database="daily")] == stime_of(3)
+    assert found[key("fleet_end_of_life_machines")] == 1
+    for state, machines in {"up_to_date": 1, "behind": 1, "unknown": 1}.items():
+        assert found[key("fleet_machines", state=state)] == machines
+
+
+async def test_versions(rig: Rig) -> None:
+    found = samples_of((await scrape(rig))[0])
+    for state, version in {"advertised": 5, "cached": 3, "reached": 4}.items():
+        assert found[key("database_version", database="daily", state=state)] == version
+    # What isn't known has no sample: 0 would look like a version.
+    assert found[key("database_version", database="main", state="advertised")] == 62
+    assert key("database_version", database="main", state="cached") not in found
+    assert key("database_build_timestamp_seconds", database="main") not in found
+
+
+async def test_cooldowns(rig: Rig) -> None:
+    found = samples_of((await scrape(rig))[0])
+    assert found[key("cooldowns", kind="file")] == 2
+    assert found[key("cooldowns", kind="client")] == 1
+    assert found[key("cooldowns", kind="origin")] == 0
+    assert 500 < found[key("cooldown_seconds", kind="file")] <= 1000
+    assert 5000 < found[key("cooldown_seconds", kind="client")] <= 9000
+    assert found[key("cooldown_seconds", kind="origin")] == 0
+
+
+async def test_no_fleet(store: Store) -> None:
+    assert "fleet" not in (await scrape(Rig(store)))[0]
+
+
+@pytest.mark.parametrize(
+    "accept", [PROMETHEUS, "text/html, application/openmetrics-text", "APPLICATION/OpenMetrics-Text"]
+)
+async def test_openmetrics(rig: Rig, accept: str) -> None:
+    text, content_type = await scrape(rig, accept)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert text.endswith("# EOF\n")
+    families = {family.name: family for family in parse_openmetrics(text)}  # type: ignore[no-untyped-call]
+    assert families["clamproxy_requests"].type == "counter"
+    assert families["clamproxy_cache_bytes"].type == "gauge"
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/plain", "text/html", "a" * 9000, "text/plain;version=\r\nX: y"]
+)
+async def test_plain_text_for_all_others(rig: Rig, accept: str) -> None:
+    accept = accept.replace("\r\n", " ")
+    assert (await scrape(rig, accept))[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def test_conventions(rig: Rig) -> None:
+    """https://prometheus.io/docs/practices/naming/"""
+    families = own(list(parse_plain((await scrape(rig))[0])))
+    assert len(families) > 15
+    for family in families:
+        assert re.fullmatch(r"clamproxy_[a-z]+(_[a-z]+)*", family.name)
+        assert family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge")
+        assert family.samples, family.name
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter")
+            assert set(sample.labels) <= {"result", "database", "state", "kind", "version"}
+
+
+async def test_promtool_has_nothing_against_it(rig: Rig) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    text, _ = await scrape(rig)
+    assert promtool_says(promtool, text) == (0, "")
+
+
+async def test_counters_go_on_after_a_restart(rig: Rig) -> None:
+    before = samples_of((await scrape(rig))[0])
+    again = Rig(Store(rig.store.directory))
+    after = samples_of((await scrape(again))[0])
+    again.store.close()
+    counters = [one for one in before if one[0].endswith("_total")]
+    assert counters
+    assert all(after[one] == before[one] for one in counters)
+
+
+async def test_few_series_whatever_clients_send(rig: Rig) -> None:
+    before = set(samples_of((await scrape(rig))[0]))
+    for number in range(300):
+        rig.cooldowns[f"/daily-{number}.cdiff"] = Cooldown(time.time() + 9, 1, Failure.SERVER_ERROR, "x")
+        rig.cooldowns[f"client ClamAV/{number}"] = Cooldown(time.time() + 9, 1, Failure.FORBIDDEN, "x")
+        rig.transfers.append((cdiff(number + 1), 0, 0))
+    rig.machines = [machine(number, daily=number) for number in range(300)]
+    rig.feeds = {"objects": 3, "bytes": 9, "hosts": [{"host": f"{n}.example.com"} for n in range(300)]}
+    assert set(samples_of((await scrape(rig))[0])) == before
+
+
+async def test_the_process(rig: Rig) -> None:
+    assert "process_resident_memory_bytes" in (await scrape(rig))[0]

@@ -1,0 +1,306 @@
+"""The pages: routes, tokens, conditional requests, headers."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.messages import CACHE_STATUS, Reply, Result
+from clamproxy.web import site as site_module
+from clamproxy.web.site import GUARDED, PATHS, Place
+
+from .status_site import TOKEN, Rig, text_of
+
+PAGE = b"<!doctype html><title>clamproxy</title>"
+
+
+@pytest.fixture
+def rig(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    folder = tmp_path / "static"
+    folder.mkdir()
+    for name in site_module._STATIC.values():
+        (folder / name).write_bytes(PAGE)
+    monkeypatch.setattr(site_module, "_FOLDER", folder)
+    return Rig(store, authority=b"-----BEGIN CERTIFICATE-----\n", record="0.103.0:62:27780:1:0:90:1:339")
+
+
+def basic(password: str, user: str = "anybody") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def assert_decent(reply: Reply) -> None:
+    """What every answer has in common."""
+    assert reply.status not in (403, 429, 500)
+    assert reply.result is Result.STATUS
+    assert reply.headers["Cache-Status"] == CACHE_STATUS[Result.STATUS]
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    assert reply.headers["Referrer-Policy"] == "no-referrer"
+    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in reply.headers["Content-Security-Policy"]
+    assert "Date" in reply.headers
+
+
+SCRIPTS = ("app", "charts", "dom", "fleet", "format", "sections")
+STATIC = set(site_module._STATIC)
+CONTENT_TYPES = {
+    "/": "text/html; charset=utf-8",
+    "/status.json": "application/json",
+    "/metrics": "text/plain; version=0.0.4; charset=utf-8",
+    "/ca.pem": "application/x-pem-file",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+"""By path or suffix; plain text else."""
+
+
+def test_paths() -> None:
+    others = {"/status.json", "/metrics", "/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
+    assert STATIC | others == PATHS
+    assert {"/", "/style.css", "/app.js"} <= STATIC <= GUARDED
+    assert "/index.html" not in PATHS
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+async def test_page(rig: Rig, path: str) -> None:
+    expected = CONTENT_TYPES.get(path) or CONTENT_TYPES.get(Path(path).suffix, "text/plain; charset=utf-8")
+    for asked in (path, f"{path}?v=1"):
+        reply = await rig.ask(asked)
+        assert_decent(reply)
+        assert (reply.status, reply.headers["Content-Type"]) == (200, expected)
+        assert reply.body
+
+
+@pytest.mark.parametrize("path", sorted(PATHS - {*site_module._STATIC, "/dns.txt"}))
+async def test_live_pages_are_not_stored(rig: Rig, path: str) -> None:
+    assert (await rig.ask(path)).headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
+async def test_other_methods(rig: Rig, method: str) -> None:
+    for path in PATHS:
+        reply = await rig.ask(path, method)
+        assert_decent(reply)
+        assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "//", "", "/static/app.js", "/../web/site.py", "/%2e%2e", "/Livez"]
+)
+async def test_no_such_page(rig: Rig, path: str) -> None:
+    rig.guard()
+    reply = await rig.ask(path)
+    assert_decent(reply)
+    assert reply.status == 404
+
+
+async def test_head_is_like_get(rig: Rig) -> None:
+    got, head = await rig.ask("/style.css"), await rig.ask("/style.css", "HEAD")
+    assert (head.status, head.length, head.headers["ETag"]) == (200, got.length, got.headers["ETag"])
+
+
+async def test_conditional_requests_of_files(rig: Rig) -> None:
+    tag = (await rig.ask("/app.js")).headers["ETag"]
+    for field in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        reply = await rig.ask("/app.js", If_None_Match=field)
+        assert_decent(reply)
+        assert (reply.status, reply.body, reply.headers["ETag"]) == (304, b"", tag)
+    assert (await rig.ask("/app.js", If_None_Match='"other"')).status == 200
+    assert (await rig.ask("/livez", If_None_Match="*")).status == 200
+
+
+async def test_a_page_that_was_not_installed(rig: Rig) -> None:
+    (site_module._FOLDER / "app.js").unlink()
+    reply = await rig.ask("/app.js")
+    assert_decent(reply)
+    assert reply.status == 404
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer wrong",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        TOKEN,
+        f"Digest {TOKEN}",
+        "Basic",
+        "Basic ???",
+        "Basic \xff\xff",
+        basic(""),
+        basic("wrong"),
+        basic("", TOKEN),
+        "Basic " + base64.b64encode(TOKEN.encode()).decode(),
+    ],
+)
+async def test_without_the_token(rig: Rig, field: str | None) -> None:
+    rig.guard()
+    fields = {} if field is None else {"Authorization": field}
+    for path, method in itertools.product(sorted(GUARDED), ("GET", "HEAD")):
+        reply = await rig.ask(path, method, None, **fields)
+        assert_decent(reply)
+        assert reply.status == 401
+        assert reply.headers["WWW-Authenticate"].startswith('Basic realm="clamproxy"')
+        assert TOKEN not in text_of(reply)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN), basic(TOKEN, ""), f"BASIC {basic(TOKEN)[6:]}"],
+)
+async def test_with_the_token(rig: Rig, field: str) -> None:
+    rig.guard()
+    for path in GUARDED:
+        assert (await rig.ask(path, Authorization=field)).status == 200
+
+
+@pytest.mark.parametrize("path", sorted(PATHS - GUARDED))
+async def test_what_clients_and_probes_need_is_open(rig: Rig, path: str) -> None:
+    rig.guard()
+    assert (await rig.ask(path)).status == 200
+    assert (await rig.ask(path, Authorization="Bearer wrong")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_meant"),
+    [
+        ("10.0.0.1:8080", True),
+        ("[fd00::1]:8080", True),
+        ("localhost:8080", True),
+        ("clamproxy", True),
+        ("gateway:8080", True),
+        ("Gateway.Example.net:8080", True),
+        (socket.gethostname(), True),
+        ("evil.example.com:8080", False),
+        ("gateway.example.net.evil.example.com", False),
+        ("10.0.0.1.evil.example.com", False),
+        ("", False),
+        ("a b", False),
+    ],
+)
+async def test_dns_rebinding(rig: Rig, host: str, is_meant: bool) -> None:
+    """A page on the internet can have its name lead here, but it has no token."""
+    rig.settings = Settings.model_validate({"tls": {"names": ["gateway.example.net"]}})
+    for path in GUARDED:
+        reply = await rig.ask(path, Host=host)
+        assert_decent(reply)
+        assert reply.status == (200 if is_meant else 421)
+    for path in PATHS - GUARDED:
+        assert (await rig.ask(path, Host=host)).status == 200
+    rig.guard()
+    assert (await rig.ask("/status.json", Host=host)).status == 401
+    assert (await rig.ask("/status.json", Host=host, Authorization=basic(TOKEN))).status == 200
+
+
+async def test_a_reload_changes_the_token(rig: Rig) -> None:
+    rig.guard("x" * 20)
+    assert (await rig.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 200
+    rig.guard("y" * 20)
+    assert (await rig.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 401
+
+
+async def test_a_wrong_token_is_logged_without_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.guard()
+    await rig.ask("/metrics", Authorization="Bearer mistyped-secret")
+    assert "192.0.2.7" in caplog.text
+    assert "mistyped" not in caplog.text
+
+
+async def test_there_is_no_authority(rig: Rig) -> None:
+    rig.authority = None
+    reply = await rig.ask("/ca.pem")
+    assert_decent(reply)
+    assert reply.status == 404
+    assert "clamproxy ca init" in text_of(reply)
+
+
+async def test_the_authority(rig: Rig) -> None:
+    assert rig.authority == (await rig.ask("/ca.pem")).body
+
+
+async def test_the_record(rig: Rig) -> None:
+    reply = await rig.ask("/dns.txt")
+    assert text_of(reply) == f"{rig.record}\n"
+    assert reply.headers["Cache-Control"] == "no-cache"
+    rig.record = None
+    assert (await rig.ask("/dns.txt")).status == 503
+
+
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [("", "http"), ("?mode=https", "https"), ("?mode=mirror", "mirror"), ("?mode=private&x=y", "private")],
+)
+async def test_modes_of_the_configuration(rig: Rig, query: str, mode: str) -> None:
+    reply = await rig.ask(f"/client-config{query}", Host="gateway.example.net:8080")
+    assert text_of(reply) == f"# {mode}\n"
+
+
+@pytest.mark.parametrize("query", ["?mode=other", "?mode=http&mode=https", "?mode=%3Cscript%3E"])
+async def test_no_such_mode(rig: Rig, query: str) -> None:
+    reply = await rig.ask(f"/client-config{query}")
+    assert_decent(reply)
+    assert (reply.status, rig.configured) == (400, [])
+    assert "script" not in text_of(reply)
+
+
+LOCAL = Place("10.0.0.1", 8080)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("gateway.example.net:8080", "gateway.example.net"),
+        ("Gateway.Example.net.", "gateway.example.net"),
+        ("10.9.8.7:3128", "10.9.8.7"),
+        ("[fd00::1]:8080", "[fd00::1]"),
+        ("clamproxy", "10.0.0.1"),  # the name that exists through the proxy only
+        ("CLAMPROXY:80", "10.0.0.1"),
+        ("127.0.0.1:8081", "10.0.0.1"),
+        ("[::1]:8081", "10.0.0.1"),
+        ("localhost", "10.0.0.1"),
+        ("", "10.0.0.1"),
+        ("evil\nHTTPProxyServer x", "10.0.0.1"),
+        ("a b", "10.0.0.1"),
+        ("x" * 300, "10.0.0.1"),
+    ],
+)
+async def test_the_place_is_what_the_client_knows(rig: Rig, host: str, expected: str) -> None:
+    await rig.ask("/client-config", place=LOCAL, Host=host.replace("\n", " "))
+    assert rig.configured == [("http", Place(expected, 8080))]
+
+
+async def test_a_place_that_is_not_known(rig: Rig) -> None:
+    await rig.ask("/client-config", Host="127.0.0.1:8081")
+    assert rig.configured == [("http", Place(None, None))]
+
+
+async def test_a_name_that_can_not_be_one(rig: Rig) -> None:
+    reply = await rig.ask("/client-config", Host="bad..name")
+    assert (reply.status, text_of(reply)) == (400, "clamproxy: a host name\n")
+
+
+async def test_alive_though_nothing_can_be_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> dict[str, int]:
+        raise OSError("disk I/O error")
+
+    monkeypatch.setattr(rig.store, "counters", fail)
+    assert (await rig.ask("/livez")).status == 200
+    for path in ("/status.json", "/metrics"):
+        reply = await rig.ask(path)
+        assert_decent(reply)
+        assert (reply.status, "Retry-After" in reply.headers) == (503, True)
+
+
+async def test_status_json_is_json(rig: Rig) -> None:
+    values = json.loads(text_of(await rig.ask("/status.json")))
+    assert values["gateway"]["host"] == "clamproxy"
