@@ -1,0 +1,106 @@
+"""Changes of an authority: it is founded, a next certificate is made, the former one is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from clamproxy.authority.authority import Authority
+from clamproxy.authority.certificates import make_authority, new_key, utc
+from clamproxy.authority.names import PermittedNames
+from clamproxy.authority.state import AuthorityError, Generation, locked, write_state
+
+
+def found(directory: Path, names: PermittedNames, now: float) -> Authority:
+    """Make an authority where there is none.
+
+    Args:
+        directory: where it is kept.
+        names: what it may sign for.
+        now: Unix seconds.
+
+    Raises:
+        AuthorityError: there is one.
+        OSError: it can't be written.
+    """
+    with locked(directory, make=True):
+        if Authority.load(directory) is not None:
+            raise AuthorityError(
+                f"there is an authority in {directory}; `clamproxy ca rotate` makes the next one"
+            )
+        return _write(directory, [_new_generation(names, now, now)])
+
+
+def rotate(directory: Path, names: PermittedNames, now: float, overlap: float) -> Authority:
+    """Make the next certificate. The present one signs until the overlap is over.
+
+    Those that have ceased to sign are dropped.
+
+    Args:
+        directory: where the authority is kept.
+        names: what the next one may sign for.
+        now: Unix seconds.
+        overlap: seconds, in which all clients have to get the next one.
+
+    Raises:
+        AuthorityError: there is no authority, or an overlap is not over.
+        OSError: it can't be written.
+    """
+    with _held(directory) as authority:
+        _require_no_overlap(authority, now)
+        signer = authority.signer(now)
+        end = signer.certificate.not_valid_after_utc.timestamp()
+        signs_from = max(now, min(now + overlap, end))
+        return _write(directory, [signer, _new_generation(names, now, signs_from)])
+
+
+def finish_rotation(directory: Path, now: float, *, early: bool = False) -> Authority:
+    """Drop all certificates but the last one.
+
+    Args:
+        directory: where the authority is kept.
+        now: Unix seconds.
+        early: whether to end an overlap that is not over: the last one signs from now on.
+
+    Raises:
+        AuthorityError: there is no authority, nothing to drop, or an overlap is not over.
+        OSError: it can't be written.
+    """
+    with _held(directory) as authority:
+        if len(authority.generations) == 1:
+            raise AuthorityError("there is one certificate only; nothing is to be dropped")
+        if not early:
+            _require_no_overlap(authority, now)
+        last = authority.generations[-1]
+        return _write(directory, [replace(last, signs_from=min(now, last.signs_from))])
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[Authority]:
+    """The authority, which nobody else changes meanwhile."""
+    authority = Authority.load(directory)
+    if authority is None:
+        raise AuthorityError(f"there is no authority in {directory}; `clamproxy ca init` makes one")
+    with locked(directory):
+        authority = Authority.load(directory) or authority
+        yield authority
+
+
+def _require_no_overlap(authority: Authority, now: float) -> None:
+    successor = authority.successor(now)
+    if successor is not None:
+        date = f"{utc(successor.signs_from):%Y-%m-%d %H:%M} UTC"
+        raise AuthorityError(f"the last rotation is not over: its certificate signs from {date} on")
+
+
+def _new_generation(names: PermittedNames, now: float, signs_from: float) -> Generation:
+    key = new_key()
+    root, certificate = make_authority(key, names, utc(now))
+    return Generation(root, certificate, key, signs_from)
+
+
+def _write(directory: Path, generations: Sequence[Generation]) -> Authority:
+    write_state(directory, generations)
+    return Authority(directory, generations)

@@ -1,0 +1,152 @@
+"""What an authority keeps: its certificates and keys, in one file that is replaced as a whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from clamproxy.authority.certificates import pem_of
+from clamproxy.cache.index import sync_directory
+
+FILE = "authority.json"
+_FORMAT = 1
+_WRITABLE_BY_OTHERS = 0o022
+
+
+class AuthorityError(Exception):
+    """The authority can't be used, or not so; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """One of the authorities that follow each other. Each is equal to itself only."""
+
+    root: x509.Certificate
+    """What clients trust; its key is no more."""
+    certificate: x509.Certificate
+    """What signs for hosts."""
+    key: ec.EllipticCurvePrivateKey
+    signs_from: float
+    """Unix seconds. The last one whose time has come signs."""
+
+
+def read_state(directory: Path) -> tuple[Generation, ...]:
+    """Read the generations, oldest first; none if there is no authority.
+
+    Raises:
+        AuthorityError: the file is damaged.
+        OSError: it can't be read.
+    """
+    path = directory / FILE
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    try:
+        return _parse(json.loads(data))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AuthorityError(
+            f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
+
+
+def write_state(directory: Path, generations: Sequence[Generation]) -> None:
+    """Replace the file; after a crash there is either the old one or the new one.
+
+    Args:
+        directory: held by `locked`.
+        generations: oldest first.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    part = directory / f"{FILE}.part"
+    part.unlink(missing_ok=True)  # a crash has left it, perhaps with other rights
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(_serialize(generations))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(directory / FILE)
+    sync_directory(directory)
+
+
+@contextmanager
+def locked(directory: Path, *, make: bool = False) -> Iterator[None]:
+    """Keep other processes from changing the authority meanwhile.
+
+    Args:
+        directory: of the authority.
+        make: whether to make it if it is not there.
+
+    Raises:
+        AuthorityError: another process has it, or others may write there.
+        OSError: it can't be used.
+    """
+    if make and not directory.is_dir():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(directory.parent)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if os.fstat(descriptor).st_mode & _WRITABLE_BY_OTHERS:
+            raise AuthorityError(f"other users may write to {directory}; give it mode 0700")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AuthorityError(f"another process is changing {directory}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _serialize(generations: Sequence[Generation]) -> bytes:
+    rows = [
+        {
+            "root": pem_of(generation.root).decode(),
+            "certificate": pem_of(generation.certificate).decode(),
+            "key": _key_pem(generation.key).decode(),
+            "signs_from": generation.signs_from,
+        }
+        for generation in generations
+    ]
+    return json.dumps({"format": _FORMAT, "generations": rows}, indent=1).encode() + b"\n"
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _parse(content: Any) -> tuple[Generation, ...]:
+    if content["format"] != _FORMAT:
+        raise ValueError("its format is of another version of clamproxy")
+    generations = tuple(_parse_generation(row) for row in content["generations"])
+    if not generations:
+        raise ValueError("there is no certificate in it")
+    return generations
+
+
+def _parse_generation(row: Any) -> Generation:
+    root = x509.load_pem_x509_certificate(row["root"].encode())
+    certificate = x509.load_pem_x509_certificate(row["certificate"].encode())
+    key = serialization.load_pem_private_key(row["key"].encode(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise ValueError("a key doesn't belong to its certificate")
+    try:
+        certificate.verify_directly_issued_by(root)
+    except InvalidSignature:
+        raise ValueError("a certificate is not by its root") from None
+    return Generation(root, certificate, key, float(row["signs_from"]))

@@ -1,0 +1,209 @@
+"""``clamproxy ca``: the certificate authority for clients that use https."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import click
+
+from clamproxy.authority import (
+    Authority,
+    AuthorityError,
+    Generation,
+    PermittedNames,
+    configured_names,
+    finish_rotation,
+    found,
+    rotate,
+)
+from clamproxy.authority.certificates import fingerprint, title_of, utc
+from clamproxy.cli.common import config_option, fail, require_owner, settings_of, shown_error, tell
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import parse_duration
+from clamproxy.setup.trust import TARGETS, install_snippet
+
+LONGEST_OVERLAP = 3650 * 86400.0
+"""Seconds."""
+SHORT_REST = 90 * 86400.0
+"""Seconds; a certificate that is valid for less is pointed out."""
+
+
+@click.group()
+def ca() -> None:
+    """The certificate authority for clients that use https.
+
+    It can sign for ClamAV's hosts, serving.hosts, feeds.hosts and tls.names only: with its key
+    nobody can impersonate anything else. A running proxy takes up each change at once.
+    """
+
+
+@ca.command()
+@config_option
+def init(config: str | None) -> None:
+    """Make the authority, in tls.directory.
+
+    From then on the proxy uses it in place of mitmproxy's.
+    """
+    settings = _writable_settings(config)
+    names = _names(settings)
+    with _refusals():
+        authority = found(settings.tls.directory, names, time.time())
+    tell(f"{title_of(authority.signer().root)} is in {authority.directory} and signs for {names}.")
+    tell("`clamproxy ca install --for …` prints what makes a machine trust it; see --help.")
+
+
+def _overlap(_: click.Context, option: click.Parameter, text: str) -> float:
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = LONGEST_OVERLAP + 1
+    if seconds > LONGEST_OVERLAP:
+        raise click.BadParameter("expected a duration such as 30d, at most 3650d", param=option)
+    return seconds
+
+
+@ca.command("rotate")
+@click.option(
+    "--overlap",
+    metavar="TIME",
+    default="30d",
+    show_default=True,
+    callback=_overlap,
+    help="How long the present certificate goes on to sign, while clients get the next one.",
+)
+@click.option("--finish", is_flag=True, help="Drop the former certificate after the overlap.")
+@click.option("--early", is_flag=True, help="With --finish: end an overlap that is not over.")
+@config_option
+def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> None:
+    """Make the next certificate, with the names that are configured now.
+
+    Both are in what `ca export` prints and in /ca.pem, and clients should trust both until the
+    overlap is over. Then the next one signs by itself. The former one stays in the bundle until
+    `ca rotate --finish`, or the rotation after this one.
+    """
+    if early and not finish:
+        raise click.UsageError("--early goes with --finish.")
+    settings = _writable_settings(config)
+    with _refusals():
+        if finish:
+            authority = finish_rotation(settings.tls.directory, time.time(), early=early)
+            tell(f"{title_of(authority.signer().root)} is the only certificate now.")
+            return
+        authority = rotate(settings.tls.directory, _names(settings), time.time(), overlap)
+    last = authority.generations[-1]
+    title = title_of(last.root)
+    if authority.successor() is None:
+        tell(f"{title} signs from now on; clients that don't trust it yet get nothing by https.")
+    else:
+        tell(f"{title} will sign from {_moment(last.signs_from)} on; it is in the bundle now.")
+        tell("Until then put what `clamproxy ca install --for …` prints on the machines once more.")
+
+
+@ca.command()
+@click.option("--pem", is_flag=True, help="The certificates themselves, as `ca export` prints them.")
+@config_option
+def show(pem: bool, config: str | None) -> None:
+    """Print which certificates there are, which one signs, and for which names."""
+    settings = settings_of(config)
+    authority = _authority(settings)
+    if pem:
+        _print_bundle(authority)
+        return
+    for generation in authority.generations:
+        click.echo("\n".join(_described(authority, generation)))
+    wanted, _ = configured_names(settings)
+    missing = authority.names_of(authority.generations[-1]).missing(wanted)
+    if missing:
+        tell(
+            f"Warning: not among the names, as configured later: {', '.join(missing)}; `clamproxy ca rotate`."
+        )
+    rest = authority.generations[-1].root.not_valid_after_utc.timestamp() - time.time()
+    if rest < SHORT_REST:
+        tell("Warning: the last certificate expires soon: `clamproxy ca rotate`.")
+
+
+@ca.command()
+@config_option
+def export(config: str | None) -> None:
+    """Print the certificates that clients have to trust, as PEM."""
+    _print_bundle(_authority(settings_of(config)))
+
+
+@ca.command()
+@click.option("--for", "target", type=click.Choice(tuple(TARGETS)), default="debian", show_default=True)
+@config_option
+def install(target: str, config: str | None) -> None:
+    """Print what makes a machine's freshclam trust the authority.
+
+    The certificates are in it: nothing has to be fetched, so nothing can be forged on the way.
+    """
+    click.echo(install_snippet(target, _authority(settings_of(config)).bundle().decode()), nl=False)
+
+
+def _writable_settings(config: str | None) -> Settings:
+    """The configuration, if this is the user as whom the proxy runs."""
+    settings = settings_of(config)
+    require_owner(settings.cache.directory)
+    require_owner(settings.tls.directory)
+    return settings
+
+
+def _names(settings: Settings) -> PermittedNames:
+    names, impossible = configured_names(settings)
+    for pattern in impossible:
+        tell(f"Warning: {pattern} is left out: that can't be limited to one domain. List hosts in tls.names.")
+    return names
+
+
+def _authority(settings: Settings) -> Authority:
+    with _refusals():
+        authority = Authority.load(settings.tls.directory)
+    if authority is None:
+        fail(f"there is no authority in {settings.tls.directory}; `clamproxy ca init` makes one")
+    return authority
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever goes wrong is one line."""
+    try:
+        yield
+    except AuthorityError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(shown_error(error))
+
+
+def _print_bundle(authority: Authority) -> None:
+    sys.stdout.write(authority.bundle().decode())
+
+
+def _described(authority: Authority, generation: Generation) -> Iterator[str]:
+    certificate = generation.root
+    valid = f"{_day(certificate.not_valid_before_utc)} to {_day(certificate.not_valid_after_utc)}"
+    yield title_of(certificate)
+    yield f"  signs:    {_signs(authority, generation)}"
+    yield f"  valid:    {valid}"
+    yield f"  SHA-256:  {fingerprint(certificate)}"
+    yield f"  names:    {authority.names_of(generation)}, and all below them"
+
+
+def _signs(authority: Authority, generation: Generation) -> str:
+    successor = authority.successor()
+    if generation is successor:
+        return f"from {_moment(generation.signs_from)} on"
+    if generation is not authority.signer():
+        return "no more; `clamproxy ca rotate --finish` drops it"
+    return "now" if successor is None else f"now, until {_moment(successor.signs_from)}"
+
+
+def _moment(seconds: float) -> str:
+    return f"{utc(seconds):%Y-%m-%d %H:%M} UTC"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}"

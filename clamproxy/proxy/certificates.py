@@ -1,0 +1,164 @@
+"""TLS with clients: the certificates of the gateway's own authority, in place of mitmproxy's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import connection, ctx, tls
+from mitmproxy.net.tls import INSECURE_TLS_MIN_VERSIONS, Version
+from mitmproxy.proxy import mode_specs
+from OpenSSL import SSL
+
+from clamproxy.authority import Authority, ForeignName, Leaf
+
+logger = logging.getLogger(__name__)
+
+_UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
+"""A record with one alert: fatal, unrecognized_name (RFC 8446 5.1 and 6)."""
+_HTTP_1 = (b"http/1.1",)
+_HTTP_2 = (b"h2", b"http/1.1")
+
+
+class Certificates:
+    """An addon: provides TLS connections before mitmproxy's own addon does, if there is an authority."""
+
+    def __init__(self, authority: Callable[[], Authority | None]) -> None:
+        """Prepare.
+
+        Args:
+            authority: gives the authority of the moment, quickly; None leaves all to mitmproxy.
+        """
+        self._authority = authority
+        self._told: Authority | None = None
+
+    def running(self) -> None:
+        """Say what HTTPS clients have to trust."""
+        self._tell(self._authority())
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        """Provide the connection; one that ends at once if there is no certificate for the name."""
+        authority = self._authority()
+        if authority is not self._told:
+            self._tell(authority)
+        if authority is None or data.ssl_conn is not None or not isinstance(data.conn, connection.Client):
+            return
+        try:
+            leaf = authority.certificate_for(_name_asked_for(data))
+            data.ssl_conn = SSL.Connection(_tls_context(leaf, _TlsOptions.now(data)))
+            data.ssl_conn.set_accept_state()
+        except ForeignName as error:
+            logger.warning("%s: TLS refused: %s.", data.conn.peername[0], error)
+            data.ssl_conn = _Refusal()
+        except Exception:
+            # mitmproxy would go on with a certificate of its own.
+            logger.exception("%s: TLS failed.", data.conn.peername[0])
+            data.ssl_conn = _Refusal()
+
+    def _tell(self, authority: Authority | None) -> None:
+        self._told = authority
+        if authority is not None:
+            logger.info(
+                "HTTPS clients have to trust the authority in %s (`clamproxy ca install`). It signs for %s.",
+                authority.directory,
+                authority.permitted(),
+            )
+            return
+        logger.info(
+            "HTTPS clients have to trust %s, which may sign for any name; "
+            "`clamproxy ca init` makes a certificate for ClamAV's names only.",
+            Path(ctx.options.confdir).expanduser() / "mitmproxy-ca-cert.pem",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _TlsOptions:
+    """Those options of mitmproxy that concern TLS with clients."""
+
+    min_version: Version
+    max_version: Version
+    ciphers: str | None
+    protocols: tuple[bytes, ...]
+
+    @classmethod
+    def now(cls, data: tls.TlsData) -> _TlsOptions:
+        options = ctx.options
+        # mitmproxy has no CONNECT over HTTP/2: TLS with the proxy itself comes before it knows a server.
+        is_proxy = data.context.server.address is None
+        return cls(
+            Version[options.tls_version_client_min],
+            Version[options.tls_version_client_max],
+            options.ciphers_client,
+            _HTTP_2 if options.http2 and not is_proxy else _HTTP_1,
+        )
+
+
+@lru_cache(64)
+def _tls_context(leaf: Leaf, options: _TlsOptions) -> SSL.Context:
+    """A context for a certificate; making one costs more than the rest of a handshake's preparation."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(options.min_version.value)
+    context.set_max_proto_version(options.max_version.value)
+    context.set_options(SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    if options.ciphers is not None:
+        context.set_cipher_list(options.ciphers.encode())
+    elif options.min_version in INSECURE_TLS_MIN_VERSIONS:
+        context.set_cipher_list(b"DEFAULT:@SECLEVEL=0")  # OpenSSL 3 has no older TLS above that level
+    context.use_certificate(leaf.certificate)
+    context.add_extra_chain_cert(leaf.issuer)
+    context.use_privatekey(leaf.key)
+    context.set_alpn_select_callback(_protocol_selector(options.protocols))
+    return context
+
+
+def _protocol_selector(
+    protocols: tuple[bytes, ...],
+) -> Callable[[SSL.Connection, list[bytes]], Any]:
+    def select(_: SSL.Connection, offered: list[bytes]) -> Any:
+        # The client's order counts, as it does for mitmproxy.
+        return next((name for name in offered if name in protocols), SSL.NO_OVERLAPPING_PROTOCOLS)
+
+    return select
+
+
+def _name_asked_for(data: tls.TlsData) -> str:
+    """The name that the client will look for in the certificate."""
+    client, address = data.context.client, data.context.server.address
+    if client.sni:
+        return client.sni
+    # Without a name in its hello a client has connected to an address: its CONNECT, or the gateway's own.
+    is_reverse = isinstance(client.proxy_mode, mode_specs.ReverseMode)
+    return str(client.sockname[0] if address is None or is_reverse else address[0])
+
+
+class _Refusal(SSL.Connection):
+    """Stands in for a connection: the client gets an alert, and closes."""
+
+    def __init__(self) -> None:
+        super().__init__(_refusing_context())
+        self._alert = _UNRECOGNIZED_NAME
+
+    def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
+        """Whatever the client says is thrown away."""
+        return len(buf)
+
+    def do_handshake(self) -> None:
+        """Never done."""
+        raise SSL.WantReadError
+
+    def bio_read(self, bufsiz: int) -> bytes:
+        """What goes to the client."""
+        alert, self._alert = self._alert, b""
+        if not alert:
+            raise SSL.WantReadError
+        return alert
+
+
+@lru_cache(1)
+def _refusing_context() -> SSL.Context:
+    return SSL.Context(SSL.TLS_SERVER_METHOD)

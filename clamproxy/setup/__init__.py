@@ -1,0 +1,1 @@
+"""What an administrator puts on the machines of the site."""

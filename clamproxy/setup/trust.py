@@ -1,0 +1,274 @@
+"""What makes a machine's freshclam trust the gateway's certificate authority.
+
+freshclam on Linux and BSD takes its trust from the file that ``CURL_CA_BUNDLE`` names, and from no other
+then; on macOS and Windows it takes the system's, and nothing else (protocol.md 7;
+common/mac/cert_util_mac.m and common/win/cert_util_win.c of ClamAV). The snippets hold the certificates
+themselves: what was fetched from the gateway over plain http could be anybody's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from textwrap import dedent, indent
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
+_LINUX_FILE = "/usr/local/share/ca-certificates/clamproxy.pem"
+"""Debian's AppArmor profile lets freshclam read it (protocol.md 7)."""
+_RHEL_FILE = "/etc/pki/clamproxy/clamproxy.pem"
+"""Below /etc/pki everything has the type that SELinux lets freshclam read."""
+
+
+def install_snippet(target: str, bundle: str) -> str:
+    """Compose what an administrator runs or applies.
+
+    Args:
+        target: one of `TARGETS`.
+        bundle: one or more certificates as PEM.
+
+    Raises:
+        ValueError: there is no certificate in the bundle.
+    """
+    certificates = _CERTIFICATE.findall(bundle)
+    if not certificates:
+        raise ValueError("no certificate")
+    return TARGETS[target](certificates)
+
+
+def _debian(certificates: list[str]) -> str:
+    head = """\
+        #!/bin/sh
+        # Debian, Ubuntu: freshclam trusts the gateway. Run this as root.
+        set -eu
+        umask 022
+
+        # AppArmor lets freshclam read this directory. As the name doesn't end in .crt,
+        # update-ca-certificates leaves the file alone: only freshclam trusts what is in it.
+        """
+    return dedent(head) + _systemd(_LINUX_FILE, "/etc/ssl/certs/ca-certificates.crt", certificates)
+
+
+def _rhel(certificates: list[str]) -> str:
+    head = """\
+        #!/bin/sh
+        # RHEL, Fedora and their kin: freshclam trusts the gateway. Run this as root.
+        #
+        # To have the whole system trust it instead, put each certificate into a file of its own in
+        # /etc/pki/ca-trust/source/anchors and run update-ca-trust; then the rest isn't needed.
+        set -eu
+        umask 022
+
+        # SELinux lets freshclam read what is below /etc/pki. Only freshclam trusts what is in this file.
+        """
+    return dedent(head) + _systemd(_RHEL_FILE, "/etc/pki/tls/certs/ca-bundle.crt", certificates)
+
+
+def _systemd(path: str, public: str, certificates: list[str]) -> str:
+    units = """
+        # The drop-in is for the daemon, and for the timer where that is used instead.
+        for unit in clamav-freshclam clamav-freshclam-once; do
+            mkdir -p "/etc/systemd/system/$unit.service.d"
+            printf '[Service]\\nEnvironment=CURL_CA_BUNDLE=%s\\n' {path} \\
+                > "/etc/systemd/system/$unit.service.d/clamproxy.conf"
+        done
+        if [ -d /run/systemd/system ]; then
+            systemctl daemon-reload
+            systemctl try-restart clamav-freshclam.service
+        fi
+
+        # By hand: CURL_CA_BUNDLE={path} freshclam
+        """
+    return _file(path, public, certificates) + dedent(units).format(path=path)
+
+
+def _alpine(certificates: list[str]) -> str:
+    head = """\
+        #!/bin/sh
+        # Alpine: freshclam trusts the gateway. Run this as root.
+        set -eu
+        umask 022
+
+        # As the name doesn't end in .crt, update-ca-certificates leaves the file alone: only freshclam
+        # trusts what is in it.
+        """
+    service = """
+        # OpenRC reads this file before it starts the service.
+        variable='export CURL_CA_BUNDLE={path}'
+        touch /etc/conf.d/freshclam
+        grep -qxF "$variable" /etc/conf.d/freshclam || echo "$variable" >> /etc/conf.d/freshclam
+        if command -v rc-service > /dev/null; then
+            rc-service --ifstarted freshclam restart
+        fi
+
+        # By hand, and in crontabs: CURL_CA_BUNDLE={path} freshclam
+        """
+    public = "/etc/ssl/certs/ca-certificates.crt"
+    return dedent(head) + _file(_LINUX_FILE, public, certificates) + dedent(service).format(path=_LINUX_FILE)
+
+
+def _file(path: str, public: str, certificates: list[str]) -> str:
+    """The lines of a shell script that write the certificates into a file."""
+    return (
+        "#\n"
+        "# freshclam then trusts nothing but this file. If it also fetches from https hosts that the\n"
+        "# gateway passes through (serving.pass_through), append the public authorities:\n"
+        f"#     cat {public} >> {path}\n"
+        f"mkdir -p {path.rpartition('/')[0]}\n" + _here_document(path, "".join(certificates))
+    )
+
+
+def _here_document(path: str, text: str) -> str:
+    return f"cat > {path} <<'END'\n{text}END\n"
+
+
+def _macos(certificates: list[str]) -> str:
+    head = """\
+        #!/bin/sh
+        # macOS: run this as root. freshclam takes its trust from the system's keychain, so the whole
+        # system trusts the certificate; it is good for the gateway's few names only.
+        set -eu
+        directory=$(mktemp -d)
+        trap 'rm -r "$directory"' EXIT
+        """
+    parts = [dedent(head)]
+    for number, certificate in enumerate(certificates, 1):
+        path = f'"$directory/clamproxy-{number}.pem"'
+        parts.append(
+            f"\n{_here_document(path, certificate)}"
+            "security add-trusted-cert -d -r trustRoot -p ssl \\\n"
+            f"    -k /Library/Keychains/System.keychain {path}\n"
+        )
+    return "".join(parts)
+
+
+def _windows(certificates: list[str]) -> str:
+    head = """\
+        # Windows: run this in PowerShell as administrator. freshclam takes its trust from the system
+        # (CURL_CA_BUNDLE isn't looked at), so the whole system trusts the certificate; it is good for the
+        # gateway's few names only.
+        $ErrorActionPreference = 'Stop'
+        """
+    tail = """
+        foreach ($certificate in $certificates) {
+            $file = Join-Path $env:TEMP 'clamproxy.cer'
+            Set-Content -Path $file -Value $certificate -Encoding Ascii
+            certutil.exe -f -addstore Root $file
+            if ($LASTEXITCODE -ne 0) { throw 'certutil failed' }
+            Remove-Item $file
+        }
+        """
+    # The end of a here-string stands at the beginning of its line.
+    strings = ",\n".join(f"@'\n{certificate}'@" for certificate in certificates)
+    return f"{dedent(head)}\n$certificates = @(\n{strings}\n)\n{dedent(tail)}"
+
+
+def _docker(certificates: list[str]) -> str:
+    lines = f"""\
+        # syntax=docker/dockerfile:1
+        # Lines for a Dockerfile; the first one has to be the first of the file, for the "<<" below.
+        # With an image as it is, put the certificates (`clamproxy ca export`) into a file instead:
+        #     docker run -v "$PWD/clamproxy.pem:{_LINUX_FILE}:ro" \\
+        #         -e CURL_CA_BUNDLE={_LINUX_FILE} clamav/clamav
+        # curl in the container trusts nothing else then, either.
+        FROM clamav/clamav
+        """
+    return (
+        f"{dedent(lines)}COPY --chmod=644 <<'END' {_LINUX_FILE}\n{''.join(certificates)}END\n"
+        f"ENV CURL_CA_BUNDLE={_LINUX_FILE}\n"
+    )
+
+
+def _kubernetes(certificates: list[str]) -> str:
+    config_map = """\
+        # kubectl apply --server-side --field-manager=clamproxy -f FILE
+        apiVersion: v1
+        kind: ConfigMap
+        metadata:
+          name: clamproxy-ca
+        data:
+          clamproxy.pem: |
+        """
+    deployment = """\
+        ---
+        # Is laid over the deployment that is there: put in its name, and that of its container that
+        # runs freshclam.
+        apiVersion: apps/v1
+        kind: Deployment
+        metadata:
+          name: clamav
+        spec:
+          template:
+            spec:
+              containers:
+                - name: clamav
+                  env:
+                    - name: CURL_CA_BUNDLE
+                      value: /etc/clamproxy/clamproxy.pem
+                  volumeMounts:
+                    - name: clamproxy-ca
+                      mountPath: /etc/clamproxy
+                      readOnly: true
+              volumes:
+                - name: clamproxy-ca
+                  configMap:
+                    name: clamproxy-ca
+        """
+    return dedent(config_map) + indent("".join(certificates), " " * 4) + dedent(deployment)
+
+
+def _ansible(certificates: list[str]) -> str:
+    before = f"""\
+        # Tasks for Debian, Ubuntu and other systems with systemd and without SELinux. On RHEL the place is
+        # {_RHEL_FILE}.
+        - name: Make a place for the gateway's certificates
+          become: true
+          ansible.builtin.file:
+            path: "{{{{ item }}}}"
+            state: directory
+            mode: "0755"
+          loop:
+            - {_LINUX_FILE.rpartition("/")[0]}
+            - /etc/systemd/system/clamav-freshclam.service.d
+
+        # AppArmor lets freshclam read this file, and update-ca-certificates leaves it alone.
+        - name: Put the gateway's certificates there
+          become: true
+          ansible.builtin.copy:
+            dest: {_LINUX_FILE}
+            mode: "0644"
+            content: |
+        """
+    after = f"""\
+        - name: Have freshclam trust them
+          become: true
+          ansible.builtin.copy:
+            dest: /etc/systemd/system/clamav-freshclam.service.d/clamproxy.conf
+            mode: "0644"
+            content: |
+              [Service]
+              Environment=CURL_CA_BUNDLE={_LINUX_FILE}
+          register: clamproxy_drop_in
+
+        - name: Restart freshclam
+          become: true
+          ansible.builtin.systemd_service:
+            name: clamav-freshclam.service
+            state: restarted
+            daemon_reload: true
+          when: clamproxy_certificates is changed or clamproxy_drop_in is changed
+        """
+    content = indent("".join(certificates), " " * 6)
+    return f"{dedent(before)}{content}  register: clamproxy_certificates\n\n{dedent(after)}"
+
+
+TARGETS: Mapping[str, Callable[[list[str]], str]] = {
+    "debian": _debian,
+    "rhel": _rhel,
+    "alpine": _alpine,
+    "macos": _macos,
+    "windows": _windows,
+    "docker": _docker,
+    "kubernetes": _kubernetes,
+    "ansible": _ansible,
+}
+"""What there are snippets for."""
