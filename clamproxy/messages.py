@@ -27,6 +27,8 @@ class Result(StrEnum):
     REFUSED = "refused"
     PASSED = "passed"
     ERROR = "error"
+    STATUS = "status"
+    """A page about the gateway itself; it is not counted among the requests."""
 
 
 # RFC 9211 2: `fwd` says why a request went (or had to go) to the origin.
@@ -39,6 +41,7 @@ CACHE_STATUS: Mapping[Result, str] = {
     Result.REFUSED: "clamproxy; detail=refused",
     Result.PASSED: "clamproxy; fwd=bypass",
     Result.ERROR: "clamproxy; fwd=miss; detail=error",
+    Result.STATUS: "clamproxy; detail=status",
 }
 """The value of Cache-Status for each result."""
 

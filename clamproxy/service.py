@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.partial import sweep
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.feeds import Feeds
+from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
 from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.history import History
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
@@ -35,8 +40,11 @@ from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
 from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
+from clamproxy.setup.client_config import DEFAULT_PORT, Mode, client_config, own_name
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
+from clamproxy.web.listener import Listener
+from clamproxy.web.site import Place, Sources, StatusSite
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +52,21 @@ MAX_CONNECTIONS = 16
 """To the origin, for transfers, at the same time; further ones wait."""
 STALL_WINDOW = 5.0
 """Seconds over which the speed of a connection to the origin is watched."""
+
+LOOK_EVERY = 0.25
+"""Seconds between looks at what is still under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the service can't know by itself: of the process, and of the proxy before it."""
+
+    started_at: float = field(default_factory=time.time)
+    """When the process began to serve, Unix seconds."""
+    certificates: Callable[[], bytes | None] = lambda: None
+    """Those that clients must trust for https, PEM. Blocks."""
+    port: Callable[[], int | None] = lambda: None
+    """Where the proxy listens."""
 
 
 @asynccontextmanager
@@ -63,23 +86,33 @@ async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[S
 class Service:
     """Everything that runs for the gateway in one process. Made and stopped on the event loop."""
 
-    def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: TrustedKeys,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         """Open the cache and prepare all parts. Blocks for some milliseconds.
 
         Args:
             settings: the configuration.
             keys: the public keys that objects must be signed with.
+            surroundings: what the pages tell of the process and the proxy.
 
         Raises:
             OSError: the cache directory can't be used.
         """
         self.settings = settings
+        self.surroundings = surroundings or Surroundings()
+        self.requests = 0
+        """Those that are being answered."""
         self.store = Store(settings.cache.directory)
         self.writer = Writer()
         self._tidy_pending = False
         self._check: asyncio.Task[None] | None = None
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
+        self.fleet = Fleet(self.store.directory, settings.fleet, self.writer)
         self._make_origin_side(pseudonym)
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
@@ -87,18 +120,64 @@ class Service:
         self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers, self._budget)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
         self.follower = self._make_follower()
+        self.feeds = Feeds(
+            self.store.directory / "feeds",
+            settings,
+            self._saver("feed/"),
+            self.stats.count_feed_upstream,
+            f"1.1 {pseudonym}",
+        )
+        self._history = History(self._read_counters, lambda past: self._saver("history/")("day", past))
         self._restore()
         self._current = self._make_current()
         self.gateway = self._make_gateway(pseudonym)
         self.announcer = Announcer(
             self._current.announced, lambda: self._versions.last_record, self._versions.get
         )
+        self.pages = StatusSite(self._make_sources())
+        listen, host = settings.status.listen, settings.status.host
+        self._listener = Listener(listen, host, self.pages) if listen is not None else None
 
     def start(self) -> None:
         """Tidy up the cache, check its CVDs and follow releases, in the background."""
         self._tidy_soon()
         self._check = asyncio.create_task(self._check_cvds(), name="check the cached CVDs")
         self.follower.start()
+        self.feeds.start()
+        self._history.start()
+        if self._listener is not None:
+            self._listener.start()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a request is being answered: see `idle`."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def retire(self) -> None:
+        """Begin nothing by itself any more; what is under way goes on until `stop`."""
+        if self._check is not None:
+            self._check.cancel()
+        if self._listener is not None:
+            self._listener.stop()
+        self._history.stop()
+        self.follower.stop()
+
+    async def idle(self, limit: float) -> None:
+        """Wait until nothing is under way any more, or for so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                while self.requests or self._transfers.under_way():  # noqa: ASYNC110  (more than one thing)
+                    await asyncio.sleep(LOOK_EVERY)
+
+    async def flush(self) -> None:
+        """See that all that has been noted is on the disk."""
+        self.stats.flush()
+        self.fleet.flush()
+        await self.writer.run(lambda: None)
 
     async def _check_cvds(self) -> None:
         """What was spoilt on the disk while nobody looked must not be served."""
@@ -107,15 +186,15 @@ class Service:
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
-        if self._check is not None:
-            self._check.cancel()
-        self.follower.stop()
+        self.retire()
+        self.feeds.stop()
         self._prefetcher.stop()
         self._builder.stop()
         self._transfers.stop()
         self._heads.stop()
         self._versions.stop()
         self.stats.flush()
+        self.fleet.close()
         self.writer.submit(self.store.disconnect)
         self.writer.close()
         self._upstream.close()
@@ -142,7 +221,7 @@ class Service:
             settings.versions.domain,
             self._make_resolver(),
             settings.versions.refresh,
-            self._saver("advertised/"),
+            self._save_advertised,
             self._saver("record/"),
         )
         self._upstream = Upstream(
@@ -177,6 +256,8 @@ class Service:
         self._heads.restore(self.store.notes("head/"))
         self._builder.restore(self.store.notes("cld/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
+        self.feeds.restore(self.store.notes("feed/"))
+        self._history.restore(self.store.note("history/day"))
 
     def _make_follower(self) -> Follower:
         return Follower(
@@ -212,6 +293,46 @@ class Service:
         )
         databases = frozenset(settings.serving.databases)
         return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
+
+    def _make_sources(self) -> Sources:
+        return Sources(
+            settings=lambda: self.settings,
+            store=self.store,
+            started_at=self.surroundings.started_at,
+            under_way=self.under_way,
+            cooldowns=self._cooldowns.in_force,
+            past=lambda: self._history.past,
+            fleet=self._machines if self.settings.fleet.enabled else None,
+            feeds=self.feeds.figures,
+            authority=self.surroundings.certificates,
+            client_config=self._client_lines,
+            record=self.announcer.primary,
+        )
+
+    def _machines(self) -> list[Machine]:
+        advertised = advertised_to_clients(self.store, self.settings)
+        try:
+            return read_fleet(self.store.directory, advertised, time.time())
+        except UnreadableFleetError:
+            return []  # whoever writes to it next logs that, and begins a new one
+
+    def _client_lines(self, mode: str, place: Place) -> str:
+        gateway = place.host or own_name()
+        if gateway is None:
+            raise ValueError("the gateway doesn't know its name; ask it by the one that machines use")
+        port = place.port or self.surroundings.port() or DEFAULT_PORT
+        return client_config(self.settings, Mode(mode), gateway, port)
+
+    def _read_counters(self) -> dict[str, int]:
+        try:
+            return self.store.counters()
+        finally:
+            self.store.disconnect()
+
+    def _save_advertised(self, database: str, value: Any) -> None:
+        self._saver("advertised/")(database, value)
+        if value:
+            self.fleet.note_advertised(database, value[0])
 
     def _notice(self, database: str, requester: Requester) -> None:
         """A client asks for something."""

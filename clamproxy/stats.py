@@ -29,6 +29,14 @@ COUNTER_OF_RESULT = {
     Result.PASSED: "passed",
     Result.ERROR: "errors",
 }
+FEED_COUNTERS = (
+    "feed_requests",
+    "feed_hits",
+    "feed_errors",
+    "feed_bytes_served",
+    "feed_upstream_requests",
+    "feed_upstream_bytes",
+)
 COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
 
 
@@ -47,9 +55,20 @@ class Stats:
         """A request has been answered with so many bytes of content."""
         self._add({"requests": 1, COUNTER_OF_RESULT[result]: 1, "bytes_served": length})
 
+    def count_feed_request(self, result: Result, length: int) -> None:
+        """The same for a request on another feed's host; they are counted apart."""
+        amounts = {"feed_requests": 1, "feed_bytes_served": length}
+        if result in (Result.HIT, Result.ERROR):
+            amounts["feed_hits" if result is Result.HIT else "feed_errors"] = 1
+        self._add(amounts)
+
     def count_upstream(self, requests: int, length: int) -> None:
         """The origin has been asked, or has sent so many bytes of content."""
         self._add({"upstream_requests": requests, "upstream_bytes": length})
+
+    def count_feed_upstream(self, requests: int, length: int) -> None:
+        """A feed has been asked, or has sent so many bytes."""
+        self._add({"feed_upstream_requests": requests, "feed_upstream_bytes": length})
 
     def flush(self) -> None:
         """Hand what has been counted to the writer."""
@@ -83,7 +102,7 @@ def snapshot(store: Store) -> dict[str, Any]:
     """
     counters = store.counters()
     sizes = store.sizes()
-    advertised = store.notes("advertised/")
+    advertised = advertised_versions(store)
     cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
     cooldowns = {
         key: value
@@ -91,13 +110,13 @@ def snapshot(store: Store) -> dict[str, Any]:
         if value and value["until"] > time.time()
     }
     return {
-        **{name: counters.get(name, 0) for name in COUNTERS},
+        **{name: counters.get(name, 0) for name in (*COUNTERS, *FEED_COUNTERS)},
         "objects": len(sizes),
         "cache_bytes": sum(sizes.values()),
         "quarantined": len(store.quarantined()),
         "databases": {
             database: {
-                "advertised": advertised[database][0] if advertised.get(database) else None,
+                "advertised": advertised.get(database),
                 "cached": store.newest_version(database),
                 "reached": store.reached_version(database),
             }
@@ -107,6 +126,11 @@ def snapshot(store: Store) -> dict[str, Any]:
         "cooldowns": cooldowns,
         "budget": _budget(store),
     }
+
+
+def advertised_versions(store: Store) -> dict[str, int]:
+    """The version of each database that is known to be advertised. Blocks."""
+    return {database: value[0] for database, value in store.notes("advertised/").items() if value}
 
 
 def _budget(store: Store) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from mitmproxy import optmanager
+
+from clamproxy.config.settings import Settings
 
 DEFAULTS: dict[str, bool | str | int] = {
     # Answer CONNECT without the origin: else nothing is served while it is down (trap 2).
@@ -19,15 +22,24 @@ DEFAULTS: dict[str, bool | str | int] = {
 }
 
 
-def set_defaults(options: optmanager.OptManager) -> None:
-    """Set the defaults above.
+class OwnOptions:
+    """Sets what the user has not set, on the command line or in mitmproxy's own file."""
 
-    What the user has set, on the command line or in mitmproxy's own file, stays as it is.
-    """
-    unset = {name: value for name, value in DEFAULTS.items() if not _is_set(options, name)}
-    options.update(**unset)  # type: ignore[no-untyped-call]
-    # A record for each connect and disconnect costs as much as serving a small file.
-    logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
+    def __init__(self) -> None:
+        self._sets_timeout = False
+
+    def set_defaults(self, options: optmanager.OptManager) -> None:
+        """Set `DEFAULTS`."""
+        unset = {name: value for name, value in DEFAULTS.items() if not _is_set(options, name)}
+        options.update(**unset)  # type: ignore[no-untyped-call]
+        self._sets_timeout = not _is_set(options, "tcp_timeout")
+        # A record for each connect and disconnect costs as much as serving a small file.
+        logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
+
+    def follow(self, options: optmanager.OptManager, settings: Settings) -> None:
+        """Set what the configuration says; connections that are open keep what they have."""
+        if self._sets_timeout:
+            options.update(tcp_timeout=math.ceil(settings.access.idle_timeout))  # type: ignore[no-untyped-call]
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:

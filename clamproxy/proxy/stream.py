@@ -1,4 +1,4 @@
-"""Bodies from disk to the client's socket: the one module that reaches into mitmproxy.
+"""Bodies from disk to the client's socket: with heads.py the one that reaches into mitmproxy.
 
 An addon can give mitmproxy a whole body in memory, or none: 10 TLS clients of a 100 MB file
 took 2 GB and seconds to the first byte (mitmproxy.md section 1). So the head of an answer goes
@@ -27,9 +27,11 @@ from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import ResponseData, ResponseHeaders
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
+from mitmproxy.proxy.layers.http._http1 import Http1Server
 from OpenSSL import SSL
 
 from clamproxy.messages import Body, SourceError
+from clamproxy.proxy.heads import HeadLimits, LimitedServer
 
 PIECE = 64 * 1024
 """Bytes that are encrypted at a time: the fastest, larger pieces miss the CPU's cache."""
@@ -37,6 +39,9 @@ SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
 """Bytes that one call of sendfile may send; adapted to the speed of the client."""
 STALL_TIMEOUT = 120.0
 """Seconds in which a client must take a slice or piece."""
+
+_HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
+"""What a client has agreed on by ALPN."""
 
 JOB = "clamproxy_job"
 """The key of a `BodyJob` in the metadata of a flow."""
@@ -120,7 +125,16 @@ class BodyStream(HttpStream):
 
 
 class BodyHttpLayer(HttpLayer):
-    """An HTTP connection whose streams are `BodyStream`."""
+    """An HTTP connection whose streams are `BodyStream`, and whose requests have bounds."""
+
+    limits = HeadLimits()
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        client = self.context.client
+        if isinstance(event, events.Start) and client.alpn in _HTTP_1:
+            # mitmproxy leaves alone what is there already.
+            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits))
+        yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         """Start a stream for a new request."""
@@ -135,16 +149,18 @@ def choose_layer(next_layer: layer.NextLayer) -> None:
         _addon("nextlayer").next_layer(next_layer)
 
 
-def install(top: layer.Layer | None) -> None:
-    """Make the HTTP layers of a connection send bodies from disk.
+def install(top: layer.Layer | None, limits: HeadLimits) -> None:
+    """Make the HTTP layers of a connection send bodies from disk, and bound what they receive.
 
     Args:
         top: what a ``next_layer`` hook has chosen; reverse mode hands out a ready stack.
+        limits: of the heads of requests.
     """
     current: Any = top
     while current is not None:
         if type(current) is HttpLayer:
             current.__class__ = BodyHttpLayer
+            setattr(current, "limits", limits)  # noqa: B010  (mypy still takes it for an HttpLayer)
         current = current.__dict__.get("child_layer")
 
 
@@ -155,7 +171,8 @@ def check_internals() -> None:
         RuntimeError: it isn't.
     """
     expected = {
-        HttpLayer: ("make_stream", "event_to_child"),
+        HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
+        Http1Server: ("_handle_event", "read_headers", "done"),
         HttpStream: ("send_response", "check_killed", "flow_done", "state_done", "state_errored"),
         SSL.Connection: ("sendall", "bio_read"),
     }
@@ -309,6 +326,15 @@ def abort(client: connection.Client) -> None:
     """Close a client's connection at once, with whatever it is still sending."""
     with suppress(KeyError):
         _client_writer(client).transport.abort()
+
+
+def close(client: connection.Client) -> None:
+    """Close a client's connection when what was written has been sent.
+
+    mitmproxy forgets to, where a command to close comes while it waits to handle what it has read.
+    """
+    with suppress(KeyError):
+        _client_writer(client).close()
 
 
 def _writer(stream: BodyStream) -> asyncio.StreamWriter:

@@ -75,15 +75,6 @@ class Gateway:
             reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
         return self.finish(reply)
 
-    def answer_dns_txt(self, record: str | None) -> Reply:
-        """The primary version record as a file, as cvdupdate writes it; None while nothing is known."""
-        if record is None:
-            return self.finish(plain(503, Result.ERROR, "no version is known"))
-        reply = Reply(200, Result.HIT, body=f"{record}\n".encode("ascii"))
-        reply.headers["Content-Type"] = "text/plain; charset=utf-8"
-        reply.headers["Cache-Control"] = "no-cache"
-        return self.finish(reply)
-
     def is_loop(self, headers: Headers) -> bool:
         """Whether a request came through this gateway before, or through too many to be true."""
         via = ", ".join(headers.get_all("Via"))

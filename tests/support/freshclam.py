@@ -112,6 +112,7 @@ class Freshclam:
 
     def _command(self) -> list[str]:
         config = self.directory / "freshclam.conf"
+        config.touch(mode=0o600)  # with a password in it, freshclam insists on that
         config.write_text("\n".join(self._config()) + "\n")
         command = [require_freshclam(), "--stdout", f"--config-file={config}"]
         if self.database is not None:

@@ -112,7 +112,7 @@ class Gateway:
             RuntimeError: it ended, or does not listen in time; its log is in the message.
         """
         for _ in range(3):
-            self.port, self.reverse_port = _free_ports(2)
+            self.port, self.reverse_port = free_ports(2)
             self._spawn()
             if self._listens():
                 return
@@ -185,7 +185,7 @@ class Gateway:
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if _connectable(self.port) and _connectable(self.reverse_port):
+            if connectable(self.port) and connectable(self.reverse_port):
                 return True
             time.sleep(0.05)
         return False
@@ -388,7 +388,7 @@ def _with_port(host: str, port: int) -> str:
     return host if ":" in host else f"{host}:{port}"
 
 
-def _connectable(port: int) -> bool:
+def connectable(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -396,7 +396,7 @@ def _connectable(port: int) -> bool:
     return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on, and that neither the kernel nor another thread gives away meanwhile."""
     chosen: list[int] = []
     while len(chosen) < count:

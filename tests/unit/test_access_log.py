@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmproxy import http
 
 from clamproxy.messages import Result
-from clamproxy.proxy.access_log import log_request
+from clamproxy.proxy.access_log import FIELDS, log_request, log_tunnel
 from tests.unit.conftest import AGENT
 
 
@@ -85,6 +85,73 @@ def test_what_is_in_it(
     text = line(caplog, asked, **fields)
     assert there in text
     assert not_there is None or not_there not in text
+
+
+def fields(caplog: pytest.LogCaptureFixture, asked: http.Request, **changed: Any) -> dict[str, Any]:
+    """What goes into the JSON object."""
+    line(caplog, asked, **changed)
+    (record,) = caplog.records
+    found: dict[str, Any] = getattr(record, FIELDS)
+    return found
+
+
+def test_fields(caplog: pytest.LogCaptureFixture) -> None:
+    assert fields(caplog, request(path="/daily-27800.cdiff?key=secret")) == {
+        "client": "192.0.2.7",
+        "method": "GET",
+        "host": "database.clamav.net",
+        "path": "/daily-27800.cdiff",
+        "database": "daily",
+        "version": 27800,
+        "result": "hit",
+        "status": 200,
+        "bytes": 62_000_000,
+        "duration": 1.2345,
+        "agent": "ClamAV/1.4.6",
+        "uuid": "00000000-0000-4000-8000-000000000000",
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "expected"),
+    [
+        pytest.param(request(path="/main.cvd"), {}, {"database": "main"}, id="a CVD"),
+        pytest.param(request(path="/main.cvd.sign"), {}, {"database": "main"}, id="a signature"),
+        pytest.param(request(path="/index.html"), {}, {"database": None}, id="something else"),
+        pytest.param(request(agent=None), {}, {"agent": None, "uuid": None}, id="no User-Agent"),
+        pytest.param(request(agent="x UUID: nonsense"), {}, {"agent": "x", "uuid": None}, id="no UUID"),
+        pytest.param(request(), {"error": "client left"}, {"error": "client left"}, id="an error"),
+        pytest.param(
+            request(path="/secret/main.cvd?key=secret", host="feeds.example.com"),
+            {"is_passed_through": True},
+            {"host": "feeds.example.com", "path": None, "database": None},
+            id="a path of another site",
+        ),
+        pytest.param(request(path="/" + "x" * 5000), {}, {"path": "/" + "x" * 199}, id="a long path"),
+    ],
+)
+def test_what_is_in_the_fields(
+    caplog: pytest.LogCaptureFixture, asked: http.Request, changed: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = fields(caplog, asked, **changed)
+    assert {name: found[name] for name in expected} == expected
+    assert "secret" not in str(found)
+
+
+def test_fields_of_a_connect(caplog: pytest.LogCaptureFixture) -> None:
+    asked = request("CONNECT", "")
+    asked.host, asked.port = "database.clamav.net", 443
+    found = fields(caplog, asked)
+    assert (found["host"], found["path"]) == ("database.clamav.net:443", None)
+
+
+def test_a_tunnel(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "clamproxy.access"):
+        log_tunnel("192.0.2.7", "feeds.example.com", 443)
+    (record,) = caplog.records
+    assert record.getMessage() == "192.0.2.7 CONNECT feeds.example.com:443 passed"
+    assert getattr(record, FIELDS).keys() == fields(caplog, request()).keys()
 
 
 def test_connect_is_logged_by_its_target(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,8 @@ from mitmproxy import options
 from mitmproxy.addons import block, dumper, proxyserver
 from mitmproxy.test import taddons
 
-from clamproxy.proxy.options import DEFAULTS, set_defaults
+from clamproxy.config.settings import Access, Settings
+from clamproxy.proxy.options import DEFAULTS, OwnOptions
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_they_differ_from_mitmproxys_own(mitmproxy_options: options.Options) -> 
 
 
 def test_they_are_set(mitmproxy_options: options.Options) -> None:
-    set_defaults(mitmproxy_options)
+    OwnOptions().set_defaults(mitmproxy_options)
     assert values(mitmproxy_options) == DEFAULTS
 
 
@@ -49,16 +50,34 @@ def test_what_the_user_has_set_stays(
     mitmproxy_options: options.Options, name: str, value: bool | str | int
 ) -> None:
     mitmproxy_options.update(**{name: value})  # type: ignore[no-untyped-call]
-    set_defaults(mitmproxy_options)
+    OwnOptions().set_defaults(mitmproxy_options)
     assert values(mitmproxy_options) == {**DEFAULTS, name: value}
 
 
 def test_setting_them_again_changes_nothing(mitmproxy_options: options.Options) -> None:
     for _ in range(2):
-        set_defaults(mitmproxy_options)
+        OwnOptions().set_defaults(mitmproxy_options)
     assert values(mitmproxy_options) == DEFAULTS
 
 
 def test_connections_are_not_logged_one_by_one(mitmproxy_options: options.Options) -> None:
-    set_defaults(mitmproxy_options)
+    OwnOptions().set_defaults(mitmproxy_options)
     assert not logging.getLogger("mitmproxy.proxy.server").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 8), (600, 600), (90, 90)])
+def test_idle_connections(mitmproxy_options: options.Options, given: int | None, expected: int) -> None:
+    own = OwnOptions()
+    if given is not None:
+        mitmproxy_options.update(tcp_timeout=given)  # type: ignore[no-untyped-call]
+    own.set_defaults(mitmproxy_options)
+    own.follow(mitmproxy_options, Settings(access=Access(idle_timeout=7.2)))
+    assert mitmproxy_options.tcp_timeout == expected
+
+
+def test_a_reload_changes_the_timeout(mitmproxy_options: options.Options) -> None:
+    own = OwnOptions()
+    own.set_defaults(mitmproxy_options)
+    for seconds in (30.0, 60.0):
+        own.follow(mitmproxy_options, Settings(access=Access(idle_timeout=seconds)))
+        assert mitmproxy_options.tcp_timeout == seconds

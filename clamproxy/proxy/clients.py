@@ -1,0 +1,92 @@
+"""Connections of clients: who may have one, how many, and what is spoken on it."""
+
+from __future__ import annotations
+
+import logging
+
+from mitmproxy import connection, tls
+from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy.layers import DNSLayer, TCPLayer
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+
+from clamproxy.messages import Result
+from clamproxy.proxy import names, stream
+from clamproxy.proxy.heads import HeadLimits
+from clamproxy.proxy.site import Site
+
+logger = logging.getLogger(__name__)
+
+
+class Clients:
+    """The hooks that concern connections."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._counted: dict[str, str] = {}
+        """The address of each connection that counts, by its id."""
+        self._reached: str | None = None
+        """The limit that was reached last, so that a crowd is one line in the log."""
+
+    def client_connected(self, client: connection.Client) -> None:
+        """Close the connection of whoever may not have one."""
+        address = client.peername[0]
+        settings = self._site.settings
+        if settings is None or not settings.serving.admits(address):
+            logger.warning("%s is not in serving.clients: connection closed.", address)
+            client.error = "not in serving.clients"
+        elif names.is_dns(client):
+            names.guard(client)
+        else:
+            self._count(client, address)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Forget a connection."""
+        stream.close(client)
+        self._site.known_clients.discard(client.id)
+        address = self._counted.pop(client.id, None)
+        if address is not None:
+            self._site.limits.leave(address)
+            self._reached = None
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """TLS of hosts that are passed through is not intercepted."""
+        address, client = data.context.server.address, data.context.client
+        service = self._site.service
+        if address is not None and service is not None and self._site.passes_through(address[0], client):
+            data.ignore_connection = True
+            service.stats.count_request(Result.PASSED, 0)
+            logger.info("%s CONNECT %s:%d passed", client.peername[0], *address[:2])
+
+    def next_layer(self, next_layer: layer.NextLayer) -> None:
+        """Choose as mitmproxy does, then have bodies sent from disk and heads limited."""
+        stream.choose_layer(next_layer)
+        if next_layer.layer is not None and isinstance(next_layer.layer, TCPLayer | DNSLayer):
+            # Nothing is ever tunnelled blindly: what is neither TLS nor HTTP gets a 400.
+            next_layer.layer = HttpLayer(next_layer.context, HTTPMode.transparent)
+        stream.install(next_layer.layer, self._head_limits())
+
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """The last guard: mitmproxy itself connects to hosts that are passed through, and to none else."""
+        address = data.server.address
+        if names.is_dns(data.client):
+            if self._site.names is None or not self._site.names.allows(address):
+                data.server.error = "serving.other_names is refuse"
+        elif address is None or not self._site.passes_through(address[0], data.client):
+            data.server.error = "not in serving.pass_through"
+
+    def _count(self, client: connection.Client, address: str) -> None:
+        limit = self._site.limits.take(address)
+        if limit is None:
+            self._counted[client.id] = address
+            return
+        client.error = f"{limit} is reached"
+        if limit != self._reached:
+            logger.warning("%s is reached: a connection of %s is closed; others may be, too.", limit, address)
+            self._reached = limit
+
+    def _head_limits(self) -> HeadLimits:
+        settings = self._site.settings
+        if settings is None:
+            return HeadLimits()
+        access = settings.access
+        return HeadLimits(access.max_request_line, access.max_header_size, access.idle_timeout)

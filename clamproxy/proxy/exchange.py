@@ -1,0 +1,94 @@
+"""Exchanges: what is noted of a request until it is counted and logged."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from mitmproxy import http
+
+from clamproxy.fleet import Visit
+from clamproxy.messages import Result
+from clamproxy.objects import parse_path
+from clamproxy.proxy.access_log import log_request
+from clamproxy.proxy.site import Destination
+from clamproxy.service import Service
+from clamproxy.serving.whole import GATEWAY_IN_VIA
+
+_KEY = "clamproxy_exchange"
+"""Of an `Exchange` in the metadata of a flow."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and what became of it."""
+
+    client: str
+    started_at: float
+    destination: Destination
+    result: Result = Result.REFUSED
+    version: int | None = None
+    passed: int = 0
+    """Bytes of a streamed answer of a host that is passed through."""
+    done: bool = False
+
+    @classmethod
+    def begin(cls, flow: http.HTTPFlow, destination: Destination) -> Self:
+        """Note that a request has come; until more is known it counts as refused."""
+        exchange = cls(flow.client_conn.peername[0], time.monotonic(), destination)
+        flow.metadata[_KEY] = exchange
+        return exchange
+
+    def count_passed(self, data: bytes) -> bytes:
+        """Called by mitmproxy with each piece that it streams."""
+        self.passed += len(data)
+        return data
+
+    def account(self, flow: http.HTTPFlow, service: Service, length: int, error: str) -> None:
+        """Count and log a request, once."""
+        if self.done:
+            return
+        self.done = True
+        if self.destination is Destination.FEED:
+            service.stats.count_feed_request(self.result, length)
+        elif self.destination is not Destination.PAGES:
+            service.stats.count_request(self.result, length)
+        if self.destination is Destination.DATABASES:
+            service.fleet.see(self._visit(flow, service, length, is_complete=not error))
+        log_request(
+            client=self.client,
+            request=flow.request,
+            is_passed_through=self.destination in (Destination.FEED, Destination.PASSED),
+            version=self.version,
+            result=self.result,
+            status=flow.response.status_code if flow.response else 0,
+            length=length,
+            seconds=time.monotonic() - self.started_at,
+            error=error,
+        )
+
+    def _visit(self, flow: http.HTTPFlow, service: Service, length: int, *, is_complete: bool) -> Visit:
+        """What the answer tells of the machine that asked."""
+        request, answer = flow.request, flow.response
+        return Visit(
+            address=self.client,
+            user_agent=request.headers.get("User-Agent"),
+            target=parse_path(request.path, frozenset(service.settings.serving.databases)),
+            range_probe="Range" in request.headers,
+            if_modified_since=request.headers.get("If-Modified-Since"),
+            status=answer.status_code if answer else 0,
+            version=self.version,
+            length=length,
+            complete=is_complete,
+            at=time.time(),
+            method=request.method,
+            head=(answer.raw_content or b"")[:512] if answer else b"",
+            is_relayed=GATEWAY_IN_VIA in ", ".join(request.headers.get_all("Via")),
+        )
+
+
+def exchange_of(flow: http.HTTPFlow) -> Exchange | None:
+    """What is noted of a flow's request, if it is one of ours."""
+    exchange = flow.metadata.get(_KEY)
+    return exchange if isinstance(exchange, Exchange) else None

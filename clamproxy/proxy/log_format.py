@@ -1,0 +1,178 @@
+"""The log on stdout: lines of text for people, or one JSON object a line for programs.
+
+mitmproxy prints each record itself, as text, and ends the process when nobody reads its stdout any
+more. What is installed here takes the place of that.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import IO, Any
+
+from mitmproxy.addons.termlog import TermLogHandler
+from mitmproxy.log import ALERT, MitmFormatter
+from mitmproxy.utils import human
+
+from clamproxy.proxy.access_log import FIELDS
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""All control characters but the newline, the other line ends of Unicode, and lone surrogates."""
+_CONTINUED = "\n    "
+_SCRIPT_LOADER = "mitmproxy.addons.script"
+
+type _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def use_format(name: str) -> None:
+    """Print the log in this format from now on. May be called again, with the same or another one.
+
+    Where mitmproxy prints no log (its console, say), nothing is printed here, either.
+
+    Args:
+        name: ``text`` or ``json``, as ``log.format`` has it.
+    """
+    root = logging.getLogger()
+    output = _installed()
+    if output is None:
+        replaced = next((one for one in root.handlers if isinstance(one, TermLogHandler)), None)
+        if replaced is None:
+            return
+        output = LineHandler(replaced)
+        root.addHandler(output)
+        root.removeHandler(replaced)
+    output.setFormatter(JsonFormatter() if name == "json" else TextFormatter(output.replaced.has_vt_codes))
+
+
+def before_start(name: str) -> None:
+    """Keep back the only line that mitmproxy prints before the addon is there to call `use_format`.
+
+    Args:
+        name: as above.
+    """
+    if name == "json":
+        logging.getLogger(_SCRIPT_LOADER).setLevel(logging.WARNING)
+
+
+def restore() -> None:
+    """Give stdout back to mitmproxy's own handler."""
+    output = _installed()
+    if output is not None:
+        root = logging.getLogger()
+        root.addHandler(output.replaced)
+        root.removeHandler(output)
+
+
+def _installed() -> LineHandler | None:
+    return next((one for one in logging.getLogger().handlers if isinstance(one, LineHandler)), None)
+
+
+class LineHandler(logging.Handler):
+    """Writes each record and flushes. Without a reader the log goes nowhere, and the proxy goes on."""
+
+    def __init__(self, replaced: TermLogHandler) -> None:
+        """Write where mitmproxy's handler did.
+
+        Args:
+            replaced: that handler; the option ``termlog_verbosity`` goes on setting its level.
+        """
+        super().__init__()
+        self.replaced = replaced
+        self._file: IO[str] = replaced.file
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        """By mitmproxy's level, which may change at any time."""
+        return record.levelno >= self.replaced.level and super().filter(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, whatever happens."""
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        try:
+            self._write(line)
+        except UnicodeEncodeError:  # a locale without UTF-8
+            self._write(line.encode("ascii", "backslashreplace").decode())
+
+    def _write(self, line: str) -> None:
+        try:
+            self._file.write(f"{line}\n")
+            self._file.flush()
+        except UnicodeEncodeError:
+            raise
+        except BrokenPipeError:
+            _go_on_without_reader(self._file)
+        except (OSError, ValueError):
+            pass  # a full disk, or a closed file: this line is lost, a later one may not be
+
+
+def _go_on_without_reader(file: IO[str]) -> None:
+    """Have all that is still to be printed vanish, what is in buffers and what others print included."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+    with suppress(OSError, ValueError):
+        sys.stderr.write("clamproxy: nobody reads the standard output any more: no log from here on.\n")
+        sys.stderr.flush()
+
+
+class TextFormatter(MitmFormatter):
+    """mitmproxy's lines; but no message can look like a second line, or move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; those of a traceback are indented."""
+        safe = copy.copy(record)
+        safe.msg, safe.args = _indented(record.getMessage()), None
+        return super().format(safe)
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
+        """The traceback, indented."""
+        return f"    {_indented(super().formatException(ei))}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each record, in ASCII without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object; keys that tell nothing are null in requests, and absent elsewhere."""
+        fields = getattr(record, FIELDS, None)
+        level = "info" if record.levelno == ALERT else record.levelname.lower()
+        entry: dict[str, Any] = {"time": _time(record.created), "level": level}
+        if isinstance(fields, dict):
+            entry |= {"event": "request", **fields}
+        else:
+            entry |= {"logger": record.name, "message": record.getMessage()}
+            if client := getattr(record, "client", None):
+                entry["client"] = human.format_address(client)
+            if record.exc_info:
+                entry["exception"] = self.formatException(record.exc_info)
+        # Lone surrogates are no characters: strict readers refuse the whole line.
+        text = json.dumps({key: _sound(value) for key, value in entry.items()}, allow_nan=False, default=str)
+        return text.replace("\x7f", "\\u007f")
+
+
+def _time(seconds: float) -> str:
+    """RFC 3339, in UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _sound(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _indented(text: str) -> str:
+    return _CONTROL.sub(_escape, text).replace("\n", _CONTINUED)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

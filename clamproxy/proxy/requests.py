@@ -1,0 +1,247 @@
+"""Requests and their answers: hooks that translate between mitmproxy and who answers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from http import HTTPStatus
+
+from mitmproxy import http
+from werkzeug.datastructures import Headers
+
+from clamproxy.feeds import FeedRequest
+from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
+from clamproxy.proxy import stream
+from clamproxy.proxy.exchange import Exchange, exchange_of
+from clamproxy.proxy.site import Destination, Site, is_own_port, is_reverse
+from clamproxy.service import Service
+from clamproxy.web.site import GUARDED, Place
+
+logger = logging.getLogger(__name__)
+
+LARGEST_REQUEST_BODY = 64 * 1024
+"""Bytes of a request's content that are read before it is refused in words."""
+_CHALLENGE = 'Basic realm="clamproxy"'
+
+
+class Requests:
+    """The hooks that concern requests."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Refuse tunnels to foreign hosts, and to who doesn't say who it is."""
+        service = self._site.service
+        if flow.response is not None:
+            return
+        if service is None:
+            flow.response = _failure()
+        elif not await self._is_known(flow):
+            self._refuse(flow, service, _unknown_client(service, is_proxy=True))
+        elif not self._site.admits_tunnel(flow.request, flow.client_conn):
+            reason = f"no tunnel to {flow.request.host}:{flow.request.port}"
+            self._refuse(flow, service, service.gateway.refuse(502, reason))
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Stream what is passed through; no request for ClamAV's files has a body."""
+        service = self._site.service
+        if service is None or flow.response is not None:
+            return
+        destination = self._site.destination(flow.request, flow.client_conn)
+        if destination is not Destination.PASSED:
+            if _body_length(flow.request) > LARGEST_REQUEST_BODY:
+                # mitmproxy would read all of it into memory before the answer.
+                Exchange.begin(flow, destination)
+                flow.kill()  # type: ignore[no-untyped-call]
+                stream.abort(flow.client_conn)
+            return
+        if not await self._is_known(flow):
+            self._refuse(flow, service, _unknown_client(service, is_proxy=True))
+        elif service.gateway.is_loop(_headers(flow)):
+            self._refuse(flow, service, service.gateway.refuse(502, "loop"))
+        else:
+            Exchange.begin(flow, destination).result = Result.PASSED
+            flow.request.headers.pop("Proxy-Authorization", None)
+            flow.request.headers.add("Via", service.gateway.via)
+            flow.request.stream = True
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        """Answer, or leave it to mitmproxy to forward."""
+        # A response is there already if it has been refused.
+        if flow.response or flow.error or not flow.live:
+            return
+        try:
+            await self._answer(flow)
+        except Exception:
+            # mitmproxy would log it and forward the request, wherever to.
+            logger.exception("A request from %s failed.", flow.client_conn.peername[0])
+            Exchange.begin(flow, Destination.NOBODY).result = Result.ERROR
+            flow.response = _failure()
+
+    async def _answer(self, flow: http.HTTPFlow) -> None:
+        service = self._site.service
+        if service is None:
+            flow.response = _failure()
+            return
+        destination = self._site.destination(flow.request, flow.client_conn)
+        if destination is Destination.PASSED:
+            return
+        exchange = Exchange.begin(flow, destination)
+        with service.in_use():
+            if _is_open(flow, service, destination) or await self._is_known(flow):
+                reply = await self._reply(flow, service, destination)
+            else:
+                reply = _unknown_client(service, is_proxy=not self._is_direct(flow))
+        exchange.result, exchange.version = reply.result, reply.version
+        _set_response(flow, reply)
+
+    async def _reply(self, flow: http.HTTPFlow, service: Service, destination: Destination) -> Reply:
+        request, headers = flow.request, _headers(flow)
+        match destination:
+            case Destination.DATABASES:
+                return await service.gateway.handle(Request(request.method, request.path, headers))
+            case Destination.PAGES:
+                return await self._page(flow, service)
+            case Destination.FEED:
+                url = f"{request.scheme}://{request.host}:{request.port}{request.path}"
+                return await service.feeds.handle(FeedRequest(url, request.method, headers))
+            case _:
+                return service.gateway.refuse(502, f"{request.host} is not in serving.hosts")
+
+    async def _page(self, flow: http.HTTPFlow, service: Service) -> Reply:
+        request, (host, port, *_) = flow.request, flow.client_conn.sockname
+        asked = Request(request.method, request.path, _headers(flow))
+        reply = await service.pages.handle(asked, peer=flow.client_conn.peername[0], place=Place(host, port))
+        reply.headers["Via"] = service.gateway.via
+        return reply
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Stream what is passed through."""
+        exchange, service = exchange_of(flow), self._site.service
+        if exchange is not None and exchange.result is Result.PASSED and flow.response is not None:
+            flow.response.stream = exchange.count_passed
+            flow.response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
+            if service is not None:
+                flow.response.headers.add("Via", service.gateway.via)
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """An answer goes out; one with a body from disk is accounted for at its end."""
+        exchange = exchange_of(flow)
+        if stream.job_of(flow) is None and flow.response is not None and exchange is not None:
+            self._account(flow, exchange.passed or len(flow.response.raw_content or b""))
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """The client left, or the body could not be sent to its end."""
+        job, exchange = stream.job_of(flow), exchange_of(flow)
+        if job is not None:
+            job.body.source.close()
+        passed = exchange.passed if exchange is not None else 0
+        self._account(flow, job.sent if job else passed, flow.error.msg if flow.error else "")
+
+    async def send_body(self, job: stream.BodyJob) -> None:
+        """Called by `stream.SendBodyHook`."""
+        with self._site.sending():
+            await stream.send_body(job)
+        self._account_job(job)
+
+    async def read_piece(self, job: stream.BodyJob) -> None:
+        """Called by `stream.ReadPieceHook`."""
+        await stream.read_piece(job)
+        if job.error is None and job.sent + len(job.piece) == job.body.length:
+            self._account_job(job)
+
+    # Helpers
+
+    async def _is_known(self, flow: http.HTTPFlow) -> bool:
+        """Whether the client has said who it is, on this connection or with this request."""
+        client = flow.client_conn.id
+        if not self._site.users or client in self._site.known_clients:
+            return True
+        # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
+        field = "Authorization" if self._is_direct(flow) else "Proxy-Authorization"
+        known = await self._site.users.admit(flow.request.headers.get(field))
+        if known and flow.request.method == "CONNECT":
+            self._site.known_clients.add(client)
+        return known
+
+    def _is_direct(self, flow: http.HTTPFlow) -> bool:
+        """Whether the gateway is the server to the client, not its proxy."""
+        request, client = flow.request, flow.client_conn
+        if request.method == "CONNECT":
+            return False
+        return is_reverse(client) or is_own_port(request, client)
+
+    def _refuse(self, flow: http.HTTPFlow, service: Service, reply: Reply) -> None:
+        Exchange.begin(flow, Destination.NOBODY)
+        _set_response(flow, reply)
+        if flow.request.method == "CONNECT":
+            self._account(flow, 0)
+
+    def _account_job(self, job: stream.BodyJob) -> None:
+        if job.stream is not None and job.error is None:
+            self._account(job.stream.flow, job.body.length)
+
+    def _account(self, flow: http.HTTPFlow, length: int, error: str = "") -> None:
+        exchange = exchange_of(flow)
+        if exchange is not None and self._site.service is not None:
+            exchange.account(flow, self._site.service, length, error)
+
+
+def _is_open(flow: http.HTTPFlow, service: Service, destination: Destination) -> bool:
+    """Whether the client needs no user: for health, for how to become a client, or as a token guards it."""
+    if destination is not Destination.PAGES:
+        return False
+    has_token = service.settings.status.token is not None
+    return has_token or flow.request.path.partition("?")[0] not in GUARDED
+
+
+def _unknown_client(service: Service, *, is_proxy: bool) -> Reply:
+    reply = service.gateway.refuse(407 if is_proxy else 401, "a user of access.users is needed")
+    reply.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
+    return reply
+
+
+def _set_response(flow: http.HTTPFlow, reply: Reply) -> None:
+    is_head = flow.request.method == "HEAD"
+    headers = http.Headers([(name.encode(), value.encode()) for name, value in reply.headers])
+    if reply.status != 304 and "content-length" not in headers:
+        headers["content-length"] = str(reply.length)
+    content = b"" if isinstance(reply.body, Body) or is_head else reply.body
+    flow.response = http.Response(
+        http_version=b"HTTP/1.1",
+        status_code=reply.status,
+        reason=HTTPStatus(reply.status).phrase.encode(),
+        headers=headers,
+        content=content,
+        trailers=None,
+        timestamp_start=time.time(),
+        timestamp_end=None,
+    )
+    if isinstance(reply.body, Body):
+        flow.metadata[stream.JOB] = stream.BodyJob(reply.body)
+
+
+def _headers(flow: http.HTTPFlow) -> Headers:
+    """The request's header fields as the gateway takes them."""
+    return Headers([(_text(name), _text(value)) for name, value in flow.request.headers.fields])
+
+
+def _text(raw: bytes) -> str:
+    # A field may be folded over several lines: RFC 9112 5.2 has it read as spaces.
+    return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
+
+
+def _body_length(request: http.Request) -> int:
+    """Bytes of content that a request announces; without end if it doesn't say."""
+    if "transfer-encoding" in request.headers:
+        return sys.maxsize
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else sys.maxsize
+
+
+def _failure() -> http.Response:
+    """The answer when nothing else can be answered; 503 makes freshclam try again."""
+    headers = {"Cache-Status": CACHE_STATUS[Result.ERROR], "Via": "1.1 clamproxy", "Retry-After": "1"}
+    return http.Response.make(503, b"clamproxy: the gateway has an error; see its log\n", headers)

@@ -1,0 +1,136 @@
+"""What the hooks share: the service that runs at the moment, and where a request leads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from mitmproxy import connection, http
+from mitmproxy.proxy import mode_specs
+
+from clamproxy.access.limits import ConnectionLimits
+from clamproxy.access.users import Users
+from clamproxy.config.settings import Settings
+from clamproxy.proxy.names import Names
+from clamproxy.service import Service
+from clamproxy.web.site import PATHS
+
+LOOK_EVERY = 0.1
+"""Seconds."""
+
+
+class Destination(Enum):
+    """Who answers a request."""
+
+    DATABASES = auto()
+    """The cache of ClamAV's files."""
+    PAGES = auto()
+    """The pages about the gateway itself."""
+    FEED = auto()
+    """The cache of other feeds."""
+    PASSED = auto()
+    """The host itself: the request is forwarded as it is."""
+    NOBODY = auto()
+
+
+@dataclass(slots=True)
+class Site:
+    """The service, replaced as a whole at a reload, and what is kept meanwhile."""
+
+    service: Service | None = None
+    names: Names | None = None
+    users: Users = field(default_factory=lambda: Users(()))
+    limits: ConnectionLimits = field(default_factory=lambda: ConnectionLimits(1, 1))
+    known_clients: set[str] = field(default_factory=set)
+    """Connections, by id, on which the client has said who it is."""
+    bodies: int = 0
+    """Answers that are on their way from the disk."""
+
+    def install(self, service: Service) -> None:
+        """Have requests answered by a service from now on."""
+        settings = service.settings
+        access, serving = settings.access, settings.serving
+        forwards = serving.other_names == "forward" and not settings.upstream.offline
+        self.names = Names(settings.versions.domain, serving.databases, forwards)
+        self.users = Users(access.users)
+        self.limits.in_all = access.max_connections
+        self.limits.per_client = access.max_connections_per_client
+        self.service = service
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While a body is on its way."""
+        self.bodies += 1
+        try:
+            yield
+        finally:
+            self.bodies -= 1
+
+    async def answered(self, limit: float) -> None:
+        """Wait until all requests are answered, or for so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                while self.bodies or (self.service and self.service.requests):  # noqa: ASYNC110  (two things)
+                    await asyncio.sleep(LOOK_EVERY)
+
+    @property
+    def settings(self) -> Settings | None:
+        """The configuration that is in force."""
+        return self.service.settings if self.service is not None else None
+
+    def destination(self, request: http.Request, client: connection.Client) -> Destination:
+        """Who answers a request.
+
+        Args:
+            request: its path does not count for CONNECT.
+            client: its connection.
+        """
+        if self.is_clamav(request.host, client):
+            return Destination.DATABASES
+        if is_own_port(request, client) or self._is_status_host(request.host):
+            is_page = request.path.partition("?")[0] in PATHS
+            return Destination.PAGES if is_page else Destination.DATABASES
+        if self.service is not None and self.service.settings.feeds.covers(request.host):
+            return Destination.FEED
+        return Destination.PASSED if self.passes_through(request.host, client) else Destination.NOBODY
+
+    def admits_tunnel(self, request: http.Request, client: connection.Client) -> bool:
+        """Whether a CONNECT is answered with 200."""
+        match self.destination(request, client):
+            case Destination.NOBODY:
+                return False
+            case Destination.FEED | Destination.PASSED:
+                return True
+            case _:
+                return request.port in (80, 443) or is_own_port(request, client)
+
+    def is_clamav(self, host: str, client: connection.Client) -> bool:
+        """Whether requests to a host are answered as the CDN's."""
+        if is_reverse(client):
+            return True
+        return self.service is not None and self.service.settings.serving.is_clamav_host(host)
+
+    def passes_through(self, host: str, client: connection.Client) -> bool:
+        """Whether mitmproxy itself connects to a host for a client."""
+        if self.service is None or self.is_clamav(host, client):
+            return False
+        settings = self.service.settings
+        if self._is_status_host(host) or settings.feeds.covers(host):
+            return False
+        return settings.serving.passes_through(host) and not settings.upstream.offline
+
+    def _is_status_host(self, host: str) -> bool:
+        return self.service is not None and host.lower() == self.service.settings.status.host
+
+
+def is_own_port(request: http.Request, client: connection.Client) -> bool:
+    """Whether the gateway itself is meant: DatabaseMirror http://gateway:8080, without a proxy."""
+    return bool(request.port == client.sockname[1])
+
+
+def is_reverse(client: connection.Client) -> bool:
+    """Whether a client takes the gateway for the server itself, by a port of its own."""
+    return isinstance(client.proxy_mode, mode_specs.ReverseMode)

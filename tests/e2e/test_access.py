@@ -1,0 +1,202 @@
+"""Who may use the gateway and how much of it: users, connections, heads of requests, idle clients."""
+
+from __future__ import annotations
+
+import socket
+import time
+from http.client import HTTPException
+
+import pytest
+
+from clamproxy.access.users import user_line
+from tests.support.big import Forgery, begun_download
+from tests.support.gateway import CDN, TunnelRefused, Way, tool
+from tests.support.site import LOCALHOST, Site, eventually, signed
+
+from .conftest import MakeForged, MakeSite
+
+NAME, PASSWORD = "clamav", "pass:w0rd"
+PROXY_LOGIN = [f"HTTPProxyUsername {NAME}", f"HTTPProxyPassword {PASSWORD}"]
+
+
+@pytest.fixture
+def guarded(make_site: MakeSite) -> Site:
+    """A site whose clients have to say who they are."""
+    site = make_site(access={"users": [user_line(NAME, PASSWORD)]})
+    site.publish(6)
+    return site
+
+
+def exchange(site: Site, data: bytes, *, limit: float = 20, port: int | None = None) -> bytes:
+    """What comes back for some bytes until the gateway closes the connection."""
+    received = b""
+    with socket.create_connection((LOCALHOST, port or site.gateway.port), timeout=limit) as stream:
+        try:
+            stream.sendall(data)
+            while piece := stream.recv(65536):
+                received += piece
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    return received
+
+
+# Users
+
+
+@pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.CONNECT_HTTPS])
+def test_freshclam_with_a_password(guarded: Site, way: Way) -> None:
+    outcome = guarded.client(way=way, extra=PROXY_LOGIN).run()
+    assert (outcome.code, outcome.version) == (0, 6), outcome.output
+
+
+def test_freshclam_whose_mirror_is_the_gateway_has_it_in_the_url(guarded: Site) -> None:
+    mirror = f"http://{NAME}:pass%3Aw0rd@{LOCALHOST}:{guarded.gateway.reverse_port}"
+    outcome = guarded.client(way=Way.REVERSE, mirrors=[mirror]).run()
+    assert (outcome.code, outcome.version) == (0, 6), outcome.output
+
+
+@pytest.mark.parametrize("login", [[], [PROXY_LOGIN[0], "HTTPProxyPassword wrong"]])
+def test_freshclam_without_the_password(guarded: Site, login: list[str]) -> None:
+    outcome = guarded.client(extra=login).run()
+    assert outcome.version is None
+    assert not outcome.cooling
+    assert "407" in outcome.output
+    assert guarded.origin.requests() == []
+
+
+def test_what_others_are_told(guarded: Site) -> None:
+    connect = exchange(
+        guarded, f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert connect.startswith(b"HTTP/1.1 407 ")
+    assert b'proxy-authenticate: basic realm="clamproxy"' in connect.lower()
+    absolute = guarded.gateway.ask("/test.cvd", Way.ABSOLUTE)
+    assert (absolute.status, absolute.headers["proxy-authenticate"]) == (407, 'Basic realm="clamproxy"')
+    direct = guarded.gateway.ask("/test.cvd", Way.REVERSE)
+    assert (direct.status, direct.headers["www-authenticate"]) == (401, 'Basic realm="clamproxy"')
+    assert guarded.origin.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/livez", 200), ("/readyz", 200), ("/client-config", 200), ("/status.json", 401), ("/metrics", 401)],
+)
+def test_pages(guarded: Site, path: str, status: int) -> None:
+    """How to become a client is no secret, who the others are is one."""
+    assert (
+        guarded.gateway.ask(path, Way.ABSOLUTE, host=f"{LOCALHOST}:{guarded.gateway.port}").status == status
+    )
+
+
+def test_passwords_are_logged_nowhere(guarded: Site) -> None:
+    assert guarded.client(extra=PROXY_LOGIN).run().version == 6
+    assert guarded.client("wrong", extra=[PROXY_LOGIN[0], "HTTPProxyPassword wr0ng"]).run().version is None
+    guarded.gateway.stop()
+    assert not {"w0rd", "wr0ng", "cGFzczp3MHJk", "scrypt"} & set(guarded.gateway.log.split())
+    assert "w0rd" not in guarded.gateway.log
+
+
+def test_the_command_prints_a_line_that_works(make_site: MakeSite, site: Site) -> None:
+    password = site.directory / "password"
+    password.write_text(f"{PASSWORD}\n")
+    with password.open("rb") as stdin:
+        result = tool("hash-password", NAME, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    other = make_site(access={"users": [result.stdout.strip().strip("'")]})
+    other.publish(6)
+    assert other.client(extra=PROXY_LOGIN).run().version == 6
+
+
+# Connections
+
+
+def test_connections_of_one_client(make_site: MakeSite) -> None:
+    site = make_site(access={"max_connections_per_client": 4})
+    site.warm(6)
+    held = [socket.create_connection((LOCALHOST, site.gateway.port), timeout=20) for _ in range(4)]
+    try:
+        assert eventually(
+            lambda: exchange(site, b"") == b"" and "max_connections_per_client" in site.gateway.log
+        )
+    finally:
+        for stream in held:
+            stream.close()
+    assert eventually(lambda: _body(site) == signed("test-6.cvd"))
+    assert site.gateway.log.count("max_connections_per_client is reached") < 4
+
+
+def _body(site: Site) -> bytes | None:
+    try:
+        return site.gateway.ask("/test.cvd").body
+    except (OSError, HTTPException, TunnelRefused):
+        return None
+
+
+# Heads of requests
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"414"),
+        (b"GET /" + b"a" * 200_000, b"414"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 40_000, b"431"),
+        (b"CONNECT " + b"a" * 9000 + b":80 HTTP/1.1\r\n\r\n", b"414"),
+    ],
+)
+def test_large_heads(site: Site, head: bytes, status: bytes) -> None:
+    answer = exchange(site, head)
+    assert not answer or answer.startswith(b"HTTP/1.1 " + status)  # a reset can overtake it
+    assert site.gateway.ask("/test-9.cdiff").status == 404
+
+
+def test_ordinary_heads_pass(site: Site) -> None:
+    site.warm(6)
+    assert site.gateway.ask("/test.cvd", extra={"X-Padding": "x" * 30_000}).body == signed("test-6.cvd")
+
+
+def test_more_requests_than_answers(site: Site) -> None:
+    """What a client sends ahead is bounded, too."""
+    site.warm(6)
+    request = f"GET http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\n\r\n".encode()
+    exchange(site, request + b"x" * 4_000_000)
+    assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
+
+
+# Idle clients
+
+
+@pytest.fixture
+def hasty(make_site: MakeSite) -> Site:
+    """A site that does not wait long for its clients."""
+    return make_site(access={"idle_timeout": "1s"})
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HT", b"\x16\x03\x01"])
+def test_silent_clients_are_let_go(hasty: Site, said: bytes) -> None:
+    assert exchange(hasty, said) == b""
+
+
+def test_a_head_that_drips(hasty: Site) -> None:
+    with socket.create_connection((LOCALHOST, hasty.gateway.port), timeout=20) as stream:
+        stream.sendall(b"GET /daily.cvd HTTP/1.1\r\n")
+        answer = b""
+        for _ in range(100):
+            try:
+                stream.sendall(b"X: y\r\n")
+                stream.settimeout(0.2)
+                answer += stream.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            break
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_slow_reader_is_not_idle(make_forged: MakeForged, forgery: Forgery) -> None:
+    site = make_forged(access={"idle_timeout": "1s"})
+    with begun_download(site.gateway, buffer=64 * 1024) as rest:
+        time.sleep(3)
+        assert rest.read() == (forgery.body, True)
