@@ -18,6 +18,7 @@ import dns.rrset
 import urllib3
 from urllib3.util import SKIP_HEADER, Timeout
 
+from clamproxy.config.settings import Settings
 from clamproxy.config.units import HttpProxy
 from clamproxy.origin.upstream import make_pool
 from clamproxy.threads import in_thread
@@ -162,3 +163,13 @@ def _first_string(records: dns.rrset.RRset | None) -> str:
     for record in records or ():
         return str(record.strings[0].decode("ascii"))
     raise ValueError("an answer without a record")
+
+
+def make_resolver(settings: Settings) -> Resolver | None:
+    """Who is asked for advertised versions; None if nobody is."""
+    versions, upstream = settings.versions, settings.upstream
+    if not settings.asks_dns:
+        return None
+    if versions.doh is not None:
+        return DohResolver(versions.doh, upstream.proxy, upstream.ca_bundle)
+    return DnsResolver(versions.nameservers)

@@ -25,7 +25,7 @@ CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
 
 # freshclam follows three redirects (protocol.md 1.1); retries are the business of the transfer.
-_REDIRECTS_ONLY = Retry(
+REDIRECTS_ONLY = Retry(
     total=3,
     connect=0,
     read=0,
@@ -131,7 +131,7 @@ class Answer:
                 yield chunk
         # ValueError and AttributeError come out of a TLS socket that `abort` shut down.
         except (HTTPError, OSError, ValueError, AttributeError) as error:
-            raise OriginError(Failure.INTERRUPTED, f"the connection broke: {_reason(error)}") from error
+            raise OriginError(Failure.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
 
     def beginning(self, length: int) -> bytes:
         """The first bytes of the body, fewer only if it is shorter."""
@@ -226,10 +226,10 @@ class Upstream:
                 headers=headers,
                 preload_content=False,
                 decode_content=False,
-                retries=_REDIRECTS_ONLY,
+                retries=REDIRECTS_ONLY,
             )
         except (HTTPError, OSError, LocationValueError) as error:
-            raise OriginError(Failure.UNREACHABLE, _reason(error)) from error
+            raise OriginError(Failure.UNREACHABLE, reason_of(error)) from error
         answer = Answer(response, lambda length: self._count(0, length))
         try:
             _check(response, answer.ray)
@@ -278,10 +278,10 @@ def _check(response: urllib3.BaseHTTPResponse, ray: str) -> None:
     if status == 416:
         raise RangeError(f"{status}{ray}")
     failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
-    raise OriginError(failure, f"status {status}{ray}", _retry_after(response.headers.get("Retry-After")))
+    raise OriginError(failure, f"status {status}{ray}", retry_after_of(response.headers.get("Retry-After")))
 
 
-def _retry_after(field: str | None) -> float | None:
+def retry_after_of(field: str | None) -> float | None:
     """Seconds to wait: the field holds seconds or a date (RFC 9110 10.2.3)."""
     if field is None:
         return None
@@ -292,10 +292,10 @@ def _retry_after(field: str | None) -> float | None:
     return None if date is None else date - time.time()
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """One short line: urllib3 wraps what matters in what doesn't."""
     if isinstance(error, MaxRetryError) and error.reason is not None:
-        return _reason(error.reason)
+        return reason_of(error.reason)
     first = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     text = (first or type(error).__name__).splitlines()[0]
     return _WHERE.sub("", text)[:200]

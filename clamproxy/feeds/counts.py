@@ -1,0 +1,51 @@
+"""Counts by host of a feed, since the process began."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from clamproxy.messages import Result
+
+MOST = 256
+"""Hosts that are counted: behind ``*.example.com`` clients can name any number."""
+
+_HITS = frozenset({Result.HIT, Result.COLLAPSED, Result.STALE, Result.NEGATIVE})
+
+
+class Counts:
+    """How requests were answered."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, Counter[str]] = {}
+
+    def add(self, place: str, result: Result) -> None:
+        """Count a request.
+
+        Args:
+            place: host and port.
+            result: how it was answered.
+        """
+        counter = self._hosts.pop(place, None) or Counter()
+        counter["requests"] += 1
+        counter["hits"] += result in _HITS
+        counter["errors"] += result is Result.ERROR
+        self._hosts[place] = counter
+        if len(self._hosts) > MOST:
+            del self._hosts[next(iter(self._hosts))]
+
+    def figures(self, cooldown_until: Callable[[str], float | None]) -> list[dict[str, Any]]:
+        """For status.json; hosts by name.
+
+        Args:
+            cooldown_until: gives when the cool-down of a host ends.
+        """
+        return [
+            {
+                "host": place,
+                **{name: counter[name] for name in ("requests", "hits", "errors")},
+                "cooldown_until": cooldown_until(place),
+            }
+            for place, counter in sorted(self._hosts.items())
+        ]

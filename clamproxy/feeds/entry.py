@@ -1,0 +1,110 @@
+"""What is known of a stored response: the text file beside its body."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.dates import parse_http_date
+from clamproxy.feeds.rules import KEPT_FIELDS, Head
+
+KEY = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored response. Neither its URL nor anything secret of the request is in it."""
+
+    key: str
+    """Names the URL: see `Target.key`."""
+    place: str
+    """Host and port."""
+    head: Head
+    selection: dict[str, str]
+    """See `rules.selection`."""
+    size: int
+    """Of the body, in bytes."""
+    sha256: str
+    """Of the body."""
+    obtained_at: float
+    """When this very body was first answered, Unix seconds; a 304 does not change it."""
+    replaced_until: float = field(default=0.0)
+    """Until when a client was still sent an older body, Unix seconds."""
+
+    @property
+    def body_name(self) -> str:
+        """Name of the file with the body."""
+        return f"{self.key}.{self.sha256[:16]}"
+
+    def is_not_newer(self, since: float) -> bool:
+        """Whether a client that got its copy at a time has this one, or a later one.
+
+        freshclam sends as If-Modified-Since when it wrote its file (protocol.md trap 8). That is
+        after Last-Modified of a version which the gateway did not have yet, if the gateway served
+        an older copy meanwhile: so what counts is when the gateway got its own.
+
+        Args:
+            since: If-Modified-Since, Unix seconds.
+        """
+        if since == parse_http_date(self.head.headers.get("Last-Modified")):
+            return True
+        return since >= int(self.obtained_at) and since > int(self.replaced_until)
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(
+            {
+                "key": self.key,
+                "place": self.place,
+                "headers": list(self.head.headers),
+                "requested_at": self.head.requested_at,
+                "received_at": self.head.received_at,
+                "redirect_lifetime": self.head.redirect_lifetime,
+                "selection": self.selection,
+                "size": self.size,
+                "sha256": self.sha256,
+                "obtained_at": self.obtained_at,
+                "replaced_until": self.replaced_until,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read such a text.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            return cls._from_values(json.loads(text))
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError("not an entry") from error
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        headers = Headers([(str(name), str(value)) for name, value in values["headers"]])
+        limit = values["redirect_lifetime"]
+        head = Head(
+            headers,
+            float(values["requested_at"]),
+            float(values["received_at"]),
+            None if limit is None else float(limit),
+        )
+        entry = cls(
+            str(values["key"]),
+            str(values["place"]),
+            head,
+            {str(name): str(digest) for name, digest in values["selection"].items()},
+            int(values["size"]),
+            str(values["sha256"]),
+            float(values["obtained_at"]),
+            float(values["replaced_until"]),
+        )
+        names = {name.lower() for name, _ in headers}
+        if not KEY.fullmatch(entry.key) or not KEY.fullmatch(entry.sha256) or not names <= KEPT_FIELDS:
+            raise ValueError("not an entry")
+        return entry

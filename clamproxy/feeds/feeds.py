@@ -1,0 +1,345 @@
+"""The cache of feeds: a request in, a reply out. Knows nothing of mitmproxy.
+
+freshclam treats all answers but 200, 304, 403 and 429 alike: the file can't be had now
+(protocol.md 2.2). 403 and 429 freeze its official updates for hours. So:
+
+* 404 and 410 become 404, and are remembered for a minute;
+* 401, 402, 403, 429, 451, what else is no file, and an unreachable server begin a cool-down; the
+  stored copy is served while it may be, and then 503 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy.config.settings import Settings
+from clamproxy.dates import parse_http_date
+from clamproxy.feeds import rules
+from clamproxy.feeds.cooldown import FeedCooldowns
+from clamproxy.feeds.counts import Counts
+from clamproxy.feeds.entry import Entry
+from clamproxy.feeds.fetch import Fetcher, forwarded
+from clamproxy.feeds.remembered import Remembered
+from clamproxy.feeds.replies import from_source, not_modified
+from clamproxy.feeds.store import FeedStore
+from clamproxy.feeds.target import FeedRequest, Target, TargetError
+from clamproxy.feeds.transfer import FeedSource, FeedTransfer, Outcome, Plan
+from clamproxy.messages import CACHE_STATUS, Reply, Result
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.upstream import NotFoundError, OriginError
+from clamproxy.serving.answers import plain
+from clamproxy.threads import Writer, in_thread
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 16
+"""To feeds, at the same time; further transfers wait."""
+MAX_TRANSFERS = 256
+"""Running or waiting for a connection."""
+MISSING_TTL = 60.0
+"""Seconds for which a 404 is remembered."""
+UNSHAREABLE_TTL = 3600.0
+"""Seconds for which clients don't wait for each other's transfer of what may not be shared."""
+LONGEST_VIA = 1024
+"""Characters; each gateway adds some twenty."""
+
+_REVALIDATED = "clamproxy; fwd=stale; fwd-status=304"
+_BYPASS = "clamproxy; fwd=bypass"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A request, understood."""
+
+    request: FeedRequest
+    target: Target
+    sent: Headers
+    """What would be sent to the feed."""
+    key: str
+
+
+class Feeds:
+    """Answers requests on feeds' hosts. Event loop only."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        save: Callable[[str, Any], None],
+        count_upstream: Callable[[int, int], None],
+        via: str,
+    ) -> None:
+        """Prepare; nothing is read or connected yet.
+
+        Args:
+            directory: for the files of feeds, below the cache directory; made when it is needed.
+            settings: the configuration.
+            save: called with a key and a JSON value (None: gone) that `restore` wants back.
+            count_upstream: is told of requests to feeds and of body bytes, from any thread.
+            via: this gateway's field Via, by which it knows a loop.
+        """
+        self._via = via
+        self._settings = settings
+        self._fetcher = Fetcher(settings, count_upstream)
+        self._writer = Writer()
+        self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
+        self._cooldowns = FeedCooldowns(save)
+        self._counts = Counts()
+        self._missing = Remembered(MISSING_TTL)
+        self._unshareable = Remembered(UNSHAREABLE_TTL)
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._running: dict[str, FeedTransfer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loading: asyncio.Task[None] | None = None
+        self._checks: dict[str, asyncio.Future[bool]] = {}
+
+    # Life
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """Take over what an earlier process saved."""
+        self._cooldowns.restore(notes)
+
+    def start(self) -> None:
+        """Read what is on the disk, in the background; requests wait for that."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name="read the feeds' files")
+
+    def stop(self) -> None:
+        """Stop all transfers; takes milliseconds."""
+        for task in (*self._tasks, *([self._loading] if self._loading else [])):
+            task.cancel()
+        self._writer.close()
+        self._fetcher.close()
+
+    def figures(self) -> dict[str, Any]:
+        """What status.json says of feeds; the counts begin with the process."""
+        return {
+            "objects": len(self._store),
+            "bytes": self._store.size,
+            "hosts": self._counts.figures(self._cooldowns.until),
+        }
+
+    async def _load(self) -> None:
+        try:
+            await in_thread("clamproxy-feeds", self._store.load)
+        except OSError as error:
+            logger.error("The directory of feeds can't be used: %s", error.strerror)  # noqa: TRY400
+
+    # Requests
+
+    async def handle(self, request: FeedRequest) -> Reply:
+        """Answer a request, whatever happens, and never with 403 or 429."""
+        place = "-"
+        try:
+            target = Target.parse(request.url)
+            place = target.place
+            reply = self._refusal(request) or await self._answer(request, target)
+        except TargetError as error:
+            reply = plain(502, Result.REFUSED, f"no feed: {error}")
+        except Exception as error:
+            # A trace would end with the text of the error, and that may hold the URL.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error(  # noqa: TRY400
+                "A request for %s failed: %s in %s:%s",
+                place,
+                type(error).__name__,
+                where.filename,
+                where.lineno,
+            )
+            reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
+            reply.headers["Retry-After"] = "1"
+        if reply.result is not Result.REFUSED:
+            self._counts.add(place, reply.result)
+        reply.headers.setdefault("Cache-Status", CACHE_STATUS[reply.result])
+        reply.headers.setdefault("Date", http_date(time.time()))
+        reply.headers["Via"] = self._via
+        return reply
+
+    def _refusal(self, request: FeedRequest) -> Reply | None:
+        via = ", ".join(request.headers.getlist("Via"))
+        if self._via.rpartition(" ")[2] in via or len(via) > LONGEST_VIA or not via.isprintable():
+            return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
+        if request.method in ("GET", "HEAD"):
+            return None
+        reply = plain(405, Result.REFUSED, "only GET and HEAD")
+        reply.headers["Allow"] = "GET, HEAD"
+        return reply
+
+    async def _answer(self, request: FeedRequest, target: Target) -> Reply:
+        self.start()
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
+        sent = forwarded(request.headers, target, self._via)
+        ask = _Ask(request, target, sent, target.key(sent.get("Authorization")))
+        entry = await self._find(ask)
+        if entry is not None and rules.is_fresh(entry.head, request.headers, time.time()):
+            if (reply := self._from_entry(ask, entry, Result.HIT)) is not None:
+                return reply
+            entry = None
+        wants = rules.request_directives(request.headers)
+        if wants.only_if_cached:
+            return plain(504, Result.ERROR, "nothing fresh is stored, and only that is wanted")
+        if ask.key in self._missing and not wants.no_cache:
+            return plain(404, Result.NEGATIVE, "the feed has no such file")
+        if wants.no_cache:
+            ask.sent["Cache-Control"] = "no-cache"  # caches on the way have the same old copy
+        return await self._ask_feed(ask, entry)
+
+    async def _ask_feed(self, ask: _Ask, entry: Entry | None) -> Reply:
+        """Answer with what the feed has, or with what stands in for it."""
+        if self._settings.upstream.offline:
+            return self._without_feed(ask, entry, "the gateway is offline")
+        cooldown = self._cooldowns.check(ask.target.place, ask.key)
+        if cooldown is not None:
+            return self._without_feed(ask, entry, cooldown.reason)
+        try:
+            return await self._fetch(ask, entry)
+        except NotFoundError:
+            return plain(404, Result.MISS, "the feed has no such file")
+        except OriginError as error:
+            return self._without_feed(ask, entry, str(error))
+
+    def _without_feed(self, ask: _Ask, entry: Entry | None, reason: str) -> Reply:
+        """The feed can't be asked or doesn't deliver: the stored copy, else 503."""
+        limit = self._settings.feeds.stale_if_error
+        if entry is not None and rules.serves_on_error(entry.head, time.time(), limit):
+            reply = self._from_entry(ask, entry, Result.STALE)
+            if reply is not None:
+                return reply
+        reply = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
+        cooldown = self._cooldowns.check(ask.target.place, ask.key)
+        wait = math.ceil(cooldown.until - time.time()) if cooldown else 1
+        reply.headers["Retry-After"] = str(max(1, wait))
+        return reply
+
+    # What is stored
+
+    async def _find(self, ask: _Ask) -> Entry | None:
+        """The stored response to a request, fresh or not, and undamaged."""
+        entry = self._store.get(ask.key)
+        if entry is None or not rules.is_selected(entry.selection, ask.sent):
+            return None
+        if self._store.is_checked(entry):
+            return entry
+        check = self._checks.get(ask.key)
+        if check is None:
+            check = in_thread("clamproxy-feeds", lambda: self._store.check(entry))
+            self._checks[ask.key] = check
+            check.add_done_callback(lambda _: self._checks.pop(ask.key, None))
+        return entry if await asyncio.shield(check) else None
+
+    def _from_entry(self, ask: _Ask, entry: Entry, result: Result) -> Reply | None:
+        descriptor = self._store.open(entry)
+        if descriptor is None:
+            return None
+
+        async def wait(_: int) -> int:
+            return entry.size
+
+        source = FeedSource(
+            descriptor, entry.size, wait, lambda: self._store.sent(entry.key, entry.obtained_at)
+        )
+        return from_source(ask.request, entry.head, source, result, entry.is_not_newer)
+
+    # What is fetched
+
+    async def _fetch(self, ask: _Ask, entry: Entry | None) -> Reply:
+        """Have it fetched, once for all who ask meanwhile.
+
+        Raises:
+            NotFoundError, OriginError: see `FeedTransfer.ready`.
+        """
+        if ask.key not in self._unshareable and not rules.wants_no_store(ask.request.headers):
+            running = self._running.get(ask.key)
+            transfer = running or self._begin(Plan(ask.target, ask.key, ask.sent, ask.request.headers, entry))
+            with transfer:
+                outcome = await transfer.ready()
+                if running is None or self._is_for(ask, outcome, transfer):
+                    return self._from_outcome(ask, transfer, outcome, collapsed=running is not None)
+        # Only of what never comes from here the feed can say whether the client's own is right.
+        own = _conditions(ask.request.headers) if ask.key in self._unshareable else None
+        plan = Plan(ask.target, ask.key, ask.sent, ask.request.headers, conditions=own)
+        with self._begin(plan, shared=False) as transfer:
+            outcome = await transfer.ready()
+            reply = self._from_outcome(ask, transfer, outcome, collapsed=False)
+        reply.headers["Cache-Status"] = _BYPASS
+        return reply
+
+    def _is_for(self, ask: _Ask, outcome: Outcome, transfer: FeedTransfer) -> bool:
+        """Whether what another client asked for answers this request, too."""
+        selection = rules.selection(outcome.head, transfer.plan.sent)
+        return outcome.shareable and rules.is_selected(selection, ask.sent)
+
+    def _from_outcome(self, ask: _Ask, transfer: FeedTransfer, outcome: Outcome, *, collapsed: bool) -> Reply:
+        if outcome.status == 304:
+            return not_modified(outcome.head, Result.MISS)
+        if outcome.confirmed is None:
+            result = Result.COLLAPSED if collapsed else Result.MISS
+            modified = parse_http_date(outcome.head.headers.get("Last-Modified"))
+            return from_source(
+                ask.request,
+                outcome.head,
+                transfer.source(outcome),
+                result,
+                # Whatever the client has, it did not get this here: see `Entry.is_not_newer`.
+                lambda since: since == modified,
+                arriving=True,
+            )
+        result = Result.COLLAPSED if collapsed else Result.HIT
+        reply = self._from_entry(ask, outcome.confirmed, result)
+        if reply is None:
+            raise OriginError(Failure.LOCAL, "the stored file is gone")
+        reply.headers["Cache-Status"] = _REVALIDATED + ("; collapsed" if collapsed else "")
+        return reply
+
+    def _begin(self, plan: Plan, *, shared: bool = True) -> FeedTransfer:
+        if len(self._tasks) >= MAX_TRANSFERS:
+            raise OriginError(Failure.LOCAL, "too many transfers at once")
+        transfer = FeedTransfer(plan, self._fetcher, self._store)
+        if shared:
+            self._running[plan.key] = transfer
+        task = asyncio.create_task(self._run(transfer), name=f"transfer from {plan.target.place}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return transfer
+
+    async def _run(self, transfer: FeedTransfer) -> None:
+        place, key = transfer.plan.target.place, transfer.plan.key
+        try:
+            outcome = await transfer.run(self._slots)
+        except NotFoundError:
+            self._cooldowns.succeeded(place, key)
+            self._missing.add(key)
+        except OriginError as error:
+            delay = self._cooldowns.failed(place, key, error.failure, str(error), error.retry_after)
+            logger.warning("%s does not deliver (%s); next try in %.0f s.", place, error, delay)
+        else:
+            self._cooldowns.succeeded(place, key)
+            self._missing.discard(key)
+            self._note_shareable(transfer.plan, outcome)
+        finally:
+            if self._running.get(key) is transfer:
+                del self._running[key]
+
+    def _note_shareable(self, plan: Plan, outcome: Outcome) -> None:
+        if outcome.shareable:
+            self._unshareable.discard(plan.key)
+        elif outcome.status != 304 and not rules.wants_no_store(plan.request):
+            self._unshareable.add(plan.key)
+
+
+def _conditions(headers: Headers) -> dict[str, str]:
+    """A client's own validators, for what is fetched for it alone."""
+    names = ("If-None-Match", "If-Modified-Since")
+    return {name: headers[name] for name in names if headers.get(name, "").isprintable() and name in headers}

@@ -1,0 +1,237 @@
+"""Requests to feeds. Everything here blocks and runs in a thread of a transfer.
+
+No error says more of a URL than its host, and urllib3, which logs whole URLs, logs none.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.util import SKIP_HEADER, Timeout
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.settings import Settings
+from clamproxy.feeds.rules import Head, explicit_lifetime, kept
+from clamproxy.feeds.target import Target, TargetError
+from clamproxy.messages import PLAIN_FIELD
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.upstream import Answer, NotFoundError, OriginError, make_pool, retry_after_of
+
+MOST_REDIRECTS = 3
+"""As many as freshclam follows (protocol.md 1.1)."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LASTING = frozenset({301, 308})
+"""Redirections that may be kept though nothing says for how long (RFC 9110 15.4)."""
+_REFUSALS = frozenset({401, 402, 403, 451})
+_FORWARDED = ("User-Agent", "Accept", "Accept-Language", "Authorization")
+
+# urllib3 writes URLs into its warnings and debug lines.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer that can be used: 200, or 304. Its body is still to be read."""
+
+    answer: Answer
+    status: int
+    head: Head
+    length: int | None
+    """Of the body in bytes, if the feed tells."""
+    chunked: bool
+    """Whether the end of a body without length can be seen."""
+
+    @property
+    def ends_visibly(self) -> bool:
+        """Whether a body that was cut short can be told from a whole one."""
+        return self.length is not None or self.chunked
+
+
+def forwarded(headers: Headers, target: Target, via: str) -> Headers:
+    """The fields that are sent to a feed on behalf of a client.
+
+    Args:
+        headers: of the client's request.
+        target: what it asks for.
+        via: this gateway.
+    """
+    fields = [(name, headers[name]) for name in _FORWARDED if name in headers]
+    sent = Headers([(name, value) for name, value in fields if value.isascii() and value.isprintable()])
+    if not PLAIN_FIELD.fullmatch(sent.get("User-Agent", "-")):
+        del sent["User-Agent"]
+    if target.credentials is not None:
+        sent["Authorization"] = target.credentials
+    sent.setdefault("Accept", "*/*")
+    # freshclam does not decode anything: protocol.md trap 32.
+    sent["Accept-Encoding"] = "identity"
+    sent["Via"] = ", ".join([*headers.getlist("Via"), via])
+    return sent
+
+
+class Fetcher:
+    """Asks feeds. Thread-safe."""
+
+    def __init__(self, settings: Settings, count: Callable[[int, int], None]) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            settings: proxy, trust and timeouts are those of section `upstream`.
+            count: is told of requests and of body bytes, from any thread.
+        """
+        self._upstream = upstream = settings.upstream
+        self._feeds = settings.feeds
+        self._count = count
+        self._timeout = Timeout(connect=upstream.connect_timeout, read=upstream.read_timeout)
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        """Made when the first feed is asked: to load the certificates takes a while."""
+        return make_pool(self._upstream.proxy, self._upstream.ca_bundle, self._timeout)
+
+    def get(self, target: Target, sent: Mapping[str, str]) -> Fetched:
+        """Ask for a file, and follow redirections to other feeds.
+
+        Args:
+            target: what.
+            sent: header fields.
+
+        Raises:
+            NotFoundError: 404 or 410.
+            OriginError: no connection, no answer, or any other answer that is of no use.
+        """
+        fields = {"User-Agent": SKIP_HEADER, "Connection": "close", **sent}
+        place, keeps, freshness = target, True, list[float]()
+        requested_at = time.time()
+        for _ in range(MOST_REDIRECTS + 1):
+            response = self._request(place, fields)
+            received_at = time.time()
+            head = Head(kept(response.headers), requested_at, received_at)
+            if response.status not in _REDIRECTS:
+                limit = min(freshness, default=None)
+                return self._use(response, Head(_marked(head, keeps), requested_at, received_at, limit))
+            following = self._next(place, response)
+            if following.origin != place.origin:
+                fields.pop("Authorization", None)
+            place = following
+            keeps &= not any(name in head.directives for name in ("no-store", "private"))
+            lasting = explicit_lifetime(head)
+            if lasting is not None or response.status not in _LASTING:
+                freshness.append(lasting or 0.0)
+        raise OriginError(Failure.SERVER_ERROR, "too many redirections")
+
+    def close(self) -> None:
+        """Close idle connections, if there ever was one."""
+        if "_pool" in self.__dict__:
+            self._pool.clear()
+
+    def _request(self, place: Target, fields: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        self._count(1, 0)
+        try:
+            return self._pool.request(
+                "GET",
+                place.url,
+                headers=fields,
+                preload_content=False,
+                decode_content=False,
+                redirect=False,
+                retries=False,
+            )
+        except (HTTPError, OSError, ValueError) as error:
+            reason = explain(error)
+        # Outside of the handler: the cause, whose text may hold the URL, is not kept.
+        raise OriginError(Failure.UNREACHABLE, reason)
+
+    def _next(self, place: Target, response: urllib3.BaseHTTPResponse) -> Target:
+        """Where a redirection leads."""
+        location = response.headers.get("Location", "")
+        response.close()
+        try:
+            following = place.follow(location)
+        except TargetError:
+            following = None
+        if following is None or not location:
+            raise OriginError(Failure.SERVER_ERROR, "a redirection that can't be followed")
+        if not self._feeds.covers(following.host):
+            reason = f"a redirection to {following.host}, which is not in feeds.hosts"
+            raise OriginError(Failure.SERVER_ERROR, reason)
+        return following
+
+    def _use(self, response: urllib3.BaseHTTPResponse, head: Head) -> Fetched:
+        """Let only answers through that are of use."""
+        answer = Answer(response, lambda length: self._count(0, length))
+        try:
+            _check(response)
+            chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+            length = None if chunked or response.status == 304 else answer.size
+            return Fetched(answer, response.status, head, length, chunked)
+        except Exception:
+            answer.close()
+            raise
+
+
+def _marked(head: Head, keeps: bool) -> Headers:
+    """The fields of a response; what a redirection forbade to store is not stored."""
+    if not keeps:
+        head.headers.add("Cache-Control", "no-store")
+    return head.headers
+
+
+def _check(response: urllib3.BaseHTTPResponse) -> None:
+    status = response.status
+    if status in (200, 304):
+        return
+    if status in (404, 410):
+        raise NotFoundError(f"status {status}")
+    failure = Failure.SERVER_ERROR
+    if status == 429:
+        failure = Failure.RATE_LIMITED
+    elif status in _REFUSALS:
+        failure = Failure.FORBIDDEN
+    raise OriginError(failure, f"status {status}", retry_after_of(response.headers.get("Retry-After")))
+
+
+def explain(error: BaseException) -> str:
+    """One short line about a connection that failed. Never the text of the error: it may hold the URL."""
+    inner = error.original_error if isinstance(error, ProxyError) else error
+    before = "the proxy: " if inner is not error else ""
+    match inner:
+        case NameResolutionError():
+            return f"{before}unknown host name"
+        case ConnectTimeoutError():
+            return f"{before}no connection in time"
+        case ReadTimeoutError() | TimeoutError():
+            return f"{before}no answer in time"
+        case SSLError():
+            return f"{before}TLS: {_tls_reason(inner)}"
+        case NewConnectionError():
+            return f"{before}no connection"
+        case ProtocolError():
+            return f"{before}the connection ended without an answer"
+        case OSError() if str(inner).startswith("Tunnel connection failed: "):
+            return before + str(inner)[:100]
+        case OSError():
+            return f"{before}{inner.strerror or type(inner).__name__}"
+    return f"{before}{type(inner).__name__}"
+
+
+def _tls_reason(error: SSLError) -> str:
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    return (getattr(cause, "reason", None) or "no agreement").lower()

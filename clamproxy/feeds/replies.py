@@ -1,0 +1,107 @@
+"""Replies: how a response of a feed is put into an answer."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy.dates import parse_http_date
+from clamproxy.feeds.rules import Head, age
+from clamproxy.feeds.target import FeedRequest
+from clamproxy.feeds.transfer import FeedSource
+from clamproxy.messages import Body, Reply, Result
+from clamproxy.ranges import Representation, Selection, select
+from clamproxy.serving.answers import IN_MEMORY
+
+
+def from_source(
+    request: FeedRequest,
+    head: Head,
+    source: FeedSource,
+    result: Result,
+    is_not_newer: Callable[[float], bool],
+    *,
+    arriving: bool = False,
+) -> Reply:
+    """Answer with a body, or the part of it that is asked for.
+
+    Args:
+        request: the request.
+        head: of the response.
+        source: its body; closed here unless it becomes the body of the reply.
+        result: how it came to be here.
+        is_not_newer: what If-Modified-Since is held against: see `Entry.is_not_newer`.
+        arriving: whether some of the body may not be here yet.
+    """
+    keep = False
+    try:
+        selection, headers = _select(request, head, source.size, is_not_newer)
+        reply = Reply(selection.status, result, headers)
+        wanted = selection.length if request.method == "GET" else 0
+        keep = wanted > (0 if arriving else IN_MEMORY)
+        if keep:
+            reply.body = Body(source, selection.start, wanted)
+        elif wanted:
+            reply.body = os.pread(source.fileno(), wanted, selection.start)
+        return reply
+    finally:
+        if not keep:
+            source.close()
+
+
+def not_modified(head: Head, result: Result) -> Reply:
+    """A 304 of the feed to the client that asked for it."""
+    return Reply(304, result, _fields(head, with_content=False))
+
+
+def _select(
+    request: FeedRequest, head: Head, size: int, is_not_newer: Callable[[float], bool]
+) -> tuple[Selection, Headers]:
+    tag = head.headers.get("ETag", "")
+    representation = Representation(
+        size,
+        tag.removeprefix("W/").strip('"') or None,
+        parse_http_date(head.headers.get("Last-Modified")),
+    )
+    conditions = Headers(request.headers)
+    if tag.startswith("W/") and "If-Range" in conditions:
+        del conditions["Range"]  # a weak tag says nothing about bytes: RFC 9110 13.1.5
+    selection = select(conditions, representation, is_not_newer, method=request.method)
+    headers = _fields(head, with_content=selection.status != 304)
+    if selection.status != 304 and _would_be_dropped(request.headers, representation.last_modified):
+        del headers["Last-Modified"]
+    headers["Accept-Ranges"] = "bytes"
+    if selection.status != 304:
+        headers["Content-Length"] = str(selection.length)
+    if selection.content_range is not None:
+        headers["Content-Range"] = selection.content_range
+    return selection, headers
+
+
+def _would_be_dropped(conditions: Headers, last_modified: float | None) -> bool:
+    """Whether libcurl would throw a body away, as it is not newer than what freshclam has.
+
+    libcurl compares Last-Modified of a 200 with If-Modified-Since, which freshclam takes from the
+    time when it wrote its file, and makes a 304 of it. Without the field it takes what comes.
+    """
+    since = parse_http_date(conditions.get("If-Modified-Since"))
+    if since is None or last_modified is None or "If-None-Match" in conditions:
+        return False
+    return last_modified <= since
+
+
+def _fields(head: Head, *, with_content: bool) -> Headers:
+    headers = Headers(
+        [
+            (name, value)
+            for name, value in head.headers
+            if with_content or not name.lower().startswith("content-")
+        ]
+    )
+    headers["Age"] = str(int(age(head, time.time())))
+    headers.setdefault("Date", http_date(head.received_at))
+    return headers

@@ -1,0 +1,240 @@
+"""The rules of a shared cache: RFC 9111, and RFC 5861 for failures. Pure: no I/O and no clock.
+
+What goes beyond, or is stricter than it must be:
+
+* A response without any freshness information counts as fresh for `FLOOR` seconds. Clients come
+  in herds on the hour, and a feed counts its subscribers' requests: the herd costs it one.
+* ``no-cache`` and ``private`` with field names count as without (RFC 9111 5.2.2.4 and 5.2.2.7).
+* ``max-stale`` of a client is ignored, as is its ``stale-if-error``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from werkzeug.datastructures import Headers, RequestCacheControl, ResponseCacheControl
+from werkzeug.http import parse_age, parse_cache_control_header, parse_set_header
+
+from clamproxy.dates import parse_http_date
+
+HEURISTIC_SHARE = 0.1
+"""Of the time since the last change: RFC 9111 4.2.2."""
+LONGEST_HEURISTIC = 86400.0
+"""Seconds."""
+FLOOR = 60.0
+"""Seconds for which a response is fresh that says nothing about it."""
+_LONGEST = float(2**31)
+"""Seconds; what is longer counts as this (RFC 9111 1.2.2)."""
+_CLOCK_STEP = 60.0
+"""Seconds by which the own clock may have been turned back since a response was stored."""
+
+KEPT_FIELDS = frozenset(
+    {
+        *("age", "cache-control", "date", "expires", "etag", "last-modified", "vary"),
+        *("content-encoding", "content-language", "content-type"),
+    }
+)
+"""The fields of a response that are stored and sent. All others are of no use to freshclam, and some
+are harmful: Set-Cookie and hop-by-hop fields must not be shared, Content-Location and Link may
+repeat a URL with a subscriber's key."""
+
+_DESCRIBES_CONTENT = frozenset({"content-encoding", "content-language", "content-type"})
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a response with content, and when it came."""
+
+    headers: Headers
+    """Those of `KEPT_FIELDS`."""
+    requested_at: float
+    """When it was asked for, Unix seconds."""
+    received_at: float
+    """When it, or the 304 that renewed it, came, Unix seconds."""
+    redirect_lifetime: float | None = None
+    """Seconds for which the redirections that led to it are fresh; None if there were none."""
+
+    @property
+    def directives(self) -> ResponseCacheControl:
+        """Cache-Control."""
+        return parse_cache_control_header(_joined(self.headers, "Cache-Control"), cls=ResponseCacheControl)
+
+    def forbids(self, *names: str) -> bool:
+        """Whether one of some directives that forbid something is there, well-formed or not."""
+        return _mentions(self.headers, names)
+
+
+def kept(headers: Mapping[str, str]) -> Headers:
+    """The fields of a response that are stored."""
+    nominated = parse_set_header(headers.get("Connection"))
+    return Headers(
+        [
+            (name, value)
+            for name, value in headers.items()
+            if name.lower() in KEPT_FIELDS and name not in nominated and value.isprintable()
+        ]
+    )
+
+
+def request_directives(headers: Headers) -> RequestCacheControl:
+    """Cache-Control of a request; Pragma stands in for it (RFC 9111 5.4)."""
+    field = _joined(headers, "Cache-Control")
+    if field is None and "no-cache" in (_joined(headers, "Pragma") or ""):
+        field = "no-cache"
+    return parse_cache_control_header(field, cls=RequestCacheControl)
+
+
+def wants_no_store(request: Headers) -> bool:
+    """Whether a client wants nothing of its request stored."""
+    return _mentions(request, ("no-store",))
+
+
+def is_shareable(request: Headers, head: Head) -> bool:
+    """Whether a response of status 200 to a GET may be stored and given to others (RFC 9111 3, 3.5)."""
+    if head.forbids("no-store", "private") or wants_no_store(request) or "*" in vary(head):
+        return False
+    if "Authorization" not in request:
+        return True
+    directives = head.directives
+    return any(name in directives for name in ("public", "s-maxage", "must-revalidate"))
+
+
+def vary(head: Head) -> frozenset[str]:
+    """The names of the request's fields, in lower case, on which the response depends."""
+    return frozenset(name.lower() for name in parse_set_header(_joined(head.headers, "Vary")))
+
+
+def selection(head: Head, sent: Headers) -> dict[str, str]:
+    """What a later request must have in common with the one that brought the response.
+
+    Args:
+        head: of the response.
+        sent: the fields that were sent upstream.
+
+    Returns:
+        For each name in Vary a digest: a field may be a secret.
+    """
+    return {name: _digest(", ".join(sent.get_all(name))) for name in sorted(vary(head))}
+
+
+def is_selected(wanted: Mapping[str, str], sent: Headers) -> bool:
+    """Whether a stored response is the one for a request (RFC 9111 4.1).
+
+    Args:
+        wanted: what `selection` gave when it was stored.
+        sent: the fields that would be sent upstream.
+    """
+    return all(_digest(", ".join(sent.get_all(name))) == digest for name, digest in wanted.items())
+
+
+def lifetime(head: Head) -> float:
+    """Seconds for which a response is fresh (RFC 9111 4.2.1)."""
+    own = _own_lifetime(head)
+    return own if head.redirect_lifetime is None else min(own, head.redirect_lifetime)
+
+
+def _own_lifetime(head: Head) -> float:
+    explicit = explicit_lifetime(head)
+    if explicit is not None:
+        return explicit
+    modified = parse_http_date(head.headers.get("Last-Modified"))
+    since_change = 0.0 if modified is None else _date(head) - modified
+    return max(FLOOR, min(since_change * HEURISTIC_SHARE, LONGEST_HEURISTIC))
+
+
+def explicit_lifetime(head: Head) -> float | None:
+    """The same if the response says it. What can't be understood counts as stale."""
+    directives = head.directives
+    for name, seconds in (("s-maxage", directives.s_maxage), ("max-age", directives.max_age)):
+        if name in directives:
+            return min(max(0.0, float(seconds or 0)), _LONGEST)
+    if head.forbids("max-age", "s-maxage"):  # there, and hidden by a stray quotation mark
+        return 0.0
+    if "Expires" not in head.headers:
+        return None
+    expires = parse_http_date(head.headers["Expires"])
+    return 0.0 if expires is None else min(max(0.0, expires - _date(head)), _LONGEST)
+
+
+def age(head: Head, now: float) -> float:
+    """Seconds since the origin sent or confirmed a response (RFC 9111 4.2.3)."""
+    told = parse_age(head.headers.get("Age"))
+    corrected = (told.total_seconds() if told else 0.0) + max(0.0, head.received_at - head.requested_at)
+    apparent = max(0.0, head.received_at - _date(head))
+    return min(max(apparent, corrected) + max(0.0, now - head.received_at), _LONGEST)
+
+
+def is_fresh(head: Head, request: Headers, now: float) -> bool:
+    """Whether a stored response answers a request without asking (RFC 9111 4)."""
+    if head.forbids("no-cache") or now < head.received_at - _CLOCK_STEP:
+        return False
+    wanted, current = request_directives(request), age(head, now)
+    if "no-cache" in wanted or ("max-age" in wanted and current > (wanted.max_age or 0)):
+        return False
+    return lifetime(head) > current + (wanted.min_fresh or 0)
+
+
+def serves_on_error(head: Head, now: float, limit: float) -> bool:
+    """Whether a stored response may stand in while the feed refuses or fails (RFC 5861 4).
+
+    Args:
+        head: of the response.
+        now: Unix seconds.
+        limit: seconds beyond its freshness; ``stale-if-error`` of the response can shorten them.
+    """
+    # RFC 9111 4.2.4; s-maxage includes proxy-revalidate: 5.2.2.10.
+    if head.forbids("no-cache", "must-revalidate", "proxy-revalidate", "s-maxage"):
+        return False
+    directives = head.directives
+    if "stale-if-error" in directives:
+        limit = min(limit, float(directives.stale_if_error or 0))
+    return age(head, now) <= lifetime(head) + limit
+
+
+def validators(head: Head) -> dict[str, str]:
+    """The fields that ask whether a stored response is still right (RFC 9111 4.3.1)."""
+    names = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
+    return {asking: head.headers[name] for name, asking in names.items() if name in head.headers}
+
+
+def is_confirmed_by(head: Head, answer: Head) -> bool:
+    """Whether a 304 is about the stored response (RFC 9111 4.3.4)."""
+    stored, now = head.headers.get("ETag"), answer.headers.get("ETag")
+    return stored is None or now is None or stored.removeprefix("W/") == now.removeprefix("W/")
+
+
+def renewed(head: Head, answer: Head) -> Head:
+    """A stored head after a 304 (RFC 9111 3.2): its fields replace the stored ones.
+
+    Those that describe the content stay, as the content does; an old Age and Date end.
+    """
+    headers = Headers([(name, value) for name, value in head.headers if name.lower() not in ("age", "date")])
+    for name in {name.lower() for name, _ in answer.headers} - _DESCRIBES_CONTENT:
+        headers.setlist(name, answer.headers.getlist(name))
+    return replace(answer, headers=headers)
+
+
+def _date(head: Head) -> float:
+    date = parse_http_date(head.headers.get("Date"))
+    return head.received_at if date is None else date
+
+
+def _mentions(headers: Headers, names: Iterable[str]) -> bool:
+    """Whether Cache-Control holds one of some words.
+
+    In the text and not among the directives, as a stray quotation mark hides those from a parser.
+    """
+    text = _joined(headers, "Cache-Control") or ""
+    return any(name in text for name in names)
+
+
+def _joined(headers: Headers, name: str) -> str | None:
+    """A list field as one line; names of directives are the same in upper case."""
+    values = headers.getlist(name)
+    return ", ".join(values).lower() if values else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,385 @@
+"""Responses of feeds on disk: bodies as they came, and a text file beside each.
+
+    <key>.<sha256>   a body; its name holds the beginning of its digest
+    <key>.json       the `Entry`, written after the body is synced; names the body
+    *.part           what is arriving; locked, as another process may use the directory
+
+A crash leaves the old pair, the new pair, or files that no entry names, which are swept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from clamproxy.cache.index import sync_directory
+from clamproxy.feeds.entry import Entry
+from clamproxy.feeds.rules import Head
+
+logger = logging.getLogger(__name__)
+
+OVERHEAD = 4096
+"""Bytes that an entry takes besides its body."""
+MOST = 10_000
+"""Entries; clients choose the URLs."""
+_TOUCH_INTERVAL = 600.0
+"""Seconds between two notes on the disk that an entry is used."""
+_LONGEST_WRITE = 60.0
+"""Seconds after which a temporary file is left over."""
+_CHUNK = 1024 * 1024
+_BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
+
+
+class NoRoomError(Exception):
+    """A response is larger than feeds may be."""
+
+
+class Spool:
+    """A body on its way to the disk. One thread writes, others read."""
+
+    def __init__(self, store: FeedStore, path: Path) -> None:
+        self.path = path
+        self.have = 0
+        """Bytes that have arrived."""
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._store = store
+        self._reserved = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what has arrived."""
+        return self._digest.hexdigest()
+
+    def append(self, data: bytes) -> None:
+        """Add what has arrived.
+
+        Raises:
+            NoRoomError: there is more than feeds may take.
+            OSError: the disk is full, for one.
+        """
+        self._store.make_room(len(data))
+        self._reserved += len(data)
+        self._digest.update(data)
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, self.have)
+            self.have += written
+            view = view[written:]
+
+    def give_back(self) -> None:
+        """Its bytes don't count as arriving any more."""
+        reserved, self._reserved = self._reserved, 0
+        self._store.give_back(reserved)
+
+    def close(self) -> None:
+        """Give its room back; delete the file unless it was published. Readers go on."""
+        self.path.unlink(missing_ok=True)
+        self.give_back()
+        os.close(self.descriptor)
+
+
+class FeedStore:
+    """All stored responses. Thread-safe; what writes blocks, and belongs into a thread."""
+
+    def __init__(
+        self,
+        directory: Path,
+        size_limit: int,
+        later: Callable[[Callable[[], object]], object],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            directory: for the files.
+            size_limit: bytes that they may take.
+            later: runs a function in a thread.
+            clock: gives Unix seconds.
+        """
+        self._directory = directory
+        self._size_limit = size_limit
+        self._later = later
+        self._clock = clock
+        self._lock = threading.RLock()  # never held while anything is synced to the disk
+        self._writing = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        """Least recently used first."""
+        self._stored = 0
+        self._arriving = 0
+        self._touched: dict[str, float] = {}
+        self._sound: set[str] = set()
+        """Names of bodies that this process has written or checked."""
+
+    def load(self) -> None:
+        """Read the entries, drop what is damaged, sweep what a crash left. Blocks.
+
+        Raises:
+            OSError: the directory can't be used.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
+        notes = sorted(self._directory.glob("*.json"), key=_used_at)
+        with self._lock:
+            for path in notes:
+                entry = self._read(path)
+                if entry is not None:
+                    self._add(entry)
+            self._sweep()
+            self._evict()
+
+    def get(self, key: str) -> Entry | None:
+        """The stored response of a URL."""
+        with self._lock:
+            return self._entries.get(key)
+
+    def open(self, entry: Entry) -> int | None:
+        """A descriptor of its body, None if it is gone. The entry counts as used now."""
+        try:
+            descriptor = os.open(self._directory / entry.body_name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.drop(entry)
+            return None
+        with self._lock:
+            if self._holds(entry):
+                self._entries[entry.key] = self._entries.pop(entry.key)
+            now = self._clock()
+            touch = now - self._touched.get(entry.key, 0.0) >= _TOUCH_INTERVAL
+            if touch:
+                self._touched[entry.key] = now
+        if touch:
+            self._later(lambda: _touch(self._note(entry.key)))
+        return descriptor
+
+    def is_checked(self, entry: Entry) -> bool:
+        """Whether `check` has nothing to do."""
+        return entry.body_name in self._sound
+
+    def check(self, entry: Entry) -> bool:
+        """Whether the body is as it was stored, by an earlier process perhaps; else it is dropped. Blocks."""
+        digest = hashlib.sha256()
+        with suppress(OSError), (self._directory / entry.body_name).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() == entry.sha256:
+            self._sound.add(entry.body_name)
+            return True
+        logger.warning("A stored file of %s was damaged and is dropped.", entry.place)
+        self.drop(entry)
+        return False
+
+    def create(self) -> Spool:
+        """A place for a body that arrives.
+
+        Raises:
+            OSError: the disk is full, for one.
+        """
+        return Spool(self, self._directory / f"{secrets.token_hex(16)}.part")
+
+    def publish(self, spool: Spool, key: str, place: str, head: Head, selection: dict[str, str]) -> Entry:
+        """Store a body that is complete. Blocks.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        os.fsync(spool.descriptor)
+        with self._writing:
+            old = self.get(key)
+            same = old is not None and old.sha256 == spool.sha256
+            entry = Entry(
+                key,
+                place,
+                head,
+                selection,
+                spool.have,
+                spool.sha256,
+                # A feed without validators sends the same again and again.
+                old.obtained_at if old is not None and same else head.received_at,
+                old.replaced_until if old is not None and same else 0.0,
+            )
+            spool.path.replace(self._directory / entry.body_name)
+            self._sound.add(entry.body_name)
+            self._write(entry)
+            sync_directory(self._directory)
+            with self._lock:
+                spool.give_back()
+                self._add(entry)
+                self._evict()
+            if old is not None and not same:
+                self._unlink(old.body_name)
+            return entry
+
+    def renew(self, entry: Entry, head: Head) -> Entry | None:
+        """Give a stored response a new head after a 304; None if it is gone. Blocks.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        return self._change(entry, lambda current: replace(current, head=head))
+
+    def sent(self, key: str, obtained_at: float) -> None:
+        """A client has been sent the body that was obtained at a time, to its end or not.
+
+        If it has been replaced meanwhile, the client's file will look newer than what replaced it.
+        """
+        current = self.get(key)
+        if current is None or current.obtained_at <= obtained_at:
+            return
+        until = self._clock()
+        changed = replace(current, replaced_until=until)
+        with self._lock:
+            if self._entries.get(key) is not current:
+                return
+            self._entries[key] = changed
+        self._later(lambda: self._change(changed, lambda entry: replace(entry, replaced_until=until)))
+
+    def drop(self, entry: Entry) -> None:
+        """Forget a stored response."""
+        with self._lock:
+            if not self._holds(entry):
+                return
+            del self._entries[entry.key]
+            self._stored -= entry.size + OVERHEAD
+            self._touched.pop(entry.key, None)
+            self._unlink(f"{entry.key}.json")
+            self._unlink(entry.body_name)
+
+    def make_room(self, length: int) -> None:
+        """Count bytes that arrive; the least recently used make room for them.
+
+        Raises:
+            NoRoomError: all that is stored would not make enough.
+        """
+        with self._lock:
+            if self._arriving + length > self.largest:
+                raise NoRoomError("larger than feeds.size_limit")
+            self._arriving += length
+            self._evict()
+
+    def give_back(self, length: int) -> None:
+        """So many bytes are stored now, or have been deleted."""
+        with self._lock:
+            self._arriving -= length
+
+    @property
+    def largest(self) -> int:
+        """Bytes that a body may have."""
+        return self._size_limit - OVERHEAD
+
+    @property
+    def size(self) -> int:
+        """Bytes that are stored."""
+        return self._stored
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _change(self, entry: Entry, change: Callable[[Entry], Entry]) -> Entry | None:
+        with self._writing:
+            current = self.get(entry.key)
+            if current is None or not self._holds(entry):
+                return None
+            changed = change(current)
+            self._write(changed)
+            with self._lock:
+                if not self._holds(entry):
+                    self._unlink(f"{entry.key}.json")
+                    return None
+                self._entries[entry.key] = changed
+            return changed
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether this is what is stored, apart from its head."""
+        current = self._entries.get(entry.key)
+        return current is not None and current.body_name == entry.body_name
+
+    def _add(self, entry: Entry) -> None:
+        old = self._entries.pop(entry.key, None)
+        self._stored += entry.size - (old.size if old else -OVERHEAD)
+        self._entries[entry.key] = entry
+
+    def _evict(self) -> None:
+        while self._entries and (
+            self._stored + self._arriving > self._size_limit or len(self._entries) > MOST
+        ):
+            self.drop(next(iter(self._entries.values())))
+
+    def _read(self, path: Path) -> Entry | None:
+        try:
+            entry = Entry.from_json(path.read_bytes())
+            sound = path.stem == entry.key
+            if sound and (self._directory / entry.body_name).stat().st_size == entry.size:
+                return entry
+        except (OSError, ValueError):
+            pass
+        logger.warning("A damaged note of a feed is dropped.")
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+    def _sweep(self) -> None:
+        named = {entry.body_name for entry in self._entries.values()}
+        for path in self._directory.iterdir():
+            is_body = _BODY.fullmatch(path.name) is not None and path.name not in named
+            if is_body or _is_left_over(path):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _write(self, entry: Entry) -> None:
+        temporary = self._directory / f"{entry.key}.tmp"
+        with temporary.open("w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(entry.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._note(entry.key))
+
+    def _note(self, key: str) -> Path:
+        return self._directory / f"{key}.json"
+
+    def _unlink(self, name: str) -> None:
+        self._sound.discard(name)
+        with suppress(OSError):
+            (self._directory / name).unlink()
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):
+        os.utime(path)
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file was being written by a process that is gone."""
+    if path.suffix == ".tmp":  # written within a moment
+        return _used_at(path) + _LONGEST_WRITE < time.time()
+    if path.suffix != ".part":
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

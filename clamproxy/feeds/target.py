@@ -1,0 +1,104 @@
+"""What is asked of a feed. URLs hold subscribers' keys: they are shown to nobody but the feed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Self
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.units import normal_host
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class FeedRequest:
+    """One request of a client on a feed's host."""
+
+    url: str = field(repr=False)
+    """The full URL."""
+    method: str
+    headers: Headers = field(repr=False)
+
+
+class TargetError(ValueError):
+    """This is no URL of a feed; the text doesn't repeat it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL in its normal form, without user and password."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = field(repr=False)
+    """With its query, as received."""
+    credentials: str | None = field(default=None, repr=False)
+    """User and password of the URL as a field ``Authorization``."""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read a URL.
+
+        Raises:
+            TargetError: it is none that a feed could have.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = normal_host(parts.hostname or ""), parts.port
+            user, password = parts.username, parts.password
+        except ValueError:
+            raise TargetError("not a URL") from None
+        if parts.scheme not in _PORTS or not host or port == 0:
+            raise TargetError("not an http or https URL")
+        if any(character <= " " or character > "~" for character in url):
+            raise TargetError("a character that URLs do not have")
+        path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        credentials = None if user is None else _basic(user, password or "")
+        return cls(parts.scheme, host, port or _PORTS[parts.scheme], path, credentials)
+
+    @property
+    def url(self) -> str:
+        """The URL that is asked for."""
+        return f"{self.origin}{self.path}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def place(self) -> str:
+        """Host and port, for logs and cool-downs; the port only if it isn't the usual one."""
+        usual = self.port == _PORTS[self.scheme]
+        return self.host if usual else f"{self.host}:{self.port}"
+
+    def key(self, authorization: str | None) -> str:
+        """Names the URL without telling it: the SHA-256 of it and of who asks.
+
+        Args:
+            authorization: the field ``Authorization`` of the request.
+        """
+        return hashlib.sha256(f"{self.url}\n{authorization or ''}".encode()).hexdigest()
+
+    def follow(self, location: str) -> Target:
+        """Where a redirection leads.
+
+        Raises:
+            TargetError: nowhere that may be followed.
+        """
+        target = Target.parse(urljoin(self.url, location.strip()))
+        if self.scheme == "https" and target.scheme == "http":
+            raise TargetError("from https to http")
+        return replace(target, credentials=None)
+
+
+def _basic(user: str, password: str) -> str:
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return f"Basic {base64.b64encode(pair).decode('ascii')}"

@@ -1,0 +1,249 @@
+"""Responses of feeds on disk: crashes, damage, limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from werkzeug.datastructures import Headers
+
+from clamproxy.feeds.entry import Entry
+from clamproxy.feeds.rules import Head
+from clamproxy.feeds.store import OVERHEAD, FeedStore, NoRoomError
+from tests.unit.conftest import Child
+
+LIMIT = 100_000
+AT = 1_800_000_000.0
+
+
+def key_of(number: int) -> str:
+    return f"{number:064x}"
+
+
+def open_store(directory: Path, limit: int = LIMIT) -> FeedStore:
+    store = FeedStore(directory, limit, lambda function: function(), clock=lambda: AT)
+    store.load()
+    return store
+
+
+def put(store: FeedStore, number: int, body: bytes, at: float = AT) -> Entry:
+    spool = store.create()
+    try:
+        spool.append(body)
+        head = Head(Headers([("ETag", '"a"')]), at, at)
+        return store.publish(spool, key_of(number), "feed.example", head, {})
+    finally:
+        spool.close()
+
+
+def body_of(store: FeedStore, number: int) -> bytes | None:
+    entry = store.get(key_of(number))
+    descriptor = store.open(entry) if entry else None
+    if descriptor is None:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "feeds"
+
+
+def test_what_is_stored_is_there_after_a_restart(directory: Path) -> None:
+    entry = put(open_store(directory), 1, b"body")
+    again = open_store(directory)
+    assert again.get(key_of(1)) == entry
+    assert body_of(again, 1) == b"body"
+    assert (len(again), again.size) == (1, 4 + OVERHEAD)
+    assert not again.is_checked(entry)
+    assert again.check(entry)
+    assert again.is_checked(entry)
+
+
+def test_nobody_else_can_read_it(directory: Path) -> None:
+    put(open_store(directory), 1, b"body")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
+
+
+def test_a_new_body_replaces_the_old_one(directory: Path) -> None:
+    store = open_store(directory)
+    put(store, 1, b"old")
+    reader = store.open(store.get(key_of(1)))  # type: ignore[arg-type]
+    put(store, 1, b"newer")
+    assert body_of(store, 1) == b"newer"
+    assert os.pread(reader or -1, 9, 0) == b"old"
+    os.close(reader or -1)
+    assert (len(store), store.size) == (1, 5 + OVERHEAD)
+    assert len(list(directory.iterdir())) == 2
+    assert body_of(open_store(directory), 1) == b"newer"
+
+
+def test_the_same_body_again_is_as_old_as_it_was(directory: Path) -> None:
+    store = open_store(directory)
+    put(store, 1, b"same", at=AT)
+    again = put(store, 1, b"same", at=AT + 100)
+    assert (again.obtained_at, again.head.received_at) == (AT, AT + 100)
+    assert put(store, 1, b"other", at=AT + 200).obtained_at == AT + 200
+
+
+def test_a_renewed_head_is_kept(directory: Path) -> None:
+    store = open_store(directory)
+    entry = put(store, 1, b"body")
+    store.renew(entry, Head(Headers([("ETag", '"b"')]), AT + 5, AT + 5))
+    renewed = open_store(directory).get(key_of(1))
+    assert renewed is not None
+    assert renewed.head.headers["ETag"] == '"b"'
+    assert renewed.obtained_at == AT
+    put(store, 1, b"other")
+    assert store.renew(entry, entry.head) is None
+
+
+def test_the_least_recently_used_makes_room(directory: Path) -> None:
+    store = open_store(directory, 3 * (10_000 + OVERHEAD))
+    for number in (1, 2, 3):
+        put(store, number, b"x" * 10_000)
+    assert body_of(store, 1)
+    put(store, 4, b"x" * 10_000)
+    assert [number for number in (1, 2, 3, 4) if store.get(key_of(number))] in ([1, 4], [1, 3, 4])
+    assert store.size <= 3 * (10_000 + OVERHEAD)
+    assert len(list(directory.glob("*.json"))) == len(store)
+
+
+def test_the_order_of_use_survives_a_restart(directory: Path) -> None:
+    store = open_store(directory)
+    for number in (1, 2, 3):
+        put(store, number, b"x" * 10_000)
+        os.utime(directory / f"{key_of(number)}.json", (AT - number, AT - number))
+    again = open_store(directory, 2 * (10_000 + OVERHEAD))
+    assert [number for number in (1, 2, 3) if again.get(key_of(number))] == [1, 2]
+
+
+def test_what_is_larger_than_the_limit_is_refused(directory: Path) -> None:
+    store = open_store(directory)
+    put(store, 1, b"body")
+    spool = store.create()
+    spool.append(b"x" * 60_000)
+    with pytest.raises(NoRoomError):
+        spool.append(b"x" * 60_000)
+    spool.close()
+    assert not list(directory.glob("*.part"))
+    put(store, 2, b"x" * 90_000)  # the room was given back
+    assert body_of(store, 2) is not None
+
+
+def test_bodies_that_arrive_count(directory: Path) -> None:
+    store = open_store(directory)
+    put(store, 1, b"x" * 50_000)
+    spool = store.create()
+    spool.append(b"y" * 60_000)
+    assert store.get(key_of(1)) is None
+    with pytest.raises(NoRoomError):
+        store.make_room(60_000)
+    spool.close()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"key": 1}', b"\xff\xfe", b"[" * 5000])
+def test_a_damaged_note_is_dropped_with_its_body(directory: Path, damage: bytes) -> None:
+    put(open_store(directory), 1, b"body")
+    (directory / f"{key_of(1)}.json").write_bytes(damage)
+    store = open_store(directory)
+    assert store.get(key_of(1)) is None
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key", key_of(2)),
+        ("key", "../../etc/passwd"),
+        ("sha256", "short"),
+        ("size", "x"),
+        ("headers", [["Set-Cookie", "a=b"]]),
+        ("headers", [["ETag", "a\r\nb"]]),
+        ("headers", [1]),
+        ("obtained_at", None),
+        ("selection", []),
+        ("redirect_lifetime", {}),
+    ],
+)
+def test_a_changed_note_is_dropped(directory: Path, name: str, value: object) -> None:
+    put(open_store(directory), 1, b"body")
+    path = directory / f"{key_of(1)}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert len(open_store(directory)) == 0
+
+
+def test_a_body_of_another_length_is_dropped(directory: Path) -> None:
+    entry = put(open_store(directory), 1, b"body")
+    (directory / entry.body_name).write_bytes(b"bod")
+    assert len(open_store(directory)) == 0
+    assert list(directory.iterdir()) == []
+
+
+def test_a_body_that_was_changed_is_dropped_when_it_is_looked_at(directory: Path) -> None:
+    entry = put(open_store(directory), 1, b"body")
+    (directory / entry.body_name).write_bytes(b"bodY")
+    store = open_store(directory)
+    assert not store.check(entry)
+    assert store.get(key_of(1)) is None
+
+
+def test_a_body_that_is_gone_is_dropped_when_it_is_opened(directory: Path) -> None:
+    store = open_store(directory)
+    entry = put(store, 1, b"body")
+    (directory / entry.body_name).unlink()
+    assert store.open(entry) is None
+    assert store.get(key_of(1)) is None
+    assert store.size == 0
+
+
+def test_what_a_killed_process_left_is_swept(directory: Path, child: Child) -> None:
+    put(open_store(directory), 1, b"body")
+    code = """
+import os, sys
+from pathlib import Path
+from clamproxy.feeds.store import FeedStore
+store = FeedStore(Path(sys.argv[1]), 100000, lambda function: None)
+store.load()
+store.create().append(b"half")
+os.kill(os.getpid(), 9)
+"""
+    assert child(code, directory).returncode == -9
+    (directory / f"{key_of(5)}.0123456789abcdef").write_bytes(b"a body without a note")
+    assert len(list(directory.iterdir())) == 4
+    assert body_of(open_store(directory), 1) == b"body"
+    assert len(list(directory.iterdir())) == 2
+
+
+def test_what_another_process_is_writing_is_left_alone(directory: Path) -> None:
+    writing = open_store(directory)
+    spool = writing.create()
+    spool.append(b"half")
+    (directory / "x.tmp").write_bytes(b"half")
+    open_store(directory)
+    assert spool.path.exists()
+    assert (directory / "x.tmp").exists()
+    spool.close()
+
+
+def test_a_client_that_had_an_older_body_is_not_told_that_its_own_is_right(directory: Path) -> None:
+    store = open_store(directory)
+    old = put(store, 1, b"old", at=AT - 1000)
+    new = put(store, 1, b"new", at=AT - 100)
+    assert not old.is_not_newer(AT - 1001)
+    assert old.is_not_newer(AT - 1000)
+    assert not new.is_not_newer(AT - 500)
+    assert new.is_not_newer(AT - 50)
+    store.sent(key_of(1), old.obtained_at)  # a slow one has got the old body right now
+    for current in (store.get(key_of(1)), open_store(directory).get(key_of(1))):
+        assert current is not None
+        assert not current.is_not_newer(AT - 50)
+        assert not current.is_not_newer(AT)
+        assert current.is_not_newer(AT + 1)
+    store.sent(key_of(1), new.obtained_at)
+    store.sent(key_of(7), 0.0)
