@@ -37,12 +37,6 @@ MODES = ("http", "https", "mirror", "private")
 
 _FOLDER = Path(__file__).with_name("static")
 _TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-_FOLDER = Path(__file__).with_name("static")
-_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",

@@ -1,0 +1,116 @@
+// The parts of the page below the header, one function for each, from the parts of status.json.
+
+import { count, isNumber, NONE, percent, plural, size, span, text, version, when } from "./format.js";
+import { byId, fillList, fillTable, html, setAttribute, setHidden, show, tag } from "./dom.js";
+
+/** @typedef {import("./dom.js").Part} Part */
+
+/** What should be a list, if it is one. @param {unknown} value @returns {any[]} */
+export const listOf = (value) => (Array.isArray(value) ? value.filter((item) => item && typeof item === "object") : []);
+
+/** @returns {Part} */
+const moment = (at, now) => ({ text: when(at, now), at });
+
+/** @returns {Part} */
+const quiet = (words, title = "") => ({ text: words, className: "quiet", title });
+
+/** @param {any} status */
+export function showFigures(status) {
+  const stats = status.stats ?? {};
+  const free = ["hits", "collapsed", "stale", "negative"].reduce((total, key) => total + (stats[key] ?? 0), 0);
+  show(byId("hit-ratio"), percent(status.hit_ratio));
+  show(byId("hit-ratio-note"), isNumber(status.hit_ratio)
+    ? `${count(free)} answers cost the origin nothing`
+    : "nothing has been asked yet");
+  show(byId("saved"), size(status.bytes_saved));
+  show(byId("saved-note"), `${size(stats.bytes_served)} served, ${size(stats.upstream_bytes)} fetched`);
+  show(byId("requests"), count(stats.requests));
+  show(byId("requests-note"), [
+    plural(stats.hits, "hit"), plural(stats.misses, "miss", "misses"), plural(stats.errors, "error"),
+  ].join(", "));
+  show(byId("cache"), size(stats.cache_bytes));
+  show(byId("cache-note"), plural(stats.objects, "object"));
+}
+
+/** @param {any} status @param {number} now */
+export function showDatabases(status, now) {
+  fillTable("databases", listOf(status.databases).map((database) => ({
+    key: text(database.name),
+    cells: [
+      text(database.name), databaseState(database), version(database.advertised), version(database.reached),
+      version(database.cached), moment(database.built_at, now), size(database.size),
+    ],
+  })));
+}
+
+/** @returns {Part} */
+function databaseState({ advertised, reached, cached }) {
+  const here = reached ?? cached;
+  if (!isNumber(here)) return tag("not cached", "plain", "Comes in when a machine asks for it");
+  if (!isNumber(advertised)) return tag("not announced", "plain", "The newest version is not known");
+  const behind = advertised - here;
+  return behind > 0 ? tag(`${count(behind)} behind`, "warn") : tag("up to date", "good");
+}
+
+/** @param {any} status */
+export function showTransfers(status) {
+  const items = listOf(status.transfers).map((transfer) => ({ ...transfer, key: text(transfer.name) }));
+  fillList(byId("transfers"), items, newTransfer, (line, transfer) => {
+    const [name, figures, bar] = line.firstElementChild.children;
+    const known = isNumber(transfer.size) && transfer.size > 0 && isNumber(transfer.have);
+    show(name, transfer.key);
+    show(figures, known
+      ? `${size(transfer.have)} of ${size(transfer.size)}, ${Math.floor((100 * transfer.have) / transfer.size)}%`
+      : `${size(transfer.have)} so far`);
+    setAttribute(bar, "max", known ? transfer.size : null);
+    setAttribute(bar, "value", known ? transfer.have : null);
+  });
+  setHidden(byId("transfers-empty"), items.length > 0);
+}
+
+function newTransfer() {
+  const label = html("label", {}, html("span", { class: "name" }), html("span", { class: "muted" }), html("progress"));
+  return html("li", {}, label);
+}
+
+/** @param {any} status @param {number} now */
+export function showCooldowns(status, now) {
+  fillTable("cooldowns", listOf(status.cooldowns).map((cooldown) => ({
+    key: text(cooldown.what),
+    cells: [
+      { text: text(cooldown.what === "origin" ? "anything: the origin itself" : cooldown.what) },
+      until(cooldown.until, now),
+      [tag(text(cooldown.failure, 40), "warn"), " ", { text: text(cooldown.reason), title: text(cooldown.reason, 1000) }],
+    ],
+  })));
+}
+
+/** @returns {Part[]} */
+function until(at, now) {
+  return isNumber(at) ? [moment(at, now), " ", quiet(at > now ? `in ${span(at - now)}` : "now")] : [NONE];
+}
+
+/** @param {any} status @param {number} now */
+export function showQuarantine(status, now) {
+  fillTable("quarantine", listOf(status.quarantine).map((file) => ({
+    key: `${text(file.name)} ${file.at}`,
+    cells: [
+      text(file.name), moment(file.at, now), size(file.size),
+      { text: text(file.reason), title: text(file.reason, 1000) },
+    ],
+  })));
+}
+
+/** @param {any} status @param {number} now */
+export function showFeeds(status, now) {
+  const hosts = listOf(status.feeds?.hosts);
+  setHidden(byId("feeds"), hosts.length === 0);
+  show(byId("feeds-note"), `${plural(status.feeds?.objects, "object")}, ${size(status.feeds?.bytes)}`);
+  fillTable("feed-hosts", hosts.map((host) => ({
+    key: text(host.host),
+    cells: [
+      text(host.host), count(host.requests), count(host.hits), count(host.errors),
+      isNumber(host.cooldown_until) && host.cooldown_until > now ? until(host.cooldown_until, now) : NONE,
+    ],
+  })));
+}

@@ -1,0 +1,77 @@
+"""One Chromium for the tests of a module, and a page with figures of each test's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.support.chromium import Browser, StatusServer, open_browser
+
+UNHEARD = re.compile("(status.json|client-config) - Failed to load resource")
+
+
+@dataclass(slots=True)
+class Page:
+    """The status page in a browser."""
+
+    browser: Browser
+    server: StatusServer
+
+    def show(self, status: Any, **look: Any) -> Browser:
+        """Open the page on these figures, and wait until it shows them.
+
+        Args:
+            status: see `StatusServer.status`.
+            look: see `Browser.look`.
+        """
+        self.server.status = status
+        self.browser.open(self.server.url)
+        self.browser.look(**look)
+        self.browser.until(lambda: self.browser.text("#state") not in ("", "Loading …"))
+        return self.browser
+
+    def change(self, status: Any = None, *, code: int = 200) -> None:
+        """Have the gateway answer differently from now on; the page has seen it afterwards."""
+        if status is not None:
+            self.server.status = status
+        self.server.code = code
+        self.next_answer()
+
+    def next_answer(self) -> None:
+        """Wait until the page has asked once more, and shows the answer."""
+        self.ask_now()
+        # The next question is asked when the answer to this one has been shown.
+        self.ask_now()
+
+    def ask_now(self) -> None:
+        """Have the page ask without a wait, as it does when it comes to the front."""
+        before = self.server.count("/status.json")
+
+        def asked() -> bool:
+            self.browser.run("document.dispatchEvent(new Event('visibilitychange'))")
+            return self.server.count("/status.json") > before
+
+        self.browser.until(asked)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser; each test opens its own page in it."""
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """The status page, not opened yet. In the console, nothing may come up but what the test provokes."""
+    server = StatusServer()
+    try:
+        yield Page(browser, server)
+        assert [message for message in browser.messages() if not UNHEARD.search(message)] == []
+    finally:
+        browser.driver.get("about:blank")
+        server.close()
