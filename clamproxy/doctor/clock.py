@@ -1,0 +1,26 @@
+"""The clock: certificates and version records count for as long as it says."""
+
+from __future__ import annotations
+
+from clamproxy.doctor.findings import Verdict, ok, problem, span
+
+TOLERANCE = 300.0
+"""Seconds that two clocks may differ."""
+
+_REMEDY = "set the clock of whichever of the two is wrong, and let NTP keep it (timedatectl set-ntp true)."
+
+
+def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
+    """Judge this machine's clock by another's.
+
+    Args:
+        theirs: Unix seconds.
+        ours: likewise.
+        whose: the other one.
+    """
+    difference = ours - theirs
+    if abs(difference) <= TOLERANCE:
+        return ok(f"this machine's clock agrees with that of {whose}")
+    direction = "ahead of" if difference > 0 else "behind"
+    text = f"this machine's clock is {span(abs(difference))} {direction} that of {whose}"
+    return problem(f"{text}: certificates and version records seem invalid then", _REMEDY)

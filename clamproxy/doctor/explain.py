@@ -1,0 +1,135 @@
+"""Answers and errors of the gateway, in words, with what to do about each."""
+
+from __future__ import annotations
+
+import errno
+
+from clamproxy.doctor.findings import Verdict, problem
+from clamproxy.doctor.wire import Answer, Closed, Garbage, Proxy, Silent, TunnelRefused
+
+ON_GATEWAY = "on the gateway, run `clamproxy doctor`; it tells more there."
+CHANGED_REMEDY = (
+    "look for a device between here and the gateway that changes or cuts answers, and exempt the gateway."
+)
+CONNECT_REMEDY = (
+    "see that clamproxy runs there (`clamproxy run`), on this port and not on 127.0.0.1 only, "
+    "and that no firewall is in between."
+)
+_WRONG_PLACE = "correct HTTPProxyServer and HTTPProxyPort: they must name clamproxy's host and port."
+_NETWORKS = (
+    "add this machine's network to serving.clients on the gateway; its log says why it closed, "
+    "for example that access.max_connections_per_client was reached."
+)
+_USERS = "set HTTPProxyUsername and HTTPProxyPassword; for this check, give --user NAME."
+_WRONG_USER = "correct user or password; `clamproxy hash-password NAME` makes a new line for access.users."
+
+
+def connection(error: OSError | UnicodeError) -> str:
+    """Why there is no connection."""
+    if isinstance(error, TimeoutError):
+        return "no answer; a firewall drops it, or the machine is off"
+    if isinstance(error, UnicodeError):
+        return "an impossible name"
+    if error.errno == errno.ECONNREFUSED:
+        return "refused; nothing listens on this port"
+    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return "there is no way to this network"
+    return error.strerror or str(error)
+
+
+def no_answer(error: Exception, request: str) -> Verdict:
+    """A connection that stands brings no answer."""
+    match error:
+        case Silent():
+            return problem(f"the gateway {error}: {request}", f"its origin may be slow; {ON_GATEWAY}")
+        case Closed():
+            return problem(f"the gateway {error}: {request}", _NETWORKS)
+        case Garbage():
+            return problem(f"what listens there {error}, but no HTTP proxy does that", _WRONG_PLACE)
+        case OSError():
+            return problem(f"no connection for {request}: {connection(error)}", CONNECT_REMEDY)
+    return problem(f"the gateway {error}: {request}", ON_GATEWAY)
+
+
+def tunnel(error: Exception, proxy: Proxy, target: str) -> Verdict:
+    """CONNECT did not lead to a tunnel."""
+    if not isinstance(error, TunnelRefused):
+        return no_answer(error, f"CONNECT {target}")
+    answer = error.answer
+    if answer.status == 407:
+        return _unauthorised(answer, proxy)
+    if answer.is_clamproxy:
+        return _refused(answer, target)
+    name = _name(answer)
+    if answer.status in (400, 404, 405, 501):
+        return problem(
+            f"{name} answers CONNECT with {answer.status}: a web server, not a proxy", _WRONG_PLACE
+        )
+    if answer.status == 403:
+        return problem(f"{name} forbids CONNECT {target} (403); clamproxy never does that", _WRONG_PLACE)
+    text = f"{name} answers CONNECT {target} with {answer.status}: not clamproxy, or a broken one"
+    return problem(text, _WRONG_PLACE)
+
+
+def _unauthorised(answer: Answer, proxy: Proxy) -> Verdict:
+    realm = f" ({answer['proxy-authenticate']})" if answer["proxy-authenticate"] else ""
+    if proxy.credentials is None:
+        return problem(f"the gateway wants a user and a password: 407{realm}", _USERS)
+    user = proxy.credentials.partition(":")[0]
+    return problem(f"the gateway doesn't accept user {user} with this password: 407{realm}", _WRONG_USER)
+
+
+def _refused(answer: Answer, target: str) -> Verdict:
+    reason = answer.reason or f"status {answer.status}"
+    if answer.status == 503:
+        return problem(f"the gateway refuses CONNECT {target} for now: {reason}", ON_GATEWAY)
+    host = target.partition(":")[0]
+    return problem(
+        f"the gateway refuses CONNECT {target}: {reason}",
+        f"add {host} to serving.hosts in proxy.yaml on the gateway.",
+    )
+
+
+def other_proxy(answer: Answer) -> Verdict:
+    """Something answers, but no clamproxy had a hand in it."""
+    return problem(
+        f"this is not clamproxy: no Via or Cache-Status of clamproxy in the answer ({_name(answer)}, "
+        f"status {answer.status})",
+        f"{_WRONG_PLACE[:-1]}; or there is another proxy in between.",
+    )
+
+
+def status(answer: Answer, path: str) -> Verdict:
+    """The gateway answers, but not with the file."""
+    if not answer.is_clamproxy:
+        return other_proxy(answer)
+    reason = answer.reason or "no reason given"
+    if answer.status == 503:
+        return problem(f"the gateway can't give {path}: {reason}{refusal_in_words(reason)}", ON_GATEWAY)
+    if answer.status == 404:
+        return problem(
+            f"the gateway has no {path}: {reason}", "see serving.databases on the gateway, and its log."
+        )
+    if answer.status == 502 and "loop" in reason:
+        return problem(
+            f"requests run in a circle: {reason}", "correct upstream.url and upstream.proxy there."
+        )
+    return problem(f"the gateway answers {path} with {answer.status}: {reason}", ON_GATEWAY)
+
+
+def refusal_in_words(reason: str) -> str:
+    """What the CDN means by a status, if a reason mentions one."""
+    if "status 403" in reason:
+        return (
+            " - the CDN refuses this version of freshclam as too old, or this site's address; "
+            "repeating it makes it worse"
+        )
+    if "status 429" in reason:
+        return " - the CDN was asked too often for this file from this site's address, by whomever"
+    return ""
+
+
+def _name(answer: Answer) -> str:
+    """What the other side says it is."""
+    named = [f"{name}: {answer[name]}" for name in ("via", "server", "x-squid-error") if answer[name]]
+    return "another server" + (f" ({', '.join(named)})" if named else "")

@@ -1,0 +1,300 @@
+"""The gateway's side: its configuration, its directory, and what it has met so far."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from clamproxy.access.limits import DESCRIPTORS_PER_CONNECTION, OTHER_DESCRIPTORS
+from clamproxy.authority import Authority, AuthorityError, configured_names
+from clamproxy.cache.store import Store
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import GIB, MIB
+from clamproxy.doctor.findings import (
+    Check,
+    Deadline,
+    Verdict,
+    count,
+    ok,
+    problem,
+    skipped,
+    span,
+    warning,
+)
+from clamproxy.doctor.origin import OriginSide, failure_in_words
+from clamproxy.stats import snapshot
+
+LEAST_FREE = 512 * MIB
+"""Bytes: the standard databases with their successors take about as much."""
+RENEW_CA = 30 * 86400.0
+"""Seconds before its end when an authority should be rotated."""
+
+
+class GatewaySide:
+    """The checks, and what one of them leaves for the next. Close it at the end."""
+
+    def __init__(self, config: str | None, database: str, deadline: Deadline) -> None:
+        """Prepare; nothing is looked at yet.
+
+        Args:
+            config: the configuration file that the user named, if any.
+            database: whose header and record are asked for.
+            deadline: of all checks.
+        """
+        self._config = config
+        self._settings = Settings()
+        self._store: Store | None = None
+        self._is_foreign = False
+        """Whether the cache is another user's: SQLite would leave files there that are not."""
+        self._origin = OriginSide(database, deadline)
+
+    def checks(self) -> list[Check]:
+        """In the order in which the gateway itself would meet the obstacles."""
+        configured, cached = ["configuration"], ["configuration", "cache directory"]
+        return [
+            Check("configuration", self._load, []),
+            Check("cache directory", self._look_at_directory, configured),
+            Check("disk space", self._measure_disk, configured),
+            Check("index", self._open_index, cached),
+            Check("quarantine", self._look_into_quarantine, ["index"]),
+            Check("cool-downs", self._look_at_cooldowns, ["index"]),
+            Check("file limit", self._compare_limits, configured),
+            Check("authority", self._look_at_authority, configured),
+            Check("version record", self._origin.look_up_record, configured),
+            Check("upstream proxy", self._origin.reach_proxy, configured),
+            Check("upstream", self._origin.probe, configured),
+            Check("clock", self._origin.judge_clock, configured),
+        ]
+
+    def close(self) -> None:
+        """Release what was opened."""
+        if self._store is not None:
+            self._store.close()
+
+    # The machine
+
+    def _load(self) -> Verdict:
+        try:
+            path = find_config(self._config, Path.cwd())
+            self._settings = load_settings(path, os.environ)
+        except ConfigurationError as error:
+            return problem(str(error), "correct it; proxy.yaml explains each key.")
+        self._origin.settings = self._settings
+        return ok(f"{path} is valid" if path else "there is none: everything has its default")
+
+    def _look_at_directory(self) -> Verdict:
+        directory = self._settings.cache.directory
+        try:
+            status = directory.stat()
+        except FileNotFoundError:
+            return skipped(f"{directory} isn't there yet: the first start makes it")
+        except OSError as error:
+            return problem(f"{directory}: {error.strerror or error}", "run this as the proxy's user.")
+        if not directory.is_dir():
+            return problem(f"{directory} is no directory", "move it away, or correct cache.directory.")
+        if status.st_uid != os.geteuid():
+            owner, self._is_foreign = _owner(directory), True
+            return warning(
+                f"{directory} belongs to user {owner}, so its contents are not looked at",
+                f"run this as the proxy's user, {owner}; if the proxy runs as another one, change the owner.",
+            )
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            return problem(
+                f"{directory} can't be written",
+                "mount its file system writable; under systemd, name it in ReadWritePaths=.",
+            )
+        mode = status.st_mode & 0o777
+        if mode != 0o700:
+            text = f"{directory} has mode {mode:04o}: whoever can write there chooses what scanners load"
+            return warning(text, f"chmod 700 {directory}")
+        return ok(f"{directory} is writable, and closed to others")
+
+    def _measure_disk(self) -> Verdict:
+        directory, limit = self._settings.cache.directory, self._settings.cache.size_limit
+        place = next(path for path in (directory, *directory.parents) if path.is_dir())
+        free, used = shutil.disk_usage(place).free, _bytes_below(directory)
+        text = f"{_gib(free)} are free, {_gib(used)} are in the cache, which may grow to {_gib(limit)}"
+        if free < LEAST_FREE and used + free < limit:
+            return problem(f"{text}: new releases may not fit", f"make room on the disk of {place}.")
+        if used + free < limit:
+            return warning(text, f"lower cache.size_limit, or make room on the disk of {place}.")
+        return ok(text)
+
+    def _open_index(self) -> Verdict:
+        directory = self._settings.cache.directory
+        if self._is_foreign:
+            return skipped("it is another user's")
+        try:
+            self._store = Store(directory, tidy=False)
+            figures = snapshot(self._store)
+        except (OSError, sqlite3.Error) as error:
+            return problem(
+                f"the index can't be read: {error}",
+                "stop all that use the cache, then start the proxy: it moves a damaged index aside.",
+            )
+        self._origin.store = self._store
+        databases = ", ".join(
+            f"{name} {versions['reached']}"
+            for name, versions in figures["databases"].items()
+            if versions["reached"]
+        )
+        return ok(f"{count(figures['objects'], 'object')}; {databases or 'no database yet'}")
+
+    def _look_into_quarantine(self) -> Verdict:
+        files = self._opened.quarantined()
+        if not files:
+            return ok("nothing that came was rejected")
+        newest = max(files, key=lambda path: path.suffix)  # the time of its rejection
+        reason = ""
+        with contextlib.suppress(OSError):
+            reason = newest.with_name(f"{newest.name}.reason").read_text(errors="replace").strip()
+        return warning(
+            f"{count(len(files), 'rejected file')}, the last one {newest.stem}: {reason or 'no reason'}",
+            f"see {newest.parent}: if it was an error page, something between here and the origin made it; "
+            "delete the files when done.",
+        )
+
+    def _look_at_cooldowns(self) -> Verdict:
+        now = time.time()
+        notes = {
+            what: note
+            for what, note in self._opened.notes("cooldown/").items()
+            if _is_cooldown(note) and note["until"] > now
+        }
+        if self._settings.upstream.offline or not notes:
+            return ok("the origin may be asked for everything")
+        what, longest = max(notes.items(), key=lambda item: item[1]["until"])
+        more = f" (and {len(notes) - 1} more: `clamproxy stats`)" if len(notes) > 1 else ""
+        meaning, remedy = failure_in_words(longest.get("failure"))
+        wait, reason = span(longest["until"] - now), longest.get("reason")
+        return warning(f"the origin is not asked for {wait} ({what}): {reason}{more}. {meaning}", remedy)
+
+    def _compare_limits(self) -> Verdict:
+        connections = self._settings.access.max_connections
+        wanted = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
+        pid = proxy_pid(self._settings.cache.directory)
+        whose = f"the proxy (process {pid})" if pid else "a process that is started here"
+        soft, hard = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
+        allowed = soft if pid else hard  # the proxy raises its own limit when it starts
+        if allowed == resource.RLIM_INFINITY:
+            return ok(f"{whose} may open as many files as it wants")
+        text = f"{whose} may have {allowed:,} files open"
+        if allowed < wanted:
+            return warning(
+                f"{text}; access.max_connections: {connections} may take {wanted:,}",
+                f"LimitNOFILE={wanted} in the systemd unit (ulimit -Hn {wanted} in a shell), "
+                "or a lower access.max_connections.",
+            )
+        return ok(text)
+
+    def _look_at_authority(self) -> Verdict:
+        directory = self._settings.tls.directory
+        try:
+            authority = Authority.load(directory)
+        except (OSError, AuthorityError) as error:
+            return problem(
+                f"{directory}: {error}", "run this as the proxy's user; `clamproxy ca` tells more."
+            )
+        if authority is None:
+            return skipped(
+                f"none in {directory}: https clients get mitmproxy's, which may sign for any name; "
+                "`clamproxy ca init` makes a safer one"
+            )
+        missing = authority.permitted().missing(configured_names(self._settings)[0])
+        if missing:
+            return warning(
+                f"the authority may not sign for {', '.join(missing)}, which the configuration names",
+                "`clamproxy ca rotate`, then install the new one on the machines (`clamproxy ca install`).",
+            )
+        return judge_authority(authority.bundle(), time.time())
+
+    @property
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise RuntimeError("the index is not open")
+        return self._store
+
+
+def judge_authority(bundle: bytes, now: float) -> Verdict:
+    """For how long the authority's certificates count.
+
+    Args:
+        bundle: PEM, first the one that signs; during a rotation there are two.
+        now: Unix seconds.
+    """
+    signer, *others = x509.load_pem_x509_certificates(bundle)
+    begin, end = signer.not_valid_before_utc, signer.not_valid_after_utc
+    left = end.timestamp() - now
+    if begin.timestamp() > now:
+        return problem(f"the authority is not valid before {begin:%Y-%m-%d}", "set this machine's clock.")
+    if left <= 0:
+        return problem(
+            f"the authority has expired on {end:%Y-%m-%d}",
+            "`clamproxy ca rotate`, then install the new one on the machines (`clamproxy ca install`).",
+        )
+    if left < RENEW_CA and not others:
+        return warning(
+            f"the authority expires on {end:%Y-%m-%d}, in {span(left)}",
+            "`clamproxy ca rotate`, then install the new one on the machines before that.",
+        )
+    return ok(f"the authority is valid until {end:%Y-%m-%d}")
+
+
+def proxy_pid(directory: Path, locks: Path = Path("/proc/locks")) -> int | None:
+    """The process that has a cache open, if there is one and the system tells."""
+    try:
+        status = (directory / "owners.lock").stat()
+        lines = locks.read_text().splitlines()
+    except OSError:
+        return None
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for line in lines:
+        fields = line.split()
+        if place in fields and "FLOCK" in fields:
+            pid = int(fields[fields.index(place) - 1])
+            if pid > 0 and pid != os.getpid() and _may_look_at(pid):
+                return pid
+    return None
+
+
+def _may_look_at(pid: int) -> bool:
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_cooldown(note: Any) -> bool:
+    return isinstance(note, Mapping) and isinstance(note.get("until"), int | float)
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return str(path.stat().st_uid)
+
+
+def _bytes_below(directory: Path) -> int:
+    """What the files of the cache take, as far as they can be seen."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.1f} GiB"

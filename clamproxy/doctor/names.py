@@ -1,0 +1,100 @@
+"""The version record in DNS, as freshclam and the gateway see it (protocol.md 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
+from clamproxy.config.units import Nameserver
+from clamproxy.doctor.explain import ON_GATEWAY
+from clamproxy.doctor.findings import Verdict, ok, problem, warning
+from clamproxy.origin.resolver import DnsResolver, Resolver
+from clamproxy.origin.versions import parse_primary, parse_single, record_name
+
+DOMAIN = "current.cvd.clamav.net"
+"""What freshclam asks for."""
+
+_NO_DNS = (
+    "nothing, if this machine isn't meant to resolve names outside: freshclam then asks the gateway "
+    "(start it with --no-dns to spare it the wait); else repair its DNS."
+)
+
+
+class RecordError(Exception):
+    """There is no version record, or none that counts; the text is one line."""
+
+
+def ask(resolver: Resolver, name: str) -> str:
+    """The text of a record; takes as long as the resolver allows itself.
+
+    Raises:
+        RecordError: there is none.
+    """
+
+    async def look_up() -> str:
+        try:
+            return await resolver.txt(name)
+        finally:
+            resolver.close()
+
+    try:
+        return asyncio.run(look_up())
+    except Exception as error:  # a resolver raises whatever went wrong
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecordError(reason) from error
+
+
+def version_in(text: str, database: str, now: float) -> int:
+    """The version of a database in its record.
+
+    Raises:
+        RecordError: there is none, or the record is too old.
+    """
+    try:
+        if database not in FIELDS:
+            return parse_single(text, now)
+        versions = parse_primary(text, now)
+    except ValueError as error:
+        raise RecordError(str(error)) from error
+    if database not in versions:
+        raise RecordError(f"no version of {database} in {text[:80]!r}")
+    return versions[database]
+
+
+def record_time(text: str, database: str) -> float | None:
+    """When a record was made, in Unix seconds."""
+    fields = text.split(":")
+    position = RECORD_TIME_FIELD if database in FIELDS else 1
+    field = fields[position] if len(fields) > position else ""
+    return float(field) if field.isascii() and field.isdecimal() else None
+
+
+def compare_with_gateway(database: str, served: int | None, nameservers: Sequence[Nameserver]) -> Verdict:
+    """What a freshclam in DNS mode learns, beside what the gateway serves.
+
+    Args:
+        database: its name.
+        served: its version, as the gateway's header says; None if that isn't known.
+        nameservers: who is asked; none: those of the system.
+    """
+    name = record_name(database, DOMAIN)
+    try:
+        text = ask(DnsResolver(nameservers), name)
+        version = version_in(text, database, time.time())
+    except RecordError as error:
+        return warning(f"no version record ({name}): {error}", _NO_DNS)
+    if served is None:
+        return ok(f"DNS advertises {database} {version}")
+    if version == served:
+        return ok(f"DNS advertises {database} {version}, which is what the gateway serves")
+    if version < served:
+        return warning(
+            f"DNS here advertises {database} {version}, the gateway serves {served} already",
+            "nothing, if it's over within half an hour: resolvers keep an answer for that long.",
+        )
+    text = f"DNS advertises {database} {version}, but the gateway serves {served}"
+    if version == served + 1:
+        return warning(f"{text}: a new release, perhaps", f"if that stays so for an hour, {ON_GATEWAY}")
+    return problem(f"{text}: {version - served} releases behind", ON_GATEWAY)

@@ -1,0 +1,294 @@
+"""What is beyond the gateway: DNS, the proxy on the way out, and the origin itself.
+
+The CDN blocks who asks too often. So it is asked once at most, only if the gateway itself would
+be allowed to ask now, and the request is noted in the gateway's own books.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.util import Timeout
+
+from clamproxy.announcement import FIELDS
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.dates import parse_http_date
+from clamproxy.doctor import explain
+from clamproxy.doctor.bounded import bounded
+from clamproxy.doctor.clock import TOLERANCE, compare_clocks
+from clamproxy.doctor.findings import Deadline, Verdict, count, ok, problem, skipped, span, warning
+from clamproxy.doctor.names import RecordError, ask, record_time, version_in
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.messages import Requester
+from clamproxy.objects import Kind, Latest
+from clamproxy.origin.agents import Agents
+from clamproxy.origin.budget import FIRST_PAUSE, Budget
+from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.resolver import make_resolver
+from clamproxy.origin.upstream import REDIRECTS_ONLY, make_pool, reason_of
+from clamproxy.origin.versions import record_name
+
+OLD_RECORD = 6 * 3600.0
+"""Seconds; ClamAV renews the record every half hour, and it counts for twelve."""
+
+_CONNECT_LIMIT = 4.0
+_READ_LIMIT = 5.0
+_FAILURES = {
+    Failure.FORBIDDEN: (
+        "The CDN refuses this version of freshclam as too old, or this site's address.",
+        "update the old freshclams (the CDN supports the last versions only); if new ones are refused, "
+        "wait: each further try prolongs a block.",
+    ),
+    Failure.RATE_LIMITED: (
+        "The CDN was asked too often for this file from this address.",
+        "see that no other machine of the site asks the CDN directly, then wait.",
+    ),
+    Failure.UNREACHABLE: (
+        "The origin can't be connected to.",
+        "see the finding about upstream, the firewall, and upstream.proxy.",
+    ),
+    Failure.BAD_CONTENT: (
+        "What came was no file of ClamAV's.",
+        "look for a device on the way out that replaces answers, and at cache/quarantine.",
+    ),
+    Failure.LOCAL: ("Something is wrong on this machine.", "see the gateway's log, and the disk."),
+}
+_PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries again by itself.")
+
+
+def failure_in_words(failure: Any) -> tuple[str, str]:
+    """What a cool-down means, and what to do."""
+    try:
+        return _FAILURES.get(Failure(failure), _PASSING)
+    except ValueError:
+        return _PASSING
+
+
+class OriginSide:
+    """The checks of the outside; settings and store come from the checks before."""
+
+    def __init__(self, database: str, deadline: Deadline) -> None:
+        self.settings = Settings()
+        self.store: Store | None = None
+        """The cache, if it could be opened."""
+        self._database = database
+        self._deadline = deadline
+        self._date: float | None = None
+        self._recorded: float | None = None
+        self._proxy_fails = False
+
+    # DNS
+
+    def look_up_record(self) -> Verdict:
+        """Ask DNS as the gateway does."""
+        settings, resolver = self.settings, make_resolver(self.settings)
+        if resolver is None:
+            why = "upstream.offline is set" if settings.upstream.offline else "versions.dns is false"
+            return skipped(f"the gateway asks no DNS: {why}")
+        name = record_name(self._database, settings.versions.domain)
+        try:
+            text = ask(resolver, name)
+            self._recorded = record_time(text, self._database)
+            version = version_in(text, self._database, time.time())
+        except RecordError as error:
+            return warning(
+                f"no version from {name}: {error}; the CDN is asked for the header of each CVD instead",
+                "set versions.nameservers to servers that resolve names outside, or versions.doh; "
+                "if there is no DNS to the outside, versions.dns: false spares the wait.",
+            )
+        age = time.time() - (self._recorded or 0.0)
+        if age > OLD_RECORD:
+            return warning(
+                f"the version record is {span(age)} old; after 12 h nobody believes it",
+                "see whether the clock is right, and whether the name server answers with old records.",
+            )
+        also = " and the other databases" if self._database in FIELDS else ""
+        return ok(f"DNS advertises {self._database} {version}{also}, {span(max(0.0, age))} ago")
+
+    # The way out
+
+    def reach_proxy(self) -> Verdict:
+        """Connect to `upstream.proxy`."""
+        upstream = self.settings.upstream
+        if upstream.proxy is None or upstream.offline:
+            return skipped(
+                "upstream.proxy is not set" if upstream.proxy is None else "upstream.offline is set"
+            )
+        parts = urlsplit(upstream.proxy.url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        limit = self._deadline.allow(_CONNECT_LIMIT)
+        try:
+            bounded(lambda: socket.create_connection((host, port), limit).close(), limit + 1)
+            return ok(f"{upstream.proxy.url} can be reached")
+        except (OSError, UnicodeError) as error:
+            self._proxy_fails = True
+            return problem(
+                f"upstream.proxy {upstream.proxy.url} can't be reached: {explain.connection(error)}",
+                "correct upstream.proxy, or have the proxy started.",
+            )
+
+    def probe(self) -> Verdict:
+        """Ask the origin for the first bytes of a CVD, if that is allowed."""
+        path = Latest(self._database, Kind.CVD).upstream_path
+        requester = self._requester()
+        if isinstance(requester, Verdict):
+            return requester
+        books = _Books(self.store, min(FIRST_PAUSE, self.settings.versions.refresh))
+        if (forbidden := books.forbid(path, requester)) is not None:
+            return skipped(forbidden)
+        books.budget.note(path)
+        limit = self._deadline.allow(_CONNECT_LIMIT + _READ_LIMIT)
+        try:
+            response, beginning = bounded(lambda: self._ask(path, requester), limit)
+        except (HTTPError, OSError, LocationValueError) as error:
+            return self._unreachable(error)
+        self._date = parse_http_date(response.headers.get("Date"))
+        books.count(len(beginning))
+        return self._judge(response, beginning, books, path, requester)
+
+    def _judge(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        beginning: bytes,
+        books: _Books,
+        path: str,
+        requester: Requester,
+    ) -> Verdict:
+        url, status = self.settings.upstream.url, response.status
+        if status in (403, 429):
+            failure = Failure.FORBIDDEN if status == 403 else Failure.RATE_LIMITED
+            books.cooldowns.failed(failure, path, requester.version, f"status {status}", _seconds(response))
+            text, remedy = failure_in_words(failure)
+            return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
+        if status not in (200, 206):
+            return problem(f"{url}{path} answers {status}", _remedy_of(status))
+        try:
+            header = CvdHeader.parse(beginning)
+        except InvalidObject as error:
+            return problem(f"{url}{path} is no CVD: {error}", _FAILURES[Failure.BAD_CONTENT][1])
+        return ok(f"{url} answers {requester.version}: {self._database} {header.version}")
+
+    def judge_clock(self) -> Verdict:
+        """Compare with the origin's Date, else with the time of the version record."""
+        now = time.time()
+        if self._date is not None:
+            return compare_clocks(self._date, now, "the origin")
+        if self._recorded is None:
+            return skipped("nobody told the time")
+        if self._recorded - now > TOLERANCE:
+            return compare_clocks(self._recorded, now, "the version record")
+        return ok("this machine's clock is not behind the version record")
+
+    def _requester(self) -> Requester | Verdict:
+        """In whose name the gateway itself would ask; a verdict if it wouldn't ask at all."""
+        upstream = self.settings.upstream
+        if upstream.offline:
+            return skipped("upstream.offline is set")
+        if self._proxy_fails:
+            return skipped("not looked at because of: upstream proxy")
+        if self.store is None and self.settings.cache.directory.exists():
+            return skipped("without the index it isn't known whether the origin may be asked now")
+        agents = Agents(upstream.user_agent, lambda *_: None)
+        agents.restore(self.store.notes("agent/") if self.store is not None else {})
+        requester = agents.requester()
+        if requester is None:
+            return skipped(
+                "no supported freshclam has come by yet, in whose name the CDN could be asked, "
+                "and upstream.user_agent is not set"
+            )
+        return requester
+
+    def _ask(self, path: str, requester: Requester) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """The answer, and the beginning of its body."""
+        upstream = self.settings.upstream
+        timeout = Timeout(
+            connect=min(upstream.connect_timeout, self._deadline.allow(_CONNECT_LIMIT)),
+            read=min(upstream.read_timeout, self._deadline.allow(_READ_LIMIT)),
+        )
+        headers = {
+            "User-Agent": requester.user_agent or "",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Range": f"bytes=0-{HEADER_SIZE - 1}",
+            "Via": "1.1 clamproxy-doctor",
+        }
+        how: dict[str, Any] = {"preload_content": False, "decode_content": False, "retries": REDIRECTS_ONLY}
+        pool = make_pool(upstream.proxy, upstream.ca_bundle, timeout)
+        try:
+            with pool.request("GET", upstream.url + path, headers=headers, **how) as response:
+                return response, response.read(HEADER_SIZE, decode_content=False)
+        finally:
+            pool.clear()
+
+    def _unreachable(self, error: Exception) -> Verdict:
+        url, shown = self.settings.upstream.url, reason_of(error)
+        if "CERTIFICATE_VERIFY_FAILED" in shown:
+            return problem(
+                f"the certificate of {url} is not trusted: {shown}",
+                "if a proxy on the way intercepts TLS, put its authority into upstream.ca_bundle.",
+            )
+        if "407" in shown:
+            return problem(
+                f"upstream.proxy wants a user and a password: {shown}",
+                "upstream.proxy: http://user:password@host:port, percent-encoded.",
+            )
+        return problem(
+            f"{url} can't be reached: {shown}",
+            "see this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
+        )
+
+
+class _Books:
+    """What the gateway keeps of its requests to the origin."""
+
+    def __init__(self, store: Store | None, first_pause: float) -> None:
+        self._store = store
+        self.cooldowns = Cooldowns(self._saver("cooldown/"))
+        self.budget = Budget(self._saver("budget/"), first_pause=first_pause)
+        if store is not None:
+            self.cooldowns.restore(store.notes("cooldown/"))
+            self.budget.restore(store.notes("budget/"))
+
+    def forbid(self, path: str, requester: Requester) -> str | None:
+        """Why the origin must not be asked now; None if it may be."""
+        cooldown = self.cooldowns.check(path, requester.version)
+        if cooldown is not None:
+            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(cooldown.until))
+            return f"cool-down until {until}: {cooldown.reason}{explain.refusal_in_words(cooldown.reason)}"
+        if not self.budget.allows(path):
+            times = count(self.budget.used(path), "time")
+            return f"{path} was asked for {times} within the hour, which the CDN limits: too soon for another"
+        return None
+
+    def count(self, length: int) -> None:
+        """A request was made, and brought so many bytes."""
+        if self._store is not None:
+            self._store.add_to_counters({"upstream_requests": 1, "upstream_bytes": length})
+
+    def _saver(self, prefix: str) -> Callable[[str, Any], None]:
+        def save(key: str, value: Any) -> None:
+            if self._store is not None:
+                self._store.set_note(prefix + key, value)
+
+        return save
+
+
+def _seconds(response: urllib3.BaseHTTPResponse) -> float | None:
+    field = response.headers.get("Retry-After", "")
+    return float(field) if field.isascii() and field.isdecimal() else None
+
+
+def _remedy_of(status: int) -> str:
+    if status == 404:
+        return "correct upstream.url: ClamAV's files must be right below it."
+    if status >= 500:
+        return "that is the origin's trouble, or a proxy's on the way; the gateway tries again by itself."
+    return "correct upstream.url and upstream.proxy."

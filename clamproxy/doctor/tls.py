@@ -1,0 +1,190 @@
+"""TLS with the gateway's certificate: who trusts it, and why not."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from clamproxy.doctor import explain
+from clamproxy.doctor.clock import TOLERANCE
+from clamproxy.doctor.findings import Verdict, ok, problem, span
+from clamproxy.doctor.wire import NoTls, Proxy, TunnelRefused, WireError, connected, get, open_tunnel, wrap
+from clamproxy.formats.header import HEADER_SIZE
+
+SYSTEM_BUNDLES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Alpine, Arch
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # RHEL, Fedora
+    Path("/etc/ssl/ca-bundle.pem"),  # SUSE
+    Path("/etc/ssl/cert.pem"),  # BSD
+)
+"""Where libcurl was built to look, whatever SSL_CERT_FILE says (protocol.md 7)."""
+
+_EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED = 10, 9, 62, 47
+"""Of X509_verify_cert(3)."""
+_SECOND_LOOK = 3.0
+"""Seconds in which the certificate is fetched that was not trusted."""
+_INSTALL = "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here."
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The certificates that freshclam would trust."""
+
+    bundle: Path | None
+    """None: whatever OpenSSL takes by default."""
+    origin: str
+    """Why that file."""
+
+    def context(self) -> ssl.SSLContext:
+        """As freshclam's.
+
+        Raises:
+            OSError: the file can't be read, or holds no certificate.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.bundle is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(cafile=self.bundle)
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def __str__(self) -> str:
+        return f"{self.bundle or 'the default certificates of OpenSSL'} ({self.origin})"
+
+
+def trust_of(ca: Path | None, environ: Mapping[str, str] = os.environ) -> Trust:
+    """What freshclam would trust here: libcurl's rules.
+
+    Args:
+        ca: the file that the user gave, if any.
+        environ: the environment.
+    """
+    if ca is not None:
+        return Trust(ca, "--ca")
+    if named := environ.get("CURL_CA_BUNDLE"):
+        return Trust(Path(named), "CURL_CA_BUNDLE")
+    system = next((path for path in SYSTEM_BUNDLES if path.is_file()), None)
+    return Trust(system, "the system's bundle")
+
+
+def judge_tls(
+    trust: Trust,
+    proxy: Proxy,
+    address: tuple[str, int],
+    host: str,
+    path: str,
+    seconds: float,
+    date: float | None,
+) -> Verdict:
+    """Do what a client with https does.
+
+    Args:
+        trust: what it trusts.
+        proxy: the gateway.
+        address: where it is.
+        host: of the CDN.
+        path: of a CVD, of which the header is asked for.
+        seconds: for all of it.
+        date: the gateway's time, in Unix seconds, if it is known.
+    """
+    try:
+        context = trust.context()
+    except OSError as error:
+        text = f"the certificates in {trust} can't be used: {error.strerror or error}"
+        return problem(text, "name a file that user clamav can read, with certificates in PEM form.")
+    target = f"{host}:443"
+    try:
+        with connected(address, seconds) as stream:
+            open_tunnel(stream, proxy, target)
+            with wrap(stream, context, host) as secured:
+                answer = get(
+                    secured, host, path, proxy.user_agent, span=f"0-{HEADER_SIZE - 1}", largest=HEADER_SIZE
+                )
+    except ssl.SSLCertVerificationError as error:
+        certificate = _presented(proxy, address, host, min(seconds, _SECOND_LOOK))
+        return _distrusted(error, trust, certificate, date)
+    except NoTls as error:
+        return problem(f"the gateway {error}", explain.ON_GATEWAY)
+    except TunnelRefused as error:
+        return explain.tunnel(error, proxy, target)
+    except (OSError, WireError) as error:
+        return explain.no_answer(error, f"https through CONNECT {target}")
+    if answer.status not in (200, 206):
+        return explain.status(answer, path)
+    return ok(f"https works with {trust}")
+
+
+def _distrusted(
+    error: ssl.SSLCertVerificationError,
+    trust: Trust,
+    certificate: x509.Certificate | None,
+    date: float | None,
+) -> Verdict:
+    issuer = f" of {_issuer(certificate)!r}" if certificate else ""
+    if error.verify_code in (_EXPIRED, _NOT_YET):
+        return _outside_its_time(error.verify_code, certificate, date)
+    if error.verify_code == _WRONG_NAME:
+        return problem(
+            f"the certificate{issuer} is for another name: {error.verify_message}", explain.ON_GATEWAY
+        )
+    if error.verify_code == _NOT_PERMITTED:
+        return problem(
+            f"the gateway's authority may not sign for this name: {error.verify_message}",
+            "add the name to serving.hosts or tls.names on the gateway, then `clamproxy ca rotate` there.",
+        )
+    text = (
+        f"the certificate authority{issuer} is not trusted, says {error.verify_message!r}; looked in {trust}"
+    )
+    return problem(text, _INSTALL)
+
+
+def _outside_its_time(code: int, certificate: x509.Certificate | None, date: float | None) -> Verdict:
+    now = time.time()
+    if date is not None and abs(now - date) > TOLERANCE:
+        return problem(
+            f"this machine's clock is wrong: it is {span(abs(now - date))} off the gateway's, "
+            "and so the certificate seems " + ("expired" if code == _EXPIRED else "not valid yet"),
+            "set the clock, and let NTP keep it (timedatectl set-ntp true).",
+        )
+    if code == _NOT_YET:
+        return problem(
+            "the gateway's certificate is not valid yet: the gateway's clock was ahead when it was made",
+            "correct the clock of the gateway, then make the authority anew (`clamproxy ca rotate` there).",
+        )
+    moment = datetime.fromtimestamp(now, UTC)
+    if certificate is not None and certificate.not_valid_after_utc < moment:
+        what = f"the gateway's certificate has expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+        return problem(what, "restart clamproxy on the gateway: it makes a new one.")
+    return problem(
+        "the certificate authority of the gateway has expired",
+        f"`clamproxy ca rotate` on the gateway, then here: {_INSTALL}",
+    )
+
+
+def _presented(proxy: Proxy, address: tuple[str, int], host: str, seconds: float) -> x509.Certificate | None:
+    """The certificate that the gateway shows; it is only looked at."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with connected(address, seconds) as stream:
+            open_tunnel(stream, proxy, f"{host}:443")
+            with wrap(stream, context, host) as secured:
+                der = secured.getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(der) if der else None
+    except (OSError, WireError, TunnelRefused, ValueError):
+        return None
+
+
+def _issuer(certificate: x509.Certificate) -> str:
+    names = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else certificate.issuer.rfc4514_string()

@@ -1,0 +1,216 @@
+"""Requests as freshclam makes them, each on a connection of its own, in bounded time.
+
+Not by an HTTP library: what the peer gets is what freshclam sends (protocol.md 1.1 and 1.4), and
+what went wrong must be known exactly.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+PIECE = 64 * 1024
+
+
+class WireError(Exception):
+    """There is no answer; the text says what happened, in a form that follows "the gateway"."""
+
+
+class Closed(WireError):
+    """The peer ended the connection."""
+
+
+class Silent(WireError):
+    """The peer didn't answer, or not to the end, in time."""
+
+
+class Garbage(WireError):
+    """What came is no HTTP."""
+
+
+class NoTls(WireError):
+    """TLS didn't come about, for another reason than a certificate's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the peer."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case; several fields of a name are joined."""
+    body: bytes
+    complete: bool = True
+    """Whether the body came to its end, and wasn't too long to be read."""
+
+    def __getitem__(self, name: str) -> str:
+        """A field's value, "" if there is none."""
+        return self.headers.get(name, "")
+
+    @property
+    def reason(self) -> str:
+        """The words in a gateway's plain answer, without its name."""
+        text = self.body[:1000].decode("utf-8", "replace").strip()
+        is_plain = self["content-type"].partition(";")[0] in ("", "text/plain")
+        return text.removeprefix("clamproxy: ") if is_plain else ""
+
+    @property
+    def is_clamproxy(self) -> bool:
+        """Whether a clamproxy made or passed on this answer."""
+        return "clamproxy" in f"{self['via']} {self['cache-status']}" or self.body.startswith(b"clamproxy: ")
+
+
+class TunnelRefused(Exception):
+    """CONNECT was answered with another status than 200."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"CONNECT was answered with {answer.status}")
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The gateway as an HTTP proxy."""
+
+    host: str
+    port: int
+    user_agent: str
+    credentials: str | None = field(default=None, repr=False)
+    """``user:password``."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@contextmanager
+def connected(address: tuple[str, int], seconds: float) -> Iterator[socket.socket]:
+    """A connection that is cut after so many seconds, however busy it is.
+
+    Raises:
+        OSError: it can't be made.
+        Silent: it was cut.
+    """
+    cut = threading.Event()
+    with socket.create_connection(address, timeout=seconds) as stream, stream.dup() as handle:
+
+        def end() -> None:
+            cut.set()
+            with suppress(OSError):  # it has ended already
+                handle.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield stream
+        except (TimeoutError, WireError, OSError) as error:
+            if cut.is_set() or isinstance(error, TimeoutError):
+                raise Silent(f"doesn't answer within {seconds:.0f} s") from error
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def open_tunnel(stream: socket.socket, proxy: Proxy, target: str) -> None:
+    """Send CONNECT, and read its answer.
+
+    Raises:
+        WireError: there is no answer.
+        TunnelRefused: its status isn't 200.
+    """
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if proxy.credentials is not None:
+        token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
+        lines.append(f"Proxy-Authorization: Basic {token}")
+    lines += [f"User-Agent: {proxy.user_agent}", "Proxy-Connection: Keep-Alive"]
+    answer = converse(stream, lines, method="CONNECT", largest=PIECE)
+    if answer.status != 200:
+        raise TunnelRefused(answer)
+
+
+def wrap(stream: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """Begin TLS.
+
+    Raises:
+        ssl.SSLCertVerificationError: the certificate isn't trusted.
+        NoTls: anything else went wrong.
+    """
+    try:
+        return context.wrap_socket(stream, server_hostname=host)
+    except ssl.SSLCertVerificationError:
+        raise
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise NoTls(f"doesn't do TLS: {error.strerror or error}") from error
+
+
+def get(
+    stream: socket.socket, host: str, path: str, user_agent: str, *, span: str | None = None, largest: int
+) -> Answer:
+    """Ask for a file in a tunnel, with freshclam's header fields.
+
+    Args:
+        stream: the tunnel, with or without TLS.
+        host: of the URL.
+        path: of the URL.
+        user_agent: freshclam's.
+        span: the range of bytes, ``0-511``.
+        largest: bytes of the body that are read.
+
+    Raises:
+        WireError: there is no answer.
+    """
+    fields = [f"Host: {host}", *([f"Range: bytes={span}"] if span else [])]
+    fields += [f"User-Agent: {user_agent}", "Accept: */*", "Connection: close"]
+    return converse(stream, [f"GET {path} HTTP/1.1", *fields], method="GET", largest=largest)
+
+
+def converse(stream: socket.socket, lines: list[str], *, method: str, largest: int) -> Answer:
+    """Send a request, and read the answer to it.
+
+    Raises:
+        WireError: there is none.
+    """
+    try:
+        stream.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace"))
+        # Closing it leaves the socket open.
+        with http.client.HTTPResponse(stream, method=method) as response:
+            response.begin()
+            # The 200 of CONNECT has no end: the tunnel follows.
+            is_tunnel = method == "CONNECT" and response.status == 200
+            return _answer(response, 0 if is_tunnel else largest)
+    except TimeoutError:
+        raise
+    except http.client.RemoteDisconnected as error:
+        raise Closed("closes the connection without an answer") from error
+    except http.client.HTTPException as error:
+        raise Garbage("answers with something that isn't HTTP") from error
+    except OSError as error:
+        raise Closed(f"closes the connection without an answer ({error.strerror or error})") from error
+
+
+def _answer(response: http.client.HTTPResponse, largest: int) -> Answer:
+    headers: dict[str, str] = {}
+    for name, value in response.getheaders():
+        name = name.lower()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    body, complete = bytearray(), False
+    announced = response.length
+    try:
+        while len(body) < largest:
+            piece = response.read1(min(PIECE, largest - len(body)))
+            if not piece:
+                break
+            body += piece
+        complete = len(body) == announced if announced is not None else len(body) < largest
+    except http.client.IncompleteRead:
+        pass
+    return Answer(response.status, headers, bytes(body), complete)

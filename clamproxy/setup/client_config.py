@@ -1,0 +1,145 @@
+"""The lines that a machine has in its freshclam.conf to use this gateway."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from enum import StrEnum
+from urllib.parse import quote
+
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import parse_host_name
+
+CDN = "database.clamav.net"
+DEFAULT_PORT = 8080
+"""What `clamproxy run` listens on."""
+USER, PASSWORD = "USERNAME", "PASSWORD"
+"""Placeholders: the configuration has the hashes of passwords only."""
+
+_SOMEWHERE = ("192.0.2.1", "2001:db8::1")
+"""Addresses for documentation: nothing is sent to them."""
+
+
+class Mode(StrEnum):
+    """The ways in which a machine gets to the gateway."""
+
+    HTTP = "http"
+    """As a proxy, with plain HTTP inside: nothing has to be trusted."""
+    HTTPS = "https"
+    """As a proxy that intercepts TLS."""
+    MIRROR = "mirror"
+    """As the mirror, without a proxy."""
+    PRIVATE = "private"
+    """The same, but without DNS and with whole files only."""
+
+
+_TITLES = {
+    Mode.HTTP: "clamproxy, as a proxy for http.",
+    Mode.HTTPS: "clamproxy, as a proxy for https.",
+    Mode.MIRROR: "clamproxy, as a mirror.",
+    Mode.PRIVATE: "clamproxy, as a private mirror: no DNS, no patches, whole files only.",
+}
+_INSTEAD = "In place of all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
+_TRUST = (
+    "This machine has to trust the gateway's certificate authority: `clamproxy ca install`, on the",
+    "gateway, tells where it goes. freshclam looks at CURL_CA_BUNDLE and at the system's bundle.",
+)
+_USERS = (
+    f"{PASSWORD} is the user's own. With it here, only the owner may read this file (chmod 600):",
+    "freshclam insists on that.",
+)
+_USERS_IN_URL = (
+    f"This way has no setting for a user, so it is in the URL; {PASSWORD} is the user's own, percent-",
+    "encoded. Close this file to others (chmod 600). freshclam's log shows the URL as it is.",
+)
+
+
+def client_config(settings: Settings, mode: Mode, gateway: str, port: int) -> str:
+    """The lines for one way to the gateway, with short comments.
+
+    Args:
+        settings: of the gateway.
+        mode: the way.
+        gateway: a host name or an IP address by which machines reach the gateway.
+        port: of the proxy.
+
+    Returns:
+        Whole lines of ASCII, which can be appended to a freshclam.conf.
+
+    Raises:
+        ValueError: the name or the port can't be one; the text says what was expected.
+    """
+    host = _shown_host(gateway)
+    if not 1 <= port <= 65535:
+        raise ValueError("a port from 1 to 65535")
+    comments, lines = [_TITLES[mode], _INSTEAD], []
+    if mode in (Mode.HTTP, Mode.HTTPS):
+        lines += [f"HTTPProxyServer {host}", f"HTTPProxyPort {port}"]
+        user = _user(settings)
+        lines += [f"HTTPProxyUsername {user}", f"HTTPProxyPassword {PASSWORD}"] if user else []
+        lines.append(f"DatabaseMirror {mode}://{_cdn(settings)}")
+        comments += _TRUST if mode is Mode.HTTPS else ()
+        comments += _USERS if user else ()
+    else:
+        key = "DatabaseMirror" if mode is Mode.MIRROR else "PrivateMirror"
+        user = _user(settings)
+        credentials = f"{quote(user, safe='')}:{PASSWORD}@" if user else ""
+        lines.append(f"{key} http://{credentials}{host}:{port}")
+        comments += _USERS_IN_URL if user else ()
+    return "".join(f"{line}\n" for line in [*(f"# {comment}" for comment in comments), *lines])
+
+
+def own_name() -> str | None:
+    """The name or address by which other machines probably reach this one; None if it has none.
+
+    Blocks for as long as the system's resolver does.
+    """
+    name = socket.getfqdn()
+    return name if _is_public(name) else _own_address()
+
+
+def _user(settings: Settings) -> str | None:
+    """The user, if there is one, or what stands for one of several."""
+    users = [line.partition(":")[0] for line in settings.access.users]
+    if not users:
+        return None
+    return users[0] if len(users) == 1 else USER
+
+
+def _cdn(settings: Settings) -> str:
+    """A name that the gateway answers to as the CDN."""
+    if settings.serving.is_clamav_host(CDN):
+        return CDN
+    return next((host for host in settings.serving.hosts if "*" not in host), CDN)
+
+
+def _shown_host(gateway: str) -> str:
+    """The name as it stands in URLs, which nothing but a name gets through: it may come from a request."""
+    if "%" in gateway:  # a zone, which means something on this machine only
+        raise ValueError("a host name or an IP address")
+    with suppress(ValueError):
+        return f"[{ipaddress.IPv6Address(gateway.removeprefix('[').removesuffix(']'))}]"
+    return parse_host_name(gateway)
+
+
+def _is_public(name: str) -> bool:
+    """Whether a name leads to an address that isn't only this machine's own view of itself."""
+    try:
+        parse_host_name(name)
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return False
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    return bool(addresses) and not any(address.is_loopback for address in addresses)
+
+
+def _own_address() -> str | None:
+    """The address that packets to the outside leave from."""
+    for family, somewhere in zip((socket.AF_INET, socket.AF_INET6), _SOMEWHERE, strict=True):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((somewhere, 9))  # of a datagram socket: nothing is sent
+            address = str(probe.getsockname()[0])
+            if not ipaddress.ip_address(address).is_loopback:
+                return address
+    return None

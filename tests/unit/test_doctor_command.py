@@ -1,0 +1,258 @@
+"""`clamproxy doctor`: which gateway, what is printed, and the exit code; and freshclam.conf."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from clamproxy.cli import doctor as module
+from clamproxy.doctor import client
+from clamproxy.doctor.findings import (
+    Check,
+    Deadline,
+    Finding,
+    Status,
+    Verdict,
+    examine,
+    exit_code,
+    one_line,
+    span,
+)
+from clamproxy.doctor.freshclam_conf import FreshclamConf, find_conf, parse_conf
+from tests.support.forge import forge_keys
+from tests.unit.doctor_rig import HEADER, FakeGateway, answer, from_clamproxy, gateways, header
+
+OK, WARNING, PROBLEM, SKIPPED = Status
+
+type Make = Callable[..., FakeGateway]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    with gateways() as make:
+        yield make
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a gateway, a freshclam.conf and name servers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", str(tmp_path / "cache"))
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setattr(module, "CLAMAV_KEYS", forge_keys().trusted)
+    monkeypatch.setattr(module, "find_conf", lambda: None)
+    monkeypatch.setattr(client, "compare_with_gateway", lambda *_: Verdict(OK, "agrees"))
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner(env=environment).invoke(module.doctor, arguments)
+
+
+def on(gateway: FakeGateway, *arguments: str, **environment: str) -> Result:
+    return invoke("--gateway", f"127.0.0.1:{gateway.port}", *arguments, **environment)
+
+
+def test_lines_for_people(make: Make) -> None:
+    gateway = make()
+    result = on(gateway)
+    assert (result.exit_code, result.stderr) == (0, "")
+    title, *lines = result.stdout.splitlines()
+    assert title == f"As a client of 127.0.0.1:{gateway.port}"
+    assert lines[0] == "  ok      name            127.0.0.1 is an address"
+    assert all(re.match(r"  (ok|skipped) +[a-z]+ +\S", line) for line in lines)
+
+
+def test_a_problem_has_a_remedy_below_it(make: Make) -> None:
+    result = on(make(answer(407)))
+    assert result.exit_code == 2
+    lines = result.stdout.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith("  problem "))
+    assert lines[at + 1].strip().startswith("Do: set HTTPProxyUsername")
+
+
+def test_a_warning(make: Make) -> None:
+    result = on(make(files={HEADER: from_clamproxy(206, header(age=9 * 86400))}))
+    assert result.exit_code == 1
+    assert "  warning header " in result.stdout
+
+
+def test_markup_of_others_is_text(make: Make) -> None:
+    raw = from_clamproxy(503, b"clamproxy: [bold]x[/nothing]\n")
+    assert "[bold]x[/nothing]" in on(make(files={HEADER: raw})).stdout
+
+
+@pytest.mark.parametrize(("connect", "code", "status"), [(None, 0, "ok"), (answer(407), 2, "problem")])
+def test_json(make: Make, connect: bytes | None, code: int, status: str) -> None:
+    gateway = make(connect) if connect else make()
+    result = on(gateway, "--json")
+    values: dict[str, Any] = json.loads(result.stdout)
+    assert (result.exit_code, values["status"]) == (code, status)
+    assert values["gateway"] == f"127.0.0.1:{gateway.port}"
+    assert {tuple(row) for row in values["findings"]} == {("side", "status", "subject", "text", "remedy")}
+    assert values["findings"][0]["side"] == "client"
+
+
+def test_user_and_password(make: Make) -> None:
+    gateway = make()
+    on(gateway, "--user", "alice", CLAMPROXY_PASSWORD="s3cret")
+    assert "Proxy-Authorization: Basic YWxpY2U6czNjcmV0" in gateway.seen[0]
+
+
+def test_the_password_is_asked_for(make: Make) -> None:
+    gateway = make()
+    arguments = ["--gateway", f"127.0.0.1:{gateway.port}", "--user", "alice"]
+    result = CliRunner().invoke(module.doctor, arguments, input="s3cret\n")
+    assert "YWxpY2U6czNjcmV0" in gateway.seen[0]
+    assert "s3cret" not in result.output
+    assert "Password" in result.stderr
+    assert "Password" not in result.stdout
+
+
+def test_of_freshclam_conf(make: Make, tmp_path: Path) -> None:
+    gateway = make()
+    lines = f"HTTPProxyServer 127.0.0.1\nHTTPProxyPort {gateway.port}\nDatabaseMirror https://x\n"
+    (tmp_path / "own.conf").write_text(lines)
+    result = invoke("--freshclam-conf", "own.conf")
+    assert f"As a client of 127.0.0.1:{gateway.port}" in result.stdout
+    assert "  problem https " in result.stdout, "https is tried, as freshclam uses it"
+
+
+def test_no_gateway_is_known() -> None:
+    result = invoke()
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "--gateway" in result.stderr
+
+
+def test_on_the_gateway(tmp_path: Path) -> None:
+    """A configuration is a sign of one: it is looked at, and its own port is tried."""
+    (tmp_path / "proxy.yaml").write_text("upstream: {offline: true}\n")
+    result = invoke()
+    assert result.stdout.startswith("On this gateway\n")
+    assert "As a client of 127.0.0.1:8080\n" in result.stdout
+    assert "On this gateway" not in invoke("--no-local", "--gateway", "127.0.0.1:1").stdout
+
+
+def test_a_wrong_configuration_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "proxy.yaml").write_text("chache: {}\n")
+    result = invoke("--gateway", "127.0.0.1:1")
+    assert result.exit_code == 2
+    assert "  problem configuration   " in result.stdout
+
+
+def test_no_configuration_but_wanted() -> None:
+    assert (
+        "everything has its default"
+        in invoke("--local", "--gateway", "127.0.0.1:1", CLAMPROXY_UPSTREAM__OFFLINE="true").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--gateway", "a b"],
+        ["--gateway", "http://gw:8080"],
+        ["--gateway", "gw:0"],
+        ["--gateway", "gw:99999"],
+        ["--gateway", "user@gw"],
+        ["--gateway", "gw", "--database", "Daily!"],
+        ["--gateway", "gw", "--nameserver", "ns.example.net"],
+    ],
+)
+def test_wrong_arguments(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "gateway"),
+    [
+        ("gw", ("gw", 8080)),
+        ("gw:3128", ("gw", 3128)),
+        ("[2001:db8::1]", ("2001:db8::1", 8080)),
+        ("[2001:db8::1]:3128", ("2001:db8::1", 3128)),
+    ],
+)
+def test_ways_to_name_a_gateway(given: str, gateway: tuple[str, int]) -> None:
+    assert module._parsed_gateway(None, None, given) == gateway  # type: ignore[arg-type]
+
+
+def test_user_agent() -> None:
+    assert re.fullmatch(r"ClamAV/\d+\.\d+\.\d+ \(OS: \w+, ARCH: \w+, CPU: \w+\)", module.user_agent())
+
+
+class TestFindings:
+    def checks(self, *verdicts: tuple[str, Status, list[str]]) -> list[Check]:
+        return [
+            Check(subject, partial(Verdict, status, "text"), needs) for subject, status, needs in verdicts
+        ]
+
+    def test_the_first_cause_is_named(self) -> None:
+        checks = self.checks(("a", PROBLEM, []), ("b", OK, ["a"]), ("c", OK, ["b"]), ("d", OK, []))
+        found = list(examine(checks, Deadline(9)))
+        assert [finding.status for finding in found] == [PROBLEM, SKIPPED, SKIPPED, OK]
+        assert found[2].text == "not looked at because of: a"
+
+    def test_a_warning_stops_nobody(self) -> None:
+        checks = self.checks(("a", WARNING, []), ("b", OK, ["a"]))
+        assert [finding.status for finding in examine(checks, Deadline(9))] == [WARNING, OK]
+
+    def test_no_time_is_left(self) -> None:
+        times = iter([0.0, 1.0, 100.0])
+        checks = self.checks(("a", OK, []), ("b", OK, []))
+        found = list(examine(checks, Deadline(27, lambda: next(times))))
+        assert [finding.text for finding in found] == ["text", "the time is over"]
+
+    @pytest.mark.parametrize(
+        ("statuses", "code"),
+        [([], 0), ([OK, SKIPPED], 0), ([OK, WARNING], 1), ([PROBLEM, WARNING], 2)],
+    )
+    def test_exit_codes(self, statuses: list[Status], code: int) -> None:
+        assert exit_code(Finding(status, "a", "b") for status in statuses) == code
+
+    def test_spans_and_lines(self) -> None:
+        assert [span(value) for value in (5, 300, 9000, 400_000)] == ["5 s", "5 min", "2 h", "5 days"]
+        assert one_line("a\r\n\x1b[1mb") == "a   [1mb"
+
+
+class TestFreshclamConf:
+    @pytest.mark.parametrize(
+        ("lines", "conf"),
+        [
+            ("", FreshclamConf()),
+            ("# HTTPProxyServer gw\nDatabaseMirror https://database.clamav.net", FreshclamConf()),
+            ("HTTPProxyServer gw\nDatabaseMirror http://x", FreshclamConf("gw", 8080)),
+            ("HTTPProxyServer http://gw\nHTTPProxyPort 3128", FreshclamConf("gw", 3128)),
+            ("HTTPProxyServer   [2001:db8::1]", FreshclamConf("2001:db8::1", 8080)),
+            ("HTTPProxyServer a\nHTTPProxyServer b", FreshclamConf("b", 8080)),
+            ("HTTPProxyServer gw\nHTTPProxyPort x", FreshclamConf("gw", 8080)),
+            (
+                'HTTPProxyServer gw\nHTTPProxyUsername u\nHTTPProxyPassword "p w"',
+                FreshclamConf("gw", 8080, "u:p w"),
+            ),
+            ("HTTPProxyServer gw\nHTTPProxyUsername u", FreshclamConf("gw", 8080)),
+            (
+                "HTTPProxyServer gw\nDatabaseMirror db.local.clamav.net",
+                FreshclamConf("gw", 8080, None, uses_https=True),
+            ),
+            ("DatabaseMirror http://gw:8080", FreshclamConf("gw", 8080)),
+            ("PrivateMirror gw:8080\nDatabaseMirror database.clamav.net", FreshclamConf("gw", 8080)),
+            ("PrivateMirror http://u:p%40w@gw:8080", FreshclamConf("gw", 8080, "u:p@w")),
+            ("DatabaseMirror http://[::1", FreshclamConf()),
+        ],
+    )
+    def test_lines(self, lines: str, conf: FreshclamConf) -> None:
+        assert parse_conf(lines) == conf
+
+    def test_places(self, tmp_path: Path) -> None:
+        places = [tmp_path / "a", tmp_path / "b"]
+        assert find_conf(places) is None
+        places[1].write_text("")
+        assert find_conf(places) == places[1]
