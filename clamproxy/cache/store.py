@@ -184,12 +184,12 @@ class Store:
 
     def databases(self) -> set[str]:
         """The databases of which there is anything. Takes milliseconds."""
-        return {object_id.database for object_id in self._object_ids()}
+        return {object_id.database for object_id in self.object_ids()}
 
     def sizes(self) -> dict[ObjectId, int]:
         """Every object and its size in bytes. Takes milliseconds for a thousand objects."""
         sizes: dict[ObjectId, int] = {}
-        for object_id in self._object_ids():
+        for object_id in self.object_ids():
             published = self.open(object_id)
             if published is not None:
                 with published:
@@ -223,7 +223,7 @@ class Store:
     def _point_at_newest(self, database: str) -> None:
         """Find the newest CVD anew, as the one that was is gone."""
         versions = [
-            one.version for one in self._object_ids() if one.database == database and one.kind is Kind.CVD
+            one.version for one in self.object_ids() if one.database == database and one.kind is Kind.CVD
         ]
         key = _NEWEST_PREFIX + database
         if versions:
@@ -231,7 +231,8 @@ class Store:
         else:
             self._index.delete(key, retry=True)
 
-    def _object_ids(self) -> Iterator[ObjectId]:
+    def object_ids(self) -> Iterator[ObjectId]:
+        """What the index has, whether its file can be read or not."""
         for key in self._index:
             if key.startswith(_OBJECT_PREFIX):
                 try:
@@ -242,7 +243,7 @@ class Store:
     def _repair(self) -> None:
         """After a crash or a lost file: forget what can't be read, point at what is there."""
         sizes = self.sizes()
-        for object_id in list(self._object_ids()):
+        for object_id in list(self.object_ids()):
             if object_id not in sizes:
                 self.drop(object_id)
         newest: dict[str, int] = {}

@@ -5,7 +5,22 @@ from __future__ import annotations
 import click
 
 from clamproxy import __version__
-from clamproxy.cli import bundles, mirror, run, stats
+from clamproxy.cli import (
+    bundles,
+    ca,
+    client_config,
+    config,
+    doctor,
+    fleet,
+    hash_password,
+    ls,
+    mirror,
+    prefetch,
+    purge,
+    run,
+    stats,
+    verify,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,5 +29,21 @@ def main() -> None:
     """A caching forward HTTP proxy for ClamAV signature databases."""
 
 
-for _command in (run.run, stats.stats, mirror.mirror, bundles.export, bundles.import_):
+for _command in (
+    run.run,
+    stats.stats,
+    ls.ls,
+    verify.verify,
+    purge.purge,
+    prefetch.prefetch,
+    mirror.mirror,
+    bundles.export,
+    bundles.import_,
+    client_config.client_config,
+    doctor.doctor,
+    ca.ca,
+    config.config,
+    fleet.fleet,
+    hash_password.hash_password,
+):
     main.add_command(_command)

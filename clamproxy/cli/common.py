@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
@@ -78,6 +80,8 @@ def opened_store(directory: Path, *, make: bool = False) -> Iterator[Store]:
         fail(f"{directory}: {error.strerror or error}")
     try:
         yield store
+    except (sqlite3.Error, diskcache.Timeout) as error:
+        fail(f"{directory}: {error or 'the index is locked'}")
     finally:
         store.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from pathlib import Path
@@ -23,14 +22,10 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
-from clamproxy.cli.progress import shown_downloads
+from clamproxy.cli.renewal import NOT_DELIVERED, default_databases
+from clamproxy.cli.renewal import fetch_releases as _fetch
 from clamproxy.config.settings import Settings
-from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
-from clamproxy.objects import STANDARD_DATABASES
-
-ORIGIN_FAILED = 2
-"""Exit code: the mirror is as good as the cache, which the origin didn't renew."""
 
 
 @click.command()
@@ -62,7 +57,7 @@ def mirror(
     with opened_store(settings.cache.directory, make=asks) as store:
         cached = cached_databases(store)
     require_known(databases, settings, cached)
-    wanted = list(databases or _default_databases(settings, cached))
+    wanted = list(databases or default_databases(settings, cached))
     failures = _fetch(settings, wanted) if asks else []
     for failure in failures:
         tell(f"Warning: {failure}")
@@ -76,30 +71,7 @@ def mirror(
         except OSError as error:
             fail(shown_error(error))
     _tell_report(report)
-    sys.exit(ORIGIN_FAILED if failures else 0)
-
-
-def _fetch(settings: Settings, databases: list[str]) -> list[str]:
-    """Bring the cache up to date; returns what can't be had of the origin, a line for each database."""
-    try:
-        return asyncio.run(_renew(settings, databases))
-    except OSError as error:
-        fail(f"{settings.cache.directory}: {shown_error(error)}")
-
-
-async def _renew(settings: Settings, databases: list[str]) -> list[str]:
-    # The parts that talk to the origin take a while to import: not for the other commands.
-    from clamproxy.origin.transfers import ORIGIN_TROUBLE
-    from clamproxy.service import open_service
-
-    failures = []
-    async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
-        for database in databases:
-            try:
-                await service.renew(database)
-            except ORIGIN_TROUBLE as error:
-                failures.append(f"{database} is not renewed: {str(error) or type(error).__name__}.")
-    return failures
+    sys.exit(NOT_DELIVERED if failures else 0)
 
 
 def _dns_text(settings: Settings, store: Store, databases: list[str]) -> str:
@@ -108,11 +80,6 @@ def _dns_text(settings: Settings, store: Store, databases: list[str]) -> str:
     versions = {database: version for database, version in reached.items() if version is not None}
     template = store.note(f"record/{settings.versions.domain}")
     return compose(versions, template if isinstance(template, str) else None, time.time())
-
-
-def _default_databases(settings: Settings, cached: set[str]) -> list[str]:
-    served = [name for name in STANDARD_DATABASES if name in settings.serving.databases]
-    return served + sorted(cached - set(served))
 
 
 def _tell_report(report: MirrorReport) -> None:

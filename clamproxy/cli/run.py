@@ -22,11 +22,14 @@ def run(port: int, config: str | None, mitmdump_options: tuple[str, ...]) -> Non
     The same as `mitmdump -s addons/clamav_cache.py -p PORT`; further options are mitmdump's, for
     example `--mode regular --mode reverse:https://database.clamav.net@8000`.
     """
-    settings_of(config)  # a wrong configuration is told before anything starts
+    settings = settings_of(config)  # a wrong configuration is told before anything starts
     arguments = ["-s", str(_SCRIPT), "-p", str(port), *mitmdump_options]
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
     # mitmproxy takes a second to import: not for the other commands.
     from mitmproxy.tools.main import mitmdump
 
+    from clamproxy.proxy.log_format import before_start
+
+    before_start(settings.log.format)
     mitmdump(arguments)

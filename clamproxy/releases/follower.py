@@ -168,15 +168,24 @@ class Follower:
             lambda agent: not cooldowns.was_refused(agent) and cooldowns.check("", agent) is None
         ) or self._agents.requester(lambda agent: cooldowns.check("", agent) is None)
 
+    async def refetch(self, object_id: ObjectId) -> None:
+        """See `Prefetcher.refetch`."""
+        await self._prefetcher.refetch(object_id, self._require_requester())
+
+    def _require_requester(self) -> Requester:
+        """Raises `OriginError` if there is none."""
+        requester = self._requester() or self._agents.requester()
+        if requester is None:
+            raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
+        return requester
+
     async def fetch_release(self, database: str) -> None:
         """Fetch all of the advertised version: patches, the whole CVD, and the signatures.
 
         Raises:
             OriginTrouble: something of it can't be had now.
         """
-        requester = self._requester() or self._agents.requester()
-        if requester is None:
-            raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
+        requester = self._require_requester()
         told = await self._versions.get(database, patience=None) if self._settings.asks_dns else None
         if told is None or not told.fresh:
             await self._heads.probe(database, requester, 0, 0)

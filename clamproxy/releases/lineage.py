@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -25,6 +27,9 @@ from clamproxy.releases.delta import Lineage
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.2
+"""Seconds between looks at all patches of a lineage, which take up to half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Lineages:
         self._store = store
         self._keys = keys
         self._known: dict[str, ProvenLineage] = {}
+        self._looked_at: dict[str, float] = {}
         self._running: dict[str, asyncio.Future[ProvenLineage | None]] = {}
 
     async def get(self, database: str) -> ProvenLineage | None:
@@ -90,7 +96,7 @@ class Lineages:
             return None
         with base:
             is_same = known is not None and known.lineage.base == base.object_id.version
-            if known is None or not is_same or not self._has(database, known.lineage.base + 1):
+            if known is None or not is_same or not self._is_complete(known.lineage, database):
                 known = self._begin(base)
         if known is not None:
             return self._extend(database, known)
@@ -164,12 +170,19 @@ class Lineages:
         return False
 
     def _is_current(self, lineage: Lineage, database: str) -> bool:
-        """Whether nothing in the store has changed the lineage. Retention drops oldest patches first."""
+        """Whether nothing in the store has changed the lineage."""
         if self._store.newest_version(database) != lineage.base:
             return False
-        if lineage.patches and not self._has(database, lineage.base + 1):
-            return False
+        now = time.monotonic()
+        if now - self._looked_at.get(database, -math.inf) > LOOK_EVERY:
+            if not self._is_complete(lineage, database):
+                return False
+            self._looked_at[database] = now
         return lineage.is_blocked or not self._has(database, lineage.reached + 1)
+
+    def _is_complete(self, lineage: Lineage, database: str) -> bool:
+        """Whether all its patches are here: retention drops the oldest, a repair any of them."""
+        return all(self._has(database, version) for version in range(lineage.base + 1, lineage.reached + 1))
 
     def _has(self, database: str, version: int) -> bool:
         return self._store.has(ObjectId(database, version, Kind.CDIFF))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.budget import Budget
+from clamproxy.origin.budget import PER_FILE, Budget
+from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
+from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 
 logger = logging.getLogger(__name__)
@@ -101,6 +104,26 @@ class Prefetcher:
             OriginTrouble: it can't be had now.
         """
         await self._once(f"renewal of {database}", lambda: self._renew(database, requester))
+
+    async def refetch(self, object_id: ObjectId, requester: Requester) -> None:
+        """Fetch an object that was dropped, or a newer version of a CVD, because a person asks for it.
+
+        The growing pauses between the gateway's own requests don't count then, their number does.
+
+        Raises:
+            OriginTrouble: it can't be had now, or was asked for too often within the last hour.
+        """
+        is_cvd = object_id.kind is Kind.CVD
+        used = self._budget.used(object_id.upstream_path)
+        if used + (_COST_OF_RENEWAL if is_cvd else 1) > PER_FILE:
+            raise OriginError(Failure.LOCAL, f"it was asked for {used} times within the last hour")
+        if not is_cvd:
+            with suppress(NotFoundError):
+                await self.fetch(object_id, requester)
+            return
+        await self.renew(object_id.database, requester)
+        if (self._store.newest_version(object_id.database) or 0) < object_id.version:
+            raise OriginError(Failure.LOCAL, "the origin has only an older version")
 
     def may_fetch(self, object_id: ObjectId) -> bool:
         """Whether the gateway may ask for a patch or a signature by itself, or somebody does already."""

@@ -1,0 +1,58 @@
+"""``clamproxy config``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from clamproxy.cli.common import config_option, fail
+from clamproxy.config.effective import effective_values, to_json, to_yaml
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+
+
+@click.group()
+def config() -> None:
+    """Show and check the configuration."""
+
+
+@config.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes, seconds and shares as numbers.")
+def show(config: str | None, as_json: bool) -> None:
+    """Print each value that counts, and where it came from. Secrets are masked."""
+    try:
+        path = find_config(config, Path.cwd())
+        values = effective_values(path, os.environ)
+    except ConfigurationError as error:
+        fail(str(error))
+    if as_json:
+        file = str(path.absolute()) if path is not None else None
+        click.echo(json.dumps({"file": file, "settings": to_json(values)}, indent=2))
+    else:
+        click.echo(f"# {path.absolute() if path is not None else 'no configuration file'}")
+        click.echo("\n".join(to_yaml(values)))
+
+
+@config.command()
+@config_option
+def check(config: str | None) -> None:
+    """Tell whether the configuration is valid: exit code 0, or 1 with the first problem in a line."""
+    try:
+        path = find_config(config, Path.cwd())
+        load_settings(path, os.environ)
+    except ConfigurationError as error:
+        fail(str(error))
+    click.echo(
+        f"{path.absolute()}: valid" if path is not None else "no configuration file: the defaults are valid"
+    )
+
+
+@config.command()
+def schema() -> None:
+    """Print a JSON schema of proxy.yaml, for editors."""
+    from clamproxy.config.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))

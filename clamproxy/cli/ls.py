@@ -1,0 +1,145 @@
+"""``clamproxy ls``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from clamproxy.cache.store import Store
+from clamproxy.cli.common import (
+    config_option,
+    database_option,
+    fail,
+    opened_store,
+    settings_of,
+    shown_error,
+    shown_size,
+)
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.objects import ObjectId
+
+_HEADINGS = ("DATABASE", "KIND", "VERSION", "SIZE", "FETCHED", "BUILT")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a cached object without reading it."""
+
+    object_id: ObjectId
+    size: int
+    """Bytes."""
+    fetched_at: float
+    """When it was fetched, or built here, Unix seconds."""
+    built_at: int | None
+    """When ClamAV built it, Unix seconds; only CVDs and CLDs tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "name": self.object_id.file_name,
+            "database": self.object_id.database,
+            "kind": str(self.object_id.kind),
+            "version": self.object_id.version,
+            "size": self.size,
+            "fetched_at": self.fetched_at,
+            "built_at": self.built_at,
+        }
+
+
+@click.command()
+@config_option
+@database_option("all that are cached")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
+    """List what is cached, whether the proxy runs or not.
+
+    FETCHED is when an object came, or a CLD was built here; BUILT is when ClamAV built that version.
+    """
+    directory = settings_of(config).cache.directory
+    with opened_store(directory) as store:
+        try:
+            entries = entries_of(store, databases)
+        except OSError as error:
+            fail(f"{directory}: {shown_error(error)}")
+    total = sum(entry.size for entry in entries)
+    if as_json:
+        objects = [entry.to_json() for entry in entries]
+        click.echo(json.dumps({"objects": objects, "count": len(objects), "bytes": total}, indent=2))
+        return
+    if entries:
+        for line in _aligned([_HEADINGS, *map(_row, entries)]):
+            click.echo(line)
+    click.echo(f"{len(entries):,} objects, {shown_size(total)}")
+
+
+def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
+    """What is cached, sorted by database, kind and version; objects that go meanwhile are left out.
+
+    Args:
+        store: the cache.
+        databases: only these; all if there are none.
+    """
+    entries = []
+    for object_id in store.sizes():
+        if databases and object_id.database not in databases:
+            continue
+        published = store.open(object_id)
+        if published is not None:
+            with published:
+                metadata = published.metadata
+                built_at = _build_time(metadata.header)
+                entries.append(Entry(object_id, metadata.size, metadata.fetched_at, built_at))
+    return sorted(entries, key=_order)
+
+
+def _order(entry: Entry) -> tuple[str, str, int]:
+    object_id = entry.object_id
+    return object_id.database, object_id.kind, object_id.version
+
+
+def _build_time(header: str | None) -> int | None:
+    if header is None:
+        return None
+    try:
+        return CvdHeader.parse(header.encode("ascii")).stime
+    except (InvalidObject, UnicodeEncodeError):
+        return None
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    object_id, fetched, built = entry.object_id, shown_time(entry.fetched_at), shown_time(entry.built_at)
+    return (
+        object_id.database,
+        str(object_id.kind),
+        str(object_id.version),
+        shown_size(entry.size),
+        fetched,
+        built,
+    )
+
+
+def shown_time(seconds: float | None) -> str:
+    """A time for people, in the zone of this machine."""
+    try:
+        return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # what no clock has ever shown
+        return "?"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns, as wide as they have to be whatever the terminal; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if name in ("VERSION", "SIZE") else cell.ljust(width)
+            for name, cell, width in zip(_HEADINGS, row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

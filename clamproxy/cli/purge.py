@@ -1,0 +1,184 @@
+"""``clamproxy purge``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from clamproxy.cache.store import Store
+from clamproxy.cli.common import (
+    config_option,
+    database_option,
+    fail,
+    opened_store,
+    require_known,
+    require_owner,
+    settings_of,
+    shown_error,
+    shown_size,
+    tell,
+)
+from clamproxy.cli.ls import Entry, entries_of
+from clamproxy.config.units import parse_duration
+from clamproxy.inspection import Rejected, quarantined
+from clamproxy.objects import Kind, ObjectId
+
+_KINDS = {
+    "cvd": {Kind.CVD},
+    "cdiff": {Kind.CDIFF},
+    "sign": {Kind.CVD_SIGN, Kind.CDIFF_SIGN},
+    "cld": {Kind.CLD},
+}
+_RANKS = {Kind.CVD: 0, Kind.CVD_SIGN: 0, Kind.CLD: 1, Kind.CDIFF: 2, Kind.CDIFF_SIGN: 2}
+"""In which order kinds go; each object is followed by its signature."""
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def _duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError:
+        raise click.BadParameter("expected a duration such as 30d", param=option) from None
+
+
+@click.command()
+@config_option
+@database_option("all that are cached")
+@click.option(
+    "--kind", "kinds", multiple=True, type=click.Choice(list(_KINDS)), help="Only these; default: all kinds."
+)
+@click.option(
+    "--older-than", metavar="AGE", callback=_duration, help="Only what came before that, such as 30d."
+)
+@click.option("--quarantine", is_flag=True, help="Delete rejected files, instead of what is cached.")
+@click.option("--dry-run", is_flag=True, help="Print the names of what would be deleted, and stop.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def purge(
+    config: str | None,
+    databases: tuple[str, ...],
+    kinds: tuple[str, ...],
+    older_than: float | None,
+    quarantine: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Delete what is cached, or a part of it.
+
+    The signature of a CVD or patch goes with it. The proxy may run meanwhile: who is reading a file
+    goes on reading, and what clients ask for later is fetched anew. Not deleted are counters,
+    cool-downs and interrupted transfers.
+    """
+    settings = settings_of(config)
+    directory = settings.cache.directory
+    require_owner(directory)
+    wanted = {kind for name in kinds or _KINDS for kind in _KINDS[name]}
+    before = time.time() - (older_than or 0.0)
+    with opened_store(directory) as store:
+        try:
+            if quarantine:
+                files = [one for one in quarantined(store) if _matches(one, databases, wanted, before)]
+                _purge_quarantine(files, dry_run=dry_run, yes=yes)
+                return
+            require_known(databases, settings, store.databases())
+            leaving = chosen(entries_of(store), databases, wanted, before)
+            _purge_objects(store, leaving, dry_run=dry_run, yes=yes)
+        except OSError as error:
+            fail(f"{directory}: {shown_error(error)}")
+
+
+def chosen(
+    entries: Iterable[Entry], databases: Collection[str], kinds: Collection[Kind], before: float
+) -> dict[ObjectId, int]:
+    """What goes, in the order in which it goes, with its size in bytes. Pure.
+
+    A CVD goes before the patches that follow it, and these from the oldest on: so the proxy never
+    takes a patch for missing that is just about to go.
+
+    Args:
+        entries: all that is cached.
+        databases: only these; all if there are none.
+        kinds: only these, and the signatures of them.
+        before: only what came before that, Unix seconds.
+    """
+    sizes = {entry.object_id: entry.size for entry in entries}
+    matching = {
+        entry.object_id
+        for entry in entries
+        if entry.object_id.kind in kinds
+        and entry.fetched_at <= before
+        and (not databases or entry.object_id.database in databases)
+    }
+    with_signatures = matching | {one for one in sizes if one.kind.is_signature and one.signed in matching}
+    ordered = sorted(with_signatures, key=lambda one: (one.database, _RANKS[one.kind], one.version, one.kind))
+    return {object_id: sizes[object_id] for object_id in ordered}
+
+
+def _purge_objects(store: Store, leaving: dict[ObjectId, int], *, dry_run: bool, yes: bool) -> None:
+    counts = Counter(str(object_id.kind) for object_id in leaving)
+    content = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    what = f"{len(leaving):,} objects ({content}), {shown_size(sum(leaving.values()))}"
+    names = [object_id.file_name for object_id in leaving]
+    if not _is_meant(names, what, dry_run=dry_run, yes=yes):
+        return
+    with _uninterrupted():
+        for object_id in leaving:
+            store.drop(object_id)
+    tell(f"Deleted {what}.")
+
+
+def _purge_quarantine(files: list[Rejected], *, dry_run: bool, yes: bool) -> None:
+    what = f"{len(files):,} rejected files, {shown_size(sum(one.size for one in files))}"
+    if not _is_meant([one.path.name for one in files], what, dry_run=dry_run, yes=yes):
+        return
+    with _uninterrupted():
+        for one in files:
+            one.path.unlink(missing_ok=True)
+            one.path.with_name(f"{one.path.name}.reason").unlink(missing_ok=True)
+    tell(f"Deleted {what}.")
+
+
+def _is_meant(names: list[str], what: str, *, dry_run: bool, yes: bool) -> bool:
+    """Whether there is something to delete, and the operator wants it."""
+    if not names:
+        tell("there is nothing to delete.")
+        return False
+    if dry_run:
+        for name in names:
+            click.echo(name)
+        tell(f"{what} would be deleted.")
+        return False
+    if yes:
+        return True
+    if not _can_ask():
+        fail(f"{what} would be deleted; the standard input is no terminal to ask at, so say --yes.")
+    click.confirm(f"Delete {what}?", abort=True, err=True)
+    return True
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
+
+
+def _matches(one: Rejected, databases: Collection[str], kinds: Collection[Kind], before: float) -> bool:
+    try:
+        object_id = ObjectId.parse(one.name)
+    except ValueError:
+        return not databases and len(kinds) == len(Kind) and one.at <= before
+    known = not databases or object_id.database in databases
+    return known and object_id.kind in kinds and one.at <= before
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that would end it wait until it is done: it takes moments."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -1,0 +1,89 @@
+"""What commands fetch from the origin: by the same rules as the proxy, beside it or without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from clamproxy.cli.common import fail, shown_error
+from clamproxy.cli.progress import shown_downloads
+from clamproxy.config.settings import Settings
+from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.objects import STANDARD_DATABASES, ObjectId
+
+NOT_DELIVERED = 2
+"""Exit code: the origin didn't deliver everything."""
+
+
+def default_databases(settings: Settings, cached: set[str]) -> list[str]:
+    """The databases that a command is about if none is named: the usual ones, and all that are cached."""
+    served = [name for name in STANDARD_DATABASES if name in settings.serving.databases]
+    return served + sorted(cached - set(served))
+
+
+def fetch_releases(settings: Settings, databases: Iterable[str]) -> list[str]:
+    """Bring the cache up to date, with progress bars.
+
+    Args:
+        settings: the configuration.
+        databases: the databases.
+
+    Returns:
+        What can't be had of the origin, a line for each database.
+    """
+    try:
+        return asyncio.run(_fetch_releases(settings, databases))
+    except OSError as error:
+        fail(f"{settings.cache.directory}: {shown_error(error)}")
+
+
+def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
+    """Fetch objects anew that were dropped, as far as budget and cool-downs admit it.
+
+    A CVD is made up for by the origin's newest one. A patch or signature that the origin has no
+    more is not missed: clients get the same answer from the CDN.
+
+    Args:
+        settings: the configuration.
+        objects: CVDs, patches and signatures.
+
+    Returns:
+        Why some of them can't be had now, a line for each.
+    """
+    try:
+        return asyncio.run(_refetch(settings, objects))
+    except OSError as error:
+        fail(f"{settings.cache.directory}: {shown_error(error)}")
+
+
+async def _fetch_releases(settings: Settings, databases: Iterable[str]) -> list[str]:
+    # The parts that talk to the origin take a while to import: not for the other commands.
+    from clamproxy.origin.transfers import ORIGIN_TROUBLE
+    from clamproxy.service import open_service
+
+    failures = []
+    async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
+        for database in databases:
+            try:
+                await service.renew(database)
+            except ORIGIN_TROUBLE as error:
+                failures.append(f"{database} is not renewed: {_in_words(error)}.")
+    return failures
+
+
+async def _refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
+    from clamproxy.origin.transfers import ORIGIN_TROUBLE
+    from clamproxy.service import open_service
+
+    failures = {}
+    async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
+        for object_id in objects:
+            try:
+                await service.refetch(object_id)
+            except ORIGIN_TROUBLE as error:
+                failures[object_id] = _in_words(error)
+    return failures
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) or type(error).__name__

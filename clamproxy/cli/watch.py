@@ -1,0 +1,261 @@
+"""The statistics as tables, and ``clamproxy stats --watch``: the same, live."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from clamproxy.cache.store import Store
+from clamproxy.cli.common import opened_store, shown_size
+from clamproxy.config.settings import Settings, Status
+from clamproxy.stats import COUNTERS, snapshot
+
+_PATIENCE = 2.0
+"""Seconds for the status page to answer."""
+_LARGEST_STATUS = 64 * 2**20
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+_ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+_WIDE = 110
+"""Columns of a terminal that has room for two tables side by side."""
+_FLEET = ("total", "up_to_date", "behind", "unknown", "end_of_life")
+
+
+@dataclass(frozen=True, slots=True)
+class Transferring:
+    """A file that is coming in, or whose transfer was interrupted."""
+
+    name: str
+    have: int
+    """Bytes that are here."""
+    size: int | None
+    """Bytes in all, if that is known."""
+    is_running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look has shown."""
+
+    at: float
+    """Seconds of the monotonic clock."""
+    stats: dict[str, Any]
+    """As `clamproxy.stats.snapshot` gives them."""
+    transfers: list[Transferring]
+    status: dict[str, Any] = field(default_factory=dict)
+    """What the status page says besides; empty if it doesn't answer."""
+
+
+def look(settings: Settings, store: Store) -> Look:
+    """Look at the cache, and ask the proxy's status page for what is only there. Blocks.
+
+    Raises:
+        OSError: the cache can't be read.
+    """
+    return Look(time.monotonic(), snapshot(store), partial_files(store), ask_status(settings.status))
+
+
+def partial_files(store: Store) -> list[Transferring]:
+    """The transfers that the cache directory shows: those of all processes that share it."""
+    found = []
+    for path in sorted(store.partials.glob("*.part")):
+        with contextlib.suppress(OSError):  # just published
+            is_running, have = _is_locked(path), path.stat().st_size
+            found.append(Transferring(path.stem, have, _announced_size(path), is_running))
+    return found
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is writing to a partial file; see `cache.partial`."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _announced_size(path: Path) -> int | None:
+    try:
+        size = json.loads(path.with_suffix(".json").read_text())["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if type(size) is int else None
+
+
+def ask_status(status: Status) -> dict[str, Any]:
+    """``/status.json`` of the admin listener; empty if there is none, or something else answers."""
+    if status.listen is None:
+        return {}
+    host, port = status.listen
+    headers = {}
+    if status.token is not None:
+        headers["Authorization"] = f"Bearer {status.token.get_secret_value()}"
+    connection = http.client.HTTPConnection(_ANY_HOST.get(host, host), port, timeout=_PATIENCE)
+    try:
+        connection.request("GET", "/status.json", headers=headers)
+        response = connection.getresponse()
+        values = json.loads(response.read(_LARGEST_STATUS)) if response.status == 200 else None
+    except (OSError, ValueError, http.client.HTTPException, RecursionError):
+        return {}
+    finally:
+        connection.close()
+    return values if isinstance(values, dict) else {}
+
+
+def watch(settings: Settings, interval: float) -> None:
+    """Show the statistics on the terminal until Ctrl-C.
+
+    Args:
+        settings: the configuration.
+        interval: seconds between looks.
+
+    Raises:
+        OSError: the cache can't be read.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED_BY_SIGTERM))  # leaves the terminal as it was
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        opened_store(settings.cache.directory) as store,
+        Live(screen=True, auto_refresh=False, console=Console(), vertical_overflow="crop") as live,
+    ):
+        before = None
+        while True:
+            now = look(settings, store)
+            live.update(screen(now, before, live.console.width), refresh=True)
+            before = now
+            time.sleep(interval)
+
+
+def screen(now: Look, before: Look | None, width: int) -> RenderableType:
+    """All that is shown of one look.
+
+    Args:
+        now: it.
+        before: the one before, for rates.
+        width: columns of the terminal.
+    """
+    heading = Text(f"clamproxy  {time.strftime('%Y-%m-%d %H:%M:%S')}  Ctrl-C ends", style="bold")
+    states = [databases_table(now.stats)]
+    if now.transfers:
+        states.append(_transfers_table(now.transfers))
+    states += cooldowns_table(now.stats)
+    counters = counters_table(now.stats, rates(now, before))
+    body: RenderableType
+    if width >= _WIDE:
+        body = Table.grid(padding=(0, 2))
+        body.add_row(counters, Group(*states))
+    else:
+        for table in (*states, counters):  # 24 lines are not many
+            table.box, table.title_justify = None, "left"
+        body = Group(*states, counters)
+    return Group(heading, *_problems(now.status), body)
+
+
+def rates(now: Look, before: Look | None) -> dict[str, float]:
+    """How much each counter has grown a second since the last look."""
+    if before is None or now.at <= before.at:
+        return {}
+    seconds = now.at - before.at
+    return {name: max(0, now.stats[name] - before.stats[name]) / seconds for name in COUNTERS}
+
+
+def counters_table(values: Mapping[str, Any], growth: Mapping[str, float] | None = None) -> Table:
+    """The counters, and the sizes of what is there.
+
+    Args:
+        values: as `clamproxy.stats.snapshot` gives them.
+        growth: of each counter a second; None to leave that out.
+    """
+    table = Table(title="Since the cache was made", show_header=False)
+    for name in COUNTERS:
+        row = [name.replace("_", " "), _shown(name, values[name])]
+        if growth is not None:
+            row.append(f"{_shown(name, growth[name])}/s" if growth.get(name) else "")
+        table.add_row(*row)
+    table.add_row("objects", f"{values['objects']:,}")
+    table.add_row("cache", shown_size(values["cache_bytes"]))
+    table.add_row("quarantined", f"{values['quarantined']:,}")
+    return table
+
+
+def databases_table(values: Mapping[str, Any]) -> Table:
+    """The versions of each database."""
+    columns = ("advertised", "cached", "reached")
+    table = Table("database", *columns, title="Databases")
+    for name, versions in values["databases"].items():
+        table.add_row(plain(name), *(plain(versions[column] or "-") for column in columns))
+    return table
+
+
+def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
+    """What is not asked of the origin; nothing if there is nothing."""
+    if values["cooldowns"]:
+        table = Table("not asked of the origin", "until", "why", title="Cool-downs")
+        for name, cooldown in values["cooldowns"].items():
+            table.add_row(plain(name), time.ctime(cooldown["until"]), plain(cooldown["reason"]))
+        yield table
+
+
+def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
+    """What was asked of the origin; nothing if there is nothing."""
+    if values["budget"]:
+        table = Table("file", "requests", title="Asked of the origin within the last hour")
+        for path, spent in values["budget"].items():
+            table.add_row(plain(path), str(spent["used"]))
+        yield table
+
+
+def plain(value: object) -> Text:
+    """Text as it is: no markup, and nothing that moves the cursor. Servers and clients chose some of it."""
+    text = str(value)
+    return Text(text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))
+
+
+def _transfers_table(transfers: list[Transferring]) -> Table:
+    table = Table("file", "", "here", "of", title="Transfers")
+    for one in transfers:
+        bar: RenderableType = "interrupted"
+        if one.is_running:
+            bar = ProgressBar(total=one.size or None, completed=one.have, width=30, pulse=not one.size)
+        table.add_row(plain(one.name), bar, shown_size(one.have), shown_size(one.size) if one.size else "?")
+    return table
+
+
+def _problems(status: Mapping[str, Any]) -> Iterator[Text]:
+    """What the running proxy says of itself, as far as it has the form that is expected."""
+    problems = status.get("problems")
+    for problem in problems if isinstance(problems, list) else []:
+        line = plain(problem)
+        line.stylize("bold red")
+        yield line
+    fleet = status.get("fleet")
+    if isinstance(fleet, dict) and fleet.get("total"):
+        parts = [f"{fleet.get(name, 0)} {name.replace('_', ' ')}" for name in _FLEET]
+        yield plain(f"Clients: {', '.join(parts)}")
+
+
+def _shown(counter: str, value: float) -> str:
+    if "bytes" in counter:
+        return shown_size(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")

@@ -1,0 +1,233 @@
+"""The log on stdout: formats, and what takes the place of mitmproxy's own handler."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mitmproxy.addons.termlog import TermLog, TermLogHandler
+from mitmproxy.log import ALERT
+
+from clamproxy.proxy.access_log import FIELDS
+from clamproxy.proxy.log_format import JsonFormatter, TextFormatter, before_start, restore, use_format
+
+logger = logging.getLogger("clamproxy.tests")
+
+
+@pytest.fixture
+def printed() -> Iterator[io.StringIO]:
+    """What stands for stdout, with mitmproxy's own handler in place."""
+    file = io.StringIO()
+    yield from _with_termlog(file, file)
+
+
+def _with_termlog[T](file: IO[str], value: T) -> Iterator[T]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    termlog = TermLog(file)
+    termlog.logger._initiated_in_test = None  # mitmproxy's own fixtures go by it
+    termlog.logger.setLevel(logging.INFO)
+    yield value
+    restore()
+    termlog.uninstall()
+    root.setLevel(level)
+
+
+def entries(printed: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed.getvalue().splitlines()]
+
+
+def record(message: str, **fields: Any) -> logging.LogRecord:
+    made = logging.LogRecord("a.logger", logging.INFO, __file__, 1, message, (), None)
+    made.__dict__.update(fields)
+    return made
+
+
+def test_text_is_as_mitmproxy_prints_it(printed: io.StringIO) -> None:
+    logger.info("before")
+    use_format("text")
+    logger.info("after %s", 1)
+    before, after = printed.getvalue().splitlines()
+    assert re.fullmatch(r"\[\d\d:\d\d:\d\d\.\d{3}\] before", before)
+    assert re.fullmatch(r"\[\d\d:\d\d:\d\d\.\d{3}\] after 1", after)
+
+
+def test_json(printed: io.StringIO) -> None:
+    use_format("json")
+    logger.warning("a %s\nb", "\x1b[0m")
+    (entry,) = entries(printed)
+    assert list(entry) == ["time", "level", "logger", "message"]
+    assert (entry["level"], entry["logger"], entry["message"]) == (
+        "warning",
+        "clamproxy.tests",
+        "a \x1b[0m\nb",
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"])
+    assert datetime.fromisoformat(entry["time"]).tzinfo is not None
+
+
+def test_a_request(printed: io.StringIO) -> None:
+    use_format("json")
+    logger.info("as text", extra={FIELDS: {"client": "192.0.2.7", "version": None}})
+    (entry,) = entries(printed)
+    assert list(entry) == ["time", "level", "event", "client", "version"]
+    assert (entry["event"], entry["version"]) == ("request", None)
+
+
+def test_switching_prints_each_line_once(printed: io.StringIO) -> None:
+    for name in ("json", "json", "text", "text", "json"):
+        use_format(name)
+        logger.info("line")
+    lines = printed.getvalue().splitlines()
+    assert [line.startswith("{") for line in lines] == [True, True, False, False, True]
+
+
+def test_restored(printed: io.StringIO) -> None:
+    use_format("json")
+    restore()
+    restore()
+    logger.info("line")
+    (line,) = printed.getvalue().splitlines()
+    assert line.startswith("[")
+
+
+def test_the_verbosity_of_mitmproxy_counts(printed: io.StringIO) -> None:
+    use_format("json")
+    (termlog,) = [one for one in _replaced() if isinstance(one, TermLogHandler)]
+    logger.debug("too fine")
+    termlog.setLevel(logging.DEBUG)
+    logger.debug("shown")
+    termlog.setLevel(logging.ERROR)
+    logger.warning("not any more")
+    assert [entry["message"] for entry in entries(printed)] == ["shown"]
+
+
+def _replaced() -> list[logging.Handler]:
+    return [getattr(one, "replaced", one) for one in logging.getLogger().handlers]
+
+
+def test_where_mitmproxy_prints_no_log() -> None:
+    before = list(logging.getLogger().handlers)
+    use_format("json")
+    assert logging.getLogger().handlers == before
+
+
+def test_mitmproxys_fields(printed: io.StringIO) -> None:
+    use_format("json")
+    logger.log(ALERT, "look", extra={"client": ("192.0.2.7", 1234)})
+    (entry,) = entries(printed)
+    assert (entry["level"], entry["client"]) == ("info", "192.0.2.7:1234")
+
+
+@pytest.mark.parametrize("name", ["text", "json"])
+def test_exceptions(printed: io.StringIO, name: str) -> None:
+    use_format(name)
+    try:
+        raise ValueError("of\n[12:00:00.000] forged")
+    except ValueError:
+        logger.exception("It failed.")
+    if name == "json":
+        (entry,) = entries(printed)
+        assert entry["message"] == "It failed."
+        assert "ValueError: of\n" in entry["exception"]
+    else:
+        first, *others = printed.getvalue().splitlines()
+        assert first.endswith("It failed.")
+        assert all(line.startswith("    ") for line in others)
+
+
+@given(st.text(), st.text(st.characters()))
+def test_json_is_always_one_ascii_line(message: str, other: str) -> None:
+    made = record("%s", args=(message,), **{FIELDS: {"path": other}})
+    line = JsonFormatter().format(made)
+    assert line.isascii()
+    assert line.isprintable()
+    assert isinstance(json.loads(line)["path"], str)
+    plain = JsonFormatter().format(record("%s", args=(message,)))
+    assert plain.isprintable()
+    json.loads(plain)["message"].encode()  # no lone surrogates
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text())
+def test_no_message_looks_like_two(message: str) -> None:
+    text = TextFormatter(False).format(record("%s", args=(message,)))
+    first, *others = text.split("\n")
+    assert first.startswith("[")
+    assert all(line.startswith("    ") for line in others)
+    assert len(text.splitlines()) == 1 + len(others)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    text.encode()
+
+
+def test_a_reader_that_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        for _ in _with_termlog(file, None):
+            use_format("json")
+            os.close(reading)
+            for _number in range(3):
+                logger.info("line")
+    assert capsys.readouterr().err.count("nobody reads") == 1
+
+
+class Full(io.StringIO):
+    """A file on a full disk, for a while."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_full_disk_passes() -> None:
+    file = Full()
+    for _ in _with_termlog(file, None):
+        use_format("json")
+        logger.info("lost")
+        file.full = False
+        logger.info("kept")
+    assert [entry["message"] for entry in entries(file)] == ["kept"]
+
+
+def test_a_locale_without_unicode(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="ascii") as file:
+        for _ in _with_termlog(file, None):
+            use_format("text")
+            logger.info("Größe…")
+    assert (tmp_path / "log").read_text().endswith("Gr\\xf6\\xdfe\\u2026\n")
+
+
+def test_the_first_line_is_kept_back() -> None:
+    loader = logging.getLogger("mitmproxy.addons.script")
+    before = loader.level
+    try:
+        before_start("text")
+        assert loader.level == before
+        before_start("json")
+        assert not loader.isEnabledFor(logging.INFO)
+    finally:
+        loader.setLevel(before)
+
+
+def test_a_record_that_cannot_be_formatted(printed: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    use_format("json")
+    with suppress(TypeError):  # raised by pytest's own handler
+        logger.info("%d", "no number")
+    logger.info("next")
+    assert [entry["message"] for entry in entries(printed)] == ["next"]
