@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 STOP_GRACE = 8.0
 """Seconds in which answers that are on their way may end after SIGTERM; freshclam can't resume them."""
+CLOSING_LIMIT = 2.0
+"""Seconds for connections to go after that; what asyncio cancels at its end leaves tracebacks."""
 LONGEST_DRAIN = 3600.0
 """Seconds after a reload in which transfers that began before may end."""
 
@@ -64,6 +66,9 @@ class ClamProxy:
         """Declare the option, and set mitmproxy's own as the job needs them."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         self._options.set_defaults(ctx.options)
+        if not self._has_terminal:
+            # Ports are open before the rest is set up: a reload that early must not end the process.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def configure(self, updated: set[str]) -> None:
         """Read the configuration and open the cache. An error stops mitmproxy's start."""
@@ -97,10 +102,11 @@ class ClamProxy:
         if service is None:
             return
         self._supervisor.stopping()
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
         if self._reloading is not None:
             self._reloading.cancel()
         await self._site.answered(STOP_GRACE)
+        await stream.abort_all(CLOSING_LIMIT)
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)

@@ -11,6 +11,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
 from clamproxy.messages import Result
 from clamproxy.proxy import names, stream
+from clamproxy.proxy.access_log import log_tunnel
 from clamproxy.proxy.heads import HeadLimits
 from clamproxy.proxy.site import Site
 
@@ -55,7 +56,7 @@ class Clients:
         if address is not None and service is not None and self._site.passes_through(address[0], client):
             data.ignore_connection = True
             service.stats.count_request(Result.PASSED, 0)
-            logger.info("%s CONNECT %s:%d passed", client.peername[0], *address[:2])
+            log_tunnel(client.peername[0], *address[:2])
 
     def next_layer(self, next_layer: layer.NextLayer) -> None:
         """Choose as mitmproxy does, then have bodies sent from disk and heads limited."""

@@ -337,6 +337,25 @@ def close(client: connection.Client) -> None:
         _client_writer(client).close()
 
 
+async def abort_all(limit: float) -> None:
+    """Close all TCP connections of clients at once, and wait until they are gone.
+
+    Args:
+        limit: seconds to wait at most.
+    """
+    handlers = _addon("proxyserver").connections
+
+    def clients() -> list[connection.Client]:
+        return [one.client for one in handlers.values() if one.client.transport_protocol == "tcp"]
+
+    for client in clients():
+        abort(client)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit):
+            while clients():  # noqa: ASYNC110  (what is waited for is mitmproxy's)
+                await asyncio.sleep(0.01)
+
+
 def _writer(stream: BodyStream) -> asyncio.StreamWriter:
     return _client_writer(stream.context.client)
 

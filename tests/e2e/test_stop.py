@@ -1,0 +1,199 @@
+"""SIGTERM: what clients read comes to its end, what arrives can be gone on with, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults
+from tests.support.big import PATH, SIZE, Download, Forgery, begun_download
+from tests.support.freshclam import OK
+from tests.support.gateway import Gateway, Way
+from tests.support.site import Site, eventually, signed
+
+LITTLE = 1_000_000
+NEARLY_ALL = SIZE - LITTLE
+
+
+def ask_to_stop(gateway: Gateway, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send the signal without waiting."""
+    os.kill(gateway.pid, number)
+
+
+def wait_for_end(gateway: Gateway) -> int:
+    """The exit status, without another signal: that could end the process in its last moment."""
+    process = gateway._process
+    assert process is not None
+    return process.wait(30)
+
+
+def refuses(gateway: Gateway) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        with gateway.connection(Way.ABSOLUTE):
+            return False
+    except OSError:
+        return True
+
+
+PYTHONS_OWN = re.compile(
+    r"^\[[\d:.]+\] Exception in callback StreamReaderProtocol\.connection_made\.<locals>\.callback"
+    r"\(<Task cancell.*\n(?: .*\n)+",
+    re.MULTILINE,
+)
+"""What asyncio of Python 3.12.1 says of each connection that is open at the end; later ones don't."""
+
+
+def assert_clean(gateway: Gateway) -> None:
+    """The log has no traceback and no complaint about what was left open."""
+    log = PYTHONS_OWN.sub("", gateway.log)
+    assert not re.search(r"Traceback|never (awaited|retrieved)|was destroyed|ResourceWarning", log), log
+
+
+def left(site: Site) -> set[str]:
+    """What is in the gateway's directory, the contents of cache, CA and mitmproxy's own left out."""
+    return {path.name for path in site.gateway.directory.iterdir()} - {"cache", "ca", "conf"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle(site: Site, number: signal.Signals) -> None:
+    site.publish(2)
+    assert site.client().run().code == OK
+    ask_to_stop(site.gateway, number)
+    assert wait_for_end(site.gateway) == 0
+    assert refuses(site.gateway)
+    assert_clean(site.gateway)
+    assert left(site) == {"proxy.yaml", "gateway.log"}
+
+
+def test_a_second_signal(big: Site) -> None:
+    """Whoever is in a hurry sends another one."""
+    big.origin.rule("W", faults.stall(LITTLE), times=1)
+    with begun_download(big.gateway):
+        ask_to_stop(big.gateway)
+        time.sleep(0.2)
+        assert big.gateway.stop() in (0, -signal.SIGTERM)
+    assert_clean(big.gateway)
+
+
+@pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.CONNECT_HTTPS])
+def test_answers_that_are_on_their_way_end(big: Site, forgery: Forgery, way: Way) -> None:
+    """A freshclam can't go on with half a file."""
+    assert big.gateway.ask(PATH).body == forgery.body
+    with begun_download(big.gateway, 1000, way, buffer=8192) as client:
+        ask_to_stop(big.gateway)
+        time.sleep(0.3)
+        assert client.read() == (forgery.body, True)
+    assert wait_for_end(big.gateway) == 0
+    assert_clean(big.gateway)
+
+
+def test_a_transfer_that_takes_some_seconds_more_ends(big: Site, forgery: Forgery) -> None:
+    big.origin.rule("W", faults.stall(NEARLY_ALL), times=1)
+    with begun_download(big.gateway) as client:
+        ask_to_stop(big.gateway)
+        time.sleep(0.3)
+        big.origin.heal()
+        assert client.read() == (forgery.body, True)
+    assert wait_for_end(big.gateway) == 0
+    assert_clean(big.gateway)
+    big.origin.refuse()
+    big.gateway.start()
+    assert big.gateway.ask(PATH).body == forgery.body
+
+
+def test_a_transfer_that_does_not_end_is_gone_on_with(big: Site, forgery: Forgery) -> None:
+    """The origin is silent: the process ends in time all the same, and the next one asks for the rest."""
+    big.origin.rule("W", faults.stall(NEARLY_ALL))
+    big.origin.rule("R", faults.silent())
+    with begun_download(big.gateway, LITTLE) as client:
+        assert big.gateway.stop() == 0
+        body, complete = client.read()
+    assert not complete
+    assert forgery.body.startswith(body)
+    assert_clean(big.gateway)
+    big.origin.heal()
+    big.origin.forget()
+    big.gateway.start()
+    assert eventually(lambda: big.gateway.ask(PATH).body == forgery.body)  # after a cool-down
+    resumed = big.origin.requests("R")[0].headers
+    assert int(resumed["range"].removeprefix("bytes=").partition("-")[0]) > LITTLE / 2
+    assert "if-range" in resumed
+    assert big.origin.count("W") == 0
+
+
+def test_a_transfer_that_nobody_reads_is_gone_on_with(big: Site, forgery: Forgery) -> None:
+    big.origin.rule("W", faults.stall(NEARLY_ALL), times=1)
+    with begun_download(big.gateway):
+        pass
+    assert eventually(lambda: big.origin.bytes_sent > LITTLE)
+    assert big.gateway.stop() == 0
+    assert_clean(big.gateway)
+    big.origin.heal()
+    big.origin.forget()
+    big.gateway.start()
+    assert big.gateway.ask(PATH).body == forgery.body
+    assert big.origin.bytes_sent < len(forgery.body)
+
+
+def test_no_new_clients_meanwhile(big: Site, forgery: Forgery) -> None:
+    """A new connection is refused, or answered rightly; it is not left hanging."""
+    big.origin.rule("W", faults.stall(NEARLY_ALL), times=1)
+    with begun_download(big.gateway) as client:
+        ask_to_stop(big.gateway)
+        late = Download(big.gateway, Way.ABSOLUTE)
+        time.sleep(0.3)
+        big.origin.heal()
+        assert client.read() == (forgery.body, True)
+        try:
+            answer = late.answer()
+        except OSError:
+            pass
+        else:
+            assert answer.body == forgery.body or not answer.complete
+    assert wait_for_end(big.gateway) == 0
+    assert_clean(big.gateway)
+
+
+def test_figures_are_kept(site: Site) -> None:
+    """What was counted until the last moment is there after the restart."""
+    site.publish(2)
+    for _ in range(5):
+        assert site.gateway.ask("/test.cvd").body == signed("test-2.cvd")
+    assert site.gateway.stop() == 0
+    assert site.gateway.stats()["requests"] == 5
+    assert site.gateway.stats()["hits"] == 4
+    site.gateway.start()
+    assert site.gateway.ask("/test.cvd").cache_status == "clamproxy; hit"
+
+
+def test_a_stop_during_the_start(site: Site) -> None:
+    """A service manager may think better of it at once."""
+    site.gateway.kill()
+    for _ in range(3):
+        site.gateway.start()
+        code = site.gateway.stop()
+        # Before mitmproxy has set up its handlers the signal just ends the process.
+        assert code in (0, -signal.SIGTERM)
+    assert_clean(site.gateway)
+    site.gateway.start()
+    site.publish(2)
+    assert site.gateway.ask("/test.cvd").status == 200
+
+
+def test_no_process_is_left(big: Site) -> None:
+    big.origin.rule("W", faults.stall(LITTLE), times=1)
+    with begun_download(big.gateway):
+        pid = big.gateway.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert big.gateway.stop() == 0
+    for each in (str(pid), *children):
+        assert not Path(f"/proc/{each}").exists()
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=20).stdout
+    assert str(big.gateway.config) not in listing

@@ -1,0 +1,53 @@
+"""What the tests of contrib/ have in common."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clamproxy.cli import main
+
+ROOT = Path(__file__).parents[2]
+CONTRIB = ROOT / "contrib"
+NOFILE_PER_CONNECTION = 3
+"""The client's connection, the file that is sent, and the server's connection of what is passed through."""
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """The parameters of a command of ours as the command line understands them."""
+    program, name, *arguments = words
+    assert Path(program).name == "clamproxy"
+    command = main.commands[name]
+    if hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    return dict(command.make_context(name, arguments).params)
+
+
+def load_yaml(path: Path) -> list[Any]:
+    """All documents of a file."""
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def require_program(name: str) -> str:
+    """Skips the test where a program is missing; fails when CI is set."""
+    path = shutil.which(name)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{name} is not installed")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def directives(text: str) -> dict[str, list[str]]:
+    """The lines of a freshclam.conf."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        found.setdefault(name, []).append(value)
+    return found
