@@ -25,7 +25,7 @@ from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
-from clamproxy.origin.resolver import DnsResolver, DohResolver, Resolver
+from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
@@ -208,6 +208,14 @@ class Service:
         """
         await self.follower.fetch_release(database)
 
+    async def refetch(self, object_id: ObjectId) -> None:
+        """Fetch an object that was dropped, or a newer version of a CVD, for no client.
+
+        Raises:
+            OriginTrouble: it can't be had now, or was asked for too often within the last hour.
+        """
+        await self.follower.refetch(object_id)
+
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
         """See `Transfers.under_way`."""
         return self._transfers.under_way()
@@ -219,7 +227,7 @@ class Service:
         self._agents = Agents(settings.upstream.user_agent, self._saver("agent/"))
         self._versions = AdvertisedVersions(
             settings.versions.domain,
-            self._make_resolver(),
+            make_resolver(settings),
             settings.versions.refresh,
             self._save_advertised,
             self._saver("record/"),
@@ -236,15 +244,6 @@ class Service:
             offline=settings.upstream.offline,
         )
         self._heads = Heads(self._upstream, self._cooldowns, self._saver("head/"))
-
-    def _make_resolver(self) -> Resolver | None:
-        """Who is asked for advertised versions, if anybody is."""
-        versions, upstream = self.settings.versions, self.settings.upstream
-        if not self.settings.asks_dns:
-            return None
-        if versions.doh is not None:
-            return DohResolver(versions.doh, upstream.proxy, upstream.ca_bundle)
-        return DnsResolver(versions.nameservers)
 
     def _restore(self) -> None:
         """Take over what an earlier process knew."""

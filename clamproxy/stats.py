@@ -58,8 +58,10 @@ class Stats:
     def count_feed_request(self, result: Result, length: int) -> None:
         """The same for a request on another feed's host; they are counted apart."""
         amounts = {"feed_requests": 1, "feed_bytes_served": length}
-        if result in (Result.HIT, Result.ERROR):
-            amounts["feed_hits" if result is Result.HIT else "feed_errors"] = 1
+        if result is Result.ERROR:
+            amounts["feed_errors"] = 1
+        elif result is not Result.MISS:
+            amounts["feed_hits"] = 1
         self._add(amounts)
 
     def count_upstream(self, requests: int, length: int) -> None:
