@@ -89,6 +89,27 @@ def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Finding | N
         return _check(published, keys)
 
 
+def inspect_all(
+    store: Store,
+    names: Collection[ObjectId],
+    keys: TrustedKeys,
+    progress: Callable[[ObjectId], object] = lambda _: None,
+) -> Iterator[Finding]:
+    """Check these objects, one after the other.
+
+    Args:
+        store: the cache.
+        names: the objects.
+        keys: whose signatures count.
+        progress: called with each object that has been looked at, or was gone.
+    """
+    for name in names:
+        finding = inspect(store, name, keys)
+        progress(name)
+        if finding is not None:
+            yield finding
+
+
 def reject(store: Store, finding: Finding) -> bool:
     """Drop a bad object from the cache, and put its file into the quarantine.
 
@@ -119,6 +140,12 @@ def quarantined(store: Store) -> list[Rejected]:
         with suppress(OSError, ValueError, OverflowError):
             found.append(Rejected(path, name, int(at) / 1e9, path.stat().st_size, _reason_of(path)))
     return sorted(found, key=lambda rejected: rejected.at)
+
+
+def discard(rejected: Rejected) -> None:
+    """Delete a file in the quarantine, and the reason beside it."""
+    rejected.path.unlink(missing_ok=True)
+    _reason_file(rejected.path).unlink(missing_ok=True)
 
 
 def _check(published: PublishedFile, keys: TrustedKeys) -> Finding:
@@ -161,27 +188,11 @@ def _quarantine(store: Store, published: PublishedFile, reason: str) -> None:
 
 def _reason_of(path: Path) -> str:
     try:
-        return path.with_name(f"{path.name}.reason").read_text(errors="replace").strip()
+        return _reason_file(path).read_text(errors="replace").strip()
     except OSError:
         return "unknown"
 
 
-def inspect_all(
-    store: Store,
-    names: Collection[ObjectId],
-    keys: TrustedKeys,
-    progress: Callable[[ObjectId], object] = lambda _: None,
-) -> Iterator[Finding]:
-    """Check these objects, one after the other.
-
-    Args:
-        store: the cache.
-        names: the objects.
-        keys: whose signatures count.
-        progress: called with each object that has been looked at, or was gone.
-    """
-    for name in names:
-        finding = inspect(store, name, keys)
-        progress(name)
-        if finding is not None:
-            yield finding
+def _reason_file(path: Path) -> Path:
+    """Where `Store.quarantine` puts it."""
+    return path.with_name(f"{path.name}.reason")

@@ -21,15 +21,10 @@ from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import FIRST_PAUSE, Budget
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.origin.heads import Heads
-from clamproxy.origin.resolver import make_resolver
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.side import OriginSide, Save
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
-from clamproxy.origin.upstream import Upstream
-from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.follower import Follower
@@ -44,7 +39,8 @@ from clamproxy.setup.client_config import DEFAULT_PORT, Mode, client_config, own
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
 from clamproxy.web.listener import Listener
-from clamproxy.web.site import Place, Sources, StatusSite
+from clamproxy.web.site import StatusSite
+from clamproxy.web.sources import Place, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -113,27 +109,35 @@ class Service:
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
         self.fleet = Fleet(self.store.directory, settings.fleet, self.writer)
-        self._make_origin_side(pseudonym)
+        via = f"1.1 {pseudonym}"
+        self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
-        self._prefetcher = Prefetcher(self.store, self._lineages, self._heads, self._transfers, self._budget)
+        self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
-        self.follower = self._make_follower()
+        self.follower = Follower(
+            settings,
+            self.store,
+            self._origin,
+            self._lineages,
+            self._prefetcher,
+            self._builder,
+            self._quiet_hour,
+        )
         self.feeds = Feeds(
             self.store.directory / "feeds",
             settings,
             self._saver("feed/"),
             self.stats.count_feed_upstream,
-            f"1.1 {pseudonym}",
+            via,
         )
         self._history = History(self._read_counters, lambda past: self._saver("history/")("day", past))
         self._restore()
-        self._current = self._make_current()
+        self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway(pseudonym)
-        self.announcer = Announcer(
-            self._current.announced, lambda: self._versions.last_record, self._versions.get
-        )
+        versions = self._origin.versions
+        self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
         self.pages = StatusSite(self._make_sources())
         listen, host = settings.status.listen, settings.status.host
         self._listener = Listener(listen, host, self.pages) if listen is not None else None
@@ -170,7 +174,9 @@ class Service:
         """Wait until nothing is under way any more, or for so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
-                while self.requests or self._transfers.under_way():  # noqa: ASYNC110  (more than one thing)
+                while (  # noqa: ASYNC110  (more than one thing)
+                    self.requests or self._transfers.under_way() or self.feeds.under_way()
+                ):
                     await asyncio.sleep(LOOK_EVERY)
 
     async def flush(self) -> None:
@@ -191,13 +197,11 @@ class Service:
         self._prefetcher.stop()
         self._builder.stop()
         self._transfers.stop()
-        self._heads.stop()
-        self._versions.stop()
+        self._origin.stop()
         self.stats.flush()
         self.fleet.close()
         self.writer.submit(self.store.disconnect)
         self.writer.close()
-        self._upstream.close()
         self.store.close()
 
     async def renew(self, database: str) -> None:
@@ -220,75 +224,19 @@ class Service:
         """See `Transfers.under_way`."""
         return self._transfers.under_way()
 
-    def _make_origin_side(self, pseudonym: str) -> None:
-        settings = self.settings
-        self._cooldowns = Cooldowns(self._saver("cooldown/"))
-        self._budget = Budget(self._saver("budget/"), first_pause=min(FIRST_PAUSE, settings.versions.refresh))
-        self._agents = Agents(settings.upstream.user_agent, self._saver("agent/"))
-        self._versions = AdvertisedVersions(
-            settings.versions.domain,
-            make_resolver(settings),
-            settings.versions.refresh,
-            self._save_advertised,
-            self._saver("record/"),
-        )
-        self._upstream = Upstream(
-            settings.upstream.url,
-            proxy=settings.upstream.proxy,
-            ca_bundle=settings.upstream.ca_bundle,
-            connect_timeout=settings.upstream.connect_timeout,
-            read_timeout=settings.upstream.read_timeout,
-            via=f"1.1 {pseudonym}",
-            count=self.stats.count_upstream,
-            note=self._budget.note,
-            offline=settings.upstream.offline,
-        )
-        self._heads = Heads(self._upstream, self._cooldowns, self._saver("head/"))
-
     def _restore(self) -> None:
         """Take over what an earlier process knew."""
-        if not self.settings.upstream.offline:
-            self._cooldowns.restore(self.store.notes("cooldown/"))
-        self._budget.restore(self.store.notes("budget/"))
-        self._agents.restore(self.store.notes("agent/"))
-        self._versions.restore(self.store.notes("advertised/"), self.store.notes("record/"))
-        self._heads.restore(self.store.notes("head/"))
+        self._origin.restore(self.store, offline=self.settings.upstream.offline)
         self._builder.restore(self.store.notes("cld/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
         self.feeds.restore(self.store.notes("feed/"))
         self._history.restore(self.store.note("history/day"))
 
-    def _make_follower(self) -> Follower:
-        return Follower(
-            self.settings,
-            self.store,
-            self._versions,
-            self._heads,
-            self._cooldowns,
-            self._agents,
-            self._lineages,
-            self._prefetcher,
-            self._builder,
-            self._quiet_hour,
-        )
-
-    def _make_current(self) -> CurrentVersions:
-        return CurrentVersions(
-            self.settings,
-            self.store,
-            self._versions,
-            self._heads,
-            self._cooldowns,
-            self._agents,
-            self._lineages,
-            self._prefetcher,
-        )
-
     def _make_gateway(self, pseudonym: str) -> Gateway:
         settings, current = self.settings, self._current
         delivery = Delivery(self.store, self._transfers)
         whole = WholeFiles(
-            settings.delta, self.store, self._heads, current, delivery, self._prefetcher, self._builder
+            settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         databases = frozenset(settings.serving.databases)
         return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
@@ -299,7 +247,7 @@ class Service:
             store=self.store,
             started_at=self.surroundings.started_at,
             under_way=self.under_way,
-            cooldowns=self._cooldowns.in_force,
+            cooldowns=self._origin.cooldowns.in_force,
             past=lambda: self._history.past,
             fleet=self._machines if self.settings.fleet.enabled else None,
             feeds=self.feeds.figures,
@@ -328,31 +276,45 @@ class Service:
         finally:
             self.store.disconnect()
 
-    def _save_advertised(self, database: str, value: Any) -> None:
-        self._saver("advertised/")(database, value)
-        if value:
-            self.fleet.note_advertised(database, value[0])
+    def _origin_saver(self, prefix: str) -> Save:
+        """As `_saver`, and the fleet hears which version is advertised."""
+        save = self._saver(prefix)
+
+        def save_version(database: str, value: Any) -> None:
+            save(database, value)
+            if value:
+                self.fleet.note_advertised(database, value[0])
+
+        def save_head(database: str, value: Any) -> None:
+            save(database, value)
+            head = self._origin.heads.get(database)
+            if head is not None and not self.settings.asks_dns:
+                self.fleet.note_advertised(database, head.header.version)
+
+        return {"advertised/": save_version, "head/": save_head}.get(prefix, save)
 
     def _notice(self, database: str, requester: Requester) -> None:
         """A client asks for something."""
         self.follower.see(database)
-        self._agents.see(requester.user_agent)
+        self._origin.agents.see(requester.user_agent)
         self._quiet_hour.count()
 
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        resources = Resources(self._upstream, self.store, self.writer, keys, window, slots)
-        return Transfers(resources, self._cooldowns, self._negative_ttl, self._tidy_soon, self._after_failure)
+        resources = Resources(self._origin.upstream, self.store, self.writer, keys, window, slots)
+        return Transfers(
+            resources, self._origin.cooldowns, self._negative_ttl, self._tidy_soon, self._after_failure
+        )
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
-        advertised = self._versions.last_known(object_id.database)
+        advertised = self._origin.versions.last_known(object_id.database)
         return negative_ttl(object_id, advertised.version if advertised else None)
 
     def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
         """A file that is not what its head announced makes the head worthless."""
         if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
-            self._heads.forget(object_id.database)
+            self._origin.heads.forget(object_id.database)
 
     def _tidy_soon(self) -> None:
         """Once for all that is published until the writer gets to it: it looks at every object."""
@@ -368,7 +330,7 @@ class Service:
         sweep(self.store.partials)
         self._builder.sweep()
 
-    def _saver(self, prefix: str) -> Callable[[str, Any], None]:
+    def _saver(self, prefix: str) -> Save:
         def save(key: str, value: Any) -> None:
             self.writer.submit(lambda: self.store.set_note(prefix + key, value))
 

@@ -9,6 +9,8 @@ from collections import Counter
 from typing import Any
 
 from clamproxy.cache.store import Store
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import Result
 from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
@@ -18,6 +20,9 @@ FLUSH_DELAY = 0.1
 """Seconds from a change until it is on disk, where `clamproxy stats` reads it."""
 FLUSH_DELAY_AFTER_ERROR = 10.0
 """The same while the disk is full, say."""
+
+LONGEST_SILENCE = 86400.0
+"""Seconds for which what DNS has said counts more than the origin's own header."""
 
 COUNTER_OF_RESULT = {
     Result.HIT: "hits",
@@ -131,8 +136,24 @@ def snapshot(store: Store) -> dict[str, Any]:
 
 
 def advertised_versions(store: Store) -> dict[str, int]:
-    """The version of each database that is known to be advertised. Blocks."""
-    return {database: value[0] for database, value in store.notes("advertised/").items() if value}
+    """The version of each database that is known to be advertised. Blocks.
+
+    By DNS; where that is silent for a day or not asked, by the header of the CVD at the origin.
+    """
+    versions = {database: _probed_version(note) for database, note in store.notes("head/").items()}
+    for database, note in store.notes("advertised/").items():
+        match note:
+            case [int(version), int() | float() as learnt_at]:
+                is_news = abs(time.time() - learnt_at) < LONGEST_SILENCE
+                versions[database] = version if is_news else max(version, versions.get(database) or 0)
+    return {database: version for database, version in versions.items() if version}
+
+
+def _probed_version(note: Any) -> int | None:
+    try:
+        return CvdHeader.parse(note["header"].encode("ascii")).version
+    except (AttributeError, InvalidObject, KeyError, TypeError, ValueError):
+        return None
 
 
 def _budget(store: Store) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
+from contextlib import suppress
 
 DESCRIPTORS_PER_CONNECTION = 2
 """The socket, and the file that is sent."""
@@ -61,8 +62,11 @@ def provide_descriptors(connections: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections * DESCRIPTORS_PER_CONNECTION + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        # The system may refuse what its own limit seems to allow (fs.nr_open).
+        with suppress(OSError, ValueError, OverflowError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
     if soft == resource.RLIM_INFINITY:
         return connections
     return min(connections, (soft - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)

@@ -38,21 +38,27 @@ class Users:
         """Whether anybody has to say who they are."""
         return bool(self._hashes)
 
-    async def admit(self, field: str | None) -> bool:
+    async def admit(self, field: str | None, *, at_once: bool = False) -> bool:
         """Whether a Proxy-Authorization or Authorization field names a user and its password.
 
         Args:
             field: its value, whatever the client sent; None if there is none.
+            at_once: rather refuse than queue for a check.
         """
         if not self._hashes:
             return True
-        given = Authorization.from_header(field)
+        try:
+            given = Authorization.from_header(field)
+        except ValueError:  # characters that no base64 has
+            return False
         if given is None or given.type != "basic" or not given.username:
             return False
         name, password = str(given.username), str(given.password or "")
         digest = hmac.digest(self._key, f"{name}:{password}".encode(errors="replace"), "sha256")
         if (known := self._checked.get(digest)) is not None:
             return known
+        if at_once and self._slots.locked():
+            return False
         # An unknown name takes as long as a wrong password: else names could be tried out.
         pwhash = self._hashes.get(name, self._nobody)
         async with self._slots:

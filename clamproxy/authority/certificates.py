@@ -140,6 +140,11 @@ def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
+def utc_text(seconds: float) -> str:
+    """Unix seconds for people, to the minute."""
+    return f"{utc(seconds):%Y-%m-%d %H:%M} UTC"
+
+
 def _builder(
     key: ec.EllipticCurvePrivateKey, serial: int, start: datetime, end: datetime
 ) -> x509.CertificateBuilder:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clamproxy.authority.authority import Authority
-from clamproxy.authority.certificates import make_authority, new_key, utc
+from clamproxy.authority.certificates import make_authority, new_key, utc, utc_text
 from clamproxy.authority.names import PermittedNames
 from clamproxy.authority.state import AuthorityError, Generation, locked, write_state
 
@@ -91,7 +91,7 @@ def _held(directory: Path) -> Iterator[Authority]:
 def _require_no_overlap(authority: Authority, now: float) -> None:
     successor = authority.successor(now)
     if successor is not None:
-        date = f"{utc(successor.signs_from):%Y-%m-%d %H:%M} UTC"
+        date = utc_text(successor.signs_from)
         raise AuthorityError(f"the last rotation is not over: its certificate signs from {date} on")
 
 

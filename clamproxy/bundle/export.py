@@ -25,8 +25,6 @@ from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
 from clamproxy.cache.index import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
-from clamproxy.formats.header import CvdHeader
-from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
 
 
@@ -83,7 +81,7 @@ def _list_object(store: Store, object_id: ObjectId, progress: Progress) -> Liste
             size=published.size,
             sha256=sha256_of(_pieces(published, progress)),
             version=object_id.version,
-            built=_build_time(published.metadata.header),
+            built=published.metadata.built_at,
             last_modified=published.metadata.last_modified,
         )
 
@@ -101,15 +99,6 @@ def _pieces(published: PublishedFile, progress: Progress) -> Iterator[bytes]:
         offset += len(piece)
         progress.advance(published.object_id.database, len(piece))
         yield piece
-
-
-def _build_time(header: str | None) -> int | None:
-    if header is None:
-        return None
-    try:
-        return CvdHeader.parse(header.encode("ascii")).stime
-    except (InvalidObject, UnicodeEncodeError):
-        return None
 
 
 @contextmanager

@@ -31,6 +31,14 @@ class Metadata:
     header: str | None = None
     """The 512-byte header of a CVD."""
 
+    @property
+    def built_at(self) -> int | None:
+        """When ClamAV built it, Unix seconds; only the header of a CVD or CLD tells."""
+        try:
+            return CvdHeader.parse((self.header or "").encode("ascii")).stime or None
+        except (InvalidObject, UnicodeEncodeError):
+            return None
+
     def to_json(self) -> str:
         """For the index."""
         return json.dumps(asdict(self))
@@ -88,7 +96,7 @@ class PublishedFile:
         # else gets at it, as the cache directory admits its owner only; and nobody may write to
         # it under either name. Its date is what a web server sends as Last-Modified (trap 7).
         target.chmod(_LINKED_MODE)
-        date = self.metadata.last_modified or self._build_time() or self.metadata.fetched_at
+        date = self.metadata.last_modified or self.metadata.built_at or self.metadata.fetched_at
         os.utime(target, (date, date))
 
     def _copy(self, target: Path) -> None:
@@ -97,12 +105,6 @@ class PublishedFile:
             shutil.copyfileobj(source, copy)
             copy.flush()
             os.fsync(copy.fileno())
-
-    def _build_time(self) -> int:
-        try:
-            return CvdHeader.parse((self.metadata.header or "").encode("ascii")).stime
-        except (InvalidObject, UnicodeEncodeError):
-            return 0
 
     def __enter__(self) -> Self:
         return self

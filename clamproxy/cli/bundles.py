@@ -29,11 +29,11 @@ from clamproxy.cli.common import (
     require_owner,
     settings_of,
     shown_error,
-    shown_size,
     tell,
 )
 from clamproxy.cli.progress import Bars
 from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.readable import shown_count, shown_size
 
 _STANDARD_STREAM = "-"
 
@@ -57,9 +57,9 @@ def _since(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) ->
 @database_option("all that are cached")
 @config_option
 def export(file: str, since: Since, databases: tuple[str, ...], config: str | None) -> None:
-    """Write what is cached to FILE, for `clamproxy import` on another gateway.
+    """Write what is cached to FILE, for another gateway.
 
-    FILE is a tar; - is the standard output. Works whether the proxy runs or not.
+    FILE is a tar for `clamproxy import`; - is the standard output. Works whether the proxy runs or not.
     """
     settings = settings_of(config)
     require_owner(settings.cache.directory)
@@ -134,5 +134,5 @@ def _input(file: str) -> Iterator[BinaryIO]:
 def _tell_contents(done: str, manifest: Manifest) -> None:
     for database, part in manifest.databases.items():
         what = "the CVD and patches" if part.is_whole else f"patches from {part.base}"
-        size = shown_size(part.size)
-        tell(f"{done} {database} {part.version}: {what}, {len(part.objects)} objects, {size}.")
+        objects, size = shown_count(len(part.objects), "object"), shown_size(part.size)
+        tell(f"{done} {database} {part.version}: {what}, {objects}, {size}.")

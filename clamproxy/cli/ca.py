@@ -20,10 +20,10 @@ from clamproxy.authority import (
     found,
     rotate,
 )
-from clamproxy.authority.certificates import fingerprint, title_of, utc
-from clamproxy.cli.common import config_option, fail, require_owner, settings_of, shown_error, tell
+from clamproxy.authority.certificates import fingerprint, title_of, utc_text
+from clamproxy.cli.common import config_option, fail, require_owner, settings_of, shown_trouble, tell
+from clamproxy.cli.parameters import duration
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import parse_duration
 from clamproxy.setup.trust import TARGETS, install_snippet
 
 LONGEST_OVERLAP = 3650 * 86400.0
@@ -50,20 +50,10 @@ def init(config: str | None) -> None:
     """
     settings = _writable_settings(config)
     names = _names(settings)
-    with _refusals():
+    with _refusals(settings):
         authority = found(settings.tls.directory, names, time.time())
     tell(f"{title_of(authority.signer().root)} is in {authority.directory} and signs for {names}.")
     tell("`clamproxy ca install --for …` prints what makes a machine trust it; see --help.")
-
-
-def _overlap(_: click.Context, option: click.Parameter, text: str) -> float:
-    try:
-        seconds = parse_duration(text)
-    except ValueError:
-        seconds = LONGEST_OVERLAP + 1
-    if seconds > LONGEST_OVERLAP:
-        raise click.BadParameter("expected a duration such as 30d, at most 3650d", param=option)
-    return seconds
 
 
 @ca.command("rotate")
@@ -72,14 +62,14 @@ def _overlap(_: click.Context, option: click.Parameter, text: str) -> float:
     metavar="TIME",
     default="30d",
     show_default=True,
-    callback=_overlap,
+    callback=duration("a duration such as 30d, at most 3650d", longest=LONGEST_OVERLAP),
     help="How long the present certificate goes on to sign, while clients get the next one.",
 )
 @click.option("--finish", is_flag=True, help="Drop the former certificate after the overlap.")
 @click.option("--early", is_flag=True, help="With --finish: end an overlap that is not over.")
 @config_option
 def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> None:
-    """Make the next certificate, with the names that are configured now.
+    """Make the next certificate, with the names configured now.
 
     Both are in what `ca export` prints and in /ca.pem, and clients should trust both until the
     overlap is over. Then the next one signs by itself. The former one stays in the bundle until
@@ -88,7 +78,7 @@ def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> No
     if early and not finish:
         raise click.UsageError("--early goes with --finish.")
     settings = _writable_settings(config)
-    with _refusals():
+    with _refusals(settings):
         if finish:
             authority = finish_rotation(settings.tls.directory, time.time(), early=early)
             tell(f"{title_of(authority.signer().root)} is the only certificate now.")
@@ -99,7 +89,7 @@ def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> No
     if authority.successor() is None:
         tell(f"{title} signs from now on; clients that don't trust it yet get nothing by https.")
     else:
-        tell(f"{title} will sign from {_moment(last.signs_from)} on; it is in the bundle now.")
+        tell(f"{title} will sign from {utc_text(last.signs_from)} on; it is in the bundle now.")
         tell("Until then put what `clamproxy ca install --for …` prints on the machines once more.")
 
 
@@ -107,7 +97,7 @@ def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> No
 @click.option("--pem", is_flag=True, help="The certificates themselves, as `ca export` prints them.")
 @config_option
 def show(pem: bool, config: str | None) -> None:
-    """Print which certificates there are, which one signs, and for which names."""
+    """Print the certificates, which one signs, and their names."""
     settings = settings_of(config)
     authority = _authority(settings)
     if pem:
@@ -160,7 +150,7 @@ def _names(settings: Settings) -> PermittedNames:
 
 
 def _authority(settings: Settings) -> Authority:
-    with _refusals():
+    with _refusals(settings):
         authority = Authority.load(settings.tls.directory)
     if authority is None:
         fail(f"there is no authority in {settings.tls.directory}; `clamproxy ca init` makes one")
@@ -168,14 +158,14 @@ def _authority(settings: Settings) -> Authority:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals(settings: Settings) -> Iterator[None]:
     """Whatever goes wrong is one line."""
     try:
         yield
     except AuthorityError as error:
         fail(str(error))
     except OSError as error:
-        fail(shown_error(error))
+        fail(shown_trouble(settings.tls.directory, error))
 
 
 def _print_bundle(authority: Authority) -> None:
@@ -195,14 +185,10 @@ def _described(authority: Authority, generation: Generation) -> Iterator[str]:
 def _signs(authority: Authority, generation: Generation) -> str:
     successor = authority.successor()
     if generation is successor:
-        return f"from {_moment(generation.signs_from)} on"
+        return f"from {utc_text(generation.signs_from)} on"
     if generation is not authority.signer():
         return "no more; `clamproxy ca rotate --finish` drops it"
-    return "now" if successor is None else f"now, until {_moment(successor.signs_from)}"
-
-
-def _moment(seconds: float) -> str:
-    return f"{utc(seconds):%Y-%m-%d %H:%M} UTC"
+    return "now" if successor is None else f"now, until {utc_text(successor.signs_from)}"
 
 
 def _day(moment: datetime) -> str:

@@ -21,7 +21,7 @@ from clamproxy.setup.client_config import client_config as compose
 @click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port of the proxy.")
 @config_option
 def client_config(mode: str, gateway: str | None, port: int, config: str | None) -> None:
-    """Print the lines of freshclam.conf for the machines of this gateway.
+    """Print the lines of freshclam.conf for its machines.
 
     http: a proxy, nothing to trust. https: a proxy, with the gateway's certificate authority.
     mirror: no proxy setting. private: whole files, no DNS.
@@ -29,7 +29,7 @@ def client_config(mode: str, gateway: str | None, port: int, config: str | None)
     settings = settings_of(config)
     name = gateway or _guess()
     try:
-        lines = compose(settings, Mode(mode), name, port)
+        lines = compose(settings, Mode(mode), name, port, names_user=True)
     except ValueError as error:
         fail(f"the gateway is {name!r}, port {port}; expected {error}")
     click.echo(lines, nl=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import click
 import diskcache
 
 from clamproxy.cache.store import Store
+from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import parse_database
@@ -33,16 +35,9 @@ def database_option(default: str) -> _Decorator:
         "databases",
         metavar="NAME",
         multiple=True,
-        callback=_database_names,
+        callback=parsed_by(lambda names: tuple(map(parse_database, names))),
         help=f"Only this database; may be given several times. Default: {default}.",
     )
-
-
-def _database_names(_: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return tuple(parse_database(name) for name in names)
-    except ValueError as error:
-        raise click.BadParameter(f"expected {error}", param=option) from None
 
 
 def settings_of(config: str | None) -> Settings:
@@ -56,6 +51,18 @@ def settings_of(config: str | None) -> Settings:
 def tell(message: str) -> None:
     """A line for the operator, where it can't get into what is piped on."""
     click.echo(f"clamproxy: {message}", err=True)
+
+
+def write_out(text: str) -> None:
+    """Print; whoever reads the beginning only (``| head -1``) doesn't change the exit code by that."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written has to go somewhere: Python tries once more at its end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def fail(message: str) -> NoReturn:
@@ -72,24 +79,60 @@ def opened_store(directory: Path, *, make: bool = False) -> Iterator[Store]:
         directory: the cache directory.
         make: whether to make it if it is not there.
     """
-    if not make and not directory.is_dir():
-        fail(f"{directory}: no such cache directory; has the proxy been started?")
     try:
+        if not make and not directory.is_dir():
+            fail(f"{directory}: no such cache directory; has the proxy been started?")
         store = Store(directory, tidy=False)
-    except OSError as error:
-        fail(f"{directory}: {error.strerror or error}")
+    except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+        fail(shown_trouble(directory, error))
     try:
         yield store
     except (sqlite3.Error, diskcache.Timeout) as error:
-        fail(f"{directory}: {error or 'the index is locked'}")
+        fail(shown_trouble(directory, error))
     finally:
         store.close()
 
 
 def require_owner(directory: Path) -> None:
     """End the process if it would leave files in another user's cache that the proxy can't use."""
-    if directory.is_dir() and directory.stat().st_uid != os.geteuid():
-        fail(f"{directory}: belongs to user {directory.owner()}; run this as that user")
+    if whose := _whose(directory):
+        fail(whose)
+
+
+def shown_trouble(directory: Path, error: Exception) -> str:
+    """Why a directory of the proxy can't be used, in one line.
+
+    Args:
+        directory: it.
+        error: what came of trying: of the system, of SQLite or of diskcache.
+    """
+    causes = (error, error.__cause__)
+    is_refused = any(isinstance(cause, PermissionError | sqlite3.OperationalError) for cause in causes)
+    if is_refused and (whose := _whose(directory)):
+        return whose
+    reason = shown_error(error) if isinstance(error, OSError) else str(error) or "the index is locked"
+    return reason if reason.startswith(str(directory)) else f"{directory}: {reason}"
+
+
+def _whose(directory: Path) -> str | None:
+    """Whom to be for a directory that is another user's, in one line; None if it is this user's."""
+    for place in (directory, *directory.parents):
+        try:
+            uid = place.stat().st_uid
+        except PermissionError:  # what it is in is closed
+            continue
+        except OSError:
+            return None
+        is_own = uid == os.geteuid()
+        return None if is_own else f"{place}: belongs to user {_name_of(uid)}; run this as that user"
+    return None
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # in a container, say
+        return str(uid)
 
 
 def cached_databases(store: Store) -> set[str]:
@@ -103,15 +146,6 @@ def require_known(names: Iterable[str], settings: Settings, cached: set[str]) ->
     for name in names:
         if name not in known:
             fail(f"there is no database {name} here, but {', '.join(sorted(known))}.")
-
-
-def shown_size(value: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
 
 
 def shown_error(error: OSError) -> str:

@@ -39,7 +39,10 @@ def show(config: str | None, as_json: bool) -> None:
 @config.command()
 @config_option
 def check(config: str | None) -> None:
-    """Tell whether the configuration is valid: exit code 0, or 1 with the first problem in a line."""
+    """Tell whether the configuration is valid.
+
+    Exit code 0, or 1 with the first problem in a line.
+    """
     try:
         path = find_config(config, Path.cwd())
         load_settings(path, os.environ)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +15,18 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from clamproxy.cli.common import config_option, fail
+from clamproxy.cli.common import config_option, fail, write_out
+from clamproxy.cli.parameters import parse_gateway, parsed_by
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.units import Nameserver, parse_database, parse_nameserver
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
-from clamproxy.doctor.freshclam_conf import FreshclamConf, find_conf, read_conf
+from clamproxy.doctor.freshclam import FreshclamConf, find_conf, read_conf, user_agent
 from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.setup.client_config import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from clamproxy.doctor.client import Subject
+    from clamproxy.doctor.tls import Trust
     from clamproxy.doctor.wire import Proxy
 
 LIMIT = 24.0
@@ -39,47 +40,29 @@ _WIDTH = max(map(len, Status)) + 1
 _SUBJECT_WIDTH = 16
 
 
-def _parsed_gateway(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, int] | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\s/@]+))(?::([0-9]{1,5}))?", value)
-    if match is None or not 1 <= int(match[3] or 1) <= 65535:
-        raise click.BadParameter("expected HOST or HOST:PORT", param=option)
-    return match[1] or match[2], int(match[3] or 8080)
-
-
-def _parsed_database(_: click.Context, option: click.Parameter, value: str) -> str:
-    try:
-        return parse_database(value)
-    except ValueError as error:
-        raise click.BadParameter(f"expected {error}", param=option) from None
-
-
-def _parsed_nameserver(_: click.Context, option: click.Parameter, value: str | None) -> Nameserver | None:
-    try:
-        return None if value is None else parse_nameserver(value)
-    except ValueError as error:
-        raise click.BadParameter(f"expected {error}", param=option) from None
-
-
 @click.command()
 @click.option(
     "--gateway",
     metavar="HOST[:PORT]",
-    callback=_parsed_gateway,
+    callback=parsed_by(parse_gateway),
     help="The gateway to try as a client; default: this machine if it is one, else freshclam's proxy.",
 )
 @click.option("--local/--no-local", default=None, help="Whether to look at the gateway on this machine, too.")
-@click.option("--https", is_flag=True, help="Try https as well, with the gateway's certificate.")
+@click.option("--https", is_flag=True, help="Try https as well, with the certificates that are trusted here.")
 @click.option(
     "--ca", metavar="FILE", type=click.Path(path_type=Path), help="The CA to trust; implies --https."
 )
 @click.option(
     "--user", metavar="NAME", help=f"HTTPProxyUsername; the password is ${PASSWORD_VARIABLE}, or asked."
 )
-@click.option("--database", metavar="NAME", default="daily", callback=_parsed_database, show_default=True)
 @click.option(
-    "--nameserver", metavar="ADDRESS", callback=_parsed_nameserver, help="Ask this DNS server as a client."
+    "--database", metavar="NAME", default="daily", callback=parsed_by(parse_database), show_default=True
+)
+@click.option(
+    "--nameserver",
+    metavar="ADDRESS",
+    callback=parsed_by(parse_nameserver),
+    help="Ask this DNS server as a client.",
 )
 @click.option(
     "--freshclam-conf",
@@ -111,13 +94,15 @@ def doctor(
     is_local = _is_gateway(config) if local is None else local
     conf = _freshclam_conf(freshclam_conf)
     if gateway is None and is_local and freshclam_conf is None:
-        gateway, conf = ("127.0.0.1", 8080), FreshclamConf()
+        gateway, conf = ("127.0.0.1", DEFAULT_PORT), FreshclamConf()
     if gateway is None and conf.host is not None:
         gateway = conf.host, conf.port
     if gateway is None:
         fail("which gateway? freshclam.conf has no HTTPProxyServer here; give --gateway HOST:PORT")
     credentials = f"{user}:{_password(user)}" if user else conf.credentials
-    subject = _subject(gateway, credentials, database, nameserver, ca, https or conf.uses_https)
+    wants_https = https or ca is not None or conf.uses_https
+    trusts = _trusts(ca, config, is_local=is_local) if wants_https else []
+    subject = _subject(gateway, credentials, database, nameserver, trusts)
     shown = _Shown(as_json, str(subject.proxy))
     for side, finding in _findings(subject, config, is_local):
         shown.add(side, finding)
@@ -127,6 +112,7 @@ def doctor(
 
 def _findings(subject: Subject, config: str | None, is_local: bool) -> Iterator[tuple[str, Finding]]:
     from clamproxy.doctor.client import Client
+    from clamproxy.doctor.explain import HERE, ON_GATEWAY
 
     deadline = Deadline(LIMIT)
     if is_local:
@@ -136,7 +122,9 @@ def _findings(subject: Subject, config: str | None, is_local: bool) -> Iterator[
             for finding in examine(side.checks(), deadline):
                 yield _GATEWAY, finding
     for finding in examine(Client(subject, deadline).checks(), deadline):
-        yield _CLIENT, finding
+        # Who has been told to look at the gateway is there already.
+        remedy = finding.remedy.replace(ON_GATEWAY, HERE) if is_local else finding.remedy
+        yield _CLIENT, replace(finding, remedy=remedy)
 
 
 def _subject(
@@ -144,33 +132,25 @@ def _subject(
     credentials: str | None,
     database: str,
     nameserver: Nameserver | None,
-    ca: Path | None,
-    https: bool,
+    trusts: Sequence[Trust],
 ) -> Subject:
     from clamproxy.doctor.client import Subject
-    from clamproxy.doctor.tls import trust_of
     from clamproxy.doctor.wire import Proxy
 
     proxy: Proxy = Proxy(*gateway, user_agent=user_agent(), credentials=credentials)
-    trust = trust_of(ca) if https or ca is not None else None
-    return Subject(proxy, database, CLAMAV_KEYS, trust, [nameserver] if nameserver else [])
+    return Subject(proxy, database, CLAMAV_KEYS, trusts, [nameserver] if nameserver else [])
 
 
-def user_agent() -> str:
-    """As the freshclam of this machine introduces itself, without the machine's UUID."""
-    version, program = "1.4.3", shutil.which("freshclam")
-    if program is not None:
-        try:
-            result = subprocess.run(  # noqa: S603
-                [program, "--version"], capture_output=True, text=True, timeout=3, check=False
-            )
-        except (OSError, subprocess.SubprocessError):
-            pass
-        else:
-            if match := re.match(r"ClamAV (\d+(?:\.\d+){1,2})", result.stdout):
-                version = match[1]
-    machine = os.uname().machine
-    return f"ClamAV/{version} (OS: {os.uname().sysname}, ARCH: {machine}, CPU: {machine})"
+def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trust]:
+    """What clients with https may trust here: on a gateway its own authority, too."""
+    from clamproxy.doctor.tls import own_trust, trust_of
+
+    trusts = trust_of(ca)
+    if is_local and ca is None:
+        with suppress(ConfigurationError):  # that is a finding of its own
+            settings = load_settings(find_config(config, Path.cwd()), os.environ)
+            trusts += own_trust(settings.tls.directory)
+    return trusts
 
 
 def _is_gateway(config: str | None) -> bool:
@@ -211,7 +191,12 @@ class _Shown:
         self.findings.append((side, finding))
         if self._as_json:
             return
-        if begins:
+        with self._console.capture() as captured:
+            self._print(side if begins else None, finding)
+        write_out(captured.get())
+
+    def _print(self, side: str | None, finding: Finding) -> None:
+        if side is not None:
             self._console.print(Text(_TITLES[side].format(self._gateway), style="bold"))
         line = Text.assemble(
             "  ",
@@ -229,4 +214,5 @@ class _Shown:
             rows = [{"side": side, **finding.to_json()} for side, finding in self.findings]
             code = exit_code(finding for _, finding in self.findings)
             status = (Status.OK, Status.WARNING, Status.PROBLEM)[code]
-            click.echo(json.dumps({"status": status, "gateway": self._gateway, "findings": rows}, indent=2))
+            values = {"status": status, "gateway": self._gateway, "findings": rows}
+            write_out(json.dumps(values, indent=2) + "\n")

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
 import click
+import diskcache
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clamproxy.cache.store import Store
-from clamproxy.cli.common import config_option, shown_error, tell
+from clamproxy.cli.common import config_option, shown_trouble, tell, write_out
+from clamproxy.cli.parameters import duration
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import parse_duration
 from clamproxy.fleet.machine import Database, Machine, State, summary
 from clamproxy.fleet.reading import advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.support import explain_end_of_life
+from clamproxy.readable import shown_count, shown_span, shown_time
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 """Exit codes of a Nagios plugin."""
@@ -32,9 +34,11 @@ Exit codes, as a Nagios plugin has them:
   0  OK        none of what follows
   1  WARNING   there is a freshclam past its end of life
   2  CRITICAL  --behind or --stale lists a machine; never without them
-  3  UNKNOWN   table, configuration or command line can't be read
+  3  UNKNOWN   table, configuration or command line can't be read, or no
+               advertised version is known (but --stale lists what it lists)
 """
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+_NOT_ADVERTISED = "no advertised version is known, so who is behind isn't known either"
 _UUID_LENGTH = 36
 _UNLIMITED = 1000
 """Columns; no table is as wide."""
@@ -59,13 +63,6 @@ class _Plugin(click.Command):
             raise _Misuse(error.format_message(), error.ctx) from None
 
 
-def _duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is {error}", param=option) from None
-
-
 @click.command(cls=_Plugin, epilog=_EXIT_CODES)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of machines.")
@@ -78,14 +75,14 @@ def _duration(_: click.Context, option: click.Parameter, text: str | None) -> fl
 @click.option(
     "--stale",
     metavar="TIME",
-    callback=_duration,
+    callback=duration("a duration such as 2d"),
     help="Only machines that have asked for nothing for so long, such as 2d. With --behind: either.",
 )
 @click.pass_context
 def fleet(
     context: click.Context, config: str | None, as_json: bool, behind: int | None, stale: float | None
 ) -> None:
-    """List the machines and what is known of their databases, worst first.
+    """List the machines and their databases, worst first.
 
     A machine is an installation of freshclam that asked the gateway for something. Where versions are
     learned from DNS, one that is up to date has no reason to ask: "no request since" does not say that
@@ -93,24 +90,29 @@ def fleet(
     """
     now = time.time()
     try:
-        machines = _read(config, now)
+        machines, advertised = _read(config, now)
     except UnknownError as error:
         _end_unknown(str(error), as_json=as_json)
     except Exception as error:  # a traceback's exit code would be a WARNING
         _end_unknown(f"{type(error).__name__}: {error}", as_json=as_json)
     filtered = behind is not None or stale is not None
     listed = [one for one in machines if not filtered or _matches(one, now, behind, stale)]
-    code = _exit_code(machines, listed if filtered else [])
+    asks_versions = behind is not None or not filtered
+    cannot_tell = asks_versions and bool(machines) and not advertised
+    code = _exit_code(machines, listed if filtered else [], cannot_tell=cannot_tell)
     if as_json:
-        click.echo(json.dumps([machine.to_json() for machine in listed], indent=2))
+        if cannot_tell:
+            tell(_NOT_ADVERTISED)
+        write_out(json.dumps([machine.to_json() for machine in listed], indent=2) + "\n")
     else:
-        click.echo(_status_line(code, machines, len(listed) if filtered else None))
-        _print_table(listed, now)
+        told = [_NOT_ADVERTISED] if cannot_tell else []
+        line = _status_line(code, told, machines, len(listed) if filtered else None)
+        write_out(f"{line}\n{_table(listed, now)}")
     context.exit(code)
 
 
-def _read(config: str | None, now: float) -> list[Machine]:
-    """The machines.
+def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]]:
+    """The machines, and the advertised versions.
 
     Raises:
         UnknownError: they can't be had.
@@ -122,12 +124,13 @@ def _read(config: str | None, now: float) -> list[Machine]:
     directory = settings.cache.directory
     if not settings.fleet.enabled:
         raise UnknownError("fleet.enabled is false: no table of clients is kept")
-    if not has_table(directory):
-        raise UnknownError(f"{directory}: no table of clients; has the proxy been started?")
     try:
-        return read_fleet(directory, _advertised(directory, settings), now)
-    except OSError as error:
-        raise UnknownError(f"{directory}: {shown_error(error)}") from error
+        if not has_table(directory):
+            raise UnknownError(f"{directory}: no table of clients; has the proxy been started?")
+        advertised = _advertised(directory, settings)
+        return read_fleet(directory, advertised, now), advertised
+    except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+        raise UnknownError(shown_trouble(directory, error)) from error
 
 
 def _advertised(directory: Path, settings: Settings) -> dict[str, int]:
@@ -152,13 +155,15 @@ def _matches(machine: Machine, now: float, behind: int | None, stale: float | No
     return is_behind or (stale is not None and now - machine.last_seen >= stale)
 
 
-def _exit_code(machines: Sequence[Machine], matching: Sequence[Machine]) -> int:
+def _exit_code(machines: Sequence[Machine], matching: Sequence[Machine], *, cannot_tell: bool) -> int:
     if matching:
         return CRITICAL
+    if cannot_tell:
+        return UNKNOWN
     return WARNING if any(machine.end_of_life for machine in machines) else OK
 
 
-def _status_line(code: int, machines: Sequence[Machine], matching: int | None) -> str:
+def _status_line(code: int, remarks: list[str], machines: Sequence[Machine], matching: int | None) -> str:
     """What monitoring shows, and after the bar what it plots (the Nagios plugin guidelines)."""
     counts = summary(machines)
     total = counts.pop("total")
@@ -167,13 +172,14 @@ def _status_line(code: int, machines: Sequence[Machine], matching: int | None) -
     if matching is not None:
         told.insert(0, f"{matching} listed")
         figures["listed"] = matching
-    text = ", ".join([f"{total} machine{'' if total == 1 else 's'}", *told])
+    text = ", ".join([*remarks, shown_count(total, "machine"), *told])
     return f"CLAMPROXY FLEET {_WORDS[code]} - {text} | {' '.join(f'{k}={v}' for k, v in figures.items())}"
 
 
-def _print_table(machines: Sequence[Machine], now: float) -> None:
+def _table(machines: Sequence[Machine], now: float) -> str:
+    """The table as it is printed, with colours on a terminal; empty if there are no machines."""
     if not machines:
-        return
+        return ""
     console = Console(highlight=False)
     table = _wide_table(machines, now)
     width = console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum
@@ -181,17 +187,19 @@ def _print_table(machines: Sequence[Machine], now: float) -> None:
         console.width = width  # one line for each machine, for grep
     elif width > console.width:
         table = _narrow_table(machines, now)
-    console.print(table)
     explained = {explain_end_of_life(machine.freshclam, now) for machine in machines if machine.end_of_life}
-    for line in sorted(filter(None, explained)):
-        console.print(Text(line), soft_wrap=True)
+    with console.capture() as captured:
+        console.print(table)
+        for line in sorted(filter(None, explained)):
+            console.print(Text(line), soft_wrap=True)
+    return captured.get()
 
 
 def _wide_table(machines: Sequence[Machine], now: float) -> Table:
     """One line for each machine."""
     table = Table("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
     for one in machines:
-        silence = Text(f"{_moment(one.last_seen)} ({_age(now - one.last_seen)})")
+        silence = Text(f"{shown_time(one.last_seen)} ({shown_span(now - one.last_seen)})")
         system = Text(_system(one) or "-")
         address, trouble = Text(one.address), Text(_trouble(one) or "-")
         table.add_row(
@@ -208,8 +216,8 @@ def _narrow_table(machines: Sequence[Machine], now: float) -> Table:
         trouble = _trouble(one)
         if trouble:
             about.append(Text(trouble))
-        day, _, hour = _moment(one.last_seen).partition(" ")
-        silence = f"{day}\n{hour} ({_age(now - one.last_seen)})"
+        day, _, hour = shown_time(one.last_seen).partition(" ")
+        silence = f"{day}\n{hour} ({shown_span(now - one.last_seen)})"
         table.add_row(Text("\n").join(about), _databases(one, now, "\n"), silence)
     table.columns[0].min_width = _UUID_LENGTH
     return table
@@ -232,24 +240,12 @@ def _databases(machine: Machine, now: float, separator: str) -> Text:
 
 
 def _trouble(machine: Machine) -> str:
-    return f"{_moment(machine.trouble.at)} {machine.trouble.what}" if machine.trouble else ""
+    return f"{shown_time(machine.trouble.at)} {machine.trouble.what}" if machine.trouble else ""
 
 
 def _shown(name: str, database: Database, now: float) -> str:
     text = f"{name} {database.version}"
     if database.behind is None or not database.behind:
         return text
-    since = f" for {_age(now - database.behind_since)}" if database.behind_since is not None else ""
+    since = f" for {shown_span(now - database.behind_since)}" if database.behind_since is not None else ""
     return f"{text} ({database.behind} behind{since})"
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _age(seconds: float) -> str:
-    """A span of time for people: its largest unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit}"
-    return "a moment" if seconds < 1 else f"{seconds:.0f} s"

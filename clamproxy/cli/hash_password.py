@@ -7,15 +7,16 @@ import sys
 import click
 
 from clamproxy.access.users import user_line
-from clamproxy.cli.common import fail
+from clamproxy.cli.common import fail, tell
 
 
 @click.command("hash-password")
 @click.argument("name")
 def hash_password(name: str) -> None:
-    """Print the line of access.users for user NAME.
+    """Print the line for a user, for access.users in proxy.yaml.
 
-    The password is asked for on a terminal, and else is the first line of the standard input.
+    It begins with "- ", as the items of a list do in YAML, and goes below "users:". The password is
+    asked for on a terminal, and else is the first line of the standard input.
     """
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -28,4 +29,7 @@ def hash_password(name: str) -> None:
     except ValueError as error:
         fail(f"the name is {name!r}; expected {error}.")
     # In quotes: YAML would take a colon that a space follows for a mapping.
-    click.echo(f"'{line}'")
+    quoted = line.replace("'", "''")
+    click.echo(f"- '{quoted}'")
+    if sys.stderr.isatty():
+        tell("put this line below users: in the section access: of proxy.yaml, indented like other lists.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,12 +18,13 @@ from clamproxy.cli.common import (
     fail,
     opened_store,
     settings_of,
-    shown_error,
-    shown_size,
+    shown_trouble,
 )
-from clamproxy.formats.header import CvdHeader
-from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
+from clamproxy.readable import shown_count, shown_size, shown_time
+
+FEEDS = "feeds"
+"""The directory of other feeds, in the cache directory; see `feeds.store`."""
 
 _HEADINGS = ("DATABASE", "KIND", "VERSION", "SIZE", "FETCHED", "BUILT")
 
@@ -59,23 +61,29 @@ class Entry:
 def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
     """List what is cached, whether the proxy runs or not.
 
+    Of other feeds (feeds.hosts), the number of files and their size are told, if there are any.
     FETCHED is when an object came, or a CLD was built here; BUILT is when ClamAV built that version.
     """
-    directory = settings_of(config).cache.directory
+    settings = settings_of(config)
+    directory = settings.cache.directory
     with opened_store(directory) as store:
         try:
-            entries = entries_of(store, databases)
+            entries, feeds = entries_of(store, databases), feed_files(directory)
         except OSError as error:
-            fail(f"{directory}: {shown_error(error)}")
+            fail(shown_trouble(directory, error))
     total = sum(entry.size for entry in entries)
     if as_json:
         objects = [entry.to_json() for entry in entries]
-        click.echo(json.dumps({"objects": objects, "count": len(objects), "bytes": total}, indent=2))
+        values = {"objects": objects, "count": len(objects), "bytes": total}
+        values["feeds"] = {"count": feeds[0], "bytes": feeds[1]}
+        click.echo(json.dumps(values, indent=2))
         return
     if entries:
         for line in _aligned([_HEADINGS, *map(_row, entries)]):
             click.echo(line)
-    click.echo(f"{len(entries):,} objects, {shown_size(total)}")
+    click.echo(f"{shown_count(len(entries), 'object')}, {shown_size(total)}")
+    if not databases and (settings.feeds.hosts or feeds[0]):
+        click.echo(f"Other feeds: {shown_count(feeds[0], 'file')}, {shown_size(feeds[1])}")
 
 
 def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
@@ -93,23 +101,32 @@ def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
         if published is not None:
             with published:
                 metadata = published.metadata
-                built_at = _build_time(metadata.header)
-                entries.append(Entry(object_id, metadata.size, metadata.fetched_at, built_at))
+                entries.append(Entry(object_id, metadata.size, metadata.fetched_at, metadata.built_at))
     return sorted(entries, key=_order)
+
+
+def feed_files(directory: Path) -> tuple[int, int]:
+    """How many files of other feeds are stored, and their bytes.
+
+    Args:
+        directory: the cache directory.
+
+    Raises:
+        OSError: they can't be looked at.
+    """
+    count, total = 0, 0
+    for path in (directory / FEEDS).glob("*.*"):
+        if path.suffix == ".json":
+            count += 1
+        elif path.suffix != ".part":
+            with suppress(FileNotFoundError):  # just replaced
+                total += path.stat().st_size
+    return count, total
 
 
 def _order(entry: Entry) -> tuple[str, str, int]:
     object_id = entry.object_id
     return object_id.database, object_id.kind, object_id.version
-
-
-def _build_time(header: str | None) -> int | None:
-    if header is None:
-        return None
-    try:
-        return CvdHeader.parse(header.encode("ascii")).stime
-    except (InvalidObject, UnicodeEncodeError):
-        return None
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
@@ -122,14 +139,6 @@ def _row(entry: Entry) -> tuple[str, ...]:
         fetched,
         built,
     )
-
-
-def shown_time(seconds: float | None) -> str:
-    """A time for people, in the zone of this machine."""
-    try:
-        return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):  # what no clock has ever shown
-        return "?"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -26,6 +26,7 @@ from clamproxy.cli.renewal import NOT_DELIVERED, default_databases
 from clamproxy.cli.renewal import fetch_releases as _fetch
 from clamproxy.config.settings import Settings
 from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
+from clamproxy.readable import shown_count
 
 
 @click.command()
@@ -46,7 +47,7 @@ def mirror(
     cached_only: bool,
     config: str | None,
 ) -> None:
-    """Bring DIR to the layout of cvdupdate, for any web server to serve.
+    """Bring DIR to the layout of cvdupdate, for a web server.
 
     First the newest CVDs are fetched, unless --cached-only is given or upstream.offline is set.
     The exit code is 2 if the origin doesn't deliver them: then DIR has what is cached.
@@ -58,9 +59,9 @@ def mirror(
         cached = cached_databases(store)
     require_known(databases, settings, cached)
     wanted = list(databases or default_databases(settings, cached))
-    failures = _fetch(settings, wanted) if asks else []
-    for failure in failures:
-        tell(f"Warning: {failure}")
+    failures = _fetch(settings, wanted) if asks else {}
+    for database, reason in failures.items():
+        tell(f"Warning: {database} is not renewed: {reason}.")
     keep = settings.cache.keep_cdiffs if keep_cdiffs is None else keep_cdiffs
     with opened_store(settings.cache.directory) as store:
         try:
@@ -86,4 +87,4 @@ def _tell_report(report: MirrorReport) -> None:
     for warning in report.warnings:
         tell(f"Warning: {warning}")
     versions = ", ".join(f"{database} {version}" for database, version in report.versions.items())
-    tell(f"{versions}; {len(report.added)} files added, {len(report.removed)} removed.")
+    tell(f"{versions}; {shown_count(len(report.added), 'file')} added, {len(report.removed):,} removed.")

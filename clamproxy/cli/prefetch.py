@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from clamproxy.cache.store import Store
 from clamproxy.cli.common import (
     cached_databases,
     config_option,
@@ -18,18 +19,19 @@ from clamproxy.cli.common import (
     tell,
 )
 from clamproxy.cli.renewal import NOT_DELIVERED, default_databases, fetch_releases
+from clamproxy.stats import advertised_versions
 
 
 @click.command()
 @config_option
 @database_option("main, daily, bytecode and all that are cached")
 def prefetch(config: str | None, databases: tuple[str, ...]) -> None:
-    """Fetch the newest version of each database: patches, the whole CVD, and the signatures.
+    """Fetch the newest version of each database.
 
-    What is here already is not fetched again. The proxy may run meanwhile: it serves at once what
-    was fetched, and a file that it is fetching itself is waited for. If no freshclam has used the
-    cache yet, upstream.user_agent has to be set. The exit code is 2 if the origin doesn't deliver
-    everything.
+    That is patches, the whole CVD, and the signatures. What is here already is not fetched again. The
+    proxy may run meanwhile: it serves at once what was fetched, and a file that it is fetching itself
+    is waited for. If no freshclam has used the cache yet, upstream.user_agent has to be set. The exit
+    code is 2 if the origin doesn't deliver everything.
     """
     settings = settings_of(config)
     directory = settings.cache.directory
@@ -42,12 +44,26 @@ def prefetch(config: str | None, databases: tuple[str, ...]) -> None:
     wanted = list(dict.fromkeys(databases)) or default_databases(settings, cached)
     failures = fetch_releases(settings, wanted)
     with opened_store(directory) as store:
+        advertised = advertised_versions(store)
         for database in wanted:
-            version = store.newest_version(database)
-            if version is not None:
-                reached = store.reached_version(database)
-                patches = f", patches up to {reached}" if reached != version else ""
-                tell(f"{database}: CVD {version}{patches}.")
-    for failure in failures:
-        tell(failure)
+            told = [_here(store, database)]
+            if (reason := failures.get(database)) is not None:
+                told.append(f"{_missing(store, database, advertised.get(database))}: {reason}")
+            tell(f"{database}: {'; '.join(told)}.")
     sys.exit(NOT_DELIVERED if failures else 0)
+
+
+def _here(store: Store, database: str) -> str:
+    version, reached = store.newest_version(database), store.reached_version(database)
+    if version is None:
+        return "nothing is here"
+    return f"CVD {version}" + (f", patches up to {reached}" if reached != version else "")
+
+
+def _missing(store: Store, database: str, advertised: int | None) -> str:
+    reached = store.reached_version(database)
+    if advertised is None:
+        return "the newest version can't be had" if reached is None else "a newer one can't be asked for"
+    if reached is None or reached < advertised:
+        return f"{advertised} is missing"
+    return "something of it is missing"

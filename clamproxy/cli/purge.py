@@ -20,14 +20,14 @@ from clamproxy.cli.common import (
     require_known,
     require_owner,
     settings_of,
-    shown_error,
-    shown_size,
+    shown_trouble,
     tell,
 )
 from clamproxy.cli.ls import Entry, entries_of
-from clamproxy.config.units import parse_duration
-from clamproxy.inspection import Rejected, quarantined
+from clamproxy.cli.parameters import duration
+from clamproxy.inspection import Rejected, discard, quarantined
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.readable import shown_count, shown_size
 
 _KINDS = {
     "cvd": {Kind.CVD},
@@ -40,13 +40,6 @@ _RANKS = {Kind.CVD: 0, Kind.CVD_SIGN: 0, Kind.CLD: 1, Kind.CDIFF: 2, Kind.CDIFF_
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-def _duration(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    try:
-        return None if text is None else parse_duration(text)
-    except ValueError:
-        raise click.BadParameter("expected a duration such as 30d", param=option) from None
-
-
 @click.command()
 @config_option
 @database_option("all that are cached")
@@ -54,7 +47,10 @@ def _duration(_: click.Context, option: click.Parameter, text: str | None) -> fl
     "--kind", "kinds", multiple=True, type=click.Choice(list(_KINDS)), help="Only these; default: all kinds."
 )
 @click.option(
-    "--older-than", metavar="AGE", callback=_duration, help="Only what came before that, such as 30d."
+    "--older-than",
+    metavar="AGE",
+    callback=duration("a duration such as 30d"),
+    help="Only what came before that, such as 30d.",
 )
 @click.option("--quarantine", is_flag=True, help="Delete rejected files, instead of what is cached.")
 @click.option("--dry-run", is_flag=True, help="Print the names of what would be deleted, and stop.")
@@ -89,7 +85,7 @@ def purge(
             leaving = chosen(entries_of(store), databases, wanted, before)
             _purge_objects(store, leaving, dry_run=dry_run, yes=yes)
         except OSError as error:
-            fail(f"{directory}: {shown_error(error)}")
+            fail(shown_trouble(directory, error))
 
 
 def chosen(
@@ -122,7 +118,7 @@ def chosen(
 def _purge_objects(store: Store, leaving: dict[ObjectId, int], *, dry_run: bool, yes: bool) -> None:
     counts = Counter(str(object_id.kind) for object_id in leaving)
     content = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-    what = f"{len(leaving):,} objects ({content}), {shown_size(sum(leaving.values()))}"
+    what = f"{shown_count(len(leaving), 'object')} ({content}), {shown_size(sum(leaving.values()))}"
     names = [object_id.file_name for object_id in leaving]
     if not _is_meant(names, what, dry_run=dry_run, yes=yes):
         return
@@ -133,13 +129,12 @@ def _purge_objects(store: Store, leaving: dict[ObjectId, int], *, dry_run: bool,
 
 
 def _purge_quarantine(files: list[Rejected], *, dry_run: bool, yes: bool) -> None:
-    what = f"{len(files):,} rejected files, {shown_size(sum(one.size for one in files))}"
+    what = f"{shown_count(len(files), 'rejected file')}, {shown_size(sum(one.size for one in files))}"
     if not _is_meant([one.path.name for one in files], what, dry_run=dry_run, yes=yes):
         return
     with _uninterrupted():
         for one in files:
-            one.path.unlink(missing_ok=True)
-            one.path.with_name(f"{one.path.name}.reason").unlink(missing_ok=True)
+            discard(one)
     tell(f"Deleted {what}.")
 
 
@@ -177,8 +172,13 @@ def _matches(one: Rejected, databases: Collection[str], kinds: Collection[Kind],
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Signals that would end it wait until it is done: it takes moments."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    # Not blocked by a mask: that is a thread's own, and another thread would take the signal.
+    caught: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: caught.append(got)) for number in _ENDING}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])

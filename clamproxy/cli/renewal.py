@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from clamproxy.cli.common import fail, shown_error
+from clamproxy.cli.common import fail, shown_trouble
 from clamproxy.cli.progress import shown_downloads
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
@@ -21,7 +21,7 @@ def default_databases(settings: Settings, cached: set[str]) -> list[str]:
     return served + sorted(cached - set(served))
 
 
-def fetch_releases(settings: Settings, databases: Iterable[str]) -> list[str]:
+def fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, str]:
     """Bring the cache up to date, with progress bars.
 
     Args:
@@ -29,12 +29,12 @@ def fetch_releases(settings: Settings, databases: Iterable[str]) -> list[str]:
         databases: the databases.
 
     Returns:
-        What can't be had of the origin, a line for each database.
+        Of the databases that the origin doesn't deliver all of, why not.
     """
     try:
         return asyncio.run(_fetch_releases(settings, databases))
     except OSError as error:
-        fail(f"{settings.cache.directory}: {shown_error(error)}")
+        fail(shown_trouble(settings.cache.directory, error))
 
 
 def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
@@ -53,21 +53,21 @@ def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, s
     try:
         return asyncio.run(_refetch(settings, objects))
     except OSError as error:
-        fail(f"{settings.cache.directory}: {shown_error(error)}")
+        fail(shown_trouble(settings.cache.directory, error))
 
 
-async def _fetch_releases(settings: Settings, databases: Iterable[str]) -> list[str]:
+async def _fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, str]:
     # The parts that talk to the origin take a while to import: not for the other commands.
     from clamproxy.origin.transfers import ORIGIN_TROUBLE
     from clamproxy.service import open_service
 
-    failures = []
+    failures = {}
     async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
         for database in databases:
             try:
                 await service.renew(database)
             except ORIGIN_TROUBLE as error:
-                failures.append(f"{database} is not renewed: {_in_words(error)}.")
+                failures[database] = _in_words(error)
     return failures
 
 

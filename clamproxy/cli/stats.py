@@ -7,22 +7,12 @@ from typing import Any
 
 import click
 
-from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_error
-from clamproxy.config.units import parse_duration
+from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_trouble
+from clamproxy.cli.parameters import duration
 from clamproxy.stats import snapshot
 
 SHORTEST_INTERVAL = 0.2
 LONGEST_INTERVAL = 3600.0
-
-
-def _interval(_: click.Context, option: click.Parameter, text: str) -> float:
-    try:
-        seconds = parse_duration(text)
-    except ValueError:
-        seconds = 0.0
-    if not SHORTEST_INTERVAL <= seconds <= LONGEST_INTERVAL:
-        raise click.BadParameter("expected a duration such as 2s, from 200ms to 1h", param=option)
-    return seconds
 
 
 @click.command()
@@ -34,11 +24,13 @@ def _interval(_: click.Context, option: click.Parameter, text: str) -> float:
     metavar="TIME",
     default="2s",
     show_default=True,
-    callback=_interval,
+    callback=duration(
+        "a duration such as 2s, from 200ms to 1h", shortest=SHORTEST_INTERVAL, longest=LONGEST_INTERVAL
+    ),
     help="With --watch: time between looks.",
 )
 def stats(config: str | None, as_json: bool, live: bool, interval: float) -> None:
-    """Print the statistics of the cache, whether the proxy runs or not.
+    """Print the statistics, whether the proxy runs or not.
 
     With --watch: databases, running transfers, cool-downs, and counters with their growth.
     """
@@ -58,20 +50,20 @@ def stats(config: str | None, as_json: bool, live: bool, interval: float) -> Non
         with opened_store(directory) as store:
             values = snapshot(store)
     except OSError as error:
-        fail(f"{directory}: {shown_error(error)}")
+        fail(shown_trouble(directory, error))
     if as_json:
         click.echo(json.dumps(values, indent=2))
     else:
-        _print_tables(values)
+        _print_tables(values, has_feeds=bool(settings.feeds.hosts))
 
 
-def _print_tables(values: dict[str, Any]) -> None:
+def _print_tables(values: dict[str, Any], *, has_feeds: bool) -> None:
     from rich.console import Console
 
-    from clamproxy.cli.watch import budget_table, cooldowns_table, counters_table, databases_table
+    from clamproxy.cli.tables import budget_table, cooldowns_table, counters_table, databases_table
 
     console = Console()
-    console.print(counters_table(values))
+    console.print(counters_table(values, has_feeds=has_feeds))
     console.print(databases_table(values))
     for table in (*cooldowns_table(values), *budget_table(values)):
         console.print(table)

@@ -20,17 +20,16 @@ from clamproxy.cli.common import (
     require_known,
     require_owner,
     settings_of,
-    shown_error,
-    shown_size,
+    shown_trouble,
     tell,
 )
-from clamproxy.cli.ls import shown_time
 from clamproxy.cli.progress import Bars
 from clamproxy.cli.renewal import refetch
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.inspection import Finding, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.readable import shown_count, shown_size, shown_time
 
 _BAR = "cache"
 
@@ -71,11 +70,12 @@ class _Case:
 def verify(
     config: str | None, databases: tuple[str, ...], repair: bool, no_fetch: bool, as_json: bool
 ) -> None:
-    """Check the length and the signature of each cached object with ClamAV's keys.
+    """Check what is cached: each length, each signature.
 
-    The proxy may run meanwhile. The exit code is 1 if an object is bad or could not be checked; with
-    --repair, only if it could not be made up for: because the origin can't be asked now
-    (upstream.offline, --no-fetch, a cool-down), or doesn't deliver.
+    The signatures are checked with ClamAV's keys. The proxy may run meanwhile. The exit code is 1 if
+    an object is bad or could not be checked; with --repair, only if it could not be made up for:
+    because the origin can't be asked now (upstream.offline, --no-fetch, a cool-down), or doesn't
+    deliver.
     """
     if no_fetch and not repair:
         raise click.UsageError("--no-fetch goes with --repair.")
@@ -89,7 +89,7 @@ def verify(
             for case in cases if repair else ():
                 _drop(store, case)
         except OSError as error:
-            fail(f"{directory}: {shown_error(error)}")
+            fail(shown_trouble(directory, error))
     if repair:
         _fetch_anew(settings, cases, asks=not (no_fetch or settings.upstream.offline))
     with opened_store(directory) as store:
@@ -158,7 +158,8 @@ def _report(store: Store, checked: int, total: int, cases: list[_Case], *, as_js
     for one in rejected:
         size = shown_size(one.size)
         tell(f"In quarantine since {shown_time(one.at)}: {one.name}, {size}: {_in_line(one.reason)}")
-    tell(f"{checked:,} objects, {shown_size(total)}: {f'{len(cases):,} bad' if cases else 'all good'}.")
+    verdict = f"{len(cases):,} bad" if cases else "all good"
+    tell(f"{shown_count(checked, 'object')}, {shown_size(total)}: {verdict}.")
 
 
 def _in_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The statistics as tables, and ``clamproxy stats --watch``: the same, live."""
+"""``clamproxy stats --watch``: the statistics and what is under way, live."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from clamproxy.cache.store import Store
-from clamproxy.cli.common import opened_store, shown_size
+from clamproxy.cli.common import opened_store
+from clamproxy.cli.tables import cooldowns_table, counters_table, databases_table, plain
 from clamproxy.config.settings import Settings, Status
-from clamproxy.stats import COUNTERS, snapshot
+from clamproxy.readable import shown_size, shown_time
+from clamproxy.stats import COUNTERS, FEED_COUNTERS, snapshot
 
 _PATIENCE = 2.0
 """Seconds for the status page to answer."""
@@ -150,7 +152,7 @@ def screen(now: Look, before: Look | None, width: int) -> RenderableType:
         before: the one before, for rates.
         width: columns of the terminal.
     """
-    heading = Text(f"clamproxy  {time.strftime('%Y-%m-%d %H:%M:%S')}  Ctrl-C ends", style="bold")
+    heading = Text(f"clamproxy  {shown_time(time.time(), exact=True)}  Ctrl-C ends", style="bold")
     states = [databases_table(now.stats)]
     if now.transfers:
         states.append(_transfers_table(now.transfers))
@@ -172,59 +174,8 @@ def rates(now: Look, before: Look | None) -> dict[str, float]:
     if before is None or now.at <= before.at:
         return {}
     seconds = now.at - before.at
-    return {name: max(0, now.stats[name] - before.stats[name]) / seconds for name in COUNTERS}
-
-
-def counters_table(values: Mapping[str, Any], growth: Mapping[str, float] | None = None) -> Table:
-    """The counters, and the sizes of what is there.
-
-    Args:
-        values: as `clamproxy.stats.snapshot` gives them.
-        growth: of each counter a second; None to leave that out.
-    """
-    table = Table(title="Since the cache was made", show_header=False)
-    for name in COUNTERS:
-        row = [name.replace("_", " "), _shown(name, values[name])]
-        if growth is not None:
-            row.append(f"{_shown(name, growth[name])}/s" if growth.get(name) else "")
-        table.add_row(*row)
-    table.add_row("objects", f"{values['objects']:,}")
-    table.add_row("cache", shown_size(values["cache_bytes"]))
-    table.add_row("quarantined", f"{values['quarantined']:,}")
-    return table
-
-
-def databases_table(values: Mapping[str, Any]) -> Table:
-    """The versions of each database."""
-    columns = ("advertised", "cached", "reached")
-    table = Table("database", *columns, title="Databases")
-    for name, versions in values["databases"].items():
-        table.add_row(plain(name), *(plain(versions[column] or "-") for column in columns))
-    return table
-
-
-def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
-    """What is not asked of the origin; nothing if there is nothing."""
-    if values["cooldowns"]:
-        table = Table("not asked of the origin", "until", "why", title="Cool-downs")
-        for name, cooldown in values["cooldowns"].items():
-            table.add_row(plain(name), time.ctime(cooldown["until"]), plain(cooldown["reason"]))
-        yield table
-
-
-def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
-    """What was asked of the origin; nothing if there is nothing."""
-    if values["budget"]:
-        table = Table("file", "requests", title="Asked of the origin within the last hour")
-        for path, spent in values["budget"].items():
-            table.add_row(plain(path), str(spent["used"]))
-        yield table
-
-
-def plain(value: object) -> Text:
-    """Text as it is: no markup, and nothing that moves the cursor. Servers and clients chose some of it."""
-    text = str(value)
-    return Text(text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))
+    names = (*COUNTERS, *FEED_COUNTERS)
+    return {name: max(0, now.stats[name] - before.stats[name]) / seconds for name in names}
 
 
 def _transfers_table(transfers: list[Transferring]) -> Table:
@@ -248,12 +199,6 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Text]:
     if isinstance(fleet, dict) and fleet.get("total"):
         parts = [f"{fleet.get(name, 0)} {name.replace('_', ' ')}" for name in _FLEET]
         yield plain(f"Clients: {', '.join(parts)}")
-
-
-def _shown(counter: str, value: float) -> str:
-    if "bytes" in counter:
-        return shown_size(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
 def is_terminal() -> bool:

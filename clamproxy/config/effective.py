@@ -18,6 +18,7 @@ from clamproxy.config.units import (
     Endpoint,
     HttpProxy,
     Nameserver,
+    host_and_port,
     parse_duration,
     parse_share,
     parse_size,
@@ -125,7 +126,7 @@ def _text(value: object, key: str) -> str:
     if isinstance(value, HttpProxy):
         return _without_password(value)
     if isinstance(value, Nameserver):
-        return value.host if value.port == 53 else str(Endpoint(*value))
+        return value.host if value.port == 53 else host_and_port(*value)
     if key in SECRETS or isinstance(value, SecretStr):
         user, colon, _ = str(value).partition(":")
         return f"{user}:{MASK}" if colon else MASK

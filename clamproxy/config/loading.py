@@ -6,6 +6,7 @@ Whatever is wrong with it, `load_settings` says so by one `ConfigurationError` o
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -217,7 +218,7 @@ def _shown(value: object, may_be_secret: bool = False) -> str:
         return "a mapping"
     if isinstance(value, list | set):
         return "a list" if value else "an empty list"
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # as in YAML
     if may_be_secret and "@" not in text and not _HARMLESS_PROXY.fullmatch(text):
         return "'***'"
     return _masked(text)

@@ -206,7 +206,7 @@ class Access(_Section):
     """How much of the gateway a client may take, and whether it must say who it is."""
 
     users: tuple[Annotated[str, BeforeValidator(parse_user)], ...] = Field(
-        (), description="a list of lines that `clamproxy hash-password` printed"
+        (), description="a list; each line begins with - , as `clamproxy hash-password` prints it"
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
     max_connections_per_client: Count = Field(200, ge=1, description="a whole number, at least 1")

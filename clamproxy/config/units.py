@@ -167,7 +167,12 @@ class Endpoint(NamedTuple):
         return ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Give both as URLs have them: an IPv6 address in brackets (RFC 3986 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +292,7 @@ def parse_token(value: object) -> SecretStr:
 def parse_user(value: object) -> str:
     """Read a user and the hash of a password, as `clamproxy hash-password` prints them."""
     if not isinstance(value, str) or not _USER.fullmatch(value):
-        raise ValueError("a line that `clamproxy hash-password` printed")
+        raise ValueError("a line that `clamproxy hash-password` printed, which begins with - ")
     return value
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from clamproxy.readable import shown_span
+
 
 def bounded[T](function: Callable[[], T], seconds: float) -> T:
     """Run a function in a thread, which is left to itself when the time is over.
@@ -32,5 +34,5 @@ def bounded[T](function: Callable[[], T], seconds: float) -> T:
     if failures:
         raise failures[0]
     if not results:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+        raise TimeoutError(f"no answer within {shown_span(seconds)}")
     return results[0]

@@ -14,7 +14,7 @@ from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
 from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.clock import compare_clocks
-from clamproxy.doctor.findings import Check, Deadline, Verdict, ok, problem, skipped, span, warning
+from clamproxy.doctor.findings import Check, Deadline, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.names import compare_with_gateway
 from clamproxy.doctor.tls import Trust, judge_tls
 from clamproxy.doctor.wire import (
@@ -30,8 +30,9 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
 from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.readable import shown_count, shown_span
+from clamproxy.setup.client_config import CDN
 
-CDN = "database.clamav.net"
 OLD_DAILY = 4 * 86400.0
 """Seconds: daily.cvd is renewed about once a day (protocol.md 3)."""
 LARGEST_PATCH = 64 * MIB
@@ -48,8 +49,8 @@ class Subject:
     proxy: Proxy
     database: str
     keys: TrustedKeys
-    trust: Trust | None = None
-    """What https clients trust; None: they are not looked at."""
+    trusts: Sequence[Trust] = ()
+    """What https clients may trust; nothing: they are not looked at."""
     nameservers: Sequence[Nameserver] = ()
     """Who is asked for the version record; none: the servers of the system."""
 
@@ -134,7 +135,7 @@ class Client:
 
     def _judge(self, header: CvdHeader, answer: Answer) -> Verdict:
         database, age = self._subject.database, time.time() - header.stime
-        text = f"{database} {header.version}, built {span(max(0.0, age))} ago"
+        text = f"{database} {header.version}, built {shown_span(max(0.0, age))} ago"
         if answer.status == 200:
             return warning(f"{text}; the answer has status 200 in place of 206", explain.CHANGED_REMEDY)
         if "fwd=stale" in answer["cache-status"]:
@@ -162,7 +163,8 @@ class Client:
             return explain.status(answer, patch.upstream_path)
         if not answer.complete:
             return problem(
-                f"{patch.file_name} ends after {len(answer.body):,} bytes, too early", explain.CHANGED_REMEDY
+                f"{patch.file_name} ends after {shown_count(len(answer.body), 'byte')}, too early",
+                explain.CHANGED_REMEDY,
             )
         if not answer.body:
             return ok(f"{patch.file_name} is empty: ClamAV wants this version to be fetched whole")
@@ -178,7 +180,7 @@ class Client:
                 return problem(
                     f"{patch.file_name} is not as ClamAV signed it: {error}", explain.CHANGED_REMEDY
                 )
-        return ok(f"{patch.file_name} has {len(body):,} bytes and ClamAV's signature")
+        return ok(f"{patch.file_name} has {shown_count(len(body), 'byte')} and ClamAV's signature")
 
     def _fetch_again(self) -> Verdict:
         answer = self._get(self._patch.upstream_path, "0-63", HEADER_SIZE)
@@ -193,12 +195,12 @@ class Client:
         )
 
     def _try_tls(self) -> Verdict:
-        trust = self._subject.trust
-        if trust is None:
+        trusts = self._subject.trusts
+        if not trusts:
             return skipped("machines with http://… in freshclam.conf don't need it; --https tries it")
         path = Latest(self._subject.database, Kind.CVD).upstream_path
         limit = self._deadline.allow(_ANSWER_LIMIT)
-        return judge_tls(trust, self._proxy, self._address, CDN, path, limit, self._date)
+        return judge_tls(trusts, self._proxy, self._address, CDN, path, limit, self._date)
 
     def _ask_dns(self) -> Verdict:
         served = self._header.version if self._header is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clamproxy.doctor.findings import Verdict, ok, problem, span
+from clamproxy.doctor.findings import Verdict, ok, problem
+from clamproxy.readable import shown_span
 
 TOLERANCE = 300.0
 """Seconds that two clocks may differ."""
@@ -22,5 +23,5 @@ def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
     if abs(difference) <= TOLERANCE:
         return ok(f"this machine's clock agrees with that of {whose}")
     direction = "ahead of" if difference > 0 else "behind"
-    text = f"this machine's clock is {span(abs(difference))} {direction} that of {whose}"
+    text = f"this machine's clock is {shown_span(abs(difference))} {direction} that of {whose}"
     return problem(f"{text}: certificates and version records seem invalid then", _REMEDY)

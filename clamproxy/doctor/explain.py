@@ -8,6 +8,8 @@ from clamproxy.doctor.findings import Verdict, problem
 from clamproxy.doctor.wire import Answer, Closed, Garbage, Proxy, Silent, TunnelRefused
 
 ON_GATEWAY = "on the gateway, run `clamproxy doctor`; it tells more there."
+HERE = "see what was found on this gateway, above, and its log."
+"""The same where it has just been done."""
 CHANGED_REMEDY = (
     "look for a device between here and the gateway that changes or cuts answers, and exempt the gateway."
 )

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-LONGEST_TEXT = 300
-"""Characters of what another program said that are shown."""
+from clamproxy.readable import shortened
+
+LONGEST_TEXT = 400
+"""Characters of a finding that are shown: some of them are what another program said."""
 
 
 class Status(StrEnum):
@@ -120,21 +122,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
 def one_line(text: str) -> str:
     """A text of somebody else's, so that it can't do anything to a terminal."""
     line = "".join(c if c.isprintable() else " " for c in text).strip()
-    return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 3]}..."
-
-
-def count(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def span(seconds: float) -> str:
-    """A time span for people, in its two largest units at most."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+    return shortened(line, LONGEST_TEXT)
 
 
 def _look(check: Check) -> Verdict:

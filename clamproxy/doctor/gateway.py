@@ -8,9 +8,7 @@ import resource
 import shutil
 import sqlite3
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 
@@ -19,19 +17,20 @@ from clamproxy.authority import Authority, AuthorityError, configured_names
 from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import GIB, MIB
+from clamproxy.config.units import MIB
 from clamproxy.doctor.findings import (
     Check,
     Deadline,
     Verdict,
-    count,
     ok,
     problem,
     skipped,
-    span,
     warning,
 )
 from clamproxy.doctor.origin import OriginSide, failure_in_words
+from clamproxy.inspection import quarantined
+from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.stats import snapshot
 
 LEAST_FREE = 512 * MIB
@@ -121,9 +120,10 @@ class GatewaySide:
 
     def _measure_disk(self) -> Verdict:
         directory, limit = self._settings.cache.directory, self._settings.cache.size_limit
-        place = next(path for path in (directory, *directory.parents) if path.is_dir())
+        place = next(path for path in (directory, *directory.parents) if os.path.isdir(path))  # noqa: PTH112
         free, used = shutil.disk_usage(place).free, _bytes_below(directory)
-        text = f"{_gib(free)} are free, {_gib(used)} are in the cache, which may grow to {_gib(limit)}"
+        has = "something that can't be seen" if self._is_foreign else shown_size(used)
+        text = f"{shown_size(free)} are free; the cache has {has}, and may grow to {shown_size(limit)}"
         if free < LEAST_FREE and used + free < limit:
             return problem(f"{text}: new releases may not fit", f"make room on the disk of {place}.")
         if used + free < limit:
@@ -148,36 +148,31 @@ class GatewaySide:
             for name, versions in figures["databases"].items()
             if versions["reached"]
         )
-        return ok(f"{count(figures['objects'], 'object')}; {databases or 'no database yet'}")
+        return ok(f"{shown_count(figures['objects'], 'object')}; {databases or 'no database yet'}")
 
     def _look_into_quarantine(self) -> Verdict:
-        files = self._opened.quarantined()
+        files = quarantined(self._opened)
         if not files:
             return ok("nothing that came was rejected")
-        newest = max(files, key=lambda path: path.suffix)  # the time of its rejection
-        reason = ""
-        with contextlib.suppress(OSError):
-            reason = newest.with_name(f"{newest.name}.reason").read_text(errors="replace").strip()
+        newest = files[-1]
         return warning(
-            f"{count(len(files), 'rejected file')}, the last one {newest.stem}: {reason or 'no reason'}",
-            f"see {newest.parent}: if it was an error page, something between here and the origin made it; "
-            "delete the files when done.",
+            f"{shown_count(len(files), 'rejected file')}, the last one {newest.name}: {newest.reason}",
+            f"see {newest.path.parent}: if it was an error page, something between here and the origin "
+            "made it; `clamproxy purge --quarantine` when done.",
         )
 
     def _look_at_cooldowns(self) -> Verdict:
-        now = time.time()
-        notes = {
-            what: note
-            for what, note in self._opened.notes("cooldown/").items()
-            if _is_cooldown(note) and note["until"] > now
-        }
-        if self._settings.upstream.offline or not notes:
+        cooldowns = Cooldowns(lambda *_: None)
+        cooldowns.restore(self._opened.notes("cooldown/"))
+        in_force = cooldowns.in_force()
+        if self._settings.upstream.offline or not in_force:
             return ok("the origin may be asked for everything")
-        what, longest = max(notes.items(), key=lambda item: item[1]["until"])
-        more = f" (and {len(notes) - 1} more: `clamproxy stats`)" if len(notes) > 1 else ""
-        meaning, remedy = failure_in_words(longest.get("failure"))
-        wait, reason = span(longest["until"] - now), longest.get("reason")
-        return warning(f"the origin is not asked for {wait} ({what}): {reason}{more}. {meaning}", remedy)
+        what, longest = max(in_force.items(), key=lambda item: item[1].until)
+        more = f" (and {len(in_force) - 1} more: `clamproxy stats`)" if len(in_force) > 1 else ""
+        meaning, remedy = failure_in_words(longest.failure)
+        rest = shown_span(longest.until - time.time())
+        text = f"the origin is not asked for {rest} ({what}): {longest.reason}"
+        return warning(f"{text}{more}. {meaning}", remedy)
 
     def _compare_limits(self) -> Verdict:
         connections = self._settings.access.max_connections
@@ -201,6 +196,8 @@ class GatewaySide:
         directory = self._settings.tls.directory
         try:
             authority = Authority.load(directory)
+        except PermissionError:
+            return warning(f"{directory} can't be read by this user", "run this as the proxy's user.")
         except (OSError, AuthorityError) as error:
             return problem(
                 f"{directory}: {error}", "run this as the proxy's user; `clamproxy ca` tells more."
@@ -244,7 +241,7 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
         )
     if left < RENEW_CA and not others:
         return warning(
-            f"the authority expires on {end:%Y-%m-%d}, in {span(left)}",
+            f"the authority expires on {end:%Y-%m-%d}, in {shown_span(left)}",
             "`clamproxy ca rotate`, then install the new one on the machines before that.",
         )
     return ok(f"the authority is valid until {end:%Y-%m-%d}")
@@ -275,10 +272,6 @@ def _may_look_at(pid: int) -> bool:
     return True
 
 
-def _is_cooldown(note: Any) -> bool:
-    return isinstance(note, Mapping) and isinstance(note.get("until"), int | float)
-
-
 def _owner(path: Path) -> str:
     try:
         return path.owner()
@@ -294,7 +287,3 @@ def _bytes_below(directory: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(parent) / name).lstat().st_size
     return total
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"

@@ -6,16 +6,22 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import dns.exception
+import dns.resolver
+
 from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
-from clamproxy.config.units import Nameserver
+from clamproxy.config.units import Nameserver, host_and_port
 from clamproxy.doctor.explain import ON_GATEWAY
 from clamproxy.doctor.findings import Verdict, ok, problem, warning
 from clamproxy.origin.resolver import DnsResolver, Resolver
 from clamproxy.origin.versions import parse_primary, parse_single, record_name
+from clamproxy.readable import shortened
 
 DOMAIN = "current.cvd.clamav.net"
 """What freshclam asks for."""
 
+_LONGEST_REASON = 160
+"""Characters."""
 _NO_DNS = (
     "nothing, if this machine isn't meant to resolve names outside: freshclam then asks the gateway "
     "(start it with --no-dns to spare it the wait); else repair its DNS."
@@ -42,8 +48,21 @@ def ask(resolver: Resolver, name: str) -> str:
     try:
         return asyncio.run(look_up())
     except Exception as error:  # a resolver raises whatever went wrong
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecordError(reason) from error
+        raise RecordError(shortened(_in_words(error), _LONGEST_REASON)) from error
+
+
+def _in_words(error: Exception) -> str:
+    """Why there is no record; of many tries with the same servers, each answer once."""
+    if isinstance(error, dns.resolver.LifetimeTimeout | dns.resolver.NoNameservers):
+        answers = (_answer_of(*entry[:4]) for entry in error.kwargs.get("errors", ()))
+        return f"no name server has an answer ({', '.join(dict.fromkeys(answers))})"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _answer_of(server: str, _tcp: bool, port: int, answer: object) -> str:
+    address = server.partition(":")[2].rpartition("@")[0] or server
+    said = "is silent" if isinstance(answer, dns.exception.Timeout) else f"says {answer}"
+    return f"{host_and_port(address, port)} {said}"
 
 
 def version_in(text: str, database: str, now: float) -> int:

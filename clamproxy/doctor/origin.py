@@ -1,7 +1,8 @@
 """What is beyond the gateway: DNS, the proxy on the way out, and the origin itself.
 
-The CDN blocks who asks too often. So it is asked once at most, only if the gateway itself would
-be allowed to ask now, and the request is noted in the gateway's own books.
+The CDN blocks who asks too often. So it is asked once at most, only as long as the gateway itself would
+be allowed to, and the request is noted in the gateway's own books. Where it may not be asked, a
+connection is made and nothing sent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,18 +25,21 @@ from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
 from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.clock import TOLERANCE, compare_clocks
-from clamproxy.doctor.findings import Deadline, Verdict, count, ok, problem, skipped, span, warning
+from clamproxy.doctor.findings import Deadline, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.names import RecordError, ask, record_time, version_in
+from clamproxy.doctor.reach import reach
+from clamproxy.doctor.wire import TunnelRefused, WireError
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
-from clamproxy.origin.budget import FIRST_PAUSE, Budget
+from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.resolver import make_resolver
-from clamproxy.origin.upstream import REDIRECTS_ONLY, make_pool, reason_of
+from clamproxy.origin.upstream import REDIRECTS_ONLY, make_pool, reason_of, retry_after_of
 from clamproxy.origin.versions import record_name
+from clamproxy.readable import shown_count, shown_span, shown_time
 
 OLD_RECORD = 6 * 3600.0
 """Seconds; ClamAV renews the record every half hour, and it counts for twelve."""
@@ -53,7 +58,7 @@ _FAILURES = {
     ),
     Failure.UNREACHABLE: (
         "The origin can't be connected to.",
-        "see the finding about upstream, the firewall, and upstream.proxy.",
+        "see this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
     ),
     Failure.BAD_CONTENT: (
         "What came was no file of ClamAV's.",
@@ -64,12 +69,9 @@ _FAILURES = {
 _PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries again by itself.")
 
 
-def failure_in_words(failure: Any) -> tuple[str, str]:
+def failure_in_words(failure: Failure) -> tuple[str, str]:
     """What a cool-down means, and what to do."""
-    try:
-        return _FAILURES.get(Failure(failure), _PASSING)
-    except ValueError:
-        return _PASSING
+    return _FAILURES.get(failure, _PASSING)
 
 
 class OriginSide:
@@ -107,11 +109,11 @@ class OriginSide:
         age = time.time() - (self._recorded or 0.0)
         if age > OLD_RECORD:
             return warning(
-                f"the version record is {span(age)} old; after 12 h nobody believes it",
+                f"the version record is {shown_span(age)} old; after 12 h nobody believes it",
                 "see whether the clock is right, and whether the name server answers with old records.",
             )
         also = " and the other databases" if self._database in FIELDS else ""
-        return ok(f"DNS advertises {self._database} {version}{also}, {span(max(0.0, age))} ago")
+        return ok(f"DNS advertises {self._database} {version}{also}, {shown_span(max(0.0, age))} ago")
 
     # The way out
 
@@ -138,12 +140,15 @@ class OriginSide:
     def probe(self) -> Verdict:
         """Ask the origin for the first bytes of a CVD, if that is allowed."""
         path = Latest(self._database, Kind.CVD).upstream_path
-        requester = self._requester()
-        if isinstance(requester, Verdict):
-            return requester
-        books = _Books(self.store, min(FIRST_PAUSE, self.settings.versions.refresh))
+        if self.settings.upstream.offline:
+            return skipped("upstream.offline is set")
+        if self._proxy_fails:
+            return skipped("not looked at because of: upstream proxy")
+        requester, books = self._requester(), _Books(self.store)
+        if isinstance(requester, str):
+            return self._connect(requester)
         if (forbidden := books.forbid(path, requester)) is not None:
-            return skipped(forbidden)
+            return self._connect(forbidden)
         books.budget.note(path)
         limit = self._deadline.allow(_CONNECT_LIMIT + _READ_LIMIT)
         try:
@@ -165,7 +170,8 @@ class OriginSide:
         url, status = self.settings.upstream.url, response.status
         if status in (403, 429):
             failure = Failure.FORBIDDEN if status == 403 else Failure.RATE_LIMITED
-            books.cooldowns.failed(failure, path, requester.version, f"status {status}", _seconds(response))
+            wait = retry_after_of(response.headers.get("Retry-After"))
+            books.cooldowns.failed(failure, path, requester.version, f"status {status}", wait)
             text, remedy = failure_in_words(failure)
             return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
         if status not in (200, 206):
@@ -182,29 +188,34 @@ class OriginSide:
         if self._date is not None:
             return compare_clocks(self._date, now, "the origin")
         if self._recorded is None:
-            return skipped("nobody told the time")
+            return skipped("there is nothing to compare it with: neither the origin nor DNS has told a time")
         if self._recorded - now > TOLERANCE:
             return compare_clocks(self._recorded, now, "the version record")
         return ok("this machine's clock is not behind the version record")
 
-    def _requester(self) -> Requester | Verdict:
-        """In whose name the gateway itself would ask; a verdict if it wouldn't ask at all."""
-        upstream = self.settings.upstream
-        if upstream.offline:
-            return skipped("upstream.offline is set")
-        if self._proxy_fails:
-            return skipped("not looked at because of: upstream proxy")
-        if self.store is None and self.settings.cache.directory.exists():
-            return skipped("without the index it isn't known whether the origin may be asked now")
-        agents = Agents(upstream.user_agent, lambda *_: None)
+    def _connect(self, reason: str) -> Verdict:
+        """Where no request may be made: see whether one could be. It costs none.
+
+        Args:
+            reason: why none may be made.
+        """
+        limit = self._deadline.allow(_CONNECT_LIMIT)
+        try:
+            reached = bounded(lambda: reach(self.settings.upstream, limit), limit + 1)
+        except (OSError, UnicodeError, WireError, TunnelRefused) as error:
+            return self._unreachable(error)
+        return skipped(f"{reason}; so there was no request, but there is {reached}")
+
+    def _requester(self) -> Requester | str:
+        """In whose name the gateway itself would ask; why there is nobody, if that is so."""
+        if self.store is None and _may_exist(self.settings.cache.directory):
+            return "without the index it isn't known whether the origin may be asked now"
+        agents = Agents(self.settings.upstream.user_agent, lambda *_: None)
         agents.restore(self.store.notes("agent/") if self.store is not None else {})
-        requester = agents.requester()
-        if requester is None:
-            return skipped(
-                "no supported freshclam has come by yet, in whose name the CDN could be asked, "
-                "and upstream.user_agent is not set"
-            )
-        return requester
+        return agents.requester() or (
+            "no supported freshclam has come by yet, in whose name the CDN could be asked, "
+            "and upstream.user_agent is not set"
+        )
 
     def _ask(self, path: str, requester: Requester) -> tuple[urllib3.BaseHTTPResponse, bytes]:
         """The answer, and the beginning of its body."""
@@ -242,17 +253,17 @@ class OriginSide:
             )
         return problem(
             f"{url} can't be reached: {shown}",
-            "see this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
+            _FAILURES[Failure.UNREACHABLE][1],
         )
 
 
 class _Books:
     """What the gateway keeps of its requests to the origin."""
 
-    def __init__(self, store: Store | None, first_pause: float) -> None:
+    def __init__(self, store: Store | None) -> None:
         self._store = store
         self.cooldowns = Cooldowns(self._saver("cooldown/"))
-        self.budget = Budget(self._saver("budget/"), first_pause=first_pause)
+        self.budget = Budget(self._saver("budget/"))
         if store is not None:
             self.cooldowns.restore(store.notes("cooldown/"))
             self.budget.restore(store.notes("budget/"))
@@ -261,11 +272,12 @@ class _Books:
         """Why the origin must not be asked now; None if it may be."""
         cooldown = self.cooldowns.check(path, requester.version)
         if cooldown is not None:
-            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(cooldown.until))
+            until = shown_time(cooldown.until, exact=True)
             return f"cool-down until {until}: {cooldown.reason}{explain.refusal_in_words(cooldown.reason)}"
-        if not self.budget.allows(path):
-            times = count(self.budget.used(path), "time")
-            return f"{path} was asked for {times} within the hour, which the CDN limits: too soon for another"
+        # The growing pauses are for what the gateway does by itself: a person asks once.
+        if (used := self.budget.used(path)) >= PER_FILE:
+            times = shown_count(used, "time")
+            return f"{path} was asked for {times} within the last hour, and the CDN limits that"
         return None
 
     def count(self, length: int) -> None:
@@ -281,9 +293,15 @@ class _Books:
         return save
 
 
-def _seconds(response: urllib3.BaseHTTPResponse) -> float | None:
-    field = response.headers.get("Retry-After", "")
-    return float(field) if field.isascii() and field.isdecimal() else None
+def _may_exist(path: Path) -> bool:
+    """Whether a path is there, as far as can be seen: what it is in may be closed."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _remedy_of(status: int) -> str:

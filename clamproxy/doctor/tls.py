@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +13,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from clamproxy.authority import Authority, AuthorityError
 from clamproxy.doctor import explain
 from clamproxy.doctor.clock import TOLERANCE
-from clamproxy.doctor.findings import Verdict, ok, problem, span
+from clamproxy.doctor.findings import Deadline, Verdict, ok, problem
 from clamproxy.doctor.wire import NoTls, Proxy, TunnelRefused, WireError, connected, get, open_tunnel, wrap
 from clamproxy.formats.header import HEADER_SIZE
+from clamproxy.readable import shown_span
+from clamproxy.setup.trust import INSTALLED_FILES
 
 SYSTEM_BUNDLES = (
     Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Alpine, Arch
@@ -29,6 +32,8 @@ SYSTEM_BUNDLES = (
 
 _EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED = 10, 9, 62, 47
 """Of X509_verify_cert(3)."""
+_OF_A_TRUSTED_AUTHORITY = (_EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED)
+"""Other certificates wouldn't help."""
 _SECOND_LOOK = 3.0
 """Seconds in which the certificate is fetched that was not trusted."""
 _INSTALL = "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here."
@@ -42,6 +47,8 @@ class Trust:
     """None: whatever OpenSSL takes by default."""
     origin: str
     """Why that file."""
+    certificates: str | None = None
+    """In place of those in the file, as PEM."""
 
     def context(self) -> ssl.SSLContext:
         """As freshclam's.
@@ -50,7 +57,9 @@ class Trust:
             OSError: the file can't be read, or holds no certificate.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self.bundle is None:
+        if self.certificates is not None:
+            context.load_verify_locations(cadata=self.certificates)
+        elif self.bundle is None:
             context.load_default_certs()
         else:
             context.load_verify_locations(cafile=self.bundle)
@@ -61,23 +70,47 @@ class Trust:
         return f"{self.bundle or 'the default certificates of OpenSSL'} ({self.origin})"
 
 
-def trust_of(ca: Path | None, environ: Mapping[str, str] = os.environ) -> Trust:
-    """What freshclam would trust here: libcurl's rules.
+def trust_of(
+    ca: Path | None, environ: Mapping[str, str] = os.environ, installed: Iterable[str] = INSTALLED_FILES
+) -> list[Trust]:
+    """What freshclam may trust here, the likeliest first.
+
+    By libcurl's rules that is CURL_CA_BUNDLE, else the system's bundle. But a service has the variable
+    from its unit, where nobody else sees it: so the files count, too, that the unit is told to name.
 
     Args:
-        ca: the file that the user gave, if any.
+        ca: the file that the user gave, if any; nothing else counts then.
         environ: the environment.
+        installed: where `clamproxy ca install` puts the certificates.
     """
     if ca is not None:
-        return Trust(ca, "--ca")
-    if named := environ.get("CURL_CA_BUNDLE"):
-        return Trust(Path(named), "CURL_CA_BUNDLE")
+        return [Trust(ca, "--ca")]
+    found = [Trust(Path(named), "CURL_CA_BUNDLE")] if (named := environ.get("CURL_CA_BUNDLE")) else []
+    places = [Path(path) for path in installed if path != named]
+    found += [
+        Trust(path, "where `clamproxy ca install` puts it") for path in places if os.access(path, os.R_OK)
+    ]
     system = next((path for path in SYSTEM_BUNDLES if path.is_file()), None)
-    return Trust(system, "the system's bundle")
+    return [*found, Trust(system, "the system's bundle")]
+
+
+def own_trust(directory: Path) -> list[Trust]:
+    """The authority of the gateway that this machine is; none if there is none, or it can't be read.
+
+    Args:
+        directory: tls.directory.
+    """
+    try:
+        authority = Authority.load(directory)
+    except (OSError, AuthorityError):  # the finding about the authority tells
+        return []
+    if authority is None:
+        return []
+    return [Trust(directory, "this gateway's own authority", authority.bundle().decode("ascii"))]
 
 
 def judge_tls(
-    trust: Trust,
+    trusts: Sequence[Trust],
     proxy: Proxy,
     address: tuple[str, int],
     host: str,
@@ -88,7 +121,7 @@ def judge_tls(
     """Do what a client with https does.
 
     Args:
-        trust: what it trusts.
+        trusts: what it may trust, one after the other; one of them is enough.
         proxy: the gateway.
         address: where it is.
         host: of the CDN.
@@ -96,11 +129,42 @@ def judge_tls(
         seconds: for all of it.
         date: the gateway's time, in Unix seconds, if it is known.
     """
-    try:
-        context = trust.context()
-    except OSError as error:
-        text = f"the certificates in {trust} can't be used: {error.strerror or error}"
-        return problem(text, "name a file that user clamav can read, with certificates in PEM form.")
+    deadline, unusable, distrusted = Deadline(seconds), list[Verdict](), list[ssl.SSLCertVerificationError]()
+    looked = ", ".join(map(str, trusts))
+    for trust in trusts:
+        try:
+            context = trust.context()
+        except OSError as error:
+            text = f"the certificates in {trust} can't be used: {error.strerror or error}"
+            remedy = "name a file that user clamav can read, with certificates in PEM form."
+            unusable.append(problem(text, remedy))
+            continue
+        try:
+            return _ask(trust, context, proxy, address, host, path, deadline.allow(seconds))
+        except ssl.SSLCertVerificationError as error:
+            distrusted.append(error)
+            if error.verify_code in _OF_A_TRUSTED_AUTHORITY:
+                break
+    if not distrusted:
+        return unusable[0]
+    certificate = _presented(proxy, address, host, deadline.allow(_SECOND_LOOK))
+    return _distrusted(distrusted[-1], looked, certificate, date)
+
+
+def _ask(
+    trust: Trust,
+    context: ssl.SSLContext,
+    proxy: Proxy,
+    address: tuple[str, int],
+    host: str,
+    path: str,
+    seconds: float,
+) -> Verdict:
+    """Ask for a header.
+
+    Raises:
+        ssl.SSLCertVerificationError: the certificate is not trusted.
+    """
     target = f"{host}:443"
     try:
         with connected(address, seconds) as stream:
@@ -109,9 +173,8 @@ def judge_tls(
                 answer = get(
                     secured, host, path, proxy.user_agent, span=f"0-{HEADER_SIZE - 1}", largest=HEADER_SIZE
                 )
-    except ssl.SSLCertVerificationError as error:
-        certificate = _presented(proxy, address, host, min(seconds, _SECOND_LOOK))
-        return _distrusted(error, trust, certificate, date)
+    except ssl.SSLCertVerificationError:
+        raise
     except NoTls as error:
         return problem(f"the gateway {error}", explain.ON_GATEWAY)
     except TunnelRefused as error:
@@ -125,7 +188,7 @@ def judge_tls(
 
 def _distrusted(
     error: ssl.SSLCertVerificationError,
-    trust: Trust,
+    looked: str,
     certificate: x509.Certificate | None,
     date: float | None,
 ) -> Verdict:
@@ -142,7 +205,7 @@ def _distrusted(
             "add the name to serving.hosts or tls.names on the gateway, then `clamproxy ca rotate` there.",
         )
     text = (
-        f"the certificate authority{issuer} is not trusted, says {error.verify_message!r}; looked in {trust}"
+        f"the certificate authority{issuer} is not trusted, says {error.verify_message!r}; looked in {looked}"
     )
     return problem(text, _INSTALL)
 
@@ -151,7 +214,7 @@ def _outside_its_time(code: int, certificate: x509.Certificate | None, date: flo
     now = time.time()
     if date is not None and abs(now - date) > TOLERANCE:
         return problem(
-            f"this machine's clock is wrong: it is {span(abs(now - date))} off the gateway's, "
+            f"this machine's clock is wrong: it is {shown_span(abs(now - date))} off the gateway's, "
             "and so the certificate seems " + ("expired" if code == _EXPIRED else "not valid yet"),
             "set the clock, and let NTP keep it (timedatectl set-ntp true).",
         )

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from clamproxy.config.units import host_and_port
+from clamproxy.readable import shown_span
+
 PIECE = 64 * 1024
 
 
@@ -85,7 +88,7 @@ class Proxy:
     """``user:password``."""
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 @contextmanager
@@ -111,7 +114,7 @@ def connected(address: tuple[str, int], seconds: float) -> Iterator[socket.socke
             yield stream
         except (TimeoutError, WireError, OSError) as error:
             if cut.is_set() or isinstance(error, TimeoutError):
-                raise Silent(f"doesn't answer within {seconds:.0f} s") from error
+                raise Silent(f"doesn't answer within {shown_span(seconds)}") from error
             raise
         finally:
             timer.cancel()

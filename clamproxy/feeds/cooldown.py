@@ -53,20 +53,22 @@ class FeedCooldowns:
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
                 self._save(note, None)
 
-    def check(self, place: str, key: str) -> Cooldown | None:
+    def check(self, server: str, key: str) -> Cooldown | None:
         """What forbids asking now, or None.
 
         Args:
-            place: host and port.
+            server: see `Target.server`.
             key: names the URL.
         """
-        found = (self._active.get(place), self._active.get(key))
+        found = (self._active.get(server), self._active.get(key))
         running = [cooldown for cooldown in found if cooldown and cooldown.until > self._clock()]
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
-    def failed(self, place: str, key: str, failure: Failure, reason: str, retry_after: float | None) -> float:
+    def failed(
+        self, server: str, key: str, failure: Failure, reason: str, retry_after: float | None
+    ) -> float:
         """Note a failure; returns the seconds until the next try."""
-        name = place if failure in _OF_HOST else key
+        name = server if failure in _OF_HOST else key
         previous = self._active.get(name)
         failures = previous.failures + 1 if previous and previous.failure is failure else 1
         delay = BACKOFFS[failure].delay(failures)
@@ -78,14 +80,14 @@ class FeedCooldowns:
         self._save(_PREFIX + name, asdict(cooldown))
         return delay
 
-    def succeeded(self, place: str, key: str) -> None:
+    def succeeded(self, server: str, key: str) -> None:
         """The feed has answered: nothing is held back."""
-        for name in (place, key):
+        for name in (server, key):
             self._forget(name)
 
-    def until(self, place: str) -> float | None:
+    def until(self, server: str) -> float | None:
         """When the cool-down of a host as a whole ends; None if there is none."""
-        cooldown = self._active.get(place)
+        cooldown = self._active.get(server)
         return cooldown.until if cooldown is not None and cooldown.until > self._clock() else None
 
     def _make_room(self) -> None:

@@ -115,6 +115,10 @@ class Feeds:
         if self._loading is None:
             self._loading = asyncio.create_task(self._load(), name="read the feeds' files")
 
+    def under_way(self) -> bool:
+        """Whether anything is being fetched: `stop` would cut off who reads along."""
+        return bool(self._tasks)
+
     def stop(self) -> None:
         """Stop all transfers; takes milliseconds."""
         for task in (*self._tasks, *([self._loading] if self._loading else [])):
@@ -127,8 +131,13 @@ class Feeds:
         return {
             "objects": len(self._store),
             "bytes": self._store.size,
-            "hosts": self._counts.figures(self._cooldowns.until),
+            "hosts": self._counts.figures(self._held_until),
         }
+
+    def _held_until(self, place: str) -> float | None:
+        """When the cool-down of a host ends; None if there is none."""
+        ends = [self._cooldowns.until(f"{scheme}://{place}") for scheme in ("http", "https")]
+        return max((end for end in ends if end is not None), default=None)
 
     async def _load(self) -> None:
         try:
@@ -144,6 +153,8 @@ class Feeds:
         try:
             target = Target.parse(request.url)
             place = target.place
+            if not self._settings.feeds.covers(target.host):
+                raise TargetError("not in feeds.hosts")  # whatever the caller took for its host
             reply = self._refusal(request) or await self._answer(request, target)
         except TargetError as error:
             reply = plain(502, Result.REFUSED, f"no feed: {error}")
@@ -200,7 +211,7 @@ class Feeds:
         """Answer with what the feed has, or with what stands in for it."""
         if self._settings.upstream.offline:
             return self._without_feed(ask, entry, "the gateway is offline")
-        cooldown = self._cooldowns.check(ask.target.place, ask.key)
+        cooldown = self._cooldowns.check(ask.target.server, ask.key)
         if cooldown is not None:
             return self._without_feed(ask, entry, cooldown.reason)
         try:
@@ -218,7 +229,7 @@ class Feeds:
             if reply is not None:
                 return reply
         reply = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
-        cooldown = self._cooldowns.check(ask.target.place, ask.key)
+        cooldown = self._cooldowns.check(ask.target.server, ask.key)
         wait = math.ceil(cooldown.until - time.time()) if cooldown else 1
         reply.headers["Retry-After"] = str(max(1, wait))
         return reply
@@ -315,17 +326,17 @@ class Feeds:
         return transfer
 
     async def _run(self, transfer: FeedTransfer) -> None:
-        place, key = transfer.plan.target.place, transfer.plan.key
+        target, key = transfer.plan.target, transfer.plan.key
         try:
             outcome = await transfer.run(self._slots)
         except NotFoundError:
-            self._cooldowns.succeeded(place, key)
+            self._cooldowns.succeeded(target.server, key)
             self._missing.add(key)
         except OriginError as error:
-            delay = self._cooldowns.failed(place, key, error.failure, str(error), error.retry_after)
-            logger.warning("%s does not deliver (%s); next try in %.0f s.", place, error, delay)
+            delay = self._cooldowns.failed(target.server, key, error.failure, str(error), error.retry_after)
+            logger.warning("%s does not deliver (%s); next try in %.0f s.", target.place, error, delay)
         else:
-            self._cooldowns.succeeded(place, key)
+            self._cooldowns.succeeded(target.server, key)
             self._missing.discard(key)
             self._note_shareable(transfer.plan, outcome)
         finally:

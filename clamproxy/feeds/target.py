@@ -79,6 +79,11 @@ class Target:
         usual = self.port == _PORTS[self.scheme]
         return self.host if usual else f"{self.host}:{self.port}"
 
+    @property
+    def server(self) -> str:
+        """Scheme and place: what answers by http may be silent by https."""
+        return f"{self.scheme}://{self.place}"
+
     def key(self, authorization: str | None) -> str:
         """Names the URL without telling it: the SHA-256 of it and of who asks.
 

@@ -40,7 +40,7 @@ def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> li
         with reading(directory) as rows:
             if rows is None:
                 return []
-            history = History(rows.releases(), advertised, now)
+            history = ReleaseHistory(rows.releases(), advertised, now)
             return worst_first(_machine(row, history, now) for row in rows.all())
     except (sqlite3.Error, ValueError) as error:
         raise UnreadableFleetError(f"{FILE_NAME}: {error}") from error
@@ -57,7 +57,7 @@ def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
     return advertised_versions(store)
 
 
-class History:
+class ReleaseHistory:
     """When which version of each database was first seen advertised."""
 
     def __init__(self, releases: Iterable[Release], advertised: Mapping[str, int], now: float) -> None:
@@ -90,7 +90,7 @@ class History:
         return self._first_seen[database][following] if following < len(versions) else None
 
 
-def _machine(row: Row, history: History, now: float) -> Machine:
+def _machine(row: Row, history: ReleaseHistory, now: float) -> Machine:
     agent, known = row.agent, row.known
     return Machine(
         uuid=agent.uuid,

@@ -82,12 +82,9 @@ class Fleet:
         """A version is advertised. Quick, and free if it was known; event loop only."""
         if self._settings.enabled and self._advertised.get(database) != version:
             self._advertised[database] = version
-            self._note(Release(database, version, first_seen=self._clock()))
-
-    def note_built(self, database: str, version: int, built_at: int) -> None:
-        """A version's build time is known: clients send it as If-Modified-Since. Quick; event loop only."""
-        if self._settings.enabled and built_at > 0:
-            self._note(Release(database, version, built_at=built_at))
+            with self._lock:
+                self._releases.append(Release(database, version, first_seen=self._clock()))
+            self._flush_soon()
 
     def flush(self) -> None:
         """Hand what has been seen to the writer."""
@@ -104,11 +101,6 @@ class Fleet:
     def close(self) -> None:
         """Hand over the rest; the writer finishes it when it is closed."""
         self.flush()
-
-    def _note(self, release: Release) -> None:
-        with self._lock:
-            self._releases.append(release)
-        self._flush_soon()
 
     def _flush_soon(self) -> None:
         if self._timer is None:

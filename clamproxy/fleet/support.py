@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-type Release = tuple[int, int]
-"""A feature release: 1.4 in 1.4.6."""
+type FeatureRelease = tuple[int, int]
+"""1.4 in 1.4.6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Support:
 
 
 # Long-term releases may download for a year longer than they are supported.
-TABLE: dict[Release, Support] = {
+TABLE: dict[FeatureRelease, Support] = {
     (0, 103): Support(date(2024, 9, 14), date(2025, 9, 14)),
     (0, 104): Support(date(2023, 3, 28), date(2023, 3, 28)),
     (0, 105): Support(date(2023, 9, 1), date(2023, 9, 1)),
@@ -36,26 +36,12 @@ TABLE: dict[Release, Support] = {
     (1, 4): Support(date(2027, 8, 15), date(2028, 8, 15)),
 }
 """Releases whose end has a date. That of 1.5 comes four months after 1.7, which nobody has dated."""
-NEWEST_BLOCKED: Release = (0, 105)
+NEWEST_BLOCKED: FeatureRelease = (0, 105)
 """The policy says that this one and all older ones are refused; others past their date may be."""
 _OLDER = Support(date(2022, 1, 3), date(2022, 1, 3))
 """Of all before 0.103."""
 
 _NUMBERS = re.compile(r"(\d{1,4})\.(\d{1,4})(?!\d)", re.ASCII)
-
-
-def feature_release(freshclam: str | None) -> Release | None:
-    """The feature release that a version belongs to: (1, 4) for ``1.4.6+dfsg``; None if it has no number."""
-    match = _NUMBERS.match(freshclam or "")
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def support_of(freshclam: str | None) -> Support | None:
-    """Until when a version is supported; None if nobody has said so yet."""
-    release = feature_release(freshclam)
-    if release is None:
-        return None
-    return _OLDER if release < min(TABLE) else TABLE.get(release)
 
 
 def is_end_of_life(freshclam: str | None, now: float) -> bool:
@@ -65,13 +51,13 @@ def is_end_of_life(freshclam: str | None, now: float) -> bool:
         freshclam: its version.
         now: Unix seconds.
     """
-    support = support_of(freshclam)
+    support = _support_of(freshclam)
     return support is not None and support.until < _day(now)
 
 
 def explain_end_of_life(freshclam: str | None, now: float) -> str | None:
     """What the end of life of a version means, in one line; None if it hasn't come."""
-    release, support = feature_release(freshclam), support_of(freshclam)
+    release, support = _feature_release(freshclam), _support_of(freshclam)
     if release is None or support is None or not is_end_of_life(freshclam, now):
         return None
     served = support.served_until
@@ -82,6 +68,20 @@ def explain_end_of_life(freshclam: str | None, now: float) -> str | None:
     else:
         access = f"ClamAV's CDN serves it until {served}"
     return f"freshclam {release[0]}.{release[1]}: support ended on {support.until}; {access}"
+
+
+def _feature_release(freshclam: str | None) -> FeatureRelease | None:
+    """The feature release that a version belongs to: (1, 4) for ``1.4.6+dfsg``; None if it has no number."""
+    match = _NUMBERS.match(freshclam or "")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _support_of(freshclam: str | None) -> Support | None:
+    """Until when a version is supported; None if nobody has said so yet."""
+    release = _feature_release(freshclam)
+    if release is None:
+        return None
+    return _OLDER if release < min(TABLE) else TABLE.get(release)
 
 
 def _day(now: float) -> date:

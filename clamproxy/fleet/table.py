@@ -181,15 +181,6 @@ class Table:
             self._move_aside(opened, error)
             raise DamagedTableError from error
 
-    def check(self) -> None:
-        """Look for damage in the whole file; some milliseconds.
-
-        Raises:
-            As `writing` does.
-        """
-        with self.writing() as rows:
-            rows.check()
-
     def _make(self) -> int:
         """Make the file, for the owner alone; returns its inode."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import http
 
+from clamproxy.fleet.agent import parse_agent
 from clamproxy.messages import Result
 
 logger = logging.getLogger("clamproxy.access")
@@ -21,60 +23,68 @@ _NAMES = (
     *("status", "bytes", "duration", "agent", "uuid", "error"),
 )
 _DATABASE = re.compile(r"/([a-z]{1,40})(?:-[0-9]+)?\.(?:cvd|cld|cdiff)(?:\.sign)?")
-_UUID = re.compile(r"\bUUID: ([0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})\b")
 
 
-def log_request(
-    *,
-    client: str,
-    request: http.Request,
-    is_passed_through: bool,
-    version: int | None,
-    result: Result,
-    status: int,
-    length: int,
-    seconds: float,
-    error: str,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a request."""
+
+    client: str
+    """Its IP address."""
+    result: Result
+    version: int | None
+    """Of the object that was served."""
+    status: int
+    """Of the answer; 0 if there was none."""
+    length: int
+    """Bytes of content that were sent."""
+    seconds: float
+    """From the request to the end of the answer."""
+    error: str = ""
+    """What went wrong on the way to the client."""
+
+
+def log_request(request: http.Request, outcome: Outcome, *, hides_path: bool) -> None:
     """Write one record: client, what, version, result, status, bytes, duration, client software.
 
     Args:
-        client: its IP address.
-        request: what it asked for.
-        is_passed_through: whether of another site, whose paths are not logged.
-        version: of the object that was served.
-        result: how it was answered.
-        status: of the answer; 0 if there was none.
-        length: bytes of content that were sent.
-        seconds: from the request to the end of the answer.
-        error: what went wrong on the way to the client; empty if nothing did.
+        request: what was asked for.
+        outcome: what became of it.
+        hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
+            the query, some in the path. Queries are never logged.
     """
-    agent = request.headers.get("user-agent", "-")
-    software = agent.split(" ", 1)[0]
-    # Feeds carry their subscribers' keys in the query, some in the path: neither is logged.
-    is_hidden = request.method == "CONNECT" or is_passed_through
-    path = None if is_hidden else request.path.partition("?")[0]
-    uuid = _UUID.search(agent)
-    values = (
-        *(client, request.method[:_LONGEST], _host(request)[:_LONGEST], path and path[:_LONGEST]),
-        *(_database_of(path), version, str(result), status, length, round(seconds, 6)),
-        None if software == "-" else software[:_LONGEST],
-        uuid[1].lower() if uuid else None,
-        error[:_LONGEST] or None,
-    )
+    is_tunnel = request.method == "CONNECT"
+    host = f"{request.host}:{request.port}" if is_tunnel else request.host
+    path = None if is_tunnel or hides_path else request.path.partition("?")[0]
+    agent = request.headers.get("user-agent", "")
+    software, machine = agent.partition(" ")[0], parse_agent(agent)
     logger.info(
         "%s %s %s %s %s %d %dB %.3fs %s%s",
-        client,
+        outcome.client,
         _printable(request.method),
-        _target(request, is_passed_through),
-        version or "-",
-        result,
-        status,
-        length,
-        seconds,
-        _printable(software),
-        f" ({_printable(error)})" if error else "",
-        extra={FIELDS: dict(zip(_NAMES, values, strict=True))},
+        _printable(host if is_tunnel else path or f"{host}/..."),
+        outcome.version or "-",
+        outcome.result,
+        outcome.status,
+        outcome.length,
+        outcome.seconds,
+        _printable(software or "-"),
+        f" ({_printable(outcome.error)})" if outcome.error else "",
+        extra=_fields(
+            client=outcome.client,
+            method=request.method,
+            host=host,
+            path=path,
+            database=_database_of(path),
+            version=outcome.version,
+            result=str(outcome.result),
+            status=outcome.status,
+            bytes=outcome.length,
+            duration=round(outcome.seconds, 6),
+            agent=software or None,
+            uuid=machine.uuid if machine else None,
+            error=outcome.error or None,
+        ),
     )
 
 
@@ -87,26 +97,19 @@ def log_tunnel(client: str, host: str, port: int) -> None:
         port: likewise.
     """
     target = f"{host}:{port}"
-    fields: dict[str, Any] = dict.fromkeys(_NAMES)
-    fields |= {"client": client, "method": "CONNECT", "host": target[:_LONGEST], "result": str(Result.PASSED)}
-    logger.info("%s CONNECT %s passed", client, _printable(target), extra={FIELDS: fields})
+    extra = _fields(client=client, method="CONNECT", host=target, result=str(Result.PASSED))
+    logger.info("%s CONNECT %s passed", client, _printable(target), extra=extra)
+
+
+def _fields(**values: Any) -> dict[str, Any]:
+    """All fields of a JSON line, in their order; what isn't known is null."""
+    bounded = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in values.items()}
+    return {FIELDS: dict.fromkeys(_NAMES) | bounded}
 
 
 def _database_of(path: str | None) -> str | None:
     match = _DATABASE.fullmatch(path or "")
     return match[1] if match else None
-
-
-def _host(request: http.Request) -> str:
-    """Whom the client means; of a tunnel, with the port."""
-    return f"{request.host}:{request.port}" if request.method == "CONNECT" else request.host
-
-
-def _target(request: http.Request, is_passed_through: bool) -> str:
-    if request.method == "CONNECT":
-        return _printable(_host(request))
-    path = request.path.partition("?")[0]
-    return _printable(f"{request.host}/..." if is_passed_through else path)
 
 
 def _printable(text: str) -> str:

@@ -68,7 +68,7 @@ class ClamProxy:
         self._options.set_defaults(ctx.options)
         if not self._has_terminal:
             # Ports are open before the rest is set up: a reload that early must not end the process.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, self._note_early_hang_up)
 
     def configure(self, updated: set[str]) -> None:
         """Read the configuration and open the cache. An error stops mitmproxy's start."""
@@ -93,6 +93,8 @@ class ClamProxy:
             return
         self._site.service.start()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self._reload_wanted:
+            self._hang_up()
         self._supervisor.start()
         self._supervisor.ready("Serving")
 
@@ -106,7 +108,7 @@ class ClamProxy:
         if self._reloading is not None:
             self._reloading.cancel()
         await self._site.answered(STOP_GRACE)
-        await stream.abort_all(CLOSING_LIMIT)
+        await stream.end_all(CLOSING_LIMIT)
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -115,6 +117,9 @@ class ClamProxy:
         self._supervisor.stop()
 
     # Reload
+
+    def _note_early_hang_up(self, *_: object) -> None:
+        self._reload_wanted = True
 
     def _hang_up(self) -> None:
         if self._has_terminal and not os.isatty(0):

@@ -35,9 +35,10 @@ class Clients:
         if settings is None or not settings.serving.admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             client.error = "not in serving.clients"
-        elif names.is_dns(client):
+            return
+        if names.is_dns(client):
             names.guard(client)
-        else:
+        if client.transport_protocol == "tcp":
             self._count(client, address)
 
     def client_disconnected(self, client: connection.Client) -> None:
@@ -53,7 +54,9 @@ class Clients:
         """TLS of hosts that are passed through is not intercepted."""
         address, client = data.context.server.address, data.context.client
         service = self._site.service
-        if address is not None and service is not None and self._site.passes_through(address[0], client):
+        if address is None or service is None or not self._site.is_known(client.id):
+            return
+        if self._site.passes_through(address[0], client):
             data.ignore_connection = True
             service.stats.count_request(Result.PASSED, 0)
             log_tunnel(client.peername[0], *address[:2])

@@ -9,15 +9,18 @@ from typing import Self
 from mitmproxy import http
 
 from clamproxy.fleet import Visit
+from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.messages import Result
 from clamproxy.objects import parse_path
-from clamproxy.proxy.access_log import log_request
+from clamproxy.proxy.access_log import Outcome, log_request
 from clamproxy.proxy.site import Destination
 from clamproxy.service import Service
 from clamproxy.serving.whole import GATEWAY_IN_VIA
 
 _KEY = "clamproxy_exchange"
 """Of an `Exchange` in the metadata of a flow."""
+_LONGEST_DATE, _LONGEST_METHOD = 64, 16
+"""Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
 
 
 @dataclass(slots=True)
@@ -56,34 +59,37 @@ class Exchange:
             service.stats.count_request(self.result, length)
         if self.destination is Destination.DATABASES:
             service.fleet.see(self._visit(flow, service, length, is_complete=not error))
-        log_request(
+        outcome = Outcome(
             client=self.client,
-            request=flow.request,
-            is_passed_through=self.destination in (Destination.FEED, Destination.PASSED),
-            version=self.version,
             result=self.result,
+            version=self.version,
             status=flow.response.status_code if flow.response else 0,
             length=length,
             seconds=time.monotonic() - self.started_at,
             error=error,
         )
+        # A refusal for a host that isn't configured, or to nobody known, may concern a feed, too.
+        hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
+        log_request(flow.request, outcome, hides_path=hides_path)
 
     def _visit(self, flow: http.HTTPFlow, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
         request, answer = flow.request, flow.response
+        since = request.headers.get("If-Modified-Since")
         return Visit(
             address=self.client,
             user_agent=request.headers.get("User-Agent"),
             target=parse_path(request.path, frozenset(service.settings.serving.databases)),
             range_probe="Range" in request.headers,
-            if_modified_since=request.headers.get("If-Modified-Since"),
+            # Thousands of visits may wait to be written: no more than a date is kept.
+            if_modified_since=since and since[:_LONGEST_DATE],
             status=answer.status_code if answer else 0,
             version=self.version,
             length=length,
             complete=is_complete,
             at=time.time(),
-            method=request.method,
-            head=(answer.raw_content or b"")[:512] if answer else b"",
+            method=request.method[:_LONGEST_METHOD],
+            head=(answer.raw_content or b"")[:HEADER_SIZE] if answer else b"",
             is_relayed=GATEWAY_IN_VIA in ", ".join(request.headers.get_all("Via")),
         )
 

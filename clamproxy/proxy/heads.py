@@ -9,8 +9,8 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._http1 import Http1Server, make_error_response
 
-MOST_AHEAD = 2 * 1024 * 1024
-"""Bytes of further requests that a client may send before it has its answer; more than any head."""
+MOST_AHEAD = 256 * 1024
+"""Bytes of further requests that a client may send before it has its answer, besides a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class LimitedServer(Http1Server):
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         # Whatever a client sends ahead of its turn is kept until then.
-        if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD:
+        if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD + self._limits.head:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
             return

@@ -17,6 +17,8 @@ DEFAULTS: dict[str, bool | str | int] = {
     "http2": False,
     # Who may use the proxy is decided by serving.clients.
     "block_global": False,
+    # mitmproxy's page about its own authority would answer before the addon is asked, whoever asks.
+    "onboarding": False,
     # The access log is clamproxy's own; nothing else is printed or kept for each request.
     "flow_detail": 0,
 }

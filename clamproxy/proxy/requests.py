@@ -8,6 +8,7 @@ import time
 from http import HTTPStatus
 
 from mitmproxy import http
+from mitmproxy.net.http.url import hostport
 from werkzeug.datastructures import Headers
 
 from clamproxy.feeds import FeedRequest
@@ -16,12 +17,15 @@ from clamproxy.proxy import stream
 from clamproxy.proxy.exchange import Exchange, exchange_of
 from clamproxy.proxy.site import Destination, Site, is_own_port, is_reverse
 from clamproxy.service import Service
-from clamproxy.web.site import GUARDED, Place
+from clamproxy.web.site import GUARDED
+from clamproxy.web.sources import Place
 
 logger = logging.getLogger(__name__)
 
 LARGEST_REQUEST_BODY = 64 * 1024
 """Bytes of a request's content that are read before it is refused in words."""
+FREEZING = (403, 429)
+"""One of these stops a freshclam for hours, official databases included (trap 20)."""
 _CHALLENGE = 'Basic realm="clamproxy"'
 
 
@@ -33,9 +37,16 @@ class Requests:
 
     async def http_connect(self, flow: http.HTTPFlow) -> None:
         """Refuse tunnels to foreign hosts, and to who doesn't say who it is."""
-        service = self._site.service
         if flow.response is not None:
             return
+        try:
+            await self._admit_tunnel(flow)
+        except Exception:
+            # mitmproxy would log it and open the tunnel.
+            self._fail(flow)
+
+    async def _admit_tunnel(self, flow: http.HTTPFlow) -> None:
+        service = self._site.service
         if service is None:
             flow.response = _failure()
         elif not await self._is_known(flow):
@@ -45,17 +56,24 @@ class Requests:
             self._refuse(flow, service, service.gateway.refuse(502, reason))
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Stream what is passed through; no request for ClamAV's files has a body."""
+        """Stream what is passed through; no other request has a body to speak of."""
         service = self._site.service
-        if service is None or flow.response is not None:
-            return
+        try:
+            if service is not None and flow.response is None:
+                await self._admit_passed(flow, service)
+        except Exception:
+            # mitmproxy would log it and forward the request.
+            self._fail(flow)
+        if not flow.request.stream and _body_length(flow.request) > LARGEST_REQUEST_BODY:
+            # mitmproxy would read all of it into memory before the answer, be it a refusal.
+            if exchange_of(flow) is None:
+                Exchange.begin(flow, self._site.destination(flow.request, flow.client_conn))
+            flow.kill()  # type: ignore[no-untyped-call]
+            stream.abort(flow.client_conn)
+
+    async def _admit_passed(self, flow: http.HTTPFlow, service: Service) -> None:
         destination = self._site.destination(flow.request, flow.client_conn)
         if destination is not Destination.PASSED:
-            if _body_length(flow.request) > LARGEST_REQUEST_BODY:
-                # mitmproxy would read all of it into memory before the answer.
-                Exchange.begin(flow, destination)
-                flow.kill()  # type: ignore[no-untyped-call]
-                stream.abort(flow.client_conn)
             return
         if not await self._is_known(flow):
             self._refuse(flow, service, _unknown_client(service, is_proxy=True))
@@ -64,6 +82,7 @@ class Requests:
         else:
             Exchange.begin(flow, destination).result = Result.PASSED
             flow.request.headers.pop("Proxy-Authorization", None)
+            _name_host(flow.request)
             flow.request.headers.add("Via", service.gateway.via)
             flow.request.stream = True
 
@@ -76,9 +95,7 @@ class Requests:
             await self._answer(flow)
         except Exception:
             # mitmproxy would log it and forward the request, wherever to.
-            logger.exception("A request from %s failed.", flow.client_conn.peername[0])
-            Exchange.begin(flow, Destination.NOBODY).result = Result.ERROR
-            flow.response = _failure()
+            self._fail(flow)
 
     async def _answer(self, flow: http.HTTPFlow) -> None:
         service = self._site.service
@@ -86,9 +103,14 @@ class Requests:
             flow.response = _failure()
             return
         destination = self._site.destination(flow.request, flow.client_conn)
-        if destination is Destination.PASSED:
+        exchange = exchange_of(flow)
+        if exchange is not None and exchange.result is Result.PASSED:
             return
         exchange = Exchange.begin(flow, destination)
+        if destination is Destination.PASSED:
+            # It was not when the head came: the configuration has changed since, nobody has looked at this.
+            exchange.result, flow.response = Result.ERROR, _failure()
+            return
         with service.in_use():
             if _is_open(flow, service, destination) or await self._is_known(flow):
                 reply = await self._reply(flow, service, destination)
@@ -125,6 +147,8 @@ class Requests:
             flow.response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
             if service is not None:
                 flow.response.headers.add("Via", service.gateway.via)
+            if flow.response.status_code in FREEZING and _is_freshclam(flow.request):
+                flow.response.status_code, flow.response.reason = 503, "Service Unavailable"
 
     def response(self, flow: http.HTTPFlow) -> None:
         """An answer goes out; one with a body from disk is accounted for at its end."""
@@ -157,11 +181,13 @@ class Requests:
     async def _is_known(self, flow: http.HTTPFlow) -> bool:
         """Whether the client has said who it is, on this connection or with this request."""
         client = flow.client_conn.id
-        if not self._site.users or client in self._site.known_clients:
+        if self._site.is_known(client):
             return True
         # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
         field = "Authorization" if self._is_direct(flow) else "Proxy-Authorization"
-        known = await self._site.users.admit(flow.request.headers.get(field))
+        # What follows a head is kept in memory meanwhile, whatever its size: nobody queues with much of it.
+        is_large = _body_length(flow.request) > LARGEST_REQUEST_BODY
+        known = await self._site.users.admit(flow.request.headers.get(field), at_once=is_large)
         if known and flow.request.method == "CONNECT":
             self._site.known_clients.add(client)
         return known
@@ -176,6 +202,14 @@ class Requests:
     def _refuse(self, flow: http.HTTPFlow, service: Service, reply: Reply) -> None:
         Exchange.begin(flow, Destination.NOBODY)
         _set_response(flow, reply)
+        if flow.request.method == "CONNECT":
+            self._account(flow, 0)
+
+    def _fail(self, flow: http.HTTPFlow) -> None:
+        """Answer in an exception's handler: whatever goes wrong, nothing is let through."""
+        logger.exception("A request from %s failed.", flow.client_conn.peername[0])
+        Exchange.begin(flow, Destination.NOBODY).result = Result.ERROR
+        flow.response = _failure()
         if flow.request.method == "CONNECT":
             self._account(flow, 0)
 
@@ -201,6 +235,10 @@ def _unknown_client(service: Service, *, is_proxy: bool) -> Reply:
     reply = service.gateway.refuse(407 if is_proxy else 401, "a user of access.users is needed")
     reply.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
     return reply
+
+
+def _is_freshclam(request: http.Request) -> bool:
+    return bool(request.headers.get("User-Agent", "").startswith("ClamAV/"))
 
 
 def _set_response(flow: http.HTTPFlow, reply: Reply) -> None:
@@ -238,7 +276,12 @@ def _body_length(request: http.Request) -> int:
     if "transfer-encoding" in request.headers:
         return sys.maxsize
     length = request.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() else sys.maxsize
+    return int(length) if length.isdecimal() and len(length) < 20 else sys.maxsize
+
+
+def _name_host(request: http.Request) -> None:
+    """Have Host name where the request goes (RFC 9112 3.2.2): else it reaches any site of a shared server."""
+    request.host_header = hostport(request.scheme, request.host, request.port)
 
 
 def _failure() -> http.Response:

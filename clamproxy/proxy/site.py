@@ -55,10 +55,16 @@ class Site:
         access, serving = settings.access, settings.serving
         forwards = serving.other_names == "forward" and not settings.upstream.offline
         self.names = Names(settings.versions.domain, serving.databases, forwards)
-        self.users = Users(access.users)
+        if self.service is None or access.users != self.service.settings.access.users:
+            self.users = Users(access.users)
+            self.known_clients.clear()
         self.limits.in_all = access.max_connections
         self.limits.per_client = access.max_connections_per_client
         self.service = service
+
+    def is_known(self, client: str) -> bool:
+        """Whether a client, by the id of its connection, need not say any more who it is."""
+        return not self.users or client in self.known_clients
 
     @contextmanager
     def sending(self) -> Iterator[None]:

@@ -20,13 +20,11 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
-from clamproxy.origin.agents import Agents
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.origin.heads import Heads
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import NotFoundError, OriginError
-from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
@@ -55,10 +53,7 @@ class Follower:
         self,
         settings: Settings,
         store: Store,
-        versions: AdvertisedVersions,
-        heads: Heads,
-        cooldowns: Cooldowns,
-        agents: Agents,
+        origin: OriginSide,
         lineages: Lineages,
         prefetcher: Prefetcher,
         builder: CldBuilder,
@@ -67,10 +62,10 @@ class Follower:
         """Use the given parts; who makes them also stops them."""
         self._settings = settings
         self._store = store
-        self._versions = versions
-        self._heads = heads
-        self._cooldowns = cooldowns
-        self._agents = agents
+        self._versions = origin.versions
+        self._heads = origin.heads
+        self._cooldowns = origin.cooldowns
+        self._agents = origin.agents
         self._lineages = lineages
         self._prefetcher = prefetcher
         self._builder = builder

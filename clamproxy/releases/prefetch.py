@@ -11,9 +11,9 @@ from functools import partial
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.budget import PER_FILE, Budget
+from clamproxy.origin.budget import PER_FILE
 from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.heads import Heads
+from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
@@ -29,15 +29,13 @@ _COST_OF_RENEWAL = 2
 class Prefetcher:
     """Fetches what is missing, each thing once at a time. Owns its tasks. Event loop only."""
 
-    def __init__(
-        self, store: Store, lineages: Lineages, heads: Heads, transfers: Transfers, budget: Budget
-    ) -> None:
+    def __init__(self, store: Store, origin: OriginSide, lineages: Lineages, transfers: Transfers) -> None:
         """Use the given parts; who makes them also stops them."""
         self._store = store
         self._lineages = lineages
-        self._heads = heads
+        self._heads = origin.heads
         self._transfers = transfers
-        self._budget = budget
+        self._budget = origin.budget
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def fetch(self, object_id: ObjectId, requester: Requester, oldest: int | None = None) -> None:

@@ -10,12 +10,9 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.agents import Agents
-from clamproxy.origin.cooldown import Cooldowns
-from clamproxy.origin.heads import Heads
+from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
 from clamproxy.origin.upstream import NotFoundError
-from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.policy import Known, must_probe
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
@@ -48,20 +45,17 @@ class CurrentVersions:
         self,
         settings: Settings,
         store: Store,
-        versions: AdvertisedVersions,
-        heads: Heads,
-        cooldowns: Cooldowns,
-        agents: Agents,
+        origin: OriginSide,
         lineages: Lineages,
         prefetcher: Prefetcher,
     ) -> None:
         """Use the given parts; who makes them also stops them."""
         self._settings = settings
         self._store = store
-        self._versions = versions
-        self._heads = heads
-        self._cooldowns = cooldowns
-        self._agents = agents
+        self._versions = origin.versions
+        self._heads = origin.heads
+        self._cooldowns = origin.cooldowns
+        self._agents = origin.agents
         self._lineages = lineages
         self._prefetcher = prefetcher
 

@@ -55,7 +55,9 @@ _USERS_IN_URL = (
 )
 
 
-def client_config(settings: Settings, mode: Mode, gateway: str, port: int) -> str:
+def client_config(
+    settings: Settings, mode: Mode, gateway: str, port: int, *, names_user: bool = False
+) -> str:
     """The lines for one way to the gateway, with short comments.
 
     Args:
@@ -63,6 +65,8 @@ def client_config(settings: Settings, mode: Mode, gateway: str, port: int) -> st
         mode: the way.
         gateway: a host name or an IP address by which machines reach the gateway.
         port: of the proxy.
+        names_user: whether to name the user, if there is but one; else a placeholder stands there. The
+            lines that anybody may fetch must not tell it.
 
     Returns:
         Whole lines of ASCII, which can be appended to a freshclam.conf.
@@ -76,14 +80,14 @@ def client_config(settings: Settings, mode: Mode, gateway: str, port: int) -> st
     comments, lines = [_TITLES[mode], _INSTEAD], []
     if mode in (Mode.HTTP, Mode.HTTPS):
         lines += [f"HTTPProxyServer {host}", f"HTTPProxyPort {port}"]
-        user = _user(settings)
+        user = _user(settings, names_user)
         lines += [f"HTTPProxyUsername {user}", f"HTTPProxyPassword {PASSWORD}"] if user else []
         lines.append(f"DatabaseMirror {mode}://{_cdn(settings)}")
         comments += _TRUST if mode is Mode.HTTPS else ()
         comments += _USERS if user else ()
     else:
         key = "DatabaseMirror" if mode is Mode.MIRROR else "PrivateMirror"
-        user = _user(settings)
+        user = _user(settings, names_user)
         credentials = f"{quote(user, safe='')}:{PASSWORD}@" if user else ""
         lines.append(f"{key} http://{credentials}{host}:{port}")
         comments += _USERS_IN_URL if user else ()
@@ -99,12 +103,12 @@ def own_name() -> str | None:
     return name if _is_public(name) else _own_address()
 
 
-def _user(settings: Settings) -> str | None:
-    """The user, if there is one, or what stands for one of several."""
+def _user(settings: Settings, names_user: bool) -> str | None:
+    """The user, or what stands for one; None if there are no users."""
     users = [line.partition(":")[0] for line in settings.access.users]
     if not users:
         return None
-    return users[0] if len(users) == 1 else USER
+    return users[0] if names_user and len(users) == 1 else USER
 
 
 def _cdn(settings: Settings) -> str:

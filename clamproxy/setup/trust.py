@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping
 from textwrap import dedent, indent
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
-_LINUX_FILE = "/usr/local/share/ca-certificates/clamproxy.pem"
+LINUX_FILE = "/usr/local/share/ca-certificates/clamproxy.pem"
 """Debian's AppArmor profile lets freshclam read it (protocol.md 7)."""
-_RHEL_FILE = "/etc/pki/clamproxy/clamproxy.pem"
+RHEL_FILE = "/etc/pki/clamproxy/clamproxy.pem"
 """Below /etc/pki everything has the type that SELinux lets freshclam read."""
+KUBERNETES_FILE = "/etc/clamproxy/clamproxy.pem"
+INSTALLED_FILES = (LINUX_FILE, RHEL_FILE, KUBERNETES_FILE)
+"""Where a machine has the certificates that the snippets install, if not in the system's trust."""
 
 
 def install_snippet(target: str, bundle: str) -> str:
@@ -45,7 +48,7 @@ def _debian(certificates: list[str]) -> str:
         # AppArmor lets freshclam read this directory. As the name doesn't end in .crt,
         # update-ca-certificates leaves the file alone: only freshclam trusts what is in it.
         """
-    return dedent(head) + _systemd(_LINUX_FILE, "/etc/ssl/certs/ca-certificates.crt", certificates)
+    return dedent(head) + _systemd(LINUX_FILE, "/etc/ssl/certs/ca-certificates.crt", certificates)
 
 
 def _rhel(certificates: list[str]) -> str:
@@ -60,7 +63,7 @@ def _rhel(certificates: list[str]) -> str:
 
         # SELinux lets freshclam read what is below /etc/pki. Only freshclam trusts what is in this file.
         """
-    return dedent(head) + _systemd(_RHEL_FILE, "/etc/pki/tls/certs/ca-bundle.crt", certificates)
+    return dedent(head) + _systemd(RHEL_FILE, "/etc/pki/tls/certs/ca-bundle.crt", certificates)
 
 
 def _systemd(path: str, public: str, certificates: list[str]) -> str:
@@ -103,7 +106,7 @@ def _alpine(certificates: list[str]) -> str:
         # By hand, and in crontabs: CURL_CA_BUNDLE={path} freshclam
         """
     public = "/etc/ssl/certs/ca-certificates.crt"
-    return dedent(head) + _file(_LINUX_FILE, public, certificates) + dedent(service).format(path=_LINUX_FILE)
+    return dedent(head) + _file(LINUX_FILE, public, certificates) + dedent(service).format(path=LINUX_FILE)
 
 
 def _file(path: str, public: str, certificates: list[str]) -> str:
@@ -167,14 +170,14 @@ def _docker(certificates: list[str]) -> str:
         # syntax=docker/dockerfile:1
         # Lines for a Dockerfile; the first one has to be the first of the file, for the "<<" below.
         # With an image as it is, put the certificates (`clamproxy ca export`) into a file instead:
-        #     docker run -v "$PWD/clamproxy.pem:{_LINUX_FILE}:ro" \\
-        #         -e CURL_CA_BUNDLE={_LINUX_FILE} clamav/clamav
+        #     docker run -v "$PWD/clamproxy.pem:{LINUX_FILE}:ro" \\
+        #         -e CURL_CA_BUNDLE={LINUX_FILE} clamav/clamav
         # curl in the container trusts nothing else then, either.
         FROM clamav/clamav
         """
     return (
-        f"{dedent(lines)}COPY --chmod=644 <<'END' {_LINUX_FILE}\n{''.join(certificates)}END\n"
-        f"ENV CURL_CA_BUNDLE={_LINUX_FILE}\n"
+        f"{dedent(lines)}COPY --chmod=644 <<'END' {LINUX_FILE}\n{''.join(certificates)}END\n"
+        f"ENV CURL_CA_BUNDLE={LINUX_FILE}\n"
     )
 
 
@@ -219,7 +222,7 @@ def _kubernetes(certificates: list[str]) -> str:
 def _ansible(certificates: list[str]) -> str:
     before = f"""\
         # Tasks for Debian, Ubuntu and other systems with systemd and without SELinux. On RHEL the place is
-        # {_RHEL_FILE}.
+        # {RHEL_FILE}.
         - name: Make a place for the gateway's certificates
           become: true
           ansible.builtin.file:
@@ -227,14 +230,14 @@ def _ansible(certificates: list[str]) -> str:
             state: directory
             mode: "0755"
           loop:
-            - {_LINUX_FILE.rpartition("/")[0]}
+            - {LINUX_FILE.rpartition("/")[0]}
             - /etc/systemd/system/clamav-freshclam.service.d
 
         # AppArmor lets freshclam read this file, and update-ca-certificates leaves it alone.
         - name: Put the gateway's certificates there
           become: true
           ansible.builtin.copy:
-            dest: {_LINUX_FILE}
+            dest: {LINUX_FILE}
             mode: "0644"
             content: |
         """
@@ -246,7 +249,7 @@ def _ansible(certificates: list[str]) -> str:
             mode: "0644"
             content: |
               [Service]
-              Environment=CURL_CA_BUNDLE={_LINUX_FILE}
+              Environment=CURL_CA_BUNDLE={LINUX_FILE}
           register: clamproxy_drop_in
 
         - name: Restart freshclam

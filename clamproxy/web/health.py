@@ -6,23 +6,17 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diskcache
 
+from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
-from clamproxy.formats.header import CvdHeader
-from clamproxy.formats.signatures import InvalidObject
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from clamproxy.cache.store import Store
-    from clamproxy.web.sources import Sources
+from clamproxy.web.sources import Sources
 
 LEAST_SPACE = 64 * MIB
 """Bytes that must be free on the disk: about one daily.cvd."""
@@ -93,10 +87,7 @@ def built_at(store: Store, database: str) -> int | None:
     if newest is None:
         return None
     with newest:
-        try:
-            return CvdHeader.parse((newest.metadata.header or "").encode("ascii")).stime or None
-        except (InvalidObject, UnicodeEncodeError):
-            return None
+        return newest.metadata.built_at
 
 
 @contextmanager

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from werkzeug.datastructures import Headers
 
 from clamproxy.config.units import KIB, Endpoint
 from clamproxy.messages import Request
 from clamproxy.web.site import StatusSite, host_of, is_address, is_local_name, misdirected
-
-if TYPE_CHECKING:
-    from tornado.iostream import IOStream
 
 logger = logging.getLogger(__name__)
 

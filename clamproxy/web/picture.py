@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.machine import Machine, summary, worst_first
+from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.stats import snapshot
@@ -121,22 +121,11 @@ def _cooldowns(cooldowns: Mapping[str, Cooldown]) -> list[Json]:
 
 
 def _quarantine(store: Store) -> list[Json]:
-    found = [_rejected(path) for path in store.quarantined()]
-    return sorted((one for one in found if one is not None), key=lambda one: -one["at"])
-
-
-def _rejected(path: Path) -> Json | None:
-    """A rejected file; None if it went away at this moment."""
-    name, _, number = path.name.rpartition(".")
-    reason = path.with_name(f"{path.name}.reason")
-    try:
-        size = path.stat().st_size
-        text = reason.read_text(errors="replace") if reason.exists() else ""
-    except OSError:
-        return None
-    is_dated = number.isascii() and number.isdecimal()  # as `Store.quarantine` names them
-    at = int(number) / 1e9 if is_dated else 0.0
-    return {"name": name if is_dated else path.name, "at": at, "size": size, "reason": _line(text)}
+    """Newest first."""
+    return [
+        {"name": one.name, "at": one.at, "size": one.size, "reason": _line(one.reason)}
+        for one in reversed(quarantined(store))
+    ]
 
 
 def _line(text: str) -> str:

@@ -21,6 +21,7 @@ from werkzeug.http import http_date, parse_etags
 
 from clamproxy.config.units import normal_host
 from clamproxy.messages import CACHE_STATUS, Reply, Request, Result
+from clamproxy.setup.client_config import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
 from clamproxy.web.metrics import exposition
@@ -28,12 +29,7 @@ from clamproxy.web.picture import take_picture
 from clamproxy.web.shared import Shared
 from clamproxy.web.sources import Place, Sources
 
-__all__ = ["PATHS", "Place", "Sources", "StatusSite"]
-
 logger = logging.getLogger(__name__)
-
-MODES = ("http", "https", "mirror", "private")
-"""How clients can be set up; the first is the default."""
 
 _FOLDER = Path(__file__).with_name("static")
 _TYPES = {
@@ -183,9 +179,9 @@ class StatusSite:
         make = self._sources.client_config
         if make is None:
             return _plain(404, "not there")
-        modes = parse_qs(request.path.partition("?")[2]).get("mode", list(MODES[:1]))
-        if len(modes) != 1 or modes[0] not in MODES:
-            return _plain(400, f"mode is one of {', '.join(MODES)}")
+        modes = parse_qs(request.path.partition("?")[2]).get("mode", [Mode.HTTP.value])
+        if len(modes) != 1 or modes[0] not in list(Mode):
+            return _plain(400, f"mode is one of {', '.join(Mode)}")
         asked = self._asked_place(request.headers.get("Host", ""), place)
         try:
             lines = await in_thread("clamproxy-client-config", lambda: make(modes[0], asked))

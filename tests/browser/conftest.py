@@ -11,7 +11,19 @@ import pytest
 
 from tests.support.chromium import Browser, StatusServer, open_browser
 
+NONE = "\u2013"
+"""What stands where nothing is known: a dash."""
 UNHEARD = re.compile("(status.json|client-config) - Failed to load resource")
+
+
+def rows(browser: Browser, table: str) -> list[list[str]]:
+    """The visible texts of a table's cells, line breaks as spaces."""
+    script = """
+        return [...document.getElementById(arguments[0]).rows]
+            .map((row) => [...row.cells].map((cell) => cell.innerText.replace(/\\s+/g, " ").trim()))
+    """
+    found: list[list[str]] = browser.run(script, table)
+    return found
 
 
 @dataclass(slots=True)

@@ -19,20 +19,15 @@ from tests.support.origin import Origin
 from tests.support.scenes import BASE, ROOMY, hold
 from tests.support.site import Site, SitePool, open_site, settings_for
 
-TEST_LIMIT = 60
-"""Seconds for one test."""
-
 type MakeSite = Callable[..., Site]
 type MakeForged = Callable[..., Site]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark them all, and bound their time where pytest-timeout is there."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them all."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            if config.pluginmanager.hasplugin("timeout"):
-                item.add_marker(pytest.mark.timeout(TEST_LIMIT))
 
 
 @pytest.fixture(scope="session", autouse=True)

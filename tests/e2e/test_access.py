@@ -7,10 +7,12 @@ import time
 from http.client import HTTPException
 
 import pytest
+import yaml
 
 from clamproxy.access.users import user_line
 from tests.support.big import Forgery, begun_download
 from tests.support.gateway import CDN, TunnelRefused, Way, tool
+from tests.support.origin import Origin
 from tests.support.site import LOCALHOST, Site, eventually, signed
 
 from .conftest import MakeForged, MakeSite
@@ -27,7 +29,7 @@ def guarded(make_site: MakeSite) -> Site:
     return site
 
 
-def exchange(site: Site, data: bytes, *, limit: float = 20, port: int | None = None) -> bytes:
+def exchange(site: Site, data: bytes, *, limit: float = 40, port: int | None = None) -> bytes:
     """What comes back for some bytes until the gateway closes the connection."""
     received = b""
     with socket.create_connection((LOCALHOST, port or site.gateway.port), timeout=limit) as stream:
@@ -96,13 +98,51 @@ def test_passwords_are_logged_nowhere(guarded: Site) -> None:
     assert "w0rd" not in guarded.gateway.log
 
 
+@pytest.fixture
+def passing(make_site: MakeSite, origin: Origin) -> Site:
+    """A site that has users, and passes the other server through."""
+    origin.put("x", b"secret")
+    return make_site(
+        access={"users": [user_line(NAME, PASSWORD)]}, serving={"hosts": [CDN], "pass_through": [LOCALHOST]}
+    )
+
+
+@pytest.mark.parametrize(
+    "login", [b"Basic \xc3\xa9", b"Basic \xff", b"Basic " + b"A" * 5, b'Digest a="', b"\x80"]
+)
+def test_credentials_that_cannot_be_read_let_nobody_in(passing: Site, origin: Origin, login: bytes) -> None:
+    place = b"%b:%d" % (LOCALHOST.encode(), origin.port)
+    fields = b"Host: %b\r\nProxy-Authorization: %b\r\nConnection: close\r\n\r\n" % (place, login)
+    for head in (b"GET http://%b/x HTTP/1.1\r\n", b"CONNECT %b HTTP/1.1\r\n"):
+        with socket.create_connection((LOCALHOST, passing.gateway.port), timeout=20) as stream:
+            stream.sendall(head % place + fields)
+            assert stream.recv(65536).startswith(b"HTTP/1.1 407 ")
+    assert origin.requests() == []
+    assert "Traceback" not in passing.gateway.log
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_content_of_nobody_known_is_not_read(passing: Site, origin: Origin, length: str) -> None:
+    place = f"{LOCALHOST}:{origin.port}"
+    head = f"POST http://{place}/secret-path HTTP/1.1\r\nHost: {place}\r\n{length}\r\n\r\n"
+    assert exchange(passing, head.encode() + b"x" * 1_000_000) == b""
+    assert origin.requests() == []
+    assert eventually(lambda: f"POST {LOCALHOST}/... - refused" in passing.gateway.log)
+    assert "secret-path" not in passing.gateway.log
+
+
+def test_mitmproxys_own_page_is_not_there(guarded: Site) -> None:
+    """It would answer before anybody has looked at who asks."""
+    assert guarded.gateway.ask("/cert/pem", Way.ABSOLUTE, host="mitm.it").status == 407
+
+
 def test_the_command_prints_a_line_that_works(make_site: MakeSite, site: Site) -> None:
     password = site.directory / "password"
     password.write_text(f"{PASSWORD}\n")
     with password.open("rb") as stdin:
         result = tool("hash-password", NAME, stdin=stdin)
     assert result.returncode == 0, result.stderr
-    other = make_site(access={"users": [result.stdout.strip().strip("'")]})
+    other = make_site(access={"users": yaml.safe_load(result.stdout)})
     other.publish(6)
     assert other.client(extra=PROXY_LOGIN).run().version == 6
 
@@ -192,6 +232,8 @@ def test_a_head_that_drips(hasty: Site) -> None:
             except OSError:
                 break
             break
+        else:
+            pytest.fail("it is still listened to")
     assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
 
 

@@ -15,7 +15,7 @@ from clamproxy.objects import Kind, ObjectId
 from tests.support import faults
 from tests.support.big import PATH, Download
 from tests.support.freshclam import OK
-from tests.support.gateway import Gateway
+from tests.support.gateway import TOOL_LIMIT, Gateway
 from tests.support.scenes import BASE, NEWEST, explain, hold, settle, version_of, whole
 from tests.support.site import Site, eventually, flipped, signed
 
@@ -59,7 +59,7 @@ def outcomes(report: dict[str, Any]) -> dict[str, str]:
 
 def run_to_the_end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     with process:
-        _, errors = process.communicate(timeout=50)
+        _, errors = process.communicate(timeout=TOOL_LIMIT)
     return process.returncode, errors.decode()
 
 
@@ -251,7 +251,7 @@ class TestPrefetch:
         assert result.returncode == 2, result.stderr
         fetched, missing = [line for line in result.stderr.splitlines() if line.startswith("clamproxy: ")]
         assert fetched == f"clamproxy: test: CVD {NEWEST}."
-        assert missing.startswith("clamproxy: other is not renewed: ")
+        assert missing.startswith("clamproxy: other: nothing is here; ")
 
     def test_refused_in_one_line(self, make_site: MakeSite) -> None:
         site = make_site(upstream={"offline": True})
@@ -262,7 +262,7 @@ class TestPrefetch:
 
     def test_interrupted(self, make_site: MakeSite) -> None:
         """Ctrl-C: no traceback; what has arrived is kept."""
-        site = make_site(upstream=NAMED, serving={"prefetch": "none"})
+        site = make_site(upstream=NAMED | {"read_timeout": "20s"}, serving={"prefetch": "none"})
         site.publish(NEWEST)
         site.origin.rule("W", faults.Fault(stall_after=4000))
         process = site.gateway.start_tool("prefetch", "--database", "test")
@@ -320,7 +320,7 @@ def test_a_reader_that_leaves(behind: Site, arguments: tuple[str, ...]) -> None:
     assert process.stderr is not None
     with process.stderr:
         errors = process.stderr.read().decode()
-    process.wait(40)
+    process.wait(TOOL_LIMIT)
     assert "Traceback" not in errors, errors
     assert "Exception ignored" not in errors, errors
 

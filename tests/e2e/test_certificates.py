@@ -33,7 +33,7 @@ from tests.support.site import Site, eventually
 
 from .conftest import MakeSite
 
-OPENSSL_LIMIT = 30
+OPENSSL_LIMIT = 60
 FOREIGN = "www.example.com"
 
 
@@ -393,7 +393,7 @@ class TestLife:
         with suppress(RuntimeError):  # it may listen for a moment before the error ends it
             secured.gateway.start()
         assert eventually(lambda: not listens(secured.gateway)), secured.gateway.log
-        assert "damaged" in secured.gateway.log
+        assert eventually(lambda: "damaged" in secured.gateway.log)
         assert "Traceback" not in secured.gateway.log
 
     def test_lost_one_is_not_replaced_by_mitmproxys(self, secured: Site) -> None:

@@ -51,6 +51,7 @@ def test_freshclam_with_a_user(make_site: MakeSite, tmp_path: Path, mode: str) -
     site = make_site(access={"users": [f"alice:{generate_password_hash('s3cret')}"]})
     site.publish(6)
     lines = printed(site, "--mode", mode)
-    assert "HTTPProxyPassword PASSWORD\n" in lines or "http://alice:PASSWORD@" in lines
-    outcome = run(tmp_path, lines.replace("PASSWORD", "s3cret"), **trust(site, mode))
+    assert "HTTPProxyPassword PASSWORD\n" in lines or ":PASSWORD@" in lines
+    lines = lines.replace("USERNAME", "alice").replace("PASSWORD", "s3cret")
+    outcome = run(tmp_path, lines, **trust(site, mode))
     assert (outcome.code, outcome.databases) == (OK, {"test.cvd": 6}), outcome.output + site.gateway.log

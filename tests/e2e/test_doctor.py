@@ -84,7 +84,7 @@ def test_origin_down(make_site: MakeSite) -> None:
     rows = examine(site, code=2)
     check(rows["gateway", "upstream"], "problem", "can't be reached", "firewall")
     check(rows["client", "proxy"], "ok", "200")
-    check(rows["client", "header"], "problem", "can't give /test.cvd", "clamproxy doctor")
+    check(rows["client", "header"], "problem", "can't give /test.cvd", "on this gateway")
     check(rows["client", "patch"], "skipped", "because of: header")
 
 
@@ -140,6 +140,8 @@ def test_own_authority(make_site: MakeSite, tmp_path: Path) -> None:
     rows = examine(site, "--ca", str(bundle), code=0)
     check(rows["gateway", "authority"], "ok", "valid until")
     check(rows["client", "https"], "ok", f"https works with {bundle}")
+    rows = examine(site, "--https", code=0)
+    check(rows["client", "https"], "ok", "this gateway's own authority")
 
 
 @pytest.mark.parametrize(

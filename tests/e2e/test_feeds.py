@@ -167,7 +167,7 @@ def test_a_client_reads_along_and_sees_a_break(scene: Scene) -> None:
     with ThreadPoolExecutor(1) as executor:
         second = executor.submit(scene.ask)
         scene.feed.refuse()
-        assert not second.result(30).complete or second.result().status == 503
+        assert not second.result(60).complete or second.result().status == 503
     assert not list((scene.site.gateway.cache / "feeds").glob("*.json"))
 
 
@@ -201,8 +201,9 @@ def test_a_feed_that_is_gone_and_a_gateway_that_was_restarted(scene: Scene) -> N
         client = scene.client(name)
         outcome = client.run()
         assert (outcome.code, file_of(client)) == (OK, FIRST), scene.explain(outcome)
-        scene.site.gateway.stop()
-        scene.site.gateway.start()
+        if name == "two":
+            scene.site.gateway.stop()
+            scene.site.gateway.start()
 
 
 def test_a_killed_gateway_keeps_what_was_stored(scene: Scene) -> None:
@@ -214,7 +215,7 @@ def test_a_killed_gateway_keeps_what_was_stored(scene: Scene) -> None:
     asking.start()
     assert eventually(lambda: list((scene.site.gateway.cache / "feeds").glob("*.part")))
     scene.site.gateway.kill()
-    asking.join(30)
+    asking.join(60)
     scene.site.gateway.start()
     answer = scene.ask()
     assert (answer.cache_status, answer.body == BIG) == ("clamproxy; hit", True), scene.explain()

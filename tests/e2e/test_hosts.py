@@ -25,7 +25,7 @@ FEED = b"Sample.Test:0:*:deadbeef\n" * 5000
 def status_or_closed(site: Site, path: str, way: Way, host: str) -> int:
     """The status of an answer, 0 when the connection ends without one."""
     try:
-        return site.gateway.ask(path, way, host=host, timeout=10).status
+        return site.gateway.ask(path, way, host=host).status
     except TunnelRefused as refused:
         return refused.status
     except (http.client.HTTPException, ConnectionError, ssl.SSLError):
@@ -119,8 +119,16 @@ def test_pass_through_forwards_as_it_is(feed: tuple[Site, Origin], way: Way) -> 
     assert [(one.path, one.headers.get("x-custom")) for one in seen] == [("/feed.ndb?key=a%20b", "1")] * 2
     etag = answer.headers["etag"]
     assert site.gateway.ask("/feed.ndb", way, host=host, if_none_match=etag).status == 304
-    origin.rule("*", faults.status(403))
-    assert site.gateway.ask("/feed.ndb", way, host=host).status == 403
+
+
+@pytest.mark.parametrize("status", [403, 429])
+def test_a_refusal_that_is_passed_through_freezes_nobody(feed: tuple[Site, Origin], status: int) -> None:
+    """Trap 20: freshclam would ask nobody for hours; others are told what the host has said."""
+    site, origin = feed
+    host = f"127.0.0.1:{origin.port}"
+    origin.rule("*", faults.status(status))
+    assert site.gateway.ask("/feed.ndb", host=host).status == 503
+    assert site.gateway.ask("/feed.ndb", host=host, user_agent="curl/8.11.0").status == status
 
 
 def test_nothing_passes_while_the_gateway_is_offline(make_site: MakeSite, origin: Origin) -> None:

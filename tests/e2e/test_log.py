@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import ADDON, ROOT, Gateway, Way
+from tests.support.gateway import ADDON, END_LIMIT, ROOT, START_LIMIT, Gateway, Way
 from tests.support.scenes import whole
 from tests.support.site import Site, eventually, signed
 
@@ -43,8 +43,9 @@ FIRST = "Loading script"
 
 
 def entries(gateway: Gateway) -> list[dict[str, Any]]:
-    """All lines but mitmproxy's first, which it prints before the addon is there."""
-    return [json.loads(line) for line in gateway.log.splitlines() if FIRST not in line]
+    """All whole lines but mitmproxy's first, which it prints before the addon is there."""
+    whole_lines = gateway.log.rpartition("\n")[0].splitlines()
+    return [json.loads(line) for line in whole_lines if FIRST not in line]
 
 
 def requests(gateway: Gateway) -> list[dict[str, Any]]:
@@ -107,7 +108,8 @@ class TestJson:
         ):
             head = b"GET " + path + b" HTTP/1.1\r\nHost: database.clamav.net\r\nConnection: close\r\n"
             send_raw(site.gateway, head + b"User-Agent: x\x1b[2J\x7f\xc2\x85\xff\r\n\r\n")
-        assert eventually(lambda: requests(site.gateway))
+        site.gateway.stop()  # all is written then
+        assert requests(site.gateway)
         for line in site.gateway.log.splitlines():
             assert line.isascii(), line
             assert FIRST in line or json.loads(line)
@@ -158,7 +160,7 @@ class Piped:
         self._listens.set()
 
     def wait(self) -> None:
-        assert self._listens.wait(40), self.lines
+        assert self._listens.wait(START_LIMIT), self.lines
 
     def end(self) -> tuple[int, str]:
         """Stop it; returns its exit code and what it said on stderr."""
@@ -166,7 +168,7 @@ class Piped:
         assert self.process.stderr is not None
         with self.process.stderr as stderr:
             errors = stderr.read().decode()
-        return self.process.wait(30), errors
+        return self.process.wait(END_LIMIT), errors
 
 
 @pytest.fixture(params=["text", "json"])

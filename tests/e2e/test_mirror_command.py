@@ -16,7 +16,7 @@ import pytest
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.freshclam import OK
-from tests.support.gateway import USER_AGENT
+from tests.support.gateway import END_LIMIT, USER_AGENT
 from tests.support.mirror import (
     ANEW,
     NAMED,
@@ -285,7 +285,7 @@ class TestOrigin:
             results.append(mirror.run(*TEST))
             return results[-1].returncode == NOT_DELIVERED
 
-        assert eventually(failed, limit=5), told(mirror, results[-1])
+        assert eventually(failed), told(mirror, results[-1])
         return results[-1]
 
 
@@ -384,7 +384,7 @@ def test_bars_for_whoever_looks(site: Site, tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # the end of a terminal
             while piece := os.read(terminal, 4096):
                 shown += piece
-        assert process.wait(30) == 0, shown
+        assert process.wait(END_LIMIT) == 0, shown
     os.close(terminal)
     assert b"test-5.cvd" in shown
     assert b"kB" in shown or b"KiB" in shown or b"bytes" in shown, shown

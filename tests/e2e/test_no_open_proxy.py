@@ -35,10 +35,21 @@ class Unconfigured(ClamProxy):
 addons = [Unconfigured()]
 """
 
+SCRIPT_THAT_FAILS = """
+from clamproxy.proxy.addon import ClamProxy
+from clamproxy.proxy.site import Site
+
+def fail(self, request, client):
+    raise RuntimeError("a defect")
+
+Site.destination = fail
+addons = [ClamProxy()]
+"""
+
 
 def exchange(port: int, request: bytes, *, inside: str | None = None) -> bytes:
     """Send bytes, perhaps inside a tunnel, and read until the proxy closes the connection."""
-    with socket.create_connection((LOOPBACK, port), timeout=10) as connection:
+    with socket.create_connection((LOOPBACK, port), timeout=30) as connection:
         if inside is not None:
             tunnel(connection, inside)
         received = b""
@@ -178,6 +189,32 @@ def test_addon_without_configuration_serves_nobody(
     with pytest.raises((TunnelRefused, ConnectionError)):
         exchange(site.gateway.port, get("/x", b"x"), inside=address)
     assert origin.requests() == []
+
+
+def test_a_defect_lets_nothing_through(make_site: MakeSite, origin: Origin, tmp_path: Path) -> None:
+    """mitmproxy goes on after an exception in a hook: the addon must not leave it to that."""
+    script = tmp_path / "failing.py"
+    script.write_text(SCRIPT_THAT_FAILS)
+    site = make_site(script=str(script), serving={"hosts": [CDN], "pass_through": [LOOPBACK]})
+    origin.put("x", b"secret")
+    address = f"{LOOPBACK}:{origin.port}"
+    assert status_of(exchange(site.gateway.port, get(f"http://{address}/x", address.encode()))) == 503
+    with pytest.raises(TunnelRefused) as refused:
+        exchange(site.gateway.port, b"", inside=address)
+    assert refused.value.status == 503
+    assert origin.requests() == []
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_host_names_where_a_passed_request_goes(passing: Site, origin: Origin, inside: bool) -> None:
+    """Else it would reach any site of a server that has several."""
+    origin.put("x", b"public")
+    address = f"localhost:{origin.port}"
+    url = "/x" if inside else f"http://{address}/x"
+    answer = exchange(passing.gateway.port, get(url, b"internal.example"), inside=address if inside else None)
+    assert status_of(answer) == 200
+    (seen,) = origin.requests()
+    assert seen.headers["host"] == address
 
 
 @pytest.mark.parametrize("port", [22, 25, 53, 8081])

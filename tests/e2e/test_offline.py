@@ -114,11 +114,11 @@ class TestWithTheCacheOfAnOnlineGateway:
         "name", ["test-2.cdiff", "test-7.cdiff", "test-9.cdiff", "test-6.cvd.sign", "test-7.cdiff.sign"]
     )
     def test_what_is_not_there(self, closed: Closed, name: str) -> None:
-        assert closed.site.gateway.ask(f"/{name}", timeout=5).status == 404
+        assert closed.site.gateway.ask(f"/{name}", timeout=20).status == 404
 
     def test_a_database_that_is_not_there(self, closed: Closed) -> None:
         for headers in ({}, {"range": PROBE}):
-            assert closed.site.gateway.ask("/daily.cvd", timeout=5, extra=headers).status in (404, 503)
+            assert closed.site.gateway.ask("/daily.cvd", timeout=20, extra=headers).status in (404, 503)
 
 
 def test_the_newest_version_is_the_one_that_can_be_had(make_site: MakeSite) -> None:
@@ -151,7 +151,7 @@ def test_an_empty_cache(make_site: MakeSite) -> None:
     site = make_site(upstream={"offline": True})
     site.publish(NEWEST)
     for path in ("/test.cvd", CLD, "/test-6.cdiff", "/test-6.cvd.sign"):
-        assert site.gateway.ask(path, timeout=5).status in (404, 503), path
+        assert site.gateway.ask(path, timeout=20).status in (404, 503), path
     outcome = site.client(attempts=1, local=5).run()
     assert (outcome.version, outcome.cooling) == (5, False), outcome.output
     assert_alone(site)

@@ -26,6 +26,12 @@ def states(browser: Browser) -> list[str]:
     return browser.texts("#machines td:nth-child(2) .tag")
 
 
+def counted(site: Site) -> str:
+    """The requests so far, as the page shows them."""
+    seen = json.loads(site.gateway.ask("/status.json", host=f"127.0.0.1:{site.gateway.port}").body)
+    return f"{seen['stats']['requests']:,}"
+
+
 def test_life_of_a_gateway(site: Site, browser: Browser) -> None:
     browser.open(f"http://127.0.0.1:{site.gateway.port}/")
     browser.until(lambda: browser.text("#state") not in ("", "Loading …"))
@@ -44,8 +50,7 @@ def test_life_of_a_gateway(site: Site, browser: Browser) -> None:
     assert site.client("two").run().version == 6
     browser.until(lambda: int(browser.text("#requests").replace(",", "")) > requests)
     browser.until(lambda: browser.text("#hit-ratio") != "–")  # noqa: RUF001
-    seen = json.loads(site.gateway.ask("/status.json", host=f"127.0.0.1:{site.gateway.port}").body)
-    assert browser.text("#requests") == f"{seen['stats']['requests']:,}"
+    browser.until(lambda: browser.text("#requests") == counted(site))
     assert browser.messages() == []
 
     site.gateway.kill()

@@ -22,9 +22,10 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Reply, Request
-from clamproxy.web.site import Sources, StatusSite
+from clamproxy.web.site import StatusSite
+from clamproxy.web.sources import Sources
 
-WAIT = 20.0
+WAIT = 40.0
 """Seconds until the page must show something."""
 START_LIMIT = 60
 """Seconds for one command of the browser."""

@@ -183,7 +183,7 @@ def namespace_refusal(directory: Path) -> str | None:
     probe.write_text("nameserver 127.0.0.1\n")
     command = ["unshare", "-m", "mount", "--bind", str(probe), "/etc/resolv.conf"]
     try:
-        result = run(command, capture_output=True, text=True, timeout=10)
+        result = run(command, capture_output=True, text=True, timeout=30)
     except OSError as error:
         return f"unshare cannot be started: {error}"
     return None if result.returncode == 0 else f"no mount namespace: {result.stderr.strip()}"

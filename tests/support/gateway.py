@@ -28,10 +28,14 @@ ADDON = "addons/clamav_cache.py"
 FORGED_ADDON = "tests/support/forged_addon.py"
 CDN = "database.clamav.net"
 PIECE = 64 * 1024
-START_LIMIT = 30.0
-"""Seconds until the proxy must listen."""
+START_LIMIT = 60.0
+"""Seconds until the proxy must serve."""
+SET_UP = "HTTPS clients have to trust"
+"""In the last line that it prints at its start; its ports are open before it has read its settings."""
 
-TOOL_LIMIT = 40
+END_LIMIT = 40
+"""Seconds for its end after SIGTERM."""
+TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
 
 type Settings = dict[str, dict[str, Any]]
@@ -95,6 +99,8 @@ class Gateway:
         self._environment = environment or {}
         self._modes = modes
         self._process: subprocess.Popen[bytes] | None = None
+        self._logged = 0
+        """Characters of the log that earlier processes have written."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -165,6 +171,7 @@ class Gateway:
         )
 
     def _spawn(self) -> None:
+        self._logged = len(self.log)
         mitmdump = Path(sys.executable).with_name("mitmdump")
         command = [str(mitmdump), "-s", self._script, "--listen-host", "127.0.0.1"]
         command += ["--mode", f"regular@127.0.0.1:{self.port}"]
@@ -185,8 +192,8 @@ class Gateway:
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if connectable(self.port) and connectable(self.reverse_port):
-                return True
+            if SET_UP in self.log[self._logged :]:
+                return connectable(self.port) and connectable(self.reverse_port)
             time.sleep(0.05)
         return False
 
@@ -195,7 +202,7 @@ class Gateway:
         assert process is not None
         process.send_signal(number)
         try:
-            return process.wait(20)
+            return process.wait(END_LIMIT)
         finally:
             process.kill()
             process.wait(10)

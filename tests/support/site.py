@@ -282,7 +282,7 @@ def origin_certificates(directory: Path) -> tuple[ssl.SSLContext, Path]:
     return context, bundle
 
 
-def eventually[T](look: Callable[[], T], *, limit: float = 25.0, every: float = 0.2) -> T:
+def eventually[T](look: Callable[[], T], *, limit: float = 40.0, every: float = 0.2) -> T:
     """Look again and again until something true is seen; returns the last thing seen.
 
     Args:

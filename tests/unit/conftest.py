@@ -6,8 +6,9 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
-from tests.support.forge import forge_cvd, forge_keys
+from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
 from tests.support.origin import Origin
+from tests.support.releases import Releases
 
 if TYPE_CHECKING:
     from tests.unit.follower_bench import Bench, MakeBench
@@ -36,8 +38,14 @@ NEW, OLD = Requester(AGENT), Requester(OLD_AGENT)
 STIME = 1_700_000_000
 """Build time of version 1 of every forged database; each version is a day younger."""
 DAY = 86400
+RELEASES = Releases()
+"""Versions 1, 2, … of daily; made when they are asked for, once for all tests."""
+SIGNATURE = cache(forge_sign)
+"""One and the same for the same data: a signature holds the time at which it was made."""
 
+type Fill = Callable[..., None]
 type MakeCvd = Callable[..., bytes]
+type Write = Callable[[str], Path]
 type Child = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -47,6 +55,10 @@ def cdiff(version: int, database: str = "daily") -> ObjectId:
 
 def cvd(version: int, database: str = "daily") -> ObjectId:
     return ObjectId(database, version, Kind.CVD)
+
+
+def sign(object_id: ObjectId) -> ObjectId:
+    return ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
 
 
 def stime_of(version: int) -> int:
@@ -64,6 +76,14 @@ def put_cvd(store: Store, version: int, body: bytes, database: str = "daily") ->
     """Publish a forged CVD with the metadata that a transfer gives it."""
     header = body[:512].decode("ascii")
     put(store, cvd(version, database), body, header=header, last_modified=float(stime_of(version) + 60))
+
+
+def hold(store: Store, base: int | None, patches: Iterable[int] = (), releases: Releases = RELEASES) -> None:
+    """Publish a CVD and some patches."""
+    if base is not None:
+        put_cvd(store, base, releases.cvd(base), releases.database)
+    for version in patches:
+        put(store, cdiff(version, releases.database), releases.cdiff(version))
 
 
 def read(store: Store, object_id: ObjectId) -> bytes | None:
@@ -189,3 +209,38 @@ async def make_bench(
 def bench(make_bench: MakeBench) -> Bench:
     """One of them, with the usual settings."""
     return make_bench()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Store]:
+    """The cache on the other side."""
+    store = Store(tmp_path / "other")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def fill(make_cvd: MakeCvd) -> Fill:
+    """Puts a CVD and cdiffs into a store, with their signatures."""
+
+    def do(store: Store, version: int | None, patches: range = range(0), database: str = "daily") -> None:
+        if version is not None:
+            put_cvd(store, version, make_cvd(version, database=database), database)
+            put(store, sign(cvd(version, database)), SIGNATURE(b"cvd"))
+        for patch in patches:
+            put(store, cdiff(patch, database), forge_cdiff(database, patch), last_modified=1.7e9 + patch)
+            put(store, sign(cdiff(patch, database)), SIGNATURE(b"cdiff"))
+
+    return do
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a configuration file."""
+
+    def write_text(text: str) -> Path:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text

@@ -19,6 +19,7 @@ from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.heads import Heads
+from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import Upstream
@@ -31,12 +32,12 @@ from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.threads import Writer
+from tests.support.clock import Clock
 from tests.support.dns_server import PRIMARY
 from tests.support.forge import forge_keys
 from tests.support.origin import Origin
 from tests.support.releases import Releases
-from tests.unit.conftest import AGENT, until
-from tests.unit.test_lineage import hold
+from tests.unit.conftest import AGENT, hold, until
 
 NEWER_AGENT = AGENT.replace("1.4.6", "1.5.3")
 REFRESH = 300.0
@@ -45,18 +46,6 @@ LIMIT = 30
 """Seconds; only a guard."""
 RELEASES = Releases(filler=100_000)
 """CVDs of 75 KB, cdiffs of 1 KB."""
-
-
-class Clock:
-    """Stands in for the module `time`; both of its clocks are one here."""
-
-    def __init__(self) -> None:
-        self.now = 1_759_500_000.0
-
-    def time(self) -> float:
-        return self.now
-
-    monotonic = time
 
 
 class FakeDns:
@@ -104,9 +93,14 @@ class Bench:
         self.transfers = Transfers(resources, self.cooldowns, lambda _: 30.0, lambda: None, lambda *_: None)
         self.lineages = Lineages(store, keys)
         self.builder = CldBuilder(store, self.writer, keys, self.keep)
-        self.prefetcher = Prefetcher(store, self.lineages, self.heads, self.transfers, self.budget)
+        self.prefetcher = Prefetcher(store, self.side, self.lineages, self.transfers)
         self.follower = self.make_follower()
         self.agents.see(AGENT)
+
+    @property
+    def side(self) -> OriginSide:
+        """The parts as they are now: tests replace some."""
+        return OriginSide(self.upstream, self.versions, self.heads, self.cooldowns, self.agents, self.budget)
 
     def keep(self, key: str, value: Any) -> None:
         """Nothing is kept over a restart here."""
@@ -127,10 +121,7 @@ class Bench:
         return Follower(
             self.settings,
             self.store,
-            self.versions,
-            self.heads,
-            self.cooldowns,
-            self.agents,
+            self.side,
             self.lineages,
             self.prefetcher,
             self.builder,
@@ -138,27 +129,16 @@ class Bench:
         )
 
     def make_current(self) -> CurrentVersions:
-        return CurrentVersions(
-            self.settings,
-            self.store,
-            self.versions,
-            self.heads,
-            self.cooldowns,
-            self.agents,
-            self.lineages,
-            self.prefetcher,
-        )
+        return CurrentVersions(self.settings, self.store, self.side, self.lineages, self.prefetcher)
 
     def stop(self) -> None:
         self.follower.stop()
         self.prefetcher.stop()
         self.builder.stop()
         self.transfers.stop()
-        self.heads.stop()
-        self.versions.stop()
+        self.side.stop()
         self.writer.submit(self.store.disconnect)
         self.writer.close()
-        self.upstream.close()
 
     def release(self, version: int, *, base: int | None = None, releases: Releases = RELEASES) -> None:
         """Publish a version, or all but its CVD, and advertise it."""
@@ -195,7 +175,7 @@ async def open_benches(
     origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeBench]:
     """Makes benches with sections of settings; the CVD of version 1 (or `base`, if any) is cached."""
-    clock = Clock()
+    clock = Clock(1_759_500_000.0)
     for module in (follower_module, heads_module, transfers_module, versions_module):
         monkeypatch.setattr(module, "time", clock)
     benches: list[Bench] = []

@@ -16,7 +16,8 @@ from clamproxy.history import Past
 from clamproxy.messages import Reply, Request
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
-from clamproxy.web.site import Place, Sources, StatusSite
+from clamproxy.web.site import StatusSite
+from clamproxy.web.sources import Place, Sources
 
 TOKEN = "a-token-for-tests-0123456789"
 STARTED_AT = 1_790_000_000.0

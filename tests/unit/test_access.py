@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import resource
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import werkzeug.security
@@ -18,7 +21,12 @@ from clamproxy.access.limits import (
     provide_descriptors,
 )
 from clamproxy.access.users import MOST_REMEMBERED, Users, user_line
+from clamproxy.config.settings import Access, Settings
 from clamproxy.config.units import parse_user
+from clamproxy.proxy.site import Site
+
+if TYPE_CHECKING:
+    from clamproxy.service import Service
 
 LINES = [user_line("clamav", "s3cret"), user_line("mail gate".replace(" ", "-"), "pass:word with ümlaut")]
 
@@ -42,6 +50,8 @@ def basic(name: str, password: str, scheme: str = "Basic") -> str:
         ("", False),
         ("Basic", False),
         ("Basic !", False),
+        ("Basic \u00e9", False),
+        ("Basic \udcff", False),
         ("Bearer s3cret", False),
         ("Basic " + base64.b64encode(b"clamav").decode(), False),
         ("Basic " + base64.b64encode(b"\xff\xfe:\x80").decode(), False),
@@ -49,6 +59,38 @@ def basic(name: str, password: str, scheme: str = "Basic") -> str:
 )
 async def test_who_is_admitted(field: str | None, expected: bool) -> None:
     assert await Users(LINES).admit(field) is expected
+
+
+async def test_who_cannot_wait_is_refused_while_others_are_checked() -> None:
+    users = Users(LINES)
+    checks = [asyncio.create_task(users.admit(basic("clamav", str(number)))) for number in range(2)]
+    await asyncio.sleep(0)
+    assert not await users.admit(basic("clamav", "s3cret"), at_once=True)
+    await asyncio.gather(*checks)
+    assert await users.admit(basic("clamav", "s3cret"), at_once=True)
+    checks = [asyncio.create_task(users.admit(basic("clamav", str(number)))) for number in range(2, 4)]
+    await asyncio.sleep(0)
+    assert await users.admit(basic("clamav", "s3cret"), at_once=True)  # known by now
+    await asyncio.gather(*checks)
+
+
+async def test_a_reload_forgets_who_is_known_if_the_users_change() -> None:
+    site = Site()
+
+    def install(users: list[str], limit: int) -> None:
+        settings = Settings(access=Access(users=tuple(users), max_connections=limit))
+        site.install(cast("Service", SimpleNamespace(settings=settings)))
+
+    assert site.is_known("a connection")
+    install(LINES, 10)
+    assert not site.is_known("a connection")
+    site.known_clients.add("a connection")
+    before = site.users
+    install(LINES, 20)
+    assert site.is_known("a connection")
+    assert site.users is before  # with the passwords that it has checked
+    install(LINES[:1], 20)
+    assert not site.is_known("a connection")
 
 
 async def test_without_users_everybody_is() -> None:
@@ -153,3 +195,15 @@ def test_descriptors(
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: current.append(pair))
     assert provide_descriptors(2000) == room
     assert current[-1][0] == (soft if raised is None else raised)
+
+
+@pytest.mark.parametrize("error", [PermissionError, ValueError, OverflowError])
+def test_a_system_that_gives_no_more_descriptors(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert provide_descriptors(2000) == (1024 - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION

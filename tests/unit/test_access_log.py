@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmproxy import http
 
 from clamproxy.messages import Result
-from clamproxy.proxy.access_log import FIELDS, log_request, log_tunnel
+from clamproxy.proxy.access_log import FIELDS, Outcome, log_request, log_tunnel
 from tests.unit.conftest import AGENT
 
 
@@ -31,7 +31,6 @@ def request(
 def line(caplog: pytest.LogCaptureFixture, asked: http.Request, **fields: Any) -> str:
     values: dict[str, Any] = {
         "client": "192.0.2.7",
-        "is_passed_through": False,
         "version": 27800,
         "result": Result.HIT,
         "status": 200,
@@ -41,7 +40,9 @@ def line(caplog: pytest.LogCaptureFixture, asked: http.Request, **fields: Any) -
     }
     caplog.clear()
     with caplog.at_level(logging.INFO, "clamproxy.access"):
-        log_request(request=asked, **values | fields)
+        values |= fields
+        hides_path = values.pop("hides_path", False)
+        log_request(asked, Outcome(**values), hides_path=hides_path)
     (record,) = caplog.records
     return record.getMessage()
 
@@ -65,7 +66,7 @@ def test_a_line(caplog: pytest.LogCaptureFixture) -> None:
         ),
         pytest.param(
             request(path="/secret/feed.db?key=secret", host="feeds.example.com"),
-            {"is_passed_through": True, "result": Result.PASSED},
+            {"hides_path": True, "result": Result.PASSED},
             "GET feeds.example.com/... ",
             "secret",
             id="a path of another site",
@@ -124,7 +125,7 @@ def test_fields(caplog: pytest.LogCaptureFixture) -> None:
         pytest.param(request(), {"error": "client left"}, {"error": "client left"}, id="an error"),
         pytest.param(
             request(path="/secret/main.cvd?key=secret", host="feeds.example.com"),
-            {"is_passed_through": True},
+            {"hides_path": True},
             {"host": "feeds.example.com", "path": None, "database": None},
             id="a path of another site",
         ),

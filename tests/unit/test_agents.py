@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.origin.agents import LONGEST_REMEMBERED, MOST_VERSIONS, Agents
+from tests.support.clock import Clock
+from tests.support.strategies import json_values
 from tests.unit.conftest import DAY
-from tests.unit.test_budget import json_values
-from tests.unit.test_cooldown import Clock
 
 MACHINE = " (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 00000000-0000-4000-8000-000000000000)"
 CONFIGURED = "ClamAV/1.4.3 (OS: Linux, ARCH: x86_64)"

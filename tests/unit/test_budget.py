@@ -10,21 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.origin.budget import FIRST_PAUSE, PER_FILE, WINDOW, Budget
-from tests.unit.test_cooldown import Clock
+from tests.support.clock import Clock
+from tests.support.strategies import json_values
 
 FILE, OTHER = "/daily-7.cdiff", "/daily.cvd"
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=12)
-    | st.sampled_from([10**400, -(10**400), 1e300, float("nan"), float("inf"), -float("inf")]),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
-"""What json.loads can give, NaN and integers beyond all floats included."""
 
 
 class Bench:

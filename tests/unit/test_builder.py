@@ -23,9 +23,8 @@ from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.threads import Writer
 from tests.support.forge import forge_keys
-from tests.unit.conftest import cdiff, cvd, put, put_cvd, read, until
-from tests.unit.test_budget import json_values
-from tests.unit.test_lineage import RELEASES, hold
+from tests.support.strategies import json_values
+from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, put_cvd, read, until
 
 MANY = 10**9
 LIMIT = 30
@@ -165,7 +164,7 @@ async def test_a_base_whose_payload_is_not_what_it_was(bench: Bench, store: Stor
 
 async def test_who_leaves_ends_nothing(bench: Bench) -> None:
     waiting = asyncio.create_task(bench.build())
-    await asyncio.sleep(0.01)
+    await until(lambda: bench.builder._running or bench.store.has(cld(4)))
     waiting.cancel()
     await until(lambda: bench.store.has(cld(4)))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from clamproxy import __version__, cli
 from clamproxy.cache.store import Store
-from clamproxy.cli.common import shown_size
+from clamproxy.cli.common import settings_of
+from clamproxy.fleet.table import Table
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd
 
 
@@ -165,6 +169,7 @@ def test_run_is_mitmdump(
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("mitmproxy.tools.main.mitmdump", started.append)
+    monkeypatch.setattr("clamproxy.cli.run._is_taken", lambda _: False)
     (tmp_path / "x.yaml").write_text("")
     assert invoke("run", *arguments).exit_code == 0
     ((option, script, *rest),) = started
@@ -173,16 +178,112 @@ def test_run_is_mitmdump(
     assert rest == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1,023 B"),
-        (1024, "1.0 KiB"),
-        (5 * 2**20, "5.0 MiB"),
-        (3 * 2**40, "3.0 TiB"),
-        (5000 * 2**40, "5,000.0 TiB"),
-    ],
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before anything starts; with options that name other places mitmproxy tells it."""
+    started: list[list[str]] = []
+    monkeypatch.setattr("mitmproxy.tools.main.mitmdump", started.append)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = invoke("run", "-p", port)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n"), started) == (1, "", 1, [])
+        assert f"port {port} is in use already" in result.stderr
+        assert "-p PORT" in result.stderr
+        for options in (["--mode", "regular@1"], ["-m", "regular@1"], ["--listen-host", "127.0.0.9"]):
+            assert invoke("run", "-p", port, *options).exit_code == 0
+    assert invoke("run", "-p", port).exit_code == 0
+    assert len(started) == 4
+
+
+@pytest.mark.parametrize("arguments", [[], ["ca"], ["config"]])
+def test_no_summary_is_cut(arguments: list[str]) -> None:
+    output = CliRunner(env={"COLUMNS": "80"}).invoke(cli.main, [*arguments, "--help"]).output
+    _, _, commands = output.partition("Commands:\n")
+    assert commands
+    assert "..." not in commands
+
+
+@pytest.mark.parametrize("feeds", [{}, {"feed_requests": 7, "feed_bytes_served": 2048}])
+def test_stats_of_feeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feeds: dict[str, int]) -> None:
+    """They are shown where feeds are configured, or were."""
+    store = Store(tmp_path / "cache")
+    store.add_to_counters(feeds)
+    store.close()
+    assert ("feed requests" in invoke("stats").output) == bool(feeds)
+    monkeypatch.setenv("CLAMPROXY_FEEDS__HOSTS", "[urlhaus.abuse.ch]")
+    output = invoke("stats").output
+    assert "feed upstream bytes" in output
+    assert ("2.0 KiB" in output) == bool(feeds)
+
+
+@pytest.mark.parametrize("name", ["alice", "o'brien"])
+def test_hash_password(name: str) -> None:
+    """It is an item of a list in YAML, and pasted below "users:" it is one of access.users."""
+    result = CliRunner().invoke(cli.main, ["hash-password", name], input="s3cret\n")
+    assert (result.exit_code, result.stderr) == (0, "")
+    Path("proxy.yaml").write_text(f"access:\n  users:\n  {result.stdout}")
+    (line,) = settings_of(None).access.users
+    assert line.startswith(f"{name}:scrypt:")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b"])
+def test_hash_password_of_an_impossible_name(name: str) -> None:
+    result = CliRunner().invoke(cli.main, ["hash-password", name], input="s3cret\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "colons" in result.stderr
+
+
+COMMANDS = (
+    ["stats"],
+    ["stats", "--json"],
+    ["ls"],
+    ["verify"],
+    ["purge", "--yes"],
+    ["export", "x"],
+    ["mirror", "x", "--cached-only"],
+    ["prefetch"],
+    ["fleet"],
+    ["ca", "show"],
+    ["ca", "init"],
 )
-def test_sizes(value: int, text: str) -> None:
-    assert shown_size(value) == text
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_cache_that_is_closed_to_this_user(
+    tmp_path: Path, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """Every command tells whose it is, and whom to be."""
+    filled(tmp_path / "cache", make_cvd)
+    Table(tmp_path / "cache")._make()
+    (tmp_path / "proxy.yaml").write_text("tls: {directory: cache}")
+    owner = (tmp_path / "cache").stat().st_uid
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "cache" / "index"))
+
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr("clamproxy.authority.Authority.load", refuse)
+    result = invoke(*arguments)
+    assert result.exit_code == (3 if arguments == ["fleet"] else 1)
+    name = pwd.getpwuid(owner).pw_name
+    expected = f"{tmp_path / 'cache'}: belongs to user {name}; run this as that user\n"
+    assert result.output.endswith(expected)
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_the_cache_of_another_user(
+    tmp_path: Path, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch, is_listed: bool
+) -> None:
+    """Its name is told, or its number where the system has no name for it, as in a container."""
+    filled(tmp_path / "cache", make_cvd)
+    owner = (tmp_path / "cache").stat().st_uid
+    name = pwd.getpwuid(owner).pw_name if is_listed else str(owner)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if not is_listed:
+        monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    result = invoke("verify")
+    assert result.exit_code == 1
+    assert (
+        result.stderr == f"clamproxy: {tmp_path / 'cache'}: belongs to user {name}; run this as that user\n"
+    )

@@ -223,9 +223,9 @@ def test_mirror_of_what_is_cached() -> None:
 def test_databases_of_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def fetch(settings: Settings, databases: list[str]) -> list[str]:
+    def fetch(settings: Settings, databases: list[str]) -> dict[str, str]:
         asked.append(databases)
-        return []
+        return {}
 
     monkeypatch.setattr(cli.mirror, "_fetch", fetch)
     assert invoke("mirror", "m").exit_code == 0
@@ -240,7 +240,7 @@ def test_databases_of_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_filled")
 def test_an_origin_that_does_not_deliver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.mirror, "_fetch", lambda *_: ["test is not renewed: status 503."])
+    monkeypatch.setattr(cli.mirror, "_fetch", lambda *_: {"test": "status 503"})
     result = invoke("mirror", "m", "--database", "test")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == "clamproxy: Warning: test is not renewed: status 503."

@@ -18,7 +18,7 @@ from clamproxy import cli
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.cli import purge as purging
-from clamproxy.cli.ls import Entry, shown_time
+from clamproxy.cli.ls import Entry
 from clamproxy.cli.purge import chosen
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import read_testdata, require_testdata
@@ -155,9 +155,23 @@ class TestList:
         (line,) = [line for line in invoke("ls").stdout.splitlines() if " 9 " in line]
         assert line.split()[-2:] == ["?", "-"]
 
-    def test_times(self) -> None:
-        assert shown_time(None) == "-"
-        assert shown_time(time.mktime((2026, 11, 22, 8, 5, 0, 0, 0, -1))) == "2026-11-22 08:05"
+    def test_one_object(self) -> None:
+        assert invoke("purge", "--yes", "--kind", "cdiff", "--kind", "cvd").exit_code == 0
+        assert invoke("ls").stdout.splitlines()[-1].startswith("1 object, ")
+
+    def test_other_feeds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their number and size, and not what they are."""
+        assert "feeds" not in invoke("ls").stdout
+        monkeypatch.setenv("CLAMPROXY_FEEDS__HOSTS", "[urlhaus.abuse.ch]")
+        assert invoke("ls").stdout.endswith("Other feeds: 0 files, 0 B\n")
+        monkeypatch.delenv("CLAMPROXY_FEEDS__HOSTS")
+        feeds = Path("cache", "feeds")
+        feeds.mkdir()
+        for name, size in (("a.json", 10), ("a.0123", 2048), ("b.part", 5000)):
+            (feeds / name).write_bytes(bytes(size))
+        assert invoke("ls").stdout.endswith("Other feeds: 1 file, 2.0 KiB\n")
+        assert "feeds" not in invoke("ls", "--database", "test").stdout
+        assert json.loads(invoke("ls", "--json").stdout)["feeds"] == {"count": 1, "bytes": 2048}
 
 
 class TestVerify:
@@ -249,7 +263,9 @@ class TestVerify:
         asking.put("test-3.cdiff", read_testdata("test-3.cdiff"))
         result = invoke("prefetch", "--database", "test")
         assert result.exit_code == 2
-        assert "clamproxy: test is not renewed: status 429" in result.stderr
+        (line,) = [line for line in result.stderr.splitlines() if "CVD" in line]
+        assert line.startswith("clamproxy: test: CVD 3; ")
+        assert ": status 429" in line
         assert len(asking.requests("/test-4.cdiff")) == 1
 
     def test_in_nobodys_name(self, asking: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +332,7 @@ class TestPurge:
 
     def test_not_half_done(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ctrl-C in the middle waits for the end."""
-        drop = Store.drop
+        drop, handler = Store.drop, signal.getsignal(signal.SIGINT)
 
         def interrupted(store: Store, object_id: ObjectId) -> None:
             os.kill(os.getpid(), signal.SIGINT)
@@ -326,7 +342,7 @@ class TestPurge:
         result = invoke("purge", "--yes")
         assert result.exit_code != 0
         assert names() == set()
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.getsignal(signal.SIGINT) is handler
 
     @pytest.mark.parametrize(
         ("arguments", "left"),
@@ -406,18 +422,41 @@ class TestPrefetch:
     def test_of_all_databases(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[list[str]] = []
 
-        def fetch(_: object, databases: list[str]) -> list[str]:
+        def fetch(_: object, databases: list[str]) -> dict[str, str]:
             asked.append(databases)
-            return ["main is not renewed: status 503."]
+            return {"main": "status 503"}
 
         monkeypatch.setattr(cli.prefetch, "fetch_releases", fetch)
         result = invoke("prefetch")
         assert result.exit_code == 2
         assert asked == [["main", "daily", "bytecode", "test"]]
         assert result.stderr.splitlines() == [
+            "clamproxy: main: nothing is here; the newest version can't be had: status 503.",
+            "clamproxy: daily: nothing is here.",
+            "clamproxy: bytecode: nothing is here.",
             "clamproxy: test: CVD 3, patches up to 5.",
-            "clamproxy: main is not renewed: status 503.",
         ]
+
+    @pytest.mark.parametrize(
+        ("advertised", "missing"),
+        [
+            (None, "a newer one can't be asked for"),
+            (5, "something of it is missing"),
+            (6, "6 is missing"),
+        ],
+    )
+    def test_what_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, advertised: int | None, missing: str
+    ) -> None:
+        """One line tells what is here and what is not."""
+        store = Store(Path("cache"))
+        if advertised is not None:
+            store.set_note("advertised/test", [advertised, time.time()])
+        store.close()
+        monkeypatch.setattr(cli.prefetch, "fetch_releases", lambda *_: {"test": "status 503"})
+        result = invoke("prefetch", "--database", "test")
+        assert result.exit_code == 2
+        assert result.stderr == f"clamproxy: test: CVD 3, patches up to 5; {missing}: status 503.\n"
 
     def test_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "no database nothing" in refusal("prefetch", "--database", "nothing")

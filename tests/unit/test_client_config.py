@@ -27,9 +27,14 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(sections)
 
 
-def shown(mode: Mode, gateway: str = GATEWAY, port: int = 8080, **sections: dict[str, Any]) -> list[str]:
-    """The lines without comments."""
-    text = client_config(settings(**sections), mode, gateway, port)
+def shown(
+    mode: Mode,
+    gateway: str = GATEWAY,
+    port: int = 8080,
+    **sections: dict[str, Any],
+) -> list[str]:
+    """The lines without comments, as the operator gets them."""
+    text = client_config(settings(**sections), mode, gateway, port, names_user=True)
     assert text.endswith("\n")
     assert text.isascii()
     return [line for line in text.splitlines() if not line.startswith("#")]
@@ -68,6 +73,13 @@ def test_one_user(mode: Mode) -> None:
     users = {"users": [f"alice:{HASH}"]}
     assert shown(mode, access=users)[2:4] == ["HTTPProxyUsername alice", "HTTPProxyPassword PASSWORD"]
     assert "chmod 600" in comments(mode, access=users)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_user_is_not_told_to_whoever_asks(mode: Mode) -> None:
+    text = client_config(settings(access={"users": [f"alice:{HASH}"]}), mode, GATEWAY, 8080)
+    assert "USERNAME" in text
+    assert "alice" not in text
 
 
 def test_several_users_are_not_told() -> None:

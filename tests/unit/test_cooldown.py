@@ -20,18 +20,11 @@ from clamproxy.origin.cooldown import (
     Cooldowns,
     Failure,
 )
+from tests.support.clock import Clock
 from tests.unit.conftest import AGENT, OLD_AGENT
 
 CVD, CDIFF = "/daily.cvd", "/daily-7.cdiff"
 NEW, OLD = "ClamAV/1.4.6", "ClamAV/0.103.2"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Bench:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from clamproxy.origin.agents import Agents
-from tests.unit.conftest import cdiff, cvd, put
+from tests.unit.conftest import cdiff, cvd, hold, put
 from tests.unit.follower_bench import HOUR, RELEASES, Bench, MakeBench
-from tests.unit.test_lineage import hold
 
 NOTHING: dict[str, dict[str, Any]] = {"serving": {"prefetch": "none"}}
 OFFLINE: dict[str, dict[str, Any]] = {"upstream": {"offline": True}}

@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 import trustme
 
+from clamproxy.authority import configured_names
+from clamproxy.authority import found as found_authority
+from clamproxy.config.settings import Settings
 from clamproxy.config.units import Nameserver
 from clamproxy.doctor import client as module
 from clamproxy.doctor.client import Client, Subject
 from clamproxy.doctor.findings import Deadline, Finding, Status, Verdict, examine
-from clamproxy.doctor.tls import Trust, trust_of
+from clamproxy.doctor.tls import Trust, own_trust, trust_of
 from clamproxy.doctor.wire import Proxy
+from clamproxy.setup.trust import INSTALLED_FILES, LINUX_FILE, RHEL_FILE
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.forge import forge_keys
 from tests.unit.doctor_rig import (
@@ -73,12 +77,13 @@ def examined(
     *,
     host: str = "127.0.0.1",
     credentials: str | None = None,
-    trust: Trust | None = None,
+    trust: Trust | Sequence[Trust] = (),
     dns: FakeDns | None = None,
 ) -> Found:
     proxy = Proxy(host, port, AGENT, credentials)
+    trusts = [trust] if isinstance(trust, Trust) else trust
     servers = [Nameserver(dns.address, dns.port)] if dns else []
-    subject = Subject(proxy, "daily", forge_keys().trusted, trust, servers)
+    subject = Subject(proxy, "daily", forge_keys().trusted, trusts, servers)
     deadline = Deadline(60)
     return {finding.subject: finding for finding in examine(Client(subject, deadline).checks(), deadline)}
 
@@ -243,7 +248,7 @@ class TestHeader:
         [
             (from_clamproxy(200, header() + bytes(5000)), "status 200 in place of 206"),
             (from_clamproxy(206, header(), "clamproxy; fwd=stale"), "the origin doesn't give"),
-            (from_clamproxy(206, header(age=9 * 86400)), "built 9 days ago; there should be a newer one"),
+            (from_clamproxy(206, header(age=9 * 86400)), "built 9 d ago; there should be a newer one"),
         ],
     )
     def test_a_header_that_gives_reason_to_worry(self, make: Make, raw: bytes, text: str) -> None:
@@ -257,7 +262,7 @@ class TestHeader:
         assert found["header"].text.isprintable()
         assert len(found["header"].text) <= 300
 
-    @pytest.mark.parametrize(("shift", "direction"), [(7200, "120 min behind"), (-90000, "25 h ahead of")])
+    @pytest.mark.parametrize(("shift", "direction"), [(7290, "2 h behind"), (-90000, "25 h ahead of")])
     def test_the_clock(self, make: Make, shift: float, direction: str) -> None:
         raw = from_clamproxy(206, header(), at=time.time() + shift)
         check(examined(make(files={HEADER: raw}).port), "clock", PROBLEM, direction, "NTP")
@@ -357,9 +362,41 @@ class TestTls:
     def test_what_freshclam_trusts(self, tmp_path: Path) -> None:
         given, named = tmp_path / "given.pem", tmp_path / "named.pem"
         environ = {"CURL_CA_BUNDLE": str(named), "SSL_CERT_FILE": "/ignored.pem"}
-        assert trust_of(given, environ) == Trust(given, "--ca")
-        assert trust_of(None, environ) == Trust(named, "CURL_CA_BUNDLE")
+        assert trust_of(given, environ) == [Trust(given, "--ca")]
+        assert trust_of(None, environ, [])[0] == Trust(named, "CURL_CA_BUNDLE")
         assert "ignored" not in str(trust_of(None, {"SSL_CERT_FILE": "/ignored.pem"}))
+
+    def test_what_the_service_trusts(self, tmp_path: Path) -> None:
+        """The variable is in its unit, and not here; the file is where the snippet has put it."""
+        there, not_there = tmp_path / "there.pem", tmp_path / "not_there.pem"
+        there.write_text("")
+        first, *others = trust_of(None, {}, [str(not_there), str(there)])
+        assert first == Trust(there, "where `clamproxy ca install` puts it")
+        assert [trust.origin for trust in others] == ["the system's bundle"]
+        environ = {"CURL_CA_BUNDLE": str(there)}
+        assert [trust.bundle for trust in trust_of(None, environ, [str(there)])].count(there) == 1
+        assert {LINUX_FILE, RHEL_FILE} < set(INSTALLED_FILES)
+
+    def test_one_of_several_is_enough(
+        self, make: Make, authority: trustme.CA, bundle: Trust, tmp_path: Path
+    ) -> None:
+        other, missing = tmp_path / "other.pem", Trust(tmp_path / "missing.pem", "gone")
+        trustme.CA().cert_pem.write_to_path(str(other))
+        gateway = make(tls=self.context(authority))
+        strange = Trust(other, "the system's bundle")
+        check(examined(gateway.port, trust=[missing, strange, bundle]), "https", OK, "(--ca)")
+        found = examined(gateway.port, trust=[missing, strange])
+        check(found, "https", PROBLEM, f"looked in {missing}, {strange}", "clamproxy ca install")
+
+    def test_the_gateways_own(self, make: Make, tmp_path: Path) -> None:
+        assert own_trust(tmp_path / "ca") == []
+        found_authority(tmp_path / "ca", configured_names(Settings())[0], time.time())
+        (own,) = own_trust(tmp_path / "ca")
+        assert "this gateway's own authority" in str(own)
+        assert own.context().cert_store_stats()["x509_ca"] == 1
+        for path in (tmp_path / "ca").iterdir():
+            path.write_text("{")
+        assert own_trust(tmp_path / "ca") == []
 
 
 class TestDns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clamproxy.cli import doctor as module
+from clamproxy.cli.parameters import parse_gateway
 from clamproxy.doctor import client
 from clamproxy.doctor.findings import (
     Check,
@@ -23,9 +26,8 @@ from clamproxy.doctor.findings import (
     examine,
     exit_code,
     one_line,
-    span,
 )
-from clamproxy.doctor.freshclam_conf import FreshclamConf, find_conf, parse_conf
+from clamproxy.doctor.freshclam import FreshclamConf, find_conf, parse_conf, user_agent
 from tests.support.forge import forge_keys
 from tests.unit.doctor_rig import HEADER, FakeGateway, answer, from_clamproxy, gateways, header
 
@@ -81,6 +83,18 @@ def test_a_warning(make: Make) -> None:
     result = on(make(files={HEADER: from_clamproxy(206, header(age=9 * 86400))}))
     assert result.exit_code == 1
     assert "  warning header " in result.stdout
+
+
+def test_who_reads_the_first_line_only(make: Make) -> None:
+    """A pipe that was closed changes nothing about the exit code."""
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "from clamproxy.cli import main; main(['doctor', '--no-local', '--gateway', sys.argv[1]])"
+    )
+    gateway = make(answer(407))
+    command = [sys.executable, "-c", code, f"127.0.0.1:{gateway.port}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, "")
 
 
 def test_markup_of_others_is_text(make: Make) -> None:
@@ -139,6 +153,15 @@ def test_on_the_gateway(tmp_path: Path) -> None:
     assert "On this gateway" not in invoke("--no-local", "--gateway", "127.0.0.1:1").stdout
 
 
+def test_nobody_on_the_gateway_is_sent_there(make: Make) -> None:
+    """What was found on the gateway is above."""
+    gateway = make(files={HEADER: from_clamproxy(206, header(age=9 * 86400))})
+    assert "on the gateway, run `clamproxy doctor`" in on(gateway, "--no-local").stdout
+    output = on(gateway, "--local", CLAMPROXY_UPSTREAM__OFFLINE="true").stdout
+    assert "on the gateway, run" not in output
+    assert "Do: see what was found on this gateway" in output
+
+
 def test_a_wrong_configuration_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "proxy.yaml").write_text("chache: {}\n")
     result = invoke("--gateway", "127.0.0.1:1")
@@ -181,11 +204,11 @@ def test_wrong_arguments(arguments: list[str]) -> None:
     ],
 )
 def test_ways_to_name_a_gateway(given: str, gateway: tuple[str, int]) -> None:
-    assert module._parsed_gateway(None, None, given) == gateway  # type: ignore[arg-type]
+    assert parse_gateway(given) == gateway
 
 
 def test_user_agent() -> None:
-    assert re.fullmatch(r"ClamAV/\d+\.\d+\.\d+ \(OS: \w+, ARCH: \w+, CPU: \w+\)", module.user_agent())
+    assert re.fullmatch(r"ClamAV/\d+\.\d+\.\d+ \(OS: \w+, ARCH: \w+, CPU: \w+\)", user_agent())
 
 
 class TestFindings:
@@ -217,8 +240,7 @@ class TestFindings:
     def test_exit_codes(self, statuses: list[Status], code: int) -> None:
         assert exit_code(Finding(status, "a", "b") for status in statuses) == code
 
-    def test_spans_and_lines(self) -> None:
-        assert [span(value) for value in (5, 300, 9000, 400_000)] == ["5 s", "5 min", "2 h", "5 days"]
+    def test_lines(self) -> None:
         assert one_line("a\r\n\x1b[1mb") == "a   [1mb"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,8 @@ from clamproxy.cache.store import Store
 from clamproxy.cli.fleet import fleet
 from clamproxy.fleet.observer import Failure
 from clamproxy.fleet.table import FILE_NAME
-from tests.unit import test_fleet_reading
-from tests.unit.test_fleet_reading import put_rows
+from tests.unit import fleet_rows
+from tests.unit.fleet_rows import put_rows
 
 DAY = 86400
 FINE = "11111111-0000-4000-8000-000000000000"
@@ -26,7 +28,7 @@ FRESHCLAM = "99.0.0"
 """One whose end of life nobody has dated."""
 OLD = "44444444-0000-4000-8000-000000000000"
 
-row = partial(test_fleet_reading.row, freshclam=FRESHCLAM)
+row = partial(fleet_rows.row, freshclam=FRESHCLAM)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,7 @@ def test_the_table() -> None:
     assert "offline" not in result.stdout
     behind = line_of(result, BEHIND)
     assert "daily 7 (3 behind for 2 d)" in behind
-    assert "(1 h)" in behind
+    assert "(117 min)" in behind
     assert "daily-8.cdiff: status 503" in behind
     assert "Linux x86_64" in behind
     assert "(3 d)" in line_of(result, SILENT)
@@ -165,6 +167,57 @@ def test_no_machines(cache: Path) -> None:
         "machines=0 up_to_date=0 behind=0 unknown=0 end_of_life=0 listed=0\n"
     )
     assert invoke("--json").stdout == "[]\n"
+
+
+class TestNothingAdvertised:
+    """Nobody can tell who is behind; OK would be a lie."""
+
+    @pytest.fixture(autouse=True)
+    def _site(self, site: Path) -> None:
+        store = Store(site)
+        store.set_note("advertised/daily", None)
+        store.close()
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "word"),
+        [
+            ([], 3, "UNKNOWN"),
+            (["--behind", "1"], 3, "UNKNOWN"),
+            (["--behind", "1", "--stale", "4d"], 3, "UNKNOWN"),
+            (["--behind", "1", "--stale", "2d"], 2, "CRITICAL"),
+            (["--stale", "2d"], 2, "CRITICAL"),
+            (["--stale", "4d"], 0, "OK"),
+        ],
+    )
+    def test_exit_codes(self, arguments: list[str], code: int, word: str) -> None:
+        result, as_json = invoke(*arguments), invoke("--json", *arguments)
+        assert (result.exit_code, as_json.exit_code) == (code, code)
+        line, *_ = result.stdout.splitlines()
+        assert line.startswith(f"CLAMPROXY FLEET {word} - ")
+        is_told = arguments[:1] != ["--stale"]
+        for told in (line, as_json.stderr):
+            assert ("no advertised version is known" in told) == is_told
+        assert isinstance(json.loads(as_json.stdout), list)
+        assert "3 machines, " in line
+
+    def test_without_machines(self, site: Path) -> None:
+        (site / FILE_NAME).unlink()
+        put_rows(site)
+        assert invoke("--behind", "1").exit_code == 0
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_who_reads_the_first_line_only(arguments: list[str]) -> None:
+    """A pipe that was closed changes nothing about the exit code."""
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "from clamproxy.cli import main; main(['fleet', '--behind', '1', *sys.argv[1:]])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (2, "")
 
 
 def unknown(*arguments: str) -> str:

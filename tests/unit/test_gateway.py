@@ -7,59 +7,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy.config.settings import Settings
-from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result, SourceError
+from clamproxy.messages import CACHE_STATUS, Result, SourceError
 from clamproxy.policy import OLDEST_CDIFF
-from clamproxy.service import Service
 from clamproxy.serving import gateway as gateway_module
 from tests.support import faults
 from tests.support.dns_server import FakeDns
-from tests.support.forge import forge_cdiff, forge_keys
+from tests.support.forge import forge_cdiff
 from tests.support.origin import Origin
-from tests.unit.conftest import AGENT, OLD_AGENT, MakeCvd, read_all, stime_of, until
+from tests.unit.conftest import AGENT, OLD_AGENT, MakeCvd, stime_of
+from tests.unit.gateway_site import Site
 
 PROBE = {"Range": "bytes=0-511"}
-
-
-class Site:
-    """A gateway with what is around it."""
-
-    def __init__(self, directory: Path, origin: Origin, dns: FakeDns) -> None:
-        self.origin, self.dns = origin, dns
-        self.settings = Settings.model_validate(
-            {
-                "cache": {"directory": directory},
-                "upstream": {"url": origin.url, "read_timeout": "5s"},
-                "versions": {"nameservers": [f"{dns.address}:{dns.port}"]},
-            }
-        )
-        self.service = Service(self.settings, forge_keys().trusted)
-
-    def restart(self) -> None:
-        self.service.stop()
-        self.service = Service(self.settings, forge_keys().trusted)
-
-    async def settle(self) -> None:
-        """Wait until no transfer runs."""
-        await until(lambda: not self.service._transfers._running)
-
-    async def ask(
-        self, path: str, *, method: str = "GET", agent: str = AGENT, **fields: str
-    ) -> tuple[Reply, bytes]:
-        """One request, and its body as a sender reads it."""
-        headers = Headers([("User-Agent", agent)])
-        for name, value in fields.items():
-            headers[name.replace("_", "-")] = value
-        async with asyncio.timeout(30):
-            reply = await self.service.gateway.handle(Request(method, path, headers))
-            if not isinstance(reply.body, Body):
-                return reply, reply.body
-            content = await read_all(reply.body.source)
-            reply.body.source.close()
-        return reply, content[reply.body.start : reply.body.start + reply.body.length]
 
 
 @pytest.fixture
@@ -110,7 +70,7 @@ async def test_trap_3_news_are_fetched_at_once(site: Site, make_cvd: MakeCvd) ->
     site.origin.put("daily.cvd", make_cvd(6, 300_000))
     site.dns.versions["daily"] = 6
     site.restart()
-    site.service._versions._known.clear()  # the refresh interval has passed
+    site.service._origin.versions._known.clear()  # the refresh interval has passed
     reply, _ = await site.ask("/daily.cvd")
     assert (reply.version, reply.result) == (6, Result.MISS)
 
@@ -155,7 +115,7 @@ async def test_trap_29_stale_rather_than_an_error(site: Site, make_cvd: MakeCvd,
     await site.settle()
     site.dns.versions["daily"] = 6
     site.restart()
-    site.service._versions._known.clear()
+    site.service._origin.versions._known.clear()
     site.origin.rule("*", fault)
     reply, body = await site.ask("/daily.cvd")
     assert (reply.status, reply.version, reply.result) == (200, 5, Result.STALE)
@@ -169,7 +129,7 @@ async def test_trap_29_a_new_cvd_that_is_corrupt(site: Site, make_cvd: MakeCvd) 
     corrupt = make_cvd(6, 300_000)[:-1] + b"x"
     site.origin.put("daily.cvd", corrupt[:512] + b"x" + corrupt[513:])
     site.dns.versions["daily"] = 6
-    site.service._versions._known.clear()
+    site.service._origin.versions._known.clear()
     with pytest.raises(SourceError, match="MD5"):  # who reads along is cut
         await site.ask("/daily.cvd")
     await site.settle()
@@ -313,7 +273,7 @@ async def test_nor_is_a_patch_that_the_cdn_gave_up_long_ago(site: Site) -> None:
 async def test_but_without_a_fresh_answer_of_dns_it_is(site: Site) -> None:
     site.dns.versions["daily"] = 5 + OLDEST_CDIFF + 1
     await site.ask("/daily.cld")
-    site.service._versions._known = {"daily": (5 + OLDEST_CDIFF + 1, 1.0)}
+    site.service._origin.versions._known = {"daily": (5 + OLDEST_CDIFF + 1, 1.0)}
     site.dns.close()
     assert (await site.ask("/daily-5.cdiff"))[0].status == 200
 
@@ -337,7 +297,7 @@ async def test_an_odd_user_agent_stays_here(site: Site, agent: str) -> None:
         assert (await site.ask(path, agent=agent))[0].status == 200
     assert site.origin.trace == "P W D5"
     assert [seen.headers.get("user-agent") for seen in site.origin.requests()] == [None] * 3
-    assert site.service._agents.requester() is None, "nor is anything else asked in its name"
+    assert site.service._origin.agents.requester() is None, "nor is anything else asked in its name"
 
 
 async def test_a_refusal_of_an_odd_one_is_nobody_elses(site: Site) -> None:

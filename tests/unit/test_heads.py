@@ -8,37 +8,17 @@ from typing import Any
 
 import pytest
 
-from clamproxy.messages import Requester
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.origin.heads import Heads, Sighting
+from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.heads import Sighting
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from tests.support import faults
 from tests.support.forge import info_line
 from tests.support.origin import Origin
-from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, connect, stime_of, until
+from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, stime_of, until
+from tests.unit.heads_bench import Bench
 
 HEADER = info_line(5).ljust(512)
-
-
-class Bench:
-    """Heads with their cool-downs and what they save."""
-
-    def __init__(self, origin: Origin) -> None:
-        self.notes: dict[str, Any] = {}
-        self.upstream = connect(origin)
-        self.cooldowns = Cooldowns(lambda key, value: None)
-        self.heads = self.make()
-
-    def make(self) -> Heads:
-        return Heads(self.upstream, self.cooldowns, self.notes.__setitem__)
-
-    async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
-        """Probe; gives the version that is known then."""
-        await self.heads.probe(database, requester, wanted, wanted)
-        head = self.heads.get(database)
-        assert head is not None
-        return head.header.version
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from clamproxy import history as history_module
 from clamproxy.history import SERIES, STEP, STEPS, History, Past
+from tests.support.clock import Clock
 
 from .conftest import until
 
@@ -142,14 +143,6 @@ def test_saved_and_parsed() -> None:
 )
 def test_something_else_was_saved(saved: Any) -> None:
     assert Past.parse(saved) == Past()
-
-
-class Clock:
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def test_samples_are_taken_and_saved() -> None:

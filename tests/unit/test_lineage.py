@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import pytest
 
@@ -13,19 +12,9 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from tests.support.forge import ForgeKeys, forge_cdiff, forge_keys, forge_patch
 from tests.support.releases import Releases
-from tests.unit.conftest import cdiff, put, put_cvd
+from tests.unit.conftest import RELEASES, cdiff, hold, put
 
 MANY = 10**9
-RELEASES = Releases()
-"""Versions 1, 2, … of daily; made when they are asked for, once for all tests."""
-
-
-def hold(store: Store, base: int | None, patches: Iterable[int] = (), releases: Releases = RELEASES) -> None:
-    """Publish a CVD and some patches."""
-    if base is not None:
-        put_cvd(store, base, releases.cvd(base), releases.database)
-    for version in patches:
-        put(store, cdiff(version, releases.database), releases.cdiff(version))
 
 
 @pytest.fixture

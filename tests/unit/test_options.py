@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from mitmproxy import options
-from mitmproxy.addons import block, dumper, proxyserver
+from mitmproxy.addons import block, dumper, onboarding, proxyserver
 from mitmproxy.test import taddons
 
 from clamproxy.config.settings import Access, Settings
@@ -18,7 +18,7 @@ from clamproxy.proxy.options import DEFAULTS, OwnOptions
 def mitmproxy_options() -> Iterator[options.Options]:
     """Options as mitmdump has them."""
     level = logging.getLogger("mitmproxy.proxy.server").level
-    addons = (block.Block(), dumper.Dumper(), proxyserver.Proxyserver())  # type: ignore[no-untyped-call]
+    addons = (block.Block(), dumper.Dumper(), onboarding.Onboarding(), proxyserver.Proxyserver())  # type: ignore[no-untyped-call]
     with taddons.context(*addons) as context:  # type: ignore[no-untyped-call]
         yield context.options
     logging.getLogger("mitmproxy.proxy.server").setLevel(level)

@@ -8,22 +8,28 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from clamproxy.messages import Requester
+from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.heads import Heads
+from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.releases.prefetch import AT_A_TIME, Prefetcher
 from tests.support import faults
 from tests.support.forge import forge_keys
 from tests.support.releases import Releases
-from tests.unit.conftest import AGENT, NEW, OLD, Rig, cdiff, cvd, read, until
-from tests.unit.test_lineage import RELEASES, hold
+from tests.unit.conftest import AGENT, NEW, OLD, RELEASES, Rig, cdiff, cvd, hold, read, until
 
 LIMIT = 30
 """Seconds; only a guard."""
+
+
+def keep(key: str, value: object) -> None:
+    """Nothing is kept over a restart here."""
 
 
 class Bench:
@@ -32,10 +38,16 @@ class Bench:
     def __init__(self, rig: Rig) -> None:
         self.rig, self.origin, self.store = rig, rig.origin, rig.store
         self.lineages = Lineages(rig.store, forge_keys().trusted)
-        self.heads = Heads(rig.upstream, rig.cooldowns, lambda key, value: None)
-        self.prefetcher = Prefetcher(
-            rig.store, self.lineages, self.heads, rig.transfers, Budget(lambda key, value: None)
+        self.heads = Heads(rig.upstream, rig.cooldowns, keep)
+        origin = OriginSide(
+            rig.upstream,
+            AdvertisedVersions("current.cvd.clamav.net", None, 300.0, keep, keep),
+            self.heads,
+            rig.cooldowns,
+            Agents(None, keep),
+            Budget(keep),
         )
+        self.prefetcher = Prefetcher(rig.store, origin, self.lineages, rig.transfers)
 
     async def catch_up(self, target: int, requester: Requester = NEW) -> ProvenLineage | None:
         async with asyncio.timeout(LIMIT):

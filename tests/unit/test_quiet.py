@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.releases.quiet import HOURS, USUAL_HOUR, QuietHour
-from tests.unit.test_budget import json_values
-from tests.unit.test_cooldown import Clock
+from tests.support.clock import Clock
+from tests.support.strategies import json_values
 
 HOUR = 3600
 MIDNIGHT = 1_700_006_400

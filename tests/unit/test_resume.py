@@ -16,7 +16,7 @@ from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import Transfer, TransferError
 from tests.support import faults
 from tests.unit.conftest import NEW, MakeCvd, Rig, cvd, read_all, until
-from tests.unit.test_transfer import (
+from tests.unit.transfer_bench import (
     LIMIT,
     SIZE,
     failure_of,

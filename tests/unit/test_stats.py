@@ -14,7 +14,7 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, snapshot
+from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, advertised_versions, snapshot
 from clamproxy.threads import Writer
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd, until
 
@@ -143,3 +143,30 @@ def test_cooldowns_in_the_picture(store: Store) -> None:
     assert set(picture["cooldowns"]) == {"/daily.cvd", "origin"}
     assert picture["cooldowns"]["/daily.cvd"]["reason"] == "status 429"
     assert picture["cooldown_until"] == max(first.until, second.until)
+
+
+@pytest.mark.parametrize(
+    ("told", "age", "probed", "expected"),
+    [
+        (None, 0, None, {}),
+        (7, 60, None, {"daily": 7}),
+        (None, 0, 6, {"daily": 6}),
+        (7, 60, 6, {"daily": 7}),
+        (6, 60, 7, {"daily": 6}),
+        (6, 7 * 86400, 7, {"daily": 7}),
+        (7, 7 * 86400, 6, {"daily": 7}),
+        ("seven", 60, 6, {"daily": 6}),
+        (None, 0, "no header", {}),
+    ],
+    ids=str,
+)
+def test_what_counts_as_advertised(
+    store: Store, told: Any, age: float, probed: Any, expected: dict[str, int]
+) -> None:
+    """DNS; where it says nothing lately, the origin's own header."""
+    if told is not None:
+        store.set_note("advertised/daily", [told, time.time() - age])
+    if probed is not None:
+        header = f"ClamAV-VDB:20 Nov 2026 10-00 +0000:{probed}:1:90:{'a' * 32}:dsig:builder:1795000000"
+        store.set_note("head/daily", {"header": header.ljust(512)})
+    assert advertised_versions(store) == expected

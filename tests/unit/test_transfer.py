@@ -4,84 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
-from clamproxy.cache.partial import PartialFile, Validators
+from clamproxy.cache.partial import PartialFile
 from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin import transfer as module
 from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.transfer import WITHHELD, Transfer, TransferError
+from clamproxy.origin.transfer import WITHHELD
 from clamproxy.origin.upstream import NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff, forge_sign
-from tests.unit.conftest import AGENT, NEW, MakeCvd, Rig, cdiff, cvd, put, read, read_all
-
-SIZE = 512 * 1024
-LIMIT = 30
-"""Seconds; only a guard."""
-
-
-@asynccontextmanager
-async def running(rig: Rig, expected: ObjectId, oldest: int | None = None) -> AsyncIterator[Transfer]:
-    """A transfer whose task is running."""
-    transfer = Transfer(expected, NEW, rig.resources, oldest)
-    task = asyncio.create_task(transfer.run())
-    try:
-        async with asyncio.timeout(LIMIT):
-            yield transfer
-            await asyncio.wait({task})
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def fetch(rig: Rig, expected: ObjectId, oldest: int | None = None) -> Transfer:
-    """A transfer that has ended."""
-    async with running(rig, expected, oldest) as transfer:
-        pass
-    return transfer
-
-
-async def failure_of(rig: Rig, expected: ObjectId, oldest: int | None = None) -> TransferError:
-    transfer = await fetch(rig, expected, oldest)
-    assert not transfer.published
-    assert rig.store.open(transfer.object_id) is None
-    with pytest.raises(TransferError) as caught:
-        await transfer.ready()
-    return caught.value
-
-
-def stored(rig: Rig, object_id: ObjectId) -> bytes | None:
-    return read(rig.store, object_id)
-
-
-def leave_partial(rig: Rig, object_id: ObjectId, data: bytes, validators: Validators) -> None:
-    partial = PartialFile.claim(rig.store.partials, object_id)
-    partial.begin(validators)
-    partial.append(data)
-    partial.release()
-
-
-async def validators_of(rig: Rig, path: str) -> Validators:
-    """What the fake CDN says of a file."""
-
-    def ask() -> Validators:
-        with rig.upstream.get(path, NEW) as answer:
-            return Validators(answer.size, answer.etag, answer.last_modified)
-
-    validators = await asyncio.to_thread(ask)
-    rig.origin.forget()
-    return validators
-
-
-def partial_names(rig: Rig) -> list[str]:
-    return sorted(path.name for path in rig.store.partials.iterdir())
-
+from tests.unit.conftest import AGENT, MakeCvd, Rig, cdiff, cvd, put, read_all
+from tests.unit.transfer_bench import (
+    LIMIT,
+    SIZE,
+    failure_of,
+    fetch,
+    leave_partial,
+    partial_names,
+    running,
+    stored,
+    validators_of,
+)
 
 # The good case
 

@@ -14,7 +14,7 @@ import pytest
 from clamproxy import service as service_module
 from clamproxy import stats as stats_module
 from clamproxy.cache.store import Store
-from clamproxy.config.settings import Settings
+from clamproxy.config.settings import Versions
 from clamproxy.messages import Requester, Result
 from clamproxy.origin import heads as heads_module
 from clamproxy.origin import transfer as transfer_module
@@ -28,10 +28,9 @@ from tests.support.dns_server import FakeDns, Mode
 from tests.support.forge import forge_cdiff
 from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, NEW, OLD, OLD_AGENT, MakeCvd, Rig, cdiff, cvd, read_all, until
-from tests.unit.test_gateway import Site
-from tests.unit.test_heads import Bench
-from tests.unit.test_transfer import LIMIT, SIZE, fetch, leave_partial, stored, validators_of
-from tests.unit.test_transfers import ask, ended
+from tests.unit.gateway_site import Site
+from tests.unit.heads_bench import Bench
+from tests.unit.transfer_bench import LIMIT, SIZE, ask, ended, fetch, leave_partial, stored, validators_of
 
 BREAK = 300_000
 """Bytes of a CVD after which its connection breaks."""
@@ -225,8 +224,7 @@ async def test_a_patch_far_ahead_of_fresh_dns_is_not_asked_for(site: Site) -> No
 
 
 async def test_without_dns_it_is(site: Site) -> None:
-    sections = site.settings.model_dump() | {"versions": {"dns": False}}
-    site.settings = Settings.model_validate(sections)
+    site.settings = site.settings.model_copy(update={"versions": Versions(dns=False)})
     site.restart()
     assert (await site.ask("/daily.cvd"))[0].version == 5
     await site.settle()
@@ -241,7 +239,7 @@ async def test_nor_where_dns_is_of_yesterday(site: Site, known: bool) -> None:
     if known:
         assert (await site.ask("/daily.cvd"))[0].version == 5
         await site.settle()
-        site.service._versions._known["daily"] = (5, time.time() - 86400)
+        site.service._origin.versions._known["daily"] = (5, time.time() - 86400)
     site.dns.mode = Mode.SERVFAIL
     reply, body = await site.ask("/daily-100.cdiff")
     assert (reply.status, body) == (200, forge_cdiff("daily", 100))

@@ -10,34 +10,24 @@ from contextlib import contextmanager
 import pytest
 
 from clamproxy.cache.partial import PartialFile
-from clamproxy.messages import Requester, SourceError
+from clamproxy.messages import SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.origin import transfer as transfer_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.origin.cooldown import Cooldown, Failure
-from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError, Transfers
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff
 from tests.unit.conftest import NEW, OLD, MakeCvd, Rig, cdiff, cvd, put, read_all, until
-from tests.unit.test_transfer import LIMIT, SIZE, stored
-
-
-async def ended(rig: Rig) -> None:
-    """Wait until no transfer runs."""
-    await until(lambda: not rig.transfers._running)
-
-
-async def ask(rig: Rig, object_id: ObjectId, requester: Requester = NEW) -> Transfer:
-    """Join and wait, as a request does."""
-    async with asyncio.timeout(LIMIT):
-        transfer, _ = rig.transfers.join(object_id, requester)
-        try:
-            await transfer.ready()
-        finally:
-            await ended(rig)
-    return transfer
+from tests.unit.transfer_bench import (
+    LIMIT,
+    SIZE,
+    ask,
+    ended,
+    stored,
+)
 
 
 async def test_trap_27_a_herd_costs_one_request(rig: Rig, make_cvd: MakeCvd) -> None:

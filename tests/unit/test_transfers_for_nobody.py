@@ -11,18 +11,11 @@ from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.serving.delivery import Delivery
 from tests.support import faults
 from tests.support.forge import forge_cdiff
-from tests.unit.conftest import NEW, MakeCvd, Rig, cdiff, cvd, put, read_all, until
-from tests.unit.test_transfer import LIMIT, SIZE, partial_names, stored
+from tests.unit.conftest import NEW, MakeCvd, Rig, cdiff, cvd, put, read_all
+from tests.unit.transfer_bench import LIMIT, SIZE, ended, partial_names, stored
 
 BREAK = 300_000
 """Bytes of a CVD after which its connection breaks."""
-
-
-async def ended(rig: Rig) -> None:
-    """Wait until no transfer runs, and forget what that cost."""
-    await until(lambda: not rig.transfers._running)
-    for key in rig.cooldowns.in_force():
-        rig.cooldowns.succeeded(key, NEW.version)
 
 
 async def failure_of(transfer: Transfer) -> Failure:
@@ -46,6 +39,8 @@ async def test_the_first_break_ends_it_and_the_next_one_resumes(
     transfer, _ = rig.transfers.join(cvd(5), NEW, for_client=False)
     assert await failure_of(transfer) is Failure.INTERRUPTED
     await ended(rig)
+    for key in rig.cooldowns.in_force():
+        rig.cooldowns.succeeded(key, NEW.version)
     assert rig.origin.trace == "W"
     assert "daily-5.cvd.part" in partial_names(rig)
     transfer, joined = rig.transfers.join(cvd(5), NEW, for_client=False)

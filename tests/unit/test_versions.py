@@ -24,6 +24,7 @@ from clamproxy.origin.versions import (
     record_name,
     single_name,
 )
+from tests.support.clock import ClockAhead
 from tests.support.dns_server import PRIMARY, FakeDns, Mode
 
 NOW = 1_759_500_000.0
@@ -146,23 +147,10 @@ def test_where_a_version_is_announced(database: str, domain: str, name: str, sin
 # Look-ups
 
 
-class Clock:
-    """The time, and more."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def time(self) -> float:
-        return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
 class Bench:
     """Look-ups at a fake DNS server, and what they save."""
 
-    def __init__(self, dns: FakeDns, clock: Clock) -> None:
+    def __init__(self, dns: FakeDns, clock: ClockAhead) -> None:
         self.dns = dns
         self.clock = clock
         self.notes: dict[str, Any] = {}
@@ -179,7 +167,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(resolver_module, "TIMEOUT", 0.2)
     monkeypatch.setattr(resolver_module, "LIFETIME", 0.4)
-    clock = Clock()
+    clock = ClockAhead()
     monkeypatch.setattr(versions_module, "time", clock)
     with FakeDns() as dns:
         yield Bench(dns, clock)

@@ -26,10 +26,11 @@ from rich.console import Console
 from clamproxy import cli
 from clamproxy.cache.partial import PartialFile, Validators
 from clamproxy.cache.store import Store
-from clamproxy.cli.watch import Look, ask_status, look, partial_files, plain, rates, screen
+from clamproxy.cli.tables import plain
+from clamproxy.cli.watch import Look, ask_status, look, partial_files, rates, screen
 from clamproxy.config.settings import Settings, Status
 from clamproxy.config.units import Endpoint
-from clamproxy.stats import COUNTERS, snapshot
+from clamproxy.stats import COUNTERS, FEED_COUNTERS, snapshot
 from tests.unit.conftest import MakeCvd, cvd, put_cvd
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +178,7 @@ class TestScreen:
         store.add_to_counters({"requests": 30, "bytes_served": 2 * 2**20})
         now = Look(20.0, snapshot(store), [])
         assert rates(now, None) == {}
-        assert rates(now, before) == dict.fromkeys(COUNTERS, 0.0) | {
+        assert rates(now, before) == dict.fromkeys((*COUNTERS, *FEED_COUNTERS), 0.0) | {
             "requests": 3.0,
             "bytes_served": 2 * 2**20 / 10,
         }

@@ -125,11 +125,7 @@ async def test_quarantine(store: Store) -> None:
 async def test_quarantine_with_what_somebody_else_put_there(store: Store) -> None:
     (store.directory / "quarantine" / "what.is.this").write_bytes(b"1")
     (store.directory / "quarantine" / "thing").write_bytes(b"12")
-    found = (await Rig(store).status())["quarantine"]
-    assert sorted((one["name"], one["at"], one["size"], one["reason"]) for one in found) == [
-        ("thing", 0.0, 2, ""),
-        ("what.is.this", 0.0, 1, ""),
-    ]
+    assert (await Rig(store).status())["quarantine"] == []
 
 
 def listed(values: dict[str, Any]) -> list[str]:

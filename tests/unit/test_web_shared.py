@@ -8,16 +8,9 @@ import threading
 import pytest
 
 from clamproxy.web.shared import SHARE, SHORTEST, Shared
+from tests.support.clock import Clock
 
 LIMIT = 30
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Work:

@@ -14,7 +14,8 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Reply, Result
 from clamproxy.web import site as site_module
-from clamproxy.web.site import GUARDED, PATHS, Place
+from clamproxy.web.site import GUARDED, PATHS
+from clamproxy.web.sources import Place
 
 from .status_site import TOKEN, Rig, text_of
 

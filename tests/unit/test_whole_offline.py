@@ -131,7 +131,7 @@ async def test_offline_no_cooldown_matters(site: Site, failure: faults.Fault) ->
     site.origin.rule("P", failure)
     await site.ask(If_Modified_Since=since(1))
     await site.settle()
-    assert site.service._cooldowns.in_force()
+    assert site.service._origin.cooldowns.in_force()
     site.restart(**OFFLINE)
     assert await site.shown() == NEWEST
     reply, content = await site.ask()
@@ -140,4 +140,4 @@ async def test_offline_no_cooldown_matters(site: Site, failure: faults.Fault) ->
     assert await site.refused("/daily-1.cvd.sign")
     assert await site.refused("/main.cvd")
     site.restart()
-    assert site.service._cooldowns.in_force(), "it goes on when the origin may be asked again"
+    assert site.service._origin.cooldowns.in_force(), "it goes on when the origin may be asked again"

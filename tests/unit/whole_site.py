@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from clamproxy.formats.header import CvdHeader
 from clamproxy.messages import Body, Reply, Request
 from clamproxy.origin import versions as versions_module
 from clamproxy.service import Service
+from tests.support.clock import ClockAhead
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_keys
 from tests.support.origin import Origin
@@ -30,23 +30,10 @@ NEWEST = 4
 OFFLINE = {"upstream": {"offline": True}}
 
 
-class Clock:
-    """The time, and more: answers of DNS grow old by it."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def time(self) -> float:
-        return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-
 class Site:
     """A gateway with what is around it. Nothing is fetched ahead unless a test does it."""
 
-    def __init__(self, directory: Path, origin: Origin, dns: FakeDns, clock: Clock) -> None:
+    def __init__(self, directory: Path, origin: Origin, dns: FakeDns, clock: ClockAhead) -> None:
         self.directory, self.origin, self.dns, self.clock = directory, origin, dns, clock
         self.service = self.make()
 
@@ -126,7 +113,7 @@ class Site:
 @asynccontextmanager
 async def open_site(directory: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """A site with a fake CDN, and a clock that tests turn on."""
-    clock = Clock()
+    clock = ClockAhead()
     monkeypatch.setattr(versions_module, "time", clock)
     with FakeDns() as dns:
         site = Site(directory, origin, dns, clock)

@@ -1,8 +1,11 @@
-"""What the freshclam of this machine is told: its proxy, with user and password, and its mirrors."""
+"""The freshclam of this machine: what it is told of proxy and mirrors, and how it introduces itself."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,8 @@ PLACES = (
 )
 DEFAULT_PORT = 8080
 """Without HTTPProxyPort (protocol.md 1.4)."""
+ANY_VERSION = "1.4.3"
+"""What a machine without freshclam says: one that ClamAV supports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,27 @@ def parse_conf(text: str) -> FreshclamConf:
         number = int(port) if re.fullmatch("[0-9]{1,5}", port) else DEFAULT_PORT
         return FreshclamConf(server.strip("[]"), number, credentials, uses_https)
     return _mirror(mirrors)
+
+
+def user_agent() -> str:
+    """As the freshclam of this machine introduces itself, without the machine's UUID."""
+    system = os.uname()
+    version = _installed_version() or ANY_VERSION
+    return f"ClamAV/{version} (OS: {system.sysname}, ARCH: {system.machine}, CPU: {system.machine})"
+
+
+def _installed_version() -> str | None:
+    program = shutil.which("freshclam")
+    if program is None:
+        return None
+    try:
+        result = subprocess.run(  # noqa: S603
+            [program, "--version"], capture_output=True, text=True, timeout=3, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.match(r"ClamAV (\d+(?:\.\d+){1,2})", result.stdout)
+    return match[1] if match else None
 
 
 def _is_https(mirror: str, is_private: bool) -> bool:

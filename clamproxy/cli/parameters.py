@@ -1,0 +1,67 @@
+"""Values on the command line: callbacks of click's options, and what they parse."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from clamproxy.config.units import parse_duration
+from clamproxy.setup.client_config import DEFAULT_PORT
+
+type Callback[T] = Callable[[click.Context, click.Parameter, Any], T | None]
+
+_GATEWAY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\s/@]+))(?::([0-9]{1,5}))?")
+
+
+def parsed_by[T](parse: Callable[[Any], T]) -> Callback[T]:
+    """A callback that gives what a parser makes of the value; None where there is none.
+
+    Args:
+        parse: raises a ValueError, the text of which says what was expected.
+    """
+
+    def callback(_: click.Context, option: click.Parameter, value: Any) -> T | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(f"expected {error}", param=option) from None
+
+    return callback
+
+
+def duration(expected: str, *, shortest: float = 0.0, longest: float = math.inf) -> Callback[float]:
+    """A callback that gives seconds of a duration as proxy.yaml has them.
+
+    Args:
+        expected: what a wrong value is told: an example, and the limits if there are some.
+        shortest: seconds.
+        longest: likewise.
+    """
+
+    def parse(text: object) -> float:
+        try:
+            seconds = parse_duration(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not shortest <= seconds <= longest:
+            raise ValueError(expected)
+        return seconds
+
+    return parsed_by(parse)
+
+
+def parse_gateway(text: str) -> tuple[str, int]:
+    """Read ``gw``, ``gw:8080``, ``192.0.2.1:8080`` or ``[2001:db8::1]:8080``.
+
+    Raises:
+        ValueError: it is no host with or without a port; the text says what was expected.
+    """
+    match = _GATEWAY.fullmatch(text)
+    port = int(match[3] or DEFAULT_PORT) if match else 0
+    if match is None or not 1 <= port <= 65535:
+        raise ValueError("HOST or HOST:PORT")
+    return match[1] or match[2], port

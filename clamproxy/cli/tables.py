@@ -1,0 +1,74 @@
+"""The statistics as tables: for ``clamproxy stats``, with and without ``--watch``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from clamproxy.readable import shown_size, shown_time
+from clamproxy.stats import COUNTERS, FEED_COUNTERS
+
+
+def counters_table(
+    values: Mapping[str, Any], growth: Mapping[str, float] | None = None, *, has_feeds: bool = False
+) -> Table:
+    """The counters, and the sizes of what is there.
+
+    Args:
+        values: as `clamproxy.stats.snapshot` gives them.
+        growth: of each counter a second; None to leave that out.
+        has_feeds: whether to show the counters of other feeds even if nobody has asked for one yet.
+    """
+    table = Table(title="Since the cache was made", show_header=False)
+    has_feeds = has_feeds or any(values[name] for name in FEED_COUNTERS)
+    for name in (*COUNTERS, *(FEED_COUNTERS if has_feeds else ())):
+        row = [name.replace("_", " "), _shown(name, values[name])]
+        if growth is not None:
+            row.append(f"{_shown(name, growth[name])}/s" if growth.get(name) else "")
+        table.add_row(*row)
+    table.add_row("objects", f"{values['objects']:,}")
+    table.add_row("cache", shown_size(values["cache_bytes"]))
+    table.add_row("quarantined", f"{values['quarantined']:,}")
+    return table
+
+
+def databases_table(values: Mapping[str, Any]) -> Table:
+    """The versions of each database."""
+    columns = ("advertised", "cached", "reached")
+    table = Table("database", *columns, title="Databases")
+    for name, versions in values["databases"].items():
+        table.add_row(plain(name), *(plain(versions[column] or "-") for column in columns))
+    return table
+
+
+def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
+    """What is not asked of the origin; nothing if there is nothing."""
+    if values["cooldowns"]:
+        table = Table("not asked of the origin", "until", "why", title="Cool-downs")
+        for name, cooldown in values["cooldowns"].items():
+            table.add_row(plain(name), shown_time(cooldown["until"], exact=True), plain(cooldown["reason"]))
+        yield table
+
+
+def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
+    """What was asked of the origin; nothing if there is nothing."""
+    if values["budget"]:
+        table = Table("file", "requests", title="Asked of the origin within the last hour")
+        for path, spent in values["budget"].items():
+            table.add_row(plain(path), str(spent["used"]))
+        yield table
+
+
+def plain(value: object) -> Text:
+    """Text as it is: no markup, and nothing that moves the cursor. Servers and clients chose some of it."""
+    text = str(value)
+    return Text(text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))
+
+
+def _shown(counter: str, value: float) -> str:
+    if "bytes" in counter:
+        return shown_size(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"

@@ -1,0 +1,63 @@
+"""The way to the origin without a request: DNS, TCP and TLS, as far as they are the gateway's own."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+from clamproxy.config.settings import Upstream
+from clamproxy.config.units import host_and_port
+from clamproxy.doctor.wire import Proxy, connected, open_tunnel
+
+_USER_AGENT = "clamproxy-doctor"
+_PORTS = {"http": 80, "https": 443}
+
+
+def reach(upstream: Upstream, seconds: float) -> str:
+    """Connect to the origin, ask for nothing, and leave.
+
+    Args:
+        upstream: how the gateway gets there.
+        seconds: for each of the steps.
+
+    Returns:
+        What was reached, in the form that follows "there is".
+
+    Raises:
+        OSError: it can't be reached, or its certificate is not trusted.
+        WireError: the proxy on the way doesn't answer.
+        TunnelRefused: it makes no tunnel.
+    """
+    is_secure, origin = _endpoint(upstream.url)
+    context, name = _context(upstream), host_and_port(*origin)
+    if upstream.proxy is None:
+        with connected(origin, seconds) as stream:
+            return _secured(stream, context, origin) if is_secure else f"a connection to {name}"
+    proxy_is_secure, address = _endpoint(upstream.proxy.url)
+    with connected(address, seconds) as stream, ExitStack() as stack:
+        if proxy_is_secure:
+            stream = stack.enter_context(context.wrap_socket(stream, server_hostname=address[0]))
+        if not is_secure:  # the proxy would be given the request itself
+            return f"a connection to {upstream.proxy.url}"
+        open_tunnel(stream, Proxy(*address, _USER_AGENT, upstream.proxy.credentials), name)
+        # What is in TLS already can't be wrapped once more by Python's sockets.
+        return f"a tunnel to {name}" if proxy_is_secure else _secured(stream, context, origin)
+
+
+def _secured(stream: socket.socket, context: ssl.SSLContext, origin: tuple[str, int]) -> str:
+    with context.wrap_socket(stream, server_hostname=origin[0]) as secured:
+        return f"a connection to {host_and_port(*origin)} ({secured.version()}, its certificate is trusted)"
+
+
+def _context(upstream: Upstream) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if upstream.ca_bundle is not None:
+        context.load_verify_locations(cafile=upstream.ca_bundle)
+    return context
+
+
+def _endpoint(url: str) -> tuple[bool, tuple[str, int]]:
+    parts = urlsplit(url)
+    return parts.scheme == "https", (parts.hostname or "", parts.port or _PORTS[parts.scheme])

@@ -1,0 +1,62 @@
+"""Figures for people: sizes, times, spans and counts, in the same words wherever they are shown."""
+
+from __future__ import annotations
+
+import time
+
+_SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def shown_size(value: float) -> str:
+    """Bytes: ``512 B``, ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
+
+
+def shown_time(seconds: float | None, *, exact: bool = False) -> str:
+    """A moment, in the zone of this machine: ``2026-11-22 08:05``.
+
+    Args:
+        seconds: Unix time; None if there is none.
+        exact: whether to show its seconds.
+    """
+    form = "%Y-%m-%d %H:%M:%S" if exact else "%Y-%m-%d %H:%M"
+    try:
+        return "-" if seconds is None else time.strftime(form, time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # what no clock has ever shown
+        return "?"
+
+
+def shown_span(seconds: float) -> str:
+    """A span of time, in the largest unit of which it has two: ``2 d``, ``90 min``; or ``a moment``."""
+    seconds = round(seconds)
+    for length, unit in _SPANS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return "1 s" if seconds == 1 else "a moment"
+
+
+def shown_count(number: int, noun: str) -> str:
+    """A number of things: ``1 file``, ``2,000 files``.
+
+    Args:
+        number: how many.
+        noun: of one; more of them end in s.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shortened(text: str, length: int) -> str:
+    """A text that may be too long, cut between two words where it has some.
+
+    Args:
+        text: the text.
+        length: characters that are shown at most, with the sign that there were more.
+    """
+    if len(text) <= length:
+        return text
+    cut = text[: length - 2]
+    return f"{cut.rpartition(' ')[0] or cut} …".replace(", …", " …")

@@ -1,0 +1,116 @@
+"""Feeds whose only host is a fake one, from a request to a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.settings import Settings
+from clamproxy.feeds import FeedRequest, Feeds
+from clamproxy.messages import Body, Reply
+from tests.support.faults import Fault
+from tests.support.origin import Origin
+
+VIA = "1.1 clamproxy-abcd"
+KEY = "s3cretsubscriber"
+PATH = f"/get/{KEY}/file.ndb"
+NAME = PATH[1:]
+BODY = b"signature\n" * 30
+BIG = os.urandom(300_000)
+STALE: dict[str, Any] = {"Cache-Control": "max-age=0"}
+"""Each request is revalidated then; an old copy may stand in."""
+HIT, MISS, REVALIDATED, STALE_COPY = "hit", "fwd=miss", "fwd=stale; fwd-status=304", "fwd=stale"
+NEGATIVE, ERROR, BYPASS = "hit; detail=negative", "fwd=miss; detail=error", "fwd=bypass"
+
+
+async def read(reply: Reply) -> bytes:
+    """The content of a reply.
+
+    Raises:
+        SourceError: it ends early.
+    """
+    if not isinstance(reply.body, Body):
+        return reply.body
+    source, end = reply.body.source, reply.body.start + reply.body.length
+    content = b""
+    try:
+        while (offset := reply.body.start + len(content)) < end:
+            until = min(await source.wait(offset), end)
+            content += os.pread(source.fileno(), until - offset, offset)
+    finally:
+        source.close()
+    return content
+
+
+@dataclass
+class Bench:
+    """Feeds whose only host is the fake origin."""
+
+    directory: Path
+    origin: Origin
+    notes: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.feeds = self.open()
+
+    def open(self) -> Feeds:
+        sections = {"feeds": {"hosts": ["localhost"]}, "upstream": {"read_timeout": 5}} | self.sections
+        counted: list[tuple[int, int]] = []
+        feeds = Feeds(
+            self.directory / "feeds",
+            Settings(**sections),
+            self.notes.__setitem__,
+            lambda requests, length: counted.append((requests, length)),
+            VIA,
+        )
+        feeds.restore(self.notes)
+        return feeds
+
+    def restart(self, **sections: Any) -> None:
+        self.feeds.stop()
+        self.sections |= sections
+        self.feeds = self.open()
+
+    def url(self, path: str = PATH) -> str:
+        return f"http://localhost:{self.origin.port}{path}"
+
+    async def ask(
+        self, path: str = PATH, method: str = "GET", url: str | None = None, **headers: str
+    ) -> Reply:
+        fields = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
+        return await self.feeds.handle(FeedRequest(url or self.url(path), method, fields))
+
+    async def get(self, path: str = PATH, **headers: str) -> tuple[int, str, bytes]:
+        """Status, the essence of Cache-Status, and the content; the transfer has ended then."""
+        reply = await self.ask(path, **headers)
+        content = await read(reply)
+        await self.settle()
+        return reply.status, reply.headers["Cache-Status"].removeprefix("clamproxy; "), content
+
+    async def settle(self) -> None:
+        """Wait for the ends of all transfers."""
+        await asyncio.gather(*self.feeds._tasks, return_exceptions=True)
+
+    def set_out(self, body: bytes = BODY, name: str = NAME, **headers: str) -> None:
+        """Serve a file; ``cache_control="no-cache"`` becomes a field."""
+        self.origin.heal()
+        self.origin.put(name, body)
+        fields = {key.replace("_", "-"): value for key, value in headers.items()}
+        self.origin.rule(f"/{name}", Fault(headers=fields))
+
+
+@contextmanager
+def open_bench(directory: Path, origin: Origin) -> Iterator[Bench]:
+    """Feeds, and a file that is set out."""
+    bench = Bench(directory, origin)
+    bench.set_out()
+    yield bench
+    bench.feeds.stop()

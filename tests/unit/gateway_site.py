@@ -1,0 +1,54 @@
+"""The application between a fake CDN and a fake DNS server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.settings import Settings
+from clamproxy.messages import Body, Reply, Request
+from clamproxy.service import Service
+from tests.support.dns_server import FakeDns
+from tests.support.forge import forge_keys
+from tests.support.origin import Origin
+from tests.unit.conftest import AGENT, read_all, until
+
+
+class Site:
+    """A gateway with what is around it."""
+
+    def __init__(self, directory: Path, origin: Origin, dns: FakeDns) -> None:
+        self.origin, self.dns = origin, dns
+        self.settings = Settings.model_validate(
+            {
+                "cache": {"directory": directory},
+                "upstream": {"url": origin.url, "read_timeout": "5s"},
+                "versions": {"nameservers": [f"{dns.address}:{dns.port}"]},
+            }
+        )
+        self.service = Service(self.settings, forge_keys().trusted)
+
+    def restart(self) -> None:
+        self.service.stop()
+        self.service = Service(self.settings, forge_keys().trusted)
+
+    async def settle(self) -> None:
+        """Wait until no transfer runs."""
+        await until(lambda: not self.service._transfers._running)
+
+    async def ask(
+        self, path: str, *, method: str = "GET", agent: str = AGENT, **fields: str
+    ) -> tuple[Reply, bytes]:
+        """One request, and its body as a sender reads it."""
+        headers = Headers([("User-Agent", agent)])
+        for name, value in fields.items():
+            headers[name.replace("_", "-")] = value
+        async with asyncio.timeout(30):
+            reply = await self.service.gateway.handle(Request(method, path, headers))
+            if not isinstance(reply.body, Body):
+                return reply, reply.body
+            content = await read_all(reply.body.source)
+            reply.body.source.close()
+        return reply, content[reply.body.start : reply.body.start + reply.body.length]

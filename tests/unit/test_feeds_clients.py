@@ -1,0 +1,205 @@
+"""Requests for files of feeds: conditions, ranges, what is refused, and what is told to nobody."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from werkzeug.datastructures import Headers
+from werkzeug.http import http_date
+
+from clamproxy.feeds import FeedRequest
+from clamproxy.feeds.target import Target
+from clamproxy.messages import Body, Result
+from tests.support import faults
+from tests.support.faults import Fault
+from tests.support.origin import Origin
+from tests.unit.feeds_bench import (
+    BIG,
+    BODY,
+    KEY,
+    NAME,
+    PATH,
+    REVALIDATED,
+    VIA,
+    Bench,
+    open_bench,
+    read,
+)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, origin: Origin) -> Iterator[Bench]:
+    with open_bench(tmp_path, origin) as bench:
+        yield bench
+
+
+# Clients' conditions
+
+
+async def test_a_client_that_got_the_copy_here_is_told_that_it_is_right(bench: Bench) -> None:
+    await bench.get()
+    assert (await bench.ask(If_Modified_Since=http_date(time.time() + 1))).status == 304
+    modified = (await bench.ask()).headers["Last-Modified"]
+    assert (await bench.ask(If_Modified_Since=modified)).status == 304
+    etag = (await bench.ask()).headers["ETag"]
+    reply = await bench.ask(If_None_Match=etag)
+    assert (reply.status, reply.body, "Content-Length" in reply.headers) == (304, b"", False)
+    assert reply.headers["ETag"] == etag
+
+
+async def test_a_client_that_got_an_older_copy_here_gets_the_new_one(bench: Bench) -> None:
+    """Its file is younger than the feed's new version, but older than ours of that."""
+    bench.origin.put(NAME, b"old", http_date(time.time() - 7200))
+    bench.origin.rule(PATH, Fault(headers={"Cache-Control": "max-age=0"}))
+    await bench.get()
+    wrote_at = time.time() - 60
+    entry = next(iter(bench.feeds._store._entries.values()))
+    assert entry.is_not_newer(entry.obtained_at + 60)
+    bench.origin.put(NAME, b"new", http_date(wrote_at - 60))
+    reply = await bench.ask(If_Modified_Since=http_date(wrote_at))
+    assert (reply.status, await read(reply)) == (200, b"new")
+    assert "Last-Modified" not in reply.headers  # libcurl would make a 304 of it
+    await bench.settle()
+    reply = await bench.ask(If_Modified_Since=http_date(wrote_at))
+    assert (reply.status, reply.headers["Cache-Status"]) == (200, f"clamproxy; {REVALIDATED}")
+    assert "Last-Modified" not in reply.headers
+    reply = await bench.ask(If_Modified_Since=http_date(wrote_at - 120))
+    assert (reply.status, "Last-Modified" in reply.headers) == (200, True)
+
+
+async def test_ranges(bench: Bench) -> None:
+    assert (await bench.get(Range="bytes=0-8"))[2] == b"signature"
+    reply = await bench.ask(Range="bytes=10-18")
+    assert (reply.status, reply.body) == (206, b"signature")
+    assert reply.headers["Content-Range"] == f"bytes 10-18/{len(BODY)}"
+    assert (await bench.ask(Range="bytes=9999-")).status == 416
+
+
+async def test_a_weak_tag_says_nothing_about_bytes(bench: Bench) -> None:
+    bench.set_out(ETag='W/"a"')
+    await bench.get()
+    assert (await bench.ask(If_None_Match='W/"a"')).status == 304
+    assert (await bench.ask(Range="bytes=0-1", If_Range='"a"')).status == 200
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_head(bench: Bench, size: int) -> None:
+    bench.set_out(BIG[:size])
+    for _ in range(2):
+        reply = await bench.ask(method="HEAD")
+        assert (reply.status, reply.body) == (200, b"")
+        assert reply.headers["Content-Length"] == str(size)
+        await bench.settle()
+    assert bench.origin.count(PATH) == 1
+
+
+async def test_large_bodies_come_from_the_disk(bench: Bench) -> None:
+    bench.set_out(BIG)
+    await bench.get()
+    reply = await bench.ask()
+    assert isinstance(reply.body, Body)
+    assert await read(reply) == BIG
+    reply.body.source.close()
+
+
+# Refused requests
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "headers", "status"),
+    [
+        ("POST", None, {}, 405),
+        ("CONNECT", None, {}, 405),
+        ("GET", None, {"Via": VIA}, 502),
+        ("GET", None, {"Via": "x" * 2000}, 502),
+        ("GET", "ftp://localhost/x", {}, 502),
+        ("GET", "http://localhost:99999/x", {}, 502),
+        ("GET", "http://[::1/x", {}, 502),
+        ("GET", "http:///x", {}, 502),
+        ("GET", "http://localhost/a b", {}, 502),
+        ("GET", "http://localhost/\u00e4", {}, 502),
+        ("GET", "nonsense", {}, 502),
+    ],
+)
+async def test_what_is_no_request_for_a_feed(
+    bench: Bench, method: str, url: str | None, headers: dict[str, str], status: int
+) -> None:
+    reply = await bench.ask(method=method, url=url, **headers)
+    assert (reply.status, reply.result) == (status, Result.REFUSED)
+    assert bench.origin.trace == ""
+
+
+async def test_what_goes_wrong_inside_is_503(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(f"about {bench.url()}")
+
+    monkeypatch.setattr(bench.feeds._store, "get", fail)
+    reply = await bench.ask()
+    assert (reply.status, reply.result, KEY.encode() in await read(reply)) == (503, Result.ERROR, False)
+    assert "RuntimeError" in caplog.text
+    assert KEY not in caplog.text
+
+
+# Secrets
+
+
+async def test_keys_of_subscribers_are_nowhere(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    told: list[str] = []
+    plain, query = bench.url(), bench.url(f"/list?key={KEY}")
+    password = plain.replace("//", f"//user:{KEY}@")
+    for fault in (
+        Fault(),
+        faults.status(403),
+        faults.status(500),
+        faults.redirect(f"/x/{KEY}"),
+        Fault(status=304),
+    ):
+        bench.origin.heal()
+        bench.origin.rule("*", fault)
+        for url in (plain, query, password, f"http://localhost:1/{KEY}", f"http://[/{KEY}"):
+            reply = await bench.ask(url=url, Cache_Control="no-cache")
+            told += [str(reply.headers), repr(reply), "" if reply.status == 200 else str(await read(reply))]
+            await bench.settle()
+    bench.origin.refuse()
+    told += [str(await bench.ask(url=query)), str(bench.feeds.figures()), str(bench.notes), caplog.text]
+    told += [repr(FeedRequest(query, "GET", Headers())), repr(Target.parse(password))]
+    for path in (bench.directory / "feeds").iterdir():
+        told += [path.name, path.read_text("latin-1") if path.suffix == ".json" else ""]
+    assert "does not deliver" in caplog.text
+    assert KEY not in "\n".join(told)
+
+
+async def test_a_server_that_has_no_https_is_still_asked_by_http(bench: Bench) -> None:
+    """Clients choose the scheme: one must not hold back the feed for the others."""
+    place = f"localhost:{bench.origin.port}"
+    assert (await bench.ask(url=f"https://{place}{PATH}")).status == 503
+    await bench.settle()
+    assert bench.feeds.figures()["hosts"][0]["cooldown_until"] is not None
+    assert (await bench.get())[0] == 200
+
+
+@pytest.mark.parametrize("rest", ["@127.0.0.1:{port}/x", ".example/x"])
+async def test_a_path_that_names_another_host(bench: Bench, rest: str) -> None:
+    reply = await bench.ask(url="http://localhost" + rest.format(port=bench.origin.port))
+    assert (reply.status, reply.result) == (502, Result.REFUSED)
+    assert bench.origin.requests() == []
+
+
+async def test_what_is_under_way_is_told(bench: Bench) -> None:
+    """A reload waits for that: clients read along."""
+    bench.set_out(BIG)
+    bench.origin.rule(PATH, faults.stall(200_000))
+    reply = await bench.ask()
+    assert bench.feeds.under_way()
+    assert isinstance(reply.body, Body)
+    reply.body.source.close()
+    bench.feeds.stop()
+    await bench.settle()
+    assert not bench.feeds.under_way()

@@ -1,0 +1,294 @@
+"""Configurations that are wrong: the one line that says what, whatever it is."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from clamproxy.config.loading import ConfigurationError, load_settings
+from clamproxy.config.settings import Settings
+from tests.unit.conftest import Write
+
+SECTIONS = "cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
+SIZE = "expected a size such as 4GiB, at least 1 MiB"
+COUNT = "expected a whole number, at least 0"
+SWITCH = "expected true or false"
+TIMEOUT = "expected a duration such as 10s, more than 0 and at most 1h"
+URL = "expected an http:// or https:// URL without credentials, query and fragment"
+PROXY = "expected an http:// or https:// URL such as http://user:password@proxy:3128, or null"
+DATABASE = "expected a name of the letters a to z such as daily"
+
+
+def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(path, environ or {})
+    line = str(caught.value)
+    assert line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("cache: {size_limit: lots}", f"cache.size_limit is 'lots'; {SIZE}"),
+        ("cache: {size_limit: 64k}", f"cache.size_limit is '64k'; {SIZE}"),
+        ("cache: {size_limit: true}", f"cache.size_limit is true; {SIZE}"),
+        ("cache: {size_limit:}", f"cache.size_limit is null; {SIZE}"),
+        ("cache: {keep_cdiffs: true}", f"cache.keep_cdiffs is true; {COUNT}"),
+        ("cache: {keep_cdiffs: '5'}", f"cache.keep_cdiffs is '5'; {COUNT}"),
+        ("cache: {keep_cdiffs: 1.0}", f"cache.keep_cdiffs is 1.0; {COUNT}"),
+        ("cache: {keep_cdiffs: -1}", f"cache.keep_cdiffs is -1; {COUNT}"),
+        ("cache: {directory: 5}", "cache.directory is 5; expected the path of a directory"),
+        ("cache: {directory: ''}", "cache.directory is ''; expected the path of a directory"),
+        ("upstream: {url: 'ftp://a'}", f"upstream.url is 'ftp://a'; {URL}"),
+        ("upstream: {url: 'http://me:pw@a'}", f"upstream.url is 'http://***@a'; {URL}"),
+        ("upstream: {proxy: 'proxy:3128'}", f"upstream.proxy is 'proxy:3128'; {PROXY}"),
+        ("upstream: {proxy: 'ftp://me:pw@a'}", f"upstream.proxy is 'ftp://***@a'; {PROXY}"),
+        ("upstream: {proxy: 'http://me:p/@w@a'}", f"upstream.proxy is 'http://***@a'; {PROXY}"),
+        ("upstream: {proxy: 'http://me:pw'}", f"upstream.proxy is '***'; {PROXY}"),
+        ("upstream: {proxy: {user: me}}", f"upstream.proxy is a mapping; {PROXY}"),
+        (
+            "upstream: {ca_bundle: /no/such.pem}",
+            "upstream.ca_bundle is '/no/such.pem'; expected a readable file of PEM certificates, or null",
+        ),
+        ("upstream: {connect_timeout: 0}", f"upstream.connect_timeout is 0; {TIMEOUT}"),
+        ("upstream: {read_timeout: 2h}", f"upstream.read_timeout is '2h'; {TIMEOUT}"),
+        ("upstream: {read_timeout: .inf}", f"upstream.read_timeout is inf; {TIMEOUT}"),
+        (
+            'upstream: {user_agent: "a\\nb"}',
+            "upstream.user_agent is 'a\\nb'; "
+            "expected a text such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null",
+        ),
+        ("upstream: {offline: 'yes'}", f"upstream.offline is 'yes'; {SWITCH}"),
+        ("versions: {dns: 1}", f"versions.dns is 1; {SWITCH}"),
+        (
+            "versions: {doh: 192.0.2.1}",
+            "versions.doh is '192.0.2.1'; "
+            "expected the URL of a DNS-over-HTTPS server such as https://192.0.2.1/dns-query, or null",
+        ),
+        ("versions: {dns: 'yes'}", f"versions.dns is 'yes'; {SWITCH}"),
+        ("versions: {domain: a b}", "versions.domain is 'a b'; expected a host name"),
+        (
+            "versions: {nameservers: 192.0.2.1}",
+            "versions.nameservers is '192.0.2.1'; "
+            'expected a list of IP addresses such as [192.0.2.1, "[2001:db8::1]:53"]',
+        ),
+        (
+            "versions: {nameservers: [192.0.2.1, dns]}",
+            "versions.nameservers[1] is 'dns'; "
+            'expected an IP address with or without a port such as 192.0.2.1 or "[::1]:53"',
+        ),
+        (
+            "serving: {hosts: []}",
+            "serving.hosts is an empty list; "
+            "expected a list of one or more host names such as [database.clamav.net]",
+        ),
+        ("serving: {databases: [main, Daily]}", f"serving.databases[1] is 'Daily'; {DATABASE}"),
+        (
+            "serving: {clients: [10.0.0.0/99]}",
+            "serving.clients[0] is '10.0.0.0/99'; "
+            'expected a network such as 10.0.0.0/8 or "fd00::/8" (IPv6 in quotes)',
+        ),
+        (
+            "serving: {pass_through: ['*']}",
+            "serving.pass_through[0] is '*'; "
+            'expected a host name such as www.example.com or "*.example.com" (in quotes)',
+        ),
+        ("serving: {prefetch: some}", "serving.prefetch is 'some'; expected cdiffs, all or none"),
+        ("serving: {other_names: drop}", "serving.other_names is 'drop'; expected refuse or forward"),
+        (
+            "delta: {max_share: 101%}",
+            "delta.max_share is '101%'; expected a share such as 10% or 0.1, at most 100%",
+        ),
+        ("delta: {max_patches: 0}", "delta.max_patches is 0; expected a whole number, at least 1"),
+        ("delta: {enabled: 0}", f"delta.enabled is 0; {SWITCH}"),
+    ],
+)
+def test_impossible_values(write: Write, text: str, line: str) -> None:
+    path = write(text)
+    assert error_line(path) == f"{path}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("cache: {sizelimit: 1}", "unknown key cache.sizelimit; did you mean cache.size_limit?"),
+        ("upstream: {refresh: 1}", "unknown key upstream.refresh; did you mean versions.refresh?"),
+        ("chache: {}", "unknown section chache; did you mean cache?"),
+        ("keep_cdiffs: 1", "unknown section keep_cdiffs; did you mean cache.keep_cdiffs?"),
+        ("foo:", f"unknown section foo; expected {SECTIONS}"),
+        ("cache: {1: 1}", "unknown key cache.1; expected directory, size_limit, keep_cdiffs"),
+        (
+            "'http://me:pw@a': 1",
+            f"unknown section http://***@a; expected {SECTIONS}",
+        ),
+        ("cache: 5", "cache is 5; expected a section: lines of key: value"),
+        ("cache: [size_limit]", "cache is a list; expected a section: lines of key: value"),
+        ("- cache", "the file is a list; expected sections such as cache:"),
+        ("cache", "the file is 'cache'; expected sections such as cache:"),
+        ("false", "the file is false; expected sections such as cache:"),
+    ],
+)
+def test_a_wrong_structure(write: Write, text: str, line: str) -> None:
+    path = write(text)
+    assert error_line(path) == f"{path}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("cache:\n  a: b: c\n", "line 2, column 7", "mapping values are not allowed here"),
+        ("cache: [\n", "line 2, column 1", "while parsing a flow node"),
+        ("cache:\n\tdirectory: x\n", "line 2, column 1", "cannot start any token"),
+        ("cache:\n  directory: a\n  directory: b\n", "line 3, column 3", "the key directory is there twice"),
+        ("cache: {}\ncache: {}\n", "line 2, column 1", "the key cache is there twice"),
+        ("cache: {}\n---\ncache: {}\n", "line 2, column 1", "expected a single document"),
+        ("cache: *other", "line 1, column 8", "undefined alias"),
+        ("cache: !!python/object:os.system {}", "line 1, column 8", "could not determine a constructor"),
+        ("a: 1\nb: \x00", "line 2, column 4", "a character that YAML does not allow"),
+        ("a: 2024-13-45", "line 1, column 4", "an impossible number or date"),
+        ("a: !!timestamp x", "line 1, column 4", "an impossible number or date"),
+        ("a: 0x1" + "0" * 5000, "line 1, column 4", "an impossible number or date"),
+        ('a: "\\UFFFFFFFF"', "line 1, column 7", "an impossible number"),
+    ],
+)
+def test_no_yaml(write: Write, text: str, place: str, problem: str) -> None:
+    path = write(text)
+    line = error_line(path)
+    assert line.startswith(f"{path}: {place}: not valid YAML: ")
+    assert problem in line
+
+
+def test_yaml_that_is_nested_too_deeply(write: Write) -> None:
+    assert error_line(write("[" * 10_000)).endswith("nested too deeply")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert error_line(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+    missing, latin = tmp_path / "missing.yaml", tmp_path / "latin.yaml"
+    assert error_line(missing) == f"{missing}: cannot be read: No such file or directory"
+    latin.write_bytes(b"# \xe4\n")
+    assert error_line(latin) == f"{latin}: byte 3 is not UTF-8 text"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "line"),
+    [
+        ("CACHE__SIZE_LIMIT", "lots", f": cache.size_limit is 'lots'; {SIZE}"),
+        ("SERVING__DATABASES", "[a, 5]", f": serving.databases[1] is 5; {DATABASE}"),
+        ("UPSTREAM__PROXY", "ftp://me:pw@a", f": upstream.proxy is 'ftp://***@a'; {PROXY}"),
+        (
+            "UPSTREAM__URL",
+            "a: b: c",
+            ": line 1, column 5: not valid YAML: mapping values are not allowed here",
+        ),
+        ("CACHE__SIZE", "1", " names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
+        ("cache__size_limit", "1GiB", " names no setting"),
+        ("ZZ__", "", " names no setting"),
+    ],
+)
+def test_a_wrong_environment(write: Write, variable: str, text: str, line: str) -> None:
+    for path in (None, write("cache: {size_limit: 1GiB}")):
+        got = error_line(path, {f"CLAMPROXY_{variable}": text})
+        assert got.startswith(f"environment variable CLAMPROXY_{variable}{line}")
+
+
+def test_the_file_is_blamed_for_what_it_says(write: Write) -> None:
+    path = write("cache: 5")
+    line = error_line(path, {"CLAMPROXY_CACHE__SIZE_LIMIT": "1GiB"})
+    assert line == f"{path}: cache is 5; expected a section: lines of key: value"
+
+
+def test_long_values_are_shortened(write: Write) -> None:
+    line = error_line(write(f"upstream: {{url: {'x' * 5000}}}"))
+    assert f"upstream.url is '{'x' * 76}...;" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upstream: {proxy: 'ftp://me:hunter2@a'}",
+        "upstream: {proxy: 'http://me:hunter2'}",
+        "upstream: {proxy: ['http://me:hunter2@a']}",
+        "upstream: {proxy: {password: hunter2}}",
+        "upstream: {url: 'http://me:hunter2@a'}",
+        "upstream: {proxi: 'http://me:hunter2@a'}",
+        "upstream: 'http://me:hunter2@a'",
+        "upstream: {proxy: http://me:hunter2@a, read_timeout: x}",
+        "upstream:\n  proxy:http://me:hunter2@a\n",
+        f"upstream: {{proxy: 'http://me:{'x' * 100}hunter2@a?'}}",
+    ],
+)
+def test_passwords_are_never_shown(write: Write, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(text), {})
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+# Anything at all
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner))
+KEYS = {name: list(section) for name, section in Settings().model_dump().items()}
+CONFIGURATIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)) | VALUES
+        for name, keys in KEYS.items()
+    },
+)
+YAML_TEXT = (
+    st.text() | st.text(":-[]{}!&*|>'\"%@#?,\\<.~=0x1_ \n\tacheU") | st.builds(yaml.dump, CONFIGURATIONS)
+)
+VARIABLES = st.sampled_from(
+    [f"CLAMPROXY_{name}__{key}".upper() for name, keys in KEYS.items() for key in keys]
+)
+
+
+def load_anything(path: Path | None, environ: dict[str, str]) -> None:
+    line = ""
+    try:
+        load_settings(path, environ)
+    except ConfigurationError as error:
+        line = str(error)
+    assert line.isprintable()
+
+
+ANYTHING = settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@ANYTHING
+@given(YAML_TEXT)
+@example("&a {cache: *a}")
+@example("? [1]\n: 2")
+@example("<<: 1")
+@example("cache: {<<: {keep_cdiffs: 1}}")
+@example("cache: !!set {a}")
+@example("serving: {hosts: !!set {a, 5}}")
+@example('a: !!int ""')
+@example("a: !!bool x")
+@example('cache: {directory: "\\uD800"}')
+@example('upstream: {ca_bundle: "\\uD800"}')
+@example('upstream: {url: "http://[\\uD800"}')
+@example("upstream: {url: 'http://[::1]x'}")
+def test_any_file_gives_settings_or_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "proxy.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    load_anything(path, {})
+
+
+@ANYTHING
+@given(st.dictionaries(VARIABLES | st.text().map("CLAMPROXY_{}__".format) | st.text(), YAML_TEXT, max_size=3))
+@example({"CLAMPROXY_CACHE__DIRECTORY": "\udcff"})
+@example({"CLAMPROXY_\udcff__": ""})
+def test_any_environment_gives_settings_or_one_line(environ: dict[str, str]) -> None:
+    load_anything(None, environ)
