@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clamproxy.origin.cooldown import BACKOFFS, LONGEST_RETRY_AFTER, Cooldown, Failure
+from clamproxy.origin.cooldown import Cooldown, Failure
 
 _OF_HOST = frozenset({Failure.RATE_LIMITED, Failure.UNREACHABLE})
 _PREFIX = "cooldown/"
@@ -36,22 +36,19 @@ class FeedCooldowns:
 
     def restore(self, notes: Mapping[str, Any]) -> None:
         """Take over what an earlier process saved; what can't be read is dropped."""
-        latest = self._clock() + LONGEST_RETRY_AFTER
+        now = self._clock()
         for note, value in notes.items():
             if value is None or not note.startswith(_PREFIX):
                 continue
             try:
-                cooldown = Cooldown(
-                    min(float(value["until"]), latest),
-                    int(value["failures"]),
-                    Failure(value["failure"]),
-                    str(value["reason"]),
-                )
-                if _is_over(cooldown, self._clock()):
-                    raise ValueError("nothing to remember")
-                self._active[note.removeprefix(_PREFIX)] = cooldown
-            except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+                cooldown = Cooldown.parse(value, now)
+            except ValueError:
                 self._save(note, None)
+                continue
+            if cooldown.is_forgiven_at < now:
+                self._save(note, None)
+            else:
+                self._active[note.removeprefix(_PREFIX)] = cooldown
 
     def check(self, server: str, key: str) -> Cooldown | None:
         """What forbids asking now, or None.
@@ -69,16 +66,12 @@ class FeedCooldowns:
     ) -> float:
         """Note a failure; returns the seconds until the next try."""
         name = server if failure in _OF_HOST else key
-        previous = self._active.get(name)
-        failures = previous.failures + 1 if previous and previous.failure is failure else 1
-        delay = BACKOFFS[failure].delay(failures)
-        if retry_after is not None and retry_after > 0:
-            delay = min(retry_after, LONGEST_RETRY_AFTER)
-        cooldown = Cooldown(self._clock() + delay, failures, failure, reason)
+        now = self._clock()
+        cooldown = Cooldown.after(self._active.get(name), failure, reason, retry_after, now)
         self._make_room()
         self._active[name] = cooldown
         self._save(_PREFIX + name, asdict(cooldown))
-        return delay
+        return cooldown.until - now
 
     def succeeded(self, server: str, key: str) -> None:
         """The feed has answered: nothing is held back."""
@@ -94,7 +87,7 @@ class FeedCooldowns:
         if len(self._active) < MOST:
             return
         now = self._clock()
-        for name in [name for name, cooldown in self._active.items() if _is_over(cooldown, now)]:
+        for name in [name for name, cooldown in self._active.items() if cooldown.is_forgiven_at < now]:
             self._forget(name)
         while len(self._active) >= MOST:
             self._forget(min(self._active, key=lambda name: self._active[name].until))
@@ -102,8 +95,3 @@ class FeedCooldowns:
     def _forget(self, name: str) -> None:
         if self._active.pop(name, None) is not None:
             self._save(_PREFIX + name, None)
-
-
-def _is_over(cooldown: Cooldown, now: float) -> bool:
-    """Whether it ended so long ago that the next failure is a first one again."""
-    return cooldown.until + BACKOFFS[cooldown.failure].longest < now

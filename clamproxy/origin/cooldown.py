@@ -81,6 +81,57 @@ class Cooldown:
     noted_at: float = 0.0
     """Unix seconds."""
 
+    @classmethod
+    def after(
+        cls,
+        previous: Cooldown | None,
+        failure: Failure,
+        reason: str,
+        retry_after: float | None,
+        now: float,
+    ) -> Cooldown:
+        """The cool-down that a failure brings: as long as the origin demands, else longer each time.
+
+        Args:
+            previous: what was noted last for the same thing.
+            failure: what happened.
+            reason: one line for logs and statistics.
+            retry_after: seconds, as the origin demanded.
+            now: Unix seconds.
+        """
+        failures = previous.failures + 1 if previous and previous.failure is failure else 1
+        delay = BACKOFFS[failure].delay(failures)
+        if retry_after is not None and retry_after > 0:
+            delay = min(retry_after, LONGEST_RETRY_AFTER)
+        return cls(now + delay, failures, failure, reason, now)
+
+    @classmethod
+    def parse(cls, saved: Any, now: float) -> Cooldown:
+        """Read one that was saved as JSON.
+
+        Args:
+            saved: whatever is there.
+            now: Unix seconds; none lasts longer from then on than the origin can demand.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return cls(
+                min(float(saved["until"]), now + LONGEST_RETRY_AFTER),
+                int(saved["failures"]),
+                Failure(saved["failure"]),
+                str(saved["reason"]),
+                float(saved.get("noted_at", 0.0)),
+            )
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise ValueError("no cool-down") from error
+
+    @property
+    def is_forgiven_at(self) -> float:
+        """When it ended so long ago that the next failure is a first one again, Unix seconds."""
+        return self.until + BACKOFFS[self.failure].longest
+
 
 class Cooldowns:
     """All cool-downs in force. Event loop only."""
@@ -102,14 +153,8 @@ class Cooldowns:
         """Take over what an earlier process saved; entries that don't parse are dropped."""
         for key, value in saved.items():
             try:
-                self._active[key] = Cooldown(
-                    min(float(value["until"]), self._clock() + LONGEST_RETRY_AFTER),
-                    int(value["failures"]),
-                    Failure(value["failure"]),
-                    str(value["reason"]),
-                    float(value.get("noted_at", 0.0)),
-                )
-            except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+                self._active[key] = Cooldown.parse(value, self._clock())
+            except ValueError:
                 self._save(key, None)
 
     def check(self, path: str, agent: str) -> Cooldown | None:
@@ -140,13 +185,7 @@ class Cooldowns:
         """
         self._forget_old()
         key = {Failure.FORBIDDEN: _agent_key(agent), Failure.UNREACHABLE: ORIGIN}.get(failure, path)
-        previous = self._active.get(key)
-        failures = previous.failures + 1 if previous and previous.failure is failure else 1
-        delay = BACKOFFS[failure].delay(failures)
-        if retry_after is not None and retry_after > 0:
-            delay = min(retry_after, LONGEST_RETRY_AFTER)
-        now = self._clock()
-        cooldown = Cooldown(now + delay, failures, failure, reason, now)
+        cooldown = Cooldown.after(self._active.get(key), failure, reason, retry_after, self._clock())
         self._active[key] = cooldown
         self._save(key, asdict(cooldown))
         return cooldown
@@ -203,7 +242,7 @@ class Cooldowns:
         """Clients choose the keys (versions, files): what ended long ago must not pile up."""
         now = self._clock()
         for key, cooldown in list(self._active.items()):
-            if cooldown.until + BACKOFFS[cooldown.failure].longest < now:
+            if cooldown.is_forgiven_at < now:
                 del self._active[key]
                 self._save(key, None)
 
