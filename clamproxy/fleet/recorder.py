@@ -24,7 +24,7 @@ from clamproxy.threads import Writer
 
 logger = logging.getLogger(__name__)
 
-FLUSH_DELAY = 2.0
+FLUSH_DELAY = 0.5
 """Seconds from a visit until it is in the table."""
 MOST_PENDING = 10_000
 """Visits that wait to be written; while the disk takes none, the oldest are forgotten."""
