@@ -199,7 +199,7 @@ class Service:
         self._transfers.stop()
         self._origin.stop()
         self.stats.flush()
-        self.fleet.close()
+        self.fleet.flush()
         self.writer.submit(self.store.disconnect)
         self.writer.close()
         self.store.close()

@@ -27,14 +27,10 @@ class Supervisor:
             environ: the environment, as the service manager has set it.
         """
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
-        self._interval = _interval(environ) if self._address is not None else None
+        self.watchdog_interval = _interval(environ) if self._address is not None else None
+        """Seconds between two signs of life, None if nobody waits for them."""
         self._task: asyncio.Task[None] | None = None
         self._failed = False
-
-    @property
-    def watchdog_interval(self) -> float | None:
-        """Seconds between two signs of life, None if nobody waits for them."""
-        return self._interval
 
     def ready(self, status: str = "") -> None:
         """The process does its work, for the first time or with what it has read anew.
@@ -55,15 +51,11 @@ class Supervisor:
         """The process is about to end."""
         self._tell("STOPPING=1", status)
 
-    def status(self, status: str) -> None:
-        """A line for ``systemctl status``."""
-        self._tell("", status)
-
     def start(self) -> None:
         """Give signs of life from the running event loop, until `stop`. A loop that hangs gives none."""
-        if self._interval is not None and self._task is None:
+        if self.watchdog_interval is not None and self._task is None:
             self._task = asyncio.get_running_loop().create_task(
-                self._give_signs(self._interval), name="watchdog of the service manager"
+                self._give_signs(self.watchdog_interval), name="watchdog of the service manager"
             )
 
     def stop(self) -> None:
@@ -81,7 +73,7 @@ class Supervisor:
         """Send one datagram; a service manager that doesn't listen is no reason to fail."""
         if self._address is None:
             return
-        lines = [state] if state else []
+        lines = [state]
         if status:
             lines.append(f"STATUS={' '.join(status.split())}")
         try:

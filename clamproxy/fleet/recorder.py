@@ -98,10 +98,6 @@ class Fleet:
         if visits or releases:
             self._writer.submit(lambda: self._write(visits, releases))
 
-    def close(self) -> None:
-        """Hand over the rest; the writer finishes it when it is closed."""
-        self.flush()
-
     def _flush_soon(self) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)

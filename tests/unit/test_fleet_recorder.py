@@ -50,7 +50,7 @@ async def test_it_is_written_by_itself(bench: Bench, monkeypatch: pytest.MonkeyP
 async def test_the_rest_is_written_at_the_end(bench: Bench) -> None:
     fleet = bench.make()
     fleet.see(bench.visit())
-    fleet.close()
+    fleet.flush()
     bench.writer.close()
     assert bench.versions() == {uuid(1): 6}
 
@@ -116,7 +116,7 @@ async def test_switched_off(bench: Bench) -> None:
     fleet = bench.make()
     fleet.see(bench.visit())
     fleet.note_advertised("daily", 6)
-    fleet.close()
+    fleet.flush()
     await bench.writer.run(lambda: None)
     assert list(bench.directory.iterdir()) == []
     assert bench.machines() == []

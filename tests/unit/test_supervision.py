@@ -59,8 +59,6 @@ def test_life_of_a_service(manager: Manager) -> None:
     supervisor = Supervisor(manager.environ)
     supervisor.ready("Serving on port 8080")
     assert manager.heard() == ["READY=1", "STATUS=Serving on port 8080"]
-    supervisor.status("2 transfers")
-    assert manager.heard() == ["STATUS=2 transfers"]
     supervisor.stopping()
     assert manager.heard() == ["STOPPING=1", "STATUS=Stopping"]
     assert manager.heard() is None
@@ -78,8 +76,8 @@ def test_reloading_tells_the_time(manager: Manager) -> None:
 
 def test_status_is_one_line(manager: Manager) -> None:
     """What comes from elsewhere can't tell the manager more than a status."""
-    Supervisor(manager.environ).status("a\nMAINPID=1\r\n b")
-    assert manager.heard() == ["STATUS=a MAINPID=1 b"]
+    Supervisor(manager.environ).ready("a\nMAINPID=1\r\n b")
+    assert manager.heard() == ["READY=1", "STATUS=a MAINPID=1 b"]
 
 
 async def test_watchdog(manager: Manager) -> None:
@@ -151,5 +149,5 @@ def test_a_manager_that_does_not_read_holds_nothing_up(manager: Manager) -> None
     """Its queue is full: messages are dropped, nobody waits."""
     supervisor = Supervisor(manager.environ)
     for _ in range(2000):
-        supervisor.status("x" * 100)
+        supervisor.ready("x" * 100)
     assert manager.heard() is not None
