@@ -195,7 +195,8 @@ def test_oversized_body_does_not_fill_the_disk(site: Site, with_length: bool) ->
     site.origin.put("test-6.cvd.sign", signed("test-6.cvd.sign") + b"#" * 8 * MEBIBYTE)
     site.origin.rule("/test-6.cvd.sign", faults.Fault(length=with_length))
     assert site.gateway.ask("/test-6.cvd.sign").status == 503
-    files = [path for path in site.gateway.cache.rglob("*") if path.is_file()]
+    # The helper files of the fleet's database come and go.
+    files = [path for path in site.gateway.cache.rglob("*") if path.is_file() and "sqlite" not in path.name]
     assert sum(path.stat().st_size for path in files) < MEBIBYTE
     assert cooldowns(site)["/test-6.cvd.sign"]["failure"] == "bad content"
 

@@ -69,11 +69,11 @@ def refusal(gateway: Gateway, file: Path, *options: str) -> str:
 
 
 def snapshot(cache: Path) -> Snapshot:
-    """All files of a cache but locks and the database of the index, which changes when it is opened.
+    """All files of a cache but locks and databases, which change when they are opened.
 
     What a bundle has been unpacked to is no part of the cache yet.
     """
-    left_out = ("staging", "cache.db")
+    left_out = ("staging", "cache.db", "fleet.sqlite")
     return {
         str(path.relative_to(cache)): path.read_bytes()
         for path in sorted(cache.rglob("*"))
@@ -83,7 +83,7 @@ def snapshot(cache: Path) -> Snapshot:
 
 def objects(cache: Path) -> set[bytes]:
     """The contents of all files."""
-    return {path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    return {path.read_bytes() for path in cache.rglob("*") if path.is_file() and "sqlite" not in path.name}
 
 
 def members_of(bundle: Path) -> Members:
