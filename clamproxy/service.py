@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
 from clamproxy.setup.client_config import DEFAULT_PORT, Mode, client_config, own_name
 from clamproxy.stats import Stats
 from clamproxy.threads import Writer
+from clamproxy.waiting import wait_while
 from clamproxy.web.listener import Listener
 from clamproxy.web.site import StatusSite
 from clamproxy.web.sources import Place, Sources
@@ -172,12 +173,9 @@ class Service:
 
     async def idle(self, limit: float) -> None:
         """Wait until nothing is under way any more, or for so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit):
-                while (  # noqa: ASYNC110  (more than one thing)
-                    self.requests or self._transfers.under_way() or self.feeds.under_way()
-                ):
-                    await asyncio.sleep(LOOK_EVERY)
+        await wait_while(
+            lambda: self.requests or self._transfers.under_way() or self.feeds.under_way(), limit, LOOK_EVERY
+        )
 
     async def flush(self) -> None:
         """See that all that has been noted is on the disk."""

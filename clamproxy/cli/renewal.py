@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
 
 from clamproxy.cli.common import fail, shown_trouble
 from clamproxy.cli.progress import shown_downloads
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import STANDARD_DATABASES, ObjectId
+
+if TYPE_CHECKING:
+    from clamproxy.service import Service
 
 NOT_DELIVERED = 2
 """Exit code: the origin didn't deliver everything."""
@@ -31,10 +35,7 @@ def fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, st
     Returns:
         Of the databases that the origin doesn't deliver all of, why not.
     """
-    try:
-        return asyncio.run(_fetch_releases(settings, databases))
-    except OSError as error:
-        fail(shown_trouble(settings.cache.directory, error))
+    return _for_each(settings, databases, lambda service, database: service.renew(database))
 
 
 def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
@@ -50,38 +51,33 @@ def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, s
     Returns:
         Why some of them can't be had now, a line for each.
     """
+    return _for_each(settings, objects, lambda service, object_id: service.refetch(object_id))
+
+
+def _for_each[T](
+    settings: Settings, things: Iterable[T], fetch: Callable[[Service, T], Awaitable[None]]
+) -> dict[T, str]:
+    """Fetch things one by one, with progress bars; returns why some can't be had."""
     try:
-        return asyncio.run(_refetch(settings, objects))
+        return asyncio.run(_fetch_each(settings, things, fetch))
     except OSError as error:
         fail(shown_trouble(settings.cache.directory, error))
 
 
-async def _fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, str]:
+async def _fetch_each[T](
+    settings: Settings, things: Iterable[T], fetch: Callable[[Service, T], Awaitable[None]]
+) -> dict[T, str]:
     # The parts that talk to the origin take a while to import: not for the other commands.
     from clamproxy.origin.transfers import ORIGIN_TROUBLE
     from clamproxy.service import open_service
 
     failures = {}
     async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
-        for database in databases:
+        for thing in things:
             try:
-                await service.renew(database)
+                await fetch(service, thing)
             except ORIGIN_TROUBLE as error:
-                failures[database] = _in_words(error)
-    return failures
-
-
-async def _refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
-    from clamproxy.origin.transfers import ORIGIN_TROUBLE
-    from clamproxy.service import open_service
-
-    failures = {}
-    async with open_service(settings, CLAMAV_KEYS) as service, shown_downloads(service.under_way):
-        for object_id in objects:
-            try:
-                await service.refetch(object_id)
-            except ORIGIN_TROUBLE as error:
-                failures[object_id] = _in_words(error)
+                failures[thing] = _in_words(error)
     return failures
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -16,6 +15,7 @@ from clamproxy.access.users import Users
 from clamproxy.config.settings import Settings
 from clamproxy.proxy.names import Names
 from clamproxy.service import Service
+from clamproxy.waiting import wait_while
 from clamproxy.web.site import PATHS
 
 LOOK_EVERY = 0.1
@@ -77,10 +77,7 @@ class Site:
 
     async def answered(self, limit: float) -> None:
         """Wait until all requests are answered, or for so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit):
-                while self.bodies or (self.service and self.service.requests):  # noqa: ASYNC110  (two things)
-                    await asyncio.sleep(LOOK_EVERY)
+        await wait_while(lambda: self.bodies or (self.service and self.service.requests), limit, LOOK_EVERY)
 
     @property
     def settings(self) -> Settings | None:

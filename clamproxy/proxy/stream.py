@@ -33,6 +33,7 @@ from OpenSSL import SSL
 
 from clamproxy.messages import Body, SourceError
 from clamproxy.proxy.heads import HeadLimits, LimitedServer
+from clamproxy.waiting import wait_while
 
 PIECE = 64 * 1024
 """Bytes that are encrypted at a time: the fastest, larger pieces miss the CPU's cache."""
@@ -353,10 +354,7 @@ async def end_all(limit: float) -> None:
         # Not abort(): asyncio stumbles over a transport that is lost in the middle of sendfile.
         with suppress(KeyError, OSError):
             _client_writer(client).get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(limit):
-            while clients():  # noqa: ASYNC110  (what is waited for is mitmproxy's)
-                await asyncio.sleep(0.01)
+    await wait_while(clients, limit, every=0.01)
 
 
 def _writer(stream: BodyStream) -> asyncio.StreamWriter:
