@@ -214,16 +214,19 @@ class Store:
     def drop(self, object_id: ObjectId) -> None:
         """Forget an object and delete its file. Blocks. Who reads it goes on reading."""
         with self._index.transact(retry=True):
-            self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
-            database = object_id.database
-            newest = get_text(self._index, _NEWEST_PREFIX + database)
+            newest = get_text(self._index, _NEWEST_PREFIX + object_id.database)
             if object_id.kind is Kind.CVD and newest == str(object_id.version):
-                self._point_at_newest(database)
+                self._point_at_next_newest(object_id)
+        # Not in that transaction: diskcache would delete the file while others still see the row.
+        self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
 
-    def _point_at_newest(self, database: str) -> None:
-        """Find the newest CVD anew, as the one that was is gone."""
+    def _point_at_next_newest(self, going: ObjectId) -> None:
+        """Find the newest CVD of a database but the one that is about to go."""
+        database = going.database
         versions = [
-            one.version for one in self.object_ids() if one.database == database and one.kind is Kind.CVD
+            one.version
+            for one in self.object_ids()
+            if one.database == database and one.kind is Kind.CVD and one != going
         ]
         key = _NEWEST_PREFIX + database
         if versions:
