@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clamproxy.announcement import FIELDS
-from clamproxy.cache.index import sync_directory
+from clamproxy.cache.files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader

@@ -13,8 +13,10 @@ from typing import Any
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.partial import sweep
+from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import MIB
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
 from clamproxy.formats.signatures import TrustedKeys
@@ -36,7 +38,9 @@ from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
 from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
 from clamproxy.setup.client_config import DEFAULT_PORT, Mode, client_config, own_name
+from clamproxy.state import make_state_directory, move_records
 from clamproxy.stats import Stats
+from clamproxy.storage.records import HISTORY, Records
 from clamproxy.threads import Writer
 from clamproxy.waiting import wait_while
 from clamproxy.web.listener import Listener
@@ -49,6 +53,11 @@ MAX_CONNECTIONS = 16
 """To the origin, for transfers, at the same time; further ones wait."""
 STALL_WINDOW = 5.0
 """Seconds over which the speed of a connection to the origin is watched."""
+
+MEND_EVERY = 2.0
+"""Seconds between looks at whether the disk takes what waits in memory."""
+HELD = 64 * MIB
+"""Bytes of objects that are held in memory while the disk takes none: hundreds of patches."""
 
 LOOK_EVERY = 0.25
 """Seconds between looks at what is still under way."""
@@ -103,16 +112,19 @@ class Service:
         self.surroundings = surroundings or Surroundings()
         self.requests = 0
         """Those that are being answered."""
-        self.store = Store(settings.cache.directory)
-        self.writer = Writer()
+        records = Records(make_state_directory(settings))
+        self.store = Store(settings.cache.directory, records=records, keys=keys, hold=HELD)
+        move_records(self.store, settings.cache.directory)
+        self.writer = Writer(self.store.condition.failed)
         self._tidy_pending = False
-        self._check: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.stats = Stats(self.store, self.writer)
         pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
-        self.fleet = Fleet(self.store.directory, settings.fleet, self.writer)
+        self.fleet = Fleet(records.directory, settings.fleet, self.writer)
         via = f"1.1 {pseudonym}"
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
         self._transfers = self._make_transfers(keys)
+        self._soundness = Soundness(self.store, keys)
         self._lineages = Lineages(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
@@ -133,7 +145,9 @@ class Service:
             self.stats.count_feed_upstream,
             via,
         )
-        self._history = History(self._read_counters, lambda past: self._saver("history/")("day", past))
+        self._history = History(
+            self.store.counters, lambda past: self.writer.submit(lambda: records.set_note(HISTORY, past))
+        )
         self._restore()
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway(pseudonym)
@@ -144,9 +158,12 @@ class Service:
         self._listener = Listener(listen, host, self.pages) if listen is not None else None
 
     def start(self) -> None:
-        """Tidy up the cache, check its CVDs and follow releases, in the background."""
+        """Tidy up the cache, check what is in it and follow releases, in the background."""
         self._tidy_soon()
-        self._check = asyncio.create_task(self._check_cvds(), name="check the cached CVDs")
+        self._tasks = [
+            asyncio.create_task(self._check_cache(), name="check what is cached"),
+            asyncio.create_task(self._mend(), name="mend the cache"),
+        ]
         self.follower.start()
         self.feeds.start()
         self._history.start()
@@ -164,8 +181,8 @@ class Service:
 
     def retire(self) -> None:
         """Begin nothing by itself any more; what is under way goes on until `stop`."""
-        if self._check is not None:
-            self._check.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._listener is not None:
             self._listener.stop()
         self._history.stop()
@@ -183,10 +200,20 @@ class Service:
         self.fleet.flush()
         await self.writer.run(lambda: None)
 
-    async def _check_cvds(self) -> None:
+    async def _check_cache(self) -> None:
         """What was spoilt on the disk while nobody looked must not be served."""
+        await self._soundness.ensure_all()
         for database in sorted(self.store.databases()):
             await self._lineages.get(database)
+
+    async def _mend(self) -> None:
+        """Notice that the disk takes again what it didn't, and that the index was damaged or deleted."""
+        while True:
+            await asyncio.sleep(MEND_EVERY)
+            try:
+                await self.writer.run(self.store.mend)
+            except OSError:
+                logger.exception("The cache can't be mended.")
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -228,7 +255,7 @@ class Service:
         self._builder.restore(self.store.notes("cld/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
         self.feeds.restore(self.store.notes("feed/"))
-        self._history.restore(self.store.note("history/day"))
+        self._history.restore(self.store.records.note(HISTORY))
 
     def _make_gateway(self, pseudonym: str) -> Gateway:
         settings, current = self.settings, self._current
@@ -237,7 +264,9 @@ class Service:
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         databases = frozenset(settings.serving.databases)
-        return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
+        return Gateway(
+            databases, self.store, self._soundness.ensure, current, delivery, whole, self._notice, pseudonym
+        )
 
     def _make_sources(self) -> Sources:
         return Sources(
@@ -257,7 +286,7 @@ class Service:
     def _machines(self) -> list[Machine]:
         advertised = advertised_to_clients(self.store, self.settings)
         try:
-            return read_fleet(self.store.directory, advertised, time.time())
+            return read_fleet(self.store.records.directory, advertised, time.time())
         except UnreadableFleetError:
             return []  # whoever writes to it next logs that, and begins a new one
 
@@ -267,12 +296,6 @@ class Service:
             raise ValueError("the gateway doesn't know its name; ask it by the one that machines use")
         port = place.port or self.surroundings.port() or DEFAULT_PORT
         return client_config(self.settings, Mode(mode), gateway, port)
-
-    def _read_counters(self) -> dict[str, int]:
-        try:
-            return self.store.counters()
-        finally:
-            self.store.disconnect()
 
     def _origin_saver(self, prefix: str) -> Save:
         """As `_saver`, and the fleet hears which version is advertised."""

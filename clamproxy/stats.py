@@ -85,13 +85,13 @@ class Stats:
             self._writer.submit(lambda: self._write(amounts))
 
     def _write(self, amounts: dict[str, int]) -> None:
+        is_written = False
         try:
-            self._store.add_to_counters(amounts)
-        except Exception:
-            self._delay = FLUSH_DELAY_AFTER_ERROR
-            self._add(amounts)
-            raise
-        self._delay = FLUSH_DELAY
+            is_written = self._store.add_to_counters(amounts)
+        finally:
+            self._delay = FLUSH_DELAY if is_written else FLUSH_DELAY_AFTER_ERROR
+            if not is_written:
+                self._add(amounts)
 
     def _add(self, amounts: dict[str, int]) -> None:
         with self._lock:
@@ -112,15 +112,14 @@ def snapshot(store: Store) -> dict[str, Any]:
     advertised = advertised_versions(store)
     cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
     cooldowns = {
-        key: value
-        for key, value in store.notes("cooldown/").items()
-        if value and value["until"] > time.time()
+        key: value for key, value in store.notes("cooldown/").items() if _ends_after(value, time.time())
     }
     return {
         **{name: counters.get(name, 0) for name in (*COUNTERS, *FEED_COUNTERS)},
         "objects": len(sizes),
         "cache_bytes": sum(sizes.values()),
         "quarantined": len(store.quarantined()),
+        "storage": _storage(store),
         "databases": {
             database: {
                 "advertised": advertised.get(database),
@@ -132,6 +131,16 @@ def snapshot(store: Store) -> dict[str, Any]:
         "cooldown_until": max((value["until"] for value in cooldowns.values()), default=None),
         "cooldowns": cooldowns,
         "budget": _budget(store),
+    }
+
+
+def _storage(store: Store) -> dict[str, Any]:
+    """What is wrong with the disk: each None if nothing is."""
+    cache, records = store.condition.state, store.records.condition.state
+    return {
+        "cache": None if cache is None else {"state": str(cache.trouble), "reason": cache.reason},
+        "records": None if records is None else {"state": str(records.trouble), "reason": records.reason},
+        "index": store.index_damage,
     }
 
 
@@ -154,6 +163,13 @@ def _probed_version(note: Any) -> int | None:
         return CvdHeader.parse(note["header"].encode("ascii")).version
     except (AttributeError, InvalidObject, KeyError, TypeError, ValueError):
         return None
+
+
+def _ends_after(cooldown: Any, now: float) -> bool:
+    match cooldown:
+        case {"until": int() | float() as until}:
+            return until > now
+    return False
 
 
 def _budget(store: Store) -> dict[str, Any]:

@@ -45,8 +45,15 @@ def in_thread[T](name: str, function: Callable[[], T]) -> asyncio.Future[T]:
 class Writer:
     """The one thread that writes to the store: in order, without locking itself out."""
 
-    def __init__(self) -> None:
+    def __init__(self, explains: Callable[[BaseException], bool] = lambda _: False) -> None:
+        """Start without work.
+
+        Args:
+            explains: is given what a function raised that nobody waits for; whether that has been
+                logged, as trouble of the disk.
+        """
         self._executor = ThreadPoolExecutor(1, "clamproxy-store")
+        self._explains = explains
 
     async def run[T](self, function: Callable[[], T]) -> T:
         """Run a function after all that were handed in before, and wait for it."""
@@ -58,8 +65,9 @@ class Writer:
         def run() -> None:
             try:
                 function()
-            except Exception:
-                logger.exception("Writing to the cache directory failed.")
+            except Exception as error:
+                if not self._explains(error):
+                    logger.exception("Writing to the cache directory failed.")
 
         with suppress(RuntimeError):  # closed: the process is ending
             self._executor.submit(run)

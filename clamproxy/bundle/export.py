@@ -22,7 +22,7 @@ from clamproxy.bundle.manifest import (
 )
 from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
-from clamproxy.cache.index import sync_directory
+from clamproxy.cache.files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId

@@ -1,53 +1,62 @@
-"""The index: diskcache without its traps.
+"""The index: rows in memory, which diskcache keeps over a restart and shares between processes.
 
-diskcache unpickles what it finds in its directory, so whoever can write there can run code
-(CVE-2025-69872, for JSONDisk too); it copies files into place without fsync; and its default
-policy evicts the object stored first, which here would be main.cvd.
+What is served depends on the rows in memory alone. The file brings what other processes change, and
+takes what this one changes, as soon as it can: while the disk is full or read-only, or the file is
+damaged, gone or locked, the index works on, and `mend` makes the file anew when that can be done.
+
+diskcache has traps of its own. It unpickles what it finds, so whoever can write to its directory can run
+code (CVE-2025-69872): it only ever writes here. Its ``retry=True`` is an endless loop where the disk is
+read-only. And its default policy evicts the object stored first, which here would be main.cvd.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import logging
-import os
-import shutil
 import sqlite3
-import time
+import threading
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import diskcache
-from diskcache.core import MODE_BINARY, MODE_PICKLE, UNKNOWN
+from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
+
+from clamproxy.cache import rows
+from clamproxy.cache.rows import SHAPE_KEY, Row
+from clamproxy.storage.condition import Condition, Trouble, look, trouble_of
+from clamproxy.storage.sealing import seal
 
 logger = logging.getLogger(__name__)
 
-REFUSED_KEY = "refused"
-"""What iteration yields in place of a pickled key; no real key has this form."""
+DAMAGED_SUFFIX = ".damaged"
+"""Of a damaged file that was moved aside for a look; there is one at most."""
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_ATTEMPTS = 10
-_SETTINGS = {"eviction_policy": "none", "cull_limit": 0, "size_limit": 2**50, "statistics": 0}
+_PATIENCE = 5.0
+"""Seconds to wait for another process that writes; none takes as long."""
+_UNREADABLE = (sqlite3.Error, ValueError)
+_OF_DISKCACHE = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What diskcache raises when it stumbles over its own settings in a damaged file."""
+_SETTINGS = {
+    "eviction_policy": "none",
+    "cull_limit": 0,
+    "size_limit": 2**50,
+    "statistics": 0,
+    "disk_min_file_size": 2**30,  # texts stay in their rows
+}
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedFile:
-    """A complete, verified and synced file on the index's file system, to be linked into it.
+class _Placed:
+    """A file that is in its place already, as a value for diskcache."""
 
-    The caller removes its own name of the file once the row is committed, so that a crash in
-    between loses nothing.
-    """
-
-    path: Path
-    size: int
-
-
-class RefusedValueError(ValueError):
-    """The index holds something that clamproxy never writes."""
+    filename: str
 
 
 class SafeDisk(diskcache.Disk):  # type: ignore[misc]
-    """Stores files by linking them into place, and never unpickles anything."""
+    """Stores texts and the names of files, never a pickle, and leaves files alone."""
 
     def put(self, key: Any) -> tuple[Any, bool]:
         """Refuse the keys that diskcache would pickle."""
@@ -55,137 +64,296 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]
             raise TypeError(f"keys are text, not {type(key).__name__}")
         return key, True
 
-    def get(self, key: Any, raw: bool) -> Any:
-        """Read a key back; a planted pickle becomes `REFUSED_KEY`, so that iteration goes on."""
-        return key if raw and type(key) is str else REFUSED_KEY
-
     def store(self, value: Any, read: bool, key: Any = UNKNOWN) -> tuple[int, int, str | None, Any]:
-        """Link a `FinishedFile` into place, or store text and numbers in the row."""
-        if isinstance(value, FinishedFile):
-            return value.size, MODE_BINARY, self._link_into_place(value.path), None
-        if type(value) not in (str, int, float):
-            raise TypeError(f"values are files, text or numbers, not {type(value).__name__}")
+        """The columns of a row."""
+        if isinstance(value, _Placed):
+            return 0, MODE_BINARY, value.filename, None
+        if type(value) is not str:
+            raise TypeError(f"values are files or text, not {type(value).__name__}")
         fields: tuple[int, int, str | None, Any] = super().store(value, False, key=key)
         return fields
 
-    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Read a value back.
+    def get(self, key: Any, raw: bool) -> Any:
+        """Refuse: rows are read without diskcache."""
+        raise TypeError("this index isn't read through diskcache")
 
-        Raises:
-            RefusedValueError: the row holds a pickle or leads out of the directory.
-        """
-        if mode == MODE_PICKLE:
-            raise RefusedValueError("a pickled value")
-        if filename is not None and not _stays_inside(filename):
-            raise RefusedValueError(f"a file outside the directory: {filename}")
-        return super().fetch(mode, filename, value, read)
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        """Refuse, likewise."""
+        raise TypeError("this index isn't read through diskcache")
 
     def remove(self, file_path: str) -> None:
-        """Delete a value's file, unless the row leads out of the directory."""
-        if _stays_inside(file_path):
-            super().remove(file_path)
+        """Nothing: an object's file goes after its row is gone for everybody."""
 
-    def _link_into_place(self, path: Path) -> str:
-        for attempt in range(_ATTEMPTS):
-            filename: str
-            filename, full_path = self.filename()
-            directory = Path(full_path).parent
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                os.link(path, full_path)
-            except FileNotFoundError:
-                # Another process may have removed the directory, empty until now.
-                if attempt == _ATTEMPTS - 1 or not path.exists():
-                    raise
+
+class Index:
+    """All rows. Safe to share between threads and processes; what writes blocks."""
+
+    def __init__(self, directory: Path, condition: Condition) -> None:
+        """Read the file, if there is one. Blocks for some milliseconds, whatever is wrong with it.
+
+        Args:
+            directory: where the file is.
+            condition: told of trouble with the disk.
+        """
+        self.path = directory / DBNAME
+        self._directory = directory
+        self._condition = condition
+        self._lock = threading.RLock()  # held for moments only
+        self._writing = threading.RLock()
+        self._rows: dict[str, Row] = {}
+        self._waiting: dict[str, int] = {}
+        """Keys whose rows aren't in the file yet, with a number for each change."""
+        self._numbers = itertools.count()
+        self._reader: sqlite3.Connection | None = None
+        self._cache: diskcache.Cache | None = None
+        self._identity: tuple[int, int] | None = None
+        self._version = 0
+        self._damage: str | None = None
+        self._generation = 0
+        self._open(thorough=True)
+        self.was_complete = self._identity is not None and self._damage is None
+        """Whether the file was there and sound in the beginning."""
+
+    # Reading
+
+    def get(self, key: str) -> Row | None:
+        """A row, or None. Quick."""
+        with self._lock:
+            self._refresh()
+            return self._rows.get(key)
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin so. Takes some 100 µs."""
+        with self._lock:
+            self._refresh()
+            return [key for key in self._rows if key.startswith(prefix)]
+
+    def generation(self) -> int:
+        """Changes whenever a row may have changed. Quick."""
+        with self._lock:
+            self._refresh()
+            return self._generation
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong with the file, until it has been made anew."""
+        return self._damage
+
+    # Writing
+
+    def change(self, changes: Mapping[str, Row | None]) -> None:
+        """Change rows, all at once; None removes one. Blocks.
+
+        What the file doesn't take now, it takes later.
+        """
+        self.change_later(changes)
+        if self._condition.state is None:  # else it would wait each time for what doesn't come
+            self.mend()
+
+    def change_later(self, changes: Mapping[str, Row | None]) -> None:
+        """The same in memory; the file follows with the next change, or `mend`. Quick."""
+        with self._lock:
+            self._refresh()
+            for key, row in changes.items():
+                self._waiting[key] = next(self._numbers)
+                if row is None:
+                    self._rows.pop(key, None)
+                else:
+                    self._rows[key] = row
+            self._generation += 1
+
+    def waits(self) -> bool:
+        """Whether there is something that the file hasn't taken yet."""
+        return bool(self._waiting)
+
+    def mend(self) -> bool:
+        """Write what waits; make the file anew if it is damaged or gone. Blocks.
+
+        Returns:
+            Whether the file is sound, and has all.
+        """
+        with self._writing:
+            for _ in range(2):  # what is found to be damaged while it is written to is made anew
+                try:
+                    self._write_all()
+                except Exception as error:
+                    if not self._is_trouble(error):
+                        raise
+                    if not self._lose(error):
+                        self._condition.failed(error)
+                        return False
+                else:
+                    return True
+            return False
+
+    def disconnect(self) -> None:
+        """Close what diskcache has open for this thread."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def close(self) -> None:
+        """Close all that this thread may."""
+        self.disconnect()
+        with self._lock:
+            self._close_reader()
+
+    # The file is read
+
+    def _refresh(self) -> None:
+        """Take over what other processes have changed. Some microseconds if that is nothing."""
+        try:
+            if _identity(self.path) != self._identity:
+                self._open(thorough=False)
+            elif self._reader is not None and rows.data_version(self._reader) != self._version:
+                self._read(self._reader, thorough=False)
+        except _UNREADABLE as error:
+            if not self._lose(error):
+                self._condition.failed(error)
+
+    def _open(self, *, thorough: bool) -> None:
+        """Open the file that is there now, and read it."""
+        self._close_reader()
+        self._cache = None
+        self._identity, self._damage = _identity(self.path), None
+        if self._identity is None:
+            self._keep_all()  # it was deleted, or there was none yet
+            return
+        try:
+            self._reader = rows.connect(self.path)
+            self._read(self._reader, thorough=thorough, is_new=True)
+        except _UNREADABLE as error:
+            if not self._lose(error):
+                self._condition.failed(error)
+
+    def _read(self, reader: sqlite3.Connection, *, thorough: bool, is_new: bool = False) -> None:
+        self._version = rows.data_version(reader)
+        contents = rows.read(reader, thorough=thorough)
+        before, self._rows = self._rows, contents.rows
+        if is_new or contents.damage is not None:
+            # What isn't in it was not removed by anybody.
+            for key in before.keys() - contents.rows.keys():
+                self._rows[key] = before[key]
+                self._waiting.setdefault(key, next(self._numbers))
+        for key in self._waiting:
+            if key in before:
+                self._rows[key] = before[key]
             else:
-                sync_directory(directory)
-                return filename
-        raise AssertionError("unreachable")
+                self._rows.pop(key, None)
+        self._generation += 1
+        if contents.damage is not None:
+            self._note_damage(contents.damage)
+
+    def _lose(self, error: BaseException) -> bool:
+        """The file can't be read or written: returns whether it has to be made anew for that."""
+        if isinstance(error, OSError) or not self._is_of_file(trouble_of(error)):
+            return False
+        with self._lock:
+            self._close_reader()
+            self._cache = None
+            self._note_damage(str(error))
+        return True
+
+    def _is_of_file(self, trouble: Trouble | None) -> bool:
+        """Whether trouble comes from the file itself, and not from the disk that it is on."""
+        if trouble is not Trouble.BROKEN:
+            return trouble in (Trouble.DAMAGED, None)
+        try:
+            look(self._directory)
+        except OSError as error:
+            self._condition.failed(error)
+            return False
+        return True
+
+    def _note_damage(self, damage: str) -> None:
+        self._damage = damage
+        self._keep_all()
+
+    def _keep_all(self) -> None:
+        for key in self._rows:
+            self._waiting.setdefault(key, next(self._numbers))
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    # The file is written
+
+    def _write_all(self) -> None:
+        with self._lock:
+            self._refresh()
+            if self._identity is not None and self._reader is None and self._damage is None:
+                self._open(thorough=False)  # it was locked, say
+            waiting = dict(self._waiting)
+            changes = {key: self._rows.get(key) for key in waiting}
+            damage, identity = self._damage, self._identity
+        if damage is not None:
+            self._move_aside(identity)
+        elif identity is not None and not waiting:
+            return
+        cache = self._cache if damage is None and self._cache is not None else self._make()
+        with cache.transact():
+            for key, row in changes.items():
+                _write(cache, key, row)
+        with self._lock:
+            self._cache = cache
+            for key, number in waiting.items():
+                if self._waiting.get(key) == number:
+                    del self._waiting[key]
+            if _identity(self.path) != self._identity or self._reader is None:
+                self._identity, self._damage = _identity(self.path), None
+                self._close_reader()
+                self._reader = rows.connect(self.path)
+                self._version = 0
+        if damage is not None:
+            logger.warning(
+                "The index of the cache was damaged (%s): made anew, with all that is known.", damage
+            )
+
+    def _make(self) -> diskcache.Cache:
+        """Diskcache's view of the file, which is made if it isn't there."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Opening diskcache waits for a minute on a locked file: see first whether it can be written to.
+        with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        cache = diskcache.Cache(str(self._directory), timeout=_PATIENCE, disk=SafeDisk, **_SETTINGS)
+        with closing(rows.connect(self.path)) as connection:
+            shape = rows.shape_of(connection)
+        with self._lock:
+            if (row := self._rows.get(SHAPE_KEY)) is None or row.text != shape:
+                self._rows[SHAPE_KEY] = Row(shape)
+                with cache.transact():
+                    _write(cache, SHAPE_KEY, Row(shape))
+        return cache
+
+    def _move_aside(self, identity: tuple[int, int] | None) -> None:
+        """Put a damaged file out of the way, unless another process has done so."""
+        if identity is None or _identity(self.path) != identity:
+            return
+        # A log that is left would be applied to the next file of that name.
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(DBNAME + suffix).unlink(missing_ok=True)
+        self.path.replace(self.path.with_name(DBNAME + DAMAGED_SUFFIX))
+
+    def _is_trouble(self, error: Exception) -> bool:
+        """Whether the disk or what is on it is to blame: all keys and values are ours, and right."""
+        return trouble_of(error) is not None or isinstance(error, _OF_DISKCACHE)
 
 
-def open_index(directory: Path, *, may_replace: bool) -> diskcache.Cache:
-    """Open or create the index. Blocks for some milliseconds.
+def _write(cache: diskcache.Cache, key: str, row: Row | None) -> None:
+    if row is None:
+        cache.delete(key)
+    elif row.filename is not None:
+        cache.set(key, _Placed(row.filename), tag=seal(key, row.text))
+    else:
+        cache.set(key, seal(key, row.text))
 
-    Args:
-        directory: holds the database and the published files.
-        may_replace: whether leftovers of a crash are removed, and a damaged database is moved
-            aside. Only for who has the directory alone: losing a cache is cheaper than not
-            starting, unless it is in use.
 
-    Raises:
-        OSError: it can't be opened.
-    """
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has a name now."""
     try:
-        index = _open(directory)
-        if may_replace:
-            _remove_orphans(index)
-        return index
-    except sqlite3.DatabaseError as error:
-        # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
-        if not may_replace or error.sqlite_errorcode & 0xFF not in _DAMAGED:
-            raise OSError(f"{directory}: {error}") from error
-        for earlier in directory.parent.glob(f"{directory.name}.damaged-*"):
-            shutil.rmtree(earlier, ignore_errors=True)
-        aside = directory.with_name(f"{directory.name}.damaged-{int(time.time())}")
-        logger.warning("The index is damaged (%s): moved to %s, starting with an empty one.", error, aside)
-        directory.rename(aside)
-        return _open(directory)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_orphans(index: diskcache.Cache) -> None:
-    """Drop files without a row and rows without a file, as a kill -9 can leave them.
-
-    Must not run while another process publishes: its file is there before its row.
-    """
-    with contextlib.suppress(diskcache.Timeout):
-        for warning in index.check(fix=True):
-            logger.debug("Index: %s", warning.message)
-
-
-def _open(directory: Path) -> diskcache.Cache:
-    # Writers of another process may hold the lock; nobody holds it for seconds.
-    return diskcache.Cache(str(directory), timeout=5, disk=SafeDisk, **_SETTINGS)
-
-
-def _stays_inside(filename: str) -> bool:
-    path = PurePath(filename)
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def open_value(index: diskcache.Cache, key: str) -> tuple[IO[bytes], str] | None:
-    """The open file and the tag of a published value, or None if there is none (any more)."""
-    file, tag = _get(index, key, read=True, tag=True) or (None, None)
-    if file is None or not hasattr(file, "fileno") or not isinstance(tag, str):
+        status = path.stat()
+    except OSError:
         return None
-    return file, tag
-
-
-def get_text(index: diskcache.Cache, key: str) -> str | None:
-    """A text value, or None if there is none or it is of another type."""
-    value = _get(index, key)
-    return value if isinstance(value, str) else None
-
-
-def get_number(index: diskcache.Cache, key: str) -> int | None:
-    """A whole number, or None if there is none or it is of another type."""
-    value = _get(index, key)
-    return value if type(value) is int else None
-
-
-def _get(index: diskcache.Cache, key: str, **how: bool) -> Any:
-    """What diskcache gives, or None for something that clamproxy never writes, which is dropped."""
-    try:
-        return index.get(key, **how)
-    except RefusedValueError as error:
-        logger.warning("The index holds %s under %r: dropped.", error, key)
-        index.delete(key, retry=True)
-        return None
+    return status.st_dev, status.st_ino

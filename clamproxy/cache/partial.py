@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Self
 
 from clamproxy.objects import ObjectId
+from clamproxy.storage.condition import LEAST_SPACE, free_bytes
 
 LONGEST_KEPT = 2 * 86400.0
 """Seconds after which an interrupted transfer is not worth resuming: a newer version is out."""
+
+
+class NoRoomError(Exception):
+    """The disk has no room for the whole file."""
+
+    def __init__(self, needed: int) -> None:
+        """Say how many bytes are missing room."""
+        super().__init__(f"the disk has no room for {needed:,} bytes")
+        self.needed = needed
 
 
 class BusyError(Exception):
@@ -47,6 +57,9 @@ class Validators:
 
 class PartialFile:
     """A file that grows, with its validators beside it. Locked against other processes."""
+
+    is_unnamed = False
+    """Whether it is in memory only."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -90,9 +103,17 @@ class PartialFile:
         return self.validators is not None and self.have == self.validators.size
 
     def begin(self, validators: Validators) -> None:
-        """Start from nothing with what the origin sends now."""
+        """Start from nothing with what the origin sends now.
+
+        Raises:
+            NoRoomError: it would fill the disk.
+            OSError: the disk takes nothing.
+        """
         os.ftruncate(self.descriptor, 0)
         self.have = 0
+        needed = (validators.size or 0) + LEAST_SPACE
+        if validators.size and free_bytes(self.path.parent) < needed:
+            raise NoRoomError(needed)
         self.validators = validators
         self._sidecar.write_text(json.dumps(asdict(validators)))
 

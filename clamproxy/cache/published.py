@@ -30,6 +30,8 @@ class Metadata:
     """The origin's Last-Modified, Unix seconds."""
     header: str | None = None
     """The 512-byte header of a CVD."""
+    sha256: str | None = None
+    """Of its bytes when they were verified; None if an earlier version published it."""
 
     @property
     def built_at(self) -> int | None:
@@ -41,7 +43,7 @@ class Metadata:
 
     def to_json(self) -> str:
         """For the index."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:

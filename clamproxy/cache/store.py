@@ -1,11 +1,11 @@
 """The store: published objects, partial files and quarantine below one directory.
 
-    index/        diskcache: rows, and the published files
+    index/        diskcache: rows; below objects/ the published files
     partial/      transfers that are under way or were interrupted
     quarantine/   what failed verification, with the reason
 
-Reads are quick enough for the event loop (SQLite in WAL mode: readers never wait for
-writers). Whatever writes, syncs or deletes blocks, and belongs into a thread.
+Reads are quick enough for the event loop. Whatever writes, syncs or deletes blocks, and belongs into a
+thread. Trouble with the disk stops neither: what can't be written waits in memory for `mend`.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ import fcntl
 import json
 import logging
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from clamproxy.cache.index import (
-    FinishedFile,
-    get_number,
-    get_text,
-    open_index,
-    open_value,
-    sync_directory,
-)
+from clamproxy.cache import files
+from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
+from clamproxy.cache.index import Index
+from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.cache.quarantine import Quarantine
+from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import over_limit, superseded
+from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
+from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.storage.condition import Condition, free_bytes, look
+from clamproxy.storage.records import HISTORY, Records
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE_LIMIT = 5
-"""Rejected files that are kept for a look; each may be as large as main.cvd."""
-
-_OBJECT_PREFIX = "object/"
-_NEWEST_PREFIX = "newest/"
 _NOTE_PREFIX = "note/"
 _COUNTER_PREFIX = "counter/"
 
@@ -45,60 +43,164 @@ _COUNTER_PREFIX = "counter/"
 class Store:
     """Objects, notes and counters on disk. Safe to share between threads and processes."""
 
-    def __init__(self, directory: Path, *, tidy: bool = True) -> None:
-        """Open or create the store. Blocks for some milliseconds.
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tidy: bool = True,
+        records: Records | None = None,
+        keys: TrustedKeys = CLAMAV_KEYS,
+        hold: int = 0,
+    ) -> None:
+        """Open or create the store. Blocks for some milliseconds; longer if the index has to be made anew.
 
         Args:
             directory: the cache directory.
             tidy: repair what a crash may have left, unless another process has the store open.
+            records: where counters are; default: in the cache directory, too.
+            keys: with which files are verified that the index doesn't tell of.
+            hold: bytes of objects that are held in memory while the disk takes none.
 
         Raises:
-            OSError: the directory can't be used.
+            OSError: there is no such directory, and it can't be made.
         """
         self.directory = directory
         self.partials = directory / "partial"
-        self._quarantine = directory / "quarantine"
-        for path in (directory, self.partials, self._quarantine, directory / "index"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whoever can write here can choose what the site's scanners load.
-        directory.chmod(0o700)
-        self._lock = (directory / "owners.lock").open("ab")
+        self.condition = Condition(directory, "The cache directory")
+        self._files = directory / "index"
+        self._quarantine = Quarantine(directory / "quarantine")
+        self.records = records or Records(directory)
+        self._held = HeldObjects(hold)
+        self._newest: tuple[int, dict[str, list[int]]] = (-1, {})
+        self._lock = self._prepare()
         try:
-            alone = tidy and _lock_alone(self._lock)
-            self._index = open_index(directory / "index", may_replace=alone)
-            if alone:
-                self._repair()
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            alone = tidy and self._lock is not None and _lock_alone(self._lock)
+            self._index = Index(self._files, self.condition)
+            if tidy or not self._index.was_complete:
+                self.sizes()  # forgets what has lost its file
+                reconcile(self._index, self._files, keys, alone=alone)
+            if tidy:
+                self._index.mend()
+            if self._lock is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
         except BaseException:
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
             raise
+
+    def _prepare(self) -> IO[bytes] | None:
+        """Make what isn't there, as far as the disk takes it; returns the file to lock."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = self.directory / "owners.lock"
+        try:
+            # Whoever can write here can choose what the site's scanners load.
+            self.directory.chmod(0o700)
+            for path in (self.partials, self._quarantine.directory, self._files):
+                path.mkdir(mode=0o700, exist_ok=True)
+            look(self.directory)
+            return lock.open("ab")
+        except OSError as error:
+            list(self.directory.iterdir())  # what can't be read either can't be served
+            is_foreign = isinstance(error, PermissionError) and self.directory.stat().st_uid != os.geteuid()
+            if is_foreign or not self.condition.failed(error):
+                raise
+        with suppress(OSError):
+            return lock.open("rb")
+        return None
 
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
-        self._index.close()
+        self._index.disconnect()
 
     def close(self) -> None:
-        """Close the database connection of this thread and leave the directory's owners."""
-        self.disconnect()
-        self._lock.close()
+        """Close the database connections of this thread and leave the directory's owners."""
+        self._index.close()
+        self._held.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    # Trouble
+
+    @property
+    def index_damage(self) -> str | None:
+        """What is wrong with the index, one line; None if it is as it was written."""
+        return self._index.damage
+
+    def mend(self) -> None:
+        """Write what waits, as soon as the disk takes it. Blocks."""
+        try:
+            if self.condition.state is not None:
+                for path in (self.partials, self._quarantine.directory):
+                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                look(self.directory)
+            for object_id in self._held:
+                self._publish_held(object_id)
+        except OSError as error:
+            if not self.condition.failed(error):
+                raise
+            return
+        if self._index.mend():
+            self.condition.recovered()
+
+    def _publish_held(self, object_id: ObjectId) -> None:
+        held = self._held.open(object_id)
+        if held is not None:
+            with held:
+                self._place(object_id, Path(f"/proc/self/fd/{held.fileno()}"), held.metadata)
+            self._held.drop(object_id)
+
+    def has_room(self, size: int) -> bool:
+        """Whether the disk takes so many bytes. Quick."""
+        return free_bytes(self.directory) >= size
+
+    def claim_partial(self, object_id: ObjectId, *, unnamed: bool = False) -> PartialFile:
+        """The partial file of an object; while the disk takes nothing, a small object gets one in memory.
+
+        Args:
+            object_id: what arrives.
+            unnamed: whether it shall be in memory, if it is small.
+
+        Raises:
+            BusyError: another process has it.
+            OSError: the disk takes nothing.
+        """
+        if not is_small(object_id) or not (unnamed or self.condition.state is not None):
+            try:
+                self.partials.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return PartialFile.claim(self.partials, object_id)
+            except OSError as error:
+                if not self.condition.failed(error) or not is_small(object_id):
+                    raise
+        return UnnamedPartial.create(object_id)
 
     # Objects
 
     def open(self, object_id: ObjectId) -> PublishedFile | None:
         """An object for reading, or None if the cache doesn't hold it. Quick."""
-        found = open_value(self._index, _OBJECT_PREFIX + object_id.file_name)
-        if found is None:
+        if (held := self._held.open(object_id)) is not None:
+            return held
+        row = self._index.get(object_key(object_id))
+        if row is None:
             return None
-        file, tag = found
-        metadata = Metadata.from_json(tag)
-        if metadata is None or os.fstat(file.fileno()).st_size != metadata.size:
+        metadata = Metadata.from_json(row.text)
+        try:
+            file = self._path(row, object_id).open("rb")
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                if not self.condition.failed(error):
+                    raise
+                return None
+        else:
+            if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
+                return PublishedFile(object_id, metadata, file)
             file.close()
-            return None
-        return PublishedFile(object_id, metadata, file)
+        logger.warning("%s is lost or cut on the disk, and dropped from the cache.", object_id.file_name)
+        self._index.change_later({object_key(object_id): None})
+        return None
 
     def has(self, object_id: ObjectId) -> bool:
         """Whether the cache holds an object, by the index alone. Quick."""
-        return _OBJECT_PREFIX + object_id.file_name in self._index
+        return object_id in self._held or self._index.get(object_key(object_id)) is not None
 
     def link(self, object_id: ObjectId, target: Path) -> bool:
         """Give a published object another name outside of the cache, or copy it there. Blocks.
@@ -129,10 +231,10 @@ class Store:
 
     def open_newest(self, database: str) -> PublishedFile | None:
         """The newest CVD of a database, or None. Quick."""
-        version = get_text(self._index, _NEWEST_PREFIX + database)
-        if version is None or not version.isdecimal():
-            return None
-        return self.open(ObjectId(database, int(version), Kind.CVD))
+        for version in self._cvds().get(database, ()):
+            if (published := self.open(ObjectId(database, version, Kind.CVD))) is not None:
+                return published
+        return None
 
     def newest_version(self, database: str) -> int | None:
         """The version of the newest CVD of a database, or None. Quick."""
@@ -141,6 +243,19 @@ class Store:
             return None
         with newest:
             return newest.object_id.version
+
+    def _cvds(self) -> dict[str, list[int]]:
+        """The versions of each database's CVDs, the newest first."""
+        generation, cvds = self._newest
+        if generation != (now := self._index.generation()):
+            cvds = {}
+            for object_id in self.object_ids():
+                if object_id.kind is Kind.CVD:
+                    cvds.setdefault(object_id.database, []).append(object_id.version)
+            for versions in cvds.values():
+                versions.sort(reverse=True)
+            self._newest = now, cvds
+        return cvds
 
     def reached_version(self, database: str) -> int | None:
         """The version that clients get to: the newest CVD's, or that of the last patch after it.
@@ -163,24 +278,27 @@ class Store:
     def publish(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
         """Move a verified file into the cache: synced, then linked, then made known. Blocks.
 
-        An object that is there already stays as it is: objects are immutable.
-        """
-        present = self.open(object_id)
-        if present is not None:
-            present.close()
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            self._insert(object_id, FinishedFile(path, metadata.size), metadata)
-        path.unlink(missing_ok=True)
+        An object that is there already stays as it is: objects are immutable. While the disk takes
+        nothing, a small object is held in memory.
 
-    def _insert(self, object_id: ObjectId, file: FinishedFile, metadata: Metadata) -> None:
-        with self._index.transact(retry=True):
-            key = _OBJECT_PREFIX + object_id.file_name
-            self._index.set(key, file, tag=metadata.to_json(), retry=True)
-            newest = self.newest_version(object_id.database) or 0
-            if object_id.kind is Kind.CVD and object_id.version > newest:
-                self._index.set(_NEWEST_PREFIX + object_id.database, str(object_id.version), retry=True)
+        Raises:
+            OSError: the disk takes nothing, and the object can't be held.
+        """
+        if not self.holds(object_id):
+            try:
+                self._place(object_id, path, metadata)
+            except OSError as error:
+                if not (self.condition.failed(error) and self._held.take(object_id, path, metadata)):
+                    raise
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+    def _place(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        known = replace(metadata, sha256=files.sha256_of(path))
+        name = files.place(self._files, object_id, path)
+        self._index.change({object_key(object_id): Row(known.to_json(), name)})
 
     def databases(self) -> set[str]:
         """The databases of which there is anything. Takes milliseconds."""
@@ -213,117 +331,105 @@ class Store:
 
     def drop(self, object_id: ObjectId) -> None:
         """Forget an object and delete its file. Blocks. Who reads it goes on reading."""
-        with self._index.transact(retry=True):
-            newest = get_text(self._index, _NEWEST_PREFIX + object_id.database)
-            if object_id.kind is Kind.CVD and newest == str(object_id.version):
-                self._point_at_next_newest(object_id)
-        # Not in that transaction: diskcache would delete the file while others still see the row.
-        self._index.delete(_OBJECT_PREFIX + object_id.file_name, retry=True)
-
-    def _point_at_next_newest(self, going: ObjectId) -> None:
-        """Find the newest CVD of a database but the one that is about to go."""
-        database = going.database
-        versions = [
-            one.version
-            for one in self.object_ids()
-            if one.database == database and one.kind is Kind.CVD and one != going
-        ]
-        key = _NEWEST_PREFIX + database
-        if versions:
-            self._index.set(key, str(max(versions)), retry=True)
-        else:
-            self._index.delete(key, retry=True)
+        self._held.drop(object_id)
+        row = self._index.get(object_key(object_id))
+        self._index.change({object_key(object_id): None})
+        # Not before its row is gone for other processes, too.
+        if row is not None:
+            self._path(row, object_id).unlink(missing_ok=True)
 
     def object_ids(self) -> Iterator[ObjectId]:
-        """What the index has, whether its file can be read or not."""
-        for key in self._index:
-            if key.startswith(_OBJECT_PREFIX):
-                try:
-                    yield ObjectId.parse(key.removeprefix(_OBJECT_PREFIX))
-                except ValueError:
-                    logger.warning("Unknown key in the index: %r", key)
+        """What the index has, whether its file can be read or not, and what is held in memory."""
+        yield from (held := list(self._held))
+        for key in self._index.keys(OBJECT_PREFIX):
+            try:
+                object_id = ObjectId.parse(key.removeprefix(OBJECT_PREFIX))
+            except ValueError:
+                logger.warning("Unknown key in the index: %r", key)
+                self._index.change_later({key: None})
+            else:
+                if object_id not in held:
+                    yield object_id
 
-    def _repair(self) -> None:
-        """After a crash or a lost file: forget what can't be read, point at what is there."""
-        sizes = self.sizes()
-        for object_id in list(self.object_ids()):
-            if object_id not in sizes:
-                self.drop(object_id)
-        newest: dict[str, int] = {}
-        for object_id in sizes:
-            if object_id.kind is Kind.CVD:
-                newest[object_id.database] = max(object_id.version, newest.get(object_id.database, 0))
-        for key in list(self._index):
-            if key.startswith(_NEWEST_PREFIX):
-                self._index.delete(key, retry=True)
-        for database, version in newest.items():
-            self._index.set(_NEWEST_PREFIX + database, str(version), retry=True)
+    def _path(self, row: Row, object_id: ObjectId) -> Path:
+        """Where an object's file is."""
+        filename = row.filename or files.file_name(object_id)
+        if not files.stays_inside(filename):
+            logger.warning("The index holds a file outside of the directory under %s.", object_id.file_name)
+            filename = files.file_name(object_id)
+        return self._files / filename
+
+    def note_digest(self, published: PublishedFile, sha256: str) -> None:
+        """Remember the digest of an object that an earlier version published. Quick."""
+        key = object_key(published.object_id)
+        row = self._index.get(key)
+        if row is not None:
+            known = replace(published.metadata, sha256=sha256)
+            self._index.change_later({key: Row(known.to_json(), row.filename)})
 
     # Quarantine
 
     def quarantine(self, name: str, path: Path, reason: str) -> None:
-        """Put a rejected file aside for a look. Blocks.
-
-        Args:
-            name: of the object that it was meant to be.
-            path: the file; it is moved.
-            reason: why, one line.
-        """
-        target = self._quarantine / f"{name}.{time.time_ns()}"
-        path.replace(target)
-        target.with_name(f"{target.name}.reason").write_text(f"{reason}\n")
-        rejected = sorted(self.quarantined(), key=lambda file: file.suffix)  # the time of its rejection
-        for old in rejected[:-QUARANTINE_LIMIT]:
-            old.unlink(missing_ok=True)
-            old.with_name(f"{old.name}.reason").unlink(missing_ok=True)
-        sync_directory(self._quarantine)
+        """Put a rejected file aside for a look, if the disk takes it; see `Quarantine.take`. Blocks."""
+        try:
+            self._quarantine.take(name, path, reason)
+        except OSError as error:
+            self.condition.failed(error)
 
     def quarantined(self) -> list[Path]:
         """The rejected files that are still there."""
-        return [path for path in self._quarantine.iterdir() if path.suffix != ".reason"]
+        return self._quarantine.files()
 
     # Notes: small JSON values that survive a restart
 
     def note(self, key: str) -> Any:
         """A value that was noted, or None. Quick."""
-        text = get_text(self._index, _NOTE_PREFIX + key)
+        row = self._index.get(_NOTE_PREFIX + key)
         try:
-            return None if text is None else json.loads(text)
+            return None if row is None else json.loads(row.text)
         except ValueError:
             return None
 
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
         whole = _NOTE_PREFIX + prefix
-        keys = [key.removeprefix(_NOTE_PREFIX) for key in self._index if key.startswith(whole)]
+        keys = [key.removeprefix(_NOTE_PREFIX) for key in self._index.keys(whole)]
         return {key.removeprefix(prefix): self.note(key) for key in keys}
 
     def set_note(self, key: str, value: Any) -> None:
         """Note a JSON value; None removes it. Blocks."""
-        if value is None:
-            self._index.delete(_NOTE_PREFIX + key, retry=True)
-        else:
-            self._index.set(_NOTE_PREFIX + key, json.dumps(value), retry=True)
+        row = None if value is None else Row(json.dumps(value))
+        if row != self._index.get(_NOTE_PREFIX + key):
+            self._index.change({_NOTE_PREFIX + key: row})
 
     # Counters
 
-    def add_to_counters(self, amounts: dict[str, int]) -> None:
-        """Add to counters, all at once. Blocks."""
-        with self._index.transact(retry=True):
-            for name, amount in amounts.items():
-                key = _COUNTER_PREFIX + name
-                self._index.set(key, (get_number(self._index, key) or 0) + amount, retry=True)
+    def add_to_counters(self, amounts: Mapping[str, int]) -> bool:
+        """Add to counters, all at once; returns whether that could be written. Blocks."""
+        return self.records.add(amounts)
 
     def counters(self) -> dict[str, int]:
-        """The counters as last written."""
-        keys = [key for key in self._index if key.startswith(_COUNTER_PREFIX)]
-        return {key.removeprefix(_COUNTER_PREFIX): get_number(self._index, key) or 0 for key in keys}
+        """The counters as last written. Blocks."""
+        return self.records.counters()
+
+    def hand_over_counters(self) -> None:
+        """Give the records the counters that earlier versions kept in the index. Blocks."""
+        counters = {
+            key.removeprefix(_COUNTER_PREFIX): int(row.text)
+            for key in self._index.keys(_COUNTER_PREFIX)
+            if (row := self._index.get(key)) is not None and row.text.isdecimal()
+        }
+        if counters and self.records.take_over(counters, self.note(HISTORY)):
+            gone = [*self._index.keys(_COUNTER_PREFIX), _NOTE_PREFIX + HISTORY]
+            self._index.change(dict.fromkeys(gone))
+            if not self._index.waits():
+                self.records.forget_takeover()
 
 
 def _lock_alone(lock: IO[bytes]) -> bool:
     """Whether no other process has the store open; from then on, none can open it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return False
     return True

@@ -20,6 +20,7 @@ from clamproxy.config.loading import ConfigurationError, find_config, load_setti
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import parse_database
 from clamproxy.objects import Kind
+from clamproxy.storage.records import Records
 
 type _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -72,17 +73,18 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def opened_store(directory: Path, *, make: bool = False) -> Iterator[Store]:
+def opened_store(directory: Path, *, make: bool = False, state: Path | None = None) -> Iterator[Store]:
     """The cache, whether the proxy runs or not; ends the process if it can't be used.
 
     Args:
         directory: the cache directory.
         make: whether to make it if it is not there.
+        state: the state directory, for whom counters matter.
     """
     try:
         if not make and not directory.is_dir():
             fail(f"{directory}: no such cache directory; has the proxy been started?")
-        store = Store(directory, tidy=False)
+        store = Store(directory, tidy=False, records=Records(state or directory))
     except (OSError, sqlite3.Error, diskcache.Timeout) as error:
         fail(shown_trouble(directory, error))
     try:

@@ -26,6 +26,7 @@ from clamproxy.fleet.machine import Database, Machine, State, summary
 from clamproxy.fleet.reading import advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.support import explain_end_of_life
 from clamproxy.readable import shown_count, shown_span, shown_time
+from clamproxy.state import state_directory
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 """Exit codes of a Nagios plugin."""
@@ -125,10 +126,11 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
     if not settings.fleet.enabled:
         raise UnknownError("fleet.enabled is false: no table of clients is kept")
     try:
-        if not has_table(directory):
-            raise UnknownError(f"{directory}: no table of clients; has the proxy been started?")
+        records = state_directory(settings)
+        if not has_table(records):
+            raise UnknownError(f"{records}: no table of clients; has the proxy been started?")
         advertised = _advertised(directory, settings)
-        return read_fleet(directory, advertised, now), advertised
+        return read_fleet(records, advertised, now), advertised
     except (OSError, sqlite3.Error, diskcache.Timeout) as error:
         raise UnknownError(shown_trouble(directory, error)) from error
 

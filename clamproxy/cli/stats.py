@@ -9,6 +9,7 @@ import click
 
 from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_trouble
 from clamproxy.cli.parameters import duration
+from clamproxy.state import state_directory
 from clamproxy.stats import snapshot
 
 SHORTEST_INTERVAL = 0.2
@@ -47,7 +48,7 @@ def stats(config: str | None, as_json: bool, live: bool, interval: float) -> Non
                 fail("--watch needs a terminal; for programs there is stats --json.")
             watch(settings, interval)
             return
-        with opened_store(directory) as store:
+        with opened_store(directory, state=state_directory(settings)) as store:
             values = snapshot(store)
     except OSError as error:
         fail(shown_trouble(directory, error))

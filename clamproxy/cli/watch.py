@@ -26,6 +26,7 @@ from clamproxy.cli.common import opened_store
 from clamproxy.cli.tables import cooldowns_table, counters_table, databases_table, plain
 from clamproxy.config.settings import Settings, Status
 from clamproxy.readable import shown_size, shown_time
+from clamproxy.state import state_directory
 from clamproxy.stats import COUNTERS, FEED_COUNTERS, snapshot
 
 _PATIENCE = 2.0
@@ -133,7 +134,7 @@ def watch(settings: Settings, interval: float) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED_BY_SIGTERM))  # leaves the terminal as it was
     with (
         contextlib.suppress(KeyboardInterrupt),
-        opened_store(settings.cache.directory) as store,
+        opened_store(settings.cache.directory, state=state_directory(settings)) as store,
         Live(screen=True, auto_refresh=False, console=Console(), vertical_overflow="crop") as live,
     ):
         before = None

@@ -98,6 +98,12 @@ class Cache(_Section):
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
 
 
+class State(_Section):
+    """Where records are kept that are no cache: the fleet, counters and their history."""
+
+    directory: AbsolutePath | None = Field(None, description="the path of a directory, or null")
+
+
 class Upstream(_Section):
     """Where misses are fetched; timeouts in seconds."""
 
@@ -290,6 +296,7 @@ class Settings(_Section):
     """The whole configuration; ``Settings()`` is the default one."""
 
     cache: Cache = Field(default_factory=Cache)
+    state: State = Field(default_factory=State)
     upstream: Upstream = Field(default_factory=Upstream)
     versions: Versions = Field(default_factory=Versions)
     serving: Serving = Field(default_factory=Serving)

@@ -31,6 +31,7 @@ from clamproxy.doctor.origin import OriginSide, failure_in_words
 from clamproxy.inspection import quarantined
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
+from clamproxy.state import open_store
 from clamproxy.stats import snapshot
 
 LEAST_FREE = 512 * MIB
@@ -131,18 +132,22 @@ class GatewaySide:
         return ok(text)
 
     def _open_index(self) -> Verdict:
-        directory = self._settings.cache.directory
         if self._is_foreign:
             return skipped("it is another user's")
         try:
-            self._store = Store(directory, tidy=False)
+            self._store = open_store(self._settings)
             figures = snapshot(self._store)
         except (OSError, sqlite3.Error) as error:
             return problem(
                 f"the index can't be read: {error}",
-                "stop all that use the cache, then start the proxy: it moves a damaged index aside.",
+                "run this as the proxy's user, and see that the disk can be read.",
             )
         self._origin.store = self._store
+        if (damage := self._store.index_damage) is not None:
+            return warning(
+                f"the index is damaged, what is cached was read from the files: {damage}",
+                "start the proxy: it makes the index anew.",
+            )
         databases = ", ".join(
             f"{name} {versions['reached']}"
             for name, versions in figures["databases"].items()

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from clamproxy.cache.index import sync_directory
+from clamproxy.cache.files import sync_directory
 from clamproxy.feeds.entry import Entry
 from clamproxy.feeds.rules import Head
 

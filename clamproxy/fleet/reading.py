@@ -21,7 +21,7 @@ class UnreadableFleetError(OSError):
 
 
 def has_table(directory: Path) -> bool:
-    """Whether a table was ever made in a cache directory."""
+    """Whether a table was ever made in a state directory."""
     return (directory / FILE_NAME).exists()
 
 
@@ -29,7 +29,7 @@ def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> li
     """Every machine of the table, worst first; none if there is no table. Blocks for some 100 ms.
 
     Args:
-        directory: the cache directory.
+        directory: the state directory.
         advertised: the version of each database that counts as current; see `advertised_to_clients`.
         now: Unix seconds.
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from clamproxy.config.settings import Fleet as FleetSettings
 from clamproxy.fleet.agent import LONGEST, Agent, parse_agent, shown_address
 from clamproxy.fleet.observer import Knowledge, observe
-from clamproxy.fleet.table import DamagedTableError, Release, Row, Rows, Table
+from clamproxy.fleet.table import Release, Row, Rows, Table
 from clamproxy.fleet.visit import Visit
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Latest
+from clamproxy.storage.file import DamagedFileError
 from clamproxy.threads import Writer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Fleet:
         """Have the table made, or checked, by the writer.
 
         Args:
-            directory: the cache directory.
+            directory: the state directory.
             settings: how many machines are kept, and how long.
             writer: the thread that writes to the directory.
             clock: gives Unix seconds.
@@ -119,7 +120,7 @@ class Fleet:
             try:
                 with self._table.writing() as rows:
                     change(rows)
-            except DamagedTableError:
+            except DamagedFileError:
                 continue
             except (sqlite3.Error, OSError) as error:
                 if not self._is_failing:

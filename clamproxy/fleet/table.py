@@ -1,40 +1,28 @@
-"""The table: what is known of machines and releases, in an SQLite file beside the cache's index.
-
-SQLite in WAL mode: any number of processes read while one writes, and a kill -9 costs no more than what
-had not been written yet. Each use opens the file anew: it may be moved or deleted at any time.
-"""
+"""The table: what is known of machines and releases, in a file of records."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.observer import Failure, Holding, Knowledge
-
-logger = logging.getLogger(__name__)
+from clamproxy.storage.file import Damage, RecordsFile
 
 FILE_NAME = "fleet.sqlite"
-"""In the cache directory."""
+"""In the state directory."""
 RELEASES_KEPT = 400
 """Versions of each database of which it is remembered when they came; daily has one or two a day."""
 
 _FORM = 1
 """The version of the schema, in SQLite's user_version."""
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_PATIENCE = 5.0
-"""Seconds to wait for another writer; none takes as long."""
 _COLUMNS = "uuid, address, freshclam, os, arch, first_seen, last_seen, databases, error_at, error"
-_SCHEMA = f"""
+_SCHEMA = """
 CREATE TABLE IF NOT EXISTS machines (
     uuid TEXT NOT NULL, address TEXT NOT NULL, freshclam TEXT, os TEXT, arch TEXT,
     first_seen REAL NOT NULL, last_seen REAL NOT NULL,
@@ -46,7 +34,6 @@ CREATE TABLE IF NOT EXISTS releases (
     database TEXT NOT NULL, version INTEGER NOT NULL, first_seen REAL, built_at INTEGER,
     PRIMARY KEY (database, version)
 ) STRICT, WITHOUT ROWID;
-PRAGMA user_version = {_FORM};
 """
 
 
@@ -140,7 +127,7 @@ class Rows:
         """
         (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise _Damage(verdict.splitlines()[0])
+            raise Damage(verdict.splitlines()[0])
 
     def releases(self) -> Iterator[Release]:
         """Every release that is remembered, oldest version first."""
@@ -155,59 +142,15 @@ class Table:
         """Prepare; nothing is opened yet.
 
         Args:
-            directory: the cache directory.
+            directory: the state directory.
         """
-        self.path = directory / FILE_NAME
+        self._file = _file(directory)
 
     @contextmanager
     def writing(self) -> Iterator[Rows]:
-        """A transaction that changes the table; it is made if it isn't there.
-
-        Raises:
-            DamagedTableError: it was damaged and has been moved aside; another attempt will succeed.
-            sqlite3.Error: it can't be used now.
-            OSError: it can't be made.
-        """
-        opened = self._make()
-        try:
-            with closing(_connect(self.path)) as connection:
-                _prepare(connection)
-                connection.execute("BEGIN IMMEDIATE")
-                yield Rows(connection)
-                connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            self._move_aside(opened, error)
-            raise DamagedTableError from error
-
-    def _make(self) -> int:
-        """Make the file, for the owner alone; returns its inode."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            return os.fstat(descriptor).st_ino
-        finally:
-            os.close(descriptor)
-
-    def _move_aside(self, inode: int, error: sqlite3.Error) -> None:
-        """Losing what is known of machines is cheaper than not to start; they come by again."""
-        if not self.path.exists() or self.path.stat().st_ino != inode:
-            return  # another process has done so
-        for earlier in self.path.parent.glob(f"{FILE_NAME}.damaged-*"):
-            earlier.unlink(missing_ok=True)
-        aside = self.path.with_name(f"{FILE_NAME}.damaged-{int(time.time())}")
-        self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(FILE_NAME + suffix).unlink(missing_ok=True)
-        logger.warning("The table of clients is damaged (%s): moved to %s, starting anew.", error, aside)
-
-
-class DamagedTableError(Exception):
-    """The table was damaged, and has been moved aside."""
-
-
-class _Damage(sqlite3.DatabaseError):
-    """Damage that SQLite itself doesn't call so."""
+        """A transaction that changes the table; see `RecordsFile.writing`."""
+        with self._file.writing() as connection:
+            yield Rows(connection)
 
 
 @contextmanager
@@ -217,37 +160,12 @@ def reading(directory: Path) -> Iterator[Rows | None]:
     Raises:
         sqlite3.Error: it can't be read.
     """
-    path = directory / FILE_NAME
-    if not path.exists():
-        yield None
-        return
-    address = f"file:{quote(str(path.absolute()))}?mode=ro"
-    with closing(_connect(address, uri=True)) as connection:
-        form = _form(connection)
-        if form > _FORM:
-            raise _Damage("made by another version of clamproxy")
-        connection.execute("BEGIN")
-        yield Rows(connection) if form else None
+    with _file(directory).reading() as connection:
+        yield None if connection is None else Rows(connection)
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    form = _form(connection)
-    if form > _FORM:
-        raise _Damage("made by another version of clamproxy")
-    if not form:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(_SCHEMA)
-    # What was committed last may be lost with the power, the file stays whole.
-    connection.execute("PRAGMA synchronous = NORMAL")
-
-
-def _form(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
-    return isinstance(error, _Damage) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+def _file(directory: Path) -> RecordsFile:
+    return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients")
 
 
 def _row(fields: tuple[Any, ...]) -> Row:
@@ -263,9 +181,3 @@ def _holdings(text: str) -> dict[str, Holding]:
         return {name: Holding(int(version), float(at)) for name, (version, at) in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError):
         return {}
-
-
-def _connect(address: str | Path, *, uri: bool = False) -> sqlite3.Connection:
-    connection = sqlite3.connect(address, uri=uri, timeout=_PATIENCE, isolation_level=None)
-    connection.text_factory = lambda raw: raw.decode(errors="replace")  # a bad disk again
-    return connection

@@ -33,6 +33,8 @@ class Failure(StrEnum):
     CHANGED = "changed"
     """The file is another one than when its transfer began."""
     BAD_CONTENT = "bad content"
+    NO_ROOM = "no room"
+    """The disk takes no file of that size."""
     LOCAL = "local error"
 
 
@@ -60,6 +62,7 @@ BACKOFFS = {
     Failure.CHANGED: Backoff(0, 0),  # what is there now can be fetched at once
     # Each further look may cost a whole download.
     Failure.BAD_CONTENT: Backoff(2, 600),
+    Failure.NO_ROOM: Backoff(60, 60),
     Failure.LOCAL: Backoff(5, 60),
 }
 LONGEST_RETRY_AFTER = 24 * HOUR

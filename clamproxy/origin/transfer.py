@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from clamproxy.cache.partial import BusyError, PartialFile, Validators
+from clamproxy.cache.held import is_small
+from clamproxy.cache.partial import BusyError, NoRoomError, Validators
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
@@ -52,6 +53,8 @@ class TransferError(Exception):
         super().__init__(reason)
         self.failure = failure
         self.retry_after = retry_after
+        self.needed = 0
+        """Bytes for which the disk has no room."""
 
 
 class _StalledError(Exception):
@@ -212,8 +215,7 @@ class Transfer:
             self._fail(error)
             raise
         except Exception as error:
-            logger.exception("Transfer of %s failed.", self.object_id.file_name)
-            failure = TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}")
+            failure = self._local_failure(error)
             self._fail(failure)
             raise failure from error
         finally:
@@ -221,12 +223,23 @@ class Transfer:
                 self._arrival.partial.release()
             self._wake()
 
+    def _local_failure(self, error: Exception) -> TransferError:
+        """What it means that something went wrong here, not at the origin."""
+        if isinstance(error, NoRoomError):
+            failure = TransferError(Failure.NO_ROOM, str(error))
+            failure.needed = error.needed
+            return failure
+        if self._resources.store.condition.failed(error):
+            return TransferError(Failure.LOCAL, f"the disk takes nothing: {error}")
+        logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
+        return TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}")
+
     async def _claim(self) -> Arrival | None:
         """Take the partial file; None if another process published the object meanwhile."""
         partial = None
         while partial is None:
             with suppress(BusyError):
-                partial = PartialFile.claim(self._resources.store.partials, self._expected)
+                partial = self._resources.store.claim_partial(self._expected)
             if (found := self._resources.store.open(self._expected)) is not None:
                 found.close()
                 if partial:
@@ -253,6 +266,19 @@ class Transfer:
                 patience.use_up(OriginError(Failure.INTERRUPTED, "stalled"))
             except (OriginError, RangeError) as error:
                 await asyncio.sleep(patience.use_up(_as_origin_error(error, arrival)))
+            except (OSError, NoRoomError) as error:
+                self._go_on_in_memory(arrival, error)
+
+    def _go_on_in_memory(self, arrival: Arrival, error: Exception) -> None:
+        """The disk takes nothing more: what is small, and shown to nobody yet, is fetched into memory."""
+        store = self._resources.store
+        is_trouble = isinstance(error, NoRoomError) or store.condition.failed(error)
+        is_possible = is_small(arrival.object_id) and not arrival.followed and not arrival.partial.is_unnamed
+        if not (is_trouble and is_possible):
+            raise error
+        arrival.partial.discard()
+        arrival.partial.release()
+        arrival.partial = store.claim_partial(arrival.object_id, unnamed=True)
 
     async def _attempt(self, arrival: Arrival) -> None:
         """One connection, watched.
@@ -303,6 +329,7 @@ class Transfer:
             reason = f"{error}{arrival.ray}"
             logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
+            partial.discard()
             raise TransferError(Failure.BAD_CONTENT, reason) from error
         self._verified = True  # readers may have the rest while it is synced to disk
         self._wake()

@@ -62,6 +62,8 @@ class Transfers:
         self._running: dict[ObjectId, Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing_until: dict[ObjectId, float] = {}
+        self._needed: dict[str, int] = {}
+        """Bytes that the disk must have room for before a file is asked for again, by its path."""
 
     def join(
         self,
@@ -94,6 +96,8 @@ class Transfers:
             transfer.kick()
             return transfer, True
         cooldown = self._cooldowns.check(object_id.upstream_path, requester.version)
+        if cooldown is None:
+            cooldown = self._without_room(object_id, requester)
         if cooldown is None and len(self._running) >= MAX_TRANSFERS:
             cooldown = Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once")
         if cooldown is not None:
@@ -105,6 +109,16 @@ class Transfers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return transfer, False
+
+    def _without_room(self, object_id: ObjectId, requester: Requester) -> Cooldown | None:
+        """A cool-down for what the disk still has no room for: the origin is not asked for it in vain."""
+        path = object_id.upstream_path
+        needed = self._needed.get(path, 0)
+        if not needed or self._resources.store.has_room(needed):
+            self._needed.pop(path, None)
+            return None
+        reason = f"the disk has no room for {needed:,} bytes"
+        return self._cooldowns.failed(Failure.NO_ROOM, path, requester.version, reason)
 
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
         """What is being fetched, the bytes that are here, and its size (0 if that isn't known yet)."""
@@ -155,6 +169,8 @@ class Transfers:
                 error,
                 cooldown.until - time.time(),
             )
+            if error.needed:
+                self._needed[path] = error.needed
             self._after_failure(object_id, error.failure)
         else:
             self._cooldowns.succeeded(path, agent, asked_at=asked_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
@@ -34,6 +34,7 @@ class Gateway:
         self,
         databases: frozenset[str],
         store: Store,
+        ensure_sound: Callable[[str], Awaitable[None]],
         current: CurrentVersions,
         delivery: Delivery,
         whole: WholeFiles,
@@ -45,6 +46,7 @@ class Gateway:
         Args:
             databases: the names that are served.
             store: what is cached.
+            ensure_sound: waits until what is cached of a database has been checked.
             current: what is advertised.
             delivery: fetches what isn't cached.
             whole: answers requests for CVDs and CLDs.
@@ -53,6 +55,7 @@ class Gateway:
         """
         self._databases = databases
         self._store = store
+        self._ensure_sound = ensure_sound
         self._current = current
         self._delivery = delivery
         self._whole = whole
@@ -102,6 +105,7 @@ class Gateway:
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
         self._notice(target.database, request.requester)
+        await self._ensure_sound(target.database)
         match target:
             case ObjectId():
                 return await self._answer_object(request, target)

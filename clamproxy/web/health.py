@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
+from clamproxy.storage.condition import free_bytes, look
 from clamproxy.web.sources import Sources
 
 LEAST_SPACE = 64 * MIB
@@ -26,8 +21,6 @@ EARLIEST = 1_767_225_600
 """The year 2026: no clock that is right shows an earlier one."""
 FUTURE = 86_400
 """Seconds; what ClamAV has built so much after the present time was built before it."""
-
-_UNREADABLE = (OSError, sqlite3.Error, diskcache.Timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +56,13 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
         offline: whether the origin is never asked.
         now: Unix seconds.
     """
-    reasons = [*_disk_problems(store.directory, store.partials)]
-    warnings: list[str] = []
-    try:
-        built = {name: built_at(store, name) for name in sorted(store.databases())}
-        unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
-    except _UNREADABLE as error:
-        return Health((*reasons, f"the index of the cache can't be read, nothing is served: {error}"))
-    reasons += _clock_problems(built, now)
+    built = {name: built_at(store, name) for name in sorted(store.databases())}
+    unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
+    reasons = _clock_problems(built, now)
     is_empty = not any(store.newest_version(name) for name in built)
+    # What is cached is served, and small files pass through, whether the disk takes something or not.
+    warnings: list[str] = []
+    (reasons if is_empty else warnings).extend(_disk_problems(store))
     if is_empty and offline:
         reasons.append("upstream.offline is true and no database was imported: there is nothing to serve")
     elif is_empty and unreachable:
@@ -99,27 +90,35 @@ def reading(store: Store) -> Iterator[None]:
         store.disconnect()
 
 
-def _disk_problems(directory: Path, partials: Path) -> list[str]:
+def _disk_problems(store: Store) -> list[str]:
+    states = [one.state for one in (store.condition, store.records.condition)]
+    problems = [f"degraded since {_shown(one.since)}: {one.reason}" for one in states if one is not None]
+    if store.index_damage is not None:
+        problems.append(f"degraded: the index of the cache is damaged: {store.index_damage}")
+    if store.condition.state is not None:
+        return problems
+    directory = store.directory
     try:
-        space = os.statvfs(directory)
-        free = space.f_bavail * space.f_frsize
-        if free < LEAST_SPACE or (space.f_files and not space.f_favail):
-            left = f"{free // MIB} MiB" if free < LEAST_SPACE else "no file"
-            return [f"the disk is full, nothing new can be kept: {left} left at {directory}"]
-        with tempfile.TemporaryFile(dir=partials) as file:
-            file.write(b"\0")
+        look(store.partials)
+        free = free_bytes(directory)
+        if free < LEAST_SPACE:
+            problems.append(f"degraded: the disk is nearly full: {free // MIB} MiB left at {directory}")
     except OSError as error:
-        return [f"the cache directory can't be written to: {directory}: {error.strerror or error}"]
-    return []
+        problems.append(f"degraded: {directory} can't be written to: {error.strerror or error}")
+    return problems
+
+
+def _shown(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
 
 
 def _clock_problems(built: dict[str, int | None], now: float) -> list[str]:
-    shown = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
+    shown = _shown(now)
     if now < EARLIEST:
-        return [f"the clock is wrong, certificates and version records can't be judged: {shown} UTC"]
+        return [f"the clock is wrong, certificates and version records can't be judged: {shown}"]
     late = [name for name, at in built.items() if at is not None and at > now + FUTURE]
     if late:
-        return [f"the clock is wrong: it shows {shown} UTC, but {late[0]} was built after that"]
+        return [f"the clock is wrong: it shows {shown}, but {late[0]} was built after that"]
     return []
 
 

@@ -87,6 +87,12 @@ def _counted_results() -> list[Result]:
 
 def _cache(values: Values) -> Iterator[Metric]:
     stats, databases = values["stats"], values["databases"]
+    yield _gauge(
+        "storage_trouble",
+        "Whether the directory of the cache, or of records, can't be written to; see /readyz.",
+        ("directory",),
+        [((name,), stats["storage"][name] is not None) for name in ("cache", "records")],
+    )
     yield _gauge("cache_objects", "Objects in the cache.", value=stats["objects"])
     yield _gauge("cache_bytes", "Bytes of the objects in the cache.", value=stats["cache_bytes"])
     yield _gauge(

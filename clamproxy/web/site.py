@@ -160,8 +160,10 @@ class StatusSite:
         return _live(b"ok\n", _PLAIN)
 
     async def _readyz(self, request: Request, place: Place) -> Reply:
-        reasons = (await self._health.get()).reasons
-        reply = _live(("\n".join(reasons) or "ok").encode() + b"\n", _PLAIN)
+        health = await self._health.get()
+        reasons = health.reasons
+        lines = reasons or ("ok", *health.warnings)
+        reply = _live("\n".join(lines).encode() + b"\n", _PLAIN)
         if reasons:
             reply.status = 503
             reply.headers["Retry-After"] = "5"

@@ -208,7 +208,7 @@ def test_objects_that_are_listed_but_not_signed(
 ) -> None:
     fill(store, None, range(6, 8))
     put_cvd(store, 5, make_cvd(5))
-    path = Path(store._index.get(f"object/{name}", read=True).name)
+    path = store.directory / "index" / "objects" / name
     body = path.read_bytes()
     middle = len(body) // 2
     path.write_bytes(body[middle:] + body[:middle])

@@ -253,7 +253,8 @@ def test_a_cache_that_is_closed_to_this_user(
 ) -> None:
     """Every command tells whose it is, and whom to be."""
     filled(tmp_path / "cache", make_cvd)
-    Table(tmp_path / "cache")._make()
+    with Table(tmp_path / "cache").writing():
+        pass
     (tmp_path / "proxy.yaml").write_text("tls: {directory: cache}")
     owner = (tmp_path / "cache").stat().st_uid
 

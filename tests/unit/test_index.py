@@ -1,10 +1,10 @@
-"""What somebody plants in the index does nothing, and what is damaged does not stop the start."""
+"""The index: what somebody plants in it does nothing, and no damage to it stops anything."""
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
+import random
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -14,14 +14,19 @@ from typing import Any
 
 import pytest
 
-from clamproxy.cache import index as index_module
-from clamproxy.cache.index import REFUSED_KEY, FinishedFile, get_text, open_index, open_value
+from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata
+from clamproxy.cache.rows import Row
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
-from tests.unit.conftest import cdiff, cvd, put
+from clamproxy.stats import snapshot
+from clamproxy.storage.condition import Condition
+from clamproxy.storage.sealing import seal, unseal
+from tests.support.forge import forge_keys
+from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, read
 
 PICKLE, BINARY = 4, 2
+KEYS = forge_keys().trusted
 
 
 class Bomb:
@@ -82,7 +87,6 @@ def exercise(store: Store) -> None:
 
 PLANTED: dict[str, Any] = {
     "a pickle as an object": ("object/daily-5.cdiff", {"mode": PICKLE, "value": "bomb"}),
-    "a pickle as the newest version": ("newest/daily", {"mode": PICKLE, "value": "bomb"}),
     "a pickle as a note": ("note/cooldown/x", {"mode": PICKLE, "value": "bomb"}),
     "a pickle in a file": ("object/daily-5.cdiff", {"mode": PICKLE, "filename": "bomb.val"}),
     "a pickle as a key": ("bomb", {"raw": 0, "value": "text"}),
@@ -94,8 +98,6 @@ PLANTED: dict[str, Any] = {
     ),
     "a path upwards as a note": ("note/cooldown/x", {"mode": BINARY, "filename": "../../secret"}),
     "text as an object": ("object/daily-5.cdiff", {"value": "text"}),
-    "a number as the newest version": ("newest/daily", {"value": 5}),
-    "a newest version that is not there": ("newest/daily", {"value": "5", "mode": 1}),
     "an object with no tag": ("object/daily-5.cdiff", {"mode": BINARY, "filename": "x.val", "tag": None}),
     "a key of no object": ("object/../../x", {"value": "text"}),
     "a note that is no JSON": ("note/cooldown/x", {"value": "{"}),
@@ -123,71 +125,51 @@ def test_a_planted_row_does_nothing(tmp_path: Path, bomb: bytes, planted: str, w
     assert secret.read_bytes() == b"secret"
 
 
-def test_a_planted_counter_does_not_break_the_statistics(store: Store, bomb: bytes) -> None:
-    store.add_to_counters({"requests": 1})
-    plant(store, "counter/hits", mode=PICKLE, value=bomb)
-    assert store.counters()["requests"] == 1
-
-
-def test_a_planted_row_is_reported_and_dropped(
-    store: Store, bomb: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    plant(store, "object/daily-5.cdiff", mode=PICKLE, value=bomb)
-    plant(store, "note/x", mode=PICKLE, value=bomb)
-    with caplog.at_level(logging.WARNING):
-        assert open_value(store._index, "object/daily-5.cdiff") is None
-        assert get_text(store._index, "note/x") is None
-    assert caplog.text.count("a pickled value") == 2
-    assert list(store._index) == []
-
-
-def test_a_planted_key_is_iterated_over(store: Store, bomb: bytes) -> None:
-    put(store, cdiff(7))
-    plant(store, bomb, raw=0, value="x")
-    assert set(store._index) == {"object/daily-7.cdiff", REFUSED_KEY}
-
-
-@pytest.mark.parametrize("key", [5, b"bytes", ("a", 1), None, ObjectId.parse("daily-5.cdiff")])
-def test_keys_are_text(store: Store, key: object) -> None:
-    with pytest.raises(TypeError, match="keys are text"):
-        store._index.set(key, "value")
-
-
-@pytest.mark.parametrize("value", [b"bytes", None, True, ["list"], {"a": 1}, object()])
-def test_values_are_text_numbers_or_files(store: Store, value: object) -> None:
-    with pytest.raises(TypeError, match="values are"):
-        store._index.set("key", value)
-
-
 def test_nothing_is_evicted(store: Store) -> None:
     """diskcache's default gives up the oldest entry first, which here would be main.cvd."""
-    assert store._index.eviction_policy == "none"
-    assert store._index.cull_limit == 0
+    for version in range(1, 30):
+        put(store, cdiff(version))
+    with closing(sqlite3.connect(store.directory / "index" / "cache.db")) as database:
+        settings = dict(database.execute("SELECT key, value FROM Settings").fetchall())
+    assert (settings["eviction_policy"], settings["cull_limit"]) == ("none", 0)
 
 
-def test_a_directory_that_vanishes_while_a_file_is_linked(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another process removes directories that are empty."""
-    failures = iter([FileNotFoundError("vanished"), FileNotFoundError("vanished")])
-    link = os.link
-
-    def unlucky(source: Path, target: str) -> None:
-        if (error := next(failures, None)) is not None:
-            raise error
-        link(source, target)
-
-    monkeypatch.setattr(os, "link", unlucky)
-    put(store, cdiff(5), b"patch")
-    assert set(store.sizes()) == {cdiff(5)}
+@pytest.mark.parametrize("text", ["", "5", '{"size": 5}', "ä\0\n", "~x"])
+def test_a_sealed_text_shows_each_flipped_bit(text: str) -> None:
+    sealed = seal("key", text)
+    assert unseal("key", sealed) == text
+    assert unseal("kez", sealed) is None
+    data = sealed.encode()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        found = unseal("key", flipped.decode(errors="replace"))
+        # Only without its mark it looks like a text of an earlier version, which is no JSON then.
+        assert found is None or bit < 8
 
 
-def test_a_missing_file_is_not_tried_for_ever(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        store._index.set("key", FinishedFile(tmp_path / "nowhere", 5))
+def test_texts_of_earlier_versions_are_read() -> None:
+    assert unseal("key", '{"size": 5}') == '{"size": 5}'
 
 
 # Damage
+
+
+def filled(directory: Path) -> None:
+    """A cache with a CVD, patches and a note."""
+    with closing(Store(directory, keys=KEYS)) as store:
+        hold(store, 1, range(2, 5))
+        store.set_note("cooldown//daily.cvd", {"until": 5})
+        store.add_to_counters({"hits": 3})
+
+
+def check(store: Store) -> None:
+    """All that was cached is there."""
+    assert read(store, cvd(1)) == RELEASES.cvd(1)
+    for version in range(2, 5):
+        assert read(store, cdiff(version)) == RELEASES.cdiff(version)
+    assert store.newest_version("daily") == 1
+    assert store.reached_version("daily") == 4
 
 
 def write_garbage(database: Path) -> None:
@@ -209,78 +191,207 @@ def overwrite_one_leaf(database: Path) -> None:
         file.write(b"\xff" * 4096)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        write_garbage,
-        overwrite_the_middle,
-        pytest.param(
-            overwrite_one_leaf,
-        ),
-    ],
-)
-def test_a_damaged_database_is_moved_aside(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    directory = tmp_path / "cache"
-    store = Store(directory)
-    for version in range(1, 100):
-        put(store, cdiff(version))
-    store.close()
+def change_settings(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE Settings SET key = 'disk_min_file_sixe' WHERE key = 'disk_min_file_size'")
+        connection.commit()
+
+
+def change_a_trigger(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DROP TRIGGER Settings_count_insert")
+        body = "UPDATE Settingt SET value = value + 1; END"
+        connection.execute(f"CREATE TRIGGER Settings_count_insert AFTER INSERT ON Cache BEGIN {body}")
+        connection.commit()
+
+
+def change_a_key(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE Cache SET key = 'object/daily-9.cvd' WHERE key = 'object/daily-1.cvd'")
+        connection.commit()
+
+
+def change_a_tag(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE Cache SET tag = replace(tag, 'size', 'rize')")
+        connection.commit()
+
+
+def make_it_a_directory(database: Path) -> None:
+    database.unlink()
+    database.mkdir()
+
+
+DAMAGES = [
+    write_garbage,
+    overwrite_the_middle,
+    overwrite_one_leaf,
+    change_settings,
+    change_a_trigger,
+    change_a_key,
+    change_a_tag,
+    make_it_a_directory,
+    Path.unlink,
+]
+
+
+def spoil(directory: Path, damage: Callable[[Path], object]) -> None:
     for path in (directory / "index").glob("cache.db-*"):
         path.unlink()
     damage(directory / "index" / "cache.db")
-    store = Store(directory)
-    assert store.sizes() == {}
-    assert len(list(directory.glob("index.damaged-*"))) == 1
-    put(store, cdiff(5), b"patch")
-    assert set(store.sizes()) == {cdiff(5)}
-    store.close()
 
 
-@pytest.mark.parametrize(
-    ("code", "moved"),
-    [
-        (sqlite3.SQLITE_FULL, False),
-        (sqlite3.SQLITE_BUSY, False),
-        (sqlite3.SQLITE_IOERR, False),
-        (sqlite3.SQLITE_READONLY, False),
-        (sqlite3.SQLITE_NOTADB, True),
-        (sqlite3.SQLITE_CORRUPT, True),
-        pytest.param(
-            sqlite3.SQLITE_CORRUPT_INDEX,
-            True,
-        ),
-    ],
-)
-def test_passing_trouble_is_not_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, moved: bool
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_made_anew_from_the_objects(
+    tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
-    store = Store(tmp_path / "cache")
-    put(store, cdiff(5), b"patch")
-    store.close()
-    trouble = sqlite3.OperationalError("trouble")
-    trouble.sqlite_errorcode = code
-    original, troubles = index_module._open, iter([trouble])
-
-    def troubled(directory: Path) -> Any:
-        if (error := next(troubles, None)) is not None:
-            raise error
-        return original(directory)
-
-    monkeypatch.setattr(index_module, "_open", troubled)
-    if moved:
-        open_index(tmp_path / "cache" / "index", may_replace=True).close()
-    else:
-        with pytest.raises(OSError, match="trouble"):
-            open_index(tmp_path / "cache" / "index", may_replace=True)
-    assert bool(list((tmp_path / "cache").glob("index.damaged-*"))) is moved
+    directory = tmp_path / "cache"
+    filled(directory)
+    spoil(directory, damage)
+    with closing(Store(directory, keys=KEYS)) as store:
+        check(store)
+        assert store.index_damage is None
+        put(store, cdiff(6), RELEASES.cdiff(6))
+    # A command finds it whole then.
+    with closing(Store(directory, tidy=False, keys=KEYS)) as store:
+        check(store)
+        assert store.index_damage is None
+        assert read(store, cdiff(6)) == RELEASES.cdiff(6)
+        assert store.counters() == {"hits": 3}
 
 
-def test_damage_is_left_alone_where_others_may_have_it_open(tmp_path: Path) -> None:
-    Store(tmp_path / "cache").close()
-    write_garbage(tmp_path / "cache" / "index" / "cache.db")
-    with pytest.raises(OSError, match="index"):
-        open_index(tmp_path / "cache" / "index", may_replace=False)
-    assert not list((tmp_path / "cache").glob("index.damaged-*"))
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_command_works_on_a_damaged_index(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    directory = tmp_path / "cache"
+    filled(directory)
+    spoil(directory, damage)
+    with closing(Store(directory, tidy=False, keys=KEYS)) as store:
+        check(store)
+        assert snapshot(store)["hits"] == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_under_a_running_gateway_is_mended(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    directory = tmp_path / "cache"
+    filled(directory)
+    with closing(Store(directory, keys=KEYS)) as store:
+        check(store)
+        spoil(directory, damage)
+        check(store)
+        put(store, cdiff(6), RELEASES.cdiff(6))
+        store.mend()
+        check(store)
+        with closing(Store(directory, tidy=False, keys=KEYS)) as other:
+            check(other)
+            assert read(other, cdiff(6)) == RELEASES.cdiff(6)
+            assert other.note("cooldown//daily.cvd") == {"until": 5}
+
+
+def test_what_is_not_what_its_name_says_is_not_taken_in(tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    filled(directory)
+    objects = directory / "index" / "objects"
+    (objects / "daily-3.cdiff").write_bytes(RELEASES.cdiff(2))
+    shutil.copy(objects / "daily-4.cdiff", objects / "main-4.cdiff")
+    body = (objects / "daily-2.cdiff").read_bytes()
+    (objects / "daily-2.cdiff").write_bytes(body[:-1] + b"?")
+    spoil(directory, Path.unlink)
+    with closing(Store(directory, keys=KEYS)) as store:
+        assert set(store.sizes()) == {cvd(1), cdiff(4)}
+
+
+def test_files_of_earlier_versions_get_their_names(tmp_path: Path) -> None:
+    """diskcache named them, and their rows were not sealed."""
+    directory = tmp_path / "cache"
+    filled(directory)
+    index = directory / "index"
+    (index / "3f" / "a0").mkdir(parents=True)
+    with closing(sqlite3.connect(index / "cache.db")) as database:
+        query = "SELECT rowid, key, filename FROM Cache WHERE filename IS NOT NULL"
+        for rowid, key, filename in database.execute(query).fetchall():
+            old = f"3f/a0/{rowid}.val"
+            (index / filename).rename(index / old)
+            size = (index / old).stat().st_size
+            row = (old, Metadata(size, 1.0).to_json(), key)
+            database.execute("UPDATE Cache SET filename = ?, tag = ? WHERE key = ?", row)
+        database.commit()
+    for damage in (lambda _: None, Path.unlink):
+        with closing(Store(directory, keys=KEYS)) as store:
+            check(store)
+        assert len(list((index / "objects").iterdir())) == 4
+        assert not (index / "3f").exists()
+        spoil(directory, damage)
+
+
+def test_nameless_files_are_told_by_their_content(tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    filled(directory)
+    index = directory / "index"
+    for number, path in enumerate(list((index / "objects").iterdir())):
+        path.rename(index / f"{number}.val")
+    spoil(directory, Path.unlink)
+    with closing(Store(directory, keys=KEYS)) as store:
+        check(store)
+
+
+FLIPS = 60
+
+
+def test_single_bits(tmp_path: Path) -> None:
+    """Whichever bit of the index flips, everything is served after the start."""
+    filled(tmp_path / "sound")
+    with closing(sqlite3.connect(tmp_path / "sound" / "index" / "cache.db")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    body = (tmp_path / "sound" / "index" / "cache.db").read_bytes()
+    rng = random.Random(8)
+    for _ in range(FLIPS):
+        bit = rng.randrange(8 * len(body))
+        flipped = bytearray(body)
+        flipped[bit // 8] ^= 1 << bit % 8
+        directory = tmp_path / "spoilt"
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(tmp_path / "sound", directory)
+        (directory / "index" / "cache.db").write_bytes(flipped)
+        with closing(Store(directory, tidy=False, keys=KEYS)) as command:
+            check(command)
+            snapshot(command)
+        with closing(Store(directory, keys=KEYS)) as store:
+            check(store)
+            store.set_note("x", bit)
+            put(store, cdiff(9), b"")
+        with closing(Store(directory, keys=KEYS)) as store:
+            check(store)
+            assert (store.note("x"), store.holds(cdiff(9))) == (bit, True), bit
+
+
+def test_a_locked_index_is_served_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clamproxy.cache.index._PATIENCE", 0.05)
+    directory = tmp_path / "cache"
+    filled(directory)
+    with closing(Store(directory, keys=KEYS)) as store:
+        with closing(sqlite3.connect(directory / "index" / "cache.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            put(store, cdiff(6), RELEASES.cdiff(6))
+            assert store.condition.state is not None
+            check(store)
+            assert read(store, cdiff(6)) == RELEASES.cdiff(6)
+            store.mend()
+            assert store.condition.state is not None
+        store.mend()
+        assert store.condition.state is None
+        with closing(Store(directory, tidy=False, keys=KEYS)) as command:
+            assert read(command, cdiff(6)) == RELEASES.cdiff(6)
+
+
+def test_processes_see_each_others_changes(tmp_path: Path) -> None:
+    condition = Condition(tmp_path, "The test")
+    one, two = Index(tmp_path, condition), Index(tmp_path, condition)
+    one.change({"a": Row("1"), "b": Row("2")})
+    assert (two.get("a"), two.keys("")[-2:]) == (Row("1"), ["a", "b"])
+    two.change({"a": None, "object/x": Row("3", "file")})
+    assert (one.get("a"), one.get("object/x")) == (None, Row("3", "file"))
+    one.close()
+    two.close()
 
 
 def test_readers_and_writers_in_many_threads(store: Store) -> None:
@@ -305,3 +416,10 @@ def test_readers_and_writers_in_many_threads(store: Store) -> None:
     assert not errors
     assert len(store.sizes()) == 20
     assert store.counters() == {"hits": 20}
+
+
+def test_a_missing_file_is_not_published(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.publish(ObjectId.parse("daily-5.cdiff"), tmp_path / "nowhere", Metadata(5, 1.0))
+    assert store.condition.state is None
+    assert not store.has(cdiff(5))

@@ -10,7 +10,7 @@ import pytest
 from clamproxy.cache.partial import Validators
 from clamproxy.cache.store import Store
 from clamproxy.messages import SourceError
-from clamproxy.objects import Kind, ObjectId
+from clamproxy.objects import Kind
 from clamproxy.origin.attempt import LARGEST
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import Transfer, TransferError
@@ -295,7 +295,7 @@ async def test_a_reader_outlives_the_drop_of_its_object(rig: Rig, make_cvd: Make
         await transfer.ready()
         source = transfer.source()
     store: Store = rig.store
-    store._index.delete(f"object/{ObjectId.parse('daily-5.cvd').file_name}")
+    store.drop(cvd(5))
     assert store.open(cvd(5)) is None
     assert await read_all(source) == body
     source.close()

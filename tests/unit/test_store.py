@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from clamproxy.cache.published import Metadata
-from clamproxy.cache.store import QUARANTINE_LIMIT, Store
+from clamproxy.cache.quarantine import QUARANTINE_LIMIT
+from clamproxy.cache.rows import Row
+from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
 from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
 
@@ -19,6 +22,10 @@ MANY = 10**9
 
 def files_below(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def objects_below(directory: Path) -> list[Path]:
+    return [path for path in files_below(directory) if path.parent.name == "objects"]
 
 
 # Objects
@@ -35,7 +42,7 @@ def test_publishing_moves_the_file(store: Store) -> None:
     assert published is not None
     with published:
         assert os.fstat(published.fileno()).st_ino == inode
-        assert published.metadata == Metadata(5, 1.0, last_modified=2.0)
+        assert published.metadata == Metadata(5, 1.0, last_modified=2.0, sha256=sha256(b"patch").hexdigest())
 
 
 async def test_a_published_object_is_a_source(store: Store) -> None:
@@ -115,7 +122,7 @@ def test_it_survives_reopening(store: Store, tmp_path: Path, make_cvd: MakeCvd) 
 @pytest.mark.parametrize("damage", ["gone", "cut", "longer"])
 def test_a_lost_file_is_a_miss_and_can_be_published_again(store: Store, tmp_path: Path, damage: str) -> None:
     put(store, cvd(5), b"whole file")
-    (file,) = [path for path in files_below(tmp_path / "cache" / "index") if path.suffix == ".val"]
+    (file,) = objects_below(tmp_path / "cache" / "index")
     if damage == "gone":
         file.unlink()
     else:
@@ -130,9 +137,7 @@ def test_a_lost_file_is_a_miss_and_can_be_published_again(store: Store, tmp_path
 def test_after_a_loss_the_next_start_points_at_what_is_there(store: Store, tmp_path: Path) -> None:
     put(store, cvd(4), b"older")
     put(store, cvd(5), b"newer cvd")
-    for file in files_below(tmp_path / "cache" / "index"):
-        if file.suffix == ".val" and file.read_bytes() == b"newer cvd":
-            file.unlink()
+    (tmp_path / "cache" / "index" / "objects" / "daily-5.cvd").unlink()
     store.close()
     again = Store(tmp_path / "cache")
     assert again.newest_version("daily") == 4
@@ -146,7 +151,7 @@ def test_garbage_collection(store: Store, tmp_path: Path) -> None:
     assert store.collect_garbage(3, MANY) == sorted([cdiff(1), cdiff(2), cvd(1), cvd(2), cvd(3)])
     assert store.collect_garbage(3, 120) == [cvd(4), cdiff(3)]
     assert set(store.sizes()) == {cdiff(4), cdiff(5), cvd(5)}
-    assert len([path for path in files_below(tmp_path / "cache" / "index") if path.suffix == ".val"]) == 3
+    assert len(objects_below(tmp_path / "cache" / "index")) == 3
     assert store.newest_version("daily") == 5
 
 
@@ -229,7 +234,8 @@ def test_metadata_round_trip() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clamproxy.cache import index, store as store_module
+from clamproxy.cache import files
+from clamproxy.cache.index import Index
 from clamproxy.objects import ObjectId
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
@@ -243,11 +249,12 @@ def die(*args, **kwargs):
 if moment == "before the link":
     os.link = die
 elif moment == "after the link":
-    index.sync_directory = die
+    files.sync_directory = die
 elif moment == "before the commit":
-    Store.newest_version = die
+    Index.change = die
 elif moment == "after the commit":
-    Path.unlink = die
+    change = Index.change
+    Index.change = lambda *args: (change(*args), die())
 path = store.partials / "daily-5.cvd.part"
 path.write_bytes(b"whole file")
 store.publish(ObjectId.parse("daily-5.cvd"), path, Metadata(10, 1.0))
@@ -273,8 +280,7 @@ def test_a_kill_in_the_middle_of_publishing_loses_nothing(
     assert read(store, cvd(5)) == (b"whole file" if published else None)
     assert store.newest_version("daily") == (5 if published else None)
     assert partial.read_bytes() == b"whole file"
-    values = [path for path in files_below(directory / "index") if path.suffix == ".val"]
-    assert len(values) == published  # no file without a row is left
+    assert len(objects_below(directory / "index")) == published  # no file without a row is left
     store.publish(cvd(5), partial, Metadata(10, 1.0))
     assert read(store, cvd(5)) == b"whole file"
     assert not partial.exists()
@@ -332,7 +338,7 @@ def test_orphans_go_when_the_first_process_starts(store: Store, tmp_path: Path) 
 
 
 def test_a_refused_key_is_told(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    store._index.set("object/../../etc/passwd", "text")
+    store._index.change({"object/../../etc/passwd": Row("text")})
     with caplog.at_level(logging.WARNING):
         assert store.sizes() == {}
     assert "Unknown key" in caplog.text

@@ -284,11 +284,11 @@ class FullDisk:
         self._write = store.add_to_counters
         monkeypatch.setattr(store, "add_to_counters", self.add_to_counters)
 
-    def add_to_counters(self, amounts: dict[str, int]) -> None:
+    def add_to_counters(self, amounts: dict[str, int]) -> bool:
         self.tries += 1
         if self.tries <= self.failures:
             raise OSError("no space left on device")
-        self._write(amounts)
+        return self._write(amounts)
 
 
 async def test_a_failing_write_of_counters_waits_and_loses_nothing(

@@ -1,0 +1,122 @@
+"""Objects held in memory while the disk takes none, and the partial files that they arrive in.
+
+A cdiff or a signature is small. Rather than to refuse it, or to fetch it for each client anew, it
+is verified, served from memory, and published when the disk takes it again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from clamproxy.cache.partial import PartialFile, Validators
+from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.objects import Kind, ObjectId
+
+
+def is_small(object_id: ObjectId) -> bool:
+    """Whether such objects may be held: all but whole databases."""
+    return object_id.kind not in (Kind.CVD, Kind.CLD)
+
+
+class UnnamedPartial(PartialFile):
+    """A partial file that is nowhere on the disk. It ends with its last reader."""
+
+    is_unnamed = True
+
+    @classmethod
+    def create(cls, object_id: ObjectId) -> Self:
+        """An empty one."""
+        descriptor = _memory_file(object_id.file_name)
+        return cls(_path_of(descriptor), descriptor)
+
+    def begin(self, validators: Validators) -> None:
+        """Start from nothing with what the origin sends now."""
+        os.ftruncate(self.descriptor, 0)
+        self.have = 0
+        self.validators = validators
+
+    def discard(self) -> None:
+        """Nothing: it goes when it is closed."""
+
+    def release(self) -> None:
+        """Close, once; readers that duplicated the descriptor go on."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class HeldObjects:
+    """Verified objects in memory, up to a limit. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        """Start without any.
+
+        Args:
+            limit: bytes; the oldest go first.
+        """
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._held: dict[ObjectId, tuple[int, Metadata]] = {}
+
+    def take(self, object_id: ObjectId, path: Path, metadata: Metadata) -> bool:
+        """Copy a file into memory; returns whether there is room for it.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        if metadata.size > self._limit:
+            return False
+        descriptor = _memory_file(object_id.file_name)
+        with path.open("rb") as source, open(descriptor, "wb", closefd=False) as copy:
+            shutil.copyfileobj(source, copy)
+        with self._lock:
+            self._drop(object_id)
+            self._held[object_id] = (descriptor, metadata)
+            while sum(one.size for _, one in self._held.values()) > self._limit:
+                self._drop(next(iter(self._held)))
+        return True
+
+    def open(self, object_id: ObjectId) -> PublishedFile | None:
+        """One of them, for reading. Quick."""
+        with self._lock:
+            if object_id not in self._held:
+                return None
+            descriptor, metadata = self._held[object_id]
+            return PublishedFile(object_id, metadata, _path_of(descriptor).open("rb"))
+
+    def drop(self, object_id: ObjectId) -> None:
+        """Forget one, if it is here. Who reads it goes on reading."""
+        with self._lock:
+            self._drop(object_id)
+
+    def __contains__(self, object_id: ObjectId) -> bool:
+        return object_id in self._held
+
+    def __iter__(self) -> Iterator[ObjectId]:
+        return iter(list(self._held))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def close(self) -> None:
+        """Forget all."""
+        for object_id in self:
+            self.drop(object_id)
+
+    def _drop(self, object_id: ObjectId) -> None:
+        descriptor, _ = self._held.pop(object_id, (None, None))
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _memory_file(name: str) -> int:
+    return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def _path_of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}")

@@ -1,0 +1,46 @@
+"""The quarantine: files that failed verification, with the reason beside each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from clamproxy.cache.files import sync_directory
+
+QUARANTINE_LIMIT = 5
+"""Rejected files that are kept for a look; each may be as large as main.cvd."""
+
+
+class Quarantine:
+    """A directory of rejected files."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use a directory, which somebody else makes."""
+        self.directory = directory
+
+    def take(self, name: str, path: Path, reason: str) -> None:
+        """Put a rejected file aside for a look. Blocks.
+
+        Args:
+            name: of the object that it was meant to be.
+            path: the file; it is moved.
+            reason: why, one line.
+
+        Raises:
+            OSError: the disk takes nothing.
+        """
+        target = self.directory / f"{name}.{time.time_ns()}"
+        path.replace(target)
+        target.with_name(f"{target.name}.reason").write_text(f"{reason}\n")
+        rejected = sorted(self.files(), key=lambda file: file.suffix)  # the time of its rejection
+        for old in rejected[:-QUARANTINE_LIMIT]:
+            old.unlink(missing_ok=True)
+            old.with_name(f"{old.name}.reason").unlink(missing_ok=True)
+        sync_directory(self.directory)
+
+    def files(self) -> list[Path]:
+        """The rejected files that are still there."""
+        try:
+            return [path for path in self.directory.iterdir() if path.suffix != ".reason"]
+        except FileNotFoundError:
+            return []

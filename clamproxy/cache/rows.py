@@ -1,0 +1,130 @@
+"""Rows of the index as they are in diskcache's file, read without diskcache."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from clamproxy.objects import ObjectId
+from clamproxy.storage.sealing import checksum, unseal
+
+OBJECT_PREFIX = "object/"
+"""Begins the keys of objects; what follows is the object's name."""
+SHAPE_KEY = "meta/shape"
+"""Under it is what `_shape` gave when the file was made."""
+
+_PATIENCE = 5.0
+"""Seconds to wait for who has locked the file; nobody of ours does so for long."""
+_OPEN_MODES = ("mode=rw", "mode=ro", "immutable=1")
+"""SQLite can't read a file in WAL mode where it can't write, unless it is told that nobody else does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the index says under a key."""
+
+    text: str
+    filename: str | None = None
+    """Of an object: its file, below the index's directory."""
+
+
+def object_key(object_id: ObjectId) -> str:
+    """Under which the index has an object."""
+    return OBJECT_PREFIX + object_id.file_name
+
+
+@dataclass(slots=True)
+class Contents:
+    """What could be read of the file."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    damage: str | None = None
+    """What is wrong with it, one line."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file for reading, as far as that can be done. For any thread, one at a time.
+
+    Raises:
+        sqlite3.Error, ValueError: it can't be read.
+    """
+    failure: Exception | None = None
+    for mode in _OPEN_MODES:
+        address = f"file:{quote(str(path.absolute()))}?{mode}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.text_factory = lambda raw: raw.decode(errors="replace")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (sqlite3.Error, ValueError) as error:  # a text of SQLite's own may be damaged, too
+            connection.close()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                raise
+            failure = failure or error
+        else:
+            return connection
+    raise failure or sqlite3.OperationalError("can't be opened")
+
+
+def read(connection: sqlite3.Connection, *, thorough: bool) -> Contents:
+    """All rows that can be read and are as they were written.
+
+    Args:
+        connection: to the file.
+        thorough: whether the whole file is checked, too; some milliseconds.
+    """
+    contents = Contents()
+    try:
+        if thorough:
+            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            contents.damage = None if verdict == "ok" else str(verdict).splitlines()[0]
+        if not _has_table(connection):
+            return contents  # another process is making it
+        query = "SELECT key, tag, filename, value FROM Cache WHERE raw = 1"
+        for key, tag, filename, value in connection.execute(query):
+            _take(contents, key, tag if _is_object(key) else value, filename)
+        shape = contents.rows.get(SHAPE_KEY)
+        if thorough and shape is not None and shape.text != shape_of(connection):
+            contents.damage = contents.damage or "its tables have changed"
+    except (sqlite3.Error, OverflowError, ValueError) as error:
+        contents.damage = contents.damage or str(error)
+    return contents
+
+
+def shape_of(connection: sqlite3.Connection) -> str:
+    """A checksum of all that diskcache goes by besides the rows: tables, triggers, settings."""
+    schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2")
+    text = repr(schema.fetchall())
+    # The others are diskcache's own counts.
+    settings = connection.execute(
+        "SELECT key, value FROM Settings WHERE key NOT IN ('count', 'size', 'hits', 'misses') ORDER BY 1"
+    )
+    return checksum(text, repr(settings.fetchall()))
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """Changes whenever another connection has changed the file."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _is_object(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(OBJECT_PREFIX)
+
+
+def _has_table(connection: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'Cache'"
+    return connection.execute(query).fetchone() is not None
+
+
+def _take(contents: Contents, key: object, text: object, filename: object) -> None:
+    if type(text) is int:  # a counter of an earlier version
+        text = str(text)
+    if isinstance(key, str) and isinstance(text, str) and isinstance(filename, str | None):
+        plain = unseal(key, text)
+        if plain is not None:
+            contents.rows[key] = Row(plain, filename)
+            return
+    contents.damage = contents.damage or "a row has changed"

@@ -1,0 +1,107 @@
+"""Soundness: what was spoilt on the disk while nobody looked is found before it is served.
+
+Each object has its digest in the index. After the start, the first request for a database waits until
+all of its objects have been read and compared: some 100 ms for what a gateway usually has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from clamproxy.cache import files
+from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.store import Store
+from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.objects import ObjectId
+from clamproxy.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+
+def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> bool:
+    """Whether an object is as it was published; else it is dropped. Blocks: reads all of it.
+
+    Args:
+        store: the cache.
+        object_id: the object.
+        keys: with which it is verified if there is no digest of it.
+
+    Returns:
+        Whether the cache holds it.
+    """
+    published = store.open(object_id)
+    if published is None:
+        return False
+    with published:
+        problem = _problem(store, published, keys)
+    if problem is not None:
+        logger.warning("%s %s, and dropped from the cache.", object_id.file_name, problem)
+        try:
+            store.drop(object_id)
+        except OSError as error:  # its row is gone, and it is not served
+            store.condition.failed(error)
+    return problem is None
+
+
+class Soundness:
+    """Which databases have been checked since the start. Event loop only."""
+
+    def __init__(self, store: Store, keys: TrustedKeys) -> None:
+        """Nothing has been.
+
+        Args:
+            store: the cache. What others add to it from now on, they have verified.
+            keys: whose signatures count.
+        """
+        self._store = store
+        self._keys = keys
+        self._unchecked: dict[str, list[ObjectId]] = {}
+        for object_id in sorted(store.object_ids(), reverse=True):
+            self._unchecked.setdefault(object_id.database, []).append(object_id)
+        self._running: dict[str, asyncio.Future[None]] = {}
+
+    async def ensure(self, database: str) -> None:
+        """See that nothing damaged of a database is served. At once, but for the first time."""
+        if database not in self._unchecked:
+            return
+        future = self._running.get(database)
+        if future is None:
+            names = self._unchecked[database]
+            future = in_thread(f"clamproxy-check-{database}", lambda: self._check(names))
+            self._running[database] = future
+            future.add_done_callback(lambda done: self._finish(database, done))
+        await asyncio.shield(future)
+
+    async def ensure_all(self) -> None:
+        """The same for all databases, one after the other."""
+        for database in list(self._unchecked):
+            await self.ensure(database)
+
+    def _check(self, names: list[ObjectId]) -> None:
+        try:
+            for object_id in names:
+                check(self._store, object_id, self._keys)
+        finally:
+            self._store.disconnect()
+
+    def _finish(self, database: str, done: asyncio.Future[None]) -> None:
+        self._running.pop(database, None)
+        if not done.cancelled() and done.exception() is None:
+            self._unchecked.pop(database, None)
+
+
+def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str | None:
+    """What is wrong with an object; None if it is as it was published."""
+    path, known = Path(f"/proc/self/fd/{published.fileno()}"), published.metadata.sha256
+    try:
+        digest = files.sha256_of(path)
+        if known == digest:
+            return None
+        if known is not None or not files.is_valid(path, published.object_id, keys):
+            return "is damaged"
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    store.note_digest(published, digest)  # an earlier version noted none
+    return None

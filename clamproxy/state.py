@@ -1,0 +1,85 @@
+"""Where records are, and how those of earlier versions get there: they kept them in the cache."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+from pathlib import Path
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.table import FILE_NAME as FLEET
+from clamproxy.storage.file import copy_file
+from clamproxy.storage.records import Records
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = "-state"
+
+
+def state_directory(settings: Settings) -> Path:
+    """Where records are: as configured, else beside the cache, else in it. Makes nothing."""
+    if settings.state.directory is not None:
+        return settings.state.directory
+    beside = _beside(settings)
+    return beside if beside.is_dir() else settings.cache.directory
+
+
+def open_store(settings: Settings) -> Store:
+    """The cache with its records, for a command: nothing is tidied up. Blocks for some milliseconds.
+
+    Raises:
+        OSError: the cache directory can't be used.
+    """
+    return Store(settings.cache.directory, tidy=False, records=Records(state_directory(settings)))
+
+
+def make_state_directory(settings: Settings) -> Path:
+    """The same, made if it isn't there.
+
+    Raises:
+        OSError: the configured one can't be made, and not because the disk is full or read-only.
+    """
+    configured = settings.state.directory
+    directory = configured or _beside(settings)
+    try:
+        directory.mkdir(mode=0o700, parents=configured is not None, exist_ok=True)
+    except OSError as error:
+        if configured is None:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"{directory} can't be made ({error.strerror})"
+                logger.warning("Records stay in the cache directory: %s; set state.directory.", reason)
+            return settings.cache.directory
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+    return directory
+
+
+def move_records(store: Store, cache: Path) -> None:
+    """Bring what an earlier version kept in the cache to where it belongs. Blocks.
+
+    Nothing is lost or counted twice, whenever this is killed: it goes on at the next start.
+
+    Args:
+        store: the cache, and its records.
+        cache: the cache directory.
+    """
+    store.hand_over_counters()
+    directory = store.records.directory
+    old, new = cache / FLEET, directory / FLEET
+    if directory == cache or not old.exists() or new.exists():
+        return
+    try:
+        copy_file(old, new)
+        for suffix in ("", "-wal", "-shm"):
+            old.with_name(old.name + suffix).unlink(missing_ok=True)
+    except (sqlite3.Error, OSError) as error:
+        logger.warning("%s can't be moved to %s: %s", old, directory, error)
+    else:
+        logger.info("The table of clients has been moved to %s.", new)
+
+
+def _beside(settings: Settings) -> Path:
+    cache = settings.cache.directory
+    return cache.with_name(cache.name + _SUFFIX)

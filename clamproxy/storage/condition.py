@@ -1,0 +1,176 @@
+"""The condition of a directory: what errors of the disk mean, and since when there is trouble.
+
+The one place that decides it. What can't be written is kept in memory meanwhile and tried again,
+so trouble is a state with a beginning and an end: one line in the log for each, however many
+writes fail in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import diskcache
+
+from clamproxy.config.units import MIB
+
+logger = logging.getLogger(__name__)
+
+LEAST_SPACE = MIB
+"""Free bytes below which a disk counts as full: SQLite needs some hundred KiB for its log alone."""
+
+
+class Trouble(StrEnum):
+    """Why a directory can't be written to."""
+
+    FULL = "full"
+    READ_ONLY = "read-only"
+    BROKEN = "broken"
+    """It can't be reached or read: an error of the hardware, or a directory that is gone."""
+    LOCKED = "locked"
+    DAMAGED = "damaged"
+
+
+_BY_ERRNO = {
+    errno.ENOSPC: Trouble.FULL,
+    errno.EDQUOT: Trouble.FULL,
+    errno.EROFS: Trouble.READ_ONLY,
+    errno.EACCES: Trouble.READ_ONLY,
+    errno.EPERM: Trouble.READ_ONLY,
+    errno.EIO: Trouble.BROKEN,
+    errno.ESTALE: Trouble.BROKEN,
+    errno.ENODEV: Trouble.BROKEN,
+}
+_BY_CODE = {
+    sqlite3.SQLITE_FULL: Trouble.FULL,
+    sqlite3.SQLITE_READONLY: Trouble.READ_ONLY,
+    sqlite3.SQLITE_PERM: Trouble.READ_ONLY,
+    sqlite3.SQLITE_CANTOPEN: Trouble.BROKEN,
+    sqlite3.SQLITE_IOERR: Trouble.BROKEN,
+    sqlite3.SQLITE_BUSY: Trouble.LOCKED,
+    sqlite3.SQLITE_LOCKED: Trouble.LOCKED,
+}
+"""Every other error of SQLite on a query of ours says that the file isn't what was written."""
+
+_IN_WORDS = {
+    Trouble.FULL: "is full",
+    Trouble.READ_ONLY: "can't be written to",
+    Trouble.BROKEN: "can't be used",
+    Trouble.LOCKED: "is locked by another program",
+    Trouble.DAMAGED: "is damaged",
+}
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """What an error says of the disk; None if it says nothing."""
+    for one in _with_causes(error):
+        if isinstance(one, sqlite3.Error):
+            # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
+            return _BY_CODE.get(getattr(one, "sqlite_errorcode", 0) & 0xFF, Trouble.DAMAGED)
+        if isinstance(one, OSError) and one.errno in _BY_ERRNO:
+            return _BY_ERRNO[one.errno]
+    return Trouble.LOCKED if isinstance(error, diskcache.Timeout) else None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Trouble that lasts."""
+
+    trouble: Trouble
+    reason: str
+    """One line."""
+    since: float
+    """Unix seconds."""
+
+
+class Condition:
+    """Whether a directory takes what is written to it. Thread-safe."""
+
+    def __init__(self, directory: Path, what: str, clock: Callable[[], float] = time.time) -> None:
+        """All is well until something fails.
+
+        Args:
+            directory: where things are written.
+            what: its name in the log, such as "The cache directory".
+            clock: gives Unix seconds.
+        """
+        self._directory = directory
+        self._what = what
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state: State | None = None
+
+    @property
+    def state(self) -> State | None:
+        """The trouble that there is, if any."""
+        return self._state
+
+    def failed(self, error: BaseException) -> bool:
+        """Something could not be read or written.
+
+        Returns:
+            Whether that is trouble of the disk, which has been logged; else it is somebody's mistake.
+        """
+        trouble = trouble_of(error)
+        if trouble is None:
+            return False
+        with self._lock:
+            if self._state is None or self._state.trouble is not trouble:
+                reason = f"{self._directory} {_IN_WORDS[trouble]}: {_reason(error)}"
+                self._state = State(trouble, reason, self._clock())
+                logger.warning("%s: what is good is served, nothing is kept: %s", self._what, reason)
+        return True
+
+    def recovered(self) -> None:
+        """All that was to be written has been written."""
+        with self._lock:
+            if self._state is not None:
+                logger.warning("%s can be written to again: %s", self._what, self._directory)
+            self._state = None
+
+
+def look(directory: Path) -> None:
+    """Try whether a directory can be written to. Blocks; writes one byte, which has no name.
+
+    Raises:
+        OSError: it can't, or the disk is as good as full.
+    """
+    space = os.statvfs(directory)
+    if space.f_bavail * space.f_frsize < LEAST_SPACE or (space.f_files and not space.f_favail):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(b"\0")
+
+
+def free_bytes(directory: Path) -> int:
+    """What a file in a directory may still take, in bytes; 0 if that can't be told."""
+    try:
+        space = os.statvfs(directory)
+    except OSError:
+        return 0
+    return space.f_bavail * space.f_frsize
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _reason(error: BaseException) -> str:
+    for one in _with_causes(error):
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+        if isinstance(one, sqlite3.Error):
+            return f"SQLite: {one}"
+    return type(error).__name__

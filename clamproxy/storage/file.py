@@ -1,0 +1,167 @@
+"""A file of records: SQLite in WAL mode, opened anew for each use.
+
+Any number of processes read while one writes, and a kill -9 costs no more than what had not been written
+yet. The file may be moved or deleted at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+logger = logging.getLogger(__name__)
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PATIENCE = 5.0
+"""Seconds to wait for another writer; none takes as long."""
+_READ_ONLY = ("mode=ro", "immutable=1")
+"""On a read-only disk, SQLite reads a file in WAL mode only if it is told that nobody writes to it."""
+
+
+class DamagedFileError(Exception):
+    """The file was damaged, and has been moved aside."""
+
+
+class Damage(sqlite3.DatabaseError):
+    """Damage that SQLite itself doesn't call so."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsFile:
+    """A file with tables of one form. Blocks: for a thread."""
+
+    path: Path
+    schema: str
+    """Statements that make the tables."""
+    form: int
+    """The version of the schema, in SQLite's user_version."""
+    what: str
+    """Its name in the log, such as "The table of clients"."""
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that changes the file; it is made if it isn't there.
+
+        Raises:
+            DamagedFileError: it was damaged and has been moved aside; another attempt will succeed.
+            sqlite3.Error: it can't be used now.
+            OSError: it can't be made.
+        """
+        opened = self._make()
+        try:
+            with closing(_connect(self.path)) as connection:
+                self._prepare(connection)
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if not _is_damage(error):
+                raise
+            self._move_aside(opened, error)
+            raise DamagedFileError from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection | None]:
+        """The file as it is now, for any process that may read it; None if there is none.
+
+        Raises:
+            sqlite3.Error: it can't be read.
+        """
+        if not self.path.exists():
+            yield None
+            return
+        try:
+            with closing(self._open_to_read()) as connection:
+                form = _form(connection)
+                if form > self.form:
+                    raise Damage("made by another version of clamproxy")
+                connection.execute("BEGIN")
+                yield connection if form else None
+        except UnicodeDecodeError as error:
+            raise Damage(str(error)) from error
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        failure: Exception | None = None
+        for mode in _READ_ONLY:
+            connection = _connect(f"file:{quote(str(self.path.absolute()))}?{mode}", uri=True)
+            try:
+                _form(connection)
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                connection.close()
+                failure = failure or error
+            else:
+                return connection
+        raise failure or sqlite3.OperationalError("can't be opened")
+
+    def _make(self) -> int:
+        """Make the file, for the owner alone; returns its inode."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            return os.fstat(descriptor).st_ino
+        finally:
+            os.close(descriptor)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        form = _form(connection)
+        if form > self.form:
+            raise Damage("made by another version of clamproxy")
+        if not form:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
+        # What was committed last may be lost with the power, the file stays whole.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _move_aside(self, inode: int, error: Exception) -> None:
+        """Losing what is recorded is cheaper than not to start."""
+        if not self.path.exists() or self.path.stat().st_ino != inode:
+            return  # another process has done so
+        for earlier in self.path.parent.glob(f"{self.path.name}.damaged-*"):
+            earlier.unlink(missing_ok=True)
+        aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
+        self.path.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        logger.warning("%s is damaged (%s): moved to %s, starting anew.", self.what, error, aside)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy such a file, with what its log holds; complete or not at all. Blocks.
+
+    Raises:
+        sqlite3.Error, OSError: it can't be read or written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        with closing(_connect(source)) as reader, closing(_connect(temporary)) as writer:
+            reader.backup(writer)
+            writer.execute("PRAGMA journal_mode = DELETE")  # all in one file, which is synced
+        temporary.replace(target)
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _form(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _is_damage(error: Exception) -> bool:
+    if isinstance(error, Damage | UnicodeDecodeError):  # a text of SQLite's own may be damaged, too
+        return True
+    # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+def _connect(address: str | Path, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=uri, timeout=_PATIENCE, isolation_level=None)
+    connection.text_factory = lambda raw: raw.decode(errors="replace")  # a bad disk again
+    return connection

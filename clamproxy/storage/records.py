@@ -1,0 +1,167 @@
+"""Counters and their history: sealed texts in a file of records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clamproxy.storage.condition import Condition
+from clamproxy.storage.file import Damage, DamagedFileError, RecordsFile
+from clamproxy.storage.sealing import seal, unseal
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "counters.sqlite"
+HISTORY = "history/day"
+
+_COUNTER_PREFIX = "counter/"
+_MOVED = "moved"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+
+class Records:
+    """Counters that only grow, and notes. Safe to share between threads and processes; blocks."""
+
+    def __init__(self, directory: Path) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            directory: the state directory; made when it is needed.
+        """
+        self.condition = Condition(directory, "The records of what was served")
+        self._file = RecordsFile(directory / FILE_NAME, _SCHEMA, 1, "The file of counters")
+        self._lock = threading.Lock()
+        self._last: dict[str, int] = {}
+        """The counters as this process has seen them last: a damaged file goes on from there."""
+
+    @property
+    def directory(self) -> Path:
+        """The state directory."""
+        return self._file.path.parent
+
+    def counters(self) -> dict[str, int]:
+        """The counters as last written; while the file can't be read, as last seen."""
+        found = {
+            key.removeprefix(_COUNTER_PREFIX): int(text)
+            for key, text in self._read().items()
+            if key.startswith(_COUNTER_PREFIX) and text.isdecimal()
+        }
+        with self._lock:
+            self._last |= {name: max(count, self._last.get(name, 0)) for name, count in found.items()}
+            return dict(self._last)
+
+    def add(self, amounts: Mapping[str, int]) -> bool:
+        """Add to counters, all at once; returns whether that could be written. Trouble is logged once."""
+        return self._change({}, amounts)
+
+    def note(self, key: str) -> Any:
+        """A JSON value that was noted, or None."""
+        try:
+            return json.loads(self._read().get(key, "null"))
+        except ValueError:
+            return None
+
+    def set_note(self, key: str, value: Any) -> bool:
+        """Note a JSON value; returns whether that could be written."""
+        return self._change({key: json.dumps(value)}, {})
+
+    def take_over(self, counters: Mapping[str, int], history: Any) -> bool:
+        """Add what was recorded elsewhere, and remember that, until `forget_takeover`.
+
+        Once for the same: after a kill, calling it again with what is still there adds nothing.
+
+        Returns:
+            Whether it is here now.
+        """
+        source = json.dumps(dict(sorted(counters.items())))
+        known = self._read()
+        if known.get(_MOVED) == source:
+            return True
+        changes = {_MOVED: source}
+        if history is not None and HISTORY not in known:
+            changes[HISTORY] = json.dumps(history)
+        return self._change(changes, counters, unless_moved=source)
+
+    def forget_takeover(self) -> None:
+        """What was taken over is gone there."""
+        if _MOVED in self._read():
+            self._change({_MOVED: ""}, {})
+
+    def _read(self) -> dict[str, str]:
+        try:
+            with self._file.reading() as connection:
+                return {} if connection is None else _texts(connection)
+        except (sqlite3.Error, OSError) as error:
+            self.condition.failed(error)
+            return {}
+
+    def _change(
+        self, texts: Mapping[str, str], amounts: Mapping[str, int], unless_moved: str | None = None
+    ) -> bool:
+        for _ in range(2):
+            try:
+                with self._file.writing() as connection:
+                    self._write(connection, texts, amounts, unless_moved)
+            except DamagedFileError:
+                continue
+            except (sqlite3.Error, OSError) as error:
+                if not self.condition.failed(error):
+                    raise
+                return False
+            self.condition.recovered()
+            return True
+        return False
+
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        texts: Mapping[str, str],
+        amounts: Mapping[str, int],
+        unless_moved: str | None,
+    ) -> None:
+        known = _texts(connection)
+        if unless_moved is not None and known.get(_MOVED) == unless_moved:
+            return
+        with self._lock:
+            before = {_COUNTER_PREFIX + name: count for name, count in self._last.items()}
+        counted: dict[str, int] = {}
+        for name, amount in amounts.items():
+            text = known.get(_COUNTER_PREFIX + name, "")
+            last = before.get(_COUNTER_PREFIX + name, 0)
+            counted[name] = (int(text) if text.isdecimal() else last) + amount
+        # A file that begins anew begins with all that was counted.
+        missing = {key: str(count) for key, count in before.items() if key not in known}
+        new = missing | {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()} | dict(texts)
+        connection.executemany(
+            "INSERT OR REPLACE INTO records (key, text) VALUES (?, ?)",
+            [(key, seal(key, text)) for key, text in new.items()],
+        )
+        with self._lock:
+            self._last |= counted
+
+
+def _texts(connection: sqlite3.Connection) -> dict[str, str]:
+    """What is as it was written.
+
+    Raises:
+        Damage: the table isn't what it was.
+    """
+    try:
+        rows = connection.execute("SELECT key, text FROM records").fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            raise Damage(str(error)) from error
+        raise
+    found = {}
+    for key, stored in rows:
+        text = unseal(key, stored)
+        if text is not None:
+            found[key] = text
+    return found
