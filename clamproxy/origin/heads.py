@@ -25,7 +25,7 @@ from clamproxy.origin.connections import CancelScope, in_scope
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
-from clamproxy.policy import PLAUSIBLE_LEAD, RECHECK
+from clamproxy.policy import RECHECK, plausible
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +206,11 @@ class Heads:
         known = self._heads.get(database)
         is_new = known is None or head.header.version > known.header.version
         last = self.sighting(database)
-        # What DNS once said, or a client demanded, must not make later news look old for ever.
-        highest = head.header.version + PLAUSIBLE_LEAD
+        version = head.header.version
         self._sightings[database] = Sighting(
             at=time.time(),
-            advertised=max(sighting.advertised, min(last.advertised, highest)),
-            wanted=max(sighting.wanted, min(last.wanted, highest)),
+            advertised=max(sighting.advertised, plausible(last.advertised, version)),
+            wanted=max(sighting.wanted, plausible(last.wanted, version)),
             fruitless=0 if is_new else last.fruitless + 1,
         )
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).

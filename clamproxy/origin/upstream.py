@@ -13,7 +13,6 @@ import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
-    LocationValueError,
     MaxRetryError,
     NewConnectionError,
     ProtocolError,
@@ -283,7 +282,7 @@ class Upstream:
     def _ask(self, path: str, headers: Mapping[str, str], scope: CancelScope) -> urllib3.BaseHTTPResponse:
         try:
             with scope.within(self._longest_head):
-                return self._pool.request(
+                response = self._pool.request(
                     "GET",
                     self._url + path,
                     headers=headers,
@@ -291,6 +290,12 @@ class Upstream:
                     decode_content=False,
                     retries=REDIRECTS_ONLY,
                 )
+            try:
+                scope.check()  # to http.client, a head that was cut short is a whole one
+            except OSError:
+                response.close()
+                raise
+            return response
         except LIBRARY_ERRORS as error:
             if scope.is_overdue:
                 reason = f"no complete head of an answer within {self._longest_head:.0f} s"
@@ -308,7 +313,7 @@ class Upstream:
             return OriginError(Failure.UNREACHABLE, f"the parent proxy refuses the tunnel: {words}")
         if isinstance(cause, ProxyError):
             return OriginError(Failure.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
-        if isinstance(cause, LocationValueError):
+        if isinstance(cause, ValueError):  # LocationValueError, too
             return OriginError(Failure.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}")
         # Only who can't be reached at all is held back as a whole.
         failure = Failure.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else Failure.INTERRUPTED
