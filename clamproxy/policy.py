@@ -109,10 +109,22 @@ def _pause(first: float, fruitless: int) -> float:
 
 def _is_news(known: Known) -> bool:
     """Whether a version is wanted of which nobody had heard when the origin last answered."""
-    if (known.advertised or 0) > max(known.best, known.probed_advertised):
+    best, advertised = known.best, known.advertised or 0
+    heard = plausible(known.probed_advertised, best)
+    if advertised != known.probed_advertised and advertised > max(best, heard):
         return True
     # What a client demands may be invented: it is looked into at once if it is plausible.
-    return known.probed_for < known.wanted <= known.best + PLAUSIBLE_LEAD
+    return plausible(known.probed_for, best) < known.wanted <= best + PLAUSIBLE_LEAD
+
+
+def plausible(version: int, best: int) -> int:
+    """A version that somebody spoke of, 0 if it can't be: it must not make later news look old.
+
+    Args:
+        version: that DNS gave once, or a client demanded.
+        best: the newest version that has been seen.
+    """
+    return version if version <= best + PLAUSIBLE_LEAD else 0
 
 
 def choose(known: Known) -> Choice | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,6 +20,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import Requester
@@ -325,12 +327,25 @@ class Service:
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
         resources = Resources(self._origin.upstream, self.store, self.writer, keys, window, slots)
         return Transfers(
-            resources, self._origin.cooldowns, self._negative_ttl, self._tidy_soon, self._after_failure
+            resources,
+            self._origin.cooldowns,
+            self._negative_ttl,
+            self._after_publishing,
+            self._after_failure,
         )
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
         advertised = self._origin.versions.last_known(object_id.database)
         return negative_ttl(object_id, advertised.version if advertised else None)
+
+    def _after_publishing(self, object_id: ObjectId) -> None:
+        """The cache has grown, and what was claimed of a CVD can be held against it."""
+        self._tidy_soon()
+        published = self.store.open(object_id) if object_id.kind is Kind.CVD else None
+        if published is not None:
+            with published:
+                header = CvdHeader.parse(os.pread(published.fileno(), HEADER_SIZE, 0))
+            self._origin.heads.hold_against(object_id.database, header)
 
     def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
         """A file that is not what its head announced makes the head worthless."""

@@ -35,9 +35,10 @@ from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
+from clamproxy.origin.connections import REDIRECTS_ONLY, make_pool
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.resolver import make_resolver
-from clamproxy.origin.upstream import REDIRECTS_ONLY, make_pool, reason_of, retry_after_of
+from clamproxy.origin.upstream import reason_of, retry_after_of
 from clamproxy.origin.versions import record_name
 from clamproxy.readable import shown_count, shown_span, shown_time
 

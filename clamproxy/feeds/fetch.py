@@ -30,8 +30,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.feeds.rules import Head, explicit_lifetime, kept
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import PLAIN_FIELD
+from clamproxy.origin.connections import ONCE, CancelScope, make_pool
 from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.upstream import Answer, NotFoundError, OriginError, make_pool, retry_after_of
+from clamproxy.origin.upstream import Answer, NotFoundError, OriginError, longest_head, retry_after_of
 
 MOST_REDIRECTS = 3
 """As many as freshclam follows (protocol.md 1.1)."""
@@ -117,14 +118,16 @@ class Fetcher:
         """
         fields = {"User-Agent": SKIP_HEADER, "Connection": "close", **sent}
         place, keeps, freshness = target, True, list[float]()
-        requested_at = time.time()
+        requested_at, scope = time.time(), CancelScope()
         for _ in range(MOST_REDIRECTS + 1):
-            response = self._request(place, fields)
+            response = self._request(place, fields, scope)
             received_at = time.time()
             head = Head(kept(response.headers), requested_at, received_at)
             if response.status not in _REDIRECTS:
                 limit = min(freshness, default=None)
-                return self._use(response, Head(_marked(head, keeps), requested_at, received_at, limit))
+                return self._use(
+                    response, Head(_marked(head, keeps), requested_at, received_at, limit), scope
+                )
             following = self._next(place, response)
             if following.origin != place.origin:
                 fields.pop("Authorization", None)
@@ -140,20 +143,25 @@ class Fetcher:
         if "_pool" in self.__dict__:
             self._pool.clear()
 
-    def _request(self, place: Target, fields: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _request(
+        self, place: Target, fields: Mapping[str, str], scope: CancelScope
+    ) -> urllib3.BaseHTTPResponse:
         self._count(1, 0)
+        upstream = self._upstream
         try:
-            return self._pool.request(
-                "GET",
-                place.url,
-                headers=fields,
-                preload_content=False,
-                decode_content=False,
-                redirect=False,
-                retries=False,
-            )
+            with scope.within(longest_head(upstream.connect_timeout, upstream.read_timeout)):
+                return self._pool.request(
+                    "GET",
+                    place.url,
+                    headers=fields,
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=ONCE,
+                )
         except (HTTPError, OSError, ValueError) as error:
             reason = explain(error)
+            scope.close()
         # Outside of the handler: the cause, whose text may hold the URL, is not kept.
         raise OriginError(Failure.UNREACHABLE, reason)
 
@@ -172,9 +180,9 @@ class Fetcher:
             raise OriginError(Failure.SERVER_ERROR, reason)
         return following
 
-    def _use(self, response: urllib3.BaseHTTPResponse, head: Head) -> Fetched:
+    def _use(self, response: urllib3.BaseHTTPResponse, head: Head, scope: CancelScope) -> Fetched:
         """Let only answers through that are of use."""
-        answer = Answer(response, lambda length: self._count(0, length))
+        answer = Answer(response, lambda length: self._count(0, length), scope)
         try:
             _check(response)
             chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()

@@ -12,6 +12,7 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.upstream import Answer, OriginError, RangeError, Upstream
 
@@ -78,7 +79,7 @@ class Attempt:
         self._progress = progress
         self._lock = threading.Lock()
         self._abandoned = False
-        self._answer: Answer | None = None
+        self._scope = CancelScope()
 
     def run(self) -> None:
         """Fetch until the file is complete.
@@ -91,11 +92,8 @@ class Attempt:
         wanted: dict[str, str] = {}
         if partial.resumable:
             wanted = {"Range": f"bytes={partial.have}-", "If-Range": self._arrival.validators.if_range or ""}
-        with self._upstream.get(self._arrival.object_id.upstream_path, self._requester, wanted) as answer:
-            with self._lock:
-                self._answer = answer
-                if self._abandoned:
-                    return
+        path = self._arrival.object_id.upstream_path
+        with self._upstream.get(path, self._requester, wanted, self._scope) as answer:
             self.begun = True
             self._arrival.ray = answer.ray
             if answer.partial:
@@ -105,11 +103,10 @@ class Attempt:
                 self._receive_whole(answer)
 
     def abandon(self) -> None:
-        """Have nothing more written, and end a read that blocks. Any thread; again does nothing."""
+        """Have nothing more written, and end whatever blocks. Any thread; again does nothing."""
         with self._lock:
             self._abandoned = True
-            if self._answer is not None:
-                self._answer.abort()
+        self._scope.cancel()
 
     def _check_continuation(self, answer: Answer) -> None:
         """A 206 must continue the very file that is partly here."""

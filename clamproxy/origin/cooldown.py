@@ -7,7 +7,9 @@ A refusal concerns what it was given for, and nothing else (protocol.md traps 20
   same answer to a supported version means that the address is blocked, and then the versions
   in use find that out for themselves, some of them for all;
 * an error of the server or a broken transfer concerns one file, a server that can't be
-  reached all of them.
+  reached all of them;
+* 407 concerns all, and comes from the proxy on the way: each try with a wrong password counts
+  there, and soon locks the account.
 
 Pure but for the clock, which is passed in.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +31,8 @@ class Failure(StrEnum):
     RATE_LIMITED = "rate limited"
     SERVER_ERROR = "server error"
     UNREACHABLE = "unreachable"
+    PROXY_AUTHENTICATION = "proxy authentication"
+    """The proxy on the way wants other credentials, or any."""
     INTERRUPTED = "interrupted"
     CHANGED = "changed"
     """The file is another one than when its transfer began."""
@@ -44,10 +48,13 @@ class Backoff:
 
     first: float
     longest: float
+    free: int = 0
+    """Failures in a row after which nothing is waited for."""
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
-        return float(min(self.first * 2 ** min(failures - 1, 32), self.longest))
+        counted = failures - self.free
+        return float(min(self.first * 2 ** min(counted - 1, 32), self.longest)) if counted > 0 else 0.0
 
 
 HOUR = 3600.0
@@ -59,14 +66,22 @@ BACKOFFS = {
     Failure.SERVER_ERROR: Backoff(1, 15),
     Failure.UNREACHABLE: Backoff(1, 15),
     Failure.INTERRUPTED: Backoff(1, 15),
-    Failure.CHANGED: Backoff(0, 0),  # what is there now can be fetched at once
+    # Directories lock accounts after some three to ten failures within half an hour.
+    Failure.PROXY_AUTHENTICATION: Backoff(900, 4 * HOUR),
+    # What is there now can be fetched at once; but an origin that lies about a length seems to
+    # change at the end of each download.
+    Failure.CHANGED: Backoff(2, 600, free=1),
     # Each further look may cost a whole download.
     Failure.BAD_CONTENT: Backoff(2, 600),
     Failure.NO_ROOM: Backoff(60, 60),
     Failure.LOCAL: Backoff(5, 60),
 }
+_ABOUT_THE_BODY = (Failure.BAD_CONTENT, Failure.CHANGED)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
+PROXY = "parent proxy"
+TRIAL = 30.0
+"""Seconds for which one request tries whether the proxy admits us now, and all others wait."""
 ENOUGH_REFUSALS = 3
 """Refused client versions at a time, after which versions that were never admitted don't try."""
 MOST_ADMITTED = 64
@@ -153,12 +168,21 @@ class Cooldowns:
         """Client versions that the origin delivered to, the last one at the end."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saved; entries that don't parse are dropped."""
+        """Take over what an earlier process saved; entries that don't parse are dropped.
+
+        So is a proxy's refusal: who starts the gateway anew may have corrected the password.
+        """
         for key, value in saved.items():
             try:
-                self._active[key] = Cooldown.parse(value, self._clock())
+                cooldown = Cooldown.parse(value, self._clock())
             except ValueError:
+                cooldown = None
+            if cooldown is None or key == PROXY:
                 self._save(key, None)
+                continue
+            self._active[key] = cooldown
+            if cooldown.until != value["until"]:  # noted by a wrong clock; without this, for ever
+                self._save(key, asdict(cooldown))
 
     def check(self, path: str, agent: str) -> Cooldown | None:
         """The cool-down that forbids asking for a file now, the longest one, or None.
@@ -168,11 +192,21 @@ class Cooldowns:
             agent: the client version, see `Requester.version`.
         """
         now = self._clock()
-        found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN)]
+        found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN, PROXY)]
         if agent not in self._admitted:
             found.append(self._refusal_of_all(now))
         running = [cooldown for cooldown in found if cooldown is not None and cooldown.until > now]
         return max(running, key=lambda cooldown: cooldown.until, default=None)
+
+    def admit(self, path: str, agent: str) -> Cooldown | None:
+        """As `check`, for who asks at once if nothing forbids it.
+
+        After a proxy refused the credentials, one request alone finds out whether it still does.
+        """
+        cooldown, refusal = self.check(path, agent), self._active.get(PROXY)
+        if cooldown is None and refusal is not None:
+            self._active[PROXY] = replace(refusal, until=self._clock() + TRIAL)
+        return cooldown
 
     def failed(
         self, failure: Failure, path: str, agent: str, reason: str, retry_after: float | None = None
@@ -187,7 +221,12 @@ class Cooldowns:
             retry_after: seconds, as the origin demanded.
         """
         self._forget_old()
-        key = {Failure.FORBIDDEN: _agent_key(agent), Failure.UNREACHABLE: ORIGIN}.get(failure, path)
+        keys = {
+            Failure.FORBIDDEN: _agent_key(agent),
+            Failure.UNREACHABLE: ORIGIN,
+            Failure.PROXY_AUTHENTICATION: PROXY,
+        }
+        key = keys.get(failure, path)
         cooldown = Cooldown.after(self._active.get(key), failure, reason, retry_after, self._clock())
         self._active[key] = cooldown
         self._save(key, asdict(cooldown))
@@ -199,8 +238,8 @@ class Cooldowns:
         Args:
             path: at the origin.
             agent: the client version that was shown to the origin.
-            verified: whether the content was, too. Else a back-off for bad content goes on: a
-                good header says nothing about the rest of the file.
+            verified: whether the content was, too. Else a back-off for bad or changing content
+                goes on: a good header says nothing about the rest of the file.
             asked_at: when the request began, Unix seconds: a refusal that was noted after that
                 goes on, as it is the origin's last word.
         """
@@ -208,11 +247,11 @@ class Cooldowns:
         self._admitted[agent] = None
         if len(self._admitted) > MOST_ADMITTED:
             del self._admitted[next(iter(self._admitted))]
-        for key in (path, _agent_key(agent), ORIGIN):
+        for key in (path, _agent_key(agent), ORIGIN, PROXY):
             cooldown = self._active.get(key)
             if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
                 continue
-            if verified or cooldown.failure is not Failure.BAD_CONTENT:
+            if verified or cooldown.failure not in _ABOUT_THE_BODY:
                 del self._active[key]
                 self._save(key, None)
 

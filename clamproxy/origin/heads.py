@@ -2,6 +2,9 @@
 
 A head tells the origin's version before a whole file is fetched, so that no version is ever
 downloaded twice, and answers the clients' own header probes while the file isn't here.
+
+It is no more than a claim: nothing in it is signed. So nothing else is answered from it, and it is
+dropped as soon as the file itself shows that it was wrong.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clamproxy.dates import as_past_time, parse_http_date
+from clamproxy.dates import as_past_time
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
+from clamproxy.origin.connections import CancelScope, in_scope
 from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
-from clamproxy.policy import RECHECK
-from clamproxy.threads import in_thread
+from clamproxy.policy import RECHECK, plausible
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +37,11 @@ SILENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the origin said of its CVD of one database."""
+    """The header of a CVD or CLD of which only that is here."""
 
     header: CvdHeader
-    size: int | None
-    last_modified: float | None
-    """Unix seconds."""
+    is_proven: bool = False
+    """Whether cached patches lead there; else it is what the origin claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Heads:
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, _Probe] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[str, str] = {}
+        """What the log says of the databases whose header can't be had."""
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what an earlier process saw; entries that don't parse are dropped."""
@@ -103,6 +107,22 @@ class Heads:
         """The whole file was not what its head announced."""
         self._heads.pop(database, None)
         self._sightings.pop(database, None)
+        self._save(database, None)
+
+    def hold_against(self, database: str, proven: CvdHeader) -> None:
+        """The origin's file has come, and this is its header: drop a head that claimed otherwise."""
+        head = self._heads.get(database)
+        if head is None or head.header.version < proven.version or head.header.raw == proven.raw:
+            return
+        logger.warning(
+            "The origin's header of %s.cvd was wrong: it said version %d, %s; the file is version %d, %s.",
+            database,
+            head.header.version,
+            head.header.build_time,
+            proven.version,
+            proven.build_time,
+        )
+        del self._heads[database]
         self._save(database, None)
 
     async def probe(self, database: str, requester: Requester, advertised: int, wanted: int) -> None:
@@ -142,7 +162,7 @@ class Heads:
         if self._missing_until.get(database, 0.0) > time.monotonic():
             raise KnownMissingError(f"the origin has no {database}.cvd")
         path = Latest(database, Kind.CVD).upstream_path
-        if cooldown := self._cooldowns.check(path, requester.version):
+        if cooldown := self._cooldowns.admit(path, requester.version):
             raise CooldownError(cooldown)
         task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
         probe = _Probe(requester, task, time.monotonic())
@@ -169,20 +189,28 @@ class Heads:
         try:
             head = await self._ask_in_thread(database, path, requester)
         except OriginError as error:
-            self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+            cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+            if self._is_news(database, error.failure):
+                wait = cooldown.until - time.time()
+                logger.warning("No header of %s.cvd (%s); next try in %.0f s.", database, error, wait)
             raise
-        except NotFoundError:
+        except NotFoundError as error:
+            if self._is_news(database, "missing"):
+                logger.info("The origin has no %s.cvd: %s", database, error)
             self._missing_until[database] = time.monotonic() + RECHECK
             self._sightings[database] = replace(self.sighting(database), at=time.time())
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
+        if self._told.pop(database, None) is not None:
+            logger.info("The header of %s.cvd can be had again.", database)
         known = self._heads.get(database)
         is_new = known is None or head.header.version > known.header.version
         last = self.sighting(database)
+        version = head.header.version
         self._sightings[database] = Sighting(
             at=time.time(),
-            advertised=max(sighting.advertised, last.advertised),
-            wanted=max(sighting.wanted, last.wanted),
+            advertised=max(sighting.advertised, plausible(last.advertised, version)),
+            wanted=max(sighting.wanted, plausible(last.wanted, version)),
             fruitless=0 if is_new else last.fruitless + 1,
         )
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
@@ -190,11 +218,19 @@ class Heads:
             self._heads[database] = head
             self._save(database, self._as_json(database))
 
+    def _is_news(self, database: str, state: str) -> bool:
+        """Whether the log doesn't say so yet: one line for a state, not for each look."""
+        before, self._told[database] = self._told.get(database), state
+        return before != state
+
     async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> Head:
         """All that can go wrong becomes an error of the origin: what is cached goes on being served."""
         try:
-            async with asyncio.timeout(LONGEST_PROBE):
-                return await in_thread(f"clamproxy-probe-{database}", lambda: self._ask(path, requester))
+            return await in_scope(
+                f"clamproxy-probe-{database}",
+                LONGEST_PROBE,
+                lambda scope: self._ask(path, requester, scope),
+            )
         except TimeoutError as error:
             raise OriginError(Failure.INTERRUPTED, "the header does not arrive") from error
         except (OriginError, NotFoundError):
@@ -203,34 +239,24 @@ class Heads:
             logger.exception("The header probe of %s failed.", database)
             raise OriginError(Failure.LOCAL, f"{type(error).__name__}: {error}") from error
 
-    def _ask(self, path: str, requester: Requester) -> Head:
+    def _ask(self, path: str, requester: Requester, scope: CancelScope) -> Head:
+        wanted = {"Range": f"bytes=0-{HEADER_SIZE - 1}"}
         try:
-            with self._upstream.get(path, requester, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}) as answer:
+            with self._upstream.get(path, requester, wanted, scope) as answer:
                 if answer.start != 0:
                     raise OriginError(Failure.BAD_CONTENT, "not the range that was asked for")
-                header = CvdHeader.parse(answer.beginning(HEADER_SIZE))
-                return Head(header, answer.size, parse_http_date(answer.last_modified))
+                return Head(CvdHeader.parse(answer.beginning(HEADER_SIZE)))
         except (InvalidObject, RangeError) as error:
             raise OriginError(Failure.BAD_CONTENT, f"no CVD header: {error}") from error
 
     def _as_json(self, database: str) -> dict[str, Any]:
-        head = self._heads[database]
-        return {
-            "header": head.header.raw.decode("ascii"),
-            "size": head.size,
-            "last_modified": head.last_modified,
-            "seen_at": self._sightings[database].at,
-        }
+        header = self._heads[database].header.raw.decode("ascii")
+        return {"header": header, "seen_at": self._sightings[database].at}
 
 
 def _from_json(value: Any) -> tuple[Head, Sighting]:
     match value:
-        case {
-            "header": str(header),
-            "size": int() | None as size,
-            "last_modified": int() | float() | None as last_modified,
-            "seen_at": int() | float() as seen_at,
-        }:
+        case {"header": str(header), "seen_at": int() | float() as seen_at}:
             sighting = Sighting(as_past_time(seen_at, time.time()))
-            return Head(CvdHeader.parse(header.encode("ascii")), size, last_modified), sighting
+            return Head(CvdHeader.parse(header.encode("ascii"))), sighting
     raise ValueError("no note of a head")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +18,7 @@ from urllib3.util import SKIP_HEADER, Timeout
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import HttpProxy
-from clamproxy.origin.upstream import make_pool
-from clamproxy.threads import in_thread
+from clamproxy.origin.connections import ONCE, in_scope, make_pool
 
 TIMEOUT = 2.0
 """Seconds for one name server."""
@@ -97,8 +94,7 @@ class DohResolver:
 
     async def txt(self, name: str) -> str:
         """See `Resolver`."""
-        async with asyncio.timeout(DOH_LIFETIME):
-            return await in_thread(f"look-up {name}", lambda: self._ask(name))
+        return await in_scope(f"look-up {name}", DOH_LIFETIME, lambda _: self._ask(name))
 
     def close(self) -> None:
         """See `Resolver`."""
@@ -125,7 +121,7 @@ class DohResolver:
                 "Accept-Encoding": "identity",
                 "User-Agent": SKIP_HEADER,
             },
-            retries=False,
+            retries=ONCE,
             redirect=False,
             preload_content=False,
             decode_content=False,
@@ -144,18 +140,15 @@ def _read_message(response: urllib3.BaseHTTPResponse) -> bytes:
 
     Raises:
         ValueError: it isn't.
-        TimeoutError: it comes too slowly.
     """
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if response.status != 200 or media_type != _MEDIA_TYPE:
         raise ValueError(f"the DNS-over-HTTPS server answers with status {response.status}, {media_type!r}")
-    deadline, message = time.monotonic() + DOH_LIFETIME, bytearray()
+    message = bytearray()
     while piece := response.read1(LARGEST_MESSAGE + 1, decode_content=False):
         message += piece
         if len(message) > LARGEST_MESSAGE:
             raise ValueError("the DNS-over-HTTPS server's answer is too long for a DNS message")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the DNS-over-HTTPS server's answer comes too slowly")
     return bytes(message)
 
 

@@ -126,11 +126,13 @@ class Transfer:
     @property
     def metadata(self) -> Metadata:
         """What is known of the object. Complete once the transfer is ready."""
-        header = self._arrival.header if self._arrival else None
+        header, now = self._arrival.header if self._arrival else None, time.time()
+        modified = parse_http_date(self._validators.last_modified)
         return Metadata(
             size=self._validators.size or 0,
-            fetched_at=time.time(),
-            last_modified=parse_http_date(self._validators.last_modified),
+            fetched_at=now,
+            # Nothing changes later than it is fetched (RFC 9110 8.8.2.1).
+            last_modified=None if modified is None else min(modified, now),
             header=header.raw.decode("ascii") if header else None,
         )
 
@@ -168,8 +170,12 @@ class Transfer:
             raise SourceError(str(self._error or "nothing to follow"))
         return TransferSource(self, os.dup(self._arrival.partial.descriptor), self.metadata.size)
 
-    async def available(self, offset: int) -> int:
+    async def available(self, offset: int, last: int | None = None) -> int:
         """Wait for bytes after `offset` that may be shown; returns their end.
+
+        Args:
+            offset: of the first of them.
+            last: where the reader ends, if that is not the end of the object.
 
         Raises:
             SourceError: the transfer failed.
@@ -178,7 +184,8 @@ class Transfer:
             if self._error is not None:
                 raise SourceError(str(self._error))
             size = self._validators.size or 0
-            end = size if self._verified else min(self.have, size - WITHHELD)
+            last = size if last is None else min(last, size)
+            end = last if self._verified else min(self.have, last - 1, size - WITHHELD)
             if end > offset:
                 return end
             await self._changed.wait()
@@ -392,7 +399,7 @@ class _Patience:
             self._breaks, self._mark = 0, self._arrival.partial.have
         self._breaks += 1
         # Clients that read along are worth some patience. For those that wait, the first break is
-        # free: the origin may have closed a pooled connection just then.
+        # free: connections do break.
         has_readers = self._arrival.followed and self._transfer.for_client
         most = MAX_BREAKS if has_readers else 2 if self._transfer.for_client else 1
         passing = error.failure in (Failure.UNREACHABLE, Failure.INTERRUPTED)
@@ -417,6 +424,8 @@ class TransferSource:
 
     def __init__(self, transfer: Transfer, descriptor: int, size: int) -> None:
         self.size = size
+        self.last: int | None = None
+        """Where the reader ends. The last byte of a part waits for verification, too."""
         self._transfer = transfer
         self._descriptor: int | None = descriptor
 
@@ -428,7 +437,7 @@ class TransferSource:
 
     async def wait(self, offset: int) -> int:
         """See `messages.Source.wait`."""
-        return await self._transfer.available(offset)
+        return await self._transfer.available(offset, self.last)
 
     def close(self) -> None:
         """Release the descriptor."""

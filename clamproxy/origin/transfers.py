@@ -42,7 +42,7 @@ class Transfers:
         resources: Resources,
         cooldowns: Cooldowns,
         negative_ttl: Callable[[ObjectId], float],
-        after_publishing: Callable[[], object],
+        after_publishing: Callable[[ObjectId], object],
         after_failure: Callable[[ObjectId, Failure], object],
     ) -> None:
         """Start without any.
@@ -51,7 +51,7 @@ class Transfers:
             resources: what the transfers work with.
             cooldowns: is asked before, and told afterwards.
             negative_ttl: seconds for which a 404 is remembered.
-            after_publishing: called when the store has grown.
+            after_publishing: called when the store has got an object.
             after_failure: called when an object could not be fetched.
         """
         self._resources = resources
@@ -95,11 +95,14 @@ class Transfers:
             transfer.for_client |= for_client
             transfer.kick()
             return transfer, True
-        cooldown = self._cooldowns.check(object_id.upstream_path, requester.version)
-        if cooldown is None:
-            cooldown = self._without_room(object_id, requester)
-        if cooldown is None and len(self._running) >= MAX_TRANSFERS:
-            cooldown = Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once")
+        if len(self._running) >= MAX_TRANSFERS:
+            raise CooldownError(Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once"))
+        path, agent = object_id.upstream_path, requester.version
+        cooldown = (
+            self._cooldowns.check(path, agent)
+            or self._without_room(object_id, requester)
+            or self._cooldowns.admit(path, agent)
+        )
         if cooldown is not None:
             raise CooldownError(cooldown)
         transfer = Transfer(object_id, requester, self._resources, oldest)
@@ -162,21 +165,25 @@ class Transfers:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
             self._remember_missing(object_id)
         except TransferError as error:
-            cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
-            logger.warning(
-                "%s could not be fetched (%s); next try in %.0f s.",
-                object_id.file_name,
-                error,
-                cooldown.until - time.time(),
-            )
-            if error.needed:
-                self._needed[path] = error.needed
+            self._note_failure(object_id, transfer, error)
             self._after_failure(object_id, error.failure)
         else:
             self._cooldowns.succeeded(path, agent, asked_at=asked_at)
-            self._after_publishing()
+            self._after_publishing(transfer.object_id)
         finally:
             del self._running[object_id]
+
+    def _note_failure(self, object_id: ObjectId, transfer: Transfer, error: TransferError) -> None:
+        if error.failure is Failure.INTERRUPTED and not transfer.for_client:
+            # No client has to wait because of that; what the gateway does by itself has its budget.
+            logger.info("%s was not fetched ahead: %s", object_id.file_name, error)
+            return
+        path, agent = object_id.upstream_path, transfer.requester.version
+        if error.needed:
+            self._needed[path] = error.needed
+        cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+        wait = cooldown.until - time.time()
+        logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
 
     def _remember_missing(self, object_id: ObjectId) -> None:
         if object_id.kind is Kind.CVD:

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
-from urllib3.util import SKIP_HEADER, Retry, Timeout
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    MaxRetryError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.util import SKIP_HEADER, Timeout
+from werkzeug.datastructures import ContentRange
 from werkzeug.http import parse_content_range_header
 
 from clamproxy.config.units import HttpProxy
 from clamproxy.dates import parse_http_date
-from clamproxy.messages import Requester
+from clamproxy.messages import PLAIN_FIELD, Requester
+from clamproxy.origin.connections import REDIRECTS_ONLY, CancelScope, make_pool
 from clamproxy.origin.cooldown import Failure
 
 CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
 
-# freshclam follows three redirects (protocol.md 1.1); retries are the business of the transfer.
-REDIRECTS_ONLY = Retry(
-    total=3,
-    connect=0,
-    read=0,
-    redirect=3,
-    status=0,
-    other=0,
-    raise_on_redirect=False,
-    respect_retry_after_header=False,
-)
-
-
 _WHERE = re.compile(r"^<?[\w.]+(\(.*?\)| object at \w+)>?: ")
 """What urllib3 puts before its reasons: the connection, which is known."""
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})(.*)")
+"""How http.client tells that a proxy did not grant a CONNECT."""
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_RAY = re.compile(r"[\w-]{1,64}", re.ASCII)
+_NOT_CONNECTED = (ConnectTimeoutError, NewConnectionError, ProxyError, ReadTimeoutError, SSLError)
+LIBRARY_ERRORS = (HTTPError, HTTPException, OSError, ValueError)
+"""What urllib3 and http.client raise about answers that make no sense."""
 
 
 class OriginError(Exception):
@@ -72,48 +75,81 @@ class RangeError(Exception):
 class Answer:
     """An answer of the origin whose body is still to be read. Close it in the same thread."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, count_bytes: Callable[[int], None]) -> None:
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, count_bytes: Callable[[int], None], scope: CancelScope
+    ) -> None:
         self._response = response
         self._count_bytes = count_bytes
+        self._scope = scope
+        self.status = response.status
         self.partial = response.status == 206
+
+    @property
+    def encoding(self) -> str:
+        """Content-Encoding in lower case; empty if there is none."""
+        return self._response.headers.get("Content-Encoding", "").strip().lower()
+
+    @property
+    def redirects(self) -> bool:
+        """Whether it sends elsewhere."""
+        return bool(self._response.get_redirect_location())
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that the origin asks to wait, if it does."""
+        return retry_after_of(self._response.headers.get("Retry-After"))
 
     @property
     def size(self) -> int | None:
         """Length of the whole file in bytes, if the origin gives it.
 
         Raises:
-            OriginError: Content-Length or Content-Range is no number.
+            OriginError: Content-Length is no number.
         """
-        try:
-            if self.partial:
-                content_range = parse_content_range_header(self._response.headers.get("Content-Range"))
-                return content_range.length if content_range else None
-            length = self._response.headers.get("Content-Length")
-            return None if length is None else int(length)
-        except ValueError as error:
-            raise OriginError(Failure.BAD_CONTENT, f"unusable length: {error}") from error
+        if self.partial:
+            content_range = self._content_range
+            return content_range.length if content_range else None
+        length = self._response.headers.get("Content-Length")
+        if length is None:
+            return None
+        # The same length twice is a way to say it once: RFC 9112 6.3.
+        lengths = {one.strip() for one in length.split(",")}
+        if len(lengths) != 1 or not _NUMBER.fullmatch(text := lengths.pop()):
+            raise OriginError(Failure.BAD_CONTENT, f"unusable Content-Length: {_shown(length)}")
+        return int(text)
 
     @property
     def start(self) -> int:
         """Offset of the first byte that comes."""
-        content_range = parse_content_range_header(self._response.headers.get("Content-Range"))
+        content_range = self._content_range
         return (content_range.start or 0) if self.partial and content_range else 0
 
     @property
+    def _content_range(self) -> ContentRange | None:
+        try:
+            return parse_content_range_header(self._response.headers.get("Content-Range"))
+        except ValueError:
+            return None
+
+    @property
     def etag(self) -> str | None:
-        """The origin's ETag as it stands."""
-        return self._response.headers.get("ETag")
+        """The origin's ETag as it stands; None if it is none that could be sent back."""
+        return self._plain_field("ETag")
 
     @property
     def last_modified(self) -> str | None:
-        """The origin's Last-Modified as it stands."""
-        return self._response.headers.get("Last-Modified")
+        """The origin's Last-Modified as it stands, likewise."""
+        return self._plain_field("Last-Modified")
+
+    def _plain_field(self, name: str) -> str | None:
+        field = self._response.headers.get(name)
+        return field if field is not None and PLAIN_FIELD.fullmatch(field) else None
 
     @property
     def ray(self) -> str:
         """Cloudflare's id of the request, for a report to ClamAV's people; else empty."""
-        ray = self._response.headers.get("cf-ray")
-        return f" (cf-ray {ray})" if ray else ""
+        ray = self._response.headers.get("cf-ray", "")
+        return f" (cf-ray {ray})" if _RAY.fullmatch(ray) else ""
 
     def chunks(self, largest: int = CHUNK) -> Iterator[bytes]:
         """The body as it comes.
@@ -129,8 +165,8 @@ class Answer:
             while chunk := self._response.read1(largest, decode_content=False):
                 self._count_bytes(len(chunk))
                 yield chunk
-        # ValueError and AttributeError come out of a TLS socket that `abort` shut down.
-        except (HTTPError, OSError, ValueError, AttributeError) as error:
+        # AttributeError comes out of a connection that another thread shut down.
+        except (*LIBRARY_ERRORS, AttributeError) as error:
             raise OriginError(Failure.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
 
     def beginning(self, length: int) -> bytes:
@@ -144,11 +180,11 @@ class Answer:
 
     def abort(self) -> None:
         """Make a read that blocks in another thread end at once."""
-        with suppress(RuntimeError, ValueError, OSError):  # it has ended already
-            self._response.shutdown()
+        self._scope.cancel()
 
     def close(self) -> None:
         """Close the connection, unless the whole body was read: then it is in the pool again."""
+        self._scope.close()
         self._response.close()
 
     def __enter__(self) -> Self:
@@ -193,14 +229,25 @@ class Upstream:
         self._note = note
         self._offline = offline
         self._pool = make_pool(proxy, ca_bundle, Timeout(connect=connect_timeout, read=read_timeout))
+        self._longest_head = longest_head(connect_timeout, read_timeout)
+        whose = "the parent proxy" if proxy else "a proxy on the way"
+        has_credentials = proxy is not None and proxy.credentials is not None
+        self._unauthenticated = f"{whose} {'refuses the' if has_credentials else 'wants a'} user and password"
 
-    def get(self, path: str, requester: Requester, extra: Mapping[str, str] | None = None) -> Answer:
+    def get(
+        self,
+        path: str,
+        requester: Requester,
+        extra: Mapping[str, str] | None = None,
+        scope: CancelScope | None = None,
+    ) -> Answer:
         """Ask for a file.
 
         Args:
             path: see `ObjectId.upstream_path`.
             requester: on whose behalf.
             extra: further header fields.
+            scope: lets another thread end the request; closed with the answer.
 
         Raises:
             NotFoundError: 404 or 410; any file while the gateway is offline.
@@ -219,66 +266,89 @@ class Upstream:
         }
         self._count(1, 0)
         self._note(path)
+        scope = scope or CancelScope()
         try:
-            response = self._pool.request(
-                "GET",
-                self._url + path,
-                headers=headers,
-                preload_content=False,
-                decode_content=False,
-                retries=REDIRECTS_ONLY,
-            )
-        except (HTTPError, OSError, LocationValueError) as error:
-            raise OriginError(Failure.UNREACHABLE, reason_of(error)) from error
-        answer = Answer(response, lambda length: self._count(0, length))
+            answer = Answer(self._ask(path, headers, scope), lambda length: self._count(0, length), scope)
+        except BaseException:
+            scope.close()
+            raise
         try:
-            _check(response, answer.ray)
-        except Exception:
-            response.close()
+            self._check(answer)
+        except BaseException:
+            answer.close()
             raise
         return answer
+
+    def _ask(self, path: str, headers: Mapping[str, str], scope: CancelScope) -> urllib3.BaseHTTPResponse:
+        try:
+            with scope.within(self._longest_head):
+                response = self._pool.request(
+                    "GET",
+                    self._url + path,
+                    headers=headers,
+                    preload_content=False,
+                    decode_content=False,
+                    retries=REDIRECTS_ONLY,
+                )
+            try:
+                scope.check()  # to http.client, a head that was cut short is a whole one
+            except OSError:
+                response.close()
+                raise
+            return response
+        except LIBRARY_ERRORS as error:
+            if scope.is_overdue:
+                reason = f"no complete head of an answer within {self._longest_head:.0f} s"
+                raise OriginError(Failure.INTERRUPTED, reason) from error
+            raise self._explain(error) from error
+
+    def _explain(self, error: Exception) -> OriginError:
+        """What it means that there was no answer."""
+        cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+        refusal = _TUNNEL_REFUSED.search(str(cause)) if isinstance(cause, ProxyError) else None
+        if refusal and refusal[1] == "407":
+            return OriginError(Failure.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
+        if refusal:
+            words = _shown(f"{refusal[1]}{refusal[2]}".rstrip("')"))
+            return OriginError(Failure.UNREACHABLE, f"the parent proxy refuses the tunnel: {words}")
+        if isinstance(cause, ProxyError):
+            return OriginError(Failure.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
+        if isinstance(cause, ValueError):  # LocationValueError, too
+            return OriginError(Failure.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}")
+        # Only who can't be reached at all is held back as a whole.
+        failure = Failure.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else Failure.INTERRUPTED
+        return OriginError(failure, reason_of(cause))
+
+    def _check(self, answer: Answer) -> None:
+        """Let only answers through that carry a file."""
+        status, ray = answer.status, answer.ray
+        if status in (200, 206):
+            if answer.encoding not in ("", "identity"):
+                raise OriginError(Failure.BAD_CONTENT, f"answer is encoded as {_shown(answer.encoding)}{ray}")
+            return
+        if status in (404, 410):
+            raise NotFoundError(f"{status}{ray}")
+        if status == 416:
+            raise RangeError(f"{status}{ray}")
+        if status == 407:
+            raise OriginError(Failure.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
+        failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
+        reason = f"status {status}{ray}"
+        if answer.redirects:
+            reason += ": a redirect to another host, from https to http, or one too many"
+        raise OriginError(failure, reason, answer.retry_after)
 
     def close(self) -> None:
         """Close idle connections."""
         self._pool.clear()
 
 
-def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
-    """Connections to the outside: through the proxy if there is one, with the trust that is configured."""
-    context = ssl.create_default_context()
-    if ca_bundle is not None:
-        context.load_verify_locations(cafile=ca_bundle)
-    if proxy is None:
-        return urllib3.PoolManager(maxsize=8, timeout=timeout, ssl_context=context)
-    headers = {}
-    if proxy.credentials is not None:
-        # urllib3.make_headers knows Latin-1 only.
-        token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
-        headers["Proxy-Authorization"] = f"Basic {token}"
-    return urllib3.ProxyManager(
-        proxy.url,
-        proxy_headers=headers,
-        maxsize=8,
-        timeout=timeout,
-        ssl_context=context,
-        proxy_ssl_context=context,
-    )
+def longest_head(connect_timeout: float, read_timeout: float) -> float:
+    """Seconds for all that comes before the content: connection, tunnel, TLS, redirects and fields.
 
-
-def _check(response: urllib3.BaseHTTPResponse, ray: str) -> None:
-    """Let only answers through that carry a file."""
-    status = response.status
-    if status in (200, 206):
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise OriginError(Failure.BAD_CONTENT, f"answer is encoded as {encoding}{ray}")
-        return
-    if status in (404, 410):
-        raise NotFoundError(f"{status}{ray}")
-    if status == 416:
-        raise RangeError(f"{status}{ray}")
-    failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
-    raise OriginError(failure, f"status {status}{ray}", retry_after_of(response.headers.get("Retry-After")))
+    Twice what each of the two steps may take, so that there is time for a second address or a redirect.
+    """
+    return 2 * (connect_timeout + read_timeout)
 
 
 def retry_after_of(field: str | None) -> float | None:
@@ -296,6 +366,13 @@ def reason_of(error: BaseException) -> str:
     """One short line: urllib3 wraps what matters in what doesn't."""
     if isinstance(error, MaxRetryError) and error.reason is not None:
         return reason_of(error.reason)
+    if isinstance(error, ProtocolError | ProxyError) and isinstance(error.args[-1], Exception):
+        return reason_of(error.args[-1])
     first = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    text = (first or type(error).__name__).splitlines()[0]
-    return _WHERE.sub("", text)[:200]
+    return _shown(_WHERE.sub("", first)) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    """What somebody outside wrote, for a log: one line of harmless characters."""
+    line = (text.splitlines() or [""])[0]
+    return "".join(character if character.isprintable() else "?" for character in line)[:200].strip()

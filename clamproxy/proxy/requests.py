@@ -244,7 +244,8 @@ def _is_freshclam(request: http.Request) -> bool:
 def _set_response(flow: http.HTTPFlow, reply: Reply) -> None:
     is_head = flow.request.method == "HEAD"
     headers = http.Headers([(name.encode(), value.encode()) for name, value in reply.headers])
-    if reply.status != 304 and "content-length" not in headers:
+    # The answer to a HEAD may leave out a length that isn't known.
+    if reply.status != 304 and "content-length" not in headers and (reply.length or not is_head):
         headers["content-length"] = str(reply.length)
     content = b"" if isinstance(reply.body, Body) or is_head else reply.body
     flow.response = http.Response(

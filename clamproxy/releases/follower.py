@@ -37,6 +37,8 @@ LATEST_START = 10.0
 """Seconds after the start, at most, until the first look."""
 SHORTEST_PROBE_INTERVAL = 900.0
 """Seconds between looks at the header of a CVD, where DNS says nothing."""
+LONGEST_TRUST = 86400.0
+"""Seconds for which DNS alone is believed that there is nothing newer."""
 LONGEST_WAIT = 86400.0
 """Seconds after which a signature that the origin doesn't have counts as one that never comes."""
 LONGEST_SLEEP = 600.0
@@ -78,6 +80,7 @@ class Follower:
         self._missing_since: dict[ObjectId, float] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
         """The patch that each database lacks at the origin, and since when that is known."""
+        self._made_at = time.time()
         self._task: asyncio.Task[None] | None = None
 
     def see(self, database: str) -> None:
@@ -197,17 +200,22 @@ class Follower:
         await self._fetch_signatures(database, advertised, requester, insists=True)
 
     async def _advertised(self, database: str, requester: Requester | None) -> int | None:
-        """The version that is advertised by DNS, else by the header of the origin's CVD."""
-        if self._settings.asks_dns:
-            advertised = await self._versions.get(database)
-            if advertised is not None and advertised.fresh:
-                return advertised.version
-        age = time.time() - self._heads.sighting(database).at
+        """The version that is advertised by DNS, else by the header of the origin's CVD.
+
+        DNS that has no news for ever may be wrong: once a day the origin is looked at all the same.
+        """
+        told = await self._versions.get(database) if self._settings.asks_dns else None
+        advertised = told.version if told is not None and told.fresh else None
+        seen_at = self._heads.sighting(database).at
         longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
-        if requester is not None and age >= longest and self._prefetcher.may_renew(database):
-            await self._heads.probe(database, requester, 0, 0)
+        if advertised is not None:
+            seen_at, longest = max(seen_at, self._made_at), LONGEST_TRUST
+        is_due = time.time() - seen_at >= longest and self._prefetcher.may_renew(database)
+        if requester is not None and is_due:
+            with suppress(*(ORIGIN_TROUBLE if advertised is not None else ())):
+                await self._heads.probe(database, requester, 0, 0)
         head = self._heads.get(database)
-        return head.header.version if head else None
+        return max(advertised or 0, head.header.version if head else 0) or None
 
     async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
         """Fetch the patches up to the advertised version, from where the cached ones end."""

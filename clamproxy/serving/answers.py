@@ -91,8 +91,9 @@ def _from_source(
     selection = _select(request, representation, header, is_newest=is_newest)
     reply = _reply(selection, representation, result, object_id)
     wanted = selection.length if request.method == "GET" else 0
-    arriving = isinstance(source, TransferSource)
-    if wanted and (wanted > IN_MEMORY or arriving):
+    if isinstance(source, TransferSource):
+        source.last = selection.start + wanted
+    if wanted and (wanted > IN_MEMORY or isinstance(source, TransferSource)):
         reply.body = Body(source, selection.start, wanted)
         return reply
     if wanted:
@@ -104,14 +105,17 @@ def _from_source(
 def from_head(
     request: Request, object_id: ObjectId, head: Head, result: Result, *, is_newest: bool
 ) -> Reply | None:
-    """Answer about a CVD or CLD of which only the head is here; None if that takes the whole file."""
-    last_modified = _last_modified(head.last_modified, head.header)
-    # A header without hash was made from patches: the file at the origin begins with other bytes.
-    etag = object_id.file_name if head.header.md5 != "X" else None
-    representation = Representation(head.size, etag, last_modified)
-    selection = _select(request, representation, head.header, is_newest=is_newest)
+    """Answer a header probe about a CVD or CLD of which only the head is here; None for all other requests.
+
+    The length of the file isn't known, and its bytes aren't: one whose header was made from patches
+    begins otherwise. So there is no ETag. What the origin only claims has no date, either, and nobody
+    is told by it that nothing has changed: a client compares the version in the header itself.
+    """
+    header = head.header if head.is_proven else None
+    representation = Representation(None, None, _last_modified(None, header))
+    selection = _select(request, representation, header, is_newest=is_newest)
     end = selection.start + selection.length
-    if (request.method == "GET" and end > HEADER_SIZE) or (head.size is None and selection.status == 200):
+    if request.method == "GET" and (end > HEADER_SIZE or selection.status == 200):
         return None
     reply = _reply(selection, representation, result, object_id)
     if request.method == "GET":
@@ -127,6 +131,8 @@ def _reply(
     headers["Cache-Control"] = _REVALIDATE if is_mutable_url else _IMMUTABLE
     if selection.status != 304:
         headers["Content-Type"] = "application/octet-stream"
+    # A HEAD need not tell a length that isn't known: RFC 9110 8.6.
+    if selection.status != 304 and not (selection.status == 200 and representation.size is None):
         headers["Content-Length"] = str(selection.length)
     if selection.content_range is not None:
         headers["Content-Range"] = selection.content_range

@@ -25,7 +25,13 @@ class Delivery:
         self._transfers = transfers
 
     async def fetch(
-        self, object_id: ObjectId, requester: Requester, until: float, oldest: int | None = None
+        self,
+        object_id: ObjectId,
+        requester: Requester,
+        until: float,
+        oldest: int | None = None,
+        *,
+        verified: bool = False,
     ) -> Delivered:
         """Start or join a transfer, and wait until it can be read from.
 
@@ -34,6 +40,7 @@ class Delivery:
             requester: the client.
             until: loop time at which waiting ends.
             oldest: see `Transfer`.
+            verified: whether to wait until all of it is here and verified.
 
         Raises:
             OriginTrouble: it can't be had now.
@@ -43,6 +50,8 @@ class Delivery:
         async with asyncio.timeout_at(until):
             transfer, joined = await self._transfers.ready(object_id, requester, oldest)
             result = Result.COLLAPSED if joined else Result.MISS
+            if verified:
+                await transfer.finish()
             found = transfer.object_id
             if not transfer.published:
                 return found, transfer.metadata, transfer.source(), result

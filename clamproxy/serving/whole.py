@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
@@ -13,7 +14,7 @@ from clamproxy.messages import Reply, Request, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.heads import Head, Heads
-from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfer import TransferError, TransferSource
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import Choice, choose
@@ -106,15 +107,8 @@ class WholeFiles:
         if since is not None and since > proven.header.stime:
             return None
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
-        head = self._head_of(object_id, proven)
+        head = Head(proven.header, is_proven=True)
         return from_head(request, object_id, head, result, is_newest=not choice.stale)
-
-    def _head_of(self, object_id: ObjectId, proven: ProvenLineage) -> Head:
-        """The origin's header of a version if it was seen, else the one that the patches lead to."""
-        seen = self._heads.get(object_id.database)
-        if seen is not None and seen.header.version == object_id.version:
-            return seen
-        return Head(proven.header, None, None)
 
     def _answer_from_cache(self, request: Request, latest: Latest, finding: Finding, choice: Choice) -> Reply:
         published = self._store.open_newest(latest.database)
@@ -137,10 +131,15 @@ class WholeFiles:
                 return reply
         try:
             oldest = (finding.known.cached or 0) + 1
-            delivered = await self._delivery.fetch(object_id, request.requester, finding.until, oldest)
+            fetch = partial(self._delivery.fetch, object_id, request.requester, finding.until, oldest)
+            delivered = await fetch()
             # An edge of the CDN may have sent an older version than its head announced.
             is_newest = delivered[0].version >= finding.known.newest
-            return from_object(request, *delivered, is_newest=is_newest)
+            reply = from_object(request, *delivered, is_newest=is_newest)
+            if reply.status == 304 and isinstance(delivered[2], TransferSource):
+                # So says the header of a file that is still arriving: nobody knows yet whether it is right.
+                reply = from_object(request, *await fetch(verified=True), is_newest=is_newest)
+            return reply
         except ORIGIN_TROUBLE as error:
             if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
                 # A release in this very moment: look what is current now.
@@ -171,7 +170,7 @@ class WholeFiles:
             result = _result_of(choice)
             # Who asks for the header asks for the whole file next, if it is newer than its own.
             self._builder.start(latest.database, proven)
-            head = Head(proven.header, None, None)
+            head = Head(proven.header, is_proven=True)
             if reply := from_head(request, object_id, head, result, is_newest=not choice.stale):
                 return reply
             try:

@@ -186,7 +186,7 @@ async def rig(origin: Origin, store: Store) -> AsyncIterator[Rig]:
     writer, upstream, notes = Writer(), connect(origin), dict[str, Any]()
     resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, asyncio.Semaphore(16))
     cooldowns = Cooldowns(notes.__setitem__)
-    transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda: None, lambda *_: None)
+    transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
     yield Rig(origin, store, writer, upstream, resources, cooldowns, transfers, notes)
     transfers.stop()
     writer.submit(store.disconnect)

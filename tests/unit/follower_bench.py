@@ -90,7 +90,7 @@ class Bench:
         self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, self.keep, self.keep)
         keys = forge_keys().trusted
         resources = Resources(self.upstream, store, self.writer, keys, 0.5, asyncio.Semaphore(16))
-        self.transfers = Transfers(resources, self.cooldowns, lambda _: 30.0, lambda: None, lambda *_: None)
+        self.transfers = Transfers(resources, self.cooldowns, lambda _: 30.0, lambda _: None, lambda *_: None)
         self.lineages = Lineages(store, keys)
         self.builder = CldBuilder(store, self.writer, keys, self.keep)
         self.prefetcher = Prefetcher(store, self.side, self.lineages, self.transfers)

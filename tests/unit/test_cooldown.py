@@ -82,8 +82,10 @@ def test_what_a_failure_concerns(
 
 @pytest.mark.parametrize("failure", Failure)
 def test_delays_double_up_to_the_longest(bench: Bench, failure: Failure) -> None:
+    backoff = BACKOFFS[failure]
+    first, longest = backoff.first, backoff.longest
+    assert [bench.fail(failure) for _ in range(backoff.free)] == [0.0] * backoff.free
     delays = [bench.fail(failure) for _ in range(40)]
-    first, longest = BACKOFFS[failure].first, BACKOFFS[failure].longest
     assert delays[0] == first
     assert delays[-1] == longest
     assert all(later == min(2 * earlier, longest) for earlier, later in pairwise(delays))
@@ -204,7 +206,7 @@ def test_no_cooldown_outlasts_the_longest(
         for cooldown in bench.cooldowns.in_force().values():
             assert cooldown.until - bench.clock.now <= LONGEST_RETRY_AFTER + 0.001
         found = bench.cooldowns.check(path, agent)
-        assert found is not None or not BACKOFFS[failure].first or (retry_after and 0 < retry_after < 1)
+        assert found is not None or BACKOFFS[failure].free or (retry_after and 0 < retry_after < 1)
         assert bench.fail(failure, "/other.cvd", "other", retry_after=retry_after) <= longest + 0.001
         bench.clock.now += pause
 

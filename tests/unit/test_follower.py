@@ -59,6 +59,18 @@ async def test_nothing_new_costs_nothing(bench: Bench) -> None:
     assert bench.origin.requests() == []
 
 
+async def test_dns_that_never_has_news_is_not_believed_for_ever(bench: Bench) -> None:
+    bench.release(3)
+    await bench.look()
+    bench.release(4)
+    bench.dns.versions["daily"] = 3
+    await bench.live(23 * HOUR)
+    assert bench.origin.requests() == []
+    await bench.live(2 * HOUR)
+    assert all(bench.has("daily-4.cdiff"))
+    assert bench.asked("P") == 1
+
+
 async def test_release_after_release(bench: Bench) -> None:
     for version in range(2, 8):
         bench.release(version)

@@ -36,7 +36,8 @@ async def test_each_patch_is_fetched_once_and_a_whole_file_now_and_then(
         assert proven is not None
         assert proven.lineage.reached == version
         patches.append(proven.lineage.patches)
-    assert asked.pop("W") == asked.pop("P") == renewals
+    assert asked.pop("W") == renewals
+    assert renewals <= asked.pop("P") <= RELEASED + 1  # 512 bytes a day, in case DNS is wrong for ever
     assert max(patches) < renew_after
     for name in names(range(2, RELEASED + 2), "cdiff.sign"):
         assert asked.pop(f"/{name}") == 1

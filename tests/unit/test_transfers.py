@@ -88,7 +88,7 @@ async def test_the_cache_is_tidied_after_publishing(rig: Rig) -> None:
         rig.resources,
         rig.cooldowns,
         lambda _: 60.0,
-        lambda: tidied.append(set(rig.store.sizes())),
+        lambda _: tidied.append(set(rig.store.sizes())),
         lambda *_: None,
     )
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
@@ -121,7 +121,7 @@ async def test_trap_16_it_is_forgotten_in_time(rig: Rig) -> None:
         asked.append(object_id)
         return 0.0
 
-    transfers = Transfers(rig.resources, rig.cooldowns, not_at_all, lambda: None, lambda *_: None)
+    transfers = Transfers(rig.resources, rig.cooldowns, not_at_all, lambda _: None, lambda *_: None)
     for _ in range(2):
         transfer, under_way = transfers.join(cdiff(5), NEW)
         assert not under_way

@@ -83,7 +83,8 @@ async def test_who_would_keep_the_older_version_gets_the_newest_whole(
         pytest.param(since(1), 206, id="older"),
         pytest.param(since(NEWEST, -1), 206, id="a little older"),
         pytest.param(since(NEWEST), 304, id="trap 6: this very version"),
-        pytest.param(since(NEWEST + 1), 304, id="newer"),
+        # What the origin's own header says has not been proven; the client sees that it is not newer.
+        pytest.param(since(NEWEST + 1), 206, id="newer"),
     ],
 )
 async def test_a_conditional_probe(site: Site, have: str, status: int) -> None:
@@ -104,7 +105,7 @@ async def test_trap_31_head(site: Site) -> None:
     await site.hold()
     reply, content = await site.ask(method="HEAD")
     assert (reply.status, content, reply.version) == (200, b"", NEWEST)
-    assert reply.headers["Content-Length"] == str(len(RELEASES.cvd(NEWEST)))
+    assert "Content-Length" not in reply.headers
     assert site.origin.count("W") == 0
 
 

@@ -1,0 +1,319 @@
+"""Connections to the outside, as urllib3 makes them, with what it takes to rely on them for years.
+
+* Another thread, or a deadline, can end a request wherever it blocks: a timeout of a socket begins
+  anew with each byte, so that a peer which sends one byte a second would hold a thread for ever.
+* A kept connection may have died in silence: firewalls and NATs forget it without telling anybody.
+  It is not used again after a while, and a request that gets no answer over it is repeated at once.
+* Redirects stay with the host that was asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError
+from urllib3.util import Retry, Timeout
+from urllib3.util.wait import wait_for_read
+
+from clamproxy.config.units import HttpProxy
+from clamproxy.threads import in_thread
+
+LONGEST_IDLE = 30.0
+"""Seconds after its last answer began for which a connection is used again: some NATs forget one
+after a minute."""
+PATIENCE_WITH_REUSED = 3.0
+"""Seconds until the first byte of an answer over a connection that was used before. It is less than
+what a client waits that can be served something older, so that the repetition is in time for it."""
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_SOCKET_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _KEEPALIVE.items()
+        if hasattr(socket, name)
+    ),
+]
+
+
+class CancelledScopeError(OSError):
+    """The request was given up from outside."""
+
+
+class StaleConnectionError(ConnectionError):
+    """A connection that had been used before brought no answer."""
+
+
+class CancelScope:
+    """Requests of one thread, which any thread can end: their connections are shut down."""
+
+    def __init__(self) -> None:
+        self.is_overdue = False
+        """Whether a deadline has ended it."""
+        self._lock = threading.Lock()
+        self._cancelled = False
+        # Duplicates: TLS takes the descriptor away from the socket that was connected.
+        self._held: list[socket.socket] = []
+
+    def cancel(self) -> None:
+        """End what blocks, and whatever follows. Any thread; again does nothing."""
+        with self._lock:
+            self._cancelled = True
+            for held in self._held:
+                with suppress(OSError):  # it has ended already
+                    held.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What this thread asks for meanwhile belongs to the scope, and ends after so many seconds."""
+        timer = threading.Timer(seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        outer, _thread.scope = _thread.scope, self
+        try:
+            yield
+        finally:
+            _thread.scope = outer
+            timer.cancel()
+
+    def check(self) -> None:
+        """Raises `CancelledScopeError` if it has been cancelled."""
+        if self._cancelled:
+            raise CancelledScopeError("given up")
+
+    def hold(self, connection: Any) -> None:
+        """Take a socket in.
+
+        Raises:
+            CancelledScopeError: it is too late.
+        """
+        with self._lock:
+            self.check()
+            self._held.append(socket.socket(fileno=os.dup(connection.fileno())))
+
+    def close(self) -> None:
+        """Leave the connections alone from now on."""
+        with self._lock:
+            while self._held:
+                self._held.pop().close()
+
+    def _expire(self) -> None:
+        self.is_overdue = True
+        self.cancel()
+
+
+class _Thread(threading.local):
+    scope: CancelScope | None = None
+
+
+_thread = _Thread()
+
+
+async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope], T]) -> T:
+    """Run requests in a thread of their own, which ends when nobody waits for it any more.
+
+    Args:
+        name: of the thread.
+        seconds: for all of it.
+        function: is given the scope.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    scope = CancelScope()
+
+    def run() -> T:
+        try:
+            with scope.within(seconds):
+                return function(scope)
+        finally:
+            scope.close()
+
+    try:
+        return await in_thread(name, run)
+    except Exception as error:
+        if scope.is_overdue:
+            raise TimeoutError from error
+        raise
+    finally:
+        scope.cancel()
+
+
+class _Connection(HTTPConnection):
+    """A connection that belongs to the scope of the thread that uses it, and knows its age."""
+
+    _answered_at: float | None = None
+    """When the last answer over it began, by the monotonic clock; None while it is new."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the pool may give it out again."""
+        is_idle = self._answered_at is not None and time.monotonic() - self._answered_at >= LONGEST_IDLE
+        return super().is_connected and not is_idle
+
+    def _new_conn(self) -> socket.socket:
+        self._answered_at = None
+        scope = _thread.scope
+        if scope is not None:
+            scope.check()
+        connected = super()._new_conn()
+        try:
+            if scope is not None:
+                scope.hold(connected)
+        except BaseException:
+            connected.close()
+            raise
+        return connected
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request.
+
+        Raises:
+            StaleConnectionError: an old connection has been closed.
+        """
+        if not self._is_reused:
+            super().request(*args, **kwargs)
+            return
+        if _thread.scope is not None:
+            _thread.scope.hold(self.sock)
+        try:
+            super().request(*args, **kwargs)
+        except OSError as error:
+            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        """Wait for the head of the answer.
+
+        Raises:
+            StaleConnectionError: an old connection brings none.
+        """
+        response = self._response_of_reused() if self._is_reused else super().getresponse()
+        self._answered_at = time.monotonic()
+        return response
+
+    def _response_of_reused(self) -> urllib3.HTTPResponse:
+        limit = min(PATIENCE_WITH_REUSED, self.timeout or PATIENCE_WITH_REUSED)
+        if not wait_for_read(self.sock, limit):
+            raise StaleConnectionError("an old connection is silent")
+        try:
+            return super().getresponse()
+        except TimeoutError as error:
+            if error.errno is None:  # the answer has begun
+                raise
+            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+        except OSError as error:
+            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+
+    @property
+    def _is_reused(self) -> bool:
+        return self.sock is not None and self._answered_at is not None
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
+    """Connections to the outside: through the proxy if there is one, with the trust that is configured."""
+    context = ssl.create_default_context()
+    if ca_bundle is not None:
+        context.load_verify_locations(cafile=ca_bundle)
+    shared: dict[str, Any] = {
+        "maxsize": 8,
+        "timeout": timeout,
+        "ssl_context": context,
+        "socket_options": _SOCKET_OPTIONS,
+    }
+    if proxy is None:
+        manager = urllib3.PoolManager(**shared)
+    else:
+        headers = {}
+        if proxy.credentials is not None:
+            # urllib3.make_headers knows Latin-1 only.
+            token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
+            headers["Proxy-Authorization"] = f"Basic {token}"
+        manager = urllib3.ProxyManager(proxy.url, proxy_headers=headers, proxy_ssl_context=context, **shared)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return manager
+
+
+class Retries(Retry):
+    """What urllib3 may do by itself: follow redirects, and repeat what an old connection swallowed."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
+        """Called by urllib3 before each repetition; what it raises is the end."""
+        if isinstance(_pool, HTTPConnectionPool):
+            if isinstance(error, HTTPError) and isinstance(error.args[-1], StaleConnectionError):
+                _close_idle(_pool)  # those beside it have most likely ended with it
+                return self
+            location = response.get_redirect_location() if response is not None else None
+            if location and not _may_follow(url or "", location):
+                raise MaxRetryError(_pool, url or "", ResponseError("a redirect to elsewhere"))
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+
+# freshclam follows three redirects (protocol.md 1.1); other retries are the business of the transfer.
+REDIRECTS_ONLY = Retries(
+    total=3,
+    connect=0,
+    read=0,
+    redirect=3,
+    status=0,
+    other=0,
+    raise_on_redirect=False,
+    respect_retry_after_header=False,
+)
+ONCE = Retries(False)
+"""No redirects either; errors are raised as they are."""
+
+
+def _may_follow(url: str, location: str) -> bool:
+    """Whether a redirect stays with the host, and keeps its protection."""
+    try:
+        asked, target = urlsplit(url), urlsplit(urljoin(url, location))
+        is_downgrade = asked.scheme == "https" and target.scheme != "https"
+        return target.hostname == asked.hostname and not is_downgrade
+    except ValueError:
+        return False
+
+
+def _close_idle(pool: HTTPConnectionPool) -> None:
+    while pool.pool is not None:
+        try:
+            connection = pool.pool.get_nowait()
+        except queue.Empty:
+            return
+        if connection is not None:
+            connection.close()
