@@ -31,6 +31,7 @@ from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
@@ -114,6 +115,7 @@ class Service:
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
+        self._signs = Signs(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
@@ -125,6 +127,7 @@ class Service:
             self._prefetcher,
             self._builder,
             self._quiet_hour,
+            self._signs,
         )
         self.feeds = Feeds(
             self.store.directory / "feeds",
@@ -144,9 +147,9 @@ class Service:
         self._listener = Listener(listen, host, self.pages) if listen is not None else None
 
     def start(self) -> None:
-        """Tidy up the cache, check its CVDs and follow releases, in the background."""
+        """Tidy up the cache, check its CVDs and signatures, and follow releases, in the background."""
         self._tidy_soon()
-        self._check = asyncio.create_task(self._check_cvds(), name="check the cached CVDs")
+        self._check = asyncio.create_task(self._check_cached(), name="check what is cached")
         self.follower.start()
         self.feeds.start()
         self._history.start()
@@ -183,10 +186,11 @@ class Service:
         self.fleet.flush()
         await self.writer.run(lambda: None)
 
-    async def _check_cvds(self) -> None:
+    async def _check_cached(self) -> None:
         """What was spoilt on the disk while nobody looked must not be served."""
         for database in sorted(self.store.databases()):
             await self._lineages.get(database)
+        await self._signs.examine_all()
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -232,7 +236,7 @@ class Service:
 
     def _make_gateway(self, pseudonym: str) -> Gateway:
         settings, current = self.settings, self._current
-        delivery = Delivery(self.store, self._transfers)
+        delivery = Delivery(self.store, self._transfers, self._signs)
         whole = WholeFiles(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )

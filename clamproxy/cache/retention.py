@@ -82,7 +82,7 @@ def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
 def _with_signature(object_id: ObjectId) -> tuple[ObjectId, ...]:
     if object_id.kind.is_signature or object_id.kind is Kind.CLD:
         return (object_id,)
-    return object_id, ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+    return object_id, object_id.signature
 
 
 def _versions_by_series(objects: Iterable[ObjectId]) -> dict[tuple[str, Kind], list[int]]:

@@ -30,6 +30,7 @@ from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Follower:
         prefetcher: Prefetcher,
         builder: CldBuilder,
         quiet_hour: QuietHour,
+        signs: Signs,
     ) -> None:
         """Use the given parts; who makes them also stops them."""
         self._settings = settings
@@ -70,6 +72,7 @@ class Follower:
         self._prefetcher = prefetcher
         self._builder = builder
         self._quiet_hour = quiet_hour
+        self._signs = signs
         self._in_use: dict[str, float] = {}
         """When a client asked last, Unix seconds, by database."""
         self._lock: IO[bytes] | None = None
@@ -277,6 +280,7 @@ class Follower:
         for signature in wanted:
             if signature in self._settled or not self._store.has(signature.signed):
                 continue
+            await self._signs.examine(signature)
             if self._store.has(signature):
                 self._settled.add(signature)
             elif insists:

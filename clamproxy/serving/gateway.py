@@ -112,7 +112,7 @@ class Gateway:
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
         """Answer a request for a patch or a signature."""
-        if (published := self._store.open(object_id)) is not None:
+        if (published := await self._delivery.open(object_id)) is not None:
             return from_object(request, object_id, published.metadata, published, Result.HIT)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)

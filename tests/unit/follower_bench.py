@@ -30,6 +30,7 @@ from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
@@ -126,6 +127,7 @@ class Bench:
             self.prefetcher,
             self.builder,
             self.quiet_hour,
+            Signs(self.store, forge_keys().trusted),
         )
 
     def make_current(self) -> CurrentVersions:

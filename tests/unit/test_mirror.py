@@ -32,12 +32,14 @@ def release(store: Store, make_cvd: MakeCvd) -> Release:
     """Puts a CVD and the cdiffs up to a version into the store, with their signatures."""
 
     def do(version: int, patches: range | None = None, database: str = "daily") -> None:
-        put_cvd(store, version, make_cvd(version, database=database), database)
-        put(store, ObjectId(database, version, Kind.CVD_SIGN), forge_sign(b"cvd"))
+        body = make_cvd(version, database=database)
+        put_cvd(store, version, body, database)
+        put(store, ObjectId(database, version, Kind.CVD_SIGN), forge_sign(body))
         for patch in range(version - 3, version + 1) if patches is None else patches:
             if store.open(cdiff(patch, database)) is None:
-                put(store, cdiff(patch, database), forge_cdiff(database, patch), last_modified=1.7e9 + patch)
-                put(store, ObjectId(database, patch, Kind.CDIFF_SIGN), forge_sign(b"cdiff"))
+                body = forge_cdiff(database, patch)
+                put(store, cdiff(patch, database), body, last_modified=1.7e9 + patch)
+                put(store, ObjectId(database, patch, Kind.CDIFF_SIGN), forge_sign(body))
 
     return do
 
