@@ -32,6 +32,7 @@ from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
+from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
@@ -113,6 +114,7 @@ class Service:
         self.fleet = Fleet(self.store.directory, settings.fleet, self.writer)
         via = f"1.1 {pseudonym}"
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
+        self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
         self._signs = Signs(self.store, keys)
@@ -128,6 +130,7 @@ class Service:
             self._builder,
             self._quiet_hour,
             self._signs,
+            self._stuck,
         )
         self.feeds = Feeds(
             self.store.directory / "feeds",
@@ -230,6 +233,7 @@ class Service:
         """Take over what an earlier process knew."""
         self._origin.restore(self.store, offline=self.settings.upstream.offline)
         self._builder.restore(self.store.notes("cld/"))
+        self._stuck.restore(self.store.notes("stuck/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
         self.feeds.restore(self.store.notes("feed/"))
         self._history.restore(self.store.note("history/day"))
@@ -241,7 +245,7 @@ class Service:
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         databases = frozenset(settings.serving.databases)
-        return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
+        return Gateway(databases, self.store, current, delivery, whole, self._stuck, self._notice, pseudonym)
 
     def _make_sources(self) -> Sources:
         return Sources(
@@ -314,7 +318,9 @@ class Service:
         return negative_ttl(object_id, advertised.version if advertised else None)
 
     def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
-        """A file that is not what its head announced makes the head worthless."""
+        """A file that is not what its head announced makes the head worthless; a bad patch is counted."""
+        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+            self._stuck.note(object_id)
         if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
             self._origin.heads.forget(object_id.database)
 

@@ -195,17 +195,18 @@ def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Ite
 
 
 def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
-    """Prove that every object is what its name says, and each signature one of its object."""
-    for listed in manifest.objects.values():
-        path = area / listed.name
+    """Prove that every object is what its name says, then each signature one of its object."""
+    own = {listed.name for part in manifest.databases.values() for listed in part.objects}
+    for listed in sorted(manifest.objects.values(), key=lambda listed: listed.object_id.kind.is_signature):
+        path, object_id = area / listed.name, listed.object_id
         try:
-            verify(path, listed.object_id, keys)
+            verify(path, object_id, keys)
             _check_build_time(path, listed)
-            if listed.object_id.kind.is_signature and listed not in manifest.signatures:
-                _check_signature(path, listed.object_id, area / listed.object_id.signed.file_name)
+            if object_id.kind.is_signature and listed.name in own:
+                _check_signature(path, object_id, area / object_id.signed.file_name)
         except InvalidObject as error:
             raise BundleError(f"{listed.name} is not what it should be: {error}") from error
-        progress.advance(listed.object_id.database, listed.size)
+        progress.advance(object_id.database, listed.size)
 
 
 def _check_signature(path: Path, signature: ObjectId, signed: Path) -> None:
