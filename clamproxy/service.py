@@ -13,6 +13,7 @@ from typing import Any
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.partial import sweep
+from clamproxy.cache.retention import SPARED
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
@@ -333,7 +334,8 @@ class Service:
     def _tidy(self) -> None:
         self._tidy_pending = False
         cache = self.settings.cache
-        for object_id in self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit):
+        dropped = self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit, spare_for=SPARED)
+        for object_id in dropped:
             logger.info("Dropped %s from the cache.", object_id.file_name)
         sweep(self.store.partials)
         self._builder.sweep()

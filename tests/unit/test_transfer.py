@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
+from clamproxy import inspection
 from clamproxy.cache.partial import PartialFile
 from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin import transfer as module
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import WITHHELD
 from clamproxy.origin.upstream import NotFoundError
@@ -118,7 +118,7 @@ async def test_a_reader_of_a_good_object_waits_for_the_verdict(
         verdict.wait(LIMIT)
         verify(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "verify", slow_verify)
+    monkeypatch.setattr(inspection, "verify", slow_verify)
     async with running(rig, cvd(5)) as transfer:
         await asyncio.to_thread(reached.wait, LIMIT)
         assert transfer.have == len(body)
