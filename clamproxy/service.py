@@ -14,6 +14,7 @@ from typing import Any
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.partial import sweep
+from clamproxy.cache.retention import SPARED
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
@@ -35,6 +36,8 @@ from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
+from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
@@ -125,9 +128,11 @@ class Service:
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
         via = f"1.1 {pseudonym}"
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
+        self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
         self._lineages = Lineages(self.store, keys)
+        self._signs = Signs(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
@@ -139,6 +144,8 @@ class Service:
             self._prefetcher,
             self._builder,
             self._quiet_hour,
+            self._signs,
+            self._stuck,
         )
         self.feeds = Feeds(
             self.store.directory / "feeds",
@@ -207,6 +214,7 @@ class Service:
         await self._soundness.ensure_all()
         for database in sorted(self.store.databases()):
             await self._lineages.get(database)
+        await self._signs.examine_all()
 
     async def _mend(self) -> None:
         """Notice that the disk takes again what it didn't, and that the index was damaged or deleted."""
@@ -255,19 +263,28 @@ class Service:
         """Take over what an earlier process knew."""
         self._origin.restore(self.store, offline=self.settings.upstream.offline)
         self._builder.restore(self.store.notes("cld/"))
+        self._stuck.restore(self.store.notes("stuck/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
         self.feeds.restore(self.store.notes("feed/"))
         self._history.restore(self.store.records.note(HISTORY))
 
     def _make_gateway(self, pseudonym: str) -> Gateway:
         settings, current = self.settings, self._current
-        delivery = Delivery(self.store, self._transfers)
+        delivery = Delivery(self.store, self._transfers, self._signs)
         whole = WholeFiles(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         databases = frozenset(settings.serving.databases)
         return Gateway(
-            databases, self.store, self._soundness.ensure, current, delivery, whole, self._notice, pseudonym
+            databases,
+            self.store,
+            self._soundness.ensure,
+            current,
+            delivery,
+            whole,
+            self._stuck,
+            self._notice,
+            pseudonym,
         )
 
     def _make_sources(self) -> Sources:
@@ -348,7 +365,9 @@ class Service:
             self._origin.heads.hold_against(object_id.database, header)
 
     def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
-        """A file that is not what its head announced makes the head worthless."""
+        """A file that is not what its head announced makes the head worthless; a bad patch is counted."""
+        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+            self._stuck.note(object_id)
         if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
             self._origin.heads.forget(object_id.database)
 
@@ -361,7 +380,8 @@ class Service:
     def _tidy(self) -> None:
         self._tidy_pending = False
         cache = self.settings.cache
-        for object_id in self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit):
+        dropped = self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit, spare_for=SPARED)
+        for object_id in dropped:
             logger.info("Dropped %s from the cache.", object_id.file_name)
         sweep(self.store.partials)
         self._builder.sweep()

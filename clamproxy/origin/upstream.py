@@ -100,6 +100,12 @@ class Answer:
         return retry_after_of(self._response.headers.get("Retry-After"))
 
     @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks: then its end is marked, and `chunks` fails without that mark."""
+        # As http.client decides it, which takes the chunks apart.
+        return str(self._response.headers.get("Transfer-Encoding", "")).lower() == "chunked"
+
+    @property
     def size(self) -> int | None:
         """Length of the whole file in bytes, if the origin gives it.
 
@@ -109,7 +115,8 @@ class Answer:
         if self.partial:
             content_range = self._content_range
             return content_range.length if content_range else None
-        length = self._response.headers.get("Content-Length")
+        # RFC 9112 6.3: a Content-Length beside chunks says nothing.
+        length = None if self.is_chunked else self._response.headers.get("Content-Length")
         if length is None:
             return None
         # The same length twice is a way to say it once: RFC 9112 6.3.

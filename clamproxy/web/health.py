@@ -10,6 +10,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
+from clamproxy.releases.stuck import stuck_patches
 from clamproxy.storage.condition import free_bytes, look
 from clamproxy.web.sources import Sources
 
@@ -57,6 +58,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
         now: Unix seconds.
     """
     built = {name: built_at(store, name) for name in sorted(store.databases())}
+    stuck = stuck_patches(store, now)
     unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
     reasons = _clock_problems(built, now)
     is_empty = not any(store.newest_version(name) for name in built)
@@ -69,6 +71,10 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
         reasons.append(f"no database is cached, and the origin can't be reached: {unreachable}")
     elif unreachable:
         warnings.append(f"the origin can't be reached, clients get what is cached: {unreachable}")
+    warnings += [
+        f"{name} was refused {trouble.failures} times, machines are told to take the whole CVD"
+        for name, trouble in stuck.items()
+    ]
     return Health(tuple(reasons), tuple(warnings))
 
 
