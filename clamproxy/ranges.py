@@ -79,12 +79,23 @@ def select(
     return _select_range(headers.get("Range", ""), representation.size) or whole
 
 
+def is_precondition_met(headers: Headers, representation: Representation) -> bool:
+    """Tell whether a request may be carried out as it wants the file to be: else the answer is 412.
+
+    For a server whose file it is; a cache leaves it to the origin (RFC 9110 13.2.2).
+    """
+    if (if_match := headers.get("If-Match")) is not None:
+        return representation.etag is None or parse_etags(if_match).contains(representation.etag)
+    until = parse_http_date(headers.get("If-Unmodified-Since"))
+    return until is None or representation.last_modified is None or int(representation.last_modified) <= until
+
+
 def _is_not_modified(
     headers: Headers, representation: Representation, not_modified_since: Callable[[float], bool] | None
 ) -> bool:
     if (if_none_match := headers.get("If-None-Match")) is not None:
-        etag = representation.etag
-        return etag is not None and bool(parse_etags(if_none_match).contains_weak(etag))
+        etags, etag = parse_etags(if_none_match), representation.etag
+        return etags.star_tag or (etag is not None and etags.contains_weak(etag))
     since = parse_http_date(headers.get("If-Modified-Since"))
     if since is None:
         return False

@@ -26,7 +26,12 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
-from mitmproxy.proxy.layers.http._events import ResponseData, ResponseHeaders
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    ResponseData,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from OpenSSL import SSL
@@ -45,8 +50,13 @@ STALL_TIMEOUT = 120.0
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
 """What a client has agreed on by ALPN."""
 
+LARGEST_REQUEST_BODY = 64 * 1024
+"""Bytes of a request's content that are read before it is refused; mitmproxy would keep all of it."""
+
 JOB = "clamproxy_job"
 """The key of a `BodyJob` in the metadata of a flow."""
+TOO_LARGE = "clamproxy_too_large"
+"""The key of a mark in the metadata of a flow: its request announces more content than is read."""
 
 
 @dataclass(eq=False)
@@ -81,7 +91,30 @@ class ReadPieceHook(commands.StartHook):  # type: ignore[no-untyped-call]
 
 
 class BodyStream(HttpStream):
-    """One request and its answer; knows how to send a `BodyJob`."""
+    """One request and its answer; knows how to send a `BodyJob`, and bounds what it receives."""
+
+    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content once too much of it has come, where no length was announced."""
+        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_body_size(request))
+
+    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content that the addon has found too large by its head."""
+        if self.flow.metadata.pop(TOO_LARGE, False):
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_killed(emit_error_hook))
+
+    def _refuse_content(self) -> layer.CommandGenerator[None]:
+        reason = "no request needs so much content"
+        self.flow.error = flow.Error(reason)
+        yield HttpErrorHook(self.flow)
+        refusal = ResponseProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
+        yield SendHttp(refusal, self.context.client)
+        self.flow.live = False
+        self.client_state = self.server_state = self.state_errored
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         """Send the answer that the addon has set."""
@@ -135,7 +168,7 @@ class BodyHttpLayer(HttpLayer):
         client = self.context.client
         if isinstance(event, events.Start) and client.alpn in _HTTP_1:
             # mitmproxy leaves alone what is there already.
-            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits))
+            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits, self.mode))
         yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
@@ -174,8 +207,11 @@ def check_internals() -> None:
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
-        Http1Server: ("_handle_event", "read_headers", "done"),
-        HttpStream: ("send_response", "check_killed", "flow_done", "state_done", "state_errored"),
+        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "done"),
+        HttpStream: (
+            *("send_response", "check_killed", "check_body_size"),
+            *("flow_done", "state_done", "state_errored"),
+        ),
         SSL.Connection: ("sendall", "bio_read"),
     }
     missing = [
@@ -322,12 +358,6 @@ class TlsSender:
 
 def _addon(name: str) -> Any:
     return ctx.master.addons.get(name)  # type: ignore[no-untyped-call]
-
-
-def abort(client: connection.Client) -> None:
-    """Close a client's connection at once, with whatever it is still sending."""
-    with suppress(KeyError):
-        _client_writer(client).transport.abort()
 
 
 def close(client: connection.Client) -> None:

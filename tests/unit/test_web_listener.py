@@ -32,8 +32,8 @@ def rig(store: Store) -> Rig:
 async def open_listener(rig: Rig) -> AsyncIterator[Open]:
     opened: list[Listener] = []
 
-    def start(endpoint: Endpoint = LOCALHOST, host: str | None = "clamproxy") -> Listener:
-        opened.append(Listener(endpoint, host, rig.site))
+    def start(endpoint: Endpoint = LOCALHOST) -> Listener:
+        opened.append(Listener(endpoint, rig.site))
         assert opened[-1].start()
         return opened[-1]
 
@@ -241,7 +241,7 @@ async def test_a_connection_that_is_silent(open_listener: Open, monkeypatch: pyt
 async def test_the_port_is_taken(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         endpoint = Endpoint("127.0.0.1", other.getsockname()[1])
-        listener = Listener(endpoint, "clamproxy", rig.site)
+        listener = Listener(endpoint, rig.site)
         assert not listener.start()
         listener.stop()
     (record,) = caplog.records
