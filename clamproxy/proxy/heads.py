@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     HttpEvent,
     RequestHeaders,
+    RequestProtocolError,
     ResponseHeaders,
     ResponseProtocolError,
 )
@@ -69,8 +70,13 @@ class LimitedServer(_http1.Http1Server):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         # Whatever a client sends ahead of its turn is kept until then.
         if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD + self._limits.head:
+            reason = "more has come than anybody needs to send ahead"
+            if self.state == self.read_body and not self.response:
+                yield from self._say(413, reason)
             yield commands.CloseConnection(self.conn)
             self.state = self.done
+            if self.request is not None:
+                yield ReceiveHttp(RequestProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE))
             return
         yield from super()._handle_event(event)
 

@@ -137,12 +137,14 @@ def test_strange_host_field_does_not_open_the_proxy(site: Site, origin: Origin, 
     assert "Traceback" not in site.gateway.log
 
 
-@pytest.mark.parametrize("host", STRANGE_HOSTS[:2])
-def test_strange_host_field_inside_a_tunnel(site: Site, origin: Origin, host: bytes) -> None:
-    """The tunnel says where to, not the field."""
+@pytest.mark.parametrize(
+    ("host", "status"), [(b"\xff\xfe", 400), (b"a\xff.example", 400), (b"a.example", 404), (b"a,b", 404)]
+)
+def test_strange_host_field_inside_a_tunnel(site: Site, origin: Origin, host: bytes, status: int) -> None:
+    """The tunnel says where to, not the field; it has to be one nevertheless (RFC 9112 3.2)."""
     origin.put("x", b"secret")
     answer = exchange(site.gateway.port, get("/x", host), inside=f"{CDN}:80")
-    assert status_of(answer) == 404
+    assert status_of(answer) == status
     with pytest.raises(TunnelRefused):
         exchange(site.gateway.port, get("/x", host), inside=f"{LOOPBACK}:{origin.port}")
     assert origin.requests() == []
@@ -263,7 +265,8 @@ def test_small_body_is_refused_in_words(site: Site, way: Way) -> None:
 def test_large_body_is_refused_before_it_is_read(make_site: MakeSite, length: str) -> None:
     site = make_site()
     head = f"PUT http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\n{length}\r\n\r\n"
-    assert exchange(site.gateway.port, head.encode() + b"x" * 1_000_000) == b""
+    answer = exchange(site.gateway.port, head.encode() + b"x" * 1_000_000)
+    assert status_of(answer) in (0, 413)  # a reset can overtake it
     assert eventually(lambda: "PUT /test.cvd - refused" in site.gateway.log)
     assert eventually(lambda: site.gateway.stats()["refused"] == 1)
     assert site.origin.requests() == []
