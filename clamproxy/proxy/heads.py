@@ -1,7 +1,7 @@
 """The client's side of an HTTP/1 connection: what mitmproxy's own takes too easily, or too strictly.
 
-Heads of any size and at any pace, line ends and fields that RFC 9112 has a server refuse, and how a
-connection ends. What a head must look like is in `syntax`.
+Heads and content of any size and at any pace, line ends and fields that RFC 9112 has a server refuse,
+and how a connection ends. What a head must look like is in `syntax`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from mitmproxy import http
+from mitmproxy import flow, http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer, mode_specs
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HTTPMode, _http1
+from mitmproxy.proxy.layers.http import HTTPMode, HttpStream, SendHttp, _http1
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -27,6 +27,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from werkzeug.http import http_date
 
 from clamproxy.messages import CACHE_STATUS, Result
@@ -34,6 +35,10 @@ from clamproxy.proxy.syntax import Refusal, check_head, options, with_path
 
 MOST_AHEAD = 256 * 1024
 """Bytes of further requests that a client may send before it has its answer, besides a head."""
+LARGEST_REQUEST_BODY = 64 * 1024
+"""Bytes of a request's content that are read before it is refused."""
+TOO_LARGE = "clamproxy_too_large"
+"""The key of a mark in the metadata of a flow: its request announces more content than is read."""
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _HOP_BY_HOP = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"te", b"upgrade"})
 """Concern one connection only, like what Connection names (RFC 9110 7.6.1)."""
@@ -132,6 +137,7 @@ class LimitedServer(_http1.Http1Server):
                 reason = f"the host can't be reached: {event.message}" if is_unreachable else event.message
                 yield from self._say(status, reason)
                 yield commands.CloseConnection(self.conn)
+                self.state = self.done
                 return
         if isinstance(event, ResponseHeaders) and self.request is not None:
             event = ResponseHeaders(event.stream_id, self._adapted(event.response), event.end_stream)
@@ -203,8 +209,9 @@ class LimitedServer(_http1.Http1Server):
         assert self.request is not None  # noqa: S101  (the caller has looked)
         if response.status_code < 200 or (self.request.method == "CONNECT" and response.status_code < 300):
             return response
-        if "connection" in response.headers or "keep-alive" in response.headers or self._is_1_0:
-            response = response.copy()  # the other side's connection goes by the original
+        if self.request.stream:
+            response = response.copy()  # the connection to the host goes by the original
+            response.http_version = "HTTP/1.1"
             drop_hop_by_hop(response.headers)
         if self._is_1_0 and "transfer-encoding" in response.headers:
             del response.headers["transfer-encoding"]  # it ends with the connection: RFC 9112 6.1
@@ -224,6 +231,33 @@ class LimitedServer(_http1.Http1Server):
 
     def _say(self, status: int, reason: str) -> layer.CommandGenerator[None]:
         yield commands.SendData(self.conn, _error(status, reason))
+
+
+class LimitedStream(HttpStream):
+    """One request and its answer; mitmproxy would keep content of any size until the answer."""
+
+    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content once too much of it has come, where no length was announced."""
+        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_body_size(request))
+
+    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content that the addon has found too large by its head."""
+        if self.flow.metadata.pop(TOO_LARGE, False):
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_killed(emit_error_hook))
+
+    def _refuse_content(self) -> layer.CommandGenerator[None]:
+        reason = "no request needs so much content"
+        self.flow.error = flow.Error(reason)
+        yield HttpErrorHook(self.flow)
+        refusal = ResponseProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
+        yield SendHttp(refusal, self.context.client)
+        self.flow.live = False
+        self.client_state = self.server_state = self.state_errored
 
 
 def is_origin_form(request: http.Request) -> bool:

@@ -15,7 +15,7 @@ from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
 from clamproxy.objects import plain_path
 from clamproxy.proxy import stream
 from clamproxy.proxy.exchange import Exchange, exchange_of
-from clamproxy.proxy.heads import drop_hop_by_hop
+from clamproxy.proxy.heads import LARGEST_REQUEST_BODY, TOO_LARGE, drop_hop_by_hop
 from clamproxy.proxy.site import Destination, Site, is_asked_itself, is_own_port, is_reverse
 from clamproxy.service import Service
 from clamproxy.web.site import GUARDED
@@ -63,9 +63,9 @@ class Requests:
         except Exception:
             # mitmproxy would log it and forward the request.
             self._fail(flow)
-        if not flow.request.stream and _content_length(flow.request) > stream.LARGEST_REQUEST_BODY:
+        if not flow.request.stream and _content_length(flow.request) > LARGEST_REQUEST_BODY:
             # mitmproxy would read all of it into memory before the answer, be it a refusal.
-            flow.metadata[stream.TOO_LARGE] = True
+            flow.metadata[TOO_LARGE] = True
 
     async def _admit_passed(self, flow: http.HTTPFlow, service: Service) -> None:
         destination = self._site.destination(flow.request, flow.client_conn)
@@ -190,7 +190,7 @@ class Requests:
         # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
         field = "Authorization" if self._is_direct(flow) else "Proxy-Authorization"
         # What follows a head is kept in memory meanwhile, whatever its size: nobody queues with much of it.
-        is_large = _content_length(flow.request) > stream.LARGEST_REQUEST_BODY
+        is_large = _content_length(flow.request) > LARGEST_REQUEST_BODY
         known = await self._site.users.admit(flow.request.headers.get(field), at_once=is_large)
         if known and flow.request.method == "CONNECT":
             self._site.known_clients.add(client)

@@ -14,12 +14,11 @@ from clamproxy.access.limits import ConnectionLimits
 from clamproxy.access.users import Users
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
-from clamproxy.objects import plain_path
 from clamproxy.proxy.heads import is_origin_form
 from clamproxy.proxy.names import Names
 from clamproxy.service import Service
 from clamproxy.waiting import wait_while
-from clamproxy.web.site import PATHS, own_names
+from clamproxy.web.site import is_page, own_names
 
 LOOK_EVERY = 0.1
 """Seconds."""
@@ -98,7 +97,7 @@ class Site:
             request: its path does not count for CONNECT.
             client: its connection.
         """
-        page = Destination.PAGES if plain_path(request.path) in PATHS else Destination.DATABASES
+        page = Destination.PAGES if is_page(request.path) else Destination.DATABASES
         if is_asked_itself(request, client):
             return page
         if self.is_clamav(request.host, client):

@@ -27,17 +27,15 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
-    ErrorCode,
     ResponseData,
     ResponseHeaders,
-    ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from OpenSSL import SSL
 
 from clamproxy.messages import Body, SourceError
-from clamproxy.proxy.heads import HeadLimits, LimitedServer
+from clamproxy.proxy.heads import HeadLimits, LimitedServer, LimitedStream
 from clamproxy.waiting import wait_while
 
 PIECE = 64 * 1024
@@ -50,13 +48,8 @@ STALL_TIMEOUT = 120.0
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
 """What a client has agreed on by ALPN."""
 
-LARGEST_REQUEST_BODY = 64 * 1024
-"""Bytes of a request's content that are read before it is refused; mitmproxy would keep all of it."""
-
 JOB = "clamproxy_job"
 """The key of a `BodyJob` in the metadata of a flow."""
-TOO_LARGE = "clamproxy_too_large"
-"""The key of a mark in the metadata of a flow: its request announces more content than is read."""
 
 
 @dataclass(eq=False)
@@ -90,31 +83,8 @@ class ReadPieceHook(commands.StartHook):  # type: ignore[no-untyped-call]
     job: BodyJob
 
 
-class BodyStream(HttpStream):
-    """One request and its answer; knows how to send a `BodyJob`, and bounds what it receives."""
-
-    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
-        """Refuse content once too much of it has come, where no length was announced."""
-        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
-            yield from self._refuse_content()
-            return True
-        return (yield from super().check_body_size(request))
-
-    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
-        """Refuse content that the addon has found too large by its head."""
-        if self.flow.metadata.pop(TOO_LARGE, False):
-            yield from self._refuse_content()
-            return True
-        return (yield from super().check_killed(emit_error_hook))
-
-    def _refuse_content(self) -> layer.CommandGenerator[None]:
-        reason = "no request needs so much content"
-        self.flow.error = flow.Error(reason)
-        yield HttpErrorHook(self.flow)
-        refusal = ResponseProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
-        yield SendHttp(refusal, self.context.client)
-        self.flow.live = False
-        self.client_state = self.server_state = self.state_errored
+class BodyStream(LimitedStream):
+    """One request and its answer; knows how to send a `BodyJob`."""
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         """Send the answer that the addon has set."""

@@ -110,7 +110,7 @@ class StatusSite:
 
     async def _dispatch(self, request: Request, peer: str, place: Place) -> Reply:
         path = plain_path(request.path)
-        if request.method == "OPTIONS" and path in (*PATHS, "*"):
+        if request.method == "OPTIONS" and is_page(request.path):
             return Reply(204, Result.STATUS, Headers({"Allow": _METHODS}))
         if path not in PATHS:
             return _plain(404, "no such page")
@@ -214,6 +214,11 @@ class StatusSite:
         if host is None or host == self._sources.settings().status.host or is_local_name(host):
             return place
         return Place(host, _port_of(field) if place.port is not None else None)
+
+
+def is_page(target: str) -> bool:
+    """Whether a request's target is one of these pages, or the gateway as a whole (RFC 9112 3.2.4)."""
+    return target == "*" or plain_path(target) in PATHS
 
 
 def own_names(settings: Settings) -> set[str]:
