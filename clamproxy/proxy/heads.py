@@ -31,7 +31,7 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from werkzeug.http import http_date
 
 from clamproxy.messages import CACHE_STATUS, Result
-from clamproxy.proxy.syntax import Refusal, check_head, options, with_path
+from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
 """Bytes of further requests that a client may send before it has its answer, besides a head."""
@@ -96,13 +96,13 @@ class LimitedServer(_http1.Http1Server):
             lines = self.buf.maybe_extract_lines()
             if lines is None:
                 return
-            request = self._parse([bytes(line) for line in lines])
-            length = http1.expected_http_body_size(request)
+            request = self._parse(unfold([bytes(line) for line in lines]))
         except Refusal as refusal:
             yield from self._refuse(refusal.status, str(refusal))
             return
         self._began_at = None
         self.request = request
+        length = http1.expected_http_body_size(request)
         yield ReceiveHttp(RequestHeaders(self.stream_id, request, length == 0))
         self.body_reader = _http1.make_body_reader(length)
         self.state = self.read_body
@@ -166,17 +166,19 @@ class LimitedServer(_http1.Http1Server):
     def _parse(self, lines: list[bytes]) -> http.Request:
         check_head(lines)
         request = self._read(lines)
-        fields = [
-            (name, b" ".join(value.split(b"\r\n "))) for name, value in request.headers.fields
-        ]  # folded
+        fields, headers = request.headers.fields, request.headers
         self._is_1_0 = request.http_version == "HTTP/1.0"
         self._closes = self._is_1_0 or b"close" in options(fields, b"connection")
-        if self._is_1_0 or not {b"content-length", b"transfer-encoding"} & {n.lower() for n, _ in fields}:
-            fields = [(name, value) for name, value in fields if name.lower() != b"expect"]  # RFC 9110 10.1.1
-        request.headers = http.Headers(fields)
         request.http_version = "HTTP/1.1"  # a proxy's own: RFC 9110 2.5
-        if "content-length" in request.headers:
-            request.headers["content-length"] = str(int(request.headers["content-length"]))
+        has_content = "content-length" in headers or "transfer-encoding" in headers
+        if self._is_1_0 or not has_content:
+            headers.pop("expect", None)  # RFC 9110 10.1.1
+        headers.pop("upgrade", None)  # never done, and mitmproxy would log it
+        # In the one form that mitmproxy takes.
+        if "content-length" in headers:
+            headers["content-length"] = str(int(headers["content-length"]))
+        if "transfer-encoding" in headers:
+            headers["transfer-encoding"] = "chunked"
         self._direct(request)
         return request
 

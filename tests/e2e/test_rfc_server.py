@@ -173,6 +173,16 @@ ROWS = [
     Row("9112 6.1: chunked twice", "POST {f} HTTP/1.1|{h}|" + CHUNKED + "|" + CHUNKED + "||0||", [400]),
     Row("9112 6.1: an empty list", "POST {f} HTTP/1.1|{h}|Transfer-Encoding:||", [400]),
     Row("9112 6.1: an unknown coding", "POST {f} HTTP/1.1|{h}|Transfer-Encoding: foo, chunked||0||", [501]),
+    Row(
+        "9112 6.1: a coding that isn't understood",
+        "POST {f} HTTP/1.1|{h}|Transfer-Encoding: gzip, chunked||0||",
+        [501],
+    ),
+    Row("9110 5.6.1: an empty member", "GET {f} HTTP/1.1|{H}|Transfer-Encoding: , chunked ,||0||", [200]),
+    Row("9112 5.2: a folded length", "GET {f} HTTP/1.1|{H}|Content-Length:| 3||abc", [200]),
+    Row("9112 5.2: one of two parts", "GET {f} HTTP/1.1|{H}|Content-Length: 3| 4||abc", [400]),
+    Row("9112 5.2: a folded Host", "GET {f} HTTP/1.1|Connection: close|Host:| x||", [200]),
+    Row("9112 5.2: one of two parts, too", "GET {f} HTTP/1.1|Connection: close|{h}| x||", [400]),
     Row("9112 7: codings in any case", "GET {f} HTTP/1.1|{H}|Transfer-Encoding: Chunked||0||", [200]),
     Row("9112 6.1: chunks in HTTP/1.0", "POST {f} HTTP/1.0|{h}|" + CHUNKED + "||0||", [400]),
     # Methods
