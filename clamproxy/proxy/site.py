@@ -98,17 +98,16 @@ class Site:
             client: its connection.
         """
         page = Destination.PAGES if is_page(request.path) else Destination.DATABASES
-        if is_asked_itself(request, client):
+        is_own_name = self._is_own_name(request.host)
+        if is_asked_itself(request, client) or is_own_port(request, client):
             return page
         if self.is_clamav(request.host, client):
-            return Destination.DATABASES
-        if is_own_port(request, client) or self._is_status_host(request.host):
-            return page
+            return page if is_own_name else Destination.DATABASES
         if self.service is not None and self.service.settings.feeds.covers(request.host):
             return Destination.FEED
         if self.passes_through(request.host, client):
             return Destination.PASSED
-        return page if self._is_own_name(request.host) else Destination.NOBODY
+        return page if is_own_name else Destination.NOBODY
 
     def admits_tunnel(self, request: http.Request, client: connection.Client) -> bool:
         """Whether a CONNECT is answered with 200."""

@@ -84,16 +84,22 @@ def test_dns_rebinding(doors: Doors, host: str | None) -> None:
             assert ask(port, path, host).status == expected, (port, path)
 
 
-def test_names_of_its_own(make_site: MakeSite) -> None:
-    """Through the gateway as a proxy, too: there a name has to be known, and the port may be a mapped one."""
-    site = make_site(environment={"CLAMPROXY_TLS__NAMES": "[gateway.example.net]"})
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_names_of_its_own(make_site: MakeSite, is_listed: bool) -> None:
+    """Through the gateway as a proxy, too: there a name has to be known, and the port may be a mapped one.
+
+    That it is in `serving.hosts` takes nothing away.
+    """
+    own = "gateway.example.net"
+    site = make_site(
+        serving={"hosts": [own]} if is_listed else {}, environment={"CLAMPROXY_TLS__NAMES": f"[{own}]"}
+    )
     site.publish(6)
     assert ask(site.gateway.port, "/status.json", "gateway.example.net:3128").status == 200
     for way in (Way.ABSOLUTE, Way.CONNECT_HTTP):
         for port in (80, 3128, site.gateway.port):
-            own = f"gateway.example.net:{port}"
-            assert site.gateway.ask("/readyz", way, host=own).status == 200
-            assert site.gateway.ask("/test.cvd", way, host=own).body == signed("test-6.cvd")
+            assert site.gateway.ask("/readyz", way, host=f"{own}:{port}").status == 200
+            assert site.gateway.ask("/test.cvd", way, host=f"{own}:{port}").body == signed("test-6.cvd")
     assert site.gateway.ask("/readyz", Way.ABSOLUTE, host="gateway.example.org:3128").status == 502
 
 
