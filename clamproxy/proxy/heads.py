@@ -186,6 +186,7 @@ class LimitedServer(_http1.Http1Server):
         lines[0], has_path = with_path(lines[0])
         try:
             request = http1.read_request_head(lines)
+            request.data.authority.decode("ascii")  # mitmproxy takes any digits for those of a port
         except ValueError:
             raise Refusal(400, "the target can't be read") from None
         if request.data.method == b"OPTIONS" and not has_path:

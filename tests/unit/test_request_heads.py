@@ -28,6 +28,7 @@ SNIPPETS = st.sampled_from(
             b"*",
             b"http://a",
             b"http://a:80/b",
+            b"http://a:\xd9\xa3/",
             b"a:80",
             b"?x",
         ),
@@ -102,3 +103,13 @@ def test_absolute_form(line: bytes, host: str, expected: str) -> None:
     assert isinstance(found, RequestHeaders)
     assert not is_origin_form(found.request)
     assert (found.request.host, found.request.headers["host"]) == (host, expected)
+
+
+@pytest.mark.parametrize(
+    "target", [b"http://a:\xd9\xa3/", b"http://\xe4/", b"http://a\xff.example/x", b"http://a:/"]
+)
+def test_targets_that_are_none(target: bytes) -> None:
+    """mitmproxy takes Arabic digits for those of a port."""
+    (answer,) = received(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+    assert isinstance(answer, bytes)
+    assert answer.startswith(b"HTTP/1.1 400 ")
