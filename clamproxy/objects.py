@@ -122,7 +122,7 @@ def parse_path(path: str, databases: frozenset[str]) -> Target | None:
     Returns:
         None if it names nothing that ClamAV's CDN has: the answer is a 404.
     """
-    name, _, query = path.partition("?")
+    name, query = plain_path(path), path.partition("?")[2]
     if match := _LATEST_PATH.fullmatch(name):
         latest = Latest(match["database"], Kind(match["kind"]), _demanded_version(query))
         return latest if latest.database in databases else None
@@ -134,6 +134,15 @@ def parse_path(path: str, databases: frozenset[str]) -> Target | None:
     if object_id is None or object_id.kind in (Kind.CVD, Kind.CLD):
         return None
     return object_id if object_id.database in databases else None
+
+
+def plain_path(target: str) -> str:
+    """The path of a request target, without its query, and with one slash in front.
+
+    freshclam asks for ``//daily.cvd`` if the URL of its mirror ends in a slash.
+    """
+    path = target.partition("?")[0]
+    return f"/{path.lstrip('/')}" if path.startswith("/") else path
 
 
 def _demanded_version(query: str) -> int | None:

@@ -79,18 +79,34 @@ def select(
     return _select_range(headers.get("Range", ""), representation.size) or whole
 
 
+def is_precondition_met(headers: Headers, representation: Representation) -> bool:
+    """Tell whether a request may be carried out as it wants the file to be: else the answer is 412.
+
+    For a server whose file it is; a cache leaves it to the origin (RFC 9110 13.2.2).
+    """
+    if (if_match := _list_field(headers, "If-Match")) is not None:
+        return representation.etag is None or parse_etags(if_match).contains(representation.etag)
+    until = parse_http_date(headers.get("If-Unmodified-Since"))
+    return until is None or representation.last_modified is None or int(representation.last_modified) <= until
+
+
 def _is_not_modified(
     headers: Headers, representation: Representation, not_modified_since: Callable[[float], bool] | None
 ) -> bool:
-    if (if_none_match := headers.get("If-None-Match")) is not None:
-        etag = representation.etag
-        return etag is not None and bool(parse_etags(if_none_match).contains_weak(etag))
+    if (if_none_match := _list_field(headers, "If-None-Match")) is not None:
+        etags, etag = parse_etags(if_none_match), representation.etag
+        return etags.star_tag or (etag is not None and etags.contains_weak(etag))
     since = parse_http_date(headers.get("If-Modified-Since"))
     if since is None:
         return False
     if not_modified_since is not None:
         return not_modified_since(since)
     return representation.last_modified is not None and int(representation.last_modified) <= since
+
+
+def _list_field(headers: Headers, name: str) -> str | None:
+    """A list, which may come in several fields (RFC 9110 5.3); None if there is none."""
+    return ", ".join(headers.getlist(name)) if name in headers else None
 
 
 def _range_applies(headers: Headers, representation: Representation) -> bool:

@@ -163,8 +163,8 @@ class Service:
         versions = self._origin.versions
         self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
         self.pages = StatusSite(self._make_sources())
-        listen, host = settings.status.listen, settings.status.host
-        self._listener = Listener(listen, host, self.pages) if listen is not None else None
+        listen = settings.status.listen
+        self._listener = Listener(listen, self.pages) if listen is not None else None
 
     def start(self) -> None:
         """Tidy up the cache, check what is in it and follow releases, in the background."""

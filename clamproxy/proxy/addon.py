@@ -16,7 +16,7 @@ from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
-from clamproxy.proxy import names, stream
+from clamproxy.proxy import framing, names, stream
 from clamproxy.proxy.certificates import Certificates
 from clamproxy.proxy.clients import Clients
 from clamproxy.proxy.log_format import use_format
@@ -66,6 +66,7 @@ class ClamProxy:
         """Declare the option, and set mitmproxy's own as the job needs them."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         self._options.set_defaults(ctx.options)
+        framing.install()
         if not self._has_terminal:
             # Ports are open before the rest is set up: a reload that early must not end the process.
             signal.signal(signal.SIGHUP, self._note_early_hang_up)

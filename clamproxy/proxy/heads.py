@@ -1,16 +1,49 @@
-"""Limits on the heads of requests: mitmproxy would take any size, at any pace."""
+"""The client's side of an HTTP/1 connection: what mitmproxy's own takes too easily, or too strictly.
+
+Heads and content of any size and at any pace, line ends and fields that RFC 9112 has a server refuse,
+and how a connection ends. What a head must look like is in `syntax`.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy import flow, http
+from mitmproxy.connection import ConnectionState
+from mitmproxy.net.http import http1
+from mitmproxy.proxy import commands, events, layer, mode_specs
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._http1 import Http1Server, make_error_response
+from mitmproxy.proxy.layers.http import HTTPMode, HttpStream, SendHttp, _http1
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    HttpEvent,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
+from werkzeug.http import http_date
+
+from clamproxy.messages import CACHE_STATUS, Result
+from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
 """Bytes of further requests that a client may send before it has its answer, besides a head."""
+LARGEST_REQUEST_BODY = 64 * 1024
+"""Bytes of a request's content that are read before it is refused."""
+TOO_LARGE = "clamproxy_too_large"
+"""The key of a mark in the metadata of a flow: its request announces more content than is read."""
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+_HOP_BY_HOP = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"te", b"upgrade"})
+"""Concern one connection only, like what Connection names (RFC 9110 7.6.1)."""
+_END_TO_END = frozenset({b"host", b"content-length", b"transfer-encoding", b"via"})
+"""What Connection cannot make hop-by-hop: the framing, and what loops are known by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,49 +58,238 @@ class HeadLimits:
     """From the first byte to the last one."""
 
 
-class LimitedServer(Http1Server):
-    """The server's side of an HTTP/1 connection, which refuses heads beyond the limits."""
+class LimitedServer(_http1.Http1Server):
+    """Refuses what isn't HTTP/1.1, or beyond the limits, in the gateway's own words."""
 
-    def __init__(self, context: Context, limits: HeadLimits) -> None:
+    def __init__(self, context: Context, limits: HeadLimits, mode: HTTPMode) -> None:
         super().__init__(context)
         self._limits = limits
+        self._mode = mode
         self._began_at: float | None = None
+        self._closes = False
+        """Whether the connection ends with the answer, as the client wants."""
+        self._is_1_0 = False
+        self._has_ended = False
+        """Whether the client will send no more; it may still wait for its answer."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         # Whatever a client sends ahead of its turn is kept until then.
         if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD + self._limits.head:
+            reason = "more has come than anybody needs to send ahead"
+            if self.state == self.read_body and not self.response:
+                yield from self._say(413, reason)
             yield commands.CloseConnection(self.conn)
             self.state = self.done
+            if self.request is not None:
+                yield ReceiveHttp(RequestProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE))
             return
         yield from super()._handle_event(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Answer 414, 431 or 408 (RFC 9110 15.5, RFC 6585 5) and close, or go on as mitmproxy does."""
-        refusal = self._refusal() if isinstance(event, events.DataReceived) else None
-        if refusal is None:
+        """Take a request, or refuse it and close."""
+        if not isinstance(event, events.DataReceived):
             yield from super().read_headers(event)
-            if self.state != self.read_headers:
-                self._began_at = None
             return
-        yield commands.SendData(self.conn, make_error_response(*refusal))
+        try:
+            self._skip_empty_lines()
+            self._hold_limits()
+            lines = self.buf.maybe_extract_lines()
+            if lines is None:
+                return
+            request = self._parse(unfold([bytes(line) for line in lines]))
+        except Refusal as refusal:
+            yield from self._refuse(refusal.status, str(refusal))
+            return
+        self._began_at = None
+        self.request = request
+        length = http1.expected_http_body_size(request)
+        yield ReceiveHttp(RequestHeaders(self.stream_id, request, length == 0))
+        self.body_reader = _http1.make_body_reader(length)
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Say what is wrong with the framing before the connection is closed."""
+        for command in super().read_body(event):
+            if isinstance(command, commands.CloseConnection) and not self.request_done and not self.response:
+                yield from self._log(400, "the content can't be read")
+                yield from self._say(400, "the content can't be read")
+                self.state = self.done
+            yield command
+
+    def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """A client that has ended its side may still wait for the answer: ``nc -N`` does."""
+        is_half_closed = isinstance(event, events.ConnectionClosed) and (
+            event.connection.state is ConnectionState.CAN_WRITE
+        )
+        # mitmproxy itself streams what is passed through, and would not notice a client that has left.
+        if is_half_closed and self.request is not None and not self.request.stream:
+            self._has_ended = True
+            return
+        yield from super().wait(event)
+
+    def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        """Send as mitmproxy does, with what concerns this connection only set right."""
+        if isinstance(event, ResponseProtocolError) and not self.response:
+            status = event.code.http_status_code()
+            if status is not None and self.conn.state & ConnectionState.CAN_WRITE:
+                is_unreachable = event.code is ErrorCode.CONNECT_FAILED
+                reason = f"the host can't be reached: {event.message}" if is_unreachable else event.message
+                yield from self._say(status, reason)
+                yield commands.CloseConnection(self.conn)
+                self.state = self.done
+                return
+        if isinstance(event, ResponseHeaders) and self.request is not None:
+            event = ResponseHeaders(event.stream_id, self._adapted(event.response), event.end_stream)
+        yield from super().send(event)
+
+    def _skip_empty_lines(self) -> None:
+        """RFC 9112 2.2: some clients end a request with one too many."""
+        received = bytes(self.buf)
+        if received and self._began_at is None:
+            self._began_at = time.monotonic()
+        if empty := _EMPTY_LINES.match(received):
+            self.buf.maybe_extract_at_most(empty.end())
+
+    def _hold_limits(self) -> None:
+        # What follows a head may be there already, but no more than mitmproxy reads at a time.
+        received = bytes(self.buf)
+        if _length(received, b"\n") > self._limits.request_line:
+            raise Refusal(414, "the request line is longer than access.max_request_line")
+        length = min(_length(received, b"\r\n\r\n"), _length(received, b"\n\n"))
+        if length > self._limits.head:
+            raise Refusal(431, "the header is larger than access.max_header_size")
+        is_late = self._began_at is not None and time.monotonic() - self._began_at > self._limits.seconds
+        if length == len(received) and is_late:
+            raise Refusal(408, "the header took longer than access.idle_timeout")
+
+    def _parse(self, lines: list[bytes]) -> http.Request:
+        check_head(lines)
+        request = self._read(lines)
+        fields, headers = request.headers.fields, request.headers
+        self._is_1_0 = request.http_version == "HTTP/1.0"
+        self._closes = self._is_1_0 or b"close" in options(fields, b"connection")
+        request.http_version = "HTTP/1.1"  # a proxy's own: RFC 9110 2.5
+        has_content = "content-length" in headers or "transfer-encoding" in headers
+        if self._is_1_0 or not has_content:
+            headers.pop("expect", None)  # RFC 9110 10.1.1
+        headers.pop("upgrade", None)  # never done, and mitmproxy would log it
+        # In the one form that mitmproxy takes.
+        if "content-length" in headers:
+            headers["content-length"] = str(int(headers["content-length"]))
+        if "transfer-encoding" in headers:
+            headers["transfer-encoding"] = "chunked"
+        self._direct(request)
+        return request
+
+    def _read(self, lines: list[bytes]) -> http.Request:
+        lines[0], has_path = with_path(lines[0])
+        try:
+            request = http1.read_request_head(lines)
+            request.data.authority.decode("ascii")  # mitmproxy takes any digits for those of a port
+        except ValueError:
+            raise Refusal(400, "the target can't be read") from None
+        if request.data.method == b"OPTIONS" and not has_path:
+            request.data.path = b"*"  # RFC 9112 3.2.4
+        return request
+
+    def _direct(self, request: http.Request) -> None:
+        """Say where a request leads, by its form and by the way that it came (RFC 9112 3.2 and 3.3)."""
+        data = request.data
+        if data.authority and data.method != b"CONNECT":
+            # Absolute form: Host doesn't count.
+            target, server = (data.host.lower(), data.port), self.context.server.address
+            is_tunnel = self._mode is HTTPMode.transparent and not _is_reverse(self.context)
+            if is_tunnel and server is not None and target != (server[0].lower(), server[1]):
+                raise Refusal(421, f"this tunnel leads to {server[0]}:{server[1]}")
+            request.headers["host"] = data.authority.decode("ascii")
+            data.authority = b""
+        elif not data.host and self._mode is not HTTPMode.transparent:
+            # Origin form: the gateway itself is asked, whatever Host says. mitmproxy would go by Host.
+            data.host, data.port = self.context.client.sockname[:2]
+
+    def _adapted(self, response: http.Response) -> http.Response:
+        assert self.request is not None  # noqa: S101  (the caller has looked)
+        if response.status_code < 200 or (self.request.method == "CONNECT" and response.status_code < 300):
+            return response
+        if self.request.stream:
+            response = response.copy()  # the connection to the host goes by the original
+            response.http_version = "HTTP/1.1"
+            drop_hop_by_hop(response.headers)
+        if self._is_1_0 and "transfer-encoding" in response.headers:
+            del response.headers["transfer-encoding"]  # it ends with the connection: RFC 9112 6.1
+        if self._closes or (self._has_ended and not self.buf):
+            response.headers["connection"] = "close"
+        return response
+
+    def _refuse(self, status: int, reason: str) -> layer.CommandGenerator[None]:
+        yield from self._log(status, reason)
+        yield from self._say(status, reason)
         yield commands.CloseConnection(self.conn)
         self.state = self.done
 
-    def _refusal(self) -> tuple[int, str] | None:
-        # What follows a head may be there already, but no more than mitmproxy reads at a time.
-        received = bytes(self.buf)
-        if not received:
-            return None
-        if self._began_at is None:
-            self._began_at = time.monotonic()
-        if _length(received, b"\n") > self._limits.request_line:
-            return 414, "the request line is longer than access.max_request_line"
-        length = min(_length(received, b"\r\n\r\n"), _length(received, b"\n\n"))
-        if length > self._limits.head:
-            return 431, "the header is larger than access.max_header_size"
-        if length == len(received) and time.monotonic() - self._began_at > self._limits.seconds:
-            return 408, "the header took longer than access.idle_timeout"
-        return None
+    def _log(self, status: int, reason: str) -> layer.CommandGenerator[None]:
+        # mitmproxy adds whose connection it is.
+        yield commands.Log(f"A request was refused: {status}, {reason}.", logging.WARNING)
+
+    def _say(self, status: int, reason: str) -> layer.CommandGenerator[None]:
+        yield commands.SendData(self.conn, _error(status, reason))
+
+
+class LimitedStream(HttpStream):
+    """One request and its answer; mitmproxy would keep content of any size until the answer."""
+
+    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content once too much of it has come, where no length was announced."""
+        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_body_size(request))
+
+    def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
+        """Refuse content that the addon has found too large by its head."""
+        if self.flow.metadata.pop(TOO_LARGE, False):
+            yield from self._refuse_content()
+            return True
+        return (yield from super().check_killed(emit_error_hook))
+
+    def _refuse_content(self) -> layer.CommandGenerator[None]:
+        reason = "no request needs so much content"
+        self.flow.error = flow.Error(reason)
+        yield HttpErrorHook(self.flow)
+        refusal = ResponseProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)
+        yield SendHttp(refusal, self.context.client)
+        self.flow.live = False
+        self.client_state = self.server_state = self.state_errored
+
+
+def is_origin_form(request: http.Request) -> bool:
+    """Whether a request names no host but in Host, and came in no tunnel: it is for the gateway itself."""
+    return not request.scheme and request.method != "CONNECT"
+
+
+def drop_hop_by_hop(headers: http.Headers) -> None:
+    """Remove the fields that concern the connection on which they came."""
+    named = {*options(headers.fields, b"connection")} - _END_TO_END
+    headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _HOP_BY_HOP | named)
+
+
+def _is_reverse(context: Context) -> bool:
+    return isinstance(context.client.proxy_mode, mode_specs.ReverseMode)
+
+
+def _error(status: int, reason: str) -> bytes:
+    body = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Date: {http_date(time.time())}",
+        "Connection: close",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        f"Cache-Status: {CACHE_STATUS[Result.REFUSED if status < 500 else Result.ERROR]}",
+        "Via: 1.1 clamproxy",
+    )
+    return "\r\n".join((*head, "", "")).encode("ascii") + body
 
 
 def _length(received: bytes, end: bytes) -> int:

@@ -17,6 +17,8 @@ DEFAULTS: dict[str, bool | str | int] = {
     "http2": False,
     # Who may use the proxy is decided by serving.clients.
     "block_global": False,
+    # On a reverse port too, the pages go by the name that the client asked for.
+    "keep_host_header": True,
     # mitmproxy's page about its own authority would answer before the addon is asked, whoever asks.
     "onboarding": False,
     # The access log is clamproxy's own; nothing else is printed or kept for each request.

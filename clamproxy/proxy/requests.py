@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from http import HTTPStatus
 
@@ -13,17 +12,17 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.feeds import FeedRequest
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Result
+from clamproxy.objects import plain_path
 from clamproxy.proxy import stream
 from clamproxy.proxy.exchange import Exchange, exchange_of
-from clamproxy.proxy.site import Destination, Site, is_own_port, is_reverse
+from clamproxy.proxy.heads import LARGEST_REQUEST_BODY, TOO_LARGE, drop_hop_by_hop
+from clamproxy.proxy.site import Destination, Site, is_asked_itself, is_own_port, is_reverse
 from clamproxy.service import Service
 from clamproxy.web.site import GUARDED
 from clamproxy.web.sources import Place
 
 logger = logging.getLogger(__name__)
 
-LARGEST_REQUEST_BODY = 64 * 1024
-"""Bytes of a request's content that are read before it is refused in words."""
 FREEZING = (403, 429)
 """One of these stops a freshclam for hours, official databases included (trap 20)."""
 _CHALLENGE = 'Basic realm="clamproxy"'
@@ -64,12 +63,9 @@ class Requests:
         except Exception:
             # mitmproxy would log it and forward the request.
             self._fail(flow)
-        if not flow.request.stream and _body_length(flow.request) > LARGEST_REQUEST_BODY:
+        if not flow.request.stream and _content_length(flow.request) > LARGEST_REQUEST_BODY:
             # mitmproxy would read all of it into memory before the answer, be it a refusal.
-            if exchange_of(flow) is None:
-                Exchange.begin(flow, self._site.destination(flow.request, flow.client_conn))
-            flow.kill()  # type: ignore[no-untyped-call]
-            stream.abort(flow.client_conn)
+            flow.metadata[TOO_LARGE] = True
 
     async def _admit_passed(self, flow: http.HTTPFlow, service: Service) -> None:
         destination = self._site.destination(flow.request, flow.client_conn)
@@ -79,9 +75,12 @@ class Requests:
             self._refuse(flow, service, _unknown_client(service, is_proxy=True))
         elif service.gateway.is_loop(_headers(flow)):
             self._refuse(flow, service, service.gateway.refuse(502, "loop"))
+        elif not _count_down(flow.request):
+            self._refuse(flow, service, _last_stop(service, flow.request.method))
         else:
             Exchange.begin(flow, destination).result = Result.PASSED
             flow.request.headers.pop("Proxy-Authorization", None)
+            drop_hop_by_hop(flow.request.headers)
             _name_host(flow.request)
             flow.request.headers.add("Via", service.gateway.via)
             flow.request.stream = True
@@ -123,19 +122,23 @@ class Requests:
         request, headers = flow.request, _headers(flow)
         match destination:
             case Destination.DATABASES:
-                return await service.gateway.handle(Request(request.method, request.path, headers))
+                return await service.gateway.handle(Request(_method(request), request.path, headers))
             case Destination.PAGES:
                 return await self._page(flow, service)
             case Destination.FEED:
                 url = f"{request.scheme}://{request.host}:{request.port}{request.path}"
-                return await service.feeds.handle(FeedRequest(url, request.method, headers))
+                return await service.feeds.handle(FeedRequest(url, _method(request), headers))
             case _:
-                return service.gateway.refuse(502, f"{request.host} is not in serving.hosts")
+                places = "serving.hosts, feeds.hosts or serving.pass_through"
+                hint = "if it is the gateway itself, put it in tls.names"
+                return service.gateway.refuse(502, f"{request.host} is not in {places}; {hint}")
 
     async def _page(self, flow: http.HTTPFlow, service: Service) -> Reply:
-        request, (host, port, *_) = flow.request, flow.client_conn.sockname
-        asked = Request(request.method, request.path, _headers(flow))
-        reply = await service.pages.handle(asked, peer=flow.client_conn.peername[0], place=Place(host, port))
+        request, client = flow.request, flow.client_conn
+        asked = Request(_method(request), request.path, _headers(flow))
+        # A reverse port is no proxy.
+        place = Place(client.sockname[0], None if is_reverse(client) else client.sockname[1])
+        reply = await service.pages.handle(asked, peer=client.peername[0], place=place)
         reply.headers["Via"] = service.gateway.via
         return reply
 
@@ -159,10 +162,12 @@ class Requests:
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left, or the body could not be sent to its end."""
         job, exchange = stream.job_of(flow), exchange_of(flow)
+        if exchange is None:
+            # Before anybody has looked at it: its content did not come, or was too much.
+            exchange = Exchange.begin(flow, self._site.destination(flow.request, flow.client_conn))
         if job is not None:
             job.body.source.close()
-        passed = exchange.passed if exchange is not None else 0
-        self._account(flow, job.sent if job else passed, flow.error.msg if flow.error else "")
+        self._account(flow, job.sent if job else exchange.passed, flow.error.msg if flow.error else "")
 
     async def send_body(self, job: stream.BodyJob) -> None:
         """Called by `stream.SendBodyHook`."""
@@ -186,7 +191,7 @@ class Requests:
         # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
         field = "Authorization" if self._is_direct(flow) else "Proxy-Authorization"
         # What follows a head is kept in memory meanwhile, whatever its size: nobody queues with much of it.
-        is_large = _body_length(flow.request) > LARGEST_REQUEST_BODY
+        is_large = _content_length(flow.request) > LARGEST_REQUEST_BODY
         known = await self._site.users.admit(flow.request.headers.get(field), at_once=is_large)
         if known and flow.request.method == "CONNECT":
             self._site.known_clients.add(client)
@@ -197,7 +202,7 @@ class Requests:
         request, client = flow.request, flow.client_conn
         if request.method == "CONNECT":
             return False
-        return is_reverse(client) or is_own_port(request, client)
+        return is_asked_itself(request, client) or is_own_port(request, client)
 
     def _refuse(self, flow: http.HTTPFlow, service: Service, reply: Reply) -> None:
         Exchange.begin(flow, Destination.NOBODY)
@@ -228,7 +233,7 @@ def _is_open(flow: http.HTTPFlow, service: Service, destination: Destination) ->
     if destination is not Destination.PAGES:
         return False
     has_token = service.settings.status.token is not None
-    return has_token or flow.request.path.partition("?")[0] not in GUARDED
+    return has_token or plain_path(flow.request.path) not in GUARDED
 
 
 def _unknown_client(service: Service, *, is_proxy: bool) -> Reply:
@@ -244,8 +249,8 @@ def _is_freshclam(request: http.Request) -> bool:
 def _set_response(flow: http.HTTPFlow, reply: Reply) -> None:
     is_head = flow.request.method == "HEAD"
     headers = http.Headers([(name.encode(), value.encode()) for name, value in reply.headers])
-    # The answer to a HEAD may leave out a length that isn't known.
-    if reply.status != 304 and "content-length" not in headers and (reply.length or not is_head):
+    has_length = reply.length or not is_head  # the answer to a HEAD may leave out a length that isn't known
+    if reply.status not in (204, 304) and "content-length" not in headers and has_length:
         headers["content-length"] = str(reply.length)
     content = b"" if isinstance(reply.body, Body) or is_head else reply.body
     flow.response = http.Response(
@@ -268,16 +273,34 @@ def _headers(flow: http.HTTPFlow) -> Headers:
 
 
 def _text(raw: bytes) -> str:
-    # A field may be folded over several lines: RFC 9112 5.2 has it read as spaces.
-    return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
+    return raw.decode("latin-1")
 
 
-def _body_length(request: http.Request) -> int:
-    """Bytes of content that a request announces; without end if it doesn't say."""
-    if "transfer-encoding" in request.headers:
-        return sys.maxsize
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isdecimal() and len(length) < 20 else sys.maxsize
+def _method(request: http.Request) -> str:
+    """As it was sent: mitmproxy shows all in upper case, but RFC 9110 9.1 has ``get`` be another method."""
+    return _text(request.data.method)
+
+
+def _content_length(request: http.Request) -> int:
+    """Bytes of content that a request announces; 0 if they come in chunks."""
+    return int(request.headers.get("content-length", "0"))
+
+
+def _count_down(request: http.Request) -> bool:
+    """Count Max-Forwards down; False: the request goes no further (RFC 9110 7.6.2)."""
+    left = request.headers.get("max-forwards", "")
+    if request.method not in ("OPTIONS", "TRACE") or not (left.isascii() and left.isdigit()):
+        return True
+    request.headers["max-forwards"] = str(max(0, int(left[:9]) - 1))
+    return int(left[:9]) > 0
+
+
+def _last_stop(service: Service, method: str) -> Reply:
+    """The answer in place of the host's, where Max-Forwards is 0. TRACE would show passwords."""
+    reply = service.gateway.refuse(204 if method == "OPTIONS" else 405, "Max-Forwards is 0")
+    reply.headers["Allow"] = "GET, HEAD, OPTIONS"
+    reply.body = b"" if reply.status == 204 else reply.body
+    return reply
 
 
 def _name_host(request: http.Request) -> None:

@@ -13,10 +13,12 @@ from mitmproxy.proxy import mode_specs
 from clamproxy.access.limits import ConnectionLimits
 from clamproxy.access.users import Users
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import normal_host
+from clamproxy.proxy.heads import is_origin_form
 from clamproxy.proxy.names import Names
 from clamproxy.service import Service
 from clamproxy.waiting import wait_while
-from clamproxy.web.site import PATHS
+from clamproxy.web.site import is_page, own_names
 
 LOOK_EVERY = 0.1
 """Seconds."""
@@ -87,18 +89,25 @@ class Site:
     def destination(self, request: http.Request, client: connection.Client) -> Destination:
         """Who answers a request.
 
+        Whoever asks in origin form, outside a tunnel, takes the gateway for the server, by whatever name: it
+        may be known by many, of a service, a container or a load balancer. Only an absolute form and a
+        tunnel ask for a host.
+
         Args:
             request: its path does not count for CONNECT.
             client: its connection.
         """
+        page = Destination.PAGES if is_page(request.path) else Destination.DATABASES
+        is_own_name = self._is_own_name(request.host)
+        if is_asked_itself(request, client) or is_own_port(request, client):
+            return page
         if self.is_clamav(request.host, client):
-            return Destination.DATABASES
-        if is_own_port(request, client) or self._is_status_host(request.host):
-            is_page = request.path.partition("?")[0] in PATHS
-            return Destination.PAGES if is_page else Destination.DATABASES
+            return page if is_own_name else Destination.DATABASES
         if self.service is not None and self.service.settings.feeds.covers(request.host):
             return Destination.FEED
-        return Destination.PASSED if self.passes_through(request.host, client) else Destination.NOBODY
+        if self.passes_through(request.host, client):
+            return Destination.PASSED
+        return page if is_own_name else Destination.NOBODY
 
     def admits_tunnel(self, request: http.Request, client: connection.Client) -> bool:
         """Whether a CONNECT is answered with 200."""
@@ -108,7 +117,8 @@ class Site:
             case Destination.FEED | Destination.PASSED:
                 return True
             case _:
-                return request.port in (80, 443) or is_own_port(request, client)
+                is_own = is_own_port(request, client) or self._is_own_name(request.host)
+                return request.port in (80, 443) or is_own
 
     def is_clamav(self, host: str, client: connection.Client) -> bool:
         """Whether requests to a host are answered as the CDN's."""
@@ -128,9 +138,17 @@ class Site:
     def _is_status_host(self, host: str) -> bool:
         return self.service is not None and host.lower() == self.service.settings.status.host
 
+    def _is_own_name(self, host: str) -> bool:
+        return self.service is not None and normal_host(host) in own_names(self.service.settings)
+
+
+def is_asked_itself(request: http.Request, client: connection.Client) -> bool:
+    """Whether the client takes the gateway for the server, not for its proxy."""
+    return is_reverse(client) or is_origin_form(request)
+
 
 def is_own_port(request: http.Request, client: connection.Client) -> bool:
-    """Whether the gateway itself is meant: DatabaseMirror http://gateway:8080, without a proxy."""
+    """Whether the gateway itself is asked for through itself, as http_proxy has clients do."""
     return bool(request.port == client.sockname[1])
 
 

@@ -26,13 +26,16 @@ from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
-from mitmproxy.proxy.layers.http._events import ResponseData, ResponseHeaders
+from mitmproxy.proxy.layers.http._events import (
+    ResponseData,
+    ResponseHeaders,
+)
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from OpenSSL import SSL
 
 from clamproxy.messages import Body, SourceError
-from clamproxy.proxy.heads import HeadLimits, LimitedServer
+from clamproxy.proxy.heads import HeadLimits, LimitedServer, LimitedStream
 from clamproxy.waiting import wait_while
 
 PIECE = 64 * 1024
@@ -80,7 +83,7 @@ class ReadPieceHook(commands.StartHook):  # type: ignore[no-untyped-call]
     job: BodyJob
 
 
-class BodyStream(HttpStream):
+class BodyStream(LimitedStream):
     """One request and its answer; knows how to send a `BodyJob`."""
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
@@ -135,7 +138,7 @@ class BodyHttpLayer(HttpLayer):
         client = self.context.client
         if isinstance(event, events.Start) and client.alpn in _HTTP_1:
             # mitmproxy leaves alone what is there already.
-            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits))
+            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits, self.mode))
         yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
@@ -174,8 +177,11 @@ def check_internals() -> None:
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
-        Http1Server: ("_handle_event", "read_headers", "done"),
-        HttpStream: ("send_response", "check_killed", "flow_done", "state_done", "state_errored"),
+        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "done"),
+        HttpStream: (
+            *("send_response", "check_killed", "check_body_size"),
+            *("flow_done", "state_done", "state_errored"),
+        ),
         SSL.Connection: ("sendall", "bio_read"),
     }
     missing = [
@@ -322,12 +328,6 @@ class TlsSender:
 
 def _addon(name: str) -> Any:
     return ctx.master.addons.get(name)  # type: ignore[no-untyped-call]
-
-
-def abort(client: connection.Client) -> None:
-    """Close a client's connection at once, with whatever it is still sending."""
-    with suppress(KeyError):
-        _client_writer(client).transport.abort()
 
 
 def close(client: connection.Client) -> None:

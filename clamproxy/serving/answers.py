@@ -19,7 +19,7 @@ from clamproxy.origin.transfer import TransferError, TransferSource
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
-from clamproxy.ranges import Representation, Selection, select
+from clamproxy.ranges import Representation, Selection, is_precondition_met, select
 
 IN_MEMORY = 64 * 1024
 """Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
@@ -158,6 +158,8 @@ def _last_modified(origin: float | None, header: CvdHeader | None) -> float | No
 def _select(
     request: Request, representation: Representation, header: CvdHeader | None, *, is_newest: bool
 ) -> Selection:
+    if not is_precondition_met(request.headers, representation):
+        return Selection(412)
     last_modified, condition = representation.last_modified, None
     if header is not None and last_modified is not None:
         condition = partial(

@@ -13,10 +13,11 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from clamproxy.config.units import KIB, Endpoint
 from clamproxy.messages import Request
-from clamproxy.web.site import StatusSite, host_of, is_address, is_local_name, misdirected
+from clamproxy.web.site import StatusSite
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,14 @@ BACKLOG = 64
 class Listener:
     """Takes connections and has their requests answered by the site. Event loop only."""
 
-    def __init__(self, endpoint: Endpoint, host: str | None, site: StatusSite) -> None:
+    def __init__(self, endpoint: Endpoint, site: StatusSite) -> None:
         """Prepare; nothing listens yet.
 
         Args:
             endpoint: where to listen.
-            host: the name under which the pages are there through the proxy, which may be
-                used here, too.
             site: answers the requests.
         """
         self._endpoint = endpoint
-        self._host = host
         self._site = site
         self._server: _Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
@@ -95,16 +93,17 @@ class Listener:
         if request.query:
             path += f"?{request.query}"
         asked = Request(request.method or "", path, headers)
-        if self._is_for_here(headers.get("Host", "")):
-            reply = await self._site.handle(asked, peer=peer)
-        else:
-            reply = misdirected()
+        reply = await self._site.handle(asked, peer=peer)
         fields = HTTPHeaders()
         for name, value in reply.headers:
             fields.add(name, value)
         body = reply.body if isinstance(reply.body, bytes) else b""
-        if reply.status != HTTPStatus.NOT_MODIFIED:
+        if reply.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
             fields["Content-Length"] = str(len(body))
+        # tornado knows "close" alone in one field.
+        is_last = "close" in parse_set_header(", ".join(headers.getlist("Connection")))
+        if is_last:
+            fields["Connection"] = "close"
         line = ResponseStartLine("HTTP/1.1", reply.status, HTTPStatus(reply.status).phrase)
         connection = request.connection
         if not isinstance(connection, HTTP1Connection):
@@ -114,21 +113,12 @@ class Listener:
                 written = connection.write_headers(line, fields, b"" if request.method == "HEAD" else body)
                 connection.finish()
                 await written
+            if is_last:
+                connection.close()
         except TimeoutError:  # the reader doesn't read
             connection.stream.close()
         except StreamClosedError:
             pass  # the reader has left
-
-    def _is_for_here(self, field: str) -> bool:
-        """Whether a Host is one of this machine's.
-
-        A page on the internet whose name leads to 127.0.0.1 (DNS rebinding) must not have the
-        administrator's browser read what is here. Where anybody can connect, the token guards it.
-        """
-        if not self._endpoint.is_loopback:
-            return True
-        host = host_of(field)
-        return host is not None and (is_address(host) or is_local_name(host) or host == self._host)
 
 
 class _Server(HTTPServer):

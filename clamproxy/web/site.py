@@ -19,8 +19,10 @@ from urllib.parse import parse_qs
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date, parse_etags
 
+from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
 from clamproxy.messages import CACHE_STATUS, Reply, Request, Result
+from clamproxy.objects import plain_path
 from clamproxy.setup.client_config import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
@@ -50,6 +52,8 @@ GUARDED = frozenset({*_STATIC, "/status.json", "/metrics"})
 PATHS = GUARDED | {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
 """All that is served."""
 
+_METHODS = "GET, HEAD, OPTIONS"
+"""OPTIONS is what haproxy checks the health of a server with, unless it is told otherwise."""
 _PLAIN = "text/plain; charset=utf-8"
 _SECURITY = {
     "Content-Security-Policy": (
@@ -60,7 +64,9 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?")
+HTTP_PORT = 80
+"""Where a Host without a port leads."""
 
 
 class StatusSite:
@@ -103,12 +109,14 @@ class StatusSite:
         return _finish(reply)
 
     async def _dispatch(self, request: Request, peer: str, place: Place) -> Reply:
-        path = request.path.partition("?")[0]
+        path = plain_path(request.path)
+        if request.method == "OPTIONS" and is_page(request.path):
+            return Reply(204, Result.STATUS, Headers({"Allow": _METHODS}))
         if path not in PATHS:
             return _plain(404, "no such page")
         if request.method not in ("GET", "HEAD"):
             reply = _plain(405, "only GET and HEAD")
-            reply.headers["Allow"] = "GET, HEAD"
+            reply.headers["Allow"] = _METHODS
             return reply
         if path in GUARDED and not self._is_admitted(request.headers):
             if "Authorization" in request.headers:
@@ -117,7 +125,7 @@ class StatusSite:
             reply.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
             return reply
         if path in GUARDED and not self._is_meant(request.headers):
-            return _plain(421, "under this name only with status.token, or with the name in tls.names")
+            return _plain(421, "not under this name, unless it is in tls.names; ask by an address")
         if path in _STATIC:
             return _file(request, _STATIC[path])
         return await self._pages[path](request, place)
@@ -141,8 +149,7 @@ class StatusSite:
         host = host_of(field)
         if host is None:
             return False
-        own = {settings.status.host, *settings.tls.names, normal_host(socket.gethostname())}
-        return "." not in host or is_address(host) or is_local_name(host) or host in own
+        return "." not in host or is_address(host) or is_local_name(host) or host in own_names(settings)
 
     # Pages
 
@@ -201,17 +208,36 @@ class StatusSite:
         return reply
 
     def _asked_place(self, field: str, place: Place) -> Place:
-        """The name by which the client knows the gateway, if it is one for others, too."""
+        """Where the client has found the gateway, if others can find it there, too.
+
+        That can be another port than the proxy's own: of a container, a service, a load balancer.
+        """
         host = host_of(field)
         if host is None or host == self._sources.settings().status.host or is_local_name(host):
             return place
-        return Place(host, place.port)
+        return Place(host, _port_of(field) if place.port is not None else None)
+
+
+def is_page(target: str) -> bool:
+    """Whether a request's target is one of these pages, or the gateway as a whole (RFC 9112 3.2.4)."""
+    return target == "*" or plain_path(target) in PATHS
+
+
+def own_names(settings: Settings) -> set[str]:
+    """The names that are the gateway's own, whatever leads to it: `status.host` and those of the machine."""
+    names = {*settings.tls.names, normal_host(socket.gethostname())}
+    return names | {settings.status.host} if settings.status.host is not None else names
 
 
 def host_of(field: str) -> str | None:
     """The host that a field Host names, without port; None if it isn't one. IPv6 is in brackets."""
     match = _HOST.fullmatch(field)
     return normal_host(match["host"]) if match else None
+
+
+def _port_of(field: str) -> int:
+    match = _HOST.fullmatch(field)
+    return int(match["port"]) if match and match["port"] else HTTP_PORT
 
 
 def is_address(host: str) -> bool:
@@ -242,11 +268,6 @@ def _shown_secret(field: str) -> bytes:
         except (ValueError, binascii.Error):
             return b""
     return b""
-
-
-def misdirected() -> Reply:
-    """The answer to a request for a host that isn't here."""
-    return _finish(_plain(421, "only addresses, localhost and status.host are served here"))
 
 
 def _file(request: Request, name: str) -> Reply:

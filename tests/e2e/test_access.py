@@ -125,7 +125,8 @@ def test_credentials_that_cannot_be_read_let_nobody_in(passing: Site, origin: Or
 def test_content_of_nobody_known_is_not_read(passing: Site, origin: Origin, length: str) -> None:
     place = f"{LOCALHOST}:{origin.port}"
     head = f"POST http://{place}/secret-path HTTP/1.1\r\nHost: {place}\r\n{length}\r\n\r\n"
-    assert exchange(passing, head.encode() + b"x" * 1_000_000) == b""
+    answer = exchange(passing, head.encode() + b"x" * 1_000_000)
+    assert not answer or answer.startswith(b"HTTP/1.1 413 ")  # a reset can overtake it
     assert origin.requests() == []
     assert eventually(lambda: f"POST {LOCALHOST}/... - refused" in passing.gateway.log)
     assert "secret-path" not in passing.gateway.log

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-import selectors
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from tests.support import faults
 from tests.support.gateway import CDN, TunnelRefused, Way, tunnel
 from tests.support.origin import Origin
+from tests.support.relay import Relay
 from tests.support.site import Site, SitePool, eventually, open_site, signed
 
 from .conftest import MakeSite
@@ -69,48 +68,6 @@ def status_of(answer: bytes) -> int:
     return int(answer.split()[1]) if answer else 0
 
 
-class Relay:
-    """Forwards each connection to a port: a second address of the proxy, of which it does not know."""
-
-    def __init__(self, target: int) -> None:
-        self.connections = 0
-        self._target = target
-        self._listener = socket.create_server((LOOPBACK, 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._forward, args=(client,), daemon=True).start()
-
-    def _forward(self, client: socket.socket) -> None:
-        with (
-            client,
-            contextlib.suppress(OSError),
-            socket.create_connection((LOOPBACK, self._target)) as server,
-            selectors.DefaultSelector() as selector,
-        ):
-            selector.register(client, selectors.EVENT_READ, server)
-            selector.register(server, selectors.EVENT_READ, client)
-            while True:
-                for key, _ in selector.select():
-                    source: socket.socket = key.fileobj  # type: ignore[assignment]
-                    if not (data := source.recv(65536)):
-                        return
-                    key.data.sendall(data)
-
-
 @pytest.fixture(scope="module")
 def site(sites: SitePool) -> Iterator[Site]:
     """A site with the usual settings; nothing is passed through."""
@@ -137,12 +94,14 @@ def test_strange_host_field_does_not_open_the_proxy(site: Site, origin: Origin, 
     assert "Traceback" not in site.gateway.log
 
 
-@pytest.mark.parametrize("host", STRANGE_HOSTS[:2])
-def test_strange_host_field_inside_a_tunnel(site: Site, origin: Origin, host: bytes) -> None:
-    """The tunnel says where to, not the field."""
+@pytest.mark.parametrize(
+    ("host", "status"), [(b"\xff\xfe", 400), (b"a\xff.example", 400), (b"a.example", 404), (b"a,b", 404)]
+)
+def test_strange_host_field_inside_a_tunnel(site: Site, origin: Origin, host: bytes, status: int) -> None:
+    """The tunnel says where to, not the field; it has to be one nevertheless (RFC 9112 3.2)."""
     origin.put("x", b"secret")
     answer = exchange(site.gateway.port, get("/x", host), inside=f"{CDN}:80")
-    assert status_of(answer) == 404
+    assert status_of(answer) == status
     with pytest.raises(TunnelRefused):
         exchange(site.gateway.port, get("/x", host), inside=f"{LOOPBACK}:{origin.port}")
     assert origin.requests() == []
@@ -263,7 +222,8 @@ def test_small_body_is_refused_in_words(site: Site, way: Way) -> None:
 def test_large_body_is_refused_before_it_is_read(make_site: MakeSite, length: str) -> None:
     site = make_site()
     head = f"PUT http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\n{length}\r\n\r\n"
-    assert exchange(site.gateway.port, head.encode() + b"x" * 1_000_000) == b""
+    answer = exchange(site.gateway.port, head.encode() + b"x" * 1_000_000)
+    assert status_of(answer) in (0, 413)  # a reset can overtake it
     assert eventually(lambda: "PUT /test.cvd - refused" in site.gateway.log)
     assert eventually(lambda: site.gateway.stats()["refused"] == 1)
     assert site.origin.requests() == []

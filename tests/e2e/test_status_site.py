@@ -188,9 +188,10 @@ def test_token(make_site: MakeSite) -> None:
 
 
 def test_neither_on_the_cdn_nor_on_other_hosts(site: Site) -> None:
-    """A file of that name at the CDN would be the CDN's."""
-    for way in Way:
+    """A file of that name at the CDN would be the CDN's. Who asks a port without a proxy asks the gateway."""
+    for way in (Way.CONNECT_HTTP, Way.CONNECT_HTTPS, Way.ABSOLUTE):
         assert site.gateway.ask("/status.json", way).status == 404
+    assert site.gateway.ask("/status.json", Way.REVERSE).status == 200
     assert site.gateway.ask("/status.json", Way.ABSOLUTE, host="clamproxy.example.com").status == 502
 
 

@@ -64,6 +64,13 @@ def test_a_query_changes_at_most_the_demand(query: str, demanded: int | None) ->
     assert parse_path(f"/daily.cvd{query}", DATABASES) == Latest("daily", Kind.CVD, demanded)
 
 
+@pytest.mark.parametrize("slashes", ["/", "//", "////"])
+def test_leading_slashes_are_one(slashes: str) -> None:
+    """``DatabaseMirror http://gateway:8080/`` has freshclam ask for ``//daily.cvd``."""
+    assert parse_path(f"{slashes}daily.cvd", DATABASES) == Latest("daily", Kind.CVD)
+    assert parse_path(f"{slashes}daily-5.cdiff", DATABASES) == ObjectId("daily", 5, Kind.CDIFF)
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -71,8 +78,7 @@ def test_a_query_changes_at_most_the_demand(query: str, demanded: int | None) ->
         "/",
         "daily.cvd",
         "daily-5.cdiff",
-        "//daily.cvd",
-        "//daily-5.cdiff",
+        "/daily//daily.cvd",
         "/./daily.cvd",
         "/../daily.cvd",
         "/x/daily.cvd",

@@ -1,0 +1,41 @@
+"""What mitmproxy's HTTP/1 can't read, be it from clients or from hosts that are passed through."""
+
+from __future__ import annotations
+
+import re
+
+from h11 import Data, EndOfMessage
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.layers import http
+from mitmproxy.proxy.layers.http import _http1
+
+_INTERIM = re.compile(rb"(?:HTTP/1\.[0-9] 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
+"""The heads of 1xx responses, except 101."""
+
+
+def install() -> None:
+    """Have mitmproxy use what is here from now on, for all connections that begin."""
+    setattr(_http1, "ChunkedReader", _UntrailedReader)  # noqa: B010  (mypy takes it for the name of a class)
+    setattr(http, "Http1Client", _FinalClient)  # noqa: B010
+
+
+class _UntrailedReader(ChunkedReader):
+    """Drops trailers, as RFC 9110 6.5.1 allows; mitmproxy fails at them."""
+
+    def __call__(self, buf: ReceiveBuffer) -> Data | EndOfMessage | None:
+        event = super().__call__(buf)
+        return EndOfMessage() if isinstance(event, EndOfMessage) else event
+
+
+class _FinalClient(_http1.Http1Client):
+    """Drops 1xx responses, which mitmproxy takes for the final one (RFC 9110 15.2).
+
+    Nobody has asked for them: what a client expects is answered before a request is forwarded.
+    """
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived) and (interim := _INTERIM.match(bytes(self.buf))):
+            self.buf.maybe_extract_at_most(interim.end())
+        yield from super().read_headers(event)

@@ -1,0 +1,132 @@
+"""HTTP byte by byte: requests as nobody writes them, and all that comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from tests.support.gateway import tunnel
+
+LOCALHOST = "127.0.0.1"
+LIMIT = 20.0
+"""Seconds without a byte after which a connection counts as left open."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """One response of several on a connection."""
+
+    version: str
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+def exchange(
+    port: int, data: bytes, *, inside: str | None = None, half_closes: bool = False, limit: float = LIMIT
+) -> bytes:
+    """Send bytes, perhaps inside a tunnel, and read until the other side closes the connection.
+
+    Args:
+        port: on loopback.
+        data: what is sent.
+        inside: the target of a CONNECT before.
+        half_closes: whether to say that no more will be sent.
+        limit: seconds without a byte that are borne.
+
+    Raises:
+        TimeoutError: the connection is left open.
+    """
+    received = b""
+    with socket.create_connection((LOCALHOST, port), timeout=limit) as connection:
+        if inside is not None:
+            tunnel(connection, inside)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+            if half_closes:
+                connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(65536):
+                received += piece
+    return received
+
+
+def parse_answers(received: bytes, methods: Sequence[str] = ()) -> list[RawAnswer]:
+    """Tell apart what has come on one connection; fails at bytes that belong to no response.
+
+    Args:
+        received: all of it.
+        methods: of the requests, in their order; GET beyond that.
+    """
+    answers: list[RawAnswer] = []
+    asked = iter(methods)
+    while received:
+        head, end, received = received.partition(b"\r\n\r\n")
+        assert end, head
+        line, *fields = head.decode("latin-1").split("\r\n")
+        version, status, _ = line.split(" ", 2)
+        headers = {
+            name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)
+        }
+        is_final = int(status) >= 200
+        method = next(asked, "GET") if is_final else ""
+        has_body = is_final and method != "HEAD" and status not in ("204", "304")
+        length = int(headers.get("content-length", len(received))) if has_body else 0
+        assert len(received) >= length, head
+        answers.append(RawAnswer(version, int(status), headers, received[:length]))
+        received = received[length:]
+    return answers
+
+
+class RawHost:
+    """A server that gives one answer to all, and keeps what it was asked, byte by byte."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._listener = socket.create_server((LOCALHOST, 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as reader:
+            while (head := _read_head(reader)) is not None:
+                self.requests.append(head)
+                connection.sendall(self._answer)
+
+
+def _read_head(reader: BinaryIO) -> bytes | None:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = reader.readline()
+        if not line:
+            return None
+        head += line
+    return head
+
+
+@contextmanager
+def raw_host(answer: bytes) -> Iterator[RawHost]:
+    """One for a while."""
+    host = RawHost(answer)
+    try:
+        yield host
+    finally:
+        host.close()
