@@ -16,6 +16,7 @@ import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    InvalidHeader,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
@@ -153,9 +154,10 @@ class Fetcher:
                 retries=False,
             )
         except (HTTPError, OSError, ValueError) as error:
+            failure = Failure.BAD_CONTENT if isinstance(error, InvalidHeader) else Failure.UNREACHABLE
             reason = explain(error)
         # Outside of the handler: the cause, whose text may hold the URL, is not kept.
-        raise OriginError(Failure.UNREACHABLE, reason)
+        raise OriginError(failure, reason)
 
     def _next(self, place: Target, response: urllib3.BaseHTTPResponse) -> Target:
         """Where a redirection leads."""
@@ -221,6 +223,8 @@ def explain(error: BaseException) -> str:
             return f"{before}TLS: {_tls_reason(inner)}"
         case NewConnectionError():
             return f"{before}no connection"
+        case InvalidHeader():
+            return f"{before}a head that makes no sense"
         case ProtocolError():
             return f"{before}the connection ended without an answer"
         case OSError() if str(inner).startswith("Tunnel connection failed: "):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
+from urllib3.exceptions import HTTPError, InvalidHeader, LocationValueError, MaxRetryError
 from urllib3.util import SKIP_HEADER, Retry, Timeout
 from werkzeug.http import parse_content_range_header
 
@@ -20,6 +20,7 @@ from clamproxy.config.units import HttpProxy
 from clamproxy.dates import parse_http_date
 from clamproxy.messages import Requester
 from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.response import POOLS
 
 CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
@@ -228,6 +229,8 @@ class Upstream:
                 decode_content=False,
                 retries=REDIRECTS_ONLY,
             )
+        except InvalidHeader as error:
+            raise OriginError(Failure.BAD_CONTENT, reason_of(error)) from error
         except (HTTPError, OSError, LocationValueError) as error:
             raise OriginError(Failure.UNREACHABLE, reason_of(error)) from error
         answer = Answer(response, lambda length: self._count(0, length))
@@ -249,13 +252,13 @@ def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout)
     if ca_bundle is not None:
         context.load_verify_locations(cafile=ca_bundle)
     if proxy is None:
-        return urllib3.PoolManager(maxsize=8, timeout=timeout, ssl_context=context)
+        return _reading_well(urllib3.PoolManager(maxsize=8, timeout=timeout, ssl_context=context))
     headers = {}
     if proxy.credentials is not None:
         # urllib3.make_headers knows Latin-1 only.
         token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
         headers["Proxy-Authorization"] = f"Basic {token}"
-    return urllib3.ProxyManager(
+    manager = urllib3.ProxyManager(
         proxy.url,
         proxy_headers=headers,
         maxsize=8,
@@ -263,6 +266,12 @@ def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout)
         ssl_context=context,
         proxy_ssl_context=context,
     )
+    return _reading_well(manager)
+
+
+def _reading_well(manager: urllib3.PoolManager) -> urllib3.PoolManager:
+    manager.pool_classes_by_scheme = POOLS
+    return manager
 
 
 def _check(response: urllib3.BaseHTTPResponse, ray: str) -> None:

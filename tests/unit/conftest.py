@@ -25,6 +25,7 @@ from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
 from tests.support.origin import Origin
+from tests.support.raw import RawOrigin
 from tests.support.releases import Releases
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Rig:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def connect(origin: Origin, read_timeout: float = 5.0) -> Upstream:
+def connect(origin: Origin | RawOrigin, read_timeout: float = 5.0) -> Upstream:
     return Upstream(
         origin.url,
         proxy=None,
