@@ -25,7 +25,7 @@ from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds import rules
+from clamproxy.feeds import pairs, rules
 from clamproxy.feeds.cooldown import FeedCooldowns
 from clamproxy.feeds.counts import Counts
 from clamproxy.feeds.entry import Entry
@@ -194,7 +194,7 @@ class Feeds:
         sent = forwarded(request.headers, target, self._via)
         ask = _Ask(request, target, sent, target.key(sent.get("Authorization")))
         entry = await self._find(ask)
-        if entry is not None and rules.is_fresh(entry.head, request.headers, time.time()):
+        if entry is not None and self._is_fresh(ask, entry):
             if (reply := self._from_entry(ask, entry, Result.HIT)) is not None:
                 return reply
             entry = None
@@ -249,6 +249,14 @@ class Feeds:
             self._checks[ask.key] = check
             check.add_done_callback(lambda _: self._checks.pop(ask.key, None))
         return entry if await asyncio.shield(check) else None
+
+    def _is_fresh(self, ask: _Ask, entry: Entry) -> bool:
+        """Whether a stored response answers without asking, for itself and for what is beside it."""
+        now, authorization = time.time(), ask.sent.get("Authorization")
+        if not rules.is_fresh(entry.head, ask.request.headers, now):
+            return False
+        others = [self._store.get(target.key(authorization)) for target in pairs.beside(ask.target)]
+        return all(other is None or pairs.keeps_step(entry, other, now) for other in others)
 
     def _from_entry(self, ask: _Ask, entry: Entry, result: Result) -> Reply | None:
         descriptor = self._store.open(entry)

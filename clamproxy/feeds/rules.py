@@ -166,6 +166,13 @@ def age(head: Head, now: float) -> float:
     return min(max(apparent, corrected) + max(0.0, now - head.received_at), _LONGEST)
 
 
+def expires_at(head: Head) -> float:
+    """When a response stops being fresh, Unix seconds; not before it came."""
+    if head.forbids("no-cache"):
+        return head.received_at
+    return head.received_at + max(0.0, lifetime(head) - age(head, head.received_at))
+
+
 def is_fresh(head: Head, request: Headers, now: float) -> bool:
     """Whether a stored response answers a request without asking (RFC 9111 4)."""
     if head.forbids("no-cache") or now < head.received_at - _CLOCK_STEP:
@@ -200,9 +207,12 @@ def validators(head: Head) -> dict[str, str]:
 
 
 def is_confirmed_by(head: Head, answer: Head) -> bool:
-    """Whether a 304 is about the stored response (RFC 9111 4.3.4)."""
-    stored, now = head.headers.get("ETag"), answer.headers.get("ETag")
-    return stored is None or now is None or stored.removeprefix("W/") == now.removeprefix("W/")
+    """Whether a 304 is about the stored response (RFC 9111 4.3.4), not about one with another tag or date."""
+    tag, answered_tag = head.headers.get("ETag"), answer.headers.get("ETag")
+    if tag is not None and answered_tag is not None:
+        return tag.removeprefix("W/") == answered_tag.removeprefix("W/")
+    date, answered_date = (parse_http_date(of.headers.get("Last-Modified")) for of in (head, answer))
+    return date is None or answered_date is None or date == answered_date
 
 
 def renewed(head: Head, answer: Head) -> Head:
