@@ -271,7 +271,9 @@ def test_feeds_are_not_counted_among_clamav_s_files(scene: Scene) -> None:
 def test_what_is_refused_is_no_hit(make_scene: MakeScene) -> None:
     """A request that is refused on a feed's host was not answered from the cache, nor did the feed fail."""
     guarded = make_scene(access={"users": [user_line("clamav", "secret")]})
-    login: dict[str, Any] = {"extra": {"Proxy-Authorization": f"Basic {b64encode(b'clamav:secret').decode()}"}}
+    login: dict[str, Any] = {
+        "extra": {"Proxy-Authorization": f"Basic {b64encode(b'clamav:secret').decode()}"}
+    }
     guarded.set_out(FIRST, FRESH)
     via = guarded.ask(way=Way.ABSOLUTE, **login).headers["via"]
     loop = {"extra": {**login["extra"], "Via": via}}

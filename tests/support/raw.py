@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,6 +26,8 @@ class Raw:
     """It ends with RST."""
     is_ragged: bool = False
     """Over TLS: it ends without close_notify."""
+    trickle: bytes = b""
+    """Sent again and again afterwards, twenty times a second."""
     is_deaf: bool = False
     """Nothing that comes afterwards is answered, and the connection stays open."""
 
@@ -88,6 +91,9 @@ class RawOrigin:
             while head := _head(reader):
                 answer = self._next(number, head)
                 connection.sendall(answer.data)
+                while answer.trickle:
+                    time.sleep(0.05)
+                    connection.sendall(answer.trickle)
                 if answer.is_deaf:
                     reader.read()
                 if answer.closes or answer.resets or answer.is_ragged:

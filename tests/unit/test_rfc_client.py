@@ -8,6 +8,7 @@ test_rfc_cache.py.
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds import FeedRequest, Feeds
+from clamproxy.feeds import FeedRequest, Feeds, transfer
 from clamproxy.messages import SourceError
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.origin.upstream import NotFoundError
 from tests.support.forge import forge_cdiff
 from tests.support.raw import Raw, RawOrigin
 from tests.support.site import eventually, origin_certificates
-from tests.unit.conftest import NEW, Rig, cdiff, connect, read
+from tests.unit.conftest import NEW, Rig, cdiff, connect, read, until
 from tests.unit.feeds_bench import read as read_reply
 
 LIMIT = 30
@@ -333,3 +334,20 @@ async def test_where_tls_ends(tmp_path: Path, data: bytes, is_ragged: bool, whol
     raw = Raw(data, closes=not is_ragged, is_ragged=is_ragged)
     with RawOrigin(raw, tls=context) as server:
         assert await by_feed(tmp_path, server, ca_bundle=bundle) == (FILE if whole else None)
+
+
+@pytest.mark.parametrize(
+    ("data", "trickle"),
+    [
+        pytest.param(chunked(body=chunks(last=b"0\r\n")), b"X: y\r\n", id="9112 7.1.2: trailers without end"),
+        pytest.param(chunked(body=chunks(last=b"1;")), b"x", id="9112 7.1.1: an extension without end"),
+        pytest.param(sized(body=HALF), b"x", id="9112 6.3: a body without end"),
+    ],
+)
+async def test_a_body_that_does_not_get_on_ends_with_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, trickle: bytes
+) -> None:
+    monkeypatch.setattr(transfer, "STALL_WINDOW", 0.2)
+    with RawOrigin(Raw(data, trickle=trickle)) as server:
+        assert await by_feed(tmp_path, server) is None
+        await until(lambda: "clamproxy-feed" not in [thread.name for thread in threading.enumerate()])
