@@ -26,6 +26,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import SKIP_HEADER, Timeout
 from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from clamproxy.config.settings import Settings
 from clamproxy.feeds.rules import Head, explicit_lifetime, kept
@@ -72,7 +73,9 @@ def forwarded(headers: Headers, target: Target, via: str) -> Headers:
         target: what it asks for.
         via: this gateway.
     """
-    fields = [(name, headers[name]) for name in _FORWARDED if name in headers]
+    # RFC 9110 7.6.1: what Connection names is for this connection alone.
+    nominated = parse_set_header(", ".join(headers.getlist("Connection")))
+    fields = [(name, headers[name]) for name in _FORWARDED if name in headers and name not in nominated]
     sent = Headers([(name, value) for name, value in fields if value.isascii() and value.isprintable()])
     if not PLAIN_FIELD.fullmatch(sent.get("User-Agent", "-")):
         del sent["User-Agent"]
