@@ -51,6 +51,8 @@ MISSING_TTL = 60.0
 """Seconds for which a 404 is remembered."""
 UNSHAREABLE_TTL = 3600.0
 """Seconds for which clients don't wait for each other's transfer of what may not be shared."""
+MOST_UNSTORED = 4096
+"""Responses that are not stored, whose time is remembered."""
 LONGEST_VIA = 1024
 """Characters; each gateway adds some twenty."""
 
@@ -98,6 +100,8 @@ class Feeds:
         self._counts = Counts()
         self._missing = Remembered(MISSING_TTL)
         self._unshareable = Remembered(UNSHAREABLE_TTL)
+        self._unstored: dict[str, float] = {}
+        """When a response came last that may not be stored; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._running: dict[str, FeedTransfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -253,10 +257,17 @@ class Feeds:
     def _is_fresh(self, ask: _Ask, entry: Entry) -> bool:
         """Whether a stored response answers without asking, for itself and for what is beside it."""
         now, authorization = time.time(), ask.sent.get("Authorization")
-        if not rules.is_fresh(entry.head, ask.request.headers, now):
+        return rules.is_fresh(entry.head, ask.request.headers, now) and all(
+            self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
+        )
+
+    def _keeps_step(self, entry: Entry, key: str, now: float) -> bool:
+        """See `pairs.keeps_step`; what clients were given that is not stored, or not yet, counts, too."""
+        running, other = self._running.get(key), self._store.get(key)
+        given_at = max(running.arriving_since if running else 0.0, self._unstored.get(key, 0.0))
+        if entry.head.requested_at < given_at:
             return False
-        others = [self._store.get(target.key(authorization)) for target in pairs.beside(ask.target)]
-        return all(other is None or pairs.keeps_step(entry, other, now) for other in others)
+        return other is None or pairs.keeps_step(entry, other, now)
 
     def _from_entry(self, ask: _Ask, entry: Entry, result: Result) -> Reply | None:
         descriptor = self._store.open(entry)
@@ -291,6 +302,7 @@ class Feeds:
         plan = Plan(ask.target, ask.key, ask.sent, ask.request.headers, conditions=own)
         with self._begin(plan, shared=False) as transfer:
             outcome = await transfer.ready()
+            self._note_unstored(ask.key, outcome)
             reply = self._from_outcome(ask, transfer, outcome, collapsed=False)
         reply.headers["Cache-Status"] = _BYPASS
         return reply
@@ -347,6 +359,8 @@ class Feeds:
             self._cooldowns.succeeded(target.server, key)
             self._missing.discard(key)
             self._note_shareable(transfer.plan, outcome)
+            if self._store.get(key) is None:
+                self._note_unstored(key, outcome)
         finally:
             if self._running.get(key) is transfer:
                 del self._running[key]
@@ -356,6 +370,14 @@ class Feeds:
             self._unshareable.discard(plan.key)
         elif outcome.status != 304 and not rules.wants_no_store(plan.request):
             self._unshareable.add(plan.key)
+
+    def _note_unstored(self, key: str, outcome: Outcome) -> None:
+        if outcome.status != 200:
+            return
+        self._unstored.pop(key, None)
+        self._unstored[key] = outcome.head.received_at
+        if len(self._unstored) > MOST_UNSTORED:
+            del self._unstored[next(iter(self._unstored))]
 
 
 def _conditions(headers: Headers) -> dict[str, str]:

@@ -76,6 +76,8 @@ class FeedTransfer:
 
     def __init__(self, plan: Plan, fetcher: Fetcher, store: FeedStore) -> None:
         self.plan = plan
+        self.arriving_since = 0.0
+        """When the head of a new body came, which may be read since; Unix seconds, 0 if none has."""
         self._fetcher = fetcher
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -269,6 +271,8 @@ class FeedTransfer:
 
     def _set_ready(self, outcome: Outcome) -> None:
         self._on_progress()
+        if outcome.status == 200 and outcome.confirmed is None:
+            self.arriving_since = outcome.head.received_at
         if not self._ready.done():
             self._ready.set_result(outcome)
 

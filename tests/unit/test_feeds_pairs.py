@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from werkzeug.datastructures import Headers
 from clamproxy.feeds import pairs
 from clamproxy.feeds.entry import Entry
 from clamproxy.feeds.rules import Head
+from clamproxy.feeds.store import FeedStore
 from clamproxy.feeds.target import Target
 from tests.support import faults
 from tests.support.faults import Fault
 from tests.support.origin import Origin
-from tests.unit.feeds_bench import KEY, MISS, Bench, open_bench
+from tests.unit.feeds_bench import KEY, MISS, Bench, open_bench, read
 
 FILE = f"/get/{KEY}/file.ndb"
 DIGEST = f"{FILE}.sha256"
@@ -56,7 +58,8 @@ orders = pytest.mark.parametrize(
 
 @orders
 @pytest.mark.parametrize(
-    ("of_file", "of_digest"), [(LONG, SHORT), (SHORT, LONG), (NONE, SHORT), (SHORT, NONE), (SHORT, SHORT)]
+    ("of_file", "of_digest"),
+    [(LONG, SHORT), (SHORT, LONG), (NONE, SHORT), (SHORT, NONE), (SHORT, SHORT), (LONG, "no-cache")],
 )
 async def test_both_are_of_one_moment(
     bench: Bench, order: tuple[str, str], of_file: str, of_digest: str
@@ -66,6 +69,32 @@ async def test_both_are_of_one_moment(
         publish(bench, b"%d" % number, of_file, of_digest)
         assert await run(bench, *order) == (b"%d" % number, True)
         bench.restart()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(headers={"Cache-Control": "no-store"}), Fault(length=False)],
+    ids=["no-store", "no length"],
+)
+async def test_a_digest_that_is_not_stored(bench: Bench, fault: Fault) -> None:
+    for content in (b"one", b"two", b"three"):
+        publish(bench, content)
+        bench.origin.rule(DIGEST, fault)
+        assert await run(bench, DIGEST, FILE) == (content, True)
+
+
+async def test_a_digest_that_is_being_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client asks for the file at once, and the disk takes its time."""
+    publish(bench, b"one", LONG, SHORT)
+    await run(bench, DIGEST, FILE)
+    publish(bench, b"two", LONG, SHORT)
+    stored, publishing = threading.Event(), FeedStore.publish
+    with monkeypatch.context() as patch:
+        patch.setattr(FeedStore, "publish", lambda *given: (stored.wait(30), publishing(*given))[1])
+        assert await read(await bench.ask(DIGEST)) == hashlib.sha256(b"two").hexdigest().encode()
+        assert await read(await bench.ask(FILE)) == b"two"
+        stored.set()
+        await bench.settle()
 
 
 @orders
@@ -100,7 +129,7 @@ async def test_a_digest_is_published_before_its_file(bench: Bench, monkeypatch: 
     bench.origin.put(FILE[1:], b"two")
     monkeypatch.setattr(pairs, "FLOOR", 0.0)
     async with asyncio.timeout(30):
-        while await run(bench, DIGEST, FILE) != (b"two", True):
+        while await run(bench, DIGEST, FILE) != (b"two", True):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
