@@ -34,10 +34,12 @@ SUFFIXES = (
 def beside(target: Target) -> Iterator[Target]:
     """The names of what a file may belong together with: those of its sidecars, and what it is one of."""
     path, mark, query = target.path.partition("?")
-    for suffix in SUFFIXES:
-        yield replace(target, path=f"{path}{suffix}{mark}{query}")
-        if path.lower().endswith(suffix):
-            yield replace(target, path=f"{path[: -len(suffix)]}{mark}{query}")
+    # fangfrisch puts the suffix behind the whole URL.
+    for name, rest in {path: mark + query, target.path: ""}.items():
+        for suffix in SUFFIXES:
+            yield replace(target, path=f"{name}{suffix}{rest}")
+            if name.lower().endswith(suffix):
+                yield replace(target, path=f"{name[: -len(suffix)]}{rest}")
 
 
 def keeps_step(entry: Entry, other: Entry, now: float) -> bool:

@@ -213,6 +213,8 @@ def test_a_change_costs_few_requests(delay: float, pause: float) -> None:
         ("http://feed/a.ndb", "http://feed/a.ndb.asc", True),
         ("http://feed/a.ndb?key=1", "http://feed/a.ndb.sha1?key=1", True),
         ("http://feed/a.ndb?key=1", "http://feed/a.ndb.sha1?key=2", False),
+        ("http://feed/a?list=1", "http://feed/a?list=1.sha1", True),
+        ("http://feed/a?list=1", "http://feed/a?list=2.sha1", False),
         ("http://feed/a.ndb", "http://feed/b.ndb.sha1", False),
         ("http://feed/a.ndb", "http://feed/a.ndb.txt", False),
         ("http://feed/a.ndb", "https://feed/a.ndb.sha1", False),
