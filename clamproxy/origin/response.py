@@ -145,7 +145,9 @@ def _joined(status_line: bytes, fields: _Fields) -> bytes:
     return status_line + lines + b"\r\n" if status_line else b""
 
 
-class _Connection(HTTPConnection):
+class Connection(HTTPConnection):
+    """A connection whose responses are read so. After a request with ``Connection: close`` it ends."""
+
     def request(  # type: ignore[override]
         self,
         method: str,
@@ -154,17 +156,18 @@ class _Connection(HTTPConnection):
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
+        """Send a request."""
         is_last = "close" in (headers or {}).get("Connection", "").lower()
         self.response_class = partial(Response, is_last=is_last)  # type: ignore[assignment]
         super().request(method, url, body, headers, **options)
 
 
-class _SecureConnection(_Connection, HTTPSConnection):
+class _SecureConnection(Connection, HTTPSConnection):
     pass
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls = Connection
 
 
 class _SecurePool(HTTPSConnectionPool):

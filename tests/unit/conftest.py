@@ -25,7 +25,7 @@ from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
 from tests.support.origin import Origin
-from tests.support.raw import RawOrigin
+from tests.support.scripted import RawOrigin
 from tests.support.releases import Releases
 
 if TYPE_CHECKING:

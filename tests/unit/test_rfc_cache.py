@@ -18,7 +18,7 @@ from werkzeug.http import http_date
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import FeedRequest, Feeds
 from clamproxy.messages import Reply
-from tests.support.raw import Raw, RawOrigin
+from tests.support.scripted import Raw, RawOrigin
 from tests.unit.conftest import until
 from tests.unit.feeds_bench import BYPASS, HIT, MISS, REVALIDATED, read
 

@@ -22,7 +22,7 @@ from clamproxy.messages import SourceError
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.origin.upstream import NotFoundError
 from tests.support.forge import forge_cdiff
-from tests.support.raw import Raw, RawOrigin
+from tests.support.scripted import Raw, RawOrigin
 from tests.support.site import eventually, origin_certificates
 from tests.unit.conftest import NEW, Rig, cdiff, connect, read, until
 from tests.unit.feeds_bench import read as read_reply
