@@ -25,8 +25,8 @@ from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
 from tests.support.origin import Origin
-from tests.support.scripted import RawOrigin
 from tests.support.releases import Releases
+from tests.support.scripted import RawOrigin
 
 if TYPE_CHECKING:
     from tests.unit.follower_bench import Bench, MakeBench
