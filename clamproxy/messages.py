@@ -31,6 +31,9 @@ class Result(StrEnum):
     """A page about the gateway itself; it is not counted among the requests."""
 
 
+FROM_CACHE = frozenset({Result.HIT, Result.COLLAPSED, Result.STALE, Result.NEGATIVE})
+"""The results that cost no request of their own."""
+
 # RFC 9211 2: `fwd` says why a request went (or had to go) to the origin.
 CACHE_STATUS: Mapping[Result, str] = {
     Result.HIT: "clamproxy; hit",

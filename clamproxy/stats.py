@@ -12,7 +12,7 @@ from typing import Any
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
-from clamproxy.messages import Result
+from clamproxy.messages import FROM_CACHE, Result
 from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
 from clamproxy.releases.stuck import stuck_patches
@@ -67,7 +67,7 @@ class Stats:
         amounts = {"feed_requests": 1, "feed_bytes_served": length}
         if result is Result.ERROR:
             amounts["feed_errors"] = 1
-        elif result is not Result.MISS:
+        elif result in FROM_CACHE:
             amounts["feed_hits"] = 1
         self._add(amounts)
 

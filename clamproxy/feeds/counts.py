@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from clamproxy.messages import Result
+from clamproxy.messages import FROM_CACHE, Result
 
 MOST = 256
 """Hosts that are counted: behind ``*.example.com`` clients can name any number."""
-
-_HITS = frozenset({Result.HIT, Result.COLLAPSED, Result.STALE, Result.NEGATIVE})
 
 
 class Counts:
@@ -29,7 +27,7 @@ class Counts:
         """
         counter = self._hosts.pop(place, None) or Counter()
         counter["requests"] += 1
-        counter["hits"] += result in _HITS
+        counter["hits"] += result in FROM_CACHE
         counter["errors"] += result is Result.ERROR
         self._hosts[place] = counter
         if len(self._hosts) > MOST:

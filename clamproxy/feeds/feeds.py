@@ -25,7 +25,7 @@ from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds import rules
+from clamproxy.feeds import pairs, rules
 from clamproxy.feeds.cooldown import FeedCooldowns
 from clamproxy.feeds.counts import Counts
 from clamproxy.feeds.entry import Entry
@@ -51,6 +51,8 @@ MISSING_TTL = 60.0
 """Seconds for which a 404 is remembered."""
 UNSHAREABLE_TTL = 3600.0
 """Seconds for which clients don't wait for each other's transfer of what may not be shared."""
+MOST_UNSTORED = 4096
+"""Responses that are not stored, whose time is remembered."""
 LONGEST_VIA = 1024
 """Characters; each gateway adds some twenty."""
 
@@ -98,6 +100,8 @@ class Feeds:
         self._counts = Counts()
         self._missing = Remembered(MISSING_TTL)
         self._unshareable = Remembered(UNSHAREABLE_TTL)
+        self._unstored: dict[str, float] = {}
+        """When a response came last that may not be stored; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._running: dict[str, FeedTransfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -194,7 +198,7 @@ class Feeds:
         sent = forwarded(request.headers, target, self._via)
         ask = _Ask(request, target, sent, target.key(sent.get("Authorization")))
         entry = await self._find(ask)
-        if entry is not None and rules.is_fresh(entry.head, request.headers, time.time()):
+        if entry is not None and self._is_fresh(ask, entry):
             if (reply := self._from_entry(ask, entry, Result.HIT)) is not None:
                 return reply
             entry = None
@@ -250,6 +254,21 @@ class Feeds:
             check.add_done_callback(lambda _: self._checks.pop(ask.key, None))
         return entry if await asyncio.shield(check) else None
 
+    def _is_fresh(self, ask: _Ask, entry: Entry) -> bool:
+        """Whether a stored response answers without asking, for itself and for what is beside it."""
+        now, authorization = time.time(), ask.sent.get("Authorization")
+        return rules.is_fresh(entry.head, ask.request.headers, now) and all(
+            self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
+        )
+
+    def _keeps_step(self, entry: Entry, key: str, now: float) -> bool:
+        """See `pairs.keeps_step`; what clients were given that is not stored, or not yet, counts, too."""
+        running, other = self._running.get(key), self._store.get(key)
+        given_at = max(running.arriving_since if running else 0.0, self._unstored.get(key, 0.0))
+        if entry.head.requested_at < given_at:
+            return False
+        return other is None or pairs.keeps_step(entry, other, now)
+
     def _from_entry(self, ask: _Ask, entry: Entry, result: Result) -> Reply | None:
         descriptor = self._store.open(entry)
         if descriptor is None:
@@ -283,6 +302,7 @@ class Feeds:
         plan = Plan(ask.target, ask.key, ask.sent, ask.request.headers, conditions=own)
         with self._begin(plan, shared=False) as transfer:
             outcome = await transfer.ready()
+            self._note_unstored(ask.key, outcome)
             reply = self._from_outcome(ask, transfer, outcome, collapsed=False)
         reply.headers["Cache-Status"] = _BYPASS
         return reply
@@ -339,6 +359,8 @@ class Feeds:
             self._cooldowns.succeeded(target.server, key)
             self._missing.discard(key)
             self._note_shareable(transfer.plan, outcome)
+            if self._store.get(key) is None:
+                self._note_unstored(key, outcome)
         finally:
             if self._running.get(key) is transfer:
                 del self._running[key]
@@ -348,6 +370,14 @@ class Feeds:
             self._unshareable.discard(plan.key)
         elif outcome.status != 304 and not rules.wants_no_store(plan.request):
             self._unshareable.add(plan.key)
+
+    def _note_unstored(self, key: str, outcome: Outcome) -> None:
+        if outcome.status != 200:
+            return
+        self._unstored.pop(key, None)
+        self._unstored[key] = outcome.head.received_at
+        if len(self._unstored) > MOST_UNSTORED:
+            del self._unstored[next(iter(self._unstored))]
 
 
 def _conditions(headers: Headers) -> dict[str, str]:

@@ -16,6 +16,7 @@ import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    InvalidHeader,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
@@ -25,6 +26,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import SKIP_HEADER, Timeout
 from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from clamproxy.config.settings import Settings
 from clamproxy.feeds.rules import Head, explicit_lifetime, kept
@@ -72,7 +74,9 @@ def forwarded(headers: Headers, target: Target, via: str) -> Headers:
         target: what it asks for.
         via: this gateway.
     """
-    fields = [(name, headers[name]) for name in _FORWARDED if name in headers]
+    # RFC 9110 7.6.1: what Connection names is for this connection alone.
+    nominated = parse_set_header(", ".join(headers.getlist("Connection")))
+    fields = [(name, headers[name]) for name in _FORWARDED if name in headers and name not in nominated]
     sent = Headers([(name, value) for name, value in fields if value.isascii() and value.isprintable()])
     if not PLAIN_FIELD.fullmatch(sent.get("User-Agent", "-")):
         del sent["User-Agent"]
@@ -160,10 +164,11 @@ class Fetcher:
                     retries=ONCE,
                 )
         except (HTTPError, OSError, ValueError) as error:
+            failure = Failure.BAD_CONTENT if isinstance(error, InvalidHeader) else Failure.UNREACHABLE
             reason = explain(error)
             scope.close()
         # Outside of the handler: the cause, whose text may hold the URL, is not kept.
-        raise OriginError(Failure.UNREACHABLE, reason)
+        raise OriginError(failure, reason)
 
     def _next(self, place: Target, response: urllib3.BaseHTTPResponse) -> Target:
         """Where a redirection leads."""
@@ -229,6 +234,8 @@ def explain(error: BaseException) -> str:
             return f"{before}TLS: {_tls_reason(inner)}"
         case NewConnectionError():
             return f"{before}no connection"
+        case InvalidHeader():
+            return f"{before}a head that makes no sense"
         case ProtocolError():
             return f"{before}the connection ended without an answer"
         case OSError() if str(inner).startswith("Tunnel connection failed: "):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from werkzeug.datastructures import Headers, RequestCacheControl, ResponseCacheControl
-from werkzeug.http import parse_age, parse_cache_control_header, parse_set_header
+from werkzeug.http import parse_cache_control_header, parse_list_header, parse_set_header
 
 from clamproxy.dates import parse_http_date
 
@@ -59,7 +59,7 @@ class Head:
     @property
     def directives(self) -> ResponseCacheControl:
         """Cache-Control."""
-        return parse_cache_control_header(_joined(self.headers, "Cache-Control"), cls=ResponseCacheControl)
+        return parse_cache_control_header(_first_ones(self.headers), cls=ResponseCacheControl)
 
     def forbids(self, *names: str) -> bool:
         """Whether one of some directives that forbid something is there, well-formed or not."""
@@ -80,7 +80,7 @@ def kept(headers: Mapping[str, str]) -> Headers:
 
 def request_directives(headers: Headers) -> RequestCacheControl:
     """Cache-Control of a request; Pragma stands in for it (RFC 9111 5.4)."""
-    field = _joined(headers, "Cache-Control")
+    field = _first_ones(headers)
     if field is None and "no-cache" in (_joined(headers, "Pragma") or ""):
         field = "no-cache"
     return parse_cache_control_header(field, cls=RequestCacheControl)
@@ -160,10 +160,16 @@ def explicit_lifetime(head: Head) -> float | None:
 
 def age(head: Head, now: float) -> float:
     """Seconds since the origin sent or confirmed a response (RFC 9111 4.2.3)."""
-    told = parse_age(head.headers.get("Age"))
-    corrected = (told.total_seconds() if told else 0.0) + max(0.0, head.received_at - head.requested_at)
+    corrected = _told_age(head) + max(0.0, head.received_at - head.requested_at)
     apparent = max(0.0, head.received_at - _date(head))
     return min(max(apparent, corrected) + max(0.0, now - head.received_at), _LONGEST)
+
+
+def expires_at(head: Head) -> float:
+    """When a response stops being fresh, Unix seconds; not before it came."""
+    if head.forbids("no-cache"):
+        return head.received_at
+    return head.received_at + max(0.0, lifetime(head) - age(head, head.received_at))
 
 
 def is_fresh(head: Head, request: Headers, now: float) -> bool:
@@ -200,9 +206,12 @@ def validators(head: Head) -> dict[str, str]:
 
 
 def is_confirmed_by(head: Head, answer: Head) -> bool:
-    """Whether a 304 is about the stored response (RFC 9111 4.3.4)."""
-    stored, now = head.headers.get("ETag"), answer.headers.get("ETag")
-    return stored is None or now is None or stored.removeprefix("W/") == now.removeprefix("W/")
+    """Whether a 304 is about the stored response (RFC 9111 4.3.4), not about one with another tag or date."""
+    tag, answered_tag = head.headers.get("ETag"), answer.headers.get("ETag")
+    if tag is not None and answered_tag is not None:
+        return tag.removeprefix("W/") == answered_tag.removeprefix("W/")
+    date, answered_date = (parse_http_date(of.headers.get("Last-Modified")) for of in (head, answer))
+    return date is None or answered_date is None or date == answered_date
 
 
 def renewed(head: Head, answer: Head) -> Head:
@@ -221,6 +230,14 @@ def _date(head: Head) -> float:
     return head.received_at if date is None else date
 
 
+def _told_age(head: Head) -> float:
+    """Age, of which the first member counts; seconds."""
+    first = head.headers.get("Age", "").partition(",")[0].strip()
+    if not (first.isascii() and first.isdecimal()):
+        return 0.0
+    return min(float(first), _LONGEST)
+
+
 def _mentions(headers: Headers, names: Iterable[str]) -> bool:
     """Whether Cache-Control holds one of some words.
 
@@ -234,6 +251,12 @@ def _joined(headers: Headers, name: str) -> str | None:
     """A list field as one line; names of directives are the same in upper case."""
     values = headers.getlist(name)
     return ", ".join(values).lower() if values else None
+
+
+def _first_ones(headers: Headers) -> str | None:
+    """Cache-Control for a parser that has the last of two directives win, where the first should."""
+    field = _joined(headers, "Cache-Control")
+    return None if field is None else ", ".join(reversed(parse_list_header(field)))
 
 
 def _digest(text: str) -> str:

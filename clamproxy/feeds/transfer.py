@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +76,8 @@ class FeedTransfer:
 
     def __init__(self, plan: Plan, fetcher: Fetcher, store: FeedStore) -> None:
         self.plan = plan
+        self.arriving_since = 0.0
+        """When the head of a new body came, which may be read since; Unix seconds, 0 if none has."""
         self._fetcher = fetcher
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -85,6 +86,7 @@ class FeedTransfer:
         self._lock = threading.Lock()
         self._spool: Spool | None = None
         self._closed = False
+        self._is_receiving = False
         self._answer: Answer | None = None
         self._abandoned = False
         self._have = 0
@@ -145,7 +147,7 @@ class FeedTransfer:
         """
         try:
             async with slots:
-                return await in_thread("clamproxy-feed", self._fetch)
+                return await self._watched(in_thread("clamproxy-feed", self._fetch))
         except asyncio.CancelledError:
             self._fail(OriginError(Failure.LOCAL, "the gateway is stopping"))
             raise
@@ -158,6 +160,19 @@ class FeedTransfer:
             raise failure from None
         finally:
             self._abandon()
+
+    async def _watched(self, fetching: asyncio.Future[Outcome]) -> Outcome:
+        """Wait for the thread, unless it waits for a body that doesn't get on."""
+        mark = None
+        try:
+            while not (await asyncio.wait({fetching}, timeout=STALL_WINDOW))[0]:
+                have = self._spool.have if self._spool is not None and self._is_receiving else None
+                if mark is not None and have is not None and have - mark < SLOWEST * STALL_WINDOW:
+                    raise OriginError(Failure.INTERRUPTED, "too slow")
+                mark = have
+            return fetching.result()
+        finally:
+            fetching.cancel()
 
     # In the thread
 
@@ -211,7 +226,9 @@ class FeedTransfer:
             if fetched.length > self._store.largest:
                 raise OriginError(Failure.BAD_CONTENT, "larger than feeds.size_limit")
             self._announce(Outcome(fetched.head, size=fetched.length, shareable=shareable))
+        self._is_receiving = True
         self._fill(spool, fetched)
+        self._is_receiving = False
         if fetched.length not in (None, spool.have):
             raise OriginError(Failure.INTERRUPTED, "the answer ended early")
         outcome = self._announce(Outcome(fetched.head, size=spool.have, shareable=shareable))
@@ -222,7 +239,6 @@ class FeedTransfer:
         return outcome
 
     def _fill(self, spool: Spool, fetched: Fetched) -> None:
-        mark, marked_at = 0, time.monotonic()
         for chunk in fetched.answer.chunks():
             with self._lock:
                 if self._abandoned:
@@ -232,10 +248,6 @@ class FeedTransfer:
                 except NoRoomError as error:
                     raise OriginError(Failure.BAD_CONTENT, str(error)) from None
             self._report()
-            if (passed := time.monotonic() - marked_at) >= STALL_WINDOW:
-                if spool.have - mark < SLOWEST * passed:
-                    raise OriginError(Failure.INTERRUPTED, "too slow")
-                mark, marked_at = spool.have, time.monotonic()
 
     def _publish(self, spool: Spool, head: Head) -> None:
         plan = self.plan
@@ -259,6 +271,8 @@ class FeedTransfer:
 
     def _set_ready(self, outcome: Outcome) -> None:
         self._on_progress()
+        if outcome.status == 200 and outcome.confirmed is None:
+            self.arriving_since = outcome.head.received_at
         if not self._ready.done():
             self._ready.set_result(outcome)
 

@@ -24,13 +24,14 @@ from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError
 from urllib3.util import Retry, Timeout
 from urllib3.util.wait import wait_for_read
 
 from clamproxy.config.units import HttpProxy
+from clamproxy.origin.response import Connection
 from clamproxy.threads import in_thread
 
 LONGEST_IDLE = 30.0
@@ -42,7 +43,7 @@ what a client waits that can be served something older, so that the repetition i
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _SOCKET_OPTIONS = [
-    *HTTPConnection.default_socket_options,
+    *Connection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -155,7 +156,7 @@ async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope
         scope.cancel()
 
 
-class _Connection(HTTPConnection):
+class _Connection(Connection):
     """A connection that belongs to the scope of the thread that uses it, and knows its age."""
 
     _answered_at: float | None = None

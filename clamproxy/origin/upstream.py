@@ -13,6 +13,7 @@ import urllib3
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    InvalidHeader,
     MaxRetryError,
     NewConnectionError,
     ProtocolError,
@@ -320,6 +321,8 @@ class Upstream:
             return OriginError(Failure.UNREACHABLE, f"the parent proxy refuses the tunnel: {words}")
         if isinstance(cause, ProxyError):
             return OriginError(Failure.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
+        if isinstance(cause, InvalidHeader):
+            return OriginError(Failure.BAD_CONTENT, reason_of(cause))
         if isinstance(cause, ValueError):  # LocationValueError, too
             return OriginError(Failure.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}")
         # Only who can't be reached at all is held back as a whole.

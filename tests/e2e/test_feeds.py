@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from clamproxy.access.users import user_line
 from tests.support import faults
 from tests.support.faults import Fault
 from tests.support.freshclam import OK, Freshclam, Outcome
@@ -264,6 +266,36 @@ def test_feeds_are_not_counted_among_clamav_s_files(scene: Scene) -> None:
     after = scene.site.gateway.stats()
     for name in ("requests", "hits", "misses", "upstream_requests", "objects"):
         assert after[name] == before[name], name
+
+
+def test_what_is_refused_is_no_hit(make_scene: MakeScene) -> None:
+    """A request that is refused on a feed's host was not answered from the cache, nor did the feed fail."""
+    guarded = make_scene(access={"users": [user_line("clamav", "secret")]})
+    login: dict[str, Any] = {
+        "extra": {"Proxy-Authorization": f"Basic {b64encode(b'clamav:secret').decode()}"}
+    }
+    guarded.set_out(FIRST, FRESH)
+    via = guarded.ask(way=Way.ABSOLUTE, **login).headers["via"]
+    loop = {"extra": {**login["extra"], "Via": via}}
+    statuses = [
+        guarded.ask(way=Way.ABSOLUTE, **options).status
+        for options in ({}, {"method": "POST", **login}, {"method": "DELETE", **login}, loop)
+    ]
+    assert statuses == [407, 405, 405, 502]
+
+    def counted() -> dict[str, int] | None:
+        stats = guarded.site.gateway.stats()
+        names = ("feed_requests", "feed_hits", "feed_errors", "feed_upstream_requests")
+        return {name: stats[name] for name in names} if stats["feed_requests"] == 1 + len(statuses) else None
+
+    assert eventually(counted) == {
+        "feed_requests": 1 + len(statuses),
+        "feed_hits": 0,
+        "feed_errors": 0,
+        "feed_upstream_requests": 1,
+    }
+    assert guarded.ask(way=Way.ABSOLUTE, **login).cache_status == "clamproxy; hit"
+    assert eventually(lambda: guarded.site.gateway.stats()["feed_hits"] == 1)
 
 
 def test_keys_of_subscribers_are_nowhere(scene: Scene) -> None:

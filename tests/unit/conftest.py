@@ -26,6 +26,7 @@ from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
 from tests.support.origin import Origin
 from tests.support.releases import Releases
+from tests.support.scripted import RawOrigin
 
 if TYPE_CHECKING:
     from tests.unit.follower_bench import Bench, MakeBench
@@ -168,7 +169,7 @@ class Rig:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def connect(origin: Origin, read_timeout: float = 5.0) -> Upstream:
+def connect(origin: Origin | RawOrigin, read_timeout: float = 5.0) -> Upstream:
     return Upstream(
         origin.url,
         proxy=None,
