@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.cache.store import Store
-from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result
+from clamproxy.messages import CACHE_STATUS, DOCTOR_FIELD, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
@@ -48,7 +48,7 @@ class Gateway:
             current: what is advertised.
             delivery: fetches what isn't cached.
             whole: answers requests for CVDs and CLDs.
-            notice: told of the database and the client of each request.
+            notice: told of the database and the client of each request, but for the doctor's.
             pseudonym: this gateway's name in Via, by which it knows a loop.
         """
         self._databases = databases
@@ -101,7 +101,8 @@ class Gateway:
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
-        self._notice(target.database, request.requester)
+        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
+            self._notice(target.database, request.requester)
         match target:
             case ObjectId():
                 return await self._answer_object(request, target)
