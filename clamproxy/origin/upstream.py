@@ -36,6 +36,8 @@ REDIRECTS_ONLY = Retry(
     respect_retry_after_header=False,
 )
 
+LONGEST_WORDS = 300
+"""Bytes of a parent gateway's reason that are passed on."""
 
 _WHERE = re.compile(r"^<?[\w.]+(\(.*?\)| object at \w+)>?: ")
 """What urllib3 puts before its reasons: the connection, which is known."""
@@ -278,7 +280,20 @@ def _check(response: urllib3.BaseHTTPResponse, ray: str) -> None:
     if status == 416:
         raise RangeError(f"{status}{ray}")
     failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
-    raise OriginError(failure, f"status {status}{ray}", retry_after_of(response.headers.get("Retry-After")))
+    reason = f"status {status}{ray}{_words(response)}"
+    raise OriginError(failure, reason, retry_after_of(response.headers.get("Retry-After")))
+
+
+def _words(response: urllib3.BaseHTTPResponse) -> str:
+    """Why a parent gateway doesn't deliver, as it says: so a loop has its name, wherever it closes."""
+    if "clamproxy" not in response.headers.get("Via", ""):
+        return ""
+    try:
+        text = response.read1(LONGEST_WORDS, decode_content=False).decode("ascii", "replace")
+    except (HTTPError, OSError, ValueError):
+        return ""
+    words = "".join(filter(str.isprintable, text.partition("\n")[0].removeprefix("clamproxy: ")))
+    return f": {words}" if words else ""
 
 
 def retry_after_of(field: str | None) -> float | None:
