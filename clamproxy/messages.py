@@ -10,6 +10,9 @@ from typing import Protocol
 
 from werkzeug.datastructures import Headers
 
+DOCTOR_FIELD = "Clamproxy-Doctor"
+"""The field in requests of `clamproxy doctor`: they are answered like all others, but not counted."""
+
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
@@ -28,7 +31,7 @@ class Result(StrEnum):
     PASSED = "passed"
     ERROR = "error"
     STATUS = "status"
-    """A page about the gateway itself; it is not counted among the requests."""
+    """A page about the gateway itself, or a request of the doctor; not counted among the requests."""
 
 
 FROM_CACHE = frozenset({Result.HIT, Result.COLLAPSED, Result.STALE, Result.NEGATIVE})

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +15,33 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from clamproxy.cli.common import config_option, fail, write_out
+from clamproxy.cli.common import config_option, database_option, fail, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
-from clamproxy.config.units import Nameserver, parse_database, parse_nameserver
+from clamproxy.config.units import Nameserver, host_and_port, parse_nameserver
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
-from clamproxy.doctor.freshclam import FreshclamConf, find_conf, read_conf, user_agent
+from clamproxy.doctor.freshclam import (
+    STANDARD_DATABASES,
+    FreshclamConf,
+    find_conf,
+    hidden_conf,
+    read_conf,
+    user_agent,
+)
+from clamproxy.doctor.route import Route, route_of
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.setup.client_config import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from clamproxy.doctor.client import Subject
     from clamproxy.doctor.tls import Trust
-    from clamproxy.doctor.wire import Proxy
 
 LIMIT = 24.0
 """Seconds for all checks; the one that runs at the end may take some more."""
 PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
 
-_GATEWAY, _CLIENT = "gateway", "client"
-_TITLES = {_GATEWAY: "On this gateway", _CLIENT: "As a client of {}"}
+_GATEWAY, _CLIENT, _MACHINE = "gateway", "client", "machine"
+_TITLES = {_GATEWAY: "On this gateway", _CLIENT: "As a client of {}", _MACHINE: "On this machine"}
 _STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "bold red", Status.SKIPPED: "dim"}
 _WIDTH = max(map(len, Status)) + 1
 _SUBJECT_WIDTH = 16
@@ -55,9 +62,7 @@ _SUBJECT_WIDTH = 16
 @click.option(
     "--user", metavar="NAME", help=f"HTTPProxyUsername; the password is ${PASSWORD_VARIABLE}, or asked."
 )
-@click.option(
-    "--database", metavar="NAME", default="daily", callback=parsed_by(parse_database), show_default=True
-)
+@database_option("those of freshclam.conf; on the gateway, those that it has")
 @click.option(
     "--nameserver",
     metavar="ADDRESS",
@@ -78,7 +83,7 @@ def doctor(
     https: bool,
     ca: Path | None,
     user: str | None,
-    database: str,
+    databases: tuple[str, ...],
     nameserver: Nameserver | None,
     freshclam_conf: Path | None,
     as_json: bool,
@@ -86,59 +91,109 @@ def doctor(
 ) -> None:
     """Find out what is wrong, and what to do about it.
 
-    Asks the gateway for what a freshclam asks for: a header and a patch, no whole database. On the
-    gateway it looks at configuration, cache, disk, clock, DNS and upstream as well.
+    Asks the gateway for what a freshclam asks for: the header of each database, and one patch; no whole
+    database. The gateway doesn't count that as a machine's. On a machine it looks at freshclam's
+    configuration, cool-down, daemon and databases as well; on the gateway at configuration, cache, disk,
+    clock, DNS and upstream.
 
     Exit code: 0 all is well, 1 warnings, 2 problems.
     """
     is_local = _is_gateway(config) if local is None else local
-    conf = _freshclam_conf(freshclam_conf)
-    if gateway is None and is_local and freshclam_conf is None:
-        gateway, conf = ("127.0.0.1", DEFAULT_PORT), FreshclamConf()
-    if gateway is None and conf.host is not None:
-        gateway = conf.host, conf.port
-    if gateway is None:
-        fail("which gateway? freshclam.conf has no HTTPProxyServer here; give --gateway HOST:PORT")
-    credentials = f"{user}:{_password(user)}" if user else conf.credentials
-    wants_https = https or ca is not None or conf.uses_https
-    trusts = _trusts(ca, config, is_local=is_local) if wants_https else []
-    subject = _subject(gateway, credentials, database, nameserver, trusts)
-    shown = _Shown(as_json, str(subject.proxy))
-    for side, finding in _findings(subject, config, is_local):
+    path = freshclam_conf or (None if is_local and gateway is None else find_conf())
+    conf = FreshclamConf() if path is None else _read(path)
+    own = Route("127.0.0.1", DEFAULT_PORT) if is_local and freshclam_conf is None else None
+    configured = route_of(conf, os.environ) or own
+    route = _route(gateway, configured)
+    is_machine = path is not None and (freshclam_conf is not None or route is configured)
+    credentials = f"{user}:{_password(user)}" if user else route.credentials
+    wants_https = https or ca is not None or route.uses_https
+    visit = _Visit(
+        route=replace(route, credentials=credentials),
+        databases=databases or (tuple(conf.databases) if is_machine else ()),
+        nameserver=nameserver,
+        trusts=_trusts(ca, config, is_local=is_local) if wants_https else [],
+        config=config,
+        is_local=is_local,
+        machine=(path, conf) if path is not None and is_machine else None,
+        left_alone=None if is_machine or is_local else path,
+    )
+    shown = _Shown(as_json, host_and_port(route.host, route.port))
+    for side, finding in visit.findings():
         shown.add(side, finding)
     shown.end()
     sys.exit(exit_code(finding for _, finding in shown.findings))
 
 
-def _findings(subject: Subject, config: str | None, is_local: bool) -> Iterator[tuple[str, Finding]]:
-    from clamproxy.doctor.client import Client
-    from clamproxy.doctor.explain import HERE, ON_GATEWAY
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """What the doctor looks at."""
 
-    deadline = Deadline(LIMIT)
-    if is_local:
-        from clamproxy.doctor.gateway import GatewaySide
+    route: Route
+    databases: Sequence[str]
+    """Nobody has named any if there are none."""
+    nameserver: Nameserver | None
+    trusts: Sequence[Trust]
+    config: str | None
+    is_local: bool
+    machine: tuple[Path, FreshclamConf] | None
+    """Where freshclam's configuration is, and what it says; None: it is not looked at."""
+    left_alone: Path | None
+    """A configuration that is not looked at, as it leads elsewhere."""
 
-        with closing(GatewaySide(config, subject.database, deadline)) as side:
-            for finding in examine(side.checks(), deadline):
-                yield _GATEWAY, finding
-    for finding in examine(Client(subject, deadline).checks(), deadline):
-        # Who has been told to look at the gateway is there already.
-        remedy = finding.remedy.replace(ON_GATEWAY, HERE) if is_local else finding.remedy
-        yield _CLIENT, replace(finding, remedy=remedy)
+    def findings(self) -> Iterator[tuple[str, Finding]]:
+        """All of them, each with the side that it is about."""
+        from clamproxy.doctor.client import Client
+        from clamproxy.doctor.explain import HERE, ON_GATEWAY
+        from clamproxy.doctor.machine import MachineSide
+
+        deadline = Deadline(LIMIT)
+        databases = self.databases
+        if self.is_local:
+            from clamproxy.doctor.gateway import GatewaySide
+
+            with closing(GatewaySide(self.config, databases, deadline)) as side:
+                for finding in examine(side.checks(), deadline):
+                    yield _GATEWAY, finding
+            databases = side.databases
+        client = Client(self._subject(databases or STANDARD_DATABASES), deadline)
+        for finding in examine(client.checks(), deadline):
+            # Who has been told to look at the gateway is there already.
+            remedy = finding.remedy.replace(ON_GATEWAY, HERE) if self.is_local else finding.remedy
+            yield _CLIENT, replace(finding, remedy=remedy)
+        if self.machine is not None:
+            # What is on this machine is looked at in a moment, however long the network took.
+            machine = MachineSide(*self.machine, client.served)
+            for finding in examine(machine.checks(), Deadline(LIMIT)):
+                yield _MACHINE, finding
+        elif self.left_alone is not None:
+            text = f"{self.left_alone} doesn't lead to this gateway; --freshclam-conf looks at it anyway"
+            yield _MACHINE, Finding(Status.SKIPPED, "freshclam.conf", text)
+
+    def _subject(self, databases: Sequence[str]) -> Subject:
+        from clamproxy.doctor.client import Subject
+        from clamproxy.doctor.wire import Proxy
+
+        route, nameservers = self.route, [self.nameserver] if self.nameserver else []
+        proxy = Proxy(route.host, route.port, user_agent=user_agent(), credentials=route.credentials)
+        return Subject(
+            proxy, databases, CLAMAV_KEYS, self.trusts, nameservers, route.target, is_mirror=route.is_mirror
+        )
 
 
-def _subject(
-    gateway: tuple[str, int],
-    credentials: str | None,
-    database: str,
-    nameserver: Nameserver | None,
-    trusts: Sequence[Trust],
-) -> Subject:
-    from clamproxy.doctor.client import Subject
-    from clamproxy.doctor.wire import Proxy
+def _route(given: tuple[str, int] | None, configured: Route | None) -> Route:
+    """The way to the gateway: as the user says, else as freshclam is told.
 
-    proxy: Proxy = Proxy(*gateway, user_agent=user_agent(), credentials=credentials)
-    return Subject(proxy, database, CLAMAV_KEYS, trusts, [nameserver] if nameserver else [])
+    Args:
+        given: with --gateway.
+        configured: in freshclam.conf or in the environment, or because this machine is the gateway.
+    """
+    if configured is not None and given in (None, (configured.host, configured.port)):
+        return configured
+    if given is None and (hidden := hidden_conf()) is not None:
+        fail(f"which gateway? {hidden} can't be read by this user; run this with sudo, or give --gateway")
+    if given is None:
+        fail("which gateway? freshclam.conf has no HTTPProxyServer here; give --gateway HOST:PORT")
+    return Route(*given)
 
 
 def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trust]:
@@ -162,10 +217,9 @@ def _is_gateway(config: str | None) -> bool:
         return True  # one that is wrong
 
 
-def _freshclam_conf(explicit: Path | None) -> FreshclamConf:
-    path = explicit or find_conf()
+def _read(path: Path) -> FreshclamConf:
     try:
-        return FreshclamConf() if path is None else read_conf(path)
+        return read_conf(path)
     except OSError as error:
         fail(f"{path}: {error.strerror or error}")
 

@@ -7,15 +7,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from clamproxy.config.units import MIB, Nameserver
 from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
-from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.clock import compare_clocks
 from clamproxy.doctor.findings import Check, Deadline, Verdict, ok, problem, skipped, warning
+from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.names import compare_with_gateway
+from clamproxy.doctor.reach import look_up
 from clamproxy.doctor.tls import Trust, judge_tls
 from clamproxy.doctor.wire import (
     Answer,
@@ -47,12 +49,17 @@ class Subject:
     """What is examined, and how."""
 
     proxy: Proxy
-    database: str
+    databases: Sequence[str]
+    """Of the first one, a patch is fetched, too."""
     keys: TrustedKeys
     trusts: Sequence[Trust] = ()
     """What https clients may trust; nothing: they are not looked at."""
     nameservers: Sequence[Nameserver] = ()
     """Who is asked for the version record; none: the servers of the system."""
+    target: str = f"{CDN}:80"
+    """The server that is asked for, host and port."""
+    is_mirror: bool = False
+    """Whether the gateway is itself that server, and not asked as a proxy."""
 
 
 class Client:
@@ -63,16 +70,22 @@ class Client:
         self._proxy = subject.proxy
         self._deadline = deadline
         self._addresses: list[str] = []
-        self._header: CvdHeader | None = None
+        self.served: dict[str, CvdHeader | None] = {}
+        """The headers that the gateway has given; None: it has said that there is none."""
         self._date: float | None = None
 
     def checks(self) -> list[Check]:
         """In the order in which a client would meet the obstacles."""
+        others = [
+            Check(f"header {name}", partial(self._probe, name), ["proxy"])
+            for name in self._subject.databases[1:]
+        ]
         return [
             Check("name", self._resolve),
             Check("connection", self._connect, ["name"]),
             Check("proxy", self._tunnel, ["connection"]),
-            Check("header", self._probe, ["proxy"]),
+            Check("header", partial(self._probe, self._first), ["proxy"]),
+            *others,
             Check("clock", self._compare_clocks, ["header"]),
             Check("patch", self._fetch_patch, ["header"]),
             Check("cache", self._fetch_again, ["patch"]),
@@ -83,7 +96,7 @@ class Client:
     def _resolve(self) -> Verdict:
         host = self._proxy.host
         try:
-            self._addresses = _look_up(host, self._deadline.allow(_CONNECT_LIMIT))
+            self._addresses = look_up(host, self._deadline.allow(_CONNECT_LIMIT))
         except OSError as error:
             return problem(
                 f"the gateway's name {host} can't be resolved: {error.strerror or error}",
@@ -105,7 +118,9 @@ class Client:
         return problem(f"no connection to {self._proxy}: {failure}", explain.CONNECT_REMEDY)
 
     def _tunnel(self) -> Verdict:
-        target = f"{CDN}:80"
+        target = self._subject.target
+        if self._subject.is_mirror:
+            return ok("none is used: the gateway is the mirror")
         try:
             with connected(self._address, self._deadline.allow(_ANSWER_LIMIT)) as stream:
                 open_tunnel(stream, self._proxy, target)
@@ -113,16 +128,20 @@ class Client:
             return explain.tunnel(error, self._proxy, target)
         return ok(f"the gateway answers CONNECT {target} with 200")
 
-    def _probe(self) -> Verdict:
-        path = Latest(self._subject.database, Kind.CVD).upstream_path
+    def _probe(self, database: str) -> Verdict:
+        path = Latest(database, Kind.CVD).upstream_path
         answer = self._get(path, f"0-{HEADER_SIZE - 1}", HEADER_SIZE)
         if isinstance(answer, Verdict):
             return answer
         self._date = parse_http_date(answer["date"])
         if not answer.is_clamproxy:
             return explain.other_proxy(answer)
+        if answer.status == 404 and "detail=refused" not in answer["cache-status"]:
+            self.served[database] = None
+            if database not in STANDARD_DATABASES:
+                return skipped(f"the gateway's origin has no {database}")
         if answer.status not in (200, 206):
-            return explain.status(answer, path)
+            return explain.status(answer, path, self._proxy)
         try:
             header = CvdHeader.parse(answer.body)
         except InvalidObject as error:
@@ -130,11 +149,11 @@ class Client:
                 f"{path} begins with something that is no CVD header: {error}",
                 "look for a device between here and the gateway that changes answers.",
             )
-        self._header = header
-        return self._judge(header, answer)
+        self.served[database] = header
+        return self._judge(database, header, answer)
 
-    def _judge(self, header: CvdHeader, answer: Answer) -> Verdict:
-        database, age = self._subject.database, time.time() - header.stime
+    def _judge(self, database: str, header: CvdHeader, answer: Answer) -> Verdict:
+        age = time.time() - header.stime
         text = f"{database} {header.version}, built {shown_span(max(0.0, age))} ago"
         if answer.status == 200:
             return warning(f"{text}; the answer has status 200 in place of 206", explain.CHANGED_REMEDY)
@@ -160,7 +179,7 @@ class Client:
                 "wait for a moment and try again: patches come a little later than versions.",
             )
         if answer.status != 200:
-            return explain.status(answer, patch.upstream_path)
+            return explain.status(answer, patch.upstream_path, self._proxy)
         if not answer.complete:
             return problem(
                 f"{patch.file_name} ends after {shown_count(len(answer.body), 'byte')}, too early",
@@ -198,44 +217,39 @@ class Client:
         trusts = self._subject.trusts
         if not trusts:
             return skipped("machines with http://… in freshclam.conf don't need it; --https tries it")
-        path = Latest(self._subject.database, Kind.CVD).upstream_path
-        limit = self._deadline.allow(_ANSWER_LIMIT)
-        return judge_tls(trusts, self._proxy, self._address, CDN, path, limit, self._date)
+        path = Latest(self._first, Kind.CVD).upstream_path
+        limit, host = self._deadline.allow(_ANSWER_LIMIT), self._subject.target.rpartition(":")[0]
+        return judge_tls(trusts, self._proxy, self._address, host, path, limit, self._date)
 
     def _ask_dns(self) -> Verdict:
-        served = self._header.version if self._header is not None else None
-        return compare_with_gateway(self._subject.database, served, self._subject.nameservers)
+        served = {name: header.version for name, header in self.served.items() if header is not None}
+        wanted = [name for name in self._subject.databases if self.served.get(name, ...) is not None]
+        return compare_with_gateway(wanted or [self._first], served, self._subject.nameservers)
+
+    @property
+    def _first(self) -> str:
+        return self._subject.databases[0]
 
     @property
     def _patch(self) -> ObjectId:
-        version = self._header.version if self._header else 1
-        return ObjectId(self._subject.database, version, Kind.CDIFF)
+        header = self.served.get(self._first)
+        return ObjectId(self._first, header.version if header else 1, Kind.CDIFF)
 
     @property
     def _address(self) -> tuple[str, int]:
         return self._addresses[0], self._proxy.port
 
     def _get(self, path: str, span: str | None, largest: int) -> Answer | Verdict:
-        """Ask through a tunnel to port 80; a verdict if there is no answer."""
-        target = f"{CDN}:80"
+        """Ask as freshclam does; a verdict if there is no answer."""
+        target, is_mirror = self._subject.target, self._subject.is_mirror
+        host, token = target.removesuffix(":80"), self._proxy.token if is_mirror else ""
         try:
             with connected(self._address, self._deadline.allow(_ANSWER_LIMIT)) as stream:
-                open_tunnel(stream, self._proxy, target)
-                return get(stream, CDN, path, self._proxy.user_agent, span=span, largest=largest)
+                if not is_mirror:
+                    open_tunnel(stream, self._proxy, target)
+                agent = self._proxy.user_agent
+                return get(stream, host, path, agent, span=span, largest=largest, token=token)
         except TunnelRefused as error:
             return explain.tunnel(error, self._proxy, target)
         except (OSError, WireError) as error:
             return explain.no_answer(error, f"GET {path}")
-
-
-def _look_up(host: str, seconds: float) -> list[str]:
-    """The addresses of a host, each once.
-
-    Raises:
-        OSError: there are none, or the resolver takes too long.
-    """
-    try:
-        entries = bounded(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), seconds)
-    except UnicodeError as error:  # an impossible name
-        raise OSError(str(error)) from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))

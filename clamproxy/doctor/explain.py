@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from clamproxy.doctor.findings import Verdict, problem
 from clamproxy.doctor.wire import Answer, Closed, Garbage, Proxy, Silent, TunnelRefused
@@ -17,12 +18,22 @@ CONNECT_REMEDY = (
     "see that clamproxy runs there (`clamproxy run`), on this port and not on 127.0.0.1 only, "
     "and that no firewall is in between."
 )
+LOOP_REMEDY = (
+    "correct upstream.url and upstream.proxy; where a local DNS zone sends ClamAV's names to the gateway, "
+    "give the gateway a name server without that zone."
+)
+PROXY_USERS = (
+    "upstream.proxy wants a user and a password (407)",
+    "upstream.proxy: http://user:password@host:port, percent-encoded.",
+)
+_LOOP = "loop: "
 _WRONG_PLACE = "correct HTTPProxyServer and HTTPProxyPort: they must name clamproxy's host and port."
 _NETWORKS = (
     "add this machine's network to serving.clients on the gateway; its log says why it closed, "
     "for example that access.max_connections_per_client was reached."
 )
 _USERS = "set HTTPProxyUsername and HTTPProxyPassword; for this check, give --user NAME."
+_USERS_OF_MIRROR = "DatabaseMirror http://USER:PASSWORD@gateway:8080, percent-encoded."
 _WRONG_USER = "correct user or password; `clamproxy hash-password NAME` makes a new line for access.users."
 
 
@@ -74,11 +85,13 @@ def tunnel(error: Exception, proxy: Proxy, target: str) -> Verdict:
 
 
 def _unauthorised(answer: Answer, proxy: Proxy) -> Verdict:
-    realm = f" ({answer['proxy-authenticate']})" if answer["proxy-authenticate"] else ""
+    challenge = answer["proxy-authenticate"] or answer["www-authenticate"]
+    said = f"{answer.status} ({challenge})" if challenge else str(answer.status)
     if proxy.credentials is None:
-        return problem(f"the gateway wants a user and a password: 407{realm}", _USERS)
+        remedy = _USERS if answer.status == 407 else _USERS_OF_MIRROR
+        return problem(f"the gateway wants a user and a password: {said}", remedy)
     user = proxy.credentials.partition(":")[0]
-    return problem(f"the gateway doesn't accept user {user} with this password: 407{realm}", _WRONG_USER)
+    return problem(f"the gateway doesn't accept user {user} with this password: {said}", _WRONG_USER)
 
 
 def _refused(answer: Answer, target: str) -> Verdict:
@@ -101,21 +114,31 @@ def other_proxy(answer: Answer) -> Verdict:
     )
 
 
-def status(answer: Answer, path: str) -> Verdict:
+def is_loop(reason: str) -> bool:
+    """Whether a gateway, or one behind it, says that requests come back to it."""
+    return _LOOP in reason
+
+
+def is_refused_by_proxy(reason: str) -> bool:
+    """Whether a reason is that the parent proxy wants to know who asks."""
+    return re.search(r"\b407\b", reason) is not None
+
+
+def status(answer: Answer, path: str, proxy: Proxy) -> Verdict:
     """The gateway answers, but not with the file."""
     if not answer.is_clamproxy:
         return other_proxy(answer)
     reason = answer.reason or "no reason given"
+    if is_loop(reason):
+        return problem(f"requests run in a circle: {reason}", f"on the gateway, {LOOP_REMEDY}")
     if answer.status == 503:
         return problem(f"the gateway can't give {path}: {reason}{refusal_in_words(reason)}", ON_GATEWAY)
     if answer.status == 404:
         return problem(
             f"the gateway has no {path}: {reason}", "see serving.databases on the gateway, and its log."
         )
-    if answer.status == 502 and "loop" in reason:
-        return problem(
-            f"requests run in a circle: {reason}", "correct upstream.url and upstream.proxy there."
-        )
+    if answer.status == 401:
+        return _unauthorised(answer, proxy)
     return problem(f"the gateway answers {path} with {answer.status}: {reason}", ON_GATEWAY)
 
 

@@ -21,6 +21,11 @@ class Status(StrEnum):
     PROBLEM = "problem"
     SKIPPED = "skipped"
 
+    @property
+    def severity(self) -> int:
+        """How bad it is: the exit code of a doctor who finds nothing worse."""
+        return _EXIT_CODES.get(self, 0)
+
 
 _EXIT_CODES = {Status.PROBLEM: 2, Status.WARNING: 1}
 
@@ -116,7 +121,7 @@ def examine(checks: Iterable[Check], deadline: Deadline) -> Iterator[Finding]:
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """2 with problems, 1 with warnings, else 0."""
-    return max((_EXIT_CODES.get(finding.status, 0) for finding in findings), default=0)
+    return max((finding.status.severity for finding in findings), default=0)
 
 
 def one_line(text: str) -> str:

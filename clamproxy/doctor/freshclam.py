@@ -1,4 +1,4 @@
-"""The freshclam of this machine: what it is told of proxy and mirrors, and how it introduces itself."""
+"""The freshclam of this machine: what its configuration says, and how it introduces itself."""
 
 from __future__ import annotations
 
@@ -6,31 +6,67 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+
+from clamproxy.setup.client_config import CDN
 
 PLACES = (
     Path("/etc/clamav/freshclam.conf"),
     Path("/etc/freshclam.conf"),
     Path("/usr/local/etc/freshclam.conf"),
 )
-DEFAULT_PORT = 8080
-"""Without HTTPProxyPort (protocol.md 1.4)."""
+DATABASE_DIRECTORIES = (Path("/var/lib/clamav"), Path("/usr/local/share/clamav"))
+"""Where databases are without DatabaseDirectory: as distributions build freshclam, and as ClamAV does."""
+STANDARD_DATABASES = ("daily", "main", "bytecode")
+"""In the order in which freshclam updates them (protocol.md 1.1)."""
 ANY_VERSION = "1.4.3"
 """What a machine without freshclam says: one that ClamAV supports."""
+
+_NO = ("no", "false", "0")
+_RUN_LIMIT = 3.0
+"""Seconds for freshclam to say its version."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreshclamConf:
-    """The lines that matter here."""
+    """The lines of a freshclam.conf, of which nothing shows the password."""
 
-    host: str | None = None
-    """Of the proxy, or of a mirror that is not ClamAV's; None if there is neither."""
-    port: int = DEFAULT_PORT
-    credentials: str | None = field(default=None, repr=False)
-    uses_https: bool = False
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """The values of each option, in their order."""
+
+    def first(self, option: str) -> str | None:
+        """The value that counts: of an option that is there twice, freshclam 1.4.6 takes the first."""
+        return next(iter(self.options.get(option, ())), None)
+
+    def all(self, option: str) -> tuple[str, ...]:
+        """The values of an option that may be there more than once."""
+        return self.options.get(option, ())
+
+    @property
+    def mirrors(self) -> list[str]:
+        """The URLs of the servers, in the order in which freshclam tries them (protocol.md 1.1)."""
+        if private := self.all("PrivateMirror"):
+            return [mirror if "://" in mirror else f"http://{mirror}" for mirror in private]
+        return [_official(mirror) for mirror in self.all("DatabaseMirror")]
+
+    @property
+    def database_directory(self) -> Path:
+        """Where the databases are, and freshclam.dat."""
+        if (named := self.first("DatabaseDirectory")) is not None:
+            return Path(named)
+        return next((path for path in DATABASE_DIRECTORIES if path.is_dir()), DATABASE_DIRECTORIES[0])
+
+    @property
+    def databases(self) -> list[str]:
+        """The databases of ClamAV that it keeps up to date."""
+        excluded = set(self.all("ExcludeDatabase"))
+        if (self.first("Bytecode") or "yes").lower() in _NO:
+            excluded.add("bytecode")
+        wanted = [name for name in STANDARD_DATABASES if name not in excluded]
+        extra = [name for name in self.all("ExtraDatabase") if name.isascii() and name.isalpha()]
+        return list(dict.fromkeys([*wanted, *extra]))
 
 
 def find_conf(places: Iterable[Path] = PLACES) -> Path | None:
@@ -44,69 +80,66 @@ def find_conf(places: Iterable[Path] = PLACES) -> Path | None:
     return None
 
 
+def hidden_conf(places: Iterable[Path] = PLACES) -> Path | None:
+    """A configuration that this user may not read."""
+    return next((path for path in places if path.exists() and not os.access(path, os.R_OK)), None)
+
+
 def read_conf(path: Path) -> FreshclamConf:
     """Read a freshclam.conf.
 
     Raises:
         OSError: it can't be read.
     """
-    return parse_conf(path.read_text(encoding="utf-8", errors="replace"))
+    return parse_conf(path.read_bytes().decode("utf-8", "replace"))
 
 
 def parse_conf(text: str) -> FreshclamConf:
-    """See `read_conf`; a key that is there more than once has its last value."""
-    values: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        key, _, value = line.strip().partition(" ")
-        if key and not key.startswith("#"):
-            values.setdefault(key, []).append(value.strip().strip('"'))
-    last = {key: found[-1] for key, found in values.items()}
-    mirrors = values.get("PrivateMirror") or values.get("DatabaseMirror") or []
-    uses_https = any(_is_https(mirror, "PrivateMirror" in values) for mirror in mirrors)
-    if server := last.get("HTTPProxyServer", "").removeprefix("http://"):
-        port = last.get("HTTPProxyPort", "")
-        user, password = last.get("HTTPProxyUsername"), last.get("HTTPProxyPassword")
-        credentials = f"{user}:{password}" if user and password else None
-        number = int(port) if re.fullmatch("[0-9]{1,5}", port) else DEFAULT_PORT
-        return FreshclamConf(server.strip("[]"), number, credentials, uses_https)
-    return _mirror(mirrors)
+    """See `read_conf`; what freshclam itself would refuse stands as it is."""
+    options: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        option, *value = line.split(maxsplit=1) or [""]
+        if option and not option.startswith("#"):
+            options.setdefault(option, []).append("".join(value).strip(" \t").strip('"'))
+    return FreshclamConf({option: tuple(values) for option, values in options.items()})
 
 
 def user_agent() -> str:
     """As the freshclam of this machine introduces itself, without the machine's UUID."""
     system = os.uname()
-    version = _installed_version() or ANY_VERSION
+    match = re.match(r"ClamAV (\d+(?:\.\d+){1,2})", (_run("--version") or ("", ""))[0])
+    version = match[1] if match else ANY_VERSION
     return f"ClamAV/{version} (OS: {system.sysname}, ARCH: {system.machine}, CPU: {system.machine})"
 
 
-def _installed_version() -> str | None:
+def objection(path: Path) -> str | None:
+    """Why freshclam itself refuses its configuration, in its own words; None if it doesn't.
+
+    It reads the file before it says its version, and does nothing else.
+    """
+    output, errors = _run("--version", f"--config-file={path}") or ("", "")
+    if output.startswith("ClamAV "):
+        return None
+    lines = [line.removeprefix("ERROR: ") for line in errors.splitlines() if line.startswith("ERROR: ")]
+    return next(iter(lines), None)
+
+
+def _run(*arguments: str) -> tuple[str, str] | None:
+    """What freshclam prints, and what as errors; None if there is no freshclam."""
     program = shutil.which("freshclam")
     if program is None:
         return None
     try:
         result = subprocess.run(  # noqa: S603
-            [program, "--version"], capture_output=True, text=True, timeout=3, check=False
+            [program, *arguments], capture_output=True, text=True, timeout=_RUN_LIMIT, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.match(r"ClamAV (\d+(?:\.\d+){1,2})", result.stdout)
-    return match[1] if match else None
+    return result.stdout, result.stderr
 
 
-def _is_https(mirror: str, is_private: bool) -> bool:
-    """DatabaseMirror without a scheme is https, and so is db.*.clamav.net (protocol.md 1.1)."""
-    return mirror.startswith("https://") or ("://" not in mirror and not is_private)
-
-
-def _mirror(mirrors: list[str]) -> FreshclamConf:
-    """A gateway that is used as a mirror: its port is the proxy's, too."""
-    for mirror in mirrors:
-        try:
-            parts = urlsplit(mirror if "://" in mirror else f"http://{mirror}")
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            continue
-        if host and not host.endswith("clamav.net") and parts.scheme == "http":
-            user, password = unquote(parts.username or ""), unquote(parts.password or "")
-            return FreshclamConf(host, port or 80, f"{user}:{password}" if user else None)
-    return FreshclamConf()
+def _official(mirror: str) -> str:
+    """DatabaseMirror without a scheme is https, and so is all that looks like db.*.clamav.net."""
+    if mirror.startswith("db.") and ".clamav.net" in mirror:
+        return f"https://{CDN}"
+    return mirror if "://" in mirror else f"https://{mirror}"

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -27,7 +28,9 @@ from clamproxy.doctor.findings import (
     skipped,
     warning,
 )
-from clamproxy.doctor.origin import OriginSide, failure_in_words
+from clamproxy.doctor.freshclam import STANDARD_DATABASES
+from clamproxy.doctor.origin import OriginSide, cooldown_in_words
+from clamproxy.doctor.processes import PROC, lock_holders
 from clamproxy.inspection import quarantined
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
@@ -44,12 +47,12 @@ RENEW_CA = 30 * 86400.0
 class GatewaySide:
     """The checks, and what one of them leaves for the next. Close it at the end."""
 
-    def __init__(self, config: str | None, database: str, deadline: Deadline) -> None:
+    def __init__(self, config: str | None, databases: Sequence[str], deadline: Deadline) -> None:
         """Prepare; nothing is looked at yet.
 
         Args:
             config: the configuration file that the user named, if any.
-            database: whose header and record are asked for.
+            databases: the first one's header and record are asked for; none: those that are in use.
             deadline: of all checks.
         """
         self._config = config
@@ -57,7 +60,10 @@ class GatewaySide:
         self._store: Store | None = None
         self._is_foreign = False
         """Whether the cache is another user's: SQLite would leave files there that are not."""
-        self._origin = OriginSide(database, deadline)
+        self._origin = OriginSide(deadline)
+        self.databases = list(databases)
+        """What to look at; if nobody has named any, those that machines get here."""
+        self._are_named = bool(databases)
 
     def checks(self) -> list[Check]:
         """In the order in which the gateway itself would meet the obstacles."""
@@ -92,6 +98,11 @@ class GatewaySide:
         except ConfigurationError as error:
             return problem(str(error), "correct it; proxy.yaml explains each key.")
         self._origin.settings = self._settings
+        serves = self._settings.serving.databases
+        self.databases = (
+            self.databases or [name for name in STANDARD_DATABASES if name in serves] or [*serves]
+        )
+        self._origin.database = self.databases[0]
         return ok(f"{path} is valid" if path else "there is none: everything has its default")
 
     def _look_at_directory(self) -> Verdict:
@@ -150,11 +161,13 @@ class GatewaySide:
                 f"the index is damaged, what is cached was read from the files: {damage}",
                 "start the proxy: it makes the index anew.",
             )
-        databases = ", ".join(
-            f"{name} {versions['reached']}"
-            for name, versions in figures["databases"].items()
-            if versions["reached"]
-        )
+        reached = {name: versions["reached"] for name, versions in figures["databases"].items()}
+        cached = [name for name, version in reached.items() if version]
+        if not self._are_named:
+            # Others may be enabled that ClamAV has given up: who asks the origin for those gets nothing.
+            also = [name for name in cached if name in self._settings.serving.databases]
+            self.databases = list(dict.fromkeys([*self.databases, *also]))
+        databases = ", ".join(f"{name} {reached[name]}" for name in cached)
         return ok(f"{shown_count(figures['objects'], 'object')}; {databases or 'no database yet'}")
 
     def _look_into_quarantine(self) -> Verdict:
@@ -189,7 +202,7 @@ class GatewaySide:
             return ok("the origin may be asked for everything")
         what, longest = max(in_force.items(), key=lambda item: item[1].until)
         more = f" (and {len(in_force) - 1} more: `clamproxy stats`)" if len(in_force) > 1 else ""
-        meaning, remedy = failure_in_words(longest.failure)
+        meaning, remedy = cooldown_in_words(longest)
         rest = shown_span(longest.until - time.time())
         text = f"the origin is not asked for {rest} ({what}): {longest.reason}"
         return warning(f"{text}{more}. {meaning}", remedy)
@@ -267,21 +280,10 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
     return ok(f"the authority is valid until {end:%Y-%m-%d}")
 
 
-def proxy_pid(directory: Path, locks: Path = Path("/proc/locks")) -> int | None:
+def proxy_pid(directory: Path, locks: Path = PROC / "locks") -> int | None:
     """The process that has a cache open, if there is one and the system tells."""
-    try:
-        status = (directory / "owners.lock").stat()
-        lines = locks.read_text().splitlines()
-    except OSError:
-        return None
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in lines:
-        fields = line.split()
-        if place in fields and "FLOCK" in fields:
-            pid = int(fields[fields.index(place) - 1])
-            if pid > 0 and pid != os.getpid() and _may_look_at(pid):
-                return pid
-    return None
+    holders = lock_holders(directory / "owners.lock", "FLOCK", locks)
+    return next((pid for pid in holders if pid != os.getpid() and _may_look_at(pid)), None)
 
 
 def _may_look_at(pid: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dns.exception
 import dns.resolver
@@ -12,7 +12,7 @@ import dns.resolver
 from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
 from clamproxy.config.units import Nameserver, host_and_port
 from clamproxy.doctor.explain import ON_GATEWAY
-from clamproxy.doctor.findings import Verdict, ok, problem, warning
+from clamproxy.doctor.findings import Status, Verdict, ok, problem, warning
 from clamproxy.origin.resolver import DnsResolver, Resolver
 from clamproxy.origin.versions import parse_primary, parse_single, record_name
 from clamproxy.readable import shortened
@@ -90,18 +90,37 @@ def record_time(text: str, database: str) -> float | None:
     return float(field) if field.isascii() and field.isdecimal() else None
 
 
-def compare_with_gateway(database: str, served: int | None, nameservers: Sequence[Nameserver]) -> Verdict:
+def compare_with_gateway(
+    databases: Sequence[str], served: Mapping[str, int], nameservers: Sequence[Nameserver]
+) -> Verdict:
     """What a freshclam in DNS mode learns, beside what the gateway serves.
 
     Args:
-        database: its name.
-        served: its version, as the gateway's header says; None if that isn't known.
+        databases: their names.
+        served: the versions, as the gateway's headers say, where they are known.
         nameservers: who is asked; none: those of the system.
     """
-    name = record_name(database, DOMAIN)
+    names = {database: record_name(database, DOMAIN) for database in databases}
+    records = {name: _look_up(name, nameservers) for name in dict.fromkeys(names.values())}
+    verdicts = [_compare(name, served.get(name), names[name], records[names[name]]) for name in databases]
+    worst = max(verdicts, key=lambda verdict: verdict.status.severity)
+    if worst.status is not Status.OK or len(verdicts) == 1:
+        return worst
+    return ok("; ".join(verdict.text for verdict in verdicts))
+
+
+def _look_up(name: str, nameservers: Sequence[Nameserver]) -> str | RecordError:
     try:
-        text = ask(DnsResolver(nameservers), name)
-        version = version_in(text, database, time.time())
+        return ask(DnsResolver(nameservers), name)
+    except RecordError as error:
+        return error
+
+
+def _compare(database: str, served: int | None, name: str, record: str | RecordError) -> Verdict:
+    try:
+        if isinstance(record, RecordError):
+            raise record
+        version = version_in(record, database, time.time())
     except RecordError as error:
         return warning(f"no version record ({name}): {error}", _NO_DNS)
     if served is None:

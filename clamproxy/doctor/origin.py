@@ -26,9 +26,11 @@ from clamproxy.doctor import explain
 from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.clock import TOLERANCE, compare_clocks
 from clamproxy.doctor.findings import Deadline, Verdict, ok, problem, skipped, warning
+from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.names import RecordError, ask, record_time, version_in
-from clamproxy.doctor.reach import reach
-from clamproxy.doctor.wire import TunnelRefused, WireError
+from clamproxy.doctor.reach import is_own_address, look_up, reach
+from clamproxy.doctor.route import is_official
+from clamproxy.doctor.wire import Answer, TunnelRefused, WireError
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import Requester
@@ -36,7 +38,7 @@ from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.connections import REDIRECTS_ONLY, make_pool
-from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import reason_of, retry_after_of
 from clamproxy.origin.versions import record_name
@@ -70,19 +72,24 @@ _FAILURES = {
 _PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries again by itself.")
 
 
-def failure_in_words(failure: Failure) -> tuple[str, str]:
+def cooldown_in_words(cooldown: Cooldown) -> tuple[str, str]:
     """What a cool-down means, and what to do."""
-    return _FAILURES.get(failure, _PASSING)
+    if explain.is_loop(cooldown.reason):
+        return "Requests come back to this gateway.", explain.LOOP_REMEDY
+    if explain.is_refused_by_proxy(cooldown.reason):
+        return f"{explain.PROXY_USERS[0]}.", explain.PROXY_USERS[1]
+    return _FAILURES.get(cooldown.failure, _PASSING)
 
 
 class OriginSide:
     """The checks of the outside; settings and store come from the checks before."""
 
-    def __init__(self, database: str, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self.settings = Settings()
+        self.database = STANDARD_DATABASES[0]
+        """Whose header and record are asked for."""
         self.store: Store | None = None
         """The cache, if it could be opened."""
-        self._database = database
         self._deadline = deadline
         self._date: float | None = None
         self._recorded: float | None = None
@@ -96,11 +103,11 @@ class OriginSide:
         if resolver is None:
             why = "upstream.offline is set" if settings.upstream.offline else "versions.dns is false"
             return skipped(f"the gateway asks no DNS: {why}")
-        name = record_name(self._database, settings.versions.domain)
+        name = record_name(self.database, settings.versions.domain)
         try:
             text = ask(resolver, name)
-            self._recorded = record_time(text, self._database)
-            version = version_in(text, self._database, time.time())
+            self._recorded = record_time(text, self.database)
+            version = version_in(text, self.database, time.time())
         except RecordError as error:
             return warning(
                 f"no version from {name}: {error}; the CDN is asked for the header of each CVD instead",
@@ -113,8 +120,8 @@ class OriginSide:
                 f"the version record is {shown_span(age)} old; after 12 h nobody believes it",
                 "see whether the clock is right, and whether the name server answers with old records.",
             )
-        also = " and the other databases" if self._database in FIELDS else ""
-        return ok(f"DNS advertises {self._database} {version}{also}, {shown_span(max(0.0, age))} ago")
+        also = " and the other databases" if self.database in FIELDS else ""
+        return ok(f"DNS advertises {self.database} {version}{also}, {shown_span(max(0.0, age))} ago")
 
     # The way out
 
@@ -140,11 +147,13 @@ class OriginSide:
 
     def probe(self) -> Verdict:
         """Ask the origin for the first bytes of a CVD, if that is allowed."""
-        path = Latest(self._database, Kind.CVD).upstream_path
+        path = Latest(self.database, Kind.CVD).upstream_path
         if self.settings.upstream.offline:
             return skipped("upstream.offline is set")
         if self._proxy_fails:
             return skipped("not looked at because of: upstream proxy")
+        if self._is_own():
+            return self._loop("this machine itself")
         requester, books = self._requester(), _Books(self.store)
         if isinstance(requester, str):
             return self._connect(requester)
@@ -169,19 +178,26 @@ class OriginSide:
         requester: Requester,
     ) -> Verdict:
         url, status = self.settings.upstream.url, response.status
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        words = Answer(status, headers, beginning).reason
+        if explain.is_loop(words):
+            return self._loop(f"its answer: {words}")
+        if status == 407:
+            return problem(*explain.PROXY_USERS)
         if status in (403, 429):
             failure = Failure.FORBIDDEN if status == 403 else Failure.RATE_LIMITED
             wait = retry_after_of(response.headers.get("Retry-After"))
             books.cooldowns.failed(failure, path, requester.version, f"status {status}", wait)
-            text, remedy = failure_in_words(failure)
+            text, remedy = _FAILURES[failure]
             return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
         if status not in (200, 206):
-            return problem(f"{url}{path} answers {status}", _remedy_of(status))
+            said = f": {words}" if words else ""
+            return problem(f"{url}{path} answers {status}{said}", _remedy_of(status))
         try:
             header = CvdHeader.parse(beginning)
         except InvalidObject as error:
             return problem(f"{url}{path} is no CVD: {error}", _FAILURES[Failure.BAD_CONTENT][1])
-        return ok(f"{url} answers {requester.version}: {self._database} {header.version}")
+        return ok(f"{url} answers {requester.version}: {self.database} {header.version}")
 
     def judge_clock(self) -> Verdict:
         """Compare with the origin's Date, else with the time of the version record."""
@@ -194,12 +210,42 @@ class OriginSide:
             return compare_clocks(self._recorded, now, "the version record")
         return ok("this machine's clock is not behind the version record")
 
+    def _is_own(self) -> bool:
+        """Whether ClamAV's own name leads to this machine, as a local DNS zone may have it."""
+        if self.settings.upstream.proxy is not None or not is_official(self._host):
+            return False
+        return any(map(is_own_address, self._addresses()))
+
+    def _loop(self, sign: str) -> Verdict:
+        """Name the loop.
+
+        Args:
+            sign: what shows it.
+        """
+        url, addresses = self.settings.upstream.url, ", ".join(self._addresses())
+        where = f"{url}, with the address {addresses}" if addresses else url
+        return problem(f"upstream.url leads back to this gateway: {where} ({sign})", explain.LOOP_REMEDY)
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.settings.upstream.url).hostname or ""
+
+    def _addresses(self) -> list[str]:
+        try:
+            return look_up(self._host, self._deadline.allow(_CONNECT_LIMIT))
+        except OSError:
+            return []
+
     def _connect(self, reason: str) -> Verdict:
         """Where no request may be made: see whether one could be. It costs none.
 
         Args:
             reason: why none may be made.
         """
+        if explain.is_loop(reason):
+            return self._loop(reason)
+        if explain.is_refused_by_proxy(reason):  # a try more, and the account may be locked
+            return problem(*explain.PROXY_USERS)
         limit = self._deadline.allow(_CONNECT_LIMIT)
         try:
             reached = bounded(lambda: reach(self.settings.upstream, limit), limit + 1)
@@ -247,11 +293,9 @@ class OriginSide:
                 f"the certificate of {url} is not trusted: {shown}",
                 "if a proxy on the way intercepts TLS, put its authority into upstream.ca_bundle.",
             )
-        if "407" in shown:
-            return problem(
-                f"upstream.proxy wants a user and a password: {shown}",
-                "upstream.proxy: http://user:password@host:port, percent-encoded.",
-            )
+        # Of a tunnel, the status is in what urllib3 wraps.
+        if explain.is_refused_by_proxy(shown) or "Tunnel connection failed: 407" in str(error):
+            return problem(*explain.PROXY_USERS)
         return problem(
             f"{url} can't be reached: {shown}",
             _FAILURES[Failure.UNREACHABLE][1],

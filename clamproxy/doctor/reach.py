@@ -1,14 +1,15 @@
-"""The way to the origin without a request: DNS, TCP and TLS, as far as they are the gateway's own."""
+"""The way to a server without a request: DNS, TCP and TLS, as far as they are the gateway's own."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 from clamproxy.config.settings import Upstream
 from clamproxy.config.units import host_and_port
+from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.wire import Proxy, connected, open_tunnel
 
 _USER_AGENT = "clamproxy-doctor"
@@ -44,6 +45,28 @@ def reach(upstream: Upstream, seconds: float) -> str:
         open_tunnel(stream, Proxy(*address, _USER_AGENT, upstream.proxy.credentials), name)
         # What is in TLS already can't be wrapped once more by Python's sockets.
         return f"a tunnel to {name}" if proxy_is_secure else _secured(stream, context, origin)
+
+
+def look_up(host: str, seconds: float) -> list[str]:
+    """The addresses of a host, each once.
+
+    Raises:
+        OSError: there are none, or the resolver takes too long.
+    """
+    try:
+        entries = bounded(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), seconds)
+    except UnicodeError as error:  # an impossible name
+        raise OSError(str(error)) from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+
+
+def is_own_address(address: str) -> bool:
+    """Whether an address is one of this machine's: packets to it leave from itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # of a datagram socket: nothing is sent
+        return str(probe.getsockname()[0]) == address
+    return False
 
 
 def _secured(stream: socket.socket, context: ssl.SSLContext, origin: tuple[str, int]) -> str:

@@ -36,7 +36,10 @@ _OF_A_TRUSTED_AUTHORITY = (_EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED)
 """Other certificates wouldn't help."""
 _SECOND_LOOK = 3.0
 """Seconds in which the certificate is fetched that was not trusted."""
-_INSTALL = "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here."
+_INSTALL = (
+    "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here; "
+    "DatabaseMirror http://database.clamav.net needs none."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ def _ask(
     except (OSError, WireError) as error:
         return explain.no_answer(error, f"https through CONNECT {target}")
     if answer.status not in (200, 206):
-        return explain.status(answer, path)
+        return explain.status(answer, path, proxy)
     return ok(f"https works with {trust}")
 
 

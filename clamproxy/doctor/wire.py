@@ -1,7 +1,7 @@
 """Requests as freshclam makes them, each on a connection of its own, in bounded time.
 
-Not by an HTTP library: what the peer gets is what freshclam sends (protocol.md 1.1 and 1.4), and
-what went wrong must be known exactly.
+Not by an HTTP library: what the peer gets is what freshclam sends (protocol.md 1.1 and 1.4), and one field
+more, so that the gateway doesn't count it as a machine's; and what went wrong must be known exactly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from clamproxy.config.units import host_and_port
+from clamproxy.messages import DOCTOR_FIELD
 from clamproxy.readable import shown_span
 
 PIECE = 64 * 1024
+
+_IS_DOCTOR = f"{DOCTOR_FIELD}: yes"
 
 
 class WireError(Exception):
@@ -90,6 +93,13 @@ class Proxy:
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)
 
+    @property
+    def token(self) -> str:
+        """The credentials as HTTP has them (RFC 7617), "" if there are none."""
+        if self.credentials is None:
+            return ""
+        return "Basic " + base64.b64encode(self.credentials.encode()).decode("ascii")
+
 
 @contextmanager
 def connected(address: tuple[str, int], seconds: float) -> Iterator[socket.socket]:
@@ -129,10 +139,9 @@ def open_tunnel(stream: socket.socket, proxy: Proxy, target: str) -> None:
         TunnelRefused: its status isn't 200.
     """
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-    if proxy.credentials is not None:
-        token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
-        lines.append(f"Proxy-Authorization: Basic {token}")
-    lines += [f"User-Agent: {proxy.user_agent}", "Proxy-Connection: Keep-Alive"]
+    if proxy.token:
+        lines.append(f"Proxy-Authorization: {proxy.token}")
+    lines += [f"User-Agent: {proxy.user_agent}", "Proxy-Connection: Keep-Alive", _IS_DOCTOR]
     answer = converse(stream, lines, method="CONNECT", largest=PIECE)
     if answer.status != 200:
         raise TunnelRefused(answer)
@@ -156,23 +165,32 @@ def wrap(stream: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSo
 
 
 def get(
-    stream: socket.socket, host: str, path: str, user_agent: str, *, span: str | None = None, largest: int
+    stream: socket.socket,
+    host: str,
+    path: str,
+    user_agent: str,
+    *,
+    span: str | None = None,
+    largest: int,
+    token: str = "",
 ) -> Answer:
-    """Ask for a file in a tunnel, with freshclam's header fields.
+    """Ask for a file, with freshclam's header fields.
 
     Args:
-        stream: the tunnel, with or without TLS.
+        stream: a tunnel to the server, with or without TLS; or a connection to it.
         host: of the URL.
         path: of the URL.
         user_agent: freshclam's.
         span: the range of bytes, ``0-511``.
         largest: bytes of the body that are read.
+        token: the credentials that the server itself wants.
 
     Raises:
         WireError: there is no answer.
     """
     fields = [f"Host: {host}", *([f"Range: bytes={span}"] if span else [])]
-    fields += [f"User-Agent: {user_agent}", "Accept: */*", "Connection: close"]
+    fields += [f"Authorization: {token}"] if token else []
+    fields += [f"User-Agent: {user_agent}", "Accept: */*", "Connection: close", _IS_DOCTOR]
     return converse(stream, [f"GET {path} HTTP/1.1", *fields], method="GET", largest=largest)
 
 

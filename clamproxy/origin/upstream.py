@@ -34,6 +34,11 @@ from clamproxy.origin.cooldown import Failure
 CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
 
+LONGEST_WORDS = 300
+"""Bytes of a parent gateway's reason that are passed on."""
+PATIENCE_WITH_WORDS = 2.0
+"""Seconds to wait for them."""
+
 _WHERE = re.compile(r"^<?[\w.]+(\(.*?\)| object at \w+)>?: ")
 """What urllib3 puts before its reasons: the connection, which is known."""
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})(.*)")
@@ -158,6 +163,18 @@ class Answer:
         """Cloudflare's id of the request, for a report to ClamAV's people; else empty."""
         ray = self._response.headers.get("cf-ray", "")
         return f" (cf-ray {ray})" if _RAY.fullmatch(ray) else ""
+
+    def words(self) -> str:
+        """Why a parent gateway doesn't deliver, as it says: so a loop has its name, wherever it closes."""
+        if "clamproxy" not in self._response.headers.get("Via", ""):
+            return ""
+        try:
+            with self._scope.within(PATIENCE_WITH_WORDS):
+                text = self._response.read1(LONGEST_WORDS, decode_content=False).decode("ascii", "replace")
+        except LIBRARY_ERRORS:
+            return ""
+        words = "".join(filter(str.isprintable, text.partition("\n")[0].removeprefix("clamproxy: ")))
+        return f": {words}" if words else ""
 
     def chunks(self, largest: int = CHUNK) -> Iterator[bytes]:
         """The body as it comes.
@@ -343,7 +360,7 @@ class Upstream:
         if status == 407:
             raise OriginError(Failure.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
         failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
-        reason = f"status {status}{ray}"
+        reason = f"status {status}{ray}{answer.words()}"
         if answer.redirects:
             reason += ": a redirect to another host, from https to http, or one too many"
         raise OriginError(failure, reason, answer.retry_after)

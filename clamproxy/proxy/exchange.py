@@ -10,7 +10,7 @@ from mitmproxy import http
 
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
-from clamproxy.messages import Result
+from clamproxy.messages import DOCTOR_FIELD, Result
 from clamproxy.objects import parse_path
 from clamproxy.proxy.access_log import Outcome, log_request
 from clamproxy.proxy.site import Destination
@@ -19,6 +19,7 @@ from clamproxy.serving.whole import GATEWAY_IN_VIA
 
 _KEY = "clamproxy_exchange"
 """Of an `Exchange` in the metadata of a flow."""
+_ASKED_BY_DOCTOR = (Destination.DATABASES, Destination.NOBODY)
 _LONGEST_DATE, _LONGEST_METHOD = 64, 16
 """Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
 
@@ -53,7 +54,9 @@ class Exchange:
         if self.done:
             return
         self.done = True
-        if self.destination is Destination.FEED:
+        if self._is_doctors(flow):
+            self.result = Result.STATUS
+        elif self.destination is Destination.FEED:
             service.stats.count_feed_request(self.result, length)
         elif self.destination is not Destination.PAGES:
             service.stats.count_request(self.result, length)
@@ -71,6 +74,10 @@ class Exchange:
         # A refusal for a host that isn't configured, or to nobody known, may concern a feed, too.
         hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
         log_request(flow.request, outcome, hides_path=hides_path)
+
+    def _is_doctors(self, flow: http.HTTPFlow) -> bool:
+        """Whether it is no machine that asks; the fleet sees it all the same, so nobody hides behind that."""
+        return DOCTOR_FIELD in flow.request.headers and self.destination in _ASKED_BY_DOCTOR
 
     def _visit(self, flow: http.HTTPFlow, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""

@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.cache.store import Store
-from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result
+from clamproxy.messages import CACHE_STATUS, DOCTOR_FIELD, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
@@ -54,7 +54,7 @@ class Gateway:
             delivery: fetches what isn't cached.
             whole: answers requests for CVDs and CLDs.
             stuck: the patches that nobody shall wait for.
-            notice: told of the database and the client of each request.
+            notice: told of the database and the client of each request, but for the doctor's.
             pseudonym: this gateway's name in Via, by which it knows a loop.
         """
         self._databases = databases
@@ -109,7 +109,8 @@ class Gateway:
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
-        self._notice(target.database, request.requester)
+        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
+            self._notice(target.database, request.requester)
         await self._ensure_sound(target.database)
         match target:
             case ObjectId():

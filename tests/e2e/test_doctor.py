@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import trustme
 from werkzeug.security import generate_password_hash
 
 from tests.support import faults
-from tests.support.dns_server import Mode
-from tests.support.gateway import USER_AGENT, tool
-from tests.support.site import LOCALHOST, Site
+from tests.support.dns_server import Mode, namespace_refusal
+from tests.support.doctor_rig import answer, gateways
+from tests.support.gateway import CDN, USER_AGENT, tool
+from tests.support.site import LOCALHOST, Site, eventually
 
 from .conftest import MakeSite
+from .test_reload import reload
 
 FEW = {"max_connections": 50}
 """Fewer than any limit of open files."""
@@ -99,6 +102,96 @@ def test_origin_refuses(make_site: MakeSite) -> None:
     rows = examine(site, code=2)
     check(rows["gateway", "upstream"], "skipped", "cool-down until")
     check(rows["gateway", "cool-downs"], "warning", "client ClamAV/1.4.6", "wait")
+
+
+def test_nothing_is_counted(make_site: MakeSite) -> None:
+    """The doctor is no machine. What it costs the origin is real."""
+    site = make_site(access=FEW, upstream=NAMED, serving={"prefetch": "none"})
+    site.publish(6)
+    rows = examine(site, code=0)
+    check(rows["client", "cache"], "ok", "clamproxy; hit")
+    examine(make_site(serving={"hosts": ["mirror.example.net"]}), "--no-local", code=2)
+    asked = site.origin.count("W") + site.origin.count("P") + site.origin.count("D6")
+    figures = eventually(lambda: (found := site.gateway.stats())["upstream_requests"] == asked and found)
+    assert figures, site.gateway.stats()
+    counted = ("requests", "hits", "misses", "collapsed", "negative", "refused", "errors", "bytes_served")
+    assert {figures[name] for name in counted} == {0}
+    assert "/test-6.cdiff 6 status 200" in site.gateway.log
+    site.gateway.ask("/test-6.cdiff")
+    assert eventually(lambda: site.gateway.stats()["hits"]) == 1
+
+
+def test_nobody_hides_from_the_fleet(site: Site) -> None:
+    """A machine that says it is the doctor is seen all the same."""
+    site.publish(6)
+    site.gateway.ask("/test-6.cdiff", extra={"Clamproxy-Doctor": "yes"})
+
+    def machines() -> list[Row]:
+        rows: list[Row] = json.loads(site.gateway.tool("fleet", "--json").stdout)
+        return rows
+
+    (machine,) = eventually(machines)
+    assert machine["uuid"] in USER_AGENT
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_parent_proxy_wants_a_password(make_site: MakeSite, scheme: str) -> None:
+    with gateways() as make:
+        refusing = make(answer(407, proxy_authenticate='Basic realm="squid"'))
+        parent = {"url": f"{scheme}://origin.example.net", "proxy": f"http://127.0.0.1:{refusing.port}"}
+        site = make_site(access=FEW, upstream=NAMED | parent)
+        rows = examine(site, code=2)
+    check(
+        rows["gateway", "upstream"], "problem", "wants a user and a password (407)", "upstream.proxy: http:"
+    )
+
+
+def test_a_loop(make_site: MakeSite) -> None:
+    """The name in upstream.url leads to the gateway itself."""
+    site = make_site(access=FEW, upstream=NAMED)
+    site.publish(6)
+    url = f"http://localhost:{site.gateway.port}"
+    reload(site.gateway, upstream={"url": url})
+    for _ in range(2):
+        rows = examine(site, code=2)
+        text = f"leads back to this gateway: {url}, with the address "
+        check(rows["gateway", "upstream"], "problem", text, "name server without that zone")
+        check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
+
+
+def test_a_loop_over_another_gateway(make_site: MakeSite) -> None:
+    site, other = make_site(access=FEW, upstream=NAMED), make_site()
+    site.publish(6)
+    reload(site.gateway, upstream={"url": f"http://localhost:{other.gateway.port}"})
+    reload(other.gateway, upstream={"url": f"http://localhost:{site.gateway.port}"})
+    rows = examine(site, code=2)
+    check(rows["gateway", "upstream"], "problem", "leads back to this gateway", "correct upstream.url")
+    check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
+
+
+def test_the_cdns_name_leads_here(make_site: MakeSite, tmp_path: Path) -> None:
+    """A local zone that sends machines to the gateway sends the gateway to itself."""
+    if (refusal := namespace_refusal(tmp_path)) is not None:
+        pytest.skip(refusal)
+    site = make_site(access=FEW, upstream={**NAMED, "url": f"https://{CDN}"})
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost {CDN}\n")
+    gateway = f"{LOCALHOST}:{site.gateway.port}"
+    doctor = [str(Path(sys.executable).with_name("clamproxy")), "doctor", "--gateway", gateway, "--json"]
+    doctor += [
+        "--config",
+        str(site.gateway.config),
+        "--nameserver",
+        site.dns.nameserver,
+        "--database",
+        "test",
+    ]
+    bind = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", bind, str(hosts), *doctor]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = {(row["side"], row["subject"]): row for row in json.loads(result.stdout)["findings"]}
+    text = f"leads back to this gateway: https://{CDN}, with the address 127.0.0.1 (this machine itself)"
+    check(rows["gateway", "upstream"], "problem", text, "name server without that zone")
 
 
 def test_dns_wrong(make_site: MakeSite) -> None:

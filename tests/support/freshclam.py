@@ -110,10 +110,15 @@ class Freshclam:
         output = result.stdout.decode("utf-8", "replace")
         return Outcome(result.returncode, output, self._versions(), self._retry_after())
 
-    def _command(self) -> list[str]:
+    def write(self) -> Path:
+        """Write freshclam.conf, as each run does."""
         config = self.directory / "freshclam.conf"
         config.touch(mode=0o600)  # with a password in it, freshclam insists on that
         config.write_text("\n".join(self._config()) + "\n")
+        return config
+
+    def _command(self) -> list[str]:
+        config = self.write()
         command = [require_freshclam(), "--stdout", f"--config-file={config}"]
         if self.database is not None:
             command.append(f"--update-db={self.database}")

@@ -25,8 +25,7 @@ from clamproxy.doctor.tls import Trust, own_trust, trust_of
 from clamproxy.doctor.wire import Proxy
 from clamproxy.setup.trust import INSTALLED_FILES, LINUX_FILE, RHEL_FILE
 from tests.support.dns_server import FakeDns, Mode
-from tests.support.forge import forge_keys
-from tests.unit.doctor_rig import (
+from tests.support.doctor_rig import (
     CDN,
     ESTABLISHED,
     HEADER,
@@ -45,7 +44,9 @@ from tests.unit.doctor_rig import (
     patch,
     stay_silent,
 )
+from tests.support.forge import forge_keys
 
+DOCTORS = "Clamproxy-Doctor: yes"
 AGENT = "ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64)"
 
 type Make = Callable[..., FakeGateway]
@@ -83,7 +84,7 @@ def examined(
     proxy = Proxy(host, port, AGENT, credentials)
     trusts = [trust] if isinstance(trust, Trust) else trust
     servers = [Nameserver(dns.address, dns.port)] if dns else []
-    subject = Subject(proxy, "daily", forge_keys().trusted, trusts, servers)
+    subject = Subject(proxy, ["daily"], forge_keys().trusted, trusts, servers)
     deadline = Deadline(60)
     return {finding.subject: finding for finding in examine(Client(subject, deadline).checks(), deadline)}
 
@@ -116,17 +117,18 @@ def test_all_is_well(make: Make) -> None:
 
 
 def test_requests_are_those_of_freshclam(make: Make) -> None:
+    """But for the field by which the gateway knows that they don't count."""
     gateway = make()
     examined(gateway.port, credentials="alice:s3cret")
     tunnels = [head for head in gateway.seen if head.startswith("CONNECT")]
     files = [head for head in gateway.seen if head.startswith("GET")]
     assert tunnels[0] == (
         f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}:80\r\nProxy-Authorization: Basic YWxpY2U6czNjcmV0\r\n"
-        f"User-Agent: {AGENT}\r\nProxy-Connection: Keep-Alive\r\n\r\n"
+        f"User-Agent: {AGENT}\r\nProxy-Connection: Keep-Alive\r\n{DOCTORS}\r\n\r\n"
     )
     assert files[0] == (
         f"GET {HEADER} HTTP/1.1\r\nHost: {CDN}\r\nRange: bytes=0-511\r\nUser-Agent: {AGENT}\r\n"
-        "Accept: */*\r\nConnection: close\r\n\r\n"
+        f"Accept: */*\r\nConnection: close\r\n{DOCTORS}\r\n\r\n"
     )
     assert [head.split()[1] for head in files] == [HEADER, PATCH, PATCH], "no whole CVD is fetched"
     assert "Range" not in files[1]

@@ -1,4 +1,4 @@
-"""`clamproxy doctor`: which gateway, what is printed, and the exit code; and freshclam.conf."""
+"""`clamproxy doctor`: which gateway, what is printed, and the exit code."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from clamproxy.doctor.findings import (
     exit_code,
     one_line,
 )
-from clamproxy.doctor.freshclam import FreshclamConf, find_conf, parse_conf, user_agent
+from clamproxy.doctor.freshclam import user_agent
+from tests.support.doctor_rig import HEADER, FakeGateway, answer, from_clamproxy, gateways, header
 from tests.support.forge import forge_keys
-from tests.unit.doctor_rig import HEADER, FakeGateway, answer, from_clamproxy, gateways, header
 
 OK, WARNING, PROBLEM, SKIPPED = Status
 
@@ -69,6 +69,7 @@ def test_lines_for_people(make: Make) -> None:
     assert title == f"As a client of 127.0.0.1:{gateway.port}"
     assert lines[0] == "  ok      name            127.0.0.1 is an address"
     assert all(re.match(r"  (ok|skipped) +[a-z]+ +\S", line) for line in lines)
+    assert [line.split()[2] for line in lines if " header " in line] == ["daily", "main", "bytecode"]
 
 
 def test_a_problem_has_a_remedy_below_it(make: Make) -> None:
@@ -136,6 +137,66 @@ def test_of_freshclam_conf(make: Make, tmp_path: Path) -> None:
     result = invoke("--freshclam-conf", "own.conf")
     assert f"As a client of 127.0.0.1:{gateway.port}" in result.stdout
     assert "  problem https " in result.stdout, "https is tried, as freshclam uses it"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes this machine one with a freshclam.conf of these lines, where freshclam looks for it."""
+
+    def make(*lines: str) -> Path:
+        conf = tmp_path / "freshclam.conf"
+        own = [
+            f"DatabaseDirectory {tmp_path}",
+            "DatabaseOwner root",
+            "DatabaseMirror http://database.clamav.net",
+        ]
+        conf.write_text("".join(f"{line}\n" for line in [*lines, *own]))
+        monkeypatch.setattr(module, "find_conf", lambda: conf)
+        return conf
+
+    return make
+
+
+def test_on_a_machine(make: Make, machine: Callable[..., Path]) -> None:
+    """Its freshclam.conf leads to the gateway, so freshclam is looked at, too."""
+    gateway = make()
+    conf = machine("HTTPProxyServer 127.0.0.1", f"HTTPProxyPort {gateway.port}", "Bytecode no")
+    for arguments in ([], ["--gateway", f"127.0.0.1:{gateway.port}"]):
+        lines = invoke(*arguments).stdout.splitlines()
+        assert f"As a client of 127.0.0.1:{gateway.port}" in lines
+        below = lines[lines.index("On this machine") + 1 :]
+        assert below[0].startswith(f"  ok      freshclam.conf  {conf} names 127.0.0.1:{gateway.port} for ")
+        assert any(line.startswith("  ok      header main ") for line in lines)
+        assert not any("bytecode" in line for line in lines)
+
+
+def test_by_the_environment(make: Make, machine: Callable[..., Path]) -> None:
+    """A container has the gateway from there."""
+    gateway = make()
+    machine()
+    output = invoke(http_proxy=f"http://127.0.0.1:{gateway.port}").stdout
+    assert f"As a client of 127.0.0.1:{gateway.port}\n" in output
+    assert "On this machine\n" in output
+
+
+def test_a_machine_that_goes_elsewhere(make: Make, machine: Callable[..., Path]) -> None:
+    """It was asked about a gateway: whether freshclam is to use that isn't known."""
+    conf = machine("HTTPProxyServer proxy.example.net")
+    result = on(make())
+    assert result.exit_code == 0
+    assert f"skipped freshclam.conf  {conf} doesn't lead to this gateway; --freshclam-conf" in result.stdout
+    result = on(make(), "--freshclam-conf", str(conf))
+    assert "  ok      freshclam.conf" in result.stdout
+
+
+def test_stock_debian_and_a_gateway_that_was_named(make: Make, machine: Callable[..., Path]) -> None:
+    """Nobody has told freshclam yet."""
+    conf = machine()
+    result = on(make(), "--freshclam-conf", str(conf))
+    assert (result.exit_code, "freshclam asks ClamAV's servers, not the gateway" in result.stdout) == (
+        2,
+        True,
+    )
 
 
 def test_no_gateway_is_known() -> None:
@@ -242,39 +303,3 @@ class TestFindings:
 
     def test_lines(self) -> None:
         assert one_line("a\r\n\x1b[1mb") == "a   [1mb"
-
-
-class TestFreshclamConf:
-    @pytest.mark.parametrize(
-        ("lines", "conf"),
-        [
-            ("", FreshclamConf()),
-            ("# HTTPProxyServer gw\nDatabaseMirror https://database.clamav.net", FreshclamConf()),
-            ("HTTPProxyServer gw\nDatabaseMirror http://x", FreshclamConf("gw", 8080)),
-            ("HTTPProxyServer http://gw\nHTTPProxyPort 3128", FreshclamConf("gw", 3128)),
-            ("HTTPProxyServer   [2001:db8::1]", FreshclamConf("2001:db8::1", 8080)),
-            ("HTTPProxyServer a\nHTTPProxyServer b", FreshclamConf("b", 8080)),
-            ("HTTPProxyServer gw\nHTTPProxyPort x", FreshclamConf("gw", 8080)),
-            (
-                'HTTPProxyServer gw\nHTTPProxyUsername u\nHTTPProxyPassword "p w"',
-                FreshclamConf("gw", 8080, "u:p w"),
-            ),
-            ("HTTPProxyServer gw\nHTTPProxyUsername u", FreshclamConf("gw", 8080)),
-            (
-                "HTTPProxyServer gw\nDatabaseMirror db.local.clamav.net",
-                FreshclamConf("gw", 8080, None, uses_https=True),
-            ),
-            ("DatabaseMirror http://gw:8080", FreshclamConf("gw", 8080)),
-            ("PrivateMirror gw:8080\nDatabaseMirror database.clamav.net", FreshclamConf("gw", 8080)),
-            ("PrivateMirror http://u:p%40w@gw:8080", FreshclamConf("gw", 8080, "u:p@w")),
-            ("DatabaseMirror http://[::1", FreshclamConf()),
-        ],
-    )
-    def test_lines(self, lines: str, conf: FreshclamConf) -> None:
-        assert parse_conf(lines) == conf
-
-    def test_places(self, tmp_path: Path) -> None:
-        places = [tmp_path / "a", tmp_path / "b"]
-        assert find_conf(places) is None
-        places[1].write_text("")
-        assert find_conf(places) == places[1]

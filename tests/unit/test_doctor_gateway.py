@@ -34,9 +34,9 @@ from clamproxy.doctor.gateway import GatewaySide, judge_authority, proxy_pid
 from clamproxy.origin.budget import PER_FILE
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
+from tests.support.doctor_rig import answer, gateways
 from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, MakeCvd, put_cvd
-from tests.unit.doctor_rig import answer, gateways
 
 type Found = dict[str, Finding]
 type Examine = Callable[..., Found]
@@ -87,7 +87,7 @@ def look(tmp_path: Path, origin: Origin, dns: FakeDns, monkeypatch: pytest.Monke
 
 def run(config: str | None) -> Found:
     deadline = Deadline(60)
-    with closing(GatewaySide(config, "daily", deadline)) as side:
+    with closing(GatewaySide(config, ["daily"], deadline)) as side:
         return {finding.subject: finding for finding in examine(side.checks(), deadline)}
 
 
@@ -129,6 +129,26 @@ def test_all_is_well(look: Examine, cache: Path) -> None:
     check(found, "index", OK, "1 object; daily 5")
     check(found, "version record", OK, "daily 28")
     check(found, "upstream", OK, "answers ClamAV/1.4.6: daily 28")
+
+
+@pytest.mark.parametrize(
+    ("serving", "databases"),
+    [
+        ({}, ["daily", "main", "bytecode", "valhalla"]),
+        ({"databases": ["main", "daily", "valhalla"]}, ["daily", "main", "valhalla"]),
+        ({"databases": ["test"]}, ["test"]),
+    ],
+)
+def test_databases_that_machines_get(
+    look: Examine, cache: Path, make_cvd: MakeCvd, serving: dict[str, Any], databases: list[str]
+) -> None:
+    """Not those that are enabled but have never come: ClamAV has given some up."""
+    with closing(Store(cache)) as store:
+        put_cvd(store, 9, make_cvd(9, database="valhalla"), database="valhalla")
+    look(serving=serving)
+    with closing(GatewaySide(str(cache.parent / "own.yaml"), [], Deadline(60))) as side:
+        list(examine(side.checks(), Deadline(60)))
+        assert side.databases == databases
 
 
 def test_before_the_first_start(look: Examine, tmp_path: Path) -> None:
@@ -396,7 +416,7 @@ class TestUpstream:
             (faults.status(429, retry_after="7200"), "asked too often", "no other machine"),
             (faults.status(404), "answers 404", "upstream.url"),
             (faults.status(502), "answers 502", "tries again"),
-            (faults.status(407), "answers 407", "upstream.proxy"),
+            (faults.status(407), "wants a user and a password", "upstream.proxy"),
             (faults.html(), "is no CVD", "replaces answers"),
             (faults.reset(), "can't be reached", "DNS and default route"),
         ],

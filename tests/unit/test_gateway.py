@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from werkzeug.http import http_date
 
-from clamproxy.messages import CACHE_STATUS, Result, SourceError
+from clamproxy.messages import CACHE_STATUS, Requester, Result, SourceError
 from clamproxy.policy import OLDEST_CDIFF
 from clamproxy.serving import gateway as gateway_module
 from tests.support import faults
@@ -52,6 +52,15 @@ async def test_trap_11_a_probe_on_a_cold_cache_costs_a_probe(site: Site, make_cv
         reply, content = await site.ask("/daily.cvd", **PROBE)
         assert (reply.status, reply.result, content) == (206, result, make_cvd(5, 300_000)[:512])
     assert site.origin.trace == "P"
+
+
+async def test_the_doctor_is_no_client_in_whose_name_to_ask(site: Site) -> None:
+    """What only the doctor asks for is of no use to anybody, so nothing of it is looked for later."""
+    await site.ask("/daily.cvd", **PROBE, Clamproxy_Doctor="yes")
+    await site.ask("/daily.cvd", agent=OLD_AGENT, **PROBE)
+    assert site.service._origin.agents.requester() is None
+    await site.ask("/daily.cvd", **PROBE)
+    assert site.service._origin.agents.requester() == Requester(AGENT)
 
 
 async def test_trap_13_probe_and_file_agree_while_the_cdn_moves_on(site: Site, make_cvd: MakeCvd) -> None:

@@ -91,6 +91,8 @@ class FakeGateway:
     def __post_init__(self) -> None:
         self.files = {
             HEADER: from_clamproxy(206, header()),
+            "/main.cvd": from_clamproxy(206, header(62, age=90 * 86400)),
+            "/bytecode.cvd": from_clamproxy(206, header(339, age=90 * 86400)),
             PATCH: from_clamproxy(200, patch()),
             **self.files,
         }

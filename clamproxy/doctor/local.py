@@ -1,0 +1,89 @@
+"""The databases of this machine, beside what the gateway has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clamproxy.doctor.explain import ON_GATEWAY
+from clamproxy.doctor.findings import Verdict, ok, problem, warning
+from clamproxy.doctor.freshclam import STANDARD_DATABASES
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.readable import shown_count
+
+GRACE = 86400.0
+"""Seconds since a build within which a machine may be one version behind: its next check fetches that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A database as it lies in DatabaseDirectory."""
+
+    version: int | None = None
+    """None: there is none that can be used."""
+    trouble: str = ""
+    """Why a file that is there can't be used, in one line."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a file at all."""
+        return self.version is not None or bool(self.trouble)
+
+
+def look_at(directory: Path, database: str) -> Local:
+    """The database of a machine: its CVD, or the CLD that patches have made of it."""
+    versions, troubles = list[int](), list[str]()
+    for path in (directory / f"{database}.cld", directory / f"{database}.cvd"):
+        try:
+            with path.open("rb") as file:
+                versions.append(CvdHeader.parse(file.read(HEADER_SIZE)).version)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            troubles.append(f"{path}: {error.strerror or error}")
+        except InvalidObject as error:
+            troubles.append(f"{path} {error}")
+    return Local(max(versions, default=None), "; ".join(troubles))
+
+
+def compare(local: Mapping[str, Local], served: Mapping[str, CvdHeader | None], now: float) -> Verdict:
+    """How far a machine is behind.
+
+    Args:
+        local: what it has.
+        served: the headers that the gateway gave; None: it has said that there is no such database.
+        now: Unix seconds.
+
+    Returns:
+        Where the machine itself can do something about it, the remedy has a place for ``{command}``.
+    """
+    verdicts = [_compare(name, found, served.get(name), name in served, now) for name, found in local.items()]
+    worst = max(verdicts, key=lambda verdict: verdict.status.severity, default=ok("none are configured"))
+    same = [verdict.text for verdict in verdicts if verdict.status is worst.status]
+    return Verdict(worst.status, "; ".join(same), worst.remedy)
+
+
+def _compare(name: str, local: Local, header: CvdHeader | None, is_known: bool, now: float) -> Verdict:
+    if is_known and header is None and name not in STANDARD_DATABASES:
+        return warning(
+            f"the gateway's origin has no {name}: freshclam fails at it, and doesn't get to what comes after",
+            f"remove ExtraDatabase {name} from freshclam.conf.",
+        )
+    if local.version is None:
+        return problem(local.trouble or f"{name} is missing", "{command}")
+    if header is None:
+        return ok(f"{name} {local.version}")
+    missing = header.version - local.version
+    if missing < 0:
+        text = f"{name} {local.version} is newer than the gateway's {header.version}"
+        return warning(text, ON_GATEWAY)
+    if missing == 0:
+        return ok(f"{name} {local.version}, as the gateway has it")
+    text = (
+        f"{name} {local.version} is {shown_count(missing, 'version')} behind the gateway's {header.version}"
+    )
+    if missing == 1 and now - header.stime < GRACE:
+        return ok(f"{text}, which is new: the next check fetches it")
+    return problem(text, "{command}")

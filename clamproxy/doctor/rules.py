@@ -1,0 +1,140 @@
+"""What in a freshclam.conf keeps a machine from the gateway, though freshclam can read it.
+
+Each rule is what freshclam 1.4.6 was seen to do; what it can't even read, it says itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from clamproxy.doctor.findings import Verdict, problem, warning
+from clamproxy.doctor.freshclam import FreshclamConf
+from clamproxy.doctor.route import Route, is_official
+
+CLIENT_CONFIG = "`clamproxy client-config`, on the gateway, prints the lines that belong there."
+MOST_CHECKS = 50
+"""freshclam takes from one check a day to this number."""
+
+
+def judge(path: Path, conf: FreshclamConf, route: Route | None, mode: int) -> Verdict | None:
+    """The worst that is wrong; None if nothing is.
+
+    Args:
+        path: of the configuration, for the commands.
+        conf: what it says.
+        route: where requests go by it.
+        mode: the permission bits of the file.
+    """
+    verdicts = [
+        _line_ends(path, conf),
+        _password(path, conf, mode),
+        _user(conf),
+        _checks(conf),
+        _private(conf),
+        _scheme(conf),
+        _brackets(conf),
+        _nowhere(route),
+        _twice(conf),
+        _past_the_gateway(conf, route),
+    ]
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+def _line_ends(path: Path, conf: FreshclamConf) -> Verdict | None:
+    if not any(value.endswith("\r") for values in conf.options.values() for value in values):
+        return None
+    return problem(
+        f"the lines of {path} end in CR LF, as on Windows: freshclam takes the CR for a part of the value",
+        f"as root: sed -i 's/\\r$//' {path}",
+    )
+
+
+def _password(path: Path, conf: FreshclamConf, mode: int) -> Verdict | None:
+    if conf.first("HTTPProxyPassword") is None or not mode & 0o077:
+        return None
+    return problem(
+        f"{path} holds HTTPProxyPassword and has mode {mode & 0o777:04o}: freshclam doesn't start "
+        "unless only its owner may read it",
+        f"as root: chmod 600 {path}",
+    )
+
+
+def _user(conf: FreshclamConf) -> Verdict | None:
+    needs = conf.first("HTTPProxyServer") and conf.first("HTTPProxyUsername")
+    if not needs or conf.first("HTTPProxyPassword") is not None:
+        return None
+    return problem(
+        "HTTPProxyUsername is there without HTTPProxyPassword: freshclam doesn't start",
+        "add HTTPProxyPassword, or remove HTTPProxyUsername.",
+    )
+
+
+def _checks(conf: FreshclamConf) -> Verdict | None:
+    checks = conf.first("Checks") or "12"
+    if not checks.isdecimal() or 1 <= int(checks) <= MOST_CHECKS:
+        return None
+    return problem(
+        f"Checks {checks}: the daemon doesn't start with that",
+        f"a number from 1 to {MOST_CHECKS}; 24 is once an hour.",
+    )
+
+
+def _private(conf: FreshclamConf) -> Verdict | None:
+    names = [mirror for mirror in conf.all("PrivateMirror") if ".clamav.net" in mirror]
+    if not names:
+        return None
+    return problem(
+        f"PrivateMirror {names[0]}: freshclam doesn't start with a name of ClamAV there", CLIENT_CONFIG
+    )
+
+
+def _scheme(conf: FreshclamConf) -> Verdict | None:
+    server = (conf.first("HTTPProxyServer") or "").removeprefix("http://")
+    if "://" not in server:
+        return None
+    return problem(
+        f"HTTPProxyServer {server}: clamproxy is an HTTP proxy, and speaks neither TLS nor SOCKS on its port",
+        "write the host alone: HTTPProxyServer gateway.example.net",
+    )
+
+
+def _brackets(conf: FreshclamConf) -> Verdict | None:
+    server = conf.first("HTTPProxyServer") or ""
+    if server.count(":") < 2 or "[" in server or "://" in server:
+        return None
+    return problem(
+        f"HTTPProxyServer {server}: libcurl takes an IPv6 address in brackets only",
+        f"HTTPProxyServer [{server}]",
+    )
+
+
+def _nowhere(route: Route | None) -> Verdict | None:
+    if route is not None:
+        return None
+    return problem("freshclam asks ClamAV's servers, not the gateway", CLIENT_CONFIG)
+
+
+def _twice(conf: FreshclamConf) -> Verdict | None:
+    for option in ("HTTPProxyServer", "HTTPProxyPort", "HTTPProxyUsername", "HTTPProxyPassword"):
+        values = conf.all(option)
+        if len(set(values)) > 1:
+            shown = "" if "Pass" in option else f", {values[0]}"
+            return warning(
+                f"{option} is there {len(values)} times: freshclam takes the first{shown}",
+                f"remove the others. {CLIENT_CONFIG}",
+            )
+    return None
+
+
+def _past_the_gateway(conf: FreshclamConf, route: Route | None) -> Verdict | None:
+    """Another server is tried when the gateway fails: so it, too, can put the machine on a cool-down."""
+    if route is None or not route.is_mirror:
+        return None
+    others = [mirror for mirror in conf.mirrors if is_official(urlsplit(mirror).hostname or "")]
+    if not others:
+        return None
+    return warning(
+        f"when the gateway fails, freshclam asks {others[0]} itself",
+        "leave the gateway as the only DatabaseMirror: it serves what it has while the CDN fails.",
+    )
