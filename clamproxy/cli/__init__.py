@@ -21,12 +21,18 @@ from clamproxy.cli import (
     stats,
     verify,
 )
+from clamproxy.cli.output import with_output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="clamproxy")
 def main() -> None:
     """A caching forward HTTP proxy for ClamAV signature databases."""
+
+
+def entry() -> None:
+    """What is installed as ``clamproxy``."""
+    with_output(lambda: main(prog_name="clamproxy"))
 
 
 for _command in (

@@ -1,5 +1,5 @@
 """``python -m clamproxy.cli``."""
 
-from clamproxy.cli import main
+from clamproxy.cli import entry
 
-main(prog_name="clamproxy")
+entry()

@@ -31,6 +31,7 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
+from clamproxy.cli.output import binary_output
 from clamproxy.cli.progress import Bars
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
@@ -114,10 +115,11 @@ def _output(file: str) -> Iterator[BinaryIO]:
         with written_file(Path(file)) as stream:
             yield stream
         return
-    stdout = sys.stdout.buffer
+    stdout = binary_output()
     if stdout.isatty():
         fail("the standard output is a terminal; a bundle is no text")
     yield stdout
+    stdout.flush()
 
 
 @contextmanager

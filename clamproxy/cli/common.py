@@ -17,14 +17,26 @@ import diskcache
 from clamproxy.cache.store import Store
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
-from clamproxy.config.settings import Settings
+from clamproxy.config.settings import Listen, Settings
 from clamproxy.config.units import parse_database
 from clamproxy.objects import Kind
+from clamproxy.setup.place import nearest, proxies
 
 type _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def _one_file(_: click.Context, option: click.Parameter, files: tuple[str, ...]) -> str | None:
+    if len(files) > 1:
+        raise click.BadParameter(f"{len(files)} are given; expected one file", param=option)
+    return files[0] if files else None
+
+
 config_option: _Decorator = click.option(
-    "--config", metavar="FILE", help="Configuration file; default: ./proxy.yaml, /etc/clamproxy/proxy.yaml."
+    "--config",
+    metavar="FILE",
+    multiple=True,
+    callback=_one_file,
+    help="Configuration file; default: ./proxy.yaml, /etc/clamproxy/proxy.yaml.",
 )
 
 
@@ -48,21 +60,24 @@ def settings_of(config: str | None) -> Settings:
         fail(str(error))
 
 
+def gateway_here(config: str | None) -> tuple[str, int]:
+    """Where a program on this machine reaches its gateway; the default if that can't be known."""
+    try:
+        settings = load_settings(find_config(config, Path.cwd()), os.environ)
+    except ConfigurationError:
+        return nearest(Listen().proxy[0])
+    return nearest(proxies(settings)[0])
+
+
 def tell(message: str) -> None:
     """A line for the operator, where it can't get into what is piped on."""
     click.echo(f"clamproxy: {message}", err=True)
 
 
 def write_out(text: str) -> None:
-    """Print; whoever reads the beginning only (``| head -1``) doesn't change the exit code by that."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still to be written has to go somewhere: Python tries once more at its end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    """Print at once; see `clamproxy.cli.output` for what becomes of it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def fail(message: str) -> NoReturn:

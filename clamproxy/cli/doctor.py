@@ -15,14 +15,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from clamproxy.cli.common import config_option, fail, write_out
+from clamproxy.cli.common import config_option, fail, gateway_here, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
-from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.loading import PASSWORD_VARIABLE, ConfigurationError, find_config, load_settings
 from clamproxy.config.units import Nameserver, parse_database, parse_nameserver
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
 from clamproxy.doctor.freshclam import FreshclamConf, find_conf, read_conf, user_agent
 from clamproxy.formats.signatures import CLAMAV_KEYS
-from clamproxy.setup.client_config import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from clamproxy.doctor.client import Subject
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 LIMIT = 24.0
 """Seconds for all checks; the one that runs at the end may take some more."""
-PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
 
 _GATEWAY, _CLIENT = "gateway", "client"
 _TITLES = {_GATEWAY: "On this gateway", _CLIENT: "As a client of {}"}
@@ -94,7 +92,7 @@ def doctor(
     is_local = _is_gateway(config) if local is None else local
     conf = _freshclam_conf(freshclam_conf)
     if gateway is None and is_local and freshclam_conf is None:
-        gateway, conf = ("127.0.0.1", DEFAULT_PORT), FreshclamConf()
+        gateway, conf = gateway_here(config), FreshclamConf()
     if gateway is None and conf.host is not None:
         gateway = conf.host, conf.port
     if gateway is None:

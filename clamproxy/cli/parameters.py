@@ -43,6 +43,9 @@ def duration(expected: str, *, shortest: float = 0.0, longest: float = math.inf)
     """
 
     def parse(text: object) -> float:
+        if isinstance(text, str) and text.strip().isdecimal() and int(text):
+            # In proxy.yaml that is seconds, but who says --stale 2 means days.
+            raise ValueError(f"{expected}, with its unit")
         try:
             seconds = parse_duration(text)
         except ValueError:

@@ -21,8 +21,17 @@ from clamproxy.config.settings import Settings
 LOCAL_CONFIG = "proxy.yaml"
 SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
+PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
+"""Where `clamproxy doctor` finds the password of a user; the only variable of ours that is no setting."""
 SECRETS = frozenset({"status.token", "access.users"})
 """Keys whose values are shown to nobody, besides the password in upstream.proxy."""
+
+_FOREIGN = re.compile(
+    r"CLAMPROXY_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?)|CLAMPROXY_TEST\w+"
+)
+"""Names that Kubernetes and Docker set for a service that is called clamproxy, and those of the tests."""
+_ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
+"""How they begin the value of CLAMPROXY_PORT."""
 
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
@@ -67,7 +76,9 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
     for path in candidates:
         try:
-            if path.exists() and not path.is_dir():
+            if path.is_dir():
+                raise ConfigurationError(f"{explicit or path} is a directory; expected a configuration file")
+            if path.exists():
                 return path
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
@@ -121,13 +132,29 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     """Give the parsed values of the environment's variables of ours, by their names."""
     overrides = {}
     for name, text in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name.removeprefix(ENVIRONMENT_PREFIX):
+        if not name.upper().startswith(ENVIRONMENT_PREFIX) or _is_foreign(name, text):
             continue
         if name not in _VARIABLES:
-            hint = _did_you_mean(name, {variable: variable for variable in _VARIABLES})
-            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{hint}")
+            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{_meant(name)}")
         overrides[name] = _parse_yaml(text, f"environment variable {name}")
     return overrides
+
+
+def _is_foreign(name: str, text: str) -> bool:
+    """Whether a variable is not for us, or not for the configuration."""
+    if name == f"{ENVIRONMENT_PREFIX}PORT" and _ADDRESS_OF_LINK.match(text):
+        return True
+    return name == PASSWORD_VARIABLE or _FOREIGN.fullmatch(name) is not None
+
+
+def _meant(variable: str) -> str:
+    """Suggest a variable that exists for one that doesn't."""
+    name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
+    known = {one.removeprefix(ENVIRONMENT_PREFIX): one for one in _VARIABLES}
+    for one, whole in known.items():
+        if one.replace("_", "") == name.replace("_", ""):
+            return f"; did you mean {whole}?"
+    return _did_you_mean(name, known) or f"; expected {ENVIRONMENT_PREFIX}<SECTION>__<KEY>"
 
 
 class _Loader(yaml.SafeLoader):
@@ -189,7 +216,8 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
     if key in SECRETS and value is not None:
         value = "***"
     if len(rest) > 1:
-        key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
+        if isinstance(value, list):
+            key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
         expected = str(detail["ctx"]["error"])
     if detail["type"] == "conflict":
         expected = detail["msg"]

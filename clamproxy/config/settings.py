@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from clamproxy.config.units import (
+    ANY,
     GIB,
     KIB,
     MIB,
@@ -34,6 +35,7 @@ from clamproxy.config.units import (
     Network,
     domain_matches,
     host_matches,
+    one_or_more,
     parse_base_url,
     parse_database,
     parse_domain_pattern,
@@ -42,6 +44,7 @@ from clamproxy.config.units import (
     parse_host_name,
     parse_host_pattern,
     parse_http_proxy,
+    parse_listen,
     parse_nameserver,
     parse_network,
     parse_share,
@@ -80,12 +83,40 @@ DatabaseName = Annotated[str, BeforeValidator(parse_database)]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 HostName = Annotated[str, BeforeValidator(parse_host_name)]
 
+Endpoints = Annotated[
+    tuple[Annotated[Endpoint, PlainValidator(parse_listen)], ...], BeforeValidator(one_or_more)
+]
+
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
+_ENDPOINTS = 'a port, an address with a port such as "*:8080", a list of them, or null'
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Listen(_Section):
+    """Where clients reach the gateway; the command line may say otherwise."""
+
+    proxy: Endpoints = Field(
+        (Endpoint(ANY, 8080),),
+        min_length=1,
+        description='a port, an address with a port such as "*:8080", or a list of one or more of them',
+    )
+    reverse: Endpoints = Field((), description=_ENDPOINTS)
+    dns: Endpoints = Field((), description=_ENDPOINTS)
+
+    @field_validator("proxy", "reverse", "dns", mode="after")
+    @classmethod
+    def _no_port_twice(cls, endpoints: tuple[Endpoint, ...], info: ValidationInfo) -> tuple[Endpoint, ...]:
+        taken = [(other, f"listen.{name}") for name, others in info.data.items() for other in others]
+        for endpoint in endpoints:
+            for other, where in taken:
+                if endpoint.clashes(other):
+                    raise PydanticCustomError("conflict", f"a port of its own, as {other} is in {where}")
+            taken.append((endpoint, "the same list"))
+        return endpoints
 
 
 class Cache(_Section):
@@ -289,6 +320,7 @@ class Feeds(_Section):
 class Settings(_Section):
     """The whole configuration; ``Settings()`` is the default one."""
 
+    listen: Listen = Field(default_factory=Listen)
     cache: Cache = Field(default_factory=Cache)
     upstream: Upstream = Field(default_factory=Upstream)
     versions: Versions = Field(default_factory=Versions)

@@ -10,7 +10,7 @@ from mitmproxy import http
 
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
-from clamproxy.messages import Result
+from clamproxy.messages import Reply, Result
 from clamproxy.objects import parse_path
 from clamproxy.proxy.access_log import Outcome, log_request
 from clamproxy.proxy.site import Destination
@@ -19,6 +19,8 @@ from clamproxy.serving.whole import GATEWAY_IN_VIA
 
 _KEY = "clamproxy_exchange"
 """Of an `Exchange` in the metadata of a flow."""
+_ORDINARY = (Result.MISS, Result.NEGATIVE)
+"""How a file that isn't there is answered: freshclam asks for such in its usual course."""
 _LONGEST_DATE, _LONGEST_METHOD = 64, 16
 """Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
 
@@ -32,6 +34,8 @@ class Exchange:
     destination: Destination
     result: Result = Result.REFUSED
     version: int | None = None
+    reason: str = ""
+    """Why the client doesn't get what it asked for, or not the newest of it."""
     passed: int = 0
     """Bytes of a streamed answer of a host that is passed through."""
     done: bool = False
@@ -42,6 +46,12 @@ class Exchange:
         exchange = cls(flow.client_conn.peername[0], time.monotonic(), destination)
         flow.metadata[_KEY] = exchange
         return exchange
+
+    def take(self, reply: Reply) -> None:
+        """Note how a request was answered."""
+        self.result, self.version = reply.result, reply.version
+        if self.result not in _ORDINARY:
+            self.reason = reply.reason
 
     def count_passed(self, data: bytes) -> bytes:
         """Called by mitmproxy with each piece that it streams."""
@@ -66,7 +76,7 @@ class Exchange:
             status=flow.response.status_code if flow.response else 0,
             length=length,
             seconds=time.monotonic() - self.started_at,
-            error=error,
+            error=error or self.reason,
         )
         # A refusal for a host that isn't configured, or to nobody known, may concern a feed, too.
         hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
