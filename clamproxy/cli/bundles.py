@@ -86,7 +86,7 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     - is the standard input. All of it is verified with ClamAV's keys before anything is published.
     Works whether the proxy runs or not.
     """
-    cache = settings_of(config).cache
+    cache = settings_of(config, creates=True).cache
     require_owner(cache.directory)
     with _refusals(file), _input(file) as stream, opened_store(cache.directory, make=True) as store:
         with Bars() as bars:

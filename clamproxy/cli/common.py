@@ -16,7 +16,14 @@ import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.cli.parameters import parsed_by
-from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.loading import (
+    ENVIRONMENT_PREFIX,
+    LOCAL_CONFIG,
+    SYSTEM_CONFIG,
+    ConfigurationError,
+    find_config,
+    load_settings,
+)
 from clamproxy.config.settings import Listen, Settings
 from clamproxy.config.units import parse_database
 from clamproxy.objects import Kind
@@ -52,12 +59,27 @@ def database_option(default: str) -> _Decorator:
     )
 
 
-def settings_of(config: str | None) -> Settings:
-    """The configuration; ends the process if it is wrong."""
+def settings_of(config: str | None, *, creates: bool = False) -> Settings:
+    """The configuration; ends the process if it is wrong.
+
+    Args:
+        config: the file that the user has named.
+        creates: whether the command makes what isn't there yet. In a directory that has nothing to do
+            with the proxy that would be a mistake.
+    """
     try:
-        return load_settings(find_config(config, Path.cwd()), os.environ)
+        path = find_config(config, Path.cwd())
+        settings = load_settings(path, os.environ)
     except ConfigurationError as error:
         fail(str(error))
+    directory = settings.cache.directory
+    is_told = path is not None or f"{ENVIRONMENT_PREFIX}CACHE__DIRECTORY" in os.environ
+    if creates and not is_told and not directory.is_dir():
+        fail(
+            f"there is neither a configuration ({LOCAL_CONFIG}, {SYSTEM_CONFIG}) nor a cache ({directory}); "
+            "run this in the proxy's directory, or with its --config FILE"
+        )
+    return settings
 
 
 def gateway_here(config: str | None) -> tuple[str, int]:

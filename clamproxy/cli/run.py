@@ -12,9 +12,8 @@ import click
 
 import clamproxy
 from clamproxy.cli.common import config_option, fail, settings_of
-from clamproxy.config.settings import Settings
-from clamproxy.config.units import Endpoint
-from clamproxy.setup.place import refusal
+from clamproxy.config.loading import ConfigurationError
+from clamproxy.setup.confdir import find_confdir
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -35,30 +34,18 @@ def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...])
     addons/clamav_cache.py`, and takes mitmdump's options as well.
     """
     settings = settings_of(config)  # a wrong configuration is told before anything starts
-    if not _say_where(mitmdump_options):
-        _require_free_ports(settings, port)
     arguments = ["-s", str(_SCRIPT)]
     if port is not None:
         arguments += ["-p", str(port)]
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
     try:
+        # mitmproxy looks there before it loads the addon, and ends with a traceback if it can't.
+        if not any("confdir" in option for option in mitmdump_options) and (home := find_confdir(settings)):
+            arguments += ["--set", f"confdir={home}"]
         _run_mitmdump([*arguments, *mitmdump_options])
-    except _StrayArgument as error:
+    except (ConfigurationError, _StrayArgument) as error:
         fail(str(error))
-
-
-def _say_where(options: Sequence[str]) -> bool:
-    """Whether mitmdump's own options may have it listen elsewhere."""
-    return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
-
-
-def _require_free_ports(settings: Settings, port: int | None) -> None:
-    """End the process if a port is taken. mitmproxy would tell so with options that are not ours."""
-    for endpoint in settings.listen.proxy:
-        wanted = endpoint if port is None else Endpoint(endpoint.host, port)
-        if (reason := refusal(wanted)) is not None:
-            fail(f"the proxy can't listen on {wanted}: {reason}; see listen.proxy, or -p PORT")
 
 
 def _run_mitmdump(arguments: Sequence[str]) -> None:

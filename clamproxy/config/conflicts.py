@@ -27,12 +27,30 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
     for endpoint in listening:
         if pages is not None and endpoint.clashes(pages):
             return f"status.listen is {pages}; expected a port of its own, as the proxy is on {endpoint}"
+    return _loop(settings, listening) or _hidden_host(settings)
+
+
+def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
     urls = {"upstream.url": settings.upstream.url}
     if settings.upstream.proxy is not None:
         urls["upstream.proxy"] = settings.upstream.proxy.url
     for key, url in urls.items():
         if any(_leads_to(url, endpoint) for endpoint in listening):
             return f"{key} is {url}; expected another place, as this gateway itself is there"
+    return None
+
+
+def _hidden_host(settings: Settings) -> str | None:
+    """A host that is never what it is meant for, as it is answered as the CDN."""
+    named = {
+        "serving.pass_through": settings.serving.pass_through,
+        "feeds.hosts": settings.feeds.hosts,
+        "status.host": [settings.status.host] if settings.status.host else [],
+    }
+    for key, hosts in named.items():
+        for host in hosts:
+            if not host.startswith("*.") and settings.serving.is_clamav_host(host):
+                return f"{key} has {host}; expected none of serving.hosts, which are answered as the CDN"
     return None
 
 

@@ -84,6 +84,8 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
             raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if explicit is not None:
         raise ConfigurationError(f"{explicit}: there is no such configuration file")
+    if (misnamed := (cwd / LOCAL_CONFIG).with_suffix(".yml")).exists():
+        raise ConfigurationError(f"{misnamed}: expected the name {LOCAL_CONFIG}, or --config {misnamed.name}")
     return None
 
 
@@ -111,8 +113,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
     variables = [name for name in overrides if _VARIABLES[name] == detail["loc"][:2]]
-    source = f"environment variable {variables[0]}" if variables else str(path)
-    raise ConfigurationError(f"{source}: {_explain(detail, data)}")
+    explained = _explain(detail, data)
+    if not variables:
+        raise ConfigurationError(f"{path}: {explained}")
+    if not environ[variables[0]].strip():
+        explained = explained.replace(" is null;", " is empty;", 1)
+    raise ConfigurationError(f"environment variable {variables[0]}: {explained}")
 
 
 def _read_file(path: Path) -> dict[Hashable, Any]:
@@ -236,7 +242,7 @@ def _explain_unknown(section: str, rest: list[str]) -> str:
 
 
 def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [name.lower()] if name.lower() in known else difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {known[near[0]]}?" if near else ""
 
 

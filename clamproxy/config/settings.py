@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,18 +59,18 @@ from clamproxy.config.units import (
 def _absolute_path(value: object, info: ValidationInfo) -> Path:
     """Resolve a path against the validation context's ``base``, else the working directory."""
     text = str(value) if isinstance(value, Path) else require_text(value)
-    if not text or b"\0" in os.fsencode(text):
+    # No shell has expanded it: a directory that is called ~ is nobody's wish.
+    if not text or text[0] in "~$" or b"\0" in os.fsencode(text):
         raise ValueError("a path")
     base: Path = info.context["base"] if info.context else Path.cwd()
     return base / text
 
 
-def _readable_file(path: Path) -> Path:
+def _certificates(path: Path) -> Path:
     try:
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise ValueError("a readable file") from error
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # of which SSLError is one
+        raise ValueError("certificates") from error
     return path
 
 
@@ -123,7 +124,9 @@ class Cache(_Section):
     """Where objects are kept, and how many."""
 
     directory: AbsolutePath = Field(
-        default=Path("cache"), validate_default=True, description="the path of a directory"
+        default=Path("cache"),
+        validate_default=True,
+        description="the path of a directory, without ~ and variables",
     )
     size_limit: Size = Field(4 * GIB, ge=MIB, description="a size such as 4GiB, at least 1 MiB")
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
@@ -139,7 +142,7 @@ class Upstream(_Section):
     proxy: Annotated[HttpProxy, PlainValidator(parse_http_proxy)] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
     )
-    ca_bundle: Annotated[AbsolutePath, AfterValidator(_readable_file)] | None = Field(
+    ca_bundle: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
     connect_timeout: Duration = Field(10.0, gt=0, le=3600, description=_TIMEOUT)
@@ -256,7 +259,9 @@ class Tls(_Section):
     """The certificate authority for clients that use https."""
 
     directory: AbsolutePath = Field(
-        default=Path("ca"), validate_default=True, description="the path of a directory"
+        default=Path("ca"),
+        validate_default=True,
+        description="the path of a directory, without ~ and variables",
     )
     names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
 

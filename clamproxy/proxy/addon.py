@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from mitmproxy import ctx, dns
@@ -79,6 +80,7 @@ class ClamProxy:
             return
         try:
             stream.check_internals()
+            _require_no_stray(getattr(ctx.options, "dumper_filter", None), ctx.options.deferred)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)
             use_format(settings.log.format)
@@ -88,6 +90,7 @@ class ClamProxy:
             service = Service(settings, self._keys, self._surroundings)
         except (ConfigurationError, AuthorityError, OSError, RuntimeError) as error:
             _stop_start(error)
+            self._listening.hold_back()
         else:
             self._install(service, authority)
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
@@ -244,6 +247,22 @@ def _provide_descriptors(settings: Settings) -> None:
             "The limit of open files leaves room for %d connections; access.max_connections is %d.",
             room,
             wanted,
+        )
+
+
+def _require_no_stray(argument: str | None, unknown: Iterable[str]) -> None:
+    """Refuse what is meant for this addon, and wouldn't get here.
+
+    Args:
+        argument: what to mitmproxy is a filter of what it shows.
+        unknown: options that have been set and don't exist, unless another addon declares them later.
+    """
+    for name in unknown:
+        if "clamproxy" in name:
+            raise ConfigurationError(f"there is no option {name}; did you mean clamproxy_config?")
+    if argument is not None and (argument.endswith((".yaml", ".yml")) or Path(argument).is_file()):
+        raise ConfigurationError(
+            f"unexpected argument {argument!r}: did you mean --set clamproxy_config={argument}?"
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from typing import Any
 
 from mitmproxy import optmanager
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -15,7 +17,6 @@ from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Listen
 from clamproxy.config.units import ANY, Endpoint
 from clamproxy.setup.client_config import CDN, DEFAULT_PORT
-from clamproxy.setup.place import refusal
 
 OPTIONS = ("mode", "listen_host", "listen_port")
 """Those of mitmproxy that are set here, or respected."""
@@ -27,6 +28,11 @@ _KINDS = {
 }
 _START = "setup_servers"
 """The task in which mitmproxy opens its first ports."""
+_REASONS = {
+    errno.EADDRINUSE: "address already in use, by another program or a clamproxy that runs",
+    errno.EACCES: "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+}
 
 
 class Listening:
@@ -55,23 +61,29 @@ class Listening:
         Raises:
             ConfigurationError: it can't.
         """
-        begun = {server.mode.full_spec for server in self._proxy.servers}
         held = {address[1] for address in self._proxy.listen_addrs()}
         for mode in self._parsed(listen):
             endpoint = self._endpoint(mode)
-            if mode.full_spec in begun or endpoint.port in held:
+            if not 0 <= endpoint.port <= 65535:  # the system would take another
+                raise ConfigurationError(f"{mode.description} on {endpoint}: expected a port up to 65535")
+            if endpoint.port in held or self._may_hold(mode, endpoint):
                 continue
             for kind in _KINDS[mode.transport_protocol]:
-                if (reason := refusal(endpoint, kind)) is not None:
+                if (reason := _refusal(endpoint, kind)) is not None:
                     raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
 
     def follow(self, listen: Listen) -> None:
         """Have mitmproxy listen where the configuration says; servers that stay are not touched."""
         modes = self._modes(listen)
         self._options.update(mode=modes)  # type: ignore[no-untyped-call]
-        if self._proxy.is_running or all(server.mode.full_spec in modes for server in self._proxy.servers):
-            return
-        # It has begun with its own default before it loaded this addon: a port that may be another's.
+        if not all(server.mode.full_spec in modes for server in self._proxy.servers):
+            self.hold_back()
+
+    def hold_back(self) -> None:
+        """Have mitmproxy not go on with its start: it begins before it loads this addon.
+
+        Its own default may be another's port. After its start that does nothing.
+        """
         for task in asyncio.all_tasks():
             if task.get_name() == _START:
                 task.cancel()
@@ -126,6 +138,42 @@ class Listening:
                 if mode.listen_port(self._options.listen_port) is not None:
                     yield mode
 
+    def _may_hold(self, mode: mode_specs.ProxyMode, endpoint: Endpoint) -> bool:
+        """Whether mitmproxy has begun to listen there, and may have the port by now.
+
+        For all addresses it asks the system's resolver first, in a thread: it hasn't.
+        """
+        is_slow = endpoint.host == ANY and mode.transport_protocol == "tcp"
+        has_begun = any(server.mode == mode for server in self._proxy.servers)
+        return has_begun and not is_slow
+
     def _endpoint(self, mode: mode_specs.ProxyMode) -> Endpoint:
         host = mode.listen_host(self._options.listen_host)
         return Endpoint(host or ANY, mode.listen_port(self._options.listen_port) or 0)
+
+
+def _refusal(endpoint: Endpoint, kind: socket.SocketKind) -> str | None:
+    """Why the system doesn't let one listen there; None if it does."""
+    host = None if endpoint.host == ANY else endpoint.host
+    try:
+        places = socket.getaddrinfo(host, endpoint.port, type=kind, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"the address isn't known: {error.strerror or error}"
+    errors = (_error_of_bind(family, kind, address) for family, *_, address in places)
+    # A machine may have no IPv6: that doesn't keep it from listening on "all addresses".
+    counts = _REASONS.keys() - ({errno.EADDRNOTAVAIL} if host is None else set())
+    return next((_REASONS[error] for error in errors if error in counts), None)
+
+
+def _error_of_bind(family: socket.AddressFamily, kind: socket.SocketKind, address: Any) -> int:
+    """0 if there is none."""
+    try:
+        with socket.socket(family, kind) as probe:
+            if kind is socket.SOCK_STREAM:  # as servers do; of datagrams it would let two have one port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0

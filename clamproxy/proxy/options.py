@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from pathlib import Path
 
 from mitmproxy import optmanager
 
-from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.proxy.listening import OPTIONS as LISTENING
+from clamproxy.setup.confdir import find_confdir
 
 DEFAULTS: dict[str, bool | str | int] = {
     # Answer CONNECT without the origin: else nothing is served while it is down (trap 2).
@@ -50,44 +48,15 @@ class OwnOptions:
             options.update(tcp_timeout=math.ceil(settings.access.idle_timeout))  # type: ignore[no-untyped-call]
 
     def place_authority(self, options: optmanager.OptManager, settings: Settings) -> None:
-        """Give mitmproxy's own authority a place that can be written: system users have no home.
+        """Give mitmproxy's own authority a directory that can be written.
 
         Raises:
             ConfigurationError: there is none.
         """
-        if "confdir" in self.given:
-            return
-        home = Path(os.path.expanduser(options.confdir))  # noqa: PTH111  # Path's raises where there is no home
-        if home.is_absolute() and _can_hold_authority(home):
-            return
-        for directory in (settings.tls.directory, settings.cache.directory):
-            place = directory / "mitmproxy"
-            if _is_made(directory) and _is_made(place) and _can_hold_authority(place):
-                options.update(confdir=str(place))  # type: ignore[no-untyped-call]
-                return
-        raise ConfigurationError(
-            f"mitmproxy's authority has no place: neither {home} nor {settings.tls.directory} "
-            "can be written; set tls.directory, or give --set confdir=DIRECTORY"
-        )
+        if "confdir" not in self.given and (directory := find_confdir(settings)) is not None:
+            options.update(confdir=str(directory))  # type: ignore[no-untyped-call]
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:
     """Whether the user has given the option a value, be it the default one."""
     return name in options and options._options[name].value is not optmanager.unset
-
-
-def _can_hold_authority(directory: Path) -> bool:
-    """Whether mitmproxy finds its authority there, or can make it."""
-    if os.access(directory / "mitmproxy-ca.pem", os.R_OK):
-        return True
-    place = directory if os.access(directory, os.F_OK) else directory.parent
-    return os.access(place, os.W_OK | os.X_OK)
-
-
-def _is_made(directory: Path) -> bool:
-    """Make a directory that only its owner can look into, if it isn't there."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return True
