@@ -1,5 +1,5 @@
 """``python -m clamproxy.cli``."""
 
-from clamproxy.cli import entry
+from clamproxy.cli import main
 
-entry()
+main(prog_name="clamproxy")

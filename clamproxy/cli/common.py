@@ -17,11 +17,11 @@ import diskcache
 from clamproxy.cache.store import Store
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import (
-    ENVIRONMENT_PREFIX,
     LOCAL_CONFIG,
     SYSTEM_CONFIG,
     ConfigurationError,
     find_config,
+    is_configured,
     load_settings,
 )
 from clamproxy.config.settings import Listen, Settings
@@ -73,8 +73,7 @@ def settings_of(config: str | None, *, creates: bool = False) -> Settings:
     except ConfigurationError as error:
         fail(str(error))
     directory = settings.cache.directory
-    is_told = path is not None or f"{ENVIRONMENT_PREFIX}CACHE__DIRECTORY" in os.environ
-    if creates and not is_told and not directory.is_dir():
+    if creates and not is_configured(path, os.environ) and not directory.is_dir():
         fail(
             f"there is neither a configuration ({LOCAL_CONFIG}, {SYSTEM_CONFIG}) nor a cache ({directory}); "
             "run this in the proxy's directory, or with its --config FILE"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Buffer, Callable
-from contextlib import suppress
+from collections.abc import Buffer, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
@@ -21,23 +21,28 @@ class OutputError(Exception):
     """
 
 
-def with_output(command: Callable[[], None]) -> None:
-    """Run a command, which prints to `sys.stdout`. Ends the process.
+@contextmanager
+def checked_output() -> Iterator[None]:
+    """While a command runs, which prints to `sys.stdout`.
 
     Whoever reads the beginning alone (``| head -1``) changes neither the rest of the command nor its
-    exit code. If the output can't be written, the command ends with one line and `CANNOT_WRITE`.
+    exit code. If the output can't be written, the process ends with one line and `CANNOT_WRITE`.
     """
-    sys.stdout = _opened()
+    original = sys.stdout
+    sys.stdout = _opened(original)
     try:
         try:
-            command()
+            yield
         finally:
-            sys.stdout.flush()
+            with suppress(OSError):  # of what the command has put in its place
+                sys.stdout.flush()
     except OutputError as error:
         with suppress(OSError):
             sys.stderr.write(f"clamproxy: the standard output can't be written: {error}\n")
             sys.stderr.flush()
         sys.exit(CANNOT_WRITE)
+    finally:
+        sys.stdout = original
 
 
 def binary_output() -> BinaryIO:
@@ -47,14 +52,18 @@ def binary_output() -> BinaryIO:
     return sys.stdout.buffer
 
 
-def _opened() -> TextIO:
-    original = sys.stdout
+def _opened(original: TextIO | None) -> TextIO:
     if original is None:  # closed by whoever started this: what is opened next must not take its place
         return Path(os.devnull).open("w")
+    try:
+        number = original.fileno()
+    except OSError:  # it is somebody's memory
+        return original
     if not isinstance(original, io.TextIOWrapper):
         return original
+    original.flush()
     return _Text(
-        io.BufferedWriter(_Descriptor(original.fileno(), "wb", closefd=False)),
+        io.BufferedWriter(_Descriptor(number, "wb", closefd=False)),
         encoding=original.encoding,
         errors=original.errors,
         line_buffering=bool(original.line_buffering),

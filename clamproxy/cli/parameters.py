@@ -46,12 +46,12 @@ def duration(
     """
 
     def parse(text: object) -> float:
-        if not in_seconds and re.fullmatch(r"\s*[0-9.]+\s*", str(text)):
-            raise ValueError(f"{expected}: {text} has no unit")
         try:
             seconds = parse_duration(text)
         except ValueError:
             raise ValueError(expected) from None
+        if seconds and not in_seconds and re.fullmatch(r"\s*[0-9.]+\s*", str(text)):
+            raise ValueError(f"{expected}: {text} has no unit")
         if not shortest <= seconds <= longest:
             raise ValueError(expected)
         return seconds

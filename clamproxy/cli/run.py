@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import clamproxy
 from clamproxy.cli.common import config_option, fail, settings_of
 from clamproxy.config.loading import ConfigurationError
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import Endpoint
 from clamproxy.setup.confdir import find_confdir
-
-if TYPE_CHECKING:
-    from mitmproxy.options import Options
+from clamproxy.setup.place import refusal
 
 _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 
@@ -30,62 +29,60 @@ _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
     """Run the proxy in the foreground.
 
-    It listens where `listen` in proxy.yaml says. This is the same as `mitmdump -s
-    addons/clamav_cache.py`, and takes mitmdump's options as well.
+    It listens where `listen` in proxy.yaml says, which is port 8080 by default. This is the same as
+    `mitmdump -s addons/clamav_cache.py`, and takes mitmdump's options as well.
     """
+    _require_options(mitmdump_options)
     settings = settings_of(config)  # a wrong configuration is told before anything starts
+    if not _say_where(mitmdump_options):
+        _require_free_ports(settings, port)
     arguments = ["-s", str(_SCRIPT)]
     if port is not None:
         arguments += ["-p", str(port)]
+    arguments += mitmdump_options
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
-    try:
-        # mitmproxy looks there before it loads the addon, and ends with a traceback if it can't.
-        if not any("confdir" in option for option in mitmdump_options) and (home := find_confdir(settings)):
-            arguments += ["--set", f"confdir={home}"]
-        _run_mitmdump([*arguments, *mitmdump_options])
-    except (ConfigurationError, _StrayArgument) as error:
-        fail(str(error))
-
-
-def _run_mitmdump(arguments: Sequence[str]) -> None:
+    # mitmproxy looks there before it loads the addon, and ends with a traceback if it can't.
+    if not any("confdir" in option for option in mitmdump_options) and (home := _confdir(settings)):
+        arguments += ["--set", f"confdir={home}"]
     # mitmproxy takes a second to import: not for the other commands.
-    from mitmproxy.tools import main
-    from mitmproxy.tools.dump import DumpMaster
+    from mitmproxy.tools.main import mitmdump
 
     from clamproxy.proxy.log_format import before_start
 
     before_start()
-    sys.stdout = sys.__stdout__  # the log has a way of its own with a disk that is full
-    main.run(DumpMaster, _Parser, arguments)  # type: ignore[arg-type]
+    sys.stdout = sys.__stdout__ or sys.stdout  # the log has a way of its own with a disk that is full
+    mitmdump(arguments)
 
 
-class _StrayArgument(Exception):
-    """There is an argument that nothing is done with; the text is one line."""
-
-    def __init__(self, argument: str) -> None:
+def _require_options(arguments: Sequence[str]) -> None:
+    """End the process if an argument is neither an option nor the value of one, as far as that is certain."""
+    for before, argument in pairwise(("", *arguments)):
+        if argument.startswith("-") or before.startswith("-"):
+            continue
         hint = "only options may follow `clamproxy run`"
-        if argument.startswith("-"):
-            hint = "there is no such option, here or of mitmdump"
-        elif argument.endswith((".yaml", ".yml")) or Path(argument).is_file():
+        if argument.endswith((".yaml", ".yml")) or Path(argument).is_file():
             hint = f"did you mean --config {argument}?"
         elif argument.isdecimal():
             hint = f"did you mean --port {argument}?"
-        super().__init__(f"unexpected argument {argument!r}: {hint}")
+        fail(f"unexpected argument {argument!r}: {hint}")
 
 
-class _Parser:
-    """mitmdump's command line, but for the filter of flows: whatever is no option would be taken for it."""
+def _say_where(options: Sequence[str]) -> bool:
+    """Whether mitmdump's own options may have it listen elsewhere."""
+    return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
 
-    def __init__(self, options: Options) -> None:
-        from mitmproxy.tools import cmdline
 
-        self._parser = cmdline.mitmdump(options)  # type: ignore[no-untyped-call]
+def _require_free_ports(settings: Settings, port: int | None) -> None:
+    """End the process if the proxy can't listen."""
+    for endpoint in settings.listen.proxy:
+        wanted = endpoint if port is None else Endpoint(endpoint.host, port)
+        if (reason := refusal(wanted)) is not None:
+            fail(f"{wanted}: {reason}; see listen.proxy, or -p PORT")
 
-    def parse_args(self, arguments: Sequence[str]) -> Namespace:
-        """Called by mitmproxy once it knows all of its options."""
-        known: Namespace
-        known, unknown = self._parser.parse_known_args(arguments)
-        for stray in (*unknown, *known.filter_args):
-            raise _StrayArgument(stray)
-        return known
+
+def _confdir(settings: Settings) -> Path | None:
+    try:
+        return find_confdir(settings)
+    except ConfigurationError as error:
+        fail(str(error))

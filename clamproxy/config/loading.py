@@ -31,7 +31,7 @@ _FOREIGN = re.compile(
 )
 """Names that Kubernetes and Docker set for a service that is called clamproxy, and those of the tests."""
 _ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
-"""How they begin the value of CLAMPROXY_PORT."""
+"""How they begin the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
 
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
@@ -77,7 +77,8 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     for path in candidates:
         try:
             if path.is_dir():
-                raise ConfigurationError(f"{explicit or path} is a directory; expected a configuration file")
+                named = path if explicit is None else explicit
+                raise ConfigurationError(f"{named}: there is no such configuration file, but a directory")
             if path.exists():
                 return path
         except OSError as error:
@@ -87,6 +88,11 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     if (misnamed := (cwd / LOCAL_CONFIG).with_suffix(".yml")).exists():
         raise ConfigurationError(f"{misnamed}: expected the name {LOCAL_CONFIG}, or --config {misnamed.name}")
     return None
+
+
+def is_configured(path: Path | None, environ: Mapping[str, str]) -> bool:
+    """Whether there is any configuration, or all is by default."""
+    return path is not None or not _VARIABLES.keys().isdisjoint(environ)
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -148,7 +154,7 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _is_foreign(name: str, text: str) -> bool:
     """Whether a variable is not for us, or not for the configuration."""
-    if name == f"{ENVIRONMENT_PREFIX}PORT" and _ADDRESS_OF_LINK.match(text):
+    if name.endswith("_PORT") and _ADDRESS_OF_LINK.match(text):
         return True
     return name == PASSWORD_VARIABLE or _FOREIGN.fullmatch(name) is not None
 

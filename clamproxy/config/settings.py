@@ -59,9 +59,10 @@ from clamproxy.config.units import (
 def _absolute_path(value: object, info: ValidationInfo) -> Path:
     """Resolve a path against the validation context's ``base``, else the working directory."""
     text = str(value) if isinstance(value, Path) else require_text(value)
-    # No shell has expanded it: a directory that is called ~ is nobody's wish.
-    if not text or text[0] in "~$" or b"\0" in os.fsencode(text):
+    if not text or b"\0" in os.fsencode(text):
         raise ValueError("a path")
+    if text[0] in "~$":
+        raise PydanticCustomError("conflict", "a path without ~ and variables")
     base: Path = info.context["base"] if info.context else Path.cwd()
     return base / text
 
@@ -126,7 +127,7 @@ class Cache(_Section):
     directory: AbsolutePath = Field(
         default=Path("cache"),
         validate_default=True,
-        description="the path of a directory, without ~ and variables",
+        description="the path of a directory",
     )
     size_limit: Size = Field(4 * GIB, ge=MIB, description="a size such as 4GiB, at least 1 MiB")
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
@@ -261,7 +262,7 @@ class Tls(_Section):
     directory: AbsolutePath = Field(
         default=Path("ca"),
         validate_default=True,
-        description="the path of a directory, without ~ and variables",
+        description="the path of a directory",
     )
     names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
 

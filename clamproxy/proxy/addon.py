@@ -6,10 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable
 from pathlib import Path
 
-from mitmproxy import ctx, dns
+from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
 
 from clamproxy.access.limits import provide_descriptors
@@ -80,7 +79,7 @@ class ClamProxy:
             return
         try:
             stream.check_internals()
-            _require_no_stray(getattr(ctx.options, "dumper_filter", None), ctx.options.deferred)
+            _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)
             use_format(settings.log.format)
@@ -250,20 +249,20 @@ def _provide_descriptors(settings: Settings) -> None:
         )
 
 
-def _require_no_stray(argument: str | None, unknown: Iterable[str]) -> None:
-    """Refuse what is meant for this addon, and wouldn't get here.
+def _require_no_stray(options: optmanager.OptManager) -> None:
+    """Refuse what was meant for the gateway, and went elsewhere.
 
-    Args:
-        argument: what to mitmproxy is a filter of what it shows.
-        unknown: options that have been set and don't exist, unless another addon declares them later.
+    An argument that is no option is mitmproxy's filter of what it shows for each flow: that is nothing.
     """
-    for name in unknown:
+    argument = getattr(options, "dumper_filter", None)
+    if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
+        raise ConfigurationError(
+            f"unexpected argument {argument!r}; a configuration file is named by --config FILE "
+            "(mitmdump: --set clamproxy_config=FILE)"
+        )
+    for name in options.deferred:
         if "clamproxy" in name:
             raise ConfigurationError(f"there is no option {name}; did you mean clamproxy_config?")
-    if argument is not None and (argument.endswith((".yaml", ".yml")) or Path(argument).is_file()):
-        raise ConfigurationError(
-            f"unexpected argument {argument!r}: did you mean --set clamproxy_config={argument}?"
-        )
 
 
 def _stop_start(error: Exception) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from typing import Any
 
 from mitmproxy import optmanager
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -17,6 +15,7 @@ from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Listen
 from clamproxy.config.units import ANY, Endpoint
 from clamproxy.setup.client_config import CDN, DEFAULT_PORT
+from clamproxy.setup.place import refusal
 
 OPTIONS = ("mode", "listen_host", "listen_port")
 """Those of mitmproxy that are set here, or respected."""
@@ -28,11 +27,6 @@ _KINDS = {
 }
 _START = "setup_servers"
 """The task in which mitmproxy opens its first ports."""
-_REASONS = {
-    errno.EADDRINUSE: "address already in use, by another program or a clamproxy that runs",
-    errno.EACCES: "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
-}
 
 
 class Listening:
@@ -69,7 +63,7 @@ class Listening:
             if endpoint.port in held or self._may_hold(mode, endpoint):
                 continue
             for kind in _KINDS[mode.transport_protocol]:
-                if (reason := _refusal(endpoint, kind)) is not None:
+                if (reason := refusal(endpoint, kind)) is not None:
                     raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
 
     def follow(self, listen: Listen) -> None:
@@ -150,30 +144,3 @@ class Listening:
     def _endpoint(self, mode: mode_specs.ProxyMode) -> Endpoint:
         host = mode.listen_host(self._options.listen_host)
         return Endpoint(host or ANY, mode.listen_port(self._options.listen_port) or 0)
-
-
-def _refusal(endpoint: Endpoint, kind: socket.SocketKind) -> str | None:
-    """Why the system doesn't let one listen there; None if it does."""
-    host = None if endpoint.host == ANY else endpoint.host
-    try:
-        places = socket.getaddrinfo(host, endpoint.port, type=kind, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        return f"the address isn't known: {error.strerror or error}"
-    errors = (_error_of_bind(family, kind, address) for family, *_, address in places)
-    # A machine may have no IPv6: that doesn't keep it from listening on "all addresses".
-    counts = _REASONS.keys() - ({errno.EADDRNOTAVAIL} if host is None else set())
-    return next((_REASONS[error] for error in errors if error in counts), None)
-
-
-def _error_of_bind(family: socket.AddressFamily, kind: socket.SocketKind, address: Any) -> int:
-    """0 if there is none."""
-    try:
-        with socket.socket(family, kind) as probe:
-            if kind is socket.SOCK_STREAM:  # as servers do; of datagrams it would let two have one port
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(address)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
