@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import Endpoint
+from clamproxy.config.units import Endpoint, host_and_port
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -27,7 +27,7 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
     for endpoint in listening:
         if pages is not None and endpoint.clashes(pages):
             return f"status.listen is {pages}; expected a port of its own, as the proxy is on {endpoint}"
-    return _loop(settings, listening) or _hidden_host(settings)
+    return _loop(settings, listening) or _dns_loop(settings) or _hidden_host(settings)
 
 
 def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
@@ -37,6 +37,17 @@ def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
     for key, url in urls.items():
         if any(_leads_to(url, endpoint) for endpoint in listening):
             return f"{key} is {url}; expected another place, as this gateway itself is there"
+    return None
+
+
+def _dns_loop(settings: Settings) -> str | None:
+    for server in settings.versions.nameservers:
+        for endpoint in settings.listen.dns:
+            if server.port == endpoint.port and _is_own(server.host, endpoint):
+                return (
+                    f"versions.nameservers has {host_and_port(*server)}; "
+                    "expected another place, as this gateway itself is there"
+                )
     return None
 
 

@@ -25,8 +25,6 @@ _KINDS = {
     "udp": (socket.SOCK_DGRAM,),
     "both": (socket.SOCK_STREAM, socket.SOCK_DGRAM),
 }
-_START = "setup_servers"
-"""The task in which mitmproxy opens its first ports."""
 
 
 class Listening:
@@ -79,7 +77,7 @@ class Listening:
         Its own default may be another's port. After its start that does nothing.
         """
         for task in asyncio.all_tasks():
-            if task.get_name() == _START:
+            if getattr(task.get_coro(), "cr_code", None) is Proxyserver.setup_servers.__code__:
                 task.cancel()
 
     async def begin(self) -> bool:
@@ -97,9 +95,9 @@ class Listening:
         """Where machines can reach the proxy that runs; its reverse ports if it has no other."""
         by_mode: dict[type[mode_specs.ProxyMode], list[Endpoint]] = {}
         for server in self._proxy.servers:
-            by_mode.setdefault(type(server.mode), []).extend(
-                Endpoint(*one[:2]) for one in server.listen_addrs
-            )
+            host = server.mode.listen_host(self._options.listen_host)
+            found = (Endpoint(address[0] if host else ANY, address[1]) for address in server.listen_addrs)
+            by_mode.setdefault(type(server.mode), []).extend(dict.fromkeys(found))
         return by_mode.get(mode_specs.RegularMode) or by_mode.get(mode_specs.ReverseMode) or []
 
     def proxies(self, listen: Listen) -> list[Endpoint]:

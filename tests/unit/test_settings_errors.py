@@ -328,6 +328,12 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
         ("upstream: {url: 'http://localhost:8080'}", "*:3128", None),
         ("upstream: {url: 'http://parent:8080'}", "*:8080", None),
         ("upstream: {url: 'http://127.0.0.1:8080'}", "192.0.2.1:8080", None),
+        (
+            "versions: {nameservers: [192.0.2.1, 127.0.0.1]}\nlisten: {dns: 53}",
+            "*:8080",
+            "versions.nameservers has 127.0.0.1:53",
+        ),
+        ("versions: {nameservers: [127.0.0.1]}\nlisten: {dns: 5353}", "*:8080", None),
         # What is answered as the CDN is nothing else.
         ("feeds: {hosts: [Database.ClamAV.net]}", "*:8080", "feeds.hosts has database.clamav.net"),
         (
