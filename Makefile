@@ -9,6 +9,9 @@ SETUP_INPUTS := pyproject.toml requirements-bootstrap.txt tools/setup-venv
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links
 
+ifdef PYTHON
+$(if $(shell command -v '$(PYTHON)' 2>/dev/null),,$(error PYTHON=$(PYTHON): there is no such program))
+endif
 export PYTHON
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

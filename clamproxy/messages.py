@@ -141,6 +141,8 @@ class Reply:
     body: bytes | Body = b""
     version: int | None = None
     """The database version that the answer is about, for the log."""
+    reason: str = ""
+    """Why the client doesn't get what it asked for, or not the newest of it: for the log."""
 
     @property
     def length(self) -> int:

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from clamproxy.cache.retention import SPARED
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import MIB
+from clamproxy.config.units import MIB, Endpoint
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
@@ -42,7 +42,8 @@ from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
 from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
-from clamproxy.setup.client_config import DEFAULT_PORT, Mode, client_config, own_name
+from clamproxy.setup.client_config import Mode, client_config, own_name
+from clamproxy.setup.place import note_proxies
 from clamproxy.state import make_state_directory, move_records
 from clamproxy.stats import Stats
 from clamproxy.storage.records import HISTORY, Records
@@ -209,6 +210,10 @@ class Service:
         self.fleet.flush()
         await self.writer.run(lambda: None)
 
+    def note_proxies(self, endpoints: Sequence[Endpoint] | None) -> None:
+        """See `setup.place.note_proxies`."""
+        self.writer.submit(lambda: note_proxies(self.store, endpoints))
+
     async def _check_cache(self) -> None:
         """What was spoilt on the disk while nobody looked must not be served."""
         await self._soundness.ensure_all()
@@ -313,7 +318,7 @@ class Service:
         gateway = place.host or own_name()
         if gateway is None:
             raise ValueError("the gateway doesn't know its name; ask it by the one that machines use")
-        port = place.port or self.surroundings.port() or DEFAULT_PORT
+        port = place.port or self.surroundings.port() or self.settings.listen.proxy[0].port
         return client_config(self.settings, Mode(mode), gateway, port)
 
     def _origin_saver(self, prefix: str) -> Save:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from clamproxy import __version__
@@ -21,9 +23,19 @@ from clamproxy.cli import (
     stats,
     verify,
 )
+from clamproxy.cli.output import checked_output
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """All commands print alike."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Parse the command line and run the command."""
+        with checked_output():
+            return super().main(*arguments, **options)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="clamproxy")
 def main() -> None:
     """A caching forward HTTP proxy for ClamAV signature databases."""

@@ -31,6 +31,7 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
+from clamproxy.cli.output import binary_output
 from clamproxy.cli.progress import Bars
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
@@ -85,7 +86,7 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     - is the standard input. All of it is verified with ClamAV's keys before anything is published.
     Works whether the proxy runs or not.
     """
-    cache = settings_of(config).cache
+    cache = settings_of(config, creates=True).cache
     require_owner(cache.directory)
     with _refusals(file), _input(file) as stream, opened_store(cache.directory, make=True) as store:
         with Bars() as bars:
@@ -114,10 +115,11 @@ def _output(file: str) -> Iterator[BinaryIO]:
         with written_file(Path(file)) as stream:
             yield stream
         return
-    stdout = sys.stdout.buffer
+    stdout = binary_output()
     if stdout.isatty():
         fail("the standard output is a terminal; a bundle is no text")
     yield stdout
+    stdout.flush()
 
 
 @contextmanager

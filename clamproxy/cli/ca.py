@@ -136,7 +136,7 @@ def install(target: str, config: str | None) -> None:
 
 def _writable_settings(config: str | None) -> Settings:
     """The configuration, if this is the user as whom the proxy runs."""
-    settings = settings_of(config)
+    settings = settings_of(config, creates=True)
     require_owner(settings.cache.directory)
     require_owner(settings.tls.directory)
     return settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from clamproxy.cli.common import config_option, fail, settings_of, tell
-from clamproxy.setup.client_config import DEFAULT_PORT, Mode, own_name
+from clamproxy.setup.client_config import Mode, own_name
 from clamproxy.setup.client_config import client_config as compose
+from clamproxy.setup.place import proxies
 
 
 @click.command("client-config")
@@ -18,15 +19,16 @@ from clamproxy.setup.client_config import client_config as compose
     help="How the machines use the gateway.",
 )
 @click.option("--gateway", metavar="NAME", help="Name or address of the gateway; default: this machine's.")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port of the proxy.")
+@click.option("--port", type=int, help="Port of the proxy; default: where it listens.")
 @config_option
-def client_config(mode: str, gateway: str | None, port: int, config: str | None) -> None:
+def client_config(mode: str, gateway: str | None, port: int | None, config: str | None) -> None:
     """Print the lines of freshclam.conf for its machines.
 
     http: a proxy, nothing to trust. https: a proxy, with the gateway's certificate authority.
     mirror: no proxy setting. private: whole files, no DNS.
     """
     settings = settings_of(config)
+    port = proxies(settings)[0].port if port is None else port
     name = gateway or _guess()
     try:
         lines = compose(settings, Mode(mode), name, port, names_user=True)

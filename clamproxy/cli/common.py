@@ -16,16 +16,35 @@ import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.cli.parameters import parsed_by
-from clamproxy.config.loading import ConfigurationError, find_config, load_settings
-from clamproxy.config.settings import Settings
+from clamproxy.config.loading import (
+    LOCAL_CONFIG,
+    SYSTEM_CONFIG,
+    ConfigurationError,
+    find_config,
+    is_configured,
+    load_settings,
+)
+from clamproxy.config.settings import Listen, Settings
 from clamproxy.config.units import parse_database
 from clamproxy.objects import Kind
+from clamproxy.setup.place import nearest, proxies
 from clamproxy.storage.records import Records
 
 type _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+def _one_file(_: click.Context, option: click.Parameter, files: tuple[str, ...]) -> str | None:
+    if len(files) > 1:
+        raise click.BadParameter(f"{len(files)} are given; expected one file", param=option)
+    return files[0] if files else None
+
+
 config_option: _Decorator = click.option(
-    "--config", metavar="FILE", help="Configuration file; default: ./proxy.yaml, /etc/clamproxy/proxy.yaml."
+    "--config",
+    metavar="FILE",
+    multiple=True,
+    callback=_one_file,
+    help="Configuration file; default: ./proxy.yaml, /etc/clamproxy/proxy.yaml.",
 )
 
 
@@ -41,12 +60,35 @@ def database_option(default: str) -> _Decorator:
     )
 
 
-def settings_of(config: str | None) -> Settings:
-    """The configuration; ends the process if it is wrong."""
+def settings_of(config: str | None, *, creates: bool = False) -> Settings:
+    """The configuration; ends the process if it is wrong.
+
+    Args:
+        config: the file that the user has named.
+        creates: whether the command makes what isn't there yet. In a directory that has nothing to do
+            with the proxy that would be a mistake.
+    """
     try:
-        return load_settings(find_config(config, Path.cwd()), os.environ)
+        path = find_config(config, Path.cwd())
+        settings = load_settings(path, os.environ)
     except ConfigurationError as error:
         fail(str(error))
+    directory = settings.cache.directory
+    if creates and not is_configured(path, os.environ) and not directory.is_dir():
+        fail(
+            f"there is neither a configuration ({LOCAL_CONFIG}, {SYSTEM_CONFIG}) nor a cache ({directory}); "
+            "run this in the proxy's directory, or with its --config FILE"
+        )
+    return settings
+
+
+def gateway_here(config: str | None) -> tuple[str, int]:
+    """Where a program on this machine reaches its gateway; the default if that can't be known."""
+    try:
+        settings = load_settings(find_config(config, Path.cwd()), os.environ)
+    except ConfigurationError:
+        return nearest(Listen().proxy[0])
+    return nearest(proxies(settings)[0])
 
 
 def tell(message: str) -> None:
@@ -55,15 +97,9 @@ def tell(message: str) -> None:
 
 
 def write_out(text: str) -> None:
-    """Print; whoever reads the beginning only (``| head -1``) doesn't change the exit code by that."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still to be written has to go somewhere: Python tries once more at its end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    """Print at once; see `clamproxy.cli.output` for what becomes of it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def fail(message: str) -> NoReturn:

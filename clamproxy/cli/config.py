@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from clamproxy.cli.common import config_option, fail
+from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.effective import effective_values, to_json, to_yaml
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.setup.place import proxies
 
 
 @click.group()
@@ -45,9 +47,11 @@ def check(config: str | None) -> None:
     """
     try:
         path = find_config(config, Path.cwd())
-        load_settings(path, os.environ)
+        settings = load_settings(path, os.environ)
     except ConfigurationError as error:
         fail(str(error))
+    if (conflict := find_conflict(settings, proxies(settings))) is not None:
+        fail(f"{path or 'defaults'}: {conflict}")
     click.echo(
         f"{path.absolute()}: valid" if path is not None else "no configuration file: the defaults are valid"
     )

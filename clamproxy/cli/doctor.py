@@ -15,9 +15,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from clamproxy.cli.common import config_option, database_option, fail, write_out
+from clamproxy.cli.common import config_option, database_option, fail, gateway_here, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
-from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.loading import PASSWORD_VARIABLE, ConfigurationError, find_config, load_settings
 from clamproxy.config.units import Nameserver, host_and_port, parse_nameserver
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
 from clamproxy.doctor.freshclam import (
@@ -30,7 +30,6 @@ from clamproxy.doctor.freshclam import (
 )
 from clamproxy.doctor.route import Route, route_of
 from clamproxy.formats.signatures import CLAMAV_KEYS
-from clamproxy.setup.client_config import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from clamproxy.doctor.client import Subject
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 LIMIT = 24.0
 """Seconds for all checks; the one that runs at the end may take some more."""
-PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
 
 _GATEWAY, _CLIENT, _MACHINE = "gateway", "client", "machine"
 _TITLES = {_GATEWAY: "On this gateway", _CLIENT: "As a client of {}", _MACHINE: "On this machine"}
@@ -101,7 +99,7 @@ def doctor(
     is_local = _is_gateway(config) if local is None else local
     path = freshclam_conf or (None if is_local and gateway is None else find_conf())
     conf = FreshclamConf() if path is None else _read(path)
-    own = Route("127.0.0.1", DEFAULT_PORT) if is_local and freshclam_conf is None else None
+    own = Route(*gateway_here(config)) if is_local and freshclam_conf is None else None
     configured = route_of(conf, os.environ) or own
     route = _route(gateway, configured)
     is_machine = path is not None and (freshclam_conf is not None or route is configured)

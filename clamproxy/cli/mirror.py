@@ -52,7 +52,7 @@ def mirror(
     First the newest CVDs are fetched, unless --cached-only is given or upstream.offline is set.
     The exit code is 2 if the origin doesn't deliver them: then DIR has what is cached.
     """
-    settings = settings_of(config)
+    settings = settings_of(config, creates=True)
     require_owner(settings.cache.directory)
     asks = not (cached_only or settings.upstream.offline)
     with opened_store(settings.cache.directory, make=asks) as store:

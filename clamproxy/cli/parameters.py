@@ -33,13 +33,16 @@ def parsed_by[T](parse: Callable[[Any], T]) -> Callback[T]:
     return callback
 
 
-def duration(expected: str, *, shortest: float = 0.0, longest: float = math.inf) -> Callback[float]:
+def duration(
+    expected: str, *, shortest: float = 0.0, longest: float = math.inf, in_seconds: bool = False
+) -> Callback[float]:
     """A callback that gives seconds of a duration as proxy.yaml has them.
 
     Args:
         expected: what a wrong value is told: an example, and the limits if there are some.
         shortest: seconds.
         longest: likewise.
+        in_seconds: whether a mere number means seconds, as in proxy.yaml. Whoever says --stale 2 means days.
     """
 
     def parse(text: object) -> float:
@@ -47,6 +50,8 @@ def duration(expected: str, *, shortest: float = 0.0, longest: float = math.inf)
             seconds = parse_duration(text)
         except ValueError:
             raise ValueError(expected) from None
+        if seconds and not in_seconds and re.fullmatch(r"\s*[0-9.]+\s*", str(text)):
+            raise ValueError(f"{expected}: {text} has no unit")
         if not shortest <= seconds <= longest:
             raise ValueError(expected)
         return seconds

@@ -33,7 +33,7 @@ def prefetch(config: str | None, databases: tuple[str, ...]) -> None:
     is waited for. If no freshclam has used the cache yet, upstream.user_agent has to be set. The exit
     code is 2 if the origin doesn't deliver everything.
     """
-    settings = settings_of(config)
+    settings = settings_of(config, creates=True)
     directory = settings.cache.directory
     require_owner(directory)
     if settings.upstream.offline:

@@ -2,57 +2,87 @@
 
 from __future__ import annotations
 
-import errno
-import socket
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import click
 
 import clamproxy
 from clamproxy.cli.common import config_option, fail, settings_of
+from clamproxy.config.loading import ConfigurationError
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import Endpoint
+from clamproxy.setup.confdir import find_confdir
+from clamproxy.setup.place import refusal
 
 _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("-p", "--port", default=8080, show_default=True, help="Port to listen on.")
+@click.option(
+    "-p", "--port", type=click.IntRange(0, 65535), help="Port to listen on, instead of that in listen.proxy."
+)
 @config_option
 @click.argument("mitmdump_options", nargs=-1, type=click.UNPROCESSED)
-def run(port: int, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
+def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
     """Run the proxy in the foreground.
 
-    The same as `mitmdump -s addons/clamav_cache.py -p PORT`; further options are mitmdump's, for
-    example `--mode regular --mode reverse:https://database.clamav.net@8000`.
+    It listens where `listen` in proxy.yaml says, which is port 8080 by default. This is the same as
+    `mitmdump -s addons/clamav_cache.py`, and takes mitmdump's options as well.
     """
+    _require_options(mitmdump_options)
     settings = settings_of(config)  # a wrong configuration is told before anything starts
-    if not _say_where(mitmdump_options) and _is_taken(port):
-        fail(f"port {port} is in use already, by another program or a clamproxy that runs; see -p PORT")
-    arguments = ["-s", str(_SCRIPT), "-p", str(port), *mitmdump_options]
+    if not _say_where(mitmdump_options):
+        _require_free_ports(settings, port)
+    arguments = ["-s", str(_SCRIPT)]
+    if port is not None:
+        arguments += ["-p", str(port)]
+    arguments += mitmdump_options
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
+    # mitmproxy looks there before it loads the addon, and ends with a traceback if it can't.
+    if not any("confdir" in option for option in mitmdump_options) and (home := _confdir(settings)):
+        arguments += ["--set", f"confdir={home}"]
     # mitmproxy takes a second to import: not for the other commands.
     from mitmproxy.tools.main import mitmdump
 
     from clamproxy.proxy.log_format import before_start
 
-    before_start(settings.log.format)
+    before_start()
+    sys.stdout = sys.__stdout__ or sys.stdout  # the log has a way of its own with a disk that is full
     mitmdump(arguments)
 
 
+def _require_options(arguments: Sequence[str]) -> None:
+    """End the process if an argument is neither an option nor the value of one, as far as that is certain."""
+    for before, argument in pairwise(("", *arguments)):
+        if argument.startswith("-") or before.startswith("-"):
+            continue
+        hint = "only options may follow `clamproxy run`"
+        if argument.endswith((".yaml", ".yml")) or Path(argument).is_file():
+            hint = f"did you mean --config {argument}?"
+        elif argument.isdecimal():
+            hint = f"did you mean --port {argument}?"
+        fail(f"unexpected argument {argument!r}: {hint}")
+
+
 def _say_where(options: Sequence[str]) -> bool:
-    """Whether mitmdump's own options may have it listen elsewhere than on the port."""
+    """Whether mitmdump's own options may have it listen elsewhere."""
     return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
 
 
-def _is_taken(port: int) -> bool:
-    """Whether somebody listens on a port. mitmproxy would tell so with options that are not ours."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-        except OverflowError:
-            fail(f"the port is {port}; expected one from 1 to 65535")
-    return False
+def _require_free_ports(settings: Settings, port: int | None) -> None:
+    """End the process if the proxy can't listen."""
+    for endpoint in settings.listen.proxy:
+        wanted = endpoint if port is None else Endpoint(endpoint.host, port)
+        if (reason := refusal(wanted)) is not None:
+            fail(f"{wanted}: {reason}; see listen.proxy, or -p PORT")
+
+
+def _confdir(settings: Settings) -> Path | None:
+    try:
+        return find_confdir(settings)
+    except ConfigurationError as error:
+        fail(str(error))

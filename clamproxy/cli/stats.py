@@ -26,7 +26,10 @@ LONGEST_INTERVAL = 3600.0
     default="2s",
     show_default=True,
     callback=duration(
-        "a duration such as 2s, from 200ms to 1h", shortest=SHORTEST_INTERVAL, longest=LONGEST_INTERVAL
+        "a duration such as 2s, from 200ms to 1h",
+        shortest=SHORTEST_INTERVAL,
+        longest=LONGEST_INTERVAL,
+        in_seconds=True,
     ),
     help="With --watch: time between looks.",
 )

@@ -19,6 +19,7 @@ from clamproxy.config.units import (
     HttpProxy,
     Nameserver,
     host_and_port,
+    one_or_more,
     parse_duration,
     parse_share,
     parse_size,
@@ -177,6 +178,7 @@ _WRITERS: dict[object, Callable[[Any], Plain]] = {
     parse_size: _written_size,
     parse_duration: _written_duration,
     parse_share: _written_share,
+    one_or_more: lambda values: str(values[0]) if len(values) == 1 else [str(value) for value in values],
 }
 
 

@@ -21,8 +21,17 @@ from clamproxy.config.settings import Settings
 LOCAL_CONFIG = "proxy.yaml"
 SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
+PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
+"""Where `clamproxy doctor` finds the password of a user; the only variable of ours that is no setting."""
 SECRETS = frozenset({"status.token", "access.users"})
 """Keys whose values are shown to nobody, besides the password in upstream.proxy."""
+
+_FOREIGN = re.compile(
+    r"CLAMPROXY_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?)|CLAMPROXY_TEST\w+"
+)
+"""Names that Kubernetes and Docker set for a service that is called clamproxy, and those of the tests."""
+_ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
+"""How they begin the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
 
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
@@ -67,13 +76,23 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
     for path in candidates:
         try:
-            if path.exists() and not path.is_dir():
+            if path.is_dir():
+                named = path if explicit is None else explicit
+                raise ConfigurationError(f"{named}: there is no such configuration file, but a directory")
+            if path.exists():
                 return path
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if explicit is not None:
         raise ConfigurationError(f"{explicit}: there is no such configuration file")
+    if (misnamed := (cwd / LOCAL_CONFIG).with_suffix(".yml")).exists():
+        raise ConfigurationError(f"{misnamed}: expected the name {LOCAL_CONFIG}, or --config {misnamed.name}")
     return None
+
+
+def is_configured(path: Path | None, environ: Mapping[str, str]) -> bool:
+    """Whether there is any configuration, or all is by default."""
+    return path is not None or not _VARIABLES.keys().isdisjoint(environ)
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -100,8 +119,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
     variables = [name for name in overrides if _VARIABLES[name] == detail["loc"][:2]]
-    source = f"environment variable {variables[0]}" if variables else str(path)
-    raise ConfigurationError(f"{source}: {_explain(detail, data)}")
+    explained = _explain(detail, data)
+    if not variables:
+        raise ConfigurationError(f"{path}: {explained}")
+    if not environ[variables[0]].strip():
+        explained = explained.replace(" is null;", " is empty;", 1)
+    raise ConfigurationError(f"environment variable {variables[0]}: {explained}")
 
 
 def _read_file(path: Path) -> dict[Hashable, Any]:
@@ -121,13 +144,29 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     """Give the parsed values of the environment's variables of ours, by their names."""
     overrides = {}
     for name, text in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name.removeprefix(ENVIRONMENT_PREFIX):
+        if not name.upper().startswith(ENVIRONMENT_PREFIX) or _is_foreign(name, text):
             continue
         if name not in _VARIABLES:
-            hint = _did_you_mean(name, {variable: variable for variable in _VARIABLES})
-            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{hint}")
+            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{_meant(name)}")
         overrides[name] = _parse_yaml(text, f"environment variable {name}")
     return overrides
+
+
+def _is_foreign(name: str, text: str) -> bool:
+    """Whether a variable is not for us, or not for the configuration."""
+    if name.endswith("_PORT") and _ADDRESS_OF_LINK.match(text):
+        return True
+    return name == PASSWORD_VARIABLE or _FOREIGN.fullmatch(name) is not None
+
+
+def _meant(variable: str) -> str:
+    """Suggest a variable that exists for one that doesn't."""
+    name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
+    known = {one.removeprefix(ENVIRONMENT_PREFIX): one for one in _VARIABLES}
+    for one, whole in known.items():
+        if one.replace("_", "") == name.replace("_", ""):
+            return f"; did you mean {whole}?"
+    return _did_you_mean(name, known) or f"; expected {ENVIRONMENT_PREFIX}<SECTION>__<KEY>"
 
 
 class _Loader(yaml.SafeLoader):
@@ -189,7 +228,8 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
     if key in SECRETS and value is not None:
         value = "***"
     if len(rest) > 1:
-        key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
+        if isinstance(value, list):
+            key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
         expected = str(detail["ctx"]["error"])
     if detail["type"] == "conflict":
         expected = detail["msg"]
@@ -208,7 +248,7 @@ def _explain_unknown(section: str, rest: list[str]) -> str:
 
 
 def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = [name.lower()] if name.lower() in known else difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {known[near[0]]}?" if near else ""
 
 

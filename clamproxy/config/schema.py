@@ -45,6 +45,12 @@ _TEXTS: dict[object, JsonSchemaValue] = {
     units.parse_network: _text(r"^[0-9A-Fa-f.:]+(%[^\s/]+)?(/[0-9.]+)?$"),
     units.parse_nameserver: _text(r"^([0-9.]+|\[[^\]]+\])(:[0-9]{1,5})?$|^[0-9A-Fa-f.:]+(%\S+)?$"),
     units.parse_endpoint: _text(r"^([0-9.]+|\[[^\]]+\]):[0-9]{1,5}$"),
+    units.parse_listen: {
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": 65535},
+            _text(r"^([0-9.]+:|\[[^\]]+\]:|\*:)?[0-9]{1,5}$"),
+        ]
+    },
     units.parse_token: _text("^[A-Za-z0-9._~-]{16,256}$"),
     units.parse_user: _text(r"^[^:\s]+:(scrypt|pbkdf2:sha256):[^$\s]+\$[^$\s]+\$[0-9a-f]+$"),
     units.parse_base_url: _text(_URL.replace("?#", "?#@")),
@@ -80,6 +86,8 @@ class _Generator(GenerateJsonSchema):
         inner = self.generate_inner(schema["schema"])
         if parse in _NUMBERS:
             return {"anyOf": [inner, _text(_NUMBERS[parse])]}
+        if parse is units.one_or_more:
+            return {"anyOf": [inner["items"], inner, {"type": "null"}]}
         return dict(_TEXTS[parse]) if parse in _TEXTS else inner
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchemaValue:

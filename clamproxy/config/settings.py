@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from clamproxy.config.units import (
+    ANY,
     GIB,
     KIB,
     MIB,
@@ -34,6 +36,7 @@ from clamproxy.config.units import (
     Network,
     domain_matches,
     host_matches,
+    one_or_more,
     parse_base_url,
     parse_database,
     parse_domain_pattern,
@@ -42,6 +45,7 @@ from clamproxy.config.units import (
     parse_host_name,
     parse_host_pattern,
     parse_http_proxy,
+    parse_listen,
     parse_nameserver,
     parse_network,
     parse_share,
@@ -57,16 +61,17 @@ def _absolute_path(value: object, info: ValidationInfo) -> Path:
     text = str(value) if isinstance(value, Path) else require_text(value)
     if not text or b"\0" in os.fsencode(text):
         raise ValueError("a path")
+    if text[0] in "~$":
+        raise PydanticCustomError("conflict", "a path without ~ and variables")
     base: Path = info.context["base"] if info.context else Path.cwd()
     return base / text
 
 
-def _readable_file(path: Path) -> Path:
+def _certificates(path: Path) -> Path:
     try:
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise ValueError("a readable file") from error
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # of which SSLError is one
+        raise ValueError("certificates") from error
     return path
 
 
@@ -80,19 +85,49 @@ DatabaseName = Annotated[str, BeforeValidator(parse_database)]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
 HostName = Annotated[str, BeforeValidator(parse_host_name)]
 
+Endpoints = Annotated[
+    tuple[Annotated[Endpoint, PlainValidator(parse_listen)], ...], BeforeValidator(one_or_more)
+]
+
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
+_ENDPOINTS = 'a port, an address with a port such as "*:8080", a list of them, or null'
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class Listen(_Section):
+    """Where clients reach the gateway; the command line may say otherwise."""
+
+    proxy: Endpoints = Field(
+        (Endpoint(ANY, 8080),),
+        min_length=1,
+        description='a port, an address with a port such as "*:8080", or a list of one or more of them',
+    )
+    reverse: Endpoints = Field((), description=_ENDPOINTS)
+    dns: Endpoints = Field((), description=_ENDPOINTS)
+
+    @field_validator("proxy", "reverse", "dns", mode="after")
+    @classmethod
+    def _no_port_twice(cls, endpoints: tuple[Endpoint, ...], info: ValidationInfo) -> tuple[Endpoint, ...]:
+        taken = [(other, f"listen.{name}") for name, others in info.data.items() for other in others]
+        for endpoint in endpoints:
+            for other, where in taken:
+                if endpoint.clashes(other):
+                    raise PydanticCustomError("conflict", f"a port of its own, as {other} is in {where}")
+            taken.append((endpoint, "the same list"))
+        return endpoints
+
+
 class Cache(_Section):
     """Where objects are kept, and how many."""
 
     directory: AbsolutePath = Field(
-        default=Path("cache"), validate_default=True, description="the path of a directory"
+        default=Path("cache"),
+        validate_default=True,
+        description="the path of a directory",
     )
     size_limit: Size = Field(4 * GIB, ge=MIB, description="a size such as 4GiB, at least 1 MiB")
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
@@ -114,7 +149,7 @@ class Upstream(_Section):
     proxy: Annotated[HttpProxy, PlainValidator(parse_http_proxy)] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
     )
-    ca_bundle: Annotated[AbsolutePath, AfterValidator(_readable_file)] | None = Field(
+    ca_bundle: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
     connect_timeout: Duration = Field(10.0, gt=0, le=3600, description=_TIMEOUT)
@@ -231,7 +266,9 @@ class Tls(_Section):
     """The certificate authority for clients that use https."""
 
     directory: AbsolutePath = Field(
-        default=Path("ca"), validate_default=True, description="the path of a directory"
+        default=Path("ca"),
+        validate_default=True,
+        description="the path of a directory",
     )
     names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
 
@@ -295,6 +332,7 @@ class Feeds(_Section):
 class Settings(_Section):
     """The whole configuration; ``Settings()`` is the default one."""
 
+    listen: Listen = Field(default_factory=Listen)
     cache: Cache = Field(default_factory=Cache)
     state: State = Field(default_factory=State)
     upstream: Upstream = Field(default_factory=Upstream)

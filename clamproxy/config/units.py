@@ -148,6 +148,10 @@ _USER = re.compile(
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+")  # no query, no fragment
 
 
+ANY = "*"
+"""Stands for all addresses of this machine, IPv4 and IPv6."""
+
+
 class Nameserver(NamedTuple):
     """A DNS server: an IP address as text, and a port."""
 
@@ -156,7 +160,7 @@ class Nameserver(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """Where to listen: an IP address as text, and a port."""
+    """Where to listen: an IP address or `ANY` as text, and a port."""
 
     host: str
     port: int
@@ -164,7 +168,15 @@ class Endpoint(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return ipaddress.ip_address(self.host).is_loopback
+        return self.host != ANY and ipaddress.ip_address(self.host).is_loopback
+
+    def clashes(self, other: Endpoint) -> bool:
+        """Whether two servers can't have both of these at a time."""
+        return self.port == other.port and (self._includes(other) or other._includes(self))
+
+    def _includes(self, other: Endpoint) -> bool:
+        all_of_family = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104
+        return self.host in (ANY, all_of_family, other.host)
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)
@@ -240,13 +252,17 @@ def parse_database(value: object) -> str:
 
 
 def parse_network(value: object) -> Network:
-    """Read an IP network (host bits may be set) or a single address."""
+    """Read an IP network or a single address."""
     if isinstance(value, Network):
         return value
     try:
-        return ipaddress.ip_network(require_text(value), strict=False)
+        address = ipaddress.ip_interface(require_text(value))
     except ValueError:
         raise ValueError('a network such as 10.0.0.0/8 or "fd00::/8" (IPv6 in quotes)') from None
+    if address.ip != address.network.network_address:
+        # 10.1.2.3/8 may be meant as that one machine, or as a smaller network.
+        raise ValueError(f"{address.network}, or {address.ip} for that address alone")
+    return address.network
 
 
 def parse_nameserver(value: object) -> Nameserver:
@@ -279,6 +295,30 @@ def parse_endpoint(value: object) -> Endpoint:
     if match is None or not (match["v6_port"] or match["v4_port"]):
         raise ValueError("not an address and a port")
     return Endpoint(*_nameserver(match[0]))
+
+
+def parse_listen(value: object) -> Endpoint:
+    """Read what `parse_endpoint` does, ``*:8080`` or a mere port: both are on all addresses."""
+    if isinstance(value, Endpoint):
+        return value
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        text = require_text(text)
+        port = text.removeprefix(f"{ANY}:")
+        if re.fullmatch("[0-9]{1,5}", port):
+            return Endpoint(ANY, _nameserver(f"127.0.0.1:{port}").port)
+        return parse_endpoint(text)
+    except ValueError:
+        raise ValueError(
+            'a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"'
+        ) from None
+
+
+def one_or_more(value: object) -> object:
+    """Make a list of a single value, and an empty one of null."""
+    if value is None:
+        return []
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def parse_token(value: object) -> SecretStr:

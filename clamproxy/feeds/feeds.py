@@ -231,6 +231,7 @@ class Feeds:
         if entry is not None and rules.serves_on_error(entry.head, time.time(), limit):
             reply = self._from_entry(ask, entry, Result.STALE)
             if reply is not None:
+                reply.reason = reason
                 return reply
         reply = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
         cooldown = self._cooldowns.check(ask.target.server, ask.key)

@@ -41,7 +41,7 @@ class Outcome:
     seconds: float
     """From the request to the end of the answer."""
     error: str = ""
-    """What went wrong on the way to the client."""
+    """Why the client didn't get what it asked for, or not the newest of it, or not all of it."""
 
 
 def log_request(request: http.Request, outcome: Outcome, *, hides_path: bool) -> None:

@@ -8,17 +8,19 @@ import os
 import signal
 from pathlib import Path
 
-from mitmproxy import ctx, dns
+from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
 
 from clamproxy.access.limits import provide_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
+from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.proxy import framing, names, stream
 from clamproxy.proxy.certificates import Certificates
 from clamproxy.proxy.clients import Clients
+from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
 from clamproxy.proxy.options import OwnOptions
 from clamproxy.proxy.requests import Requests
@@ -55,7 +57,7 @@ class ClamProxy:
         self._reloading: asyncio.Task[None] | None = None
         self._reload_wanted = False
         self._retiring: set[asyncio.Task[None]] = set()
-        self._surroundings = Surroundings(certificates=self._certificates, port=_own_port)
+        self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
         self._has_terminal = os.isatty(0)
         self.addons = [Clients(self._site), Certificates(self._authority), Requests(self._site)]
         """mitmproxy calls their hooks, too."""
@@ -65,6 +67,7 @@ class ClamProxy:
     def load(self, loader: Loader) -> None:
         """Declare the option, and set mitmproxy's own as the job needs them."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
+        use_format("text")  # until the configuration is known
         self._options.set_defaults(ctx.options)
         framing.install()
         if not self._has_terminal:
@@ -77,22 +80,27 @@ class ClamProxy:
             return
         try:
             stream.check_internals()
+            _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)
             use_format(settings.log.format)
+            self._check_place(settings)
+            self._options.place_authority(ctx.options, settings)
             authority = CurrentAuthority(settings.tls.directory)
             service = Service(settings, self._keys, self._surroundings)
         except (ConfigurationError, AuthorityError, OSError, RuntimeError) as error:
             _stop_start(error)
+            self._listening.hold_back()
         else:
             self._install(service, authority)
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
 
     async def running(self) -> None:
         """All is set up."""
-        if self._site.service is None:
+        if self._site.service is None or not await self._listening.begin():
             return
         self._site.service.start()
+        self._note_place(self._site.service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._reload_wanted:
             self._hang_up()
@@ -149,6 +157,9 @@ class ClamProxy:
         if settings == old.settings:
             logger.info("The configuration is as it was.")
             return
+        self._check_place(settings)
+        if settings.listen != old.settings.listen and self._listening.is_given:
+            logger.warning("The section listen has changed; what the command line says goes on counting.")
         await old.flush()  # the next one starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
         self._replace(old, Service(settings, self._keys, self._surroundings), authority)
@@ -172,6 +183,7 @@ class ClamProxy:
         self._install(new, authority)
         old.retire()
         new.start()
+        self._note_place(new)
         task = asyncio.create_task(self._drain(old), name="end the earlier service")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -189,7 +201,31 @@ class ClamProxy:
         self._site.install(service)
         self._own_authority = authority
         self._options.follow(ctx.options, settings)
+        self._listening.follow(settings.listen)
         _provide_descriptors(settings)
+
+    # Ports
+
+    @property
+    def _listening(self) -> Listening:
+        proxy = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
+        return Listening(ctx.options, self._options.given, proxy)
+
+    def _check_place(self, settings: Settings) -> None:
+        """Look whether the proxy can listen where it should, and may."""
+        conflict = find_conflict(settings, self._listening.proxies(settings.listen))
+        if conflict is not None:
+            raise ConfigurationError(f"{self._config or 'defaults'}: {conflict}")
+        self._listening.check(settings.listen)
+
+    def _note_place(self, service: Service) -> None:
+        """Commands know the configuration, but not the command line."""
+        listening = self._listening
+        service.note_proxies(listening.served_at() if listening.is_given else None)
+
+    def _own_port(self) -> int | None:
+        """Where clients reach the proxy; the first of its ports if it has several."""
+        return next((endpoint.port for endpoint in self._listening.served_at()), None)
 
     # Names
 
@@ -203,12 +239,6 @@ class ClamProxy:
         names.withdraw(flow)
 
 
-def _own_port() -> int | None:
-    """Where clients reach the proxy; the first of its ports if it has several."""
-    addresses = ctx.master.addons.get("proxyserver").listen_addrs()  # type: ignore[no-untyped-call]
-    return int(addresses[0][1]) if addresses else None
-
-
 def _provide_descriptors(settings: Settings) -> None:
     wanted = settings.access.max_connections
     room = provide_descriptors(wanted)
@@ -218,6 +248,22 @@ def _provide_descriptors(settings: Settings) -> None:
             room,
             wanted,
         )
+
+
+def _require_no_stray(options: optmanager.OptManager) -> None:
+    """Refuse what was meant for the gateway, and went elsewhere.
+
+    An argument that is no option is mitmproxy's filter of what it shows for each flow: that is nothing.
+    """
+    argument = getattr(options, "dumper_filter", None)
+    if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
+        raise ConfigurationError(
+            f"unexpected argument {argument!r}; a configuration file is named by --config FILE "
+            "(mitmdump: --set clamproxy_config=FILE)"
+        )
+    for name in options.deferred:
+        if "clamproxy" in name:
+            raise ConfigurationError(f"there is no option {name}; did you mean clamproxy_config?")
 
 
 def _stop_start(error: Exception) -> None:

@@ -10,7 +10,7 @@ from mitmproxy import http
 
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
-from clamproxy.messages import DOCTOR_FIELD, Result
+from clamproxy.messages import DOCTOR_FIELD, Reply, Result
 from clamproxy.objects import parse_path
 from clamproxy.proxy.access_log import Outcome, log_request
 from clamproxy.proxy.site import Destination
@@ -20,6 +20,8 @@ from clamproxy.serving.whole import GATEWAY_IN_VIA
 _KEY = "clamproxy_exchange"
 """Of an `Exchange` in the metadata of a flow."""
 _ASKED_BY_DOCTOR = (Destination.DATABASES, Destination.NOBODY)
+_ORDINARY = (Result.MISS, Result.NEGATIVE)
+"""How a file that isn't there is answered: freshclam asks for such in its usual course."""
 _LONGEST_DATE, _LONGEST_METHOD = 64, 16
 """Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
 
@@ -33,6 +35,8 @@ class Exchange:
     destination: Destination
     result: Result = Result.REFUSED
     version: int | None = None
+    reason: str = ""
+    """Why the client doesn't get what it asked for, or not the newest of it."""
     passed: int = 0
     """Bytes of a streamed answer of a host that is passed through."""
     done: bool = False
@@ -43,6 +47,12 @@ class Exchange:
         exchange = cls(flow.client_conn.peername[0], time.monotonic(), destination)
         flow.metadata[_KEY] = exchange
         return exchange
+
+    def take(self, reply: Reply) -> None:
+        """Note how a request was answered."""
+        self.result, self.version = reply.result, reply.version
+        if self.result not in _ORDINARY:
+            self.reason = reply.reason
 
     def count_passed(self, data: bytes) -> bytes:
         """Called by mitmproxy with each piece that it streams."""
@@ -69,7 +79,7 @@ class Exchange:
             status=flow.response.status_code if flow.response else 0,
             length=length,
             seconds=time.monotonic() - self.started_at,
-            error=error,
+            error=error or self.reason,
         )
         # A refusal for a host that isn't configured, or to nobody known, may concern a feed, too.
         hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)

@@ -6,7 +6,6 @@ more. What is installed here takes the place of that.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -18,7 +17,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from mitmproxy.addons.termlog import TermLogHandler
-from mitmproxy.log import ALERT, MitmFormatter
+from mitmproxy.contrib import click as miniclick
+from mitmproxy.log import ALERT, LOG_COLORS
 from mitmproxy.utils import human
 
 from clamproxy.proxy.access_log import FIELDS
@@ -26,6 +26,7 @@ from clamproxy.proxy.access_log import FIELDS
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """All control characters but the newline, the other line ends of Unicode, and lone surrogates."""
 _CONTINUED = "\n    "
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _SCRIPT_LOADER = "mitmproxy.addons.script"
 
 type _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -48,17 +49,12 @@ def use_format(name: str) -> None:
         output = LineHandler(replaced)
         root.addHandler(output)
         root.removeHandler(replaced)
-    output.setFormatter(JsonFormatter() if name == "json" else TextFormatter(output.replaced.has_vt_codes))
+    output.setFormatter(JsonFormatter() if name == "json" else output.text_formatter())
 
 
-def before_start(name: str) -> None:
-    """Keep back the only line that mitmproxy prints before the addon is there to call `use_format`.
-
-    Args:
-        name: as above.
-    """
-    if name == "json":
-        logging.getLogger(_SCRIPT_LOADER).setLevel(logging.WARNING)
+def before_start() -> None:
+    """Keep back the only line that mitmproxy prints before the addon is there to call `use_format`."""
+    logging.getLogger(_SCRIPT_LOADER).setLevel(logging.WARNING)
 
 
 def restore() -> None:
@@ -86,6 +82,12 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.replaced = replaced
         self._file: IO[str] = replaced.file
+
+    def text_formatter(self) -> logging.Formatter:
+        """What fits where the lines go."""
+        if _is_journal(self._file):
+            return JournalFormatter()
+        return TextFormatter(colorize=self.replaced.has_vt_codes)
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
         """By mitmproxy's level, which may change at any time."""
@@ -126,18 +128,39 @@ def _go_on_without_reader(file: IO[str]) -> None:
         sys.stderr.flush()
 
 
-class TextFormatter(MitmFormatter):
-    """mitmproxy's lines; but no message can look like a second line, or move the cursor."""
+class TextFormatter(logging.Formatter):
+    """Date, level and message; no message can look like a second line, or move the cursor."""
+
+    def __init__(self, *, colorize: bool = False) -> None:
+        """Format for a file, or in colours for a terminal."""
+        super().__init__()
+        self._colorize = colorize
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; those of a traceback are indented."""
-        safe = copy.copy(record)
-        safe.msg, safe.args = _indented(record.getMessage()), None
-        return super().format(safe)
+        """One line; further ones, such as those of a traceback, are indented."""
+        message = self.message_of(record)
+        color = LOG_COLORS.get(record.levelno) if self._colorize else None
+        if color is not None:
+            message = miniclick.style(message, fg=color)
+        return f"{_local_time(record.created)} {_level(record)} {message}"
 
-    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
-        """The traceback, indented."""
-        return f"    {_indented(super().formatException(ei))}"
+    def message_of(self, record: logging.LogRecord) -> str:
+        """The message with its client and traceback."""
+        message = _indented(record.getMessage())
+        if client := getattr(record, "client", None):
+            message = f"{human.format_address(client)}: {message}"
+        if record.exc_info:
+            message += _CONTINUED + _indented(self.formatException(record.exc_info))
+        return message
+
+
+class JournalFormatter(TextFormatter):
+    """The same for systemd's journal, which has a date itself and takes the level from <N> (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One entry for each line, which all have the level."""
+        prefix = f"<{_PRIORITIES.get(_level(record), 6)}>"
+        return "\n".join(f"{prefix}{line}" for line in self.message_of(record).split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
@@ -146,8 +169,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The object; keys that tell nothing are null in requests, and absent elsewhere."""
         fields = getattr(record, FIELDS, None)
-        level = "info" if record.levelno == ALERT else record.levelname.lower()
-        entry: dict[str, Any] = {"time": _time(record.created), "level": level}
+        entry: dict[str, Any] = {"time": _time(record.created), "level": _level(record)}
         if isinstance(fields, dict):
             entry |= {"event": "request", **fields}
         else:
@@ -159,6 +181,23 @@ class JsonFormatter(logging.Formatter):
         # Lone surrogates are no characters: strict readers refuse the whole line.
         text = json.dumps({key: _sound(value) for key, value in entry.items()}, allow_nan=False, default=str)
         return text.replace("\x7f", "\\u007f")
+
+
+def _level(record: logging.LogRecord) -> str:
+    return "info" if record.levelno == ALERT else record.levelname.lower()
+
+
+def _local_time(seconds: float) -> str:
+    """RFC 3339, with milliseconds and the offset of the local time zone."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(timespec="milliseconds")
+
+
+def _is_journal(file: IO[str]) -> bool:
+    """Whether lines go to systemd's journal (JOURNAL_STREAM, systemd.exec(5))."""
+    with suppress(OSError, ValueError):
+        status = os.fstat(file.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
 
 
 def _time(seconds: float) -> str:

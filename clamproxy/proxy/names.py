@@ -1,4 +1,4 @@
-"""DNS queries of clients, where mitmproxy's DNS mode is on: ``--mode dns@53``."""
+"""DNS queries of clients, where listen.dns is set (mitmproxy's DNS mode)."""
 
 from __future__ import annotations
 

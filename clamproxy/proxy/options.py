@@ -8,6 +8,8 @@ import math
 from mitmproxy import optmanager
 
 from clamproxy.config.settings import Settings
+from clamproxy.proxy.listening import OPTIONS as LISTENING
+from clamproxy.setup.confdir import find_confdir
 
 DEFAULTS: dict[str, bool | str | int] = {
     # Answer CONNECT without the origin: else nothing is served while it is down (trap 2).
@@ -30,22 +32,33 @@ class OwnOptions:
     """Sets what the user has not set, on the command line or in mitmproxy's own file."""
 
     def __init__(self) -> None:
-        self._sets_timeout = False
+        self.given: frozenset[str] = frozenset()
+        """The names of those that the user has set."""
 
     def set_defaults(self, options: optmanager.OptManager) -> None:
-        """Set `DEFAULTS`."""
-        unset = {name: value for name, value in DEFAULTS.items() if not _is_set(options, name)}
+        """Set `DEFAULTS`, and note what the user has set."""
+        ours = ("tcp_timeout", "confdir", *LISTENING, *DEFAULTS)
+        self.given = frozenset(name for name in ours if _is_set(options, name))
+        unset = {name: value for name, value in DEFAULTS.items() if name not in self.given}
         options.update(**unset)  # type: ignore[no-untyped-call]
-        self._sets_timeout = not _is_set(options, "tcp_timeout")
         # A record for each connect and disconnect costs as much as serving a small file.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
 
     def follow(self, options: optmanager.OptManager, settings: Settings) -> None:
         """Set what the configuration says; connections that are open keep what they have."""
-        if self._sets_timeout:
+        if "tcp_timeout" not in self.given:
             options.update(tcp_timeout=math.ceil(settings.access.idle_timeout))  # type: ignore[no-untyped-call]
+
+    def place_authority(self, options: optmanager.OptManager, settings: Settings) -> None:
+        """Give mitmproxy's own authority a directory that can be written.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if "confdir" not in self.given and (directory := find_confdir(settings)) is not None:
+            options.update(confdir=str(directory))  # type: ignore[no-untyped-call]
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:
     """Whether the user has given the option a value, be it the default one."""
-    return options._options[name].value is not optmanager.unset
+    return name in options and options._options[name].value is not optmanager.unset

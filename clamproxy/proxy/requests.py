@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FREEZING = (403, 429)
 """One of these stops a freshclam for hours, official databases included (trap 20)."""
+_FAILURE = "the gateway has an error; see its log"
 _CHALLENGE = 'Basic realm="clamproxy"'
 
 
@@ -108,14 +109,15 @@ class Requests:
         exchange = Exchange.begin(flow, destination)
         if destination is Destination.PASSED:
             # It was not when the head came: the configuration has changed since, nobody has looked at this.
-            exchange.result, flow.response = Result.ERROR, _failure()
+            exchange.result, exchange.reason = Result.ERROR, "the configuration has just changed"
+            flow.response = _failure()
             return
         with service.in_use():
             if _is_open(flow, service, destination) or await self._is_known(flow):
                 reply = await self._reply(flow, service, destination)
             else:
                 reply = _unknown_client(service, is_proxy=not self._is_direct(flow))
-        exchange.result, exchange.version = reply.result, reply.version
+        exchange.take(reply)
         _set_response(flow, reply)
 
     async def _reply(self, flow: http.HTTPFlow, service: Service, destination: Destination) -> Reply:
@@ -205,7 +207,7 @@ class Requests:
         return is_asked_itself(request, client) or is_own_port(request, client)
 
     def _refuse(self, flow: http.HTTPFlow, service: Service, reply: Reply) -> None:
-        Exchange.begin(flow, Destination.NOBODY)
+        Exchange.begin(flow, Destination.NOBODY).take(reply)
         _set_response(flow, reply)
         if flow.request.method == "CONNECT":
             self._account(flow, 0)
@@ -213,7 +215,8 @@ class Requests:
     def _fail(self, flow: http.HTTPFlow) -> None:
         """Answer in an exception's handler: whatever goes wrong, nothing is let through."""
         logger.exception("A request from %s failed.", flow.client_conn.peername[0])
-        Exchange.begin(flow, Destination.NOBODY).result = Result.ERROR
+        exchange = Exchange.begin(flow, Destination.NOBODY)
+        exchange.result, exchange.reason = Result.ERROR, _FAILURE
         flow.response = _failure()
         if flow.request.method == "CONNECT":
             self._account(flow, 0)
@@ -311,4 +314,4 @@ def _name_host(request: http.Request) -> None:
 def _failure() -> http.Response:
     """The answer when nothing else can be answered; 503 makes freshclam try again."""
     headers = {"Cache-Status": CACHE_STATUS[Result.ERROR], "Via": "1.1 clamproxy", "Retry-After": "1"}
-    return http.Response.make(503, b"clamproxy: the gateway has an error; see its log\n", headers)
+    return http.Response.make(503, f"clamproxy: {_FAILURE}\n".encode(), headers)

@@ -31,7 +31,7 @@ _REVALIDATE = "no-cache"
 def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
     """A short answer in words."""
     text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
-    reply = Reply(status, result, body=text, version=version)
+    reply = Reply(status, result, body=text, version=version, reason=reason)
     reply.headers["Content-Type"] = "text/plain; charset=utf-8"
     reply.headers["Cache-Control"] = "no-store"
     return reply
@@ -54,7 +54,7 @@ def unavailable(error: Exception) -> Reply:
 
     Whatever the origin said, a 403 or 429 would stop the client for hours (trap 20).
     """
-    reply = plain(503, Result.ERROR, _explain(error))
+    reply = plain(503, Result.ERROR, explain(error))
     wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
     if isinstance(error, TransferError | OriginError):
         wait = error.retry_after
@@ -168,7 +168,8 @@ def _select(
     return select(request.headers, representation, condition, method=request.method)
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """Say in words why the origin gives nothing."""
     if isinstance(error, CooldownError):
         cooldown = error.cooldown
         return f"the origin is not asked until {time.ctime(cooldown.until)}: {cooldown.reason}"

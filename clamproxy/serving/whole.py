@@ -22,7 +22,7 @@ from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
-from clamproxy.serving.answers import from_head, from_object, plain
+from clamproxy.serving.answers import explain, from_head, from_object, plain
 from clamproxy.serving.current import CurrentVersions, Finding
 from clamproxy.serving.delivery import Delivery
 
@@ -75,7 +75,7 @@ class WholeFiles:
         if choice is not None and choice.by_patches and finding.proven is not None:
             whole = await self._find_signed(request, latest, finding, finding.proven)
             if whole is None and (reply := self._answer_by_patches(request, latest, finding.proven, choice)):
-                return reply
+                return _with_reason(reply, finding)
             finding = whole or await self._current.find_out(latest, request.requester, with_patches=False)
             choice = choose(finding.known)
         if choice is None:
@@ -162,7 +162,8 @@ class WholeFiles:
         object_id = published.object_id
         result = Result.STALE if choice.stale or finding.trouble else Result.HIT
         is_newest = object_id.version >= finding.known.newest
-        return from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
+        reply = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
+        return _with_reason(reply, finding)
 
     async def _answer_from_origin(
         self, request: Request, latest: Latest, finding: Finding, choice: Choice, *, again: bool
@@ -217,7 +218,7 @@ class WholeFiles:
             self._builder.start(latest.database, proven)
             head = Head(proven.header, is_proven=True)
             if reply := from_head(request, object_id, head, result, is_newest=not choice.stale):
-                return reply
+                return _with_reason(reply, finding)
             try:
                 async with asyncio.timeout(PATIENCE_WITH_BUILD):
                     published = await self._builder.open(latest.database, proven)
@@ -225,7 +226,15 @@ class WholeFiles:
                 return nothing
             except TimeoutError:
                 return plain(503, Result.ERROR, f"{object_id.file_name} is still being built")
-        return _from_published(request, published, choice)
+        return _with_reason(_from_published(request, published, choice), finding)
+
+
+def _with_reason(reply: Reply, finding: Finding) -> Reply:
+    """Say for the log why something older is served."""
+    if reply.result is Result.STALE:
+        newer = f"{finding.known.newest} is advertised; the origin has not given it yet"
+        reply.reason = explain(finding.trouble) if finding.trouble else newer
+    return reply
 
 
 def _result_of(choice: Choice) -> Result:

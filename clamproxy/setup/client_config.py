@@ -13,7 +13,7 @@ from clamproxy.config.units import parse_host_name
 
 CDN = "database.clamav.net"
 DEFAULT_PORT = 8080
-"""What `clamproxy run` listens on."""
+"""What the proxy listens on by default, as mitmproxy does."""
 USER, PASSWORD = "USERNAME", "PASSWORD"
 """Placeholders: the configuration has the hashes of passwords only."""
 

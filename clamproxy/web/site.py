@@ -292,7 +292,7 @@ def _live(body: bytes, content_type: str) -> Reply:
 
 def _plain(status: int, reason: str) -> Reply:
     reply = _live(f"clamproxy: {reason}\n".encode("ascii", "backslashreplace"), _PLAIN)
-    reply.status = HTTPStatus(status).value
+    reply.status, reply.reason = HTTPStatus(status).value, reason
     return reply
 
 

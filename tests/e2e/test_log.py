@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -115,15 +116,56 @@ class TestJson:
             assert FIRST in line or json.loads(line)
 
 
+LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d (debug|info|warning|error) \S.*"
+
+
 def test_text(make_site: MakeSite) -> None:
-    """As mitmproxy prints it, each line once."""
+    """Each line once, with time and level, mitmproxy's own too."""
     site = make_site(log={"format": "text"})
     site.publish(6)
     site.gateway.ask("/test.cvd")
     assert eventually(lambda: "miss 200" in site.gateway.log)
-    (line,) = [line for line in site.gateway.log.splitlines() if "/test.cvd" in line]
-    assert line.startswith("[")
+    lines = [line for line in site.gateway.log.splitlines() if FIRST not in line]
+    for line in lines:
+        assert re.fullmatch(LINE, line), line
+    assert sum("listening at" in line for line in lines) == 2
+    (line,) = [line for line in lines if "/test.cvd" in line]
     assert line.endswith("ClamAV/1.4.6")
+
+
+def test_the_log_says_why(make_site: MakeSite) -> None:
+    """What the client is told in its answer; nothing for what freshclam asks for in its usual course."""
+    site = make_site(log=JSON)
+    site.publish(5)
+    site.gateway.ask("/test.cvd")
+    site.gateway.ask("/test.cld")  # freshclam's first question; there is none
+    site.dns.versions["test"] = 6
+    site.origin.refuse()
+    told = [
+        site.gateway.ask("/test-6.cdiff"),
+        site.gateway.ask("/no-such-file"),
+        site.gateway.ask("/test.cvd", method="DELETE"),
+        site.gateway.ask("/", Way.ABSOLUTE, host="www.example.com"),
+    ]
+    assert eventually(lambda: len(requests(site.gateway)) >= 6), site.gateway.log
+    usual, others = requests(site.gateway)[:2], requests(site.gateway)[2:]
+    assert [entry["error"] for entry in usual] == [None, None]
+    assert [entry["status"] for entry in others] == [503, 404, 405, 502]
+    for entry, answer in zip(others, told, strict=True):
+        assert entry["error"]
+        assert answer.body.decode() == f"clamproxy: {entry['error']}\n"
+
+
+def test_the_log_says_why_something_older_is_served(make_site: MakeSite) -> None:
+    site = make_site(log={"format": "text"}, delta={"enabled": False}, versions={"refresh": "1ms"})
+    site.publish(5)
+    site.gateway.ask("/test.cvd")
+    site.dns.versions["test"] = 6
+    site.origin.refuse()
+    assert site.gateway.ask("/test.cvd").status == 200
+    assert eventually(lambda: "stale 200" in site.gateway.log), site.gateway.log
+    (line,) = [line for line in site.gateway.log.splitlines() if "stale 200" in line]
+    assert re.search(r" info \S+ GET /test\.cvd 5 stale 200 \d+B \S+ ClamAV/1\.4\.6 \(the origin .+\)$", line)
 
 
 class Piped:

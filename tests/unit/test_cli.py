@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import socket
 import time
 from pathlib import Path
@@ -157,11 +158,15 @@ def test_a_file_in_the_way_of_the_cache_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["-p", "8080"]),
+        ([], []),
         (["-p", "3128"], ["-p", "3128"]),
-        (["--mode", "regular", "-q"], ["-p", "8080", "--mode", "regular", "-q"]),
-        (["--config", "x.yaml"], ["-p", "8080", "--set", "clamproxy_config=x.yaml"]),
-        (["--set", "http2=true"], ["-p", "8080", "--set", "http2=true"]),
+        (["--mode", "regular", "-q"], ["--mode", "regular", "-q"]),
+        (["--config", "x.yaml"], ["--set", "clamproxy_config=x.yaml"]),
+        (
+            ["-p", "3128", "--config", "x.yaml", "-q"],
+            ["-p", "3128", "-q", "--set", "clamproxy_config=x.yaml"],
+        ),
+        (["--set", "http2=true"], ["--set", "http2=true"]),
     ],
 )
 def test_run_is_mitmdump(
@@ -169,7 +174,7 @@ def test_run_is_mitmdump(
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("mitmproxy.tools.main.mitmdump", started.append)
-    monkeypatch.setattr("clamproxy.cli.run._is_taken", lambda _: False)
+    monkeypatch.setattr("clamproxy.cli.run.refusal", lambda _: None)
     (tmp_path / "x.yaml").write_text("")
     assert invoke("run", *arguments).exit_code == 0
     ((option, script, *rest),) = started
@@ -186,12 +191,96 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         port = str(taken.getsockname()[1])
         result = invoke("run", "-p", port)
         assert (result.exit_code, result.stdout, result.stderr.count("\n"), started) == (1, "", 1, [])
-        assert f"port {port} is in use already" in result.stderr
+        assert f"*:{port}: address already in use" in result.stderr
         assert "-p PORT" in result.stderr
+        monkeypatch.setenv("CLAMPROXY_LISTEN__PROXY", port)
+        configured = invoke("run")
+        assert (configured.exit_code, configured.stderr) == (1, result.stderr)
+        monkeypatch.delenv("CLAMPROXY_LISTEN__PROXY")
         for options in (["--mode", "regular@1"], ["-m", "regular@1"], ["--listen-host", "127.0.0.9"]):
             assert invoke("run", "-p", port, *options).exit_code == 0
     assert invoke("run", "-p", port).exit_code == 0
     assert len(started) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["my.yaml"], "did you mean --config my.yaml?"),
+        (["my.conf"], "did you mean --config my.conf?"),
+        (["3128"], "did you mean --port 3128?"),
+        (["start"], "only options may follow"),
+        (["-p", "3128", "my.yaml"], "did you mean --config my.yaml?"),
+        (["--", "my.yaml"], "did you mean --config my.yaml?"),
+        (["--set", "http2=true", "my.yaml", "-q"], "did you mean --config my.yaml?"),
+    ],
+)
+def test_a_stray_argument_of_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], hint: str
+) -> None:
+    """mitmdump would take it for a filter of flows, and start with the defaults."""
+    monkeypatch.setattr("mitmproxy.tools.main.mitmdump", lambda _: pytest.fail("started"))
+    (tmp_path / "my.conf").touch()
+    result = invoke("run", *arguments)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "unexpected argument" in result.stderr
+    assert hint in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "stats", "fleet", "config check"])
+def test_one_configuration_file(command: str) -> None:
+    result = invoke(*command.split(), "--config", "a.yaml", "--config", "b.yaml")
+    assert result.exit_code != 0
+    assert "2 are given" in result.stderr
+
+
+CREATORS = (
+    ["prefetch"],
+    ["mirror", "x"],
+    ["mirror", "--cached-only", "x"],
+    ["import", os.devnull],
+    ["ca", "init"],
+)
+
+
+@pytest.mark.parametrize("arguments", CREATORS, ids=" ".join)
+def test_nothing_is_made_in_a_directory_that_is_not_the_proxys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.delenv("CLAMPROXY_CACHE__DIRECTORY")
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "neither a configuration" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("known_by", ["cache/", "proxy.yaml", "variable"])
+def test_a_configuration_or_a_cache_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_by: str
+) -> None:
+    monkeypatch.delenv("CLAMPROXY_CACHE__DIRECTORY")
+    if known_by == "variable":
+        monkeypatch.setenv("CLAMPROXY_TLS__NAMES", "[gateway.example.net]")
+    elif known_by.endswith("/"):
+        (tmp_path / known_by).mkdir()
+    else:
+        (tmp_path / known_by).touch()
+    assert invoke("ca", "init").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["purge", "--older-than", "30"], 2),
+        (["purge", "--older-than", "1.5"], 2),
+        (["ca", "rotate", "--overlap", "30"], 2),
+        (["fleet", "--stale", "2"], 3),
+    ],
+)
+def test_a_time_without_a_unit(arguments: list[str], code: int) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert re.search(r"a duration such as \d+d.*: [\d.]+ has no unit", result.stderr)
 
 
 @pytest.mark.parametrize("arguments", [[], ["ca"], ["config"]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
@@ -142,7 +143,7 @@ def test_json_has_plain_numbers(run: Run) -> None:
 
 def test_what_is_shown_means_the_same(run: Run, tmp_path: Path) -> None:
     """It is a proxy.yaml that can be used."""
-    (tmp_path / "ca.pem").write_text("certificates")
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     result = run(
         "show",
         text="""
@@ -151,6 +152,7 @@ upstream: {url: "HTTPS://[::1]:444/x/", ca_bundle: ca.pem, connect_timeout: 0.1,
 versions: {nameservers: [192.0.2.1, "[::1]:5353", "::2"], refresh: 1.5ms}
 serving: {hosts: ["db.*.Example.com"], clients: ["fd00::/8", 10.1.2.3], pass_through: ["*.example.com"]}
 delta: {max_share: 12.34%}
+listen: {proxy: ["192.0.2.1:8080", "[::1]:8080"], reverse: 8000, dns: "*:53"}
 access: {idle_timeout: 2.5s, max_request_line: 1000}
 status: {host: null, listen: null}
 """,

@@ -13,6 +13,7 @@ import yaml
 
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import Endpoint
 from tests.unit.contrib import CONTRIB, NOFILE_PER_CONNECTION, parse, require_program
 
 SYSTEMD = CONTRIB / "systemd"
@@ -68,7 +69,8 @@ def test_commands_are_ours() -> None:
     assert start[0] == PROGRAM
     assert start[-1] == "$OPTIONS"
     params = parse(start[:-1])
-    assert (params["port"], params["config"]) == (8080, "/etc/clamproxy/proxy.yaml")
+    # Where it listens is up to proxy.yaml.
+    assert (params["port"], params["config"]) == (None, "/etc/clamproxy/proxy.yaml")
     check, signal = values("ExecReload")
     assert parse(shlex.split(check)) == {"config": "/etc/clamproxy/proxy.yaml"}
     assert signal == "/bin/kill -HUP $MAINPID"
@@ -124,10 +126,13 @@ def test_sysusers_makes_the_user(tmp_path: Path) -> None:
     assert re.search(r"^clamproxy:x:\d+:\d+:.*:/var/lib/clamproxy:/usr/sbin/nologin$", users, re.MULTILINE)
 
 
-def test_port_53_is_a_mode_of_the_command() -> None:
-    options = re.search(r'OPTIONS=(.*)"', (SYSTEMD / "dns.conf").read_text())
-    assert options is not None
-    assert parse(["clamproxy", "run", *options[1].split()])["mitmdump_options"] == tuple(options[1].split())
+def test_port_53_is_a_setting() -> None:
+    setting = re.search(
+        r"^Environment=(CLAMPROXY_.*)=(.*)$", (SYSTEMD / "dns.conf").read_text(), re.MULTILINE
+    )
+    assert setting is not None
+    listen = load_settings(SYSTEMD / "proxy.yaml", {setting[1]: setting[2]}).listen
+    assert (listen.dns, listen.proxy) == ((Endpoint("*", 53),), (Endpoint("*", 8080),))
 
 
 def test_short_configuration_points_to_the_long_one() -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import trustme
 import yaml
 from pydantic import ValidationError
 
@@ -92,12 +93,12 @@ def test_nothing_said_means_the_defaults(write: Write, text: str) -> None:
 
 
 def test_values_of_the_file(write: Write, tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("certificates")
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     path = write("""
 cache: {directory: store/objects, size_limit: 1MiB, keep_cdiffs: 0}
 upstream: {proxy: "http://user:secret@proxy:3128", ca_bundle: ca.pem, read_timeout: 1min30s}
 versions: {dns: false, nameservers: [192.0.2.1, "[::1]:5353"]}
-serving: {hosts: [Mirror.Example.com], clients: [192.0.2.9/24], pass_through: ["*.example.com"]}
+serving: {hosts: [Mirror.Example.com], clients: [192.0.2.0/24], pass_through: ["*.example.com"]}
 delta: {max_share: 0.25}
 """)
     config = load_settings(path, {})
@@ -133,7 +134,7 @@ def test_the_environment_wins(
     write: Write, text_of_file: str, variable: str, text: str, value: object
 ) -> None:
     config = load_settings(
-        write(text_of_file), {f"CLAMPROXY_{variable}": text, "CLAMPROXY_CONFIG": "[", "A__B": "["}
+        write(text_of_file), {f"CLAMPROXY_{variable}": text, "CLAMPROXY_PASSWORD": "[", "A__B": "["}
     )
     section, key = variable.lower().split("__")
     assert getattr(getattr(config, section), key) == value

@@ -10,17 +10,21 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clamproxy.config.loading import ConfigurationError, load_settings
+from clamproxy.config import loading
+from clamproxy.config.conflicts import find_conflict
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import parse_listen
 from tests.unit.conftest import Write
 
-SECTIONS = "cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
+SECTIONS = "listen, cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
 SIZE = "expected a size such as 4GiB, at least 1 MiB"
 COUNT = "expected a whole number, at least 0"
 SWITCH = "expected true or false"
 TIMEOUT = "expected a duration such as 10s, more than 0 and at most 1h"
 URL = "expected an http:// or https:// URL without credentials, query and fragment"
 PROXY = "expected an http:// or https:// URL such as http://user:password@proxy:3128, or null"
+PORT = 'expected a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"'
 DATABASE = "expected a name of the letters a to z such as daily"
 
 
@@ -35,6 +39,30 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("listen: {proxy: here}", f"listen.proxy is 'here'; {PORT}"),
+        ("listen: {proxy: 0}", f"listen.proxy is 0; {PORT}"),
+        ("listen: {proxy: true}", f"listen.proxy is true; {PORT}"),
+        ("listen: {proxy: 'localhost:80'}", f"listen.proxy is 'localhost:80'; {PORT}"),
+        ("listen: {proxy: '::1:80'}", f"listen.proxy is '::1:80'; {PORT}"),
+        ("listen: {proxy: {port: 80}}", f"listen.proxy is a mapping; {PORT}"),
+        ("listen: {dns: [53, 70000]}", f"listen.dns[1] is 70000; {PORT}"),
+        (
+            "listen: {proxy:}",
+            "listen.proxy is null; "
+            'expected a port, an address with a port such as "*:8080", or a list of one or more of them',
+        ),
+        (
+            "listen: {reverse: 8080}",
+            "listen.reverse is 8080; expected a port of its own, as *:8080 is in listen.proxy",
+        ),
+        (
+            "listen: {reverse: '127.0.0.1:53', dns: '0.0.0.0:53'}",
+            "listen.dns is '0.0.0.0:53'; expected a port of its own, as 127.0.0.1:53 is in listen.reverse",
+        ),
+        (
+            "listen: {dns: [53, '*:53']}",
+            "listen.dns is a list; expected a port of its own, as *:53 is in the same list",
+        ),
         ("cache: {size_limit: lots}", f"cache.size_limit is 'lots'; {SIZE}"),
         ("cache: {size_limit: 64k}", f"cache.size_limit is '64k'; {SIZE}"),
         ("cache: {size_limit: true}", f"cache.size_limit is true; {SIZE}"),
@@ -44,6 +72,14 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
         ("cache: {keep_cdiffs: 1.0}", f"cache.keep_cdiffs is 1.0; {COUNT}"),
         ("cache: {keep_cdiffs: -1}", f"cache.keep_cdiffs is -1; {COUNT}"),
         ("cache: {directory: 5}", "cache.directory is 5; expected the path of a directory"),
+        (
+            "cache: {directory: ~/cache}",
+            "cache.directory is '~/cache'; expected a path without ~ and variables",
+        ),
+        (
+            "tls: {directory: $HOME/ca}",
+            "tls.directory is '$HOME/ca'; expected a path without ~ and variables",
+        ),
         ("cache: {directory: ''}", "cache.directory is ''; expected the path of a directory"),
         ("upstream: {url: 'ftp://a'}", f"upstream.url is 'ftp://a'; {URL}"),
         ("upstream: {url: 'http://me:pw@a'}", f"upstream.url is 'http://***@a'; {URL}"),
@@ -56,6 +92,15 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             "upstream: {ca_bundle: /no/such.pem}",
             "upstream.ca_bundle is '/no/such.pem'; expected a readable file of PEM certificates, or null",
         ),
+        (
+            "upstream: {ca_bundle: proxy.yaml}",
+            "upstream.ca_bundle is 'proxy.yaml'; expected a readable file of PEM certificates, or null",
+        ),
+        (
+            "upstream: {ca_bundle: .}",
+            "upstream.ca_bundle is '.'; expected a readable file of PEM certificates, or null",
+        ),
+        ("upstream: {url: 'http://a/?x=1'}", f"upstream.url is 'http://a/?x=1'; {URL}"),
         ("upstream: {connect_timeout: 0}", f"upstream.connect_timeout is 0; {TIMEOUT}"),
         ("upstream: {read_timeout: 2h}", f"upstream.read_timeout is '2h'; {TIMEOUT}"),
         ("upstream: {read_timeout: .inf}", f"upstream.read_timeout is inf; {TIMEOUT}"),
@@ -95,6 +140,14 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             'expected a network such as 10.0.0.0/8 or "fd00::/8" (IPv6 in quotes)',
         ),
         (
+            "serving: {clients: [10.1.2.3/8]}",
+            "serving.clients[0] is '10.1.2.3/8'; expected 10.0.0.0/8, or 10.1.2.3 for that address alone",
+        ),
+        (
+            "serving: {clients: [10.0.0.0/8, 'fd00::1/8']}",
+            "serving.clients[1] is 'fd00::1/8'; expected fd00::/8, or fd00::1 for that address alone",
+        ),
+        (
             "serving: {pass_through: ['*']}",
             "serving.pass_through[0] is '*'; "
             'expected a host name such as www.example.com or "*.example.com" (in quotes)',
@@ -119,6 +172,9 @@ def test_impossible_values(write: Write, text: str, line: str) -> None:
     [
         ("cache: {sizelimit: 1}", "unknown key cache.sizelimit; did you mean cache.size_limit?"),
         ("upstream: {refresh: 1}", "unknown key upstream.refresh; did you mean versions.refresh?"),
+        ("CACHE: {}", "unknown section CACHE; did you mean cache?"),
+        ("cache: {SIZE_LIMIT: 1GiB}", "unknown key cache.SIZE_LIMIT; did you mean cache.size_limit?"),
+        ("cache: {size-limit: 1GiB}", "unknown key cache.size-limit; did you mean cache.size_limit?"),
         ("chache: {}", "unknown section chache; did you mean cache?"),
         ("keep_cdiffs: 1", "unknown section keep_cdiffs; did you mean cache.keep_cdiffs?"),
         ("foo:", f"unknown section foo; expected {SECTIONS}"),
@@ -170,10 +226,29 @@ def test_yaml_that_is_nested_too_deeply(write: Write) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert error_line(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+    with pytest.raises(ConfigurationError, match="no such configuration file, but a directory"):
+        find_config(str(tmp_path), tmp_path)
     missing, latin = tmp_path / "missing.yaml", tmp_path / "latin.yaml"
     assert error_line(missing) == f"{missing}: cannot be read: No such file or directory"
     latin.write_bytes(b"# \xe4\n")
     assert error_line(latin) == f"{latin}: byte 3 is not UTF-8 text"
+
+
+def test_a_directory_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "proxy.yaml").mkdir()
+    with pytest.raises(ConfigurationError, match=r"proxy\.yaml: there is no such .* but a directory"):
+        find_config(None, tmp_path)
+
+
+def test_a_file_with_the_other_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't passed over in silence, as long as there is no other one."""
+    monkeypatch.setattr(loading, "SYSTEM_CONFIG", tmp_path / "none.yaml")
+    (tmp_path / "proxy.yml").touch()
+    with pytest.raises(ConfigurationError, match=r"expected the name proxy\.yaml, or --config proxy\.yml"):
+        find_config(None, tmp_path)
+    assert find_config("proxy.yml", tmp_path) == tmp_path / "proxy.yml"
+    (tmp_path / "proxy.yaml").touch()
+    assert find_config(None, tmp_path) == tmp_path / "proxy.yaml"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +262,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             "a: b: c",
             ": line 1, column 5: not valid YAML: mapping values are not allowed here",
         ),
+        ("CACHE__SIZE_LIMIT", "", f": cache.size_limit is empty; {SIZE}"),
         ("CACHE__SIZE", "1", " names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
+        ("CACHE_SIZE_LIMIT", "1GiB", " names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
+        ("LOG_FORMAT", "json", " names no setting; did you mean CLAMPROXY_LOG__FORMAT?"),
+        ("CONFIG", "x.yaml", " names no setting; expected CLAMPROXY_<SECTION>__<KEY>"),
+        ("PORT", "8080", " names no setting; expected CLAMPROXY_<SECTION>__<KEY>"),
         ("cache__size_limit", "1GiB", " names no setting"),
         ("ZZ__", "", " names no setting"),
     ],
@@ -196,6 +276,78 @@ def test_a_wrong_environment(write: Write, variable: str, text: str, line: str) 
     for path in (None, write("cache: {size_limit: 1GiB}")):
         got = error_line(path, {f"CLAMPROXY_{variable}": text})
         assert got.startswith(f"environment variable CLAMPROXY_{variable}{line}")
+
+
+@pytest.mark.parametrize("variable", ["clamproxy_cache__size_limit", "Clamproxy_Cache__Size_Limit"])
+def test_a_variable_in_the_wrong_case(variable: str) -> None:
+    line = error_line(None, {variable: "1GiB"})
+    assert (
+        line == f"environment variable {variable} names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        # Kubernetes sets these in every pod beside a Service that is called clamproxy, or clamproxy-x.
+        ("CLAMPROXY_SERVICE_HOST", "10.96.0.7"),
+        ("CLAMPROXY_SERVICE_PORT", "8080"),
+        ("CLAMPROXY_SERVICE_PORT_HTTP_PROXY", "8080"),
+        ("CLAMPROXY_PORT", "tcp://10.96.0.7:8080"),
+        ("CLAMPROXY_PORT_8080_TCP", "tcp://10.96.0.7:8080"),
+        ("CLAMPROXY_PORT_8080_TCP_ADDR", "10.96.0.7"),
+        ("CLAMPROXY_PORT_53_UDP_PROTO", "udp"),
+        ("CLAMPROXY_DNS_PORT_53_UDP", "udp://10.96.0.8:53"),
+        ("CLAMPROXY_DNS_PORT", "udp://10.96.0.8:53"),
+        ("CLAMPROXY_DNS_SERVICE_HOST", "10.96.0.8"),
+        ("CLAMPROXY_PASSWORD", "[secret of `clamproxy doctor`"),
+        ("CLAMPROXY_TESTDATA", "/data"),
+        ("MYCLAMPROXY_CACHE", "x"),
+    ],
+)
+def test_variables_that_are_no_settings(variable: str, text: str) -> None:
+    assert load_settings(None, {variable: text}) == load_settings(None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "listening", "value"),
+    [
+        # The pages have a port of their own.
+        ("", "127.0.0.1:8081", "status.listen is 127.0.0.1:8081"),
+        ("", "*:8081", "status.listen is 127.0.0.1:8081"),
+        ("", "*:8080", None),
+        ("", "192.0.2.1:8081", None),
+        ("", "[::]:8081", None),
+        ("status: {listen: null}", "*:8081", None),
+        # The gateway doesn't ask itself.
+        ("upstream: {url: 'http://localhost:8080'}", "*:8080", "upstream.url is http://localhost:8080"),
+        ("upstream: {url: 'http://localhost:80'}", "[::1]:80", "upstream.url is http://localhost:80"),
+        ("upstream: {url: 'http://127.0.0.1/x'}", "0.0.0.0:80", "upstream.url is http://127.0.0.1/x"),
+        ("upstream: {url: 'http://192.0.2.1'}", "192.0.2.1:80", "upstream.url is http://192.0.2.1"),
+        ("upstream: {proxy: 'http://u:p@[::1]:80'}", "*:80", "upstream.proxy is http://[::1]:80"),
+        ("upstream: {url: 'http://localhost:8080'}", "*:3128", None),
+        ("upstream: {url: 'http://parent:8080'}", "*:8080", None),
+        ("upstream: {url: 'http://127.0.0.1:8080'}", "192.0.2.1:8080", None),
+        (
+            "versions: {nameservers: [192.0.2.1, 127.0.0.1]}\nlisten: {dns: 53}",
+            "*:8080",
+            "versions.nameservers has 127.0.0.1:53",
+        ),
+        ("versions: {nameservers: [127.0.0.1]}\nlisten: {dns: 5353}", "*:8080", None),
+        # What is answered as the CDN is nothing else.
+        ("feeds: {hosts: [Database.ClamAV.net]}", "*:8080", "feeds.hosts has database.clamav.net"),
+        (
+            "serving: {pass_through: [db.de.clamav.net]}",
+            "*:8080",
+            "serving.pass_through has db.de.clamav.net",
+        ),
+        ("status: {host: database.clamav.net}", "*:8080", "status.host has database.clamav.net"),
+        ("serving: {pass_through: ['*.clamav.net']}", "*:8080", None),
+    ],
+)
+def test_values_that_cannot_work_together(write: Write, text: str, listening: str, value: str | None) -> None:
+    conflict = find_conflict(load_settings(write(text), {}), [parse_listen(listening)])
+    assert (conflict and conflict.partition("; expected ")[0]) == value
 
 
 def test_the_file_is_blamed_for_what_it_says(write: Write) -> None:

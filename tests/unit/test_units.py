@@ -239,7 +239,8 @@ def test_no_nameservers(written: object) -> None:
 
 
 def test_networks() -> None:
-    assert parse_network("10.1.2.3/8") == ipaddress.ip_network("10.0.0.0/8")
+    assert parse_network("10.0.0.0/8") == ipaddress.ip_network("10.0.0.0/8")
+    assert parse_network("10.1.2.3") == ipaddress.ip_network("10.1.2.3/32")
     assert parse_network("2001:db8::1") == ipaddress.ip_network("2001:db8::1/128")
     for written in (None, 5, "", "10.0.0.0/33", "localhost", b"\n\0\0\1"):
         with pytest.raises(ValueError, match="a network"):

@@ -1,0 +1,84 @@
+"""Values that are right by themselves but can't work together, or not where the proxy listens. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import Endpoint, host_and_port
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
+    """Name the first conflict: key, value, and what was expected.
+
+    Args:
+        settings: the configuration.
+        listening: where the proxy listens: listen.proxy, unless the command line says otherwise.
+
+    Returns:
+        A line, None if there is no conflict.
+    """
+    pages = settings.status.listen
+    for endpoint in listening:
+        if pages is not None and endpoint.clashes(pages):
+            return f"status.listen is {pages}; expected a port of its own, as the proxy is on {endpoint}"
+    return _loop(settings, listening) or _dns_loop(settings) or _hidden_host(settings)
+
+
+def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
+    urls = {"upstream.url": settings.upstream.url}
+    if settings.upstream.proxy is not None:
+        urls["upstream.proxy"] = settings.upstream.proxy.url
+    for key, url in urls.items():
+        if any(_leads_to(url, endpoint) for endpoint in listening):
+            return f"{key} is {url}; expected another place, as this gateway itself is there"
+    return None
+
+
+def _dns_loop(settings: Settings) -> str | None:
+    for server in settings.versions.nameservers:
+        for endpoint in settings.listen.dns:
+            if server.port == endpoint.port and _is_own(server.host, endpoint):
+                return (
+                    f"versions.nameservers has {host_and_port(*server)}; "
+                    "expected another place, as this gateway itself is there"
+                )
+    return None
+
+
+def _hidden_host(settings: Settings) -> str | None:
+    """A host that is never what it is meant for, as it is answered as the CDN."""
+    named = {
+        "serving.pass_through": settings.serving.pass_through,
+        "feeds.hosts": settings.feeds.hosts,
+        "status.host": [settings.status.host] if settings.status.host else [],
+    }
+    for key, hosts in named.items():
+        for host in hosts:
+            if not host.startswith("*.") and settings.serving.is_clamav_host(host):
+                return f"{key} has {host}; expected none of serving.hosts, which are answered as the CDN"
+    return None
+
+
+def _leads_to(url: str, endpoint: Endpoint) -> bool:
+    """Whether a URL names a place of this machine, as far as that can be seen without asking anybody."""
+    parts = urlsplit(url)
+    if (parts.port or _PORTS[parts.scheme]) != endpoint.port:
+        return False
+    hosts = ["127.0.0.1", "::1"] if parts.hostname == "localhost" else [parts.hostname or ""]
+    return any(_is_own(host, endpoint) for host in hosts)
+
+
+def _is_own(host: str, endpoint: Endpoint) -> bool:
+    with suppress(ValueError):
+        address = ip_address(host)
+        if str(address) == endpoint.host:
+            return True
+        here = address.is_loopback or address.is_unspecified
+        return here and endpoint.clashes(Endpoint(str(address), endpoint.port))
+    return False

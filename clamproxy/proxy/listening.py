@@ -1,0 +1,144 @@
+"""Where mitmproxy listens: as the section listen says, unless the command line says otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from mitmproxy import optmanager
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy import mode_specs
+
+from clamproxy.config.loading import ConfigurationError
+from clamproxy.config.settings import Listen
+from clamproxy.config.units import ANY, Endpoint
+from clamproxy.setup.client_config import CDN, DEFAULT_PORT
+from clamproxy.setup.place import refusal
+
+OPTIONS = ("mode", "listen_host", "listen_port")
+"""Those of mitmproxy that are set here, or respected."""
+
+_KINDS = {
+    "tcp": (socket.SOCK_STREAM,),
+    "udp": (socket.SOCK_DGRAM,),
+    "both": (socket.SOCK_STREAM, socket.SOCK_DGRAM),
+}
+
+
+class Listening:
+    """Has mitmproxy listen. What the user has set on the command line wins."""
+
+    def __init__(self, options: optmanager.OptManager, given: Collection[str], proxy: Proxyserver) -> None:
+        """Prepare; nothing is set yet.
+
+        Args:
+            options: mitmproxy's.
+            given: the names of those that the user has set.
+            proxy: mitmproxy's addon that listens.
+        """
+        self._options = options
+        self._given = frozenset(given)
+        self._proxy = proxy
+        self.is_given = not self._given.isdisjoint(OPTIONS)
+        """Whether the command line has a say in where the proxy listens."""
+
+    def check(self, listen: Listen) -> None:
+        """Look whether the gateway can listen where it should.
+
+        mitmproxy would tell in words that lead to its own options, and at a reload not before it has
+        given up what it had.
+
+        Raises:
+            ConfigurationError: it can't.
+        """
+        held = {address[1] for address in self._proxy.listen_addrs()}
+        for mode in self._parsed(listen):
+            endpoint = self._endpoint(mode)
+            if not 0 <= endpoint.port <= 65535:  # the system would take another
+                raise ConfigurationError(f"{mode.description} on {endpoint}: expected a port up to 65535")
+            if endpoint.port in held or self._may_hold(mode, endpoint):
+                continue
+            for kind in _KINDS[mode.transport_protocol]:
+                if (reason := refusal(endpoint, kind)) is not None:
+                    raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
+
+    def follow(self, listen: Listen) -> None:
+        """Have mitmproxy listen where the configuration says; servers that stay are not touched."""
+        modes = self._modes(listen)
+        self._options.update(mode=modes)  # type: ignore[no-untyped-call]
+        if not all(server.mode.full_spec in modes for server in self._proxy.servers):
+            self.hold_back()
+
+    def hold_back(self) -> None:
+        """Have mitmproxy not go on with its start: it begins before it loads this addon.
+
+        Its own default may be another's port. After its start that does nothing.
+        """
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "cr_code", None) is Proxyserver.setup_servers.__code__:
+                task.cancel()
+
+    async def begin(self) -> bool:
+        """Open the ports that mitmproxy hasn't opened by itself at its start.
+
+        Returns:
+            Whether all are open; what isn't is in the log.
+        """
+        servers = self._proxy.servers
+        # Those whose start was cancelled would be stopped, which they can't.
+        servers._instances = {mode: one for mode, one in servers._instances.items() if one.is_running}
+        return await self._proxy.setup_servers()
+
+    def served_at(self) -> list[Endpoint]:
+        """Where machines can reach the proxy that runs; its reverse ports if it has no other."""
+        by_mode: dict[type[mode_specs.ProxyMode], list[Endpoint]] = {}
+        for server in self._proxy.servers:
+            host = server.mode.listen_host(self._options.listen_host)
+            found = (Endpoint(address[0] if host else ANY, address[1]) for address in server.listen_addrs)
+            by_mode.setdefault(type(server.mode), []).extend(dict.fromkeys(found))
+        return by_mode.get(mode_specs.RegularMode) or by_mode.get(mode_specs.ReverseMode) or []
+
+    def proxies(self, listen: Listen) -> list[Endpoint]:
+        """Where machines reach the proxy, by `follow`."""
+        modes = self._parsed(listen)
+        return [self._endpoint(mode) for mode in modes if isinstance(mode, mode_specs.RegularMode)]
+
+    def _modes(self, listen: Listen) -> list[str]:
+        if "mode" in self._given:
+            return list(self._options.mode)
+        port = self._options.listen_port if "listen_port" in self._given else None
+        proxies = (one if port is None else Endpoint(one.host, port) for one in listen.proxy)
+        # The URL only names what is meant: nothing but the origin's side asks the CDN.
+        kinds = {"regular": proxies, f"reverse:http://{CDN}": listen.reverse, "dns": listen.dns}
+        specs = (self._spec(kind, one) for kind, endpoints in kinds.items() for one in endpoints)
+        return list(dict.fromkeys(specs))
+
+    def _spec(self, kind: str, endpoint: Endpoint) -> str:
+        # Without an address the option listen_host counts.
+        is_open = endpoint.host == ANY or "listen_host" in self._given
+        if is_open and kind == "regular" and endpoint.port == (self._options.listen_port or DEFAULT_PORT):
+            return kind  # what mitmproxy begins with by itself
+        return f"{kind}@{endpoint.port}" if is_open else f"{kind}@{endpoint.host}:{endpoint.port}"
+
+    def _parsed(self, listen: Listen) -> Iterator[mode_specs.ProxyMode]:
+        """The modes that listen at an address. Of what isn't one mitmproxy tells by itself."""
+        for text in self._modes(listen):
+            with suppress(ValueError):
+                mode = mode_specs.ProxyMode.parse(text)
+                if mode.listen_port(self._options.listen_port) is not None:
+                    yield mode
+
+    def _may_hold(self, mode: mode_specs.ProxyMode, endpoint: Endpoint) -> bool:
+        """Whether mitmproxy has begun to listen there, and may have the port by now.
+
+        For all addresses it asks the system's resolver first, in a thread: it hasn't.
+        """
+        is_slow = endpoint.host == ANY and mode.transport_protocol == "tcp"
+        has_begun = any(server.mode == mode for server in self._proxy.servers)
+        return has_begun and not is_slow
+
+    def _endpoint(self, mode: mode_specs.ProxyMode) -> Endpoint:
+        host = mode.listen_host(self._options.listen_host)
+        return Endpoint(host or ANY, mode.listen_port(self._options.listen_port) or 0)

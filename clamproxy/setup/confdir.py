@@ -1,0 +1,51 @@
+"""The directory in which mitmproxy keeps an authority of its own: system users have no home for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clamproxy.config.loading import ConfigurationError
+from clamproxy.config.settings import Settings
+
+DEFAULT = "~/.mitmproxy"
+"""mitmproxy's own."""
+
+
+def find_confdir(settings: Settings) -> Path | None:
+    """Find a directory for mitmproxy, and make it if need be.
+
+    Returns:
+        The directory; None if mitmproxy's default serves.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    home = Path(os.path.expanduser(DEFAULT))  # noqa: PTH111  # Path's raises where there is no home
+    if home.is_absolute() and _can_hold_authority(home):
+        return None
+    for directory in (settings.tls.directory, settings.cache.directory):
+        place = directory / "mitmproxy"
+        if _is_made(directory) and _is_made(place) and _can_hold_authority(place):
+            return place
+    raise ConfigurationError(
+        f"mitmproxy's authority has no place: neither {home} nor {settings.tls.directory} "
+        "can be written; set tls.directory, or give --set confdir=DIRECTORY"
+    )
+
+
+def _can_hold_authority(directory: Path) -> bool:
+    """Whether mitmproxy finds its authority there, or can make it."""
+    if os.access(directory / "mitmproxy-ca.pem", os.R_OK):
+        return True
+    place = directory if os.access(directory, os.F_OK) else directory.parent
+    return os.access(place, os.W_OK | os.X_OK)
+
+
+def _is_made(directory: Path) -> bool:
+    """Make a directory that only its owner can look into, if it isn't there."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return True
