@@ -17,6 +17,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
+from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import Requester
@@ -113,7 +114,7 @@ class Service:
         via = f"1.1 {pseudonym}"
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
         self._transfers = self._make_transfers(keys)
-        self._lineages = Lineages(self.store, keys)
+        self._lineages = Lineages(self.store, keys, self._learn_build)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
@@ -290,6 +291,9 @@ class Service:
                 self.fleet.note_advertised(database, head.header.version)
 
         return {"advertised/": save_version, "head/": save_head}.get(prefix, save)
+
+    def _learn_build(self, database: str, header: CvdHeader) -> None:
+        self.fleet.note_built(database, header.version, header.stime)
 
     def _notice(self, database: str, requester: Requester) -> None:
         """A client asks for something."""

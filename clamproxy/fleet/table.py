@@ -48,6 +48,12 @@ CREATE TABLE IF NOT EXISTS releases (
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = {_FORM};
 """
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID"
+)
+"""What the schema has got since; older versions of clamproxy pass over it."""
+_FORGOTTEN_KEPT = 86400.0
+"""Seconds for which it is remembered who was forgotten; no visit waits as long to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Release:
     """When it was first seen advertised, in Unix seconds."""
     built_at: int | None = None
     """When it was built, in Unix seconds."""
+    is_proven: bool = False
+    """Whether its signature says so; else the header of an answer does. Not kept."""
 
 
 class Rows:
@@ -101,6 +109,26 @@ class Rows:
         """Every machine."""
         return map(_row, self._connection.execute(f"SELECT {_COLUMNS} FROM machines"))  # noqa: S608
 
+    def forget(self, uuid: str, at: float) -> int:
+        """Drop a machine at all its addresses, and what is still to be written of its visits until now.
+
+        Args:
+            uuid: the machine.
+            at: now, in Unix seconds.
+
+        Returns:
+            How many rows it had; if there are none, nothing is changed.
+        """
+        dropped = self._connection.execute("DELETE FROM machines WHERE uuid = ?", (uuid,)).rowcount
+        if dropped:
+            self._connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (uuid, at))
+        return dropped
+
+    def forgotten(self, now: float) -> dict[str, float]:
+        """When machines were last forgotten, by UUID: earlier visits of theirs don't count."""
+        self._connection.execute("DELETE FROM forgotten WHERE at < ?", (now - _FORGOTTEN_KEPT,))
+        return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
+
     def limit(self, count: int, silent_since: float) -> None:
         """Drop machines that are silent since some time, and the longest silent of too many."""
         self._connection.execute("DELETE FROM machines WHERE last_seen < ?", (silent_since,))
@@ -113,12 +141,12 @@ class Rows:
             )
 
     def note(self, release: Release) -> None:
-        """Add what is known of a release; what was known already stays."""
+        """Add what is known of a release; what was known already stays, but for what is proven."""
         self._connection.execute(
             "INSERT INTO releases (database, version, first_seen, built_at) VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET first_seen = coalesce(first_seen, excluded.first_seen), "
-            "built_at = coalesce(built_at, excluded.built_at)",
-            (release.database, release.version, release.first_seen, release.built_at),
+            "built_at = iif(?, excluded.built_at, coalesce(built_at, excluded.built_at))",
+            (release.database, release.version, release.first_seen, release.built_at, release.is_proven),
         )
         self._connection.execute(
             "DELETE FROM releases WHERE database = :database AND version <= (SELECT version FROM releases "
@@ -237,6 +265,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if not form:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(_SCHEMA)
+    connection.execute(_ADDED)
     # What was committed last may be lost with the power, the file stays whole.
     connection.execute("PRAGMA synchronous = NORMAL")
 
