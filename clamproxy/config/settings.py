@@ -239,7 +239,7 @@ class Fleet(_Section):
         90 * 86400.0, ge=3600, le=3650 * 86400, description="a duration such as 90d, from 1h to 3650d"
     )
     behind_for: Duration = Field(
-        86400.0, ge=60, le=365 * 86400, description="a duration such as 24h, from 1min to 365d"
+        86400.0, ge=60, le=365 * 86400, description="a duration such as 36h, from 1min to 365d"
     )
 
 

@@ -116,10 +116,10 @@ def _is_in_state(machine: Machine, state: str | None, behind_for: float, now: fl
 
 
 def _has_all(machine: Machine, words: tuple[str, ...]) -> bool:
-    error = machine.last_error
+    error = machine.last_error.what if machine.last_error else None
     known = [machine.address, machine.uuid, machine.freshclam, machine.os, machine.arch]
     known += [f"{name} {one.version}" for name, one in machine.databases.items()]
-    text = "\n".join(filter(None, [*known, error and error.what])).lower()
+    text = "\n".join(filter(None, [*known, error])).lower()
     return all(word in text for word in words)
 
 

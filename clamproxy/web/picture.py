@@ -23,8 +23,6 @@ MOST_MACHINES = 500
 """That are listed, the worst first; all are counted, and are in fleet.json."""
 LONGEST_LINE = 300
 """Characters of a reason."""
-FREE = ("hits", "collapsed", "stale", "negative")
-"""Answers that cost the origin nothing, by their counters."""
 
 type Json = dict[str, Any]
 
@@ -37,6 +35,8 @@ class Picture:
     """As status.json has them."""
     json: bytes
     """The same, encoded."""
+    brief: bytes
+    """Without the list of machines."""
     machines: Sequence[Machine]
     """All of the fleet, worst first."""
 
@@ -62,7 +62,8 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
                 "ready": not health.reasons,
                 "problems": [*health.reasons, *health.warnings],
                 "stats": stats,
-                **_savings(stats),
+                "hit_ratio": stats["hit_ratio"],
+                "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
                 "databases": _databases(store, stats),
                 "transfers": _transfers(transfers),
                 "cooldowns": _cooldowns(cooldowns),
@@ -71,9 +72,14 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
                 "feeds": feeds,
                 "history": past.to_json(stats, now),
             }
-        return Picture(values, json.dumps(values, separators=(",", ":")).encode(), machines or ())
+        brief = {**values, "fleet": {**values["fleet"], "machines": []}}
+        return Picture(values, _encoded(values), _encoded(brief), machines or ())
 
     return develop
+
+
+def _encoded(values: Json) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _gateway(settings: Settings, started_at: float, now: float) -> Json:
@@ -83,15 +89,6 @@ def _gateway(settings: Settings, started_at: float, now: float) -> Json:
         "started_at": started_at,
         "host": settings.status.host,
         "offline": settings.upstream.offline,
-    }
-
-
-def _savings(stats: Mapping[str, Any]) -> Json:
-    free = sum(stats[name] for name in FREE)
-    asked = free + stats["misses"] + stats["errors"]
-    return {
-        "hit_ratio": free / asked if asked else None,
-        "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
     }
 
 

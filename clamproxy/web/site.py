@@ -151,7 +151,10 @@ class StatusSite:
     # Pages
 
     async def _status(self, request: Request, place: Place) -> Reply:
-        return _live((await self._picture.get()).json, "application/json")
+        """The picture; with ``machines=0`` without its list of machines, which is long."""
+        picture = await self._picture.get()
+        is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
+        return _live(picture.brief if is_brief else picture.json, "application/json")
 
     async def _fleet(self, request: Request, place: Place) -> Reply:
         """All machines, or those that the query means, of the same picture."""
