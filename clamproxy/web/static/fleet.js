@@ -86,15 +86,21 @@ export async function showMachines() {
   const own = new AbortController();
   asked = own;
   const patience = setTimeout(() => own.abort(), PATIENCE);
+  const found = await ask(own.signal);
+  clearTimeout(patience);
+  if (own !== asked) return;
+  if (found) await showFound(found);
+  else show(byId("fleet-count"), "The list of machines can't be had now.");
+}
+
+/** fleet.json for what is wanted; null if it can't be had. @param {AbortSignal} signal */
+async function ask(signal) {
   try {
-    const answer = await fetch(near(`fleet.json?${wanted()}`), { cache: "no-store", signal: own.signal });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    const found = await answer.json();
-    if (own === asked) await showFound(found ?? {});
+    const answer = await fetch(near(`fleet.json?${wanted()}`), { cache: "no-store", signal });
+    const found = answer.ok ? await answer.json() : null;
+    return found && typeof found === "object" ? found : null;
   } catch {
-    if (own === asked) show(byId("fleet-count"), "The gateway does not give its list of machines; its log may say why.");
-  } finally {
-    clearTimeout(patience);
+    return null;
   }
 }
 
@@ -220,17 +226,17 @@ function lastError(error) {
   ];
 }
 
-let asked = false;
+let configAsked = false;
 
 /** The very lines for this gateway, once: what the page has in their place is right nearly everywhere. */
 async function showClientConfig() {
-  if (asked) return;
-  asked = true;
+  if (configAsked) return;
+  configAsked = true;
   try {
     const answer = await fetch(near("client-config"), { signal: AbortSignal.timeout(10_000) });
     const lines = answer.ok ? (await answer.text()).trim() : "";
     if (lines) byId("client-config").textContent = lines.slice(0, 4000);
   } catch {
-    asked = false; // asked again with the next figures
+    configAsked = false; // configAsked again with the next figures
   }
 }

@@ -20,10 +20,13 @@ export function showFigures(status) {
   const free = ["hits", "collapsed", "stale", "negative"].reduce((total, key) => total + (stats[key] ?? 0), 0);
   show(byId("hit-ratio"), percent(status.hit_ratio));
   show(byId("hit-ratio-note"), isNumber(status.hit_ratio)
-    ? `${count(free)} answers cost the origin nothing; by bytes ${percent(stats.byte_hit_ratio)}`
+    ? `${count(free)} answers cost the origin nothing`
     : "nothing has been asked yet");
   show(byId("saved"), size(status.bytes_saved));
-  show(byId("saved-note"), `${size(stats.bytes_served)} served, ${size(stats.upstream_bytes)} fetched`);
+  show(byId("saved-note"), [
+    `${size(stats.bytes_served)} served`, `${size(stats.upstream_bytes)} fetched`,
+    ...(isNumber(stats.byte_hit_ratio) ? [`byte hit ratio ${percent(stats.byte_hit_ratio)}`] : []),
+  ].join(", "));
   show(byId("requests"), count(stats.requests));
   show(byId("requests-note"), [
     plural(stats.hits, "hit"), plural(stats.misses, "miss", "misses"), plural(stats.errors, "error"),
