@@ -170,7 +170,7 @@ def forget(context: click.Context, config: str | None, uuids: tuple[str, ...]) -
         if not has_table(directory):
             fail(f"{directory}: no table of clients; has the proxy been started?")
         with Table(directory).writing() as rows:
-            dropped = {uuid: rows.forget(uuid.lower(), time.time()) for uuid in dict.fromkeys(uuids)}
+            dropped = {uuid: rows.forget(uuid, time.time()) for uuid in dict.fromkeys(map(str.lower, uuids))}
     except DamagedTableError:
         fail("the table of clients was damaged, and has been moved aside; a new one is empty.")
     except (OSError, sqlite3.Error) as error:

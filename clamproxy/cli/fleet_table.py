@@ -28,7 +28,7 @@ def fleet_table(machines: Sequence[Machine], now: float) -> str:
     if not machines:
         return ""
     terminal = Console()
-    with_colours = terminal.is_terminal and terminal.color_system is not None
+    with_colours = terminal.color_system is not None and not terminal.no_color
     lines = list(padded([_HEADINGS, *(_row(one, now) for one in machines)]))
     is_narrow = terminal.is_terminal and max(map(_width, lines)) > terminal.width
     if is_narrow:
