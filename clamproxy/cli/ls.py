@@ -66,6 +66,7 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
 
     Of other feeds (feeds.hosts), the number of files and their size are told, if there are any.
     FETCHED is when an object came, or a CLD was built here; BUILT is when ClamAV built that version.
+    Both are in this machine's time zone.
     """
     settings = settings_of(config)
     directory = settings.cache.directory
