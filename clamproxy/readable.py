@@ -16,6 +16,13 @@ def shown_size(value: float) -> str:
     return f"{value:,.1f} TiB"
 
 
+def shown_share(value: float | None) -> str:
+    """A share from 0 to 1: ``97.4%``; only what is perfect is called 100%. None: there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.0%}" if value in (0, 1) else f"{min(value * 100, 99.9):.1f}%"
+
+
 def shown_time(seconds: float | None, *, exact: bool = False) -> str:
     """A moment, in the zone of this machine: ``2026-11-22 08:05``.
 

@@ -132,7 +132,7 @@ class Service:
         self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
-        self._lineages = Lineages(self.store, keys)
+        self._lineages = Lineages(self.store, keys, self._learn_build)
         self._signs = Signs(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
@@ -337,6 +337,9 @@ class Service:
                 self.fleet.note_advertised(database, head.header.version)
 
         return {"advertised/": save_version, "head/": save_head}.get(prefix, save)
+
+    def _learn_build(self, database: str, header: CvdHeader) -> None:
+        self.fleet.note_built(database, header.version, header.stime)
 
     def _notice(self, database: str, requester: Requester) -> None:
         """A client asks for something."""

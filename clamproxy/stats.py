@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +45,8 @@ FEED_COUNTERS = (
     "feed_upstream_requests",
     "feed_upstream_bytes",
 )
+FREE = ("hits", "collapsed", "stale", "negative")
+"""Counters of answers that cost the origin nothing of their own."""
 COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
 
 
@@ -118,6 +121,7 @@ def snapshot(store: Store) -> dict[str, Any]:
     }
     return {
         **{name: counters.get(name, 0) for name in (*COUNTERS, *FEED_COUNTERS)},
+        **_ratios(counters),
         "objects": len(sizes),
         "cache_bytes": sum(sizes.values()),
         "quarantined": len(store.quarantined()),
@@ -146,6 +150,22 @@ def _storage(store: Store) -> dict[str, Any]:
         "cache": None if cache is None else {"state": str(cache.trouble), "reason": cache.reason},
         "records": None if records is None else {"state": str(records.trouble), "reason": records.reason},
         "index": store.index_damage,
+    }
+
+
+def _ratios(counters: Mapping[str, int]) -> dict[str, float | None]:
+    """Hit ratios from 0 to 1; None while there is nothing to divide by.
+
+    By requests: answers that cost the origin nothing, out of these, the misses and the errors. What the
+    cache has no say in, refused and passed, is left out. By bytes: what was served without fetching it,
+    out of what was served; 0 where more was fetched, ahead of the machines.
+    """
+    free = sum(counters.get(name, 0) for name in FREE)
+    asked = free + counters.get("misses", 0) + counters.get("errors", 0)
+    served, fetched = counters.get("bytes_served", 0), counters.get("upstream_bytes", 0)
+    return {
+        "hit_ratio": free / asked if asked else None,
+        "byte_hit_ratio": max(0.0, 1 - fetched / served) if served else None,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from clamproxy.cache.store import Store
+from clamproxy.cli.columns import padded
 from clamproxy.cli.common import (
     config_option,
     database_option,
@@ -19,6 +20,7 @@ from clamproxy.cli.common import (
     opened_store,
     settings_of,
     shown_trouble,
+    write_out,
 )
 from clamproxy.objects import ObjectId
 from clamproxy.readable import shown_count, shown_size, shown_time
@@ -27,6 +29,7 @@ FEEDS = "feeds"
 """The directory of other feeds, in the cache directory; see `feeds.store`."""
 
 _HEADINGS = ("DATABASE", "KIND", "VERSION", "SIZE", "FETCHED", "BUILT")
+_NUMBERS = (_HEADINGS.index("VERSION"), _HEADINGS.index("SIZE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
 
     Of other feeds (feeds.hosts), the number of files and their size are told, if there are any.
     FETCHED is when an object came, or a CLD was built here; BUILT is when ClamAV built that version.
+    Both are in this machine's time zone.
     """
     settings = settings_of(config)
     directory = settings.cache.directory
@@ -79,8 +83,8 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(values, indent=2))
         return
     if entries:
-        for line in _aligned([_HEADINGS, *map(_row, entries)]):
-            click.echo(line)
+        rows = padded([_HEADINGS, *map(_row, entries)], right=_NUMBERS)
+        write_out("".join(f"{'  '.join(cells).rstrip()}\n" for cells in rows))
     click.echo(f"{shown_count(len(entries), 'object')}, {shown_size(total)}")
     if not databases and (settings.feeds.hosts or feeds[0]):
         click.echo(f"Other feeds: {shown_count(feeds[0], 'file')}, {shown_size(feeds[1])}")
@@ -139,16 +143,3 @@ def _row(entry: Entry) -> tuple[str, ...]:
         fetched,
         built,
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns, as wide as they have to be whatever the terminal; numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if name in ("VERSION", "SIZE") else cell.ljust(width)
-            for name, cell, width in zip(_HEADINGS, row, widths, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines

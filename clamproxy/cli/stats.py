@@ -36,6 +36,9 @@ LONGEST_INTERVAL = 3600.0
 def stats(config: str | None, as_json: bool, live: bool, interval: float) -> None:
     """Print the statistics, whether the proxy runs or not.
 
+    The hit ratio is the share of answers that cost the origin nothing, the byte hit ratio that of bytes.
+    Times are in this machine's time zone.
+
     With --watch: databases, running transfers, cool-downs, and counters with their growth.
     """
     if live and as_json:

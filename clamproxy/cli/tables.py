@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from clamproxy.readable import shown_size, shown_time
+from clamproxy.readable import shown_share, shown_size, shown_time
 from clamproxy.stats import COUNTERS, FEED_COUNTERS
 
 
@@ -29,6 +29,8 @@ def counters_table(
         if growth is not None:
             row.append(f"{_shown(name, growth[name])}/s" if growth.get(name) else "")
         table.add_row(*row)
+    table.add_row("hit ratio", shown_share(values["hit_ratio"]))
+    table.add_row("byte hit ratio", shown_share(values["byte_hit_ratio"]))
     table.add_row("objects", f"{values['objects']:,}")
     table.add_row("cache", shown_size(values["cache_bytes"]))
     table.add_row("quarantined", f"{values['quarantined']:,}")
@@ -36,11 +38,17 @@ def counters_table(
 
 
 def databases_table(values: Mapping[str, Any]) -> Table:
-    """The versions of each database."""
+    """The versions of each database; those of which nothing is here are named below."""
     columns = ("advertised", "cached", "reached")
     table = Table("database", *columns, title="Databases")
+    missing = []
     for name, versions in values["databases"].items():
-        table.add_row(plain(name), *(plain(versions[column] or "-") for column in columns))
+        if versions["cached"] or versions["reached"]:
+            table.add_row(plain(name), *(plain(versions[column] or "-") for column in columns))
+        else:
+            missing.append(name)
+    if missing:
+        table.caption = plain(f"advertised, nothing cached: {', '.join(missing)}")
     return table
 
 

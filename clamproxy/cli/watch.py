@@ -36,7 +36,7 @@ _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 _WIDE = 110
 """Columns of a terminal that has room for two tables side by side."""
-_FLEET = ("total", "up_to_date", "behind", "unknown", "end_of_life")
+_FLEET = ("total", "up_to_date", "behind", "overdue", "unknown", "end_of_life")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def ask_status(status: Status) -> dict[str, Any]:
         headers["Authorization"] = f"Bearer {status.token.get_secret_value()}"
     connection = http.client.HTTPConnection(_ANY_HOST.get(host, host), port, timeout=_PATIENCE)
     try:
-        connection.request("GET", "/status.json", headers=headers)
+        connection.request("GET", "/status.json?machines=0", headers=headers)
         response = connection.getresponse()
         values = json.loads(response.read(_LARGEST_STATUS)) if response.status == 200 else None
     except (OSError, ValueError, http.client.HTTPException, RecursionError):
@@ -199,7 +199,7 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Text]:
     fleet = status.get("fleet")
     if isinstance(fleet, dict) and fleet.get("total"):
         parts = [f"{fleet.get(name, 0)} {name.replace('_', ' ')}" for name in _FLEET]
-        yield plain(f"Clients: {', '.join(parts)}")
+        yield plain(f"Machines: {', '.join(parts)}")
 
 
 def is_terminal() -> bool:

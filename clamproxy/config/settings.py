@@ -274,12 +274,15 @@ class Tls(_Section):
 
 
 class Fleet(_Section):
-    """The table of clients; `keep` in seconds."""
+    """The table of clients; `keep` and `behind_for` in seconds."""
 
     enabled: Switch = Field(True, description=_SWITCH)
     max_clients: Count = Field(20_000, ge=1, le=1_000_000, description="a whole number from 1 to 1000000")
     keep: Duration = Field(
         90 * 86400.0, ge=3600, le=3650 * 86400, description="a duration such as 90d, from 1h to 3650d"
+    )
+    behind_for: Duration = Field(
+        86400.0, ge=60, le=365 * 86400, description="a duration such as 36h, from 1min to 365d"
     )
 
 

@@ -27,7 +27,7 @@ class Database:
     behind: int | None
     """By how many releases it is behind the advertised version; None while none is known."""
     behind_since: float | None
-    """When a newer version was first seen advertised; None where that was not seen."""
+    """When the release came out that it lacks first, see `reading.ReleaseHistory`; None if unknown."""
     seen_at: float
     """When the version was learned."""
 
@@ -39,6 +39,15 @@ class Database:
             "behind_since": self.behind_since,
             "seen_at": self.seen_at,
         }
+
+    def is_behind(self, releases: int, seconds: float, now: float) -> bool:
+        """Whether it is at least so many releases behind, and has been for so long.
+
+        Where nobody knows since when, it counts: a warning too many is better than silence.
+        """
+        if (self.behind or 0) < max(releases, 1):
+            return False
+        return self.behind_since is None or now - self.behind_since >= seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,10 @@ class Machine:
     def behind(self) -> int:
         """By how many releases it is known to be behind, in the database where these are most."""
         return max((database.behind or 0 for database in self.databases.values()), default=0)
+
+    def is_behind(self, now: float, *, releases: int = 1, seconds: float = 0.0) -> bool:
+        """Whether it is so far behind in one of its databases; see `Database.is_behind`."""
+        return any(one.is_behind(releases, seconds, now) for one in self.databases.values())
 
     @property
     def state(self) -> State:

@@ -58,7 +58,11 @@ def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
 
 
 class ReleaseHistory:
-    """When which version of each database was first seen advertised."""
+    """When which version of each database came out.
+
+    That is its build time: a machine is behind since the release, not since the gateway has heard of it.
+    Where the build time isn't known, it is when the version was first seen advertised.
+    """
 
     def __init__(self, releases: Iterable[Release], advertised: Mapping[str, int], now: float) -> None:
         """Take over the releases, which come oldest version first.
@@ -70,11 +74,12 @@ class ReleaseHistory:
         """
         self._advertised = advertised
         self._versions: dict[str, list[int]] = {}
-        self._first_seen: dict[str, list[float]] = {}
+        self._came_out: dict[str, list[float]] = {}
         for release in releases:
-            if release.first_seen is not None:
+            times = [at for at in (release.built_at, release.first_seen) if at is not None]
+            if times:
                 self._versions.setdefault(release.database, []).append(release.version)
-                self._first_seen.setdefault(release.database, []).append(min(release.first_seen, now))
+                self._came_out.setdefault(release.database, []).append(min(*times, now))
 
     def compare(self, database: str, holding: Holding) -> Database:
         """How a version that a machine has stands."""
@@ -84,10 +89,10 @@ class ReleaseHistory:
         return Database(holding.version, behind, since, holding.seen_at)
 
     def _newer_since(self, database: str, version: int) -> float | None:
-        """When the first version above this one was seen, among those that are remembered."""
+        """When the first version above this one came out, among those that are remembered."""
         versions = self._versions.get(database, [])
         following = bisect_right(versions, version)
-        return self._first_seen[database][following] if following < len(versions) else None
+        return self._came_out[database][following] if following < len(versions) else None
 
 
 def _machine(row: Row, history: ReleaseHistory, now: float) -> Machine:

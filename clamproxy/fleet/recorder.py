@@ -87,6 +87,12 @@ class Fleet:
                 self._releases.append(Release(database, version, first_seen=self._clock()))
             self._flush_soon()
 
+    def note_built(self, database: str, version: int, built_at: int) -> None:
+        """A version is proven to have been built at a time, in Unix seconds. Quick; for any thread."""
+        if self._settings.enabled and built_at:
+            release = Release(database, version, built_at=built_at, is_proven=True)
+            self._writer.submit(lambda: self._write([], [release]))
+
     def flush(self) -> None:
         """Hand what has been seen to the writer."""
         if self._timer is not None:
@@ -134,11 +140,12 @@ class Fleet:
     def _record(self, rows: Rows, visits: Iterable[Visit], releases: Iterable[Release]) -> None:
         for release in releases:
             rows.note(release)
+        forgotten = rows.forgotten(self._clock())
         changed: dict[tuple[str, str], Row] = {}
         headers: set[bytes] = set()
         for visit in visits:
             agent = parse_agent(visit.user_agent or "")
-            if agent is None:
+            if agent is None or visit.at <= forgotten.get(agent.uuid, 0.0):
                 continue
             if isinstance(visit.target, Latest) and visit.head not in headers:
                 headers.add(visit.head)

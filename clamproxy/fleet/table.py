@@ -35,6 +35,12 @@ CREATE TABLE IF NOT EXISTS releases (
     PRIMARY KEY (database, version)
 ) STRICT, WITHOUT ROWID;
 """
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID"
+)
+"""What the schema has got since; older versions of clamproxy pass over it."""
+_FORGOTTEN_KEPT = 86400.0
+"""Seconds for which it is remembered who was forgotten; no visit waits as long to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Release:
     """When it was first seen advertised, in Unix seconds."""
     built_at: int | None = None
     """When it was built, in Unix seconds."""
+    is_proven: bool = False
+    """Whether its signature says so; else the header of an answer does. Not kept."""
 
 
 class Rows:
@@ -88,6 +96,26 @@ class Rows:
         """Every machine."""
         return map(_row, self._connection.execute(f"SELECT {_COLUMNS} FROM machines"))  # noqa: S608
 
+    def forget(self, uuid: str, at: float) -> int:
+        """Drop a machine at all its addresses, and what is still to be written of its visits until now.
+
+        Args:
+            uuid: the machine.
+            at: now, in Unix seconds.
+
+        Returns:
+            How many rows it had; if there are none, nothing is changed.
+        """
+        dropped = self._connection.execute("DELETE FROM machines WHERE uuid = ?", (uuid,)).rowcount
+        if dropped:
+            self._connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (uuid, at))
+        return dropped
+
+    def forgotten(self, now: float) -> dict[str, float]:
+        """When machines were last forgotten, by UUID: earlier visits of theirs don't count."""
+        self._connection.execute("DELETE FROM forgotten WHERE at < ?", (now - _FORGOTTEN_KEPT,))
+        return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
+
     def limit(self, count: int, silent_since: float) -> None:
         """Drop machines that are silent since some time, and the longest silent of too many."""
         self._connection.execute("DELETE FROM machines WHERE last_seen < ?", (silent_since,))
@@ -100,12 +128,12 @@ class Rows:
             )
 
     def note(self, release: Release) -> None:
-        """Add what is known of a release; what was known already stays."""
+        """Add what is known of a release; what was known already stays, but for what is proven."""
         self._connection.execute(
             "INSERT INTO releases (database, version, first_seen, built_at) VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET first_seen = coalesce(first_seen, excluded.first_seen), "
-            "built_at = coalesce(built_at, excluded.built_at)",
-            (release.database, release.version, release.first_seen, release.built_at),
+            "built_at = iif(?, excluded.built_at, coalesce(built_at, excluded.built_at))",
+            (release.database, release.version, release.first_seen, release.built_at, release.is_proven),
         )
         self._connection.execute(
             "DELETE FROM releases WHERE database = :database AND version <= (SELECT version FROM releases "
@@ -165,7 +193,7 @@ def reading(directory: Path) -> Iterator[Rows | None]:
 
 
 def _file(directory: Path) -> RecordsFile:
-    return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients")
+    return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients", _ADDED)
 
 
 def _row(fields: tuple[Any, ...]) -> Row:

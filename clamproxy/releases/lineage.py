@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -48,15 +49,19 @@ class ProvenLineage:
 class Lineages:
     """The lineage of each database, kept in step with the store. Event loop only."""
 
-    def __init__(self, store: Store, keys: TrustedKeys) -> None:
+    def __init__(
+        self, store: Store, keys: TrustedKeys, learn: Callable[[str, CvdHeader], None] = lambda *_: None
+    ) -> None:
         """Start without any; the store is read when one is asked for.
 
         Args:
             store: where CVDs and cdiffs are; other processes may add to it.
             keys: whose signatures count.
+            learn: is given each database and header that is proven, in a thread.
         """
         self._store = store
         self._keys = keys
+        self._learn = learn
         self._known: dict[str, ProvenLineage] = {}
         self._looked_at: dict[str, float] = {}
         self._running: dict[str, asyncio.Future[ProvenLineage | None]] = {}
@@ -98,6 +103,8 @@ class Lineages:
             is_same = known is not None and known.lineage.base == base.object_id.version
             if known is None or not is_same or not self._is_complete(known.lineage, database):
                 known = self._begin(base)
+                if known is not None:
+                    self._learn(database, known.header)
         if known is not None:
             return self._extend(database, known)
         was_dropped = self._store.newest_version(database) != base.object_id.version
@@ -131,6 +138,8 @@ class Lineages:
             following = self._step(database, known)
             if following is None:
                 break
+            if following.lineage.reached > known.lineage.reached:
+                self._learn(database, following.header)
             known = following
         return known
 

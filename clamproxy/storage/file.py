@@ -44,6 +44,8 @@ class RecordsFile:
     """The version of the schema, in SQLite's user_version."""
     what: str
     """Its name in the log, such as "The table of clients"."""
+    added: str = "SELECT 1"
+    """A statement that makes what the schema has got since; older versions of clamproxy pass over it."""
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -116,6 +118,7 @@ class RecordsFile:
         if not form:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
+        connection.execute(self.added)
         # What was committed last may be lost with the power, the file stays whole.
         connection.execute("PRAGMA synchronous = NORMAL")
 

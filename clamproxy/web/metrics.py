@@ -154,6 +154,11 @@ def _fleet(values: Values) -> Iterator[Metric]:
             "fleet_machines", "Machines, by whether they have the newest databases.", ("state",), states
         )
         yield _gauge(
+            "fleet_overdue_machines",
+            "Machines that have been behind for longer than fleet.behind_for.",
+            value=fleet["overdue"],
+        )
+        yield _gauge(
             "fleet_end_of_life_machines",
             "Machines whose freshclam the CDN refuses or will refuse.",
             value=fleet["end_of_life"],

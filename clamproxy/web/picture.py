@@ -20,11 +20,9 @@ from clamproxy.web.health import built_at, find_problems, reading
 from clamproxy.web.sources import Sources
 
 MOST_MACHINES = 500
-"""That are listed, the worst first; all are counted."""
+"""That are listed, the worst first; all are counted, and are in fleet.json."""
 LONGEST_LINE = 300
 """Characters of a reason."""
-FREE = ("hits", "collapsed", "stale", "negative")
-"""Answers that cost the origin nothing, by their counters."""
 
 type Json = dict[str, Any]
 
@@ -37,6 +35,10 @@ class Picture:
     """As status.json has them."""
     json: bytes
     """The same, encoded."""
+    brief: bytes
+    """Without the list of machines."""
+    machines: Sequence[Machine]
+    """All of the fleet, worst first."""
 
 
 def take_picture(sources: Sources) -> Callable[[], Picture]:
@@ -51,6 +53,7 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
 
     def develop() -> Picture:
         now, store = time.time(), sources.store
+        machines = worst_first(sources.fleet()) if sources.fleet else None
         with reading(store):
             stats = snapshot(store)
             health = find_problems(store, offline=settings.upstream.offline, now=now)
@@ -59,18 +62,24 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
                 "ready": not health.reasons,
                 "problems": [*health.reasons, *health.warnings],
                 "stats": stats,
-                **_savings(stats),
+                "hit_ratio": stats["hit_ratio"],
+                "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
                 "databases": _databases(store, stats),
                 "transfers": _transfers(transfers),
                 "cooldowns": _cooldowns(cooldowns),
                 "quarantine": _quarantine(store),
-                "fleet": _fleet(sources.fleet() if sources.fleet else None),
+                "fleet": _fleet(machines, settings.fleet.behind_for, now),
                 "feeds": feeds,
                 "history": past.to_json(stats, now),
             }
-        return Picture(values, json.dumps(values, separators=(",", ":")).encode())
+        brief = {**values, "fleet": {**values["fleet"], "machines": []}}
+        return Picture(values, _encoded(values), _encoded(brief), machines or ())
 
     return develop
+
+
+def _encoded(values: Json) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _gateway(settings: Settings, started_at: float, now: float) -> Json:
@@ -80,15 +89,6 @@ def _gateway(settings: Settings, started_at: float, now: float) -> Json:
         "started_at": started_at,
         "host": settings.status.host,
         "offline": settings.upstream.offline,
-    }
-
-
-def _savings(stats: Mapping[str, Any]) -> Json:
-    free = sum(stats[name] for name in FREE)
-    asked = free + stats["misses"] + stats["errors"]
-    return {
-        "hit_ratio": free / asked if asked else None,
-        "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
     }
 
 
@@ -133,12 +133,13 @@ def _line(text: str) -> str:
     return lines[0][:LONGEST_LINE] if lines else ""
 
 
-def _fleet(machines: Sequence[Machine] | None) -> Json:
-    """The machines, counted, and the worst of them listed; None: no table is kept."""
-    found = list(machines or ())
-    listed = worst_first(found)[:MOST_MACHINES]
+def _fleet(machines: Sequence[Machine] | None, behind_for: float, now: float) -> Json:
+    """The machines, counted, and the first of them listed; None: no table is kept."""
+    found = machines or ()
     return {
         "enabled": machines is not None,
         **summary(found),
-        "machines": [machine.to_json() for machine in listed],
+        "overdue": sum(machine.is_behind(now, seconds=behind_for) for machine in found),
+        "behind_for": behind_for,
+        "machines": [machine.to_json() for machine in found[:MOST_MACHINES]],
     }

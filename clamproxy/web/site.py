@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -26,6 +27,7 @@ from clamproxy.objects import plain_path
 from clamproxy.setup.client_config import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
+from clamproxy.web.machines import Query, fleet_json
 from clamproxy.web.metrics import exposition
 from clamproxy.web.picture import take_picture
 from clamproxy.web.shared import Shared
@@ -47,7 +49,7 @@ _STATIC = {"/": _INDEX} | {
     if file.suffix in _TYPES and file.name != _INDEX
 }
 """The files of the page, by path."""
-GUARDED = frozenset({*_STATIC, "/status.json", "/metrics"})
+GUARDED = frozenset({*_STATIC, "/status.json", "/fleet.json", "/metrics"})
 """Need the token, if there is one: they tell of machines."""
 PATHS = GUARDED | {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
 """All that is served."""
@@ -81,8 +83,10 @@ class StatusSite:
         self._sources = sources
         self._picture = Shared("clamproxy-status", lambda: take_picture(sources))
         self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
+        self._one_at_a_time = asyncio.Lock()
         self._pages: dict[str, Callable[[Request, Place], Awaitable[Reply]]] = {
             "/status.json": self._status,
+            "/fleet.json": self._fleet,
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -154,7 +158,25 @@ class StatusSite:
     # Pages
 
     async def _status(self, request: Request, place: Place) -> Reply:
-        return _live((await self._picture.get()).json, "application/json")
+        """The picture; with ``machines=0`` without its list of machines, which is long."""
+        picture = await self._picture.get()
+        is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
+        return _live(picture.brief if is_brief else picture.json, "application/json")
+
+    async def _fleet(self, request: Request, place: Place) -> Reply:
+        """All machines, or those that the query means, of the same picture."""
+        try:
+            query = Query.parse(request.path.partition("?")[2])
+        except ValueError as error:
+            return _plain(400, str(error))
+        picture = await self._picture.get()
+        now, counts = picture.values["gateway"]["now"], dict(picture.values["fleet"])
+        del counts["machines"]
+        async with self._one_at_a_time:  # many who search must not take all of the processor
+            body = await in_thread(
+                "clamproxy-fleet", lambda: fleet_json(picture.machines, counts, query, now)
+            )
+        return _live(body, "application/json")
 
     async def _metrics(self, request: Request, place: Place) -> Reply:
         picture = await self._picture.get()

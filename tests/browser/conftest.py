@@ -13,7 +13,13 @@ from tests.support.chromium import Browser, StatusServer, open_browser
 
 NONE = "\u2013"
 """What stands where nothing is known: a dash."""
-UNHEARD = re.compile("(status.json|client-config) - Failed to load resource")
+UNHEARD = re.compile(r"((status|fleet)\.json\S*|client-config) - Failed to load resource")
+
+SETTLED = """
+    const byId = (id) => document.getElementById(id);
+    return byId("fleet-body").hidden || byId("fleet-count").innerText || !byId("silence").hidden;
+"""
+"""Whether the machines are shown, or none can be."""
 
 
 def rows(browser: Browser, table: str) -> list[list[str]]:
@@ -44,7 +50,13 @@ class Page:
         self.browser.open(self.server.url)
         self.browser.look(**look)
         self.browser.until(lambda: self.browser.text("#state") not in ("", "Loading …"))
+        self.browser.until(lambda: self.browser.run(SETTLED))
         return self.browser
+
+    def machines(self, count: int) -> list[list[str]]:
+        """Wait until so many machines are listed; returns the texts of their cells."""
+        self.browser.until(lambda: len(rows(self.browser, "machines")) == count)
+        return rows(self.browser, "machines")
 
     def change(self, status: Any = None, *, code: int = 200) -> None:
         """Have the gateway answer differently from now on; the page has seen it afterwards."""

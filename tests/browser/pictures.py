@@ -86,6 +86,9 @@ def unknown(number: int, **changes: Any) -> Json:
 def fleet_of(*machines: Json) -> Json:
     """These machines, counted as the gateway does."""
     lags = [[known["behind"] for known in one["databases"].values()] for one in machines]
+    since = [
+        [known["behind_since"] for known in one["databases"].values() if known["behind"]] for one in machines
+    ]
     behind = sum(1 for lag in lags if any(lag))
     up_to_date = sum(1 for lag in lags if lag and not any(lag) and None not in lag)
     return {
@@ -95,6 +98,8 @@ def fleet_of(*machines: Json) -> Json:
         "behind": behind,
         "unknown": len(machines) - behind - up_to_date,
         "end_of_life": sum(1 for one in machines if one["end_of_life"]),
+        "overdue": sum(1 for times in since if any(at is None or NOW - at >= DAY for at in times)),
+        "behind_for": DAY,
         "machines": list(machines),
     }
 
@@ -146,6 +151,7 @@ BUSY: Json = merged(
         "errors": 41,
         "bytes_served": 412 * 1024 * MIB,
         "upstream_bytes": 5 * 1024 * MIB,
+        "byte_hit_ratio": 1 - 5 / 412,
         "objects": 163,
         "cache_bytes": 341 * MIB,
     },
@@ -255,6 +261,16 @@ NOT_READY: Json = merged(
     ],
     fleet=fleet_of(unknown(1), unknown(2)),
 )
+
+HUGE: Json = merged(
+    BUSY,
+    fleet=fleet_of(
+        *(late(number, 60 - number % 60) for number in range(100)),
+        *(unknown(number) for number in range(100, 398)),
+        *(machine(number) for number in range(398, 2000)),
+    ),
+)
+"""More machines than anybody wants to see at once."""
 
 MANY: Json = merged(
     BUSY,

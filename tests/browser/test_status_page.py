@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.support.select import Select
 
-from tests.support.chromium import merged
+from tests.support.chromium import Browser, merged
 from tests.support.gateway import ROOT
 
 from .conftest import NONE, Page, rows
-from .pictures import BUSY, DAY, EMPTY, HOUR, MANY, NOT_READY, NOW, fleet_of, late, machine
+from .pictures import BUSY, DAY, EMPTY, HOUR, HUGE, MANY, NOT_READY, NOW, fleet_of, late, machine
 
 STATIC = ROOT / "clamproxy/web/static"
 
@@ -28,16 +30,24 @@ def test_figures(page: Page) -> None:
     assert (browser.text("#requests"), browser.text("#cache")) == ("48,211", "341 MiB")
     assert browser.text("#hit-ratio-note") == "46,922 answers cost the origin nothing"
     assert browser.text("#requests-note") == "46,102 hits, 1,204 misses, 41 errors"
+    assert browser.text("#saved-note") == "412 GiB served, 5.0 GiB fetched, byte hit ratio 98.8%"
     assert browser.text("#problems") == ""
 
 
 def test_databases(page: Page) -> None:
-    assert rows(page.show(BUSY), "databases") == [
+    browser = page.show(BUSY)
+    assert rows(browser, "databases") == [
         ["bytecode", "up to date", "339", "339", "339", "1 Aug, 14:30", "275 KiB"],
-        ["daily", "1 behind", "27801", "27800", "27779", "30 Aug, 14:30", "62.0 MiB"],
+        ["daily", "1 behind", "27801", "27779", "27800", "30 Aug, 14:30", "62.0 MiB"],
         ["main", "up to date", "62", "62", "62", "21 Oct 2024", "163 MiB"],
-        ["safebrowsing", "not cached", "49191", NONE, NONE, NONE, NONE],
     ]
+    assert browser.texts("table:has(#databases) thead th")[2:5] == ["Advertised", "Cached", "Reached"]
+    assert browser.text("#databases-missing") == "Advertised, nothing cached: safebrowsing."
+    page.change(merged(BUSY, databases=BUSY["databases"][-1:]))
+    assert "Nothing is cached yet" in browser.text("#databases-empty")
+    assert browser.text("#databases-missing") == "Advertised, nothing cached: safebrowsing."
+    page.change(merged(BUSY, databases=BUSY["databases"][:-1]))
+    assert browser.text("#databases-missing") == ""
 
 
 def test_transfers(page: Page) -> None:
@@ -131,7 +141,8 @@ def test_links(page: Page) -> None:
     browser = page.show(BUSY)
     links = browser.run("return [...document.querySelectorAll('footer a')].map((link) => link.href)")
     assert links == [
-        f"{page.server.url}{name}" for name in ("client-config", "ca.pem", "metrics", "status.json")
+        f"{page.server.url}{name}"
+        for name in ("client-config", "ca.pem", "metrics", "status.json", "fleet.json")
     ]
 
 
@@ -152,7 +163,7 @@ def test_machines(page: Page) -> None:
     assert found[0] == [
         "10.0.4.2 00000001-8d58-4bdf-8241-000000000001",
         "41 behind for 41 d",
-        "main 62 daily 27759 bytecode 339",
+        "bytecode 339 daily 27759 main 62",
         "0.103.2 end of life Linux x86_64",
         "no request since 11 Aug, 14:30",
         "503 for daily-27790.cdiff: the origin limits requests for it 18 Sept, 14:30",
@@ -160,6 +171,7 @@ def test_machines(page: Page) -> None:
     assert found[2][2:] == [NONE, NONE, "11 min ago", NONE]
     assert browser.texts("#fleet-states button") == [
         "all 14",
+        "overdue 3",
         "behind 3",
         "unknown 2",
         "up to date 9",
@@ -183,39 +195,139 @@ def test_silence_is_told_as_what_it_is(page: Page) -> None:
     assert "offline" not in browser.text("body").lower()
 
 
-def test_filter(page: Page) -> None:
+def test_behind_and_overdue(page: Page) -> None:
+    """After a release all are behind for a while. Worth a colour are those that stay so."""
+    recent = {"databases": {"daily": {"behind_since": NOW - 3 * HOUR}}}
+    nobody_knows = {"databases": {"daily": {"behind_since": None}}}
+    browser = page.show(
+        merged(BUSY, fleet=fleet_of(late(1, 1, **recent), late(2, 4), late(3, 1, **nobody_knows), machine(4)))
+    )
+    assert [row[1] for row in rows(browser, "machines")] == [
+        "1 behind for 3 h",
+        "4 behind for 4 d",
+        "1 behind",
+        "up to date",
+    ]
+    assert browser.texts("#machines .tag.warn") == ["4 behind", "1 behind"]
+    assert browser.texts("#machines .late") == ["daily 27796", "daily 27799"]
+    assert browser.texts("#fleet-states button")[1:3] == ["overdue 2", "behind 3"]
+    assert "1 d" in browser.run("return document.querySelectorAll('#fleet-states button')[1].title")
+    dates = browser.run(
+        "return [...document.querySelectorAll('#machines td:nth-child(2) time')].map((t) => t.title)"
+    )
+    assert ["2026" in date for date in dates] == [True, True]
+
+
+def test_search(page: Page) -> None:
     browser = page.show(BUSY)
     field = browser.driver.find_element("id", "fleet-filter")
     field.send_keys("FreeBSD")
-    assert [row[0].split()[0] for row in rows(browser, "machines")] == ["10.0.4.3"]
+    assert [row[0].split()[0] for row in page.machines(1)] == ["10.0.4.3"]
     assert browser.text("#fleet-count") == "1 of 14 machines."
     field.clear()
-    for searched, count in (("10.0.4.2", 1), ("0000000e-8d58", 1), ("27759", 1), ("503", 1), ("nothing", 0)):
+    for searched, found in (
+        ("10.0.4.2", 1),
+        ("nothing", 0),
+        ("0000000e-8d58", 1),
+        ("linux", 12),
+        ("27759", 1),
+        ("MAIN  linux 1.4.6", 10),
+        ("503", 1),
+    ):
         field.clear()
         field.send_keys(searched)
-        assert len(rows(browser, "machines")) == count, searched
+        page.machines(found)
+        assert browser.text("#machines-empty") == ("" if found else "No machine matches."), searched
+
+
+def test_typing_asks_once(page: Page) -> None:
+    browser = page.show(MANY)
+    page.next_answer()
+    browser.driver.find_element("id", "fleet-filter").send_keys("10.0.4.17")
+    browser.until_text("#fleet-count", "11 of 300 machines")
+    searches = {parse_qs(query)["q"][0] for query in page.server.queries if "q=" in query}
+    assert "10.0.4.17" in searches
+    assert len(searches) < len("10.0.4.17")
 
 
 def test_choices(page: Page) -> None:
     browser = page.show(BUSY)
     buttons = browser.driver.find_elements("css selector", "#fleet-states button")
-    for button, count in zip(buttons, (14, 3, 2, 9, 1), strict=True):
+    for button, count in zip(buttons, (14, 3, 3, 2, 9, 1), strict=True):
         button.click()
-        assert len(rows(browser, "machines")) == count
+        page.machines(count)
         pressed = browser.texts("#fleet-states [aria-pressed=true]")
         assert pressed == [button.text]
     page.change(MANY)
-    assert len(rows(browser, "machines")) == 7  # the choice holds
+    page.machines(7)  # the choice holds
 
 
-def test_more_machines_than_are_listed(page: Page) -> None:
-    fleet = fleet_of(*(late(n, 600 - n) for n in range(500))) | {"total": 1234}
-    browser = page.show(merged(BUSY, fleet=fleet))
-    found = rows(browser, "machines")
-    assert [row[0].split()[1] for row in found] == [one["uuid"] for one in fleet["machines"]]
-    assert browser.text("#fleet-count") == (
-        "500 machines. The 500 worst of 1,234 are here; “clamproxy fleet” lists them all."
-    )
+def test_each_machine_of_a_large_fleet_is_found(page: Page) -> None:
+    """Healthy and unknown ones, too, though status.json lists the worst only."""
+    browser = page.show(HUGE)
+    assert len(rows(browser, "machines")) == 50
+    assert browser.text("#fleet-count") == "2,000 machines; 1 to 50 are shown."
+    browser.driver.find_elements("css selector", "#fleet-states button")[3].click()  # unknown
+    assert browser.until_text("#fleet-count", "298") == "298 of 2,000 machines; 1 to 50 are shown."
+    assert {row[1] for row in page.machines(50)} == {"unknown"}
+    browser.driver.find_elements("css selector", "#fleet-states button")[0].click()
+    browser.driver.find_element("id", "fleet-filter").send_keys(HUGE["fleet"]["machines"][-1]["uuid"])
+    assert [row[1] for row in page.machines(1)] == ["up to date"]
+    assert browser.run("return document.getElementsByTagName('*').length") < 3000
+
+
+def places(browser: Browser) -> tuple[str, bool, bool]:
+    """What is said of the part that is shown, and whether there is something before and after it."""
+    can = [browser.driver.find_element("id", f"fleet-{way}").is_enabled() for way in ("previous", "next")]
+    return browser.text("#fleet-count"), can[0], can[1]
+
+
+def test_pages(page: Page) -> None:
+    browser = page.show(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(120)))))
+    forward, back = (browser.driver.find_element("id", f"fleet-{way}") for way in ("next", "previous"))
+    assert places(browser) == ("120 machines; 1 to 50 are shown.", False, True)
+    forward.click()
+    browser.until_text("#fleet-count", "51 to 100")
+    forward.click()
+    browser.until_text("#fleet-count", "101 to 120")
+    assert places(browser) == ("120 machines; 101 to 120 are shown.", True, False)
+    assert len(rows(browser, "machines")) == 20
+    assert browser.run("return document.activeElement.className") == "scroller"
+    page.next_answer()
+    assert places(browser)[0] == "120 machines; 101 to 120 are shown."
+    # Most of them are gone: the last page that is left is shown.
+    page.change(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(70)))))
+    browser.until_text("#fleet-count", "51 to 70")
+    back.click()
+    browser.until_text("#fleet-count", "1 to 50")
+    page.change(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(50)))))
+    assert places(browser)[0] == "50 machines."
+    assert browser.text("#fleet-pages") == ""
+    browser.driver.find_element("id", "fleet-filter").send_keys("10.0.4.1")
+    browser.until_text("#fleet-count", "of 50 machines.")
+
+
+def test_order(page: Page) -> None:
+    browser = page.show(BUSY)
+    order = browser.driver.find_element("id", "fleet-sort")
+    Select(order).select_by_visible_text("By address")
+    expected = [f"10.0.4.{n}" for n in range(2, 16)]
+    browser.until(lambda: [row[0].split()[0] for row in rows(browser, "machines")] == expected)
+    page.next_answer()
+    assert [row[0].split()[0] for row in rows(browser, "machines")] == expected
+
+
+@pytest.mark.parametrize("code", [0, 401, 503])
+def test_no_list_of_machines(page: Page, code: int) -> None:
+    """What else is known is shown as ever, and the list comes back."""
+    browser = page.show(BUSY)
+    page.server.fleet_code = code
+    page.next_answer()
+    assert browser.text("#fleet-count") == "The list of machines can't be had now."
+    assert (browser.text("#state"), browser.text("#silence")) == ("Ready", "")
+    page.server.fleet_code = 200
+    page.next_answer()
+    assert browser.text("#fleet-count") == "14 machines."
 
 
 def test_machines_that_share_a_name(page: Page) -> None:
@@ -241,8 +353,8 @@ def test_landmarks_and_names(page: Page) -> None:
     unnamed = browser.run("""
         const named = (e) => e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim()
             || document.getElementById(e.getAttribute("aria-labelledby"))?.textContent;
-        return [...document.querySelectorAll("a, button, input, progress, section, svg, [tabindex='0'], nav")]
-            .filter((e) => !named(e)).map((e) => e.outerHTML);
+        const all = "a, button, input, select, progress, section, svg, [tabindex='0'], nav";
+        return [...document.querySelectorAll(all)].filter((e) => !named(e)).map((e) => e.outerHTML);
     """)
     assert unnamed == []
     doubled = browser.run("""
@@ -254,7 +366,7 @@ def test_landmarks_and_names(page: Page) -> None:
 
 
 def test_everything_is_reached_by_keys(page: Page) -> None:
-    browser = page.show(BUSY)
+    browser = page.show(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(120)))))
     reached: list[str] = []
     for _ in range(40):
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
@@ -266,11 +378,19 @@ def test_everything_is_reached_by_keys(page: Page) -> None:
             """)
         )
     assert reached[0].startswith("skip ")
-    for name in ("plot", "fleet-filter", "all 14", "end of life 1", "scroller", "Lines for clients"):
+    for name in (
+        "plot",
+        "fleet-filter",
+        "fleet-sort",
+        "all 120",
+        "scroller",
+        "fleet-next",
+        "Lines for clients",
+    ):
         assert f"{name} seen" in reached, name
 
 
-PICTURES = {"busy": BUSY, "many": MANY, "not ready": NOT_READY, "empty": EMPTY}
+PICTURES = {"busy": BUSY, "huge": HUGE, "not ready": NOT_READY, "empty": EMPTY}
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -297,6 +417,17 @@ def test_machines_are_cards_on_a_phone(page: Page) -> None:
     assert first["left"] <= second["left"] + 1
     assert second["top"] >= first["bottom"] - 1
     assert browser.run("return document.querySelector('#machines td').getAttribute('role')") == "cell"
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_shows_some_machines_at_a_time(page: Page, width: int) -> None:
+    browser = page.show(HUGE, width=width, height=800)
+    assert browser.text("#fleet-count") == "2,000 machines; 1 to 20 are shown."
+    assert browser.run("return document.documentElement.scrollHeight") < 10_000
+    browser.driver.find_element("id", "fleet-next").click()
+    browser.until_text("#fleet-count", "21 to 40")
+    # The next page is read from its top on.
+    assert abs(browser.run("return document.getElementById('fleet').getBoundingClientRect().top")) < 5
 
 
 def test_without_motion(page: Page) -> None:

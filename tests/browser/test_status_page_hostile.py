@@ -65,7 +65,7 @@ def assert_harmless(page: Page, width: int, longest: int = 1001) -> None:
     assert browser.run("return window.hit") is None
     assert browser.run("return document.querySelectorAll(arguments[0]).length", FORBIDDEN) == 0
     assert browser.run("return document.images.length") == 1
-    assert browser.run("return [...document.links].map((link) => link.protocol)") == ["http:"] * 6
+    assert browser.run("return [...document.links].map((link) => link.protocol)") == ["http:"] * 7
     assert browser.run("return document.documentElement.scrollWidth") <= width
     texts = browser.run("""
         const found = [document.title];
@@ -99,8 +99,11 @@ def test_hostile_texts(page: Page, name: str, width: int) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_in_the_place_of_numbers(page: Page, name: str) -> None:
-    browser = page.show(poisoned(merged(BUSY, problems=["one"]), HOSTILE[name], numbers=True))
+    status = poisoned(merged(BUSY, problems=["one"]), HOSTILE[name], numbers=True)
+    page.server.fleet = poisoned(BUSY["fleet"] | {"found": 5000}, HOSTILE[name], numbers=True)
+    browser = page.show(merged(status, fleet={"total": 14, "enabled": True}))
     assert browser.text("#requests") == "\u2013"
+    assert len(browser.texts("#machines tr")) == 14
     assert_harmless(page, 1280)
 
 

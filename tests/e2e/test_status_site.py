@@ -27,7 +27,7 @@ from .conftest import MakeSite
 
 NAME = "clamproxy"
 TOKEN = "a-token-for-tests-0123456789"
-GUARDED = ("/", "/style.css", "/app.js", "/status.json", "/metrics")
+GUARDED = ("/", "/style.css", "/app.js", "/status.json", "/fleet.json", "/metrics")
 OPEN = ("/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt")
 
 type Ask = Callable[..., Answer]

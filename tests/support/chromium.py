@@ -22,8 +22,10 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Reply, Request
+from clamproxy.web.machines import Query, fleet_json
 from clamproxy.web.site import StatusSite
 from clamproxy.web.sources import Sources
+from tests.support.machines import machine_of
 
 WAIT = 40.0
 """Seconds until the page must show something."""
@@ -157,6 +159,12 @@ class StatusServer:
         """The lines for freshclam.conf; none: 404."""
         self.asked: list[str] = []
         """The paths of all requests."""
+        self.queries: list[str] = []
+        """Those of the questions for machines."""
+        self.fleet: Any = None
+        """What fleet.json holds, if it isn't made from status.json."""
+        self.fleet_code = 200
+        """The status of that answer, while `code` is 200."""
         self.token: str | None = None
         """What a reader has to show; see status.token."""
         # Of its sources only the settings are asked for: static files need no more.
@@ -184,17 +192,32 @@ class StatusServer:
     def _settings(self) -> Settings:
         return Settings.model_validate({"status": {"token": self.token}})
 
-    def _reply(self, path: str, headers: Headers) -> Reply | None:
+    def _reply(self, target: str, headers: Headers) -> Reply | None:
+        path, _, query = target.partition("?")
         self.asked.append(path)
-        if path == "/status.json":
-            if self.code == 0:
+        if path in ("/status.json", "/fleet.json"):
+            is_status = path == "/status.json"
+            code = self.code if is_status or self.code != 200 else self.fleet_code
+            if code == 0:
                 return None
-            body = self.status if isinstance(self.status, bytes) else json.dumps(self.status).encode()
-            return self._laid_over(headers, self.code, body, "application/json")
+            body = self._status_json() if is_status else self._fleet_json(query)
+            return self._laid_over(headers, code, body, "application/json")
         if path == "/client-config":
             code = 200 if self.client_config else 404
             return self._laid_over(headers, code, self.client_config, "text/plain")
         return asyncio.run(self._site.handle(Request("GET", path, headers), peer="127.0.0.1"))
+
+    def _status_json(self) -> bytes:
+        return self.status if isinstance(self.status, bytes) else json.dumps(self.status).encode()
+
+    def _fleet_json(self, query: str) -> bytes:
+        """What the gateway makes of the machines in status.json."""
+        self.queries.append(query)
+        if self.fleet is not None:
+            return json.dumps(self.fleet).encode()
+        counts = dict(self.status["fleet"])
+        machines = [machine_of(one) for one in counts.pop("machines")]
+        return fleet_json(machines, counts, Query.parse(query), self.status["gateway"]["now"])
 
     def _laid_over(self, headers: Headers, code: int, body: bytes, content_type: str) -> Reply:
         """An answer of the test with the header fields of the site, its policy above all."""

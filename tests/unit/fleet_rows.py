@@ -13,13 +13,20 @@ NOW = 1_795_000_000.0
 """In November 2026."""
 
 
-def put_rows(directory: Path, *rows: Row, releases: dict[int, float | None] | None = None) -> None:
-    """Write machines, and when which version of daily was first advertised."""
+def put_rows(
+    directory: Path,
+    *rows: Row,
+    releases: dict[int, float | None] | None = None,
+    builds: dict[int, float] | None = None,
+) -> None:
+    """Write machines, and when which version of daily was first advertised, and built."""
     with Table(directory).writing() as table:
         for row in rows:
             table.put(row)
         for version, first_seen in (releases or {}).items():
             table.note(Release("daily", version, first_seen))
+        for version, built_at in (builds or {}).items():
+            table.note(Release("daily", version, built_at=int(built_at)))
 
 
 def row(

@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -106,6 +108,57 @@ def test_the_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) 
         assert word in plain
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal(cache: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Each machine has lines of its own, whatever is known of it, and no line is too long."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    error = Failure(time.time(), "daily-8.cdiff: broken off after 1,234,567 bytes, " * 3)
+    many: dict[str, Any] = {f"database{n}": n for n in range(1, 20)}
+    put_rows(cache, row(FINE, daily=10, error=error, **many), row(SILENT, freshclam=None), row(OLD, daily=1))
+    *entries, last = click.unstyle(invoke().stdout).split("\n\n")
+    assert [uuid in entry for uuid, entry in zip((OLD, FINE, SILENT), [*entries, last], strict=True)] == [
+        True
+    ] * 3
+    lines = [line for entry in [*entries, last] for line in entry.splitlines()]
+    assert all(len(line) <= columns for line in lines[1:])
+    assert "not known" in last
+    assert " ".join(entries[1].split()).count("broken off after") == 3
+
+
+@pytest.mark.parametrize("variable", ["NO_COLOR", "TERM"])
+def test_a_terminal_without_colours(site: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv(variable, "dumb")
+    assert "\x1b" not in invoke().stdout
+
+
+def test_what_a_bad_disk_has_written_moves_no_cursor(cache: Path) -> None:
+    now = time.time()
+    odd: dict[str, Any] = {"dai\x1b[2Jly": 1}
+    put_rows(cache, row(FINE, error=Failure(now, "\x1b[2J\n"), **odd))
+    output = invoke().stdout
+    assert "\x1b" not in output
+    assert len(output.splitlines()) == 3
+
+
+def test_a_large_fleet(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would measure and wrap 70,000 cells, for ten seconds: it lays out nothing here."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("rich.console.Console.render", fail)
+    machines = [f"{n:08x}-0000-4000-8000-000000000000" for n in range(10_000)]
+    put_rows(cache, *(row(uuid, daily=10 - n % 3, main=62) for n, uuid in enumerate(machines)))
+    for arguments, count in ([], 10_000), (["--behind", "2"], 3333):
+        first, heading, *lines = invoke(*arguments).stdout.splitlines()
+        assert "10,000 machines" in first
+        assert len(lines) == count
+        assert {line.index("daily ") for line in lines} == {heading.index("databases")}
+
+
 @pytest.mark.usefixtures("site")
 def test_the_list() -> None:
     result = invoke("--json")
@@ -131,6 +184,13 @@ def test_the_list() -> None:
         (["--stale", "4d"], 0, "OK", []),
         (["--behind", "2", "--stale", "3d"], 2, "CRITICAL", [BEHIND, SILENT]),
         (["--behind", "9", "--stale", "9d"], 0, "OK", []),
+        (["--behind-for", "0s"], 2, "CRITICAL", [BEHIND]),
+        (["--behind-for", "24h"], 2, "CRITICAL", [BEHIND]),
+        (["--behind-for", "49h"], 0, "OK", []),
+        (["--behind", "3", "--behind-for", "24h"], 2, "CRITICAL", [BEHIND]),
+        (["--behind", "4", "--behind-for", "24h"], 0, "OK", []),
+        (["--behind", "3", "--behind-for", "49h"], 0, "OK", []),
+        (["--behind-for", "49h", "--stale", "2d"], 2, "CRITICAL", [SILENT]),
     ],
 )
 def test_filters_and_exit_codes(arguments: list[str], code: int, word: str, listed: list[str]) -> None:
@@ -185,6 +245,7 @@ class TestNothingAdvertised:
             (["--behind", "1"], 3, "UNKNOWN"),
             (["--behind", "1", "--stale", "4d"], 3, "UNKNOWN"),
             (["--behind", "1", "--stale", "2d"], 2, "CRITICAL"),
+            (["--behind-for", "24h"], 3, "UNKNOWN"),
             (["--stale", "2d"], 2, "CRITICAL"),
             (["--stale", "4d"], 0, "OK"),
         ],
@@ -262,7 +323,17 @@ def test_something_nobody_thought_of(site: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--nonsense"], ["--behind", "0"], ["--behind", "x"], ["--stale", "soon"], ["--stale"], ["x"]],
+    [
+        ["--nonsense"],
+        ["--behind", "0"],
+        ["--behind", "x"],
+        ["--behind-for", "soon"],
+        ["--stale", "soon"],
+        ["--stale"],
+        ["x"],
+        ["--json", "forget", FINE],
+        ["--behind", "1", "forget", FINE],
+    ],
 )
 def test_misuse_is_unknown(site: Path, arguments: list[str]) -> None:
     result = invoke(*arguments)
@@ -275,3 +346,71 @@ def test_the_help_names_the_exit_codes() -> None:
     assert result.exit_code == 0
     for word in ("OK", "WARNING", "CRITICAL", "UNKNOWN"):
         assert word in result.stdout
+
+
+# forget
+
+
+def listed() -> list[str]:
+    return [one["uuid"] for one in json.loads(invoke("--json").stdout)]
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    ("uuids", "code", "left", "told"),
+    [
+        ([SILENT], 0, [BEHIND, FINE], ["Forgot 1 machine, 1 row."]),
+        ([SILENT, FINE], 0, [BEHIND], ["Forgot 2 machines, 2 rows."]),
+        ([SILENT, SILENT.upper()], 0, [BEHIND, FINE], ["Forgot 1 machine, 1 row."]),
+        ([SILENT, "nobody"], 1, [BEHIND, FINE], ["no machine 'nobody'", "Forgot 1 machine, 1 row."]),
+        (["nobody"], 1, [BEHIND, FINE, SILENT], ["no machine 'nobody'"]),
+        (["\x1b[2J'; --"], 1, [BEHIND, FINE, SILENT], ["no machine"]),
+    ],
+)
+def test_forget(uuids: list[str], code: int, left: list[str], told: list[str]) -> None:
+    result = invoke("forget", *uuids)
+    assert (result.exit_code, result.stdout) == (code, "")
+    for line, words in zip(result.stderr.splitlines(), told, strict=True):
+        assert words in line
+    assert "\x1b" not in result.stderr
+    assert listed() == left
+
+
+def test_forget_all_rows(cache: Path) -> None:
+    rows = [replace(row(FINE, daily=10), address=f"10.0.0.{n}") for n in range(5)]
+    put_rows(cache, *rows, row(BEHIND))
+    assert "Forgot 1 machine, 5 rows." in invoke("forget", FINE).stderr
+    assert listed() == [BEHIND]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_forget_with_a_configuration(site: Path, place: int) -> None:
+    """It may be named before the command or after it."""
+    arguments = ["forget"]
+    arguments[place:place] = ["--config", "missing.yaml"]
+    result = invoke(*arguments, FINE)
+    assert result.exit_code == 1
+    assert "missing.yaml" in result.stderr
+
+
+def test_forget_makes_no_table(cache: Path) -> None:
+    result = invoke("forget", FINE)
+    assert result.exit_code == 1
+    assert "has the proxy been started?" in result.stderr
+    assert not (cache / FILE_NAME).exists()
+
+
+def test_forget_in_a_damaged_table(site: Path) -> None:
+    (site / FILE_NAME).write_bytes(b"x" * 9999)
+    result = invoke("forget", FINE)
+    assert result.exit_code == 1
+    assert "damaged" in result.stderr
+
+
+def test_forget_nobody() -> None:
+    result = invoke("forget")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "UUID" in result.stderr
+    shown = invoke("forget", "--help")
+    assert shown.exit_code == 0
+    assert "Exit codes" in shown.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,44 @@ def test_behind(tmp_path: Path, version: int, behind: int, since: float | None) 
     database = machine.databases["daily"]
     assert (database.version, database.behind, database.behind_since) == (version, behind, since)
     assert database.seen_at == NOW - 60
+
+
+@pytest.mark.parametrize(
+    ("releases", "builds", "since"),
+    [
+        pytest.param({10: 900.0}, {10: 500}, 500.0, id="built before it was seen"),
+        pytest.param({}, {10: 500}, 500.0, id="never seen advertised"),
+        pytest.param({10: 900.0}, {}, 900.0, id="its build is not known"),
+        pytest.param({10: 900.0}, {9: 100}, 900.0, id="the build of what it has says nothing"),
+        pytest.param({10: 900.0}, {11: 500}, 900.0, id="nor that of a later one"),
+        pytest.param({10: 900.0}, {10: 5000}, 900.0, id="a clock was wrong"),
+    ],
+)
+def test_behind_since_the_release(
+    tmp_path: Path, releases: dict[int, float | None], builds: dict[int, float], since: float
+) -> None:
+    put_rows(tmp_path, row("a", daily=9), releases=releases, builds=builds)
+    assert read(tmp_path)[0].databases["daily"].behind_since == since
+
+
+@pytest.mark.parametrize(
+    ("least", "seconds", "is_behind"),
+    [(1, 0, True), (1, DAY, True), (1, DAY + 1, False), (3, DAY, True), (4, 0, False), (0, 0, True)],
+)
+def test_behind_by_so_much_for_so_long(tmp_path: Path, least: int, seconds: float, is_behind: bool) -> None:
+    """Both in the same database: main is behind for long, but by one."""
+    put_rows(tmp_path, row("a", daily=7, main=61), row("b", daily=10), releases={8: NOW - DAY})
+    a, b = read(tmp_path, {"daily": 10, "main": 62})
+    main = replace(a.databases["main"], behind_since=NOW - 2 * DAY if least > 1 else NOW)
+    a = replace(a, databases={"daily": a.databases["daily"], "main": main})
+    assert a.is_behind(NOW, releases=least, seconds=seconds) == is_behind
+    assert not b.is_behind(NOW, releases=0)
+
+
+def test_behind_since_nobody_knows_when(tmp_path: Path) -> None:
+    """A warning too many is better than silence."""
+    put_rows(tmp_path, row("a", daily=9))
+    assert read(tmp_path)[0].is_behind(NOW, seconds=9 * DAY)
 
 
 def test_since_is_not_known_where_nothing_was_seen(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -262,3 +264,97 @@ async def test_memory_is_limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     bench.path.rmdir()
     await bench.written()
     assert set(bench.versions()) == {uuid(number) for number in range(15, 25)}
+
+
+# Who is gone
+
+
+async def test_a_machine_is_forgotten_at_all_its_addresses(bench: Bench) -> None:
+    fleet = bench.make()
+    for number, address in ((1, "10.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1")):
+        fleet.see(bench.visit(number, address=address))
+    await bench.written()
+    with Table(bench.directory).writing() as rows:
+        assert rows.forget(uuid(1), bench.clock.now) == 2
+        assert rows.forget(uuid(9), bench.clock.now) == 0
+    assert {one.uuid for one in bench.machines()} == {uuid(2)}
+
+
+async def test_what_waits_in_memory_does_not_bring_it_back(bench: Bench) -> None:
+    """Another process forgets it; only a visit after that counts."""
+    fleet = bench.make()
+    fleet.see(bench.visit(1, version=6))
+    await bench.written()
+    bench.clock.now += 1
+    fleet.see(bench.visit(1, version=7))
+    fleet.see(bench.visit(1, address="10.0.0.9"))
+    fleet.see(bench.visit(2))
+    with Table(bench.directory).writing() as rows:
+        rows.forget(uuid(1), bench.clock.now)
+    await bench.written()
+    assert set(bench.versions()) == {uuid(2)}
+    bench.clock.now += 1
+    fleet.see(bench.visit(1, target=CVD, if_modified_since="garbage", status=304, version=8))
+    await bench.written()
+    (machine,) = (one for one in bench.machines() if one.uuid == uuid(1))
+    # It is a new one: nothing of what was known has come back with it.
+    assert (machine.first_seen, dict(machine.databases)) == (bench.clock.now, {})
+
+
+async def test_it_is_not_remembered_for_ever_who_was_forgotten(bench: Bench) -> None:
+    fleet = bench.make()
+    fleet.see(bench.visit(1))
+    await bench.written()
+    with Table(bench.directory).writing() as rows:
+        rows.forget(uuid(1), bench.clock.now)
+    bench.clock.now += 2 * DAY
+    fleet.see(bench.visit(2))
+    await bench.written()
+    with Table(bench.directory).writing() as rows:
+        assert rows.forgotten(bench.clock.now) == {}
+
+
+async def test_a_table_of_an_earlier_version(bench: Bench) -> None:
+    """It had no memory of who was forgotten; that is added, and nothing is lost."""
+    fleet = bench.make()
+    fleet.see(bench.visit(1))
+    fleet.see(bench.visit(2))
+    await bench.written()
+    with closing(sqlite3.connect(bench.path)) as connection:
+        connection.execute("DROP TABLE forgotten")
+    assert len(bench.machines()) == 2
+    with Table(bench.directory).writing() as rows:
+        rows.forget(uuid(1), bench.clock.now)
+    await bench.written()
+    assert set(bench.versions()) == {uuid(2)}
+
+
+# Proven build times
+
+
+async def test_what_is_proven_replaces_what_a_header_claimed(bench: Bench) -> None:
+    fleet = bench.make()
+    with Table(bench.directory).writing() as rows:
+        rows.note(Release("daily", 7, first_seen=5.0, built_at=1))
+    fleet.note_built("daily", 7, stime_of(7))
+    fleet.note_built("daily", 8, stime_of(8))
+    fleet.note_built("daily", 9, 0)  # an ancient file
+    await bench.written()
+    with Table(bench.directory).writing() as rows:
+        rows.note(Release("daily", 7, built_at=2))
+        assert list(rows.releases()) == [
+            Release("daily", 7, 5.0, stime_of(7)),
+            Release("daily", 8, None, stime_of(8)),
+        ]
+
+
+async def test_build_times_are_noted_once_the_disk_takes_them(bench: Bench) -> None:
+    bench.path.mkdir()
+    fleet = bench.make()
+    fleet.note_built("daily", 7, stime_of(7))
+    await bench.written()
+    bench.path.rmdir()
+    await bench.written()
+    with reading(bench.directory) as rows:
+        assert rows is not None
+        assert list(rows.releases()) == [Release("daily", 7, None, stime_of(7))]

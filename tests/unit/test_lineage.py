@@ -59,6 +59,22 @@ async def test_how_far_patches_lead(
     assert proven.info.raw == RELEASES.members(expected)["daily.info"]
 
 
+async def test_each_proven_header_is_told_of_once(store: Store) -> None:
+    """In their order, those of versions in between among them; nothing that isn't proven."""
+    learned: list[tuple[str, CvdHeader]] = []
+    lineages = Lineages(store, forge_keys().trusted, lambda *what: learned.append(what))
+    hold(store, 1, [2, 3])
+    await of_daily(lineages)
+    await of_daily(lineages)
+    hold(store, None, [4])
+    put(store, cdiff(5), b"no patch")
+    await of_daily(lineages)
+    headers = [CvdHeader.parse(RELEASES.cld_header(version)) for version in (2, 3, 4)]
+    assert [database for database, _ in learned] == ["daily"] * 4
+    assert learned[0][1].version == 1
+    assert [header for _, header in learned[1:]] == headers
+
+
 async def test_without_a_cvd_there_is_none(store: Store, lineages: Lineages) -> None:
     hold(store, None, [2, 3])
     assert await lineages.get("daily") is None

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clamproxy.readable import shortened, shown_count, shown_size, shown_span, shown_time
+from clamproxy.readable import shortened, shown_count, shown_share, shown_size, shown_span, shown_time
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,20 @@ def test_times() -> None:
 )
 def test_long_texts_are_cut_between_words(text: str, shown: str) -> None:
     assert shortened(text, 10) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (None, "-"),
+        (0, "0%"),
+        (0.0004, "0.0%"),
+        (0.9742, "97.4%"),
+        (0.99999, "99.9%"),
+        (1, "100%"),
+        (1.0, "100%"),
+    ],
+)
+def test_shares(share: float | None, text: str) -> None:
+    """Only what is perfect is called 100%."""
+    assert shown_share(share) == text

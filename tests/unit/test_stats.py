@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from clamproxy.cache.store import Store
+from clamproxy.cli.tables import counters_table, databases_table
 from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
 from clamproxy.origin.cooldown import Cooldowns, Failure
@@ -170,3 +173,58 @@ def test_what_counts_as_advertised(
         header = f"ClamAV-VDB:20 Nov 2026 10-00 +0000:{probed}:1:90:{'a' * 32}:dsig:builder:1795000000"
         store.set_note("head/daily", {"header": header.ljust(512)})
     assert advertised_versions(store) == expected
+
+
+@pytest.mark.parametrize(
+    ("counters", "by_requests", "by_bytes"),
+    [
+        ({}, None, None),
+        ({"refused": 9, "passed": 9, "requests": 18}, None, None),
+        ({"hits": 5, "collapsed": 1, "stale": 1, "negative": 1, "misses": 1, "errors": 1}, 0.8, None),
+        ({"misses": 3, "bytes_served": 100, "upstream_bytes": 100}, 0.0, 0.0),
+        ({"hits": 1, "bytes_served": 1000, "upstream_bytes": 250}, 1.0, 0.75),
+        ({"bytes_served": 1000}, None, 1.0),
+        ({"bytes_served": 1000, "upstream_bytes": 5000}, None, 0.0),  # fetched ahead
+    ],
+)
+def test_hit_ratios(
+    store: Store, counters: dict[str, int], by_requests: float | None, by_bytes: float | None
+) -> None:
+    store.add_to_counters(counters)
+    picture = snapshot(store)
+    assert (picture["hit_ratio"], picture["byte_hit_ratio"]) == (by_requests, by_bytes)
+
+
+def shown(*tables: Table, width: int = 80) -> list[str]:
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        for table in tables:
+            console.print(table)
+    return [" ".join(line.split()) for line in captured.get().splitlines()]
+
+
+def test_ratios_are_shown(store: Store) -> None:
+    assert "│ hit ratio │ - │" in shown(counters_table(snapshot(store)))
+    store.add_to_counters({"hits": 999_999, "misses": 1, "bytes_served": 1000, "upstream_bytes": 250})
+    lines = shown(counters_table(snapshot(store)))
+    assert "│ hit ratio │ 99.9% │" in lines  # only what is perfect is called 100%
+    assert "│ byte hit ratio │ 75.0% │" in lines
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_databases_that_nobody_asks_for(store: Store, make_cvd: MakeCvd, width: int) -> None:
+    """They are advertised for ever, as safebrowsing is: one quiet line, and no row."""
+    put_cvd(store, 5, make_cvd(5))
+    put(store, cdiff(6), b"patch")
+    for database, version in {"daily": 7, "safebrowsing": 49192}.items():
+        store.set_note(f"advertised/{database}", [version, time.time()])
+    lines = shown(databases_table(snapshot(store)), width=width)
+    assert "│ daily │ 7 │ 5 │ 6 │" in lines
+    assert not any(line.startswith("│ safebrowsing") for line in lines)
+    assert "advertised, nothing cached: safebrowsing" in " ".join(lines)
+
+
+def test_nothing_is_cached_yet(store: Store) -> None:
+    assert "nothing cached" not in " ".join(shown(databases_table(snapshot(store))))
+    store.set_note("advertised/daily", [7, time.time()])
+    assert "advertised, nothing cached: daily" in " ".join(shown(databases_table(snapshot(store))))

@@ -93,6 +93,7 @@ async def test_values(rig: Rig) -> None:
     assert found[key("transfers")] == 1
     assert found[key("database_build_timestamp_seconds", database="daily")] == stime_of(3)
     assert found[key("fleet_end_of_life_machines")] == 1
+    assert found[key("fleet_overdue_machines")] == 1
     for state, machines in {"up_to_date": 1, "behind": 1, "unknown": 1}.items():
         assert found[key("fleet_machines", state=state)] == machines
 

@@ -135,6 +135,7 @@ def listed(values: dict[str, Any]) -> list[str]:
 async def test_no_fleet(store: Store) -> None:
     assert (await Rig(store).status())["fleet"] == {
         **{"enabled": False, "total": 0, "up_to_date": 0, "behind": 0, "unknown": 0, "end_of_life": 0},
+        **{"overdue": 0, "behind_for": 86400.0},
         "machines": [],
     }
 
@@ -153,6 +154,7 @@ async def test_fleet(store: Store) -> None:
     counts = {key: value for key, value in fleet.items() if key != "machines"}
     assert counts == {
         **{"enabled": True, "total": 5, "up_to_date": 1, "behind": 2, "unknown": 2, "end_of_life": 1},
+        **{"overdue": 2, "behind_for": 86400.0},
     }
     assert listed(values)[:2] == ["05", "02"]
     assert listed(values)[-1] == "01"

@@ -53,6 +53,7 @@ STATIC = set(site_module._STATIC)
 CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
     "/status.json": "application/json",
+    "/fleet.json": "application/json",
     "/metrics": "text/plain; version=0.0.4; charset=utf-8",
     "/ca.pem": "application/x-pem-file",
     ".css": "text/css; charset=utf-8",
@@ -63,9 +64,10 @@ CONTENT_TYPES = {
 
 
 def test_paths() -> None:
-    others = {"/status.json", "/metrics", "/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
-    assert STATIC | others == PATHS
-    assert {"/", "/style.css", "/app.js"} <= STATIC <= GUARDED
+    guarded = {"/status.json", "/fleet.json", "/metrics"}
+    assert STATIC | guarded == GUARDED
+    assert {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"} == PATHS - GUARDED
+    assert {"/", "/style.css", "/app.js"} <= STATIC
     assert "/index.html" not in PATHS
 
 

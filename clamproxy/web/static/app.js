@@ -3,7 +3,7 @@
 import { byId, fillList, html, near, setAttribute, setHidden, show } from "./dom.js";
 import { isNumber, plural, span, text, when } from "./format.js";
 import { makeCharts } from "./charts.js";
-import { prepareFleet, showFleet } from "./fleet.js";
+import { prepareFleet, showFleet, showMachines } from "./fleet.js";
 import { showCooldowns, showDatabases, showFeeds, showFigures, showQuarantine, showTransfers } from "./sections.js";
 
 const EVERY = 2000; // milliseconds from an answer to the next question
@@ -27,7 +27,7 @@ function showCharts(status) {
 class Refusal extends Error {}
 
 async function ask() {
-  const answer = await fetch(near("status.json"), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+  const answer = await fetch(near("status.json?machines=0"), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
   if (answer.status === 401) throw new Refusal("The gateway wants its token (status.token): reload this page to give it.");
   if (!answer.ok) throw new Refusal(`The gateway answers with an error (${answer.status}); its log says why.`);
   const status = await answer.json().catch((error) => {
@@ -47,6 +47,7 @@ async function poll() {
     const status = await ask();
     [failures, answered, answeredAt] = [0, true, Date.now() / 1000];
     showStatus(status);
+    await showMachines();
   } catch (error) {
     failures += 1;
     showSilence(error instanceof Refusal ? error.message : "");

@@ -1,4 +1,4 @@
-// The table of machines, with its filter.
+// The table of machines, which the gateway searches, sorts and gives page by page: fleet.json.
 
 import { count, isNumber, NONE, plural, span, text, version, when } from "./format.js";
 import { byId, fillList, fillTable, html, near, setAttribute, setHidden, show, tag } from "./dom.js";
@@ -7,73 +7,142 @@ import { listOf } from "./sections.js";
 /** @typedef {import("./dom.js").Part} Part */
 
 const SILENT_AFTER = 3600; // seconds; an hour is freshclam's shortest usual interval
-const SEARCHED = ["address", "uuid", "freshclam", "os", "arch"];
+const TYPING = 250; // milliseconds from the last key to the question
+const PATIENCE = 15_000; // for one answer
 
-/** Each with the key of its number in status.json and the machines that it means. */
+/** Each with the key of its number; that of a state is its name in the query, too. */
 const CHOICES = [
-  { key: "total", label: "all", holds: () => true },
-  { key: "behind", label: "behind", holds: (machine) => lag(machine) > 0 },
-  { key: "unknown", label: "unknown", holds: (machine) => lag(machine) === null },
-  { key: "up_to_date", label: "up to date", holds: (machine) => lag(machine) === 0 },
-  { key: "end_of_life", label: "end of life", holds: (machine) => machine.end_of_life === true },
+  { key: "total", label: "all" },
+  { key: "overdue", label: "overdue" },
+  { key: "behind", label: "behind" },
+  { key: "unknown", label: "unknown" },
+  { key: "up_to_date", label: "up to date" },
+  { key: "end_of_life", label: "end of life" },
 ];
 
+const phone = matchMedia("(max-width: 45rem)");
+
 let chosen = CHOICES[0];
+let offset = 0;
 /** @type {any} */
 let fleet = {};
 let now = 0;
+/** @type {AbortController | null} the question that counts */
+let asked = null;
+let typing = 0;
 
-/** Have the filter work. */
+/** How many machines are on a page: on a phone each is a card. */
+const perPage = () => (phone.matches ? 20 : 50);
+
+/** Have the controls work. */
 export function prepareFleet() {
-  byId("fleet-filter").addEventListener("input", showMachines);
+  byId("fleet-filter").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => turnTo(0), TYPING);
+  });
+  byId("fleet-sort").addEventListener("change", () => turnTo(0));
   fillList(byId("fleet-states"), CHOICES, () => html("button", { type: "button" }), (button, choice) => {
     button.addEventListener("click", () => {
       chosen = choice;
-      showMachines();
+      showChoices();
+      turnTo(0);
     });
   });
+  byId("fleet-previous").addEventListener("click", () => turnPage(-1));
+  byId("fleet-next").addEventListener("click", () => turnPage(1));
 }
 
-/** @param {any} status @param {number} time Unix time */
-export function showFleet(status, time) {
-  fleet = status.fleet ?? {};
-  now = time;
-  const off = fleet.enabled === false;
-  const empty = !off && listOf(fleet.machines).length === 0 && !(fleet.total > 0);
+/** @param {any} status */
+export function showFleet(status) {
+  const known = status.fleet ?? {};
+  const off = known.enabled === false;
+  const empty = !off && !(known.total > 0);
   setHidden(byId("fleet-off"), !off);
   setHidden(byId("fleet-empty"), !empty);
   setHidden(byId("fleet-body"), off || empty);
   setHidden(byId("fleet-tools"), off || empty);
   if (empty) showClientConfig();
-  showMachines();
 }
 
-function showMachines() {
-  const machines = listOf(fleet.machines);
-  const searched = byId("fleet-filter").value.trim().toLowerCase();
-  const found = machines.filter((machine) => chosen.holds(machine) && (!searched || words(machine).includes(searched)));
+/** @param {number} to the number of the first machine that is shown */
+async function turnTo(to) {
+  offset = Math.max(0, to);
+  await showMachines();
+}
+
+/** @param {1 | -1} direction */
+async function turnPage(direction) {
+  await turnTo(offset + direction * perPage());
+  const scroller = byId("machines").closest(".scroller");
+  scroller.scrollTop = 0;
+  scroller.focus({ preventScroll: true });
+  byId("fleet").scrollIntoView();
+}
+
+/** Ask for the machines that are wanted, and show them. An earlier question that isn't answered yet counts no more. */
+export async function showMachines() {
+  if (byId("fleet-body").hidden) return;
+  asked?.abort();
+  const own = new AbortController();
+  asked = own;
+  const patience = setTimeout(() => own.abort(), PATIENCE);
+  const found = await ask(own.signal);
+  clearTimeout(patience);
+  if (own !== asked) return;
+  if (found) await showFound(found);
+  else show(byId("fleet-count"), "The list of machines can't be had now.");
+}
+
+/** fleet.json for what is wanted; null if it can't be had. @param {AbortSignal} signal */
+async function ask(signal) {
+  try {
+    const answer = await fetch(near(`fleet.json?${wanted()}`), { cache: "no-store", signal });
+    const found = answer.ok ? await answer.json() : null;
+    return found && typeof found === "object" ? found : null;
+  } catch {
+    return null;
+  }
+}
+
+function wanted() {
+  const query = new URLSearchParams({ sort: byId("fleet-sort").value, offset: String(offset), limit: String(perPage()) });
+  const searched = byId("fleet-filter").value.trim();
+  if (searched) query.set("q", searched);
+  if (chosen !== CHOICES[0]) query.set("state", chosen.key);
+  return query;
+}
+
+/** @param {any} found fleet.json */
+async function showFound(found) {
+  const machines = listOf(found.machines).slice(0, perPage());
+  if (machines.length === 0 && found.found > 0 && offset > 0) {
+    // The last pages are gone.
+    return turnTo(found.found <= offset ? found.found - (found.found % perPage() || perPage()) : 0);
+  }
+  fleet = found;
+  now = isNumber(found.now) ? found.now : Date.now() / 1000;
+  showChoices();
+  fillTable("machines", machines.map((machine) => ({ key: `${text(machine.uuid)} ${text(machine.address)}`, cells: cells(machine) })));
+  showPlace(machines.length);
+}
+
+function showChoices() {
   [...byId("fleet-states").children].forEach((button, n) => {
     show(button, { text: CHOICES[n].label }, " ", { tag: "b", text: count(fleet[CHOICES[n].key]) });
     setAttribute(button, "aria-pressed", CHOICES[n] === chosen);
+    if (CHOICES[n].key === "overdue") setAttribute(button, "title", `Behind for more than ${span(fleet.behind_for)}`);
   });
-  fillTable("machines", found.map((machine) => ({ key: `${text(machine.uuid)} ${text(machine.address)}`, cells: cells(machine) })));
-  show(byId("fleet-count"), shownCount(found.length, machines.length));
 }
 
-/** @param {number} found @param {number} listed */
-function shownCount(found, listed) {
-  const more = fleet.total > listed
-    ? ` The ${count(listed)} worst of ${count(fleet.total)} are here; “clamproxy fleet” lists them all.`
-    : "";
-  return found === listed ? `${plural(listed, "machine")}.${more}` : `${count(found)} of ${plural(listed, "machine")}.${more}`;
-}
-
-/** All that is searched, in lower case. */
-function words(machine) {
-  const versions = Object.entries(machine.databases ?? {}).map(([name, known]) => `${name} ${known?.version}`);
-  return [...SEARCHED.map((key) => machine[key] ?? ""), ...versions, machine.last_error?.what ?? ""]
-    .join("\n")
-    .toLowerCase();
+/** Which part of the list this is. @param {number} listed */
+function showPlace(listed) {
+  const found = isNumber(fleet.found) ? fleet.found : listed;
+  const all = found === fleet.total ? plural(found, "machine") : `${count(found)} of ${plural(fleet.total, "machine")}`;
+  const part = listed < found ? `; ${count(offset + 1)} to ${count(offset + listed)} are shown` : "";
+  show(byId("fleet-count"), `${all}${part}.`);
+  setHidden(byId("fleet-pages"), listed >= found);
+  setAttribute(byId("fleet-previous"), "disabled", offset > 0 ? null : "");
+  setAttribute(byId("fleet-next"), "disabled", offset + listed < found ? null : "");
 }
 
 /** By how many releases a machine is behind with its worst database, null if that isn't known. */
@@ -110,24 +179,31 @@ function software({ freshclam, end_of_life: old, os, arch }) {
   ];
 }
 
+/** Whether a database has been behind for longer than it may be; it has if nobody knows since when. */
+function isOverdue({ behind, behind_since: since } = {}) {
+  return behind > 0 && !(isNumber(since) && now - since < fleet.behind_for);
+}
+
 /** @returns {Part[]} */
 function state(machine) {
   const worst = lag(machine);
   if (worst === null) return [tag("unknown", "plain", "No request has told its versions yet")];
   if (worst === 0) return [tag("up to date", "good")];
-  const since = Object.values(machine.databases).map((known) => known?.behind_since).filter(isNumber);
-  const lasting = since.length ? [" ", { text: `for ${span(now - Math.min(...since))}`, className: "quiet" }] : [];
-  return [tag(`${count(worst)} behind`, "warn"), ...lasting];
+  const databases = Object.values(machine.databases);
+  const overdue = databases.some((known) => isOverdue(known ?? {}));
+  const since = Math.min(...databases.map((known) => known?.behind_since).filter(isNumber));
+  const lasting = isNumber(since) ? [" ", { text: `for ${span(now - since)}`, at: since, className: "quiet" }] : [];
+  return [tag(`${count(worst)} behind`, overdue ? "warn" : "plain"), ...lasting];
 }
 
 /** @returns {Part[]} */
 function databases(machine) {
   const known = Object.entries(machine.databases ?? {}).slice(0, 12);
   if (known.length === 0) return [NONE];
-  return known.flatMap(([name, { version: has, behind, seen_at: at } = {}]) => [
+  return known.flatMap(([name, { version: has, behind, behind_since: since, seen_at: at } = {}]) => [
     {
       text: `${text(name, 40)} ${version(has)}`,
-      className: behind > 0 ? "database late" : "database",
+      className: isOverdue({ behind, behind_since: since }) ? "database late" : "database",
       title: `${behind > 0 ? `${count(behind)} behind; ` : ""}shown by a request of ${when(at, now)}`,
     },
     " ",
@@ -150,17 +226,17 @@ function lastError(error) {
   ];
 }
 
-let asked = false;
+let configAsked = false;
 
 /** The very lines for this gateway, once: what the page has in their place is right nearly everywhere. */
 async function showClientConfig() {
-  if (asked) return;
-  asked = true;
+  if (configAsked) return;
+  configAsked = true;
   try {
     const answer = await fetch(near("client-config"), { signal: AbortSignal.timeout(10_000) });
     const lines = answer.ok ? (await answer.text()).trim() : "";
     if (lines) byId("client-config").textContent = lines.slice(0, 4000);
   } catch {
-    asked = false; // asked again with the next figures
+    configAsked = false; // configAsked again with the next figures
   }
 }

@@ -23,7 +23,10 @@ export function showFigures(status) {
     ? `${count(free)} answers cost the origin nothing`
     : "nothing has been asked yet");
   show(byId("saved"), size(status.bytes_saved));
-  show(byId("saved-note"), `${size(stats.bytes_served)} served, ${size(stats.upstream_bytes)} fetched`);
+  show(byId("saved-note"), [
+    `${size(stats.bytes_served)} served`, `${size(stats.upstream_bytes)} fetched`,
+    ...(isNumber(stats.byte_hit_ratio) ? [`byte hit ratio ${percent(stats.byte_hit_ratio)}`] : []),
+  ].join(", "));
   show(byId("requests"), count(stats.requests));
   show(byId("requests-note"), [
     plural(stats.hits, "hit"), plural(stats.misses, "miss", "misses"), plural(stats.errors, "error"),
@@ -34,21 +37,27 @@ export function showFigures(status) {
 
 /** @param {any} status @param {number} now */
 export function showDatabases(status, now) {
-  fillTable("databases", listOf(status.databases).map((database) => ({
+  const databases = listOf(status.databases);
+  const here = databases.filter(isHere);
+  fillTable("databases", here.map((database) => ({
     key: text(database.name),
     cells: [
-      text(database.name), databaseState(database), version(database.advertised), version(database.reached),
-      version(database.cached), moment(database.built_at, now), size(database.size),
+      text(database.name), databaseState(database), version(database.advertised), version(database.cached),
+      version(database.reached), moment(database.built_at, now), size(database.size),
     ],
   })));
+  // A database that nobody asks for is advertised for ever: safebrowsing, say.
+  const missing = databases.filter((database) => !isHere(database)).map(({ name }) => text(name, 40));
+  setHidden(byId("databases-missing"), missing.length === 0);
+  show(byId("databases-missing"), `Advertised, nothing cached: ${missing.slice(0, 20).join(", ")}.`);
 }
+
+const isHere = ({ reached, cached }) => isNumber(reached) || isNumber(cached);
 
 /** @returns {Part} */
 function databaseState({ advertised, reached, cached }) {
-  const here = reached ?? cached;
-  if (!isNumber(here)) return tag("not cached", "plain", "Comes in when a machine asks for it");
-  if (!isNumber(advertised)) return tag("not announced", "plain", "The newest version is not known");
-  const behind = advertised - here;
+  if (!isNumber(advertised)) return tag("not advertised", "plain", "The newest version is not known");
+  const behind = advertised - (reached ?? cached);
   return behind > 0 ? tag(`${count(behind)} behind`, "warn") : tag("up to date", "good");
 }
 

@@ -1,0 +1,117 @@
+"""The table of ``clamproxy fleet``: for people, and for grep."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import click
+from rich.console import Console
+
+from clamproxy.cli.columns import padded
+from clamproxy.fleet.machine import Database, Machine, State
+from clamproxy.fleet.support import explain_end_of_life
+from clamproxy.readable import shown_span, shown_time
+
+_HEADINGS = ("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
+_FRESHCLAM, _DATABASES = _HEADINGS.index("freshclam"), _HEADINGS.index("databases")
+_GAP = "  "
+_COLOURS = {State.BEHIND: "red", State.UNKNOWN: "yellow", State.UP_TO_DATE: "green"}
+
+
+def fleet_table(machines: Sequence[Machine], now: float) -> str:
+    """The table as it is printed, with colours on a terminal; empty if there are no machines.
+
+    One line for each machine: for grep where it is no terminal. A terminal that is too narrow for that
+    gets some lines for each.
+    """
+    if not machines:
+        return ""
+    terminal = Console()
+    with_colours = terminal.color_system is not None and not terminal.no_color
+    lines = list(padded([_HEADINGS, *(_row(one, now) for one in machines)]))
+    is_narrow = terminal.is_terminal and max(map(_width, lines)) > terminal.width
+    if is_narrow:
+        text = "\n\n".join(_entry(one, now, terminal.width, with_colours) for one in machines)
+    else:
+        head, *rows = lines
+        text = "\n".join([_joined(head), *_coloured(rows, machines, with_colours)])
+    explained = {explain_end_of_life(one.freshclam, now) for one in machines if one.end_of_life}
+    return "\n".join([text, *sorted(filter(None, explained))]) + "\n"
+
+
+def _row(machine: Machine, now: float) -> list[str]:
+    silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
+    return [
+        machine.uuid,
+        machine.address,
+        _freshclam(machine),
+        _system(machine) or "-",
+        _databases(machine, now),
+        silence,
+        _plain(_trouble(machine) or "-"),
+    ]
+
+
+def _coloured(rows: list[list[str]], machines: Sequence[Machine], with_colours: bool) -> Iterator[str]:
+    for row, machine in zip(rows, machines, strict=True):
+        if with_colours:
+            row[_DATABASES] = click.style(row[_DATABASES], _COLOURS[machine.state])
+            if machine.end_of_life:
+                row[_FRESHCLAM] = click.style(row[_FRESHCLAM], "red")
+        yield _joined(row)
+
+
+def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
+    """Some lines for a machine, none of them wider than the terminal."""
+
+    def lines(text: str, colour: str | None = None) -> Iterator[str]:
+        for line in textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False):
+            yield click.style(line, colour) if with_colours and colour else line
+
+    about = f"{machine.uuid}  {machine.address}  {_freshclam(machine)}  {_system(machine)}"
+    silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
+    return "\n".join([
+        *lines(about, "red" if machine.end_of_life else None),
+        *lines(f"  {_databases(machine, now)}", _COLOURS[machine.state]),
+        *lines(f"  no request since {silence}"),
+        *(lines(f"  {_plain(_trouble(machine))}") if machine.trouble else ()),
+    ])  # fmt: skip
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return _GAP.join(cells).rstrip()
+
+
+def _width(cells: Sequence[str]) -> int:
+    return len(_joined(cells))
+
+
+def _freshclam(machine: Machine) -> str:
+    return f"{machine.freshclam or '-'}{' (end of life)' if machine.end_of_life else ''}"
+
+
+def _system(machine: Machine) -> str:
+    return " ".join(filter(None, (machine.os, machine.arch)))
+
+
+def _databases(machine: Machine, now: float) -> str:
+    known = ", ".join(_shown(name, one, now) for name, one in sorted(machine.databases.items()))
+    return _plain(known) or "not known"
+
+
+def _shown(name: str, database: Database, now: float) -> str:
+    text = f"{name} {database.version}"
+    if not database.behind:
+        return text
+    since = f" for {shown_span(now - database.behind_since)}" if database.behind_since is not None else ""
+    return f"{text} ({database.behind} behind{since})"
+
+
+def _trouble(machine: Machine) -> str:
+    return f"{shown_time(machine.trouble.at)} {machine.trouble.what}" if machine.trouble else ""
+
+
+def _plain(text: str) -> str:
+    """Nothing that moves the cursor, though a bad disk may have changed what was written."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

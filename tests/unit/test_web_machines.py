@@ -1,0 +1,196 @@
+"""fleet.json: every machine can be found, whatever the size of the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.machine import Database, Machine
+from clamproxy.fleet.observer import Failure
+from clamproxy.messages import Reply
+from clamproxy.web.machines import LONGEST_SEARCH, Query, fleet_json, select
+from clamproxy.web.picture import MOST_MACHINES
+from tests.support.machines import machine_of
+
+from .status_site import TOKEN, Rig, machine, text_of
+
+DAY = 86400.0
+NOW = 1_790_000_000.0
+
+
+def late(number: int, releases: int, since: float | None) -> Machine:
+    database = Database(10 - releases, releases, since, NOW - 60)
+    return replace(machine(number), databases={"daily": database})
+
+
+MACHINES = [
+    late(1, 5, NOW - 5 * DAY),
+    replace(late(2, 2, None), address="fd00::9", freshclam="1.0.9", end_of_life=True),
+    replace(late(3, 1, NOW - 3600), address="10.0.0.20", freshclam="1.4.10", last_seen=NOW - 9),
+    replace(machine(4), address="10.0.0.3", os="FreeBSD", last_seen=NOW - 7 * DAY),
+    replace(machine(5, daily=0), last_error=Failure(NOW, "daily-8.cdiff: status 503"), freshclam="1.4.9"),
+    replace(machine(6, daily=0, main=0), address="a socket", freshclam=None),
+]
+
+
+def found(query: str) -> list[int]:
+    """The numbers of the machines that a query gives."""
+    return [int(one.uuid[-2:]) for one in select(MACHINES, Query.parse(query), DAY, NOW)]
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("", [1, 2, 3, 4, 5, 6]),
+        ("state=behind", [1, 2, 3]),
+        ("state=overdue", [1, 2]),  # of 2 nobody knows since when
+        ("state=unknown", [4]),
+        ("state=up_to_date", [5, 6]),
+        ("state=end_of_life", [2]),
+        ("q=10.0.0.3", [4]),
+        ("q=FREEBSD", [4]),
+        ("q=daily+503", [5]),
+        ("q=status%20503", [5]),
+        ("q=linux+daily&state=behind", [1, 2, 3]),
+        ("q=deadbeef", []),
+        ("q=000000000006", [6]),
+        ("q=%3Cimg", []),
+        ("q=+++", [1, 2, 3, 4, 5, 6]),
+        ("sort=worst", [1, 2, 3, 4, 5, 6]),
+        ("sort=-worst", [6, 5, 4, 3, 2, 1]),
+        ("sort=address", [1, 4, 5, 3, 2, 6]),
+        ("sort=last_seen&q=FreeBSD", [4]),
+        ("sort=freshclam", [6, 2, 1, 4, 5, 3]),
+        ("sort=-freshclam", [3, 5, 1, 4, 2, 6]),
+        ("state=behind&sort=-address", [2, 3, 1]),
+        ("v=1&colour=green", [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_which_machines(query: str, numbers: list[int]) -> None:
+    assert found(query) == numbers
+
+
+def test_order_by_time() -> None:
+    assert found("sort=last_seen")[0] == 4
+    assert found("sort=-last_seen")[-1] == 4
+    assert len(found("sort=first_seen")) == 6
+
+
+COUNTS = {"enabled": True, "total": 6, "behind_for": DAY}
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers", "offset"),
+    [
+        ("", [1, 2, 3, 4, 5, 6], 0),
+        ("limit=2", [1, 2], 0),
+        ("limit=2&offset=4", [5, 6], 4),
+        ("offset=5", [6], 5),
+        ("offset=6&limit=9", [], 6),
+        ("offset=999999999", [], 999_999_999),
+        ("limit=0", [], 0),
+    ],
+)
+def test_pages(query: str, numbers: list[int], offset: int) -> None:
+    values = json.loads(fleet_json(MACHINES, COUNTS, Query.parse(query), NOW))
+    assert [int(one["uuid"][-2:]) for one in values.pop("machines")] == numbers
+    assert values == COUNTS | {"now": NOW, "found": 6, "offset": offset}
+
+
+def test_a_machine_in_json_is_the_same_everywhere() -> None:
+    values = json.loads(fleet_json(MACHINES, COUNTS, Query(), NOW))
+    assert values["machines"] == [one.to_json() for one in MACHINES]
+    assert [machine_of(one) for one in values["machines"]] == MACHINES
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("state=all", "state is one of behind, "),
+        ("sort=uuid", "sort is one of worst, "),
+        ("limit=-1", "limit is a whole number"),
+        ("limit=1e3", "limit is a whole number"),
+        ("limit=%D9%A3", "limit is a whole number"),
+        ("offset=1234567890", "offset is a whole number"),
+        (f"q={'x' * (LONGEST_SEARCH + 1)}", "q has at most"),
+        ("&".join("x=1" for _ in range(99)), "fields"),
+    ],
+)
+async def test_queries_that_make_no_sense(store: Store, query: str, words: str) -> None:
+    reply = await Rig(store, machines=[]).ask(f"/fleet.json?{query}")
+    assert reply.status == 400
+    assert words in text_of(reply)
+
+
+def values_of(reply: Reply) -> dict[str, Any]:
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
+    values: dict[str, Any] = json.loads(text_of(reply))
+    return values
+
+
+async def test_the_whole_fleet(store: Store) -> None:
+    """Without a limit it is complete; status.json lists the worst and counts the same."""
+    machines = [machine(number, daily=0) for number in range(MOST_MACHINES + 700)]
+    machines += [late(9001, 3, NOW), late(9002, 1, None)]
+    rig = Rig(store, machines=machines)
+    whole = values_of(await rig.ask("/fleet.json"))
+    status = json.loads(text_of(await rig.ask("/status.json")))
+    assert len(whole["machines"]) == whole["total"] == whole["found"] == MOST_MACHINES + 702
+    assert len({one["uuid"] for one in whole["machines"]}) == len(machines)
+    assert whole["machines"][:MOST_MACHINES] == status["fleet"].pop("machines")
+    assert status["fleet"].items() <= whole.items()
+    found = values_of(await rig.ask("/fleet.json?q=0.0.2.9&state=up_to_date&limit=3"))
+    assert 0 < len(found["machines"]) <= 3
+
+
+async def test_no_fleet(store: Store) -> None:
+    values = values_of(await Rig(store).ask("/fleet.json?limit=5"))
+    assert (values["enabled"], values["total"], values["found"], values["machines"]) == (False, 0, 0, [])
+
+
+async def test_the_setting_says_who_is_overdue(store: Store) -> None:
+    settings = Settings.model_validate({"fleet": {"behind_for": "365d"}})
+    rig = Rig(store, settings, machines=[late(1, 1, NOW - DAY), late(2, 1, None)])
+    values = values_of(await rig.ask("/fleet.json?state=overdue"))
+    assert (values["behind"], values["overdue"], values["behind_for"]) == (2, 1, 365 * DAY)
+    assert [one["uuid"][-1] for one in values["machines"]] == ["2"]
+
+
+async def test_a_brief_status(store: Store) -> None:
+    rig = Rig(store, machines=[machine(1, daily=0)])
+    brief = json.loads(text_of(await rig.ask("/status.json?machines=0")))
+    whole = json.loads(text_of(await rig.ask("/status.json")))
+    assert (brief["fleet"].pop("machines"), len(whole["fleet"].pop("machines"))) == ([], 1)
+    assert brief == whole
+
+
+async def test_it_is_guarded(store: Store) -> None:
+    rig = Rig(store, machines=[machine(1)])
+    rig.guard()
+    assert (await rig.ask("/fleet.json?limit=1")).status == 401
+    assert (await rig.ask("/fleet.json?limit=1", Authorization=f"Bearer {TOKEN}")).status == 200
+
+
+async def test_the_loop_goes_on_meanwhile(store: Store) -> None:
+    """Many who ask for all of it are served one after the other, by a thread."""
+    rig = Rig(store, machines=[machine(number, daily=0) for number in range(3000)])
+    await rig.ask("/fleet.json?limit=1")
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    replies = await asyncio.gather(*(rig.ask(f"/fleet.json?q=10.0.{n}.") for n in range(8)))
+    ticking.cancel()
+    assert {reply.status for reply in replies} == {200}
+    assert ticks > 50
