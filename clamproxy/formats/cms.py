@@ -1,8 +1,8 @@
 """Detached CMS signatures (RFC 5652, once PKCS #7): which digest they vouch for, and whether they hold.
 
 Own code: of a signature, `cryptography` gives the certificates only, and its parser of declared
-structures refuses the order in which OpenSSL writes them.
-Whether anybody should trust the signer is not decided here.
+structures refuses the order in which OpenSSL writes them. Whether anybody should trust the signer is not
+decided here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Signer:
                     key.verify(self.signature, data, ec.ECDSA(algorithm))
                 case _:
                     return False
-        except InvalidSignature:
+        except (InvalidSignature, ValueError):  # such as a key that is too short for the digest
             raise InvalidObject("wrong signature") from None
         except UnsupportedAlgorithm:
             return False
