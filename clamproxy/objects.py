@@ -66,6 +66,15 @@ class ObjectId:
             raise ValueError(f"{self.file_name} is not a signature")
         return type(self)(self.database, self.version, Kind(self.kind.removesuffix(".sign")))
 
+    @property
+    def signature(self) -> Self:
+        """The ``.sign`` file of this object: the inverse of `signed`.
+
+        Raises:
+            ValueError: there is none of a CLD or a ``.sign``.
+        """
+        return type(self)(self.database, self.version, Kind(f"{self.kind}.sign"))
+
     @classmethod
     def parse(cls, file_name: str) -> Self:
         """The inverse of `file_name`.

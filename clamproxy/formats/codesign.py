@@ -12,6 +12,7 @@ import binascii
 import re
 from typing import BinaryIO
 
+from clamproxy.formats.cms import Signer, is_signed_data, parse_signers
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
 
@@ -23,9 +24,6 @@ SIGN_LIMIT = 2**20
 
 _FIRST_LINE = "#clamsign-1.0"
 _SIGNATURE = re.compile(r"[0-9]{1,10}:[0-9]{0,10}:pkcs7-pem:([A-Za-z0-9+/]+={0,2})")
-_SEQUENCE = 0x30
-_CONTENT = 0xA0  # [0] EXPLICIT
-_SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # RFC 5652 5.1: id-signedData, with tag and length
 
 
 def parse_sign(data: bytes) -> list[bytes]:
@@ -50,24 +48,38 @@ def parse_sign(data: bytes) -> list[bytes]:
     return signatures
 
 
-def verify_sign(file: BinaryIO, expected: ObjectId) -> None:
-    """Check that a file is an external signature.
+def verify_sign(file: BinaryIO, expected: ObjectId, signed: BinaryIO | None = None) -> None:
+    """Check that a file is an external signature, and one of the file that it should sign.
 
-    It is not verified against the file that it signs. Nothing in it names that file either, so
-    the name is taken on trust.
+    Each signature is held against that file, and verified with the certificate that it brings along.
+    Who issued that certificate is not looked at: clients have ClamAV's, and do.
 
     Args:
         file: the whole file, seekable; its position is moved.
         expected: the signature that it should be.
+        signed: the file that it should sign, seekable; its position is moved. Without it, only that
+            the signature is not damaged can be told: nothing in it names the file.
 
     Raises:
-        InvalidObject: it is something else, or damaged.
+        InvalidObject: it is something else, damaged, or signs another file.
         ValueError: `expected` is no signature.
     """
     if not expected.kind.is_signature:
         raise ValueError(f"{expected.file_name} is not a signature")
     file.seek(0)
-    parse_sign(file.read(SIGN_LIMIT + 1))
+    signers = [signer for der in parse_sign(file.read(SIGN_LIMIT + 1)) for signer in _signers(der)]
+    if not signers:
+        raise InvalidObject("no signature that can be held against a file")
+    for signer in signers:
+        signer.check(signed)
+
+
+def _signers(der: bytes) -> list[Signer]:
+    """The signers of a line; none of one that clients can't read either: they go on with the next."""
+    try:
+        return parse_signers(der)
+    except InvalidObject:
+        return []
 
 
 def _parse_line(line: str) -> bytes | None:
@@ -79,25 +91,4 @@ def _parse_line(line: str) -> bytes | None:
         der = base64.b64decode(match[1], validate=True)
     except binascii.Error:
         return None
-    return der if _is_signed_data(der) else None
-
-
-def _is_signed_data(der: bytes) -> bool:
-    """Whether this is exactly one PKCS#7 ContentInfo that holds SignedData."""
-    content = _der_content(der, _SEQUENCE)
-    if content is None or not content.startswith(_SIGNED_DATA):
-        return False
-    signed_data = _der_content(content.removeprefix(_SIGNED_DATA), _CONTENT)
-    return signed_data is not None and _der_content(signed_data, _SEQUENCE) is not None
-
-
-def _der_content(der: bytes, tag: int) -> bytes | None:
-    """What is inside a DER element, if the bytes are one such element and nothing else."""
-    if len(der) < 2 or der[0] != tag:
-        return None
-    start = 2
-    length = der[1]
-    if length >= 0x80:  # the length is in the bytes that follow (X.690 8.1.3.5)
-        start += length & 0x7F
-        length = int.from_bytes(der[2:start])
-    return der[start:] if start + length == len(der) else None
+    return der if is_signed_data(der) else None
