@@ -135,8 +135,9 @@ class Attempt:
     def _admit(self, beginning: bytes, answer: Answer) -> None:
         """Look at the first bytes: error pages come with status 200, too (trap 19)."""
         arrival = self._arrival
-        # An empty cdiff is the vendor's signal; without its length it is just a lost connection.
-        if not beginning and answer.size != 0:
+        # An empty cdiff is the vendor's signal, if it is certain that nothing more would have come
+        # (RFC 9112 8): where only the end of the connection ends the body, it may just be lost.
+        if not beginning and answer.size != 0 and not answer.is_chunked:
             raise OriginError(Failure.BAD_CONTENT, f"an empty answer without a length{answer.ray}")
         try:
             check_beginning(arrival.object_id.kind, beginning)

@@ -78,6 +78,12 @@ class Answer:
         self.partial = response.status == 206
 
     @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks: then its end is marked, and `chunks` fails without that mark."""
+        # As http.client decides it, which takes the chunks apart.
+        return str(self._response.headers.get("Transfer-Encoding", "")).lower() == "chunked"
+
+    @property
     def size(self) -> int | None:
         """Length of the whole file in bytes, if the origin gives it.
 
@@ -88,7 +94,8 @@ class Answer:
             if self.partial:
                 content_range = parse_content_range_header(self._response.headers.get("Content-Range"))
                 return content_range.length if content_range else None
-            length = self._response.headers.get("Content-Length")
+            # RFC 9112 6.3: a Content-Length beside chunks says nothing.
+            length = None if self.is_chunked else self._response.headers.get("Content-Length")
             return None if length is None else int(length)
         except ValueError as error:
             raise OriginError(Failure.BAD_CONTENT, f"unusable length: {error}") from error
