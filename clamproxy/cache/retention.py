@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from clamproxy.objects import Kind, ObjectId
 
@@ -11,12 +11,31 @@ KEPT_CVDS = 2
 """The newest CVD, and the one before it for clients in the middle of an update. CLDs likewise."""
 
 
-def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
+SPARED = 3600.0
+"""Seconds for which a patch or a signature that clients asked for stays in any case: those who wait shall
+get it, and the others like them need not ask the origin again. Most check every hour or two."""
+
+
+def is_spared(object_id: ObjectId, age: float, spare_for: float) -> bool:
+    """Whether an object came so lately that it must not go yet.
+
+    Args:
+        object_id: the object.
+        age: seconds since it came; negative if the clock was set back.
+        spare_for: seconds.
+    """
+    return object_id.kind not in (Kind.CVD, Kind.CLD) and 0 <= age < spare_for
+
+
+def superseded(
+    objects: Iterable[ObjectId], keep_cdiffs: int, spared: Collection[ObjectId] = ()
+) -> set[ObjectId]:
     """The objects that no client asks for any more.
 
     Args:
         objects: all that the cache holds.
         keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
+        spared: what must not go; see `is_spared`.
     """
     everything = set(objects)
     kept_versions: dict[tuple[str, Kind], set[int]] = {}
@@ -28,7 +47,7 @@ def superseded(objects: Iterable[ObjectId], keep_cdiffs: int) -> set[ObjectId]:
             # New clients go on from the newest CVD by all patches after it.
             kept |= {version for version in versions if version > max(cvds)}
         kept_versions[database, kind] = kept
-    return {object_id for object_id in everything if not _is_kept(object_id, kept_versions)}
+    return {object_id for object_id in everything if not _is_kept(object_id, kept_versions)} - set(spared)
 
 
 def _is_kept(object_id: ObjectId, kept_versions: Mapping[tuple[str, Kind], set[int]]) -> bool:
@@ -40,12 +59,15 @@ def _is_kept(object_id: ObjectId, kept_versions: Mapping[tuple[str, Kind], set[i
     return bool(kept) and object_id.version >= min(kept)
 
 
-def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]:
+def over_limit(
+    sizes: Mapping[ObjectId, int], size_limit: int, spared: Collection[ObjectId] = ()
+) -> list[ObjectId]:
     """What to give up, first to last, so that the cache fits its limit.
 
     Args:
         sizes: bytes of each object that the cache holds.
         size_limit: bytes.
+        spared: what must not go; see `is_spared`. It is little.
 
     The newest CVD of each database is never given up: all service rests on it. CLDs go first, as
     they can be built again, then older CVDs, the largest before the others, then the oldest
@@ -57,7 +79,7 @@ def over_limit(sizes: Mapping[ObjectId, int], size_limit: int) -> list[ObjectId]
         if excess <= 0:
             break
         for victim in _with_signature(object_id):
-            if victim in sizes:
+            if victim in sizes and victim not in spared:
                 excess -= sizes[victim]
                 leaving.append(victim)
     return leaving
@@ -82,7 +104,7 @@ def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
 def _with_signature(object_id: ObjectId) -> tuple[ObjectId, ...]:
     if object_id.kind.is_signature or object_id.kind is Kind.CLD:
         return (object_id,)
-    return object_id, ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+    return object_id, object_id.signature
 
 
 def _versions_by_series(objects: Iterable[ObjectId]) -> dict[tuple[str, Kind], list[int]]:

@@ -28,7 +28,7 @@ from clamproxy.cache.index import (
     sync_directory,
 )
 from clamproxy.cache.published import Metadata, PublishedFile
-from clamproxy.cache.retention import over_limit, superseded
+from clamproxy.cache.retention import is_spared, over_limit, superseded
 from clamproxy.objects import Kind, ObjectId
 
 logger = logging.getLogger(__name__)
@@ -188,25 +188,40 @@ class Store:
 
     def sizes(self) -> dict[ObjectId, int]:
         """Every object and its size in bytes. Takes milliseconds for a thousand objects."""
-        sizes: dict[ObjectId, int] = {}
+        return {object_id: metadata.size for object_id, metadata in self._contents().items()}
+
+    def _contents(self) -> dict[ObjectId, Metadata]:
+        """Every object whose file is there."""
+        contents: dict[ObjectId, Metadata] = {}
         for object_id in self.object_ids():
             published = self.open(object_id)
             if published is not None:
                 with published:
-                    sizes[object_id] = published.size
-        return sizes
+                    contents[object_id] = published.metadata
+        return contents
 
-    def collect_garbage(self, keep_cdiffs: int, size_limit: int) -> list[ObjectId]:
+    def collect_garbage(self, keep_cdiffs: int, size_limit: int, *, spare_for: float = 0.0) -> list[ObjectId]:
         """Drop what no client asks for, then what doesn't fit. Blocks.
+
+        Args:
+            keep_cdiffs: see `superseded`.
+            size_limit: bytes.
+            spare_for: seconds for which patches and signatures stay in any case after they came.
 
         Returns:
             The dropped objects. Who reads one of them goes on reading: descriptors stay valid.
         """
-        sizes = self.sizes()
-        dropped = sorted(superseded(sizes, keep_cdiffs))
+        contents, now = self._contents(), time.time()
+        spared = {
+            object_id
+            for object_id, metadata in contents.items()
+            if is_spared(object_id, now - metadata.fetched_at, spare_for)
+        }
+        sizes = {object_id: metadata.size for object_id, metadata in contents.items()}
+        dropped = sorted(superseded(sizes, keep_cdiffs, spared))
         for object_id in dropped:
             del sizes[object_id]
-        dropped += over_limit(sizes, size_limit)
+        dropped += over_limit(sizes, size_limit, spared)
         for object_id in dropped:
             self.drop(object_id)
         return dropped

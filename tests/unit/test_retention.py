@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.cache.retention import over_limit, superseded
+from clamproxy.cache.retention import is_spared, over_limit, superseded
 from clamproxy.objects import Kind, ObjectId
 
 
@@ -64,6 +64,32 @@ def test_the_newest_stay(held: str, keep_cdiffs: int, gone: str) -> None:
 )
 def test_signatures_stay_as_long_as_what_they_sign(held: str, gone: str) -> None:
     assert superseded(named(*held.split()), 2) == named(*gone.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "expected"),
+    [
+        ("daily-1.cdiff", 0.0, True),
+        ("daily-1.cdiff", 59.9, True),
+        ("daily-1.cdiff", 60.0, False),
+        ("daily-1.cdiff", -1.0, False),
+        ("daily-1.cdiff.sign", 1.0, True),
+        ("daily-1.cvd.sign", 1.0, True),
+        ("daily-1.cvd", 1.0, False),
+        ("daily-1.cld", 1.0, False),
+    ],
+)
+def test_what_came_lately_is_spared(name: str, age: float, expected: bool) -> None:
+    assert is_spared(ObjectId.parse(name), age, 60.0) is expected
+
+
+def test_what_is_spared_takes_nothing_from_the_others() -> None:
+    held = named("daily-5.cvd", *(f"daily-{version}.cdiff" for version in range(1, 6)))
+    old = named("daily-1.cdiff")
+    assert superseded(held, 2, old) == named("daily-2.cdiff", "daily-3.cdiff")
+    assert over_limit(dict.fromkeys(held, 10), 30, old) == sorted(
+        named(*(f"daily-{v}.cdiff" for v in (2, 3, 4)))
+    )
 
 
 def sized(sizes: str) -> dict[ObjectId, int]:
