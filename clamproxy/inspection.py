@@ -10,12 +10,13 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
@@ -54,6 +55,52 @@ class Rejected:
     reason: str
 
 
+def prove(store: Store, path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
+    """As `verify`, and hold a ``.sign`` against the file that it signs, if the cache has that file.
+
+    Where it doesn't, a signature is only known to be undamaged. It is held against its file when both
+    are here; see `clamproxy.releases.signs`.
+
+    Args:
+        store: the cache.
+        path: the file, inside the cache or on its way there.
+        object_id: the object that it must be.
+        keys: whose signatures count.
+
+    Raises:
+        InvalidObject: it is something else, or damaged.
+        OSError: the file can't be read.
+    """
+    verify(path, object_id, keys)
+    signed = store.open(object_id.signed) if object_id.kind.is_signature else None
+    if signed is None:
+        return
+    with signed, path.open("rb") as file, open(signed.fileno(), "rb", closefd=False) as content:
+        try:
+            verify_sign(file, object_id, content)
+        except InvalidObject:
+            # A file that is damaged itself says nothing about its signature.
+            if not _check(store, signed, keys).is_damaged:
+                raise
+
+
+def belongs(store: Store, signature: ObjectId) -> bool:
+    """Whether the cache has a ``.sign``, and the file that it signs. Reads both."""
+    with ExitStack() as stack:
+        streams = []
+        for published in (store.open(signature), store.open(signature.signed)):
+            if published is not None:
+                stack.enter_context(published)
+                streams.append(stack.enter_context(open(published.fileno(), "rb", closefd=False)))
+        if len(streams) < 2:
+            return False
+        try:
+            verify_sign(streams[0], signature, streams[1])
+        except InvalidObject:
+            return False
+        return True
+
+
 def listed(store: Store, databases: Collection[str] = ()) -> list[ObjectId]:
     """All objects that the index names, sorted; what it holds no readable file of included.
 
@@ -86,7 +133,7 @@ def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Finding | N
         problem = "its file is lost, or has another length than was published"
         return Finding(object_id, 0, problem, is_damaged=True)
     with published:
-        return _check(published, keys)
+        return _check(store, published, keys)
 
 
 def inspect_all(
@@ -148,12 +195,12 @@ def discard(rejected: Rejected) -> None:
     _reason_file(rejected.path).unlink(missing_ok=True)
 
 
-def _check(published: PublishedFile, keys: TrustedKeys) -> Finding:
+def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Finding:
     object_id, size = published.object_id, published.size
     inode = os.fstat(published.fileno()).st_ino
     try:
         # By its descriptor: the name may go at any time.
-        verify(Path(f"/dev/fd/{published.fileno()}"), object_id, keys)
+        prove(store, Path(f"/dev/fd/{published.fileno()}"), object_id, keys)
         _compare_header(published)
     except InvalidObject as error:
         return Finding(object_id, size, str(error), is_damaged=True, inode=inode)

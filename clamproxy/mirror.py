@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from clamproxy.announcement import FIELDS
 from clamproxy.cache.index import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
+from clamproxy.inspection import belongs
 from clamproxy.objects import Kind, ObjectId
 
 DNS_FILE = "dns.txt"
@@ -175,12 +177,34 @@ def _add_companions(store: Store, directory: Path, update: _Update, report: Mirr
     """What clients ask for before and after they take the new CVD: signatures, then patches upwards."""
     database = update.newest.database
     cdiffs = [ObjectId(database, version, Kind.CDIFF) for version in sorted(update.kept)]
-    signatures = [
-        ObjectId(database, object_id.version, Kind(f"{object_id.kind}.sign"))
-        for object_id in (*cdiffs, update.newest)
-    ]
-    for object_id in signatures + cdiffs:
-        _add(store, directory, object_id, report)
+    for signature in [object_id.signature for object_id in (*cdiffs, update.newest)]:
+        if belongs(store, signature):
+            _add(store, directory, signature, report)
+        else:
+            _remove_stray(store, directory, signature, report)
+    for cdiff in cdiffs:
+        _add(store, directory, cdiff, report)
+
+
+def _remove_stray(store: Store, directory: Path, signature: ObjectId, report: MirrorReport) -> None:
+    """Take away a signature that an earlier run put there, if it belongs to another file."""
+    target, signed = directory / signature.file_name, directory / signature.signed.file_name
+    if not target.is_file():
+        return
+    with ExitStack() as stack:
+        file = stack.enter_context(target.open("rb"))
+        if (cached := store.open(signature.signed)) is not None:
+            stack.enter_context(cached)
+            content = stack.enter_context(open(cached.fileno(), "rb", closefd=False))
+        elif signed.is_file():
+            content = stack.enter_context(signed.open("rb"))
+        else:
+            return
+        try:
+            verify_sign(file, signature, content)
+        except InvalidObject:
+            target.unlink()
+            report.removed.append(target.name)
 
 
 def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorReport) -> None:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from clamproxy.cache.store import Store
+from clamproxy.inspection import belongs
 from clamproxy.objects import MAX_VERSION, Kind, ObjectId
+
+RECENT = 30
+"""Patches whose signatures go into a bundle again: they may have come after the earlier one was written."""
 
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
@@ -20,6 +24,10 @@ class Since:
     default: int | None = None
     """Of every database that is not named and can have it."""
     named: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, database: str) -> int | None:
+        """The version of a database; None if nothing is said of it."""
+        return self.named.get(database, self.default)
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Self:
@@ -60,6 +68,8 @@ class Selection:
     """What goes into a bundle, and what there is to say about it."""
 
     databases: dict[str, Contents] = field(default_factory=dict)
+    signatures: dict[ObjectId, int] = field(default_factory=dict)
+    """Of objects that the other side has already, with their bytes: they may have come too late for it."""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -77,19 +87,29 @@ def select(store: Store, databases: Iterable[str] = (), since: Since | None = No
     selection = Selection()
     for database in sorted(set(databases) or cached | set(since.named)):
         own = {object_id: size for object_id, size in sizes.items() if object_id.database == database}
+        for stray in _strays(store, own):
+            del own[stray]
+            if stray.signed in own:
+                selection.remarks.append(f"{stray.file_name} is left out: it belongs to another file.")
         reached = store.reached_version(database)
         if reached is None:
             selection.remarks.append(f"{database} is left out: no CVD of it is cached.")
         else:
             _select_database(selection, own, store.newest_version(database) or reached, reached, since)
+            selection.signatures |= _late_signatures(selection, own, since.of(database) or 0)
     return selection
+
+
+def _strays(store: Store, own: Mapping[ObjectId, int]) -> list[ObjectId]:
+    """Signatures that are not proven to belong to what is here."""
+    return sorted(one for one in own if one.kind.is_signature and not belongs(store, one))
 
 
 def _select_database(
     selection: Selection, sizes: Mapping[ObjectId, int], newest: int, reached: int, since: Since
 ) -> None:
     database = next(iter(sizes)).database
-    known = since.named.get(database, since.default)
+    known = since.of(database)
     if known is None:
         selection.databases[database] = _whole(sizes, newest, reached, 0)
     elif known > reached:
@@ -119,6 +139,14 @@ def _whole(sizes: Mapping[ObjectId, int], newest: int, reached: int, known: int)
     return Contents(reached, newest, _in_order(chosen, sizes))
 
 
+def _late_signatures(selection: Selection, sizes: Mapping[ObjectId, int], known: int) -> dict[ObjectId, int]:
+    """Those of the CVDs and the recent patches up to a version that is known on the other side."""
+    oldest = {Kind.CVD_SIGN: 1, Kind.CDIFF_SIGN: known - RECENT + 1}
+    chosen = {object_id for contents in selection.databases.values() for object_id in contents.sizes}
+    late = {one for one in sizes.keys() - chosen if oldest.get(one.kind, known + 1) <= one.version <= known}
+    return {object_id: sizes[object_id] for object_id in sorted(late, key=publishing_order)}
+
+
 def _in_order(objects: Iterable[ObjectId], sizes: Mapping[ObjectId, int]) -> dict[ObjectId, int]:
     """The objects with their signatures, in the order in which they may become known to clients."""
     everything = (each for object_id in objects for each in _with_signature(object_id) if each in sizes)
@@ -127,7 +155,7 @@ def _in_order(objects: Iterable[ObjectId], sizes: Mapping[ObjectId, int]) -> dic
 
 def _with_signature(object_id: ObjectId) -> Iterator[ObjectId]:
     yield object_id
-    yield ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+    yield object_id.signature
 
 
 def publishing_order(object_id: ObjectId) -> tuple[bool, bool, int, str]:

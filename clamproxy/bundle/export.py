@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -49,11 +50,14 @@ def write_bundle(
     if not selection.databases:
         raise BundleError("there is nothing to export")
     progress = progress or NoProgress()
-    progress.begin({name: 2 * sum(part.sizes.values()) for name, part in selection.databases.items()})
+    progress.begin(_bytes_to_read(selection))
+    signatures = tuple(_list_object(store, one, progress) for one in selection.signatures)
     manifest = Manifest(
+        format=2 if signatures else 1,
         created=int(time.time()),
         clamproxy=__version__,
         databases={name: _list(store, part, progress) for name, part in selection.databases.items()},
+        signatures=signatures,
     )
     data = manifest.to_bytes()
     write_member(stream, MANIFEST_NAME, len(data), [data], manifest.created)
@@ -67,6 +71,14 @@ def write_bundle(
     write_end(stream)
     stream.flush()
     return manifest
+
+
+def _bytes_to_read(selection: Selection) -> Mapping[str, int]:
+    """By database; each object is read twice."""
+    totals = Counter({name: sum(part.sizes.values()) for name, part in selection.databases.items()})
+    for signature, size in selection.signatures.items():
+        totals[signature.database] += size
+    return {name: 2 * total for name, total in totals.items()}
 
 
 def _list(store: Store, part: Contents, progress: Progress) -> ListedDatabase:

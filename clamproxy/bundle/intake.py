@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,10 +27,12 @@ from clamproxy.bundle.tar import PIECE, TarCutOffError, TarError, TarMember, rea
 from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
+from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject, verify
-from clamproxy.objects import Kind
+from clamproxy.inspection import prove
+from clamproxy.objects import Kind, ObjectId
 
 _CLOCK_DIFFERENCE = 86400.0
 
@@ -79,11 +82,11 @@ def _import(
     manifest = Manifest.parse(data)
     for database, part in manifest.databases.items():
         _check_direction(database, part, store.reached_version(database), allow_older)
-    progress.begin({name: 2 * part.size for name, part in manifest.databases.items()})
+    progress.begin({name: 2 * size for name, size in manifest.bytes_by_database().items()})
     with _area(staging, data) as area:
         _unpack(members, manifest, area, progress)
         _verify(manifest, area, keys, progress)
-        _publish(store, manifest, area)
+        _publish(store, manifest, area, keys)
     return manifest
 
 
@@ -192,15 +195,23 @@ def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Ite
 
 
 def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
-    """Prove that every object is what its name says."""
-    for listed in manifest.objects.values():
-        path = area / listed.name
+    """Prove that every object is what its name says, then each signature one of its object."""
+    own = {listed.name for part in manifest.databases.values() for listed in part.objects}
+    for listed in sorted(manifest.objects.values(), key=lambda listed: listed.object_id.kind.is_signature):
+        path, object_id = area / listed.name, listed.object_id
         try:
-            verify(path, listed.object_id, keys)
+            verify(path, object_id, keys)
             _check_build_time(path, listed)
+            if object_id.kind.is_signature and listed.name in own:
+                _check_signature(path, object_id, area / object_id.signed.file_name)
         except InvalidObject as error:
             raise BundleError(f"{listed.name} is not what it should be: {error}") from error
-        progress.advance(listed.object_id.database, listed.size)
+        progress.advance(object_id.database, listed.size)
+
+
+def _check_signature(path: Path, signature: ObjectId, signed: Path) -> None:
+    with path.open("rb") as file, signed.open("rb") as content:
+        verify_sign(file, signature, content)
 
 
 def _check_build_time(path: Path, listed: ListedObject) -> None:
@@ -216,21 +227,45 @@ def _header(path: Path, listed: ListedObject) -> CvdHeader | None:
         return CvdHeader.parse(file.read(HEADER_SIZE))
 
 
-def _publish(store: Store, manifest: Manifest, area: Path) -> None:
+def _publish(store: Store, manifest: Manifest, area: Path, keys: TrustedKeys) -> None:
     """Publish it all, each object after what clients ask for next, and note the versions at the end.
 
-    Of what the cache has already, its own copy stays.
+    Of what the cache has already, its own copy stays, but for a signature of another file.
     """
     now = int(time.time())
-    everything = sorted(manifest.objects.values(), key=lambda listed: publishing_order(listed.object_id))
-    for listed in everything:
+    useless = [
+        late for late in manifest.signatures if not _fits(store, area / late.name, late.object_id, keys)
+    ]
+    wanted = [listed for listed in manifest.objects.values() if listed not in useless]
+    for listed in sorted(wanted, key=lambda listed: publishing_order(listed.object_id)):
         path = area / listed.name
+        if listed.object_id.kind.is_signature:
+            _make_room(store, path, listed.object_id)
         header = _header(path, listed)
         text = header.raw.decode("ascii") if header else None
         metadata = Metadata(listed.size, now, _last_modified(listed, header, now), text)
         store.publish(listed.object_id, path, metadata)
     for database, part in manifest.databases.items():
         store.set_note(f"imported/{database}", {"version": part.version, "at": now})
+
+
+def _fits(store: Store, path: Path, signature: ObjectId, keys: TrustedKeys) -> bool:
+    """Whether the cache has the file that a signature signs."""
+    try:
+        prove(store, path, signature, keys)
+    except InvalidObject:
+        return False
+    return store.holds(signature.signed)
+
+
+def _make_room(store: Store, path: Path, signature: ObjectId) -> None:
+    """Drop what the cache has in place of a signature that belongs to its file."""
+    present = store.open(signature)
+    if present is not None:
+        with present:
+            is_same = os.pread(present.fileno(), present.size, 0) == path.read_bytes()
+        if not is_same:
+            store.drop(signature)
 
 
 def _last_modified(listed: ListedObject, header: CvdHeader | None, now: float) -> float | None:

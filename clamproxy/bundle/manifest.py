@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -97,21 +97,32 @@ class ListedDatabase(_Part):
 class Manifest(_Part):
     """What a bundle holds."""
 
-    format: Literal[1] = 1
-    """Changes when older versions of clamproxy can't import the bundle."""
+    format: Literal[1, 2] = 1
+    """Changes when older versions of clamproxy can't import the bundle: 2 is one with `signatures`."""
     created: UnixTime
     clamproxy: str
     """The version of clamproxy that wrote it."""
     databases: dict[str, ListedDatabase]
+    signatures: tuple[ListedObject, ...] = ()
+    """Of objects that are not in the bundle, as the other side has them already."""
 
     @property
     def objects(self) -> dict[str, ListedObject]:
-        """All objects by name."""
-        return {listed.name: listed for part in self.databases.values() for listed in part.objects}
+        """All objects by name, signatures included."""
+        parts = [part.objects for part in self.databases.values()]
+        return {listed.name: listed for part in (self.signatures, *parts) for listed in part}
+
+    def bytes_by_database(self) -> Mapping[str, int]:
+        """What there is to read of each database."""
+        totals: Counter[str] = Counter()
+        for listed in self.objects.values():
+            totals[listed.object_id.database] += listed.size
+        return totals
 
     def to_bytes(self) -> bytes:
         """The contents of ``manifest.json``."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
+        unknown = {"signatures"} if self.format == 1 else None
+        return self.model_dump_json(indent=1, exclude=unknown).encode() + b"\n"
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
@@ -136,7 +147,13 @@ class Manifest(_Part):
         for database, name, object_id in listed:
             if object_id.database != database:
                 raise ValueError(f"{name} is listed under {database}")
-        twice = [name for name, count in Counter(name for _, name, _ in listed).items() if count > 1]
+        names = [name for _, name, _ in listed] + [one.name for one in self.signatures]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if self.signatures and self.format == 1:
+            raise ValueError("format 1 has no signatures without their objects")
+        for one in self.signatures:
+            if not one.object_id.kind.is_signature or one.object_id.signed.file_name in names:
+                raise ValueError(f"{one.name} is no signature of something that is there already")
         if twice or not self.databases:
             raise ValueError(f"{twice[0]} is listed twice" if twice else "there are no databases")
         return self

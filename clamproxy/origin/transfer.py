@@ -21,7 +21,8 @@ from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
 from clamproxy.dates import parse_http_date
 from clamproxy.formats.signatures import TrustedKeys
-from clamproxy.formats.verification import InvalidObject, verify
+from clamproxy.formats.verification import InvalidObject
+from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
@@ -141,6 +142,11 @@ class Transfer:
             TransferError: it could not be fetched.
         """
         await asyncio.shield(self._ready)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether readers may have all of it; it is published a moment later."""
+        return self._verified
 
     async def finish(self) -> None:
         """Wait until the object is published.
@@ -297,8 +303,15 @@ class Transfer:
     async def _verify_and_publish(self, arrival: Arrival) -> None:
         partial, object_id = arrival.partial, arrival.object_id
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
+
+        def check() -> None:
+            try:
+                prove(store, partial.path, object_id, keys)
+            finally:
+                store.disconnect()
+
         try:
-            await in_thread("clamproxy-verify", lambda: verify(partial.path, object_id, keys))
+            await in_thread("clamproxy-verify", check)
         except InvalidObject as error:
             reason = f"{error}{arrival.ray}"
             logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)

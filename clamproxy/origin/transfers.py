@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
@@ -113,6 +114,13 @@ class Transfers:
     def is_running(self, object_id: ObjectId) -> bool:
         """Whether an object is on its way."""
         return object_id in self._running
+
+    async def settle(self, object_id: ObjectId) -> None:
+        """Wait for the publishing of an object of which readers have been given all."""
+        transfer = self._running.get(object_id) or self._turned_to(object_id)
+        if transfer is not None and transfer.is_verified:
+            with suppress(NotFoundError, TransferError):
+                await transfer.finish()
 
     async def ready(
         self,

@@ -1,28 +1,38 @@
-"""Delivery: an object from the origin to a client that waits for it."""
+"""Delivery: an object from the cache or the origin to a client that waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 
-from clamproxy.cache.published import Metadata
+from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result, Source
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import Transfers
+from clamproxy.releases.signs import Signs
 
 type Delivered = tuple[ObjectId, Metadata, Source, Result]
 """What comes, what is known of it, its bytes, and how it came to be here."""
 
 
 class Delivery:
-    """Starts and joins transfers for clients."""
+    """Opens what is here; for the rest, starts and joins transfers for clients."""
 
-    def __init__(self, store: Store, transfers: Transfers) -> None:
+    def __init__(self, store: Store, transfers: Transfers, signs: Signs) -> None:
         """Use the given parts; who makes them also stops them."""
         self._store = store
         self._transfers = transfers
+        self._signs = signs
+
+    async def open(self, object_id: ObjectId) -> PublishedFile | None:
+        """An object for reading, or None if the cache has none that may be handed out."""
+        if object_id.kind.is_signature:
+            # Who has just been given the end of a file asks for its signature.
+            await self._transfers.settle(object_id.signed)
+            await self._signs.examine(object_id)
+        return self._store.open(object_id)
 
     async def fetch(
         self, object_id: ObjectId, requester: Requester, until: float, oldest: int | None = None

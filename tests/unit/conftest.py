@@ -225,11 +225,13 @@ def fill(make_cvd: MakeCvd) -> Fill:
 
     def do(store: Store, version: int | None, patches: range = range(0), database: str = "daily") -> None:
         if version is not None:
-            put_cvd(store, version, make_cvd(version, database=database), database)
-            put(store, sign(cvd(version, database)), SIGNATURE(b"cvd"))
+            body = make_cvd(version, database=database)
+            put_cvd(store, version, body, database)
+            put(store, sign(cvd(version, database)), SIGNATURE(body))
         for patch in patches:
-            put(store, cdiff(patch, database), forge_cdiff(database, patch), last_modified=1.7e9 + patch)
-            put(store, sign(cdiff(patch, database)), SIGNATURE(b"cdiff"))
+            body = forge_cdiff(database, patch)
+            put(store, cdiff(patch, database), body, last_modified=1.7e9 + patch)
+            put(store, sign(cdiff(patch, database)), SIGNATURE(body))
 
     return do
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from clamproxy.bundle import (
     write_bundle,
     written_file,
 )
+from clamproxy.bundle.contents import RECENT
 from clamproxy.bundle.manifest import MANIFEST_NAME
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import CLAMAV_KEYS
@@ -30,6 +32,8 @@ from tests.unit.bundle_bench import (
     imported,
     manifest_of,
     names,
+    packed,
+    unpacked,
 )
 from tests.unit.conftest import Fill, MakeCvd, cdiff, cvd, put, put_cvd, read, sign
 
@@ -69,10 +73,11 @@ def test_everything_goes_in_by_default(store: Store, fill: Fill) -> None:
 def test_only_the_patches_that_the_other_side_lacks(store: Store, fill: Fill, since: str) -> None:
     fill(store, 5, range(3, 9))
     bundle = exported(store, "daily", since=since)
-    assert names(bundle)[1:] == [
-        *("daily-7.cdiff.sign", "daily-8.cdiff.sign"),
-        *("daily-7.cdiff", "daily-8.cdiff"),
-    ]
+    late = [f"daily-{version}.cdiff.sign" for version in range(3, 7)] + ["daily-5.cvd.sign"]
+    assert sorted(names(bundle)[1:]) == sorted(
+        [*late, "daily-7.cdiff.sign", "daily-8.cdiff.sign", "daily-7.cdiff", "daily-8.cdiff"]
+    )
+    assert sorted(listed["name"] for listed in manifest_of(bundle)["signatures"]) == sorted(late)
     assert manifest_of(bundle)["databases"]["daily"]["base"] == 6
 
 
@@ -198,9 +203,10 @@ def test_any_cache_survives_the_way(
         put_cvd(here, version, make_cvd(version, database=database), database)
     for database, version in patches:
         if database in versions:
-            put(here, cdiff(version, database), b"" if version in empty else forge_cdiff(database, version))
+            body = b"" if version in empty else forge_cdiff(database, version)
+            put(here, cdiff(version, database), body)
             if signed:
-                put(here, sign(cdiff(version, database)), forge_sign())
+                put(here, sign(cdiff(version, database)), forge_sign(body))
     imported(there, exported(here))
     assert contents(here) == contents(there)
     assert {name: here.reached_version(name) for name in versions} == {
@@ -221,13 +227,134 @@ def test_files_of_clamav(store: Store, other: Store) -> None:
     assert "test-3.cvd.sign" in contents(other)
 
 
-def test_what_is_there_already_stays(store: Store, other: Store, fill: Fill) -> None:
+# Signatures
+
+
+def test_a_signature_of_another_file_is_replaced(store: Store, other: Store, fill: Fill) -> None:
     fill(store, 5, range(6, 8))
-    put(other, sign(cdiff(6)), forge_sign(b"another"))
+    for wrong in (sign(cdiff(6)), sign(cvd(5))):
+        put(other, wrong, forge_sign(b"another"))
     imported(other, exported(store))
-    assert read(other, sign(cdiff(6))) == forge_sign(b"another")
-    assert other.reached_version("daily") == 7
+    assert contents(other) == contents(store)
     assert_nothing_staged(other)
+
+
+@pytest.mark.parametrize("wrong", [sign(cdiff(6)), sign(cvd(5))], ids=str)
+def test_a_signature_of_another_file_does_not_go_in(store: Store, fill: Fill, wrong: ObjectId) -> None:
+    fill(store, 5, range(6, 8))
+    store.drop(wrong)
+    put(store, wrong, forge_sign(b"another"))
+    selection = select(store)
+    assert selection.remarks == [f"{wrong.file_name} is left out: it belongs to another file."]
+    assert set(names(exported(store))) == set(contents(store)) - {wrong.file_name} | {MANIFEST_NAME}
+
+
+@pytest.mark.parametrize("wrong", [sign(cdiff(6)), sign(cvd(5))], ids=str)
+def test_a_bundle_with_a_signature_of_another_file_is_refused(
+    store: Store, other: Store, fill: Fill, wrong: ObjectId
+) -> None:
+    fill(store, 5, range(6, 8))
+    members, manifest = unpacked(exported(store)), manifest_of(exported(store))
+    members[wrong.file_name] = forge_sign(b"another")
+    for listed in manifest["databases"]["daily"]["objects"]:
+        if listed["name"] == wrong.file_name:
+            body = members[wrong.file_name]
+            listed.update(size=len(body), sha256=hashlib.sha256(body).hexdigest())
+    assert_refused(other, packed(members, manifest), f"{wrong.file_name} .*: it signs another file")
+
+
+class TestLateSignatures:
+    """Those that were published after their files had been exported."""
+
+    def without(self, store: Store, *signatures: ObjectId) -> None:
+        for signature in signatures:
+            store.drop(signature)
+
+    def test_come_with_the_next_patches(self, store: Store, other: Store, fill: Fill) -> None:
+        fill(store, 5, range(6, 8))
+        late = (sign(cvd(5)), sign(cdiff(7)))
+        kept = {one: read(store, one) or b"" for one in late}
+        self.without(store, *late)
+        imported(other, exported(store))
+        for one, body in kept.items():
+            put(store, one, body)
+        fill(store, None, range(8, 9))
+        imported(other, exported(store, since="7"))
+        assert contents(other) == contents(store)
+
+    def test_of_a_database_without_news(self, store: Store, other: Store, fill: Fill) -> None:
+        fill(store, 62, database="main")
+        fill(store, 5, range(6, 8))
+        imported(other, exported(store))
+        self.without(other, sign(cvd(62, "main")))
+        bundle = exported(store, since="daily=6,main=62")
+        assert "main" not in manifest_of(bundle)["databases"]
+        imported(other, bundle)
+        assert contents(other) == contents(store)
+
+    def test_are_nothing_to_export_alone(self, store: Store, fill: Fill) -> None:
+        fill(store, 5, range(6, 8))
+        with pytest.raises(BundleError, match="nothing to export"):
+            exported(store, since="7")
+
+    def test_replace_wrong_ones(self, store: Store, other: Store, fill: Fill) -> None:
+        fill(store, 5, range(6, 8))
+        imported(other, exported(store))
+        self.without(other, sign(cvd(5)))
+        put(other, sign(cvd(5)), forge_sign(b"another"))
+        fill(store, None, range(8, 9))
+        imported(other, exported(store, since="7"))
+        assert contents(other) == contents(store)
+
+    def test_of_what_the_other_side_has_not(self, store: Store, other: Store, fill: Fill) -> None:
+        """Its base is another one, say."""
+        fill(store, 5, range(3, 9))
+        fill(other, 7)
+        imported(other, exported(store, since="7"))
+        assert sign(cvd(5)).file_name not in contents(other)
+        assert contents(other).keys() == {
+            *("daily-7.cvd", "daily-7.cvd.sign", "daily-8.cdiff", "daily-8.cdiff.sign")
+        }
+
+    def test_no_more_than_recent_ones(self, store: Store, fill: Fill) -> None:
+        fill(store, 1, range(2, RECENT + 6))
+        signatures = manifest_of(exported(store, since=str(RECENT + 4)))["signatures"]
+        versions = [listed["version"] for listed in signatures if "cdiff" in listed["name"]]
+        assert versions == list(range(5, RECENT + 5))
+
+    def test_with_the_whole_cvd_none_goes_in_twice(self, store: Store, other: Store, fill: Fill) -> None:
+        fill(store, 6, range(3, 4))
+        fill(store, None, range(5, 7))
+        put(store, cdiff(4), b"")
+        manifest = imported(other, exported(store, since="3"))
+        assert [listed.name for listed in manifest.signatures] == ["daily-3.cdiff.sign"]
+        assert contents(other).keys() == contents(store).keys() - {"daily-3.cdiff", "daily-3.cdiff.sign"}
+
+    def test_without_them_older_versions_can_import(self, store: Store, fill: Fill) -> None:
+        fill(store, 5, range(6, 8))
+        manifest = manifest_of(exported(store))
+        assert manifest["format"] == 1
+        assert "signatures" not in manifest
+        assert manifest_of(exported(store, since="6"))["format"] == 2
+
+    @pytest.mark.parametrize(
+        ("format_", "name"),
+        [(1, "daily-5.cvd.sign"), (2, "daily-7.cdiff.sign"), (2, "daily-5.cvd"), (2, "daily-7.cdiff")],
+    )
+    def test_a_manifest_that_lies_about_them(
+        self, store: Store, other: Store, fill: Fill, format_: int, name: str
+    ) -> None:
+        fill(store, 5, range(6, 8))
+        fill(other, 5, range(6, 7))
+        members, manifest = unpacked(exported(store, since="6")), manifest_of(exported(store, since="6"))
+        body = read(store, ObjectId.parse(name)) or b""
+        listed = manifest["signatures"][0] | {"name": name, "version": ObjectId.parse(name).version}
+        listed |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        manifest.update(format=format_, signatures=[listed])
+        assert_refused(other, packed(members | {name: body}, manifest), "the manifest is not right")
+
+
+# Again
 
 
 def test_a_second_import_changes_nothing(store: Store, other: Store, fill: Fill) -> None:

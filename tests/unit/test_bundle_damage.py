@@ -149,7 +149,7 @@ def entry(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 LIES: dict[str, Lie] = {
-    "a format to come": lambda m: m.update(format=2),
+    "a format to come": lambda m: m.update(format=3),
     "a text as format": lambda m: m.update(format="1"),
     "a key too many": lambda m: m.update(more=1),
     "no databases": lambda m: m.update(databases={}),
@@ -202,7 +202,7 @@ def test_an_impossible_date_is_not_taken_over(bundle: bytes, other: Store) -> No
             assert published.metadata.last_modified is None
 
 
-@pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff", "daily-6.cdiff.sign"])
+@pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff"])
 def test_objects_that_are_listed_but_not_signed(
     store: Store, other: Store, fill: Fill, make_cvd: MakeCvd, name: str
 ) -> None:

@@ -89,7 +89,7 @@ def test_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke("export", "-", "--since", "3")
     assert "Exported test 6: patches from 3, 3 objects" in result.stderr
     with tarfile.open(fileobj=io.BytesIO(result.stdout_bytes)) as tar:
-        assert tar.getnames() == ["manifest.json", "test-4.cdiff", "test-5.cdiff", "test-6.cdiff"]
+        assert tar.getnames() == ["manifest.json", "test-3.cvd.sign", *CDIFF_NAMES[2:]]
     to(monkeypatch, "other")
     assert invoke("import", "-", stdin=result.stdout_bytes).exit_code == 0
     assert reached("other") == 6

@@ -28,10 +28,11 @@ EMPTY = cdiff(7)
 @pytest.fixture
 def filled(store: Store, make_cvd: MakeCvd) -> Store:
     """One object of each kind, all good, and one of another database."""
-    put_cvd(store, 5, make_cvd(5))
+    body = make_cvd(5)
+    put_cvd(store, 5, body)
     put(store, cdiff(6), forge_cdiff("daily", 6))
     put(store, EMPTY, b"")
-    put(store, SIGN, forge_sign())
+    put(store, SIGN, forge_sign(body))
     put(store, cvd(1, "main"), make_cvd(1, database="main"))
     return store
 
@@ -95,6 +96,16 @@ class TestInspect:
         assert "\n" not in finding.problem
         others = [one for one in listed(filled) if one != object_id]
         assert not any(finding.problem for finding in inspect_all(filled, others, KEYS))
+
+    def test_a_signature_of_another_file(self, filled: Store) -> None:
+        filled.drop(SIGN)
+        put(filled, SIGN, forge_sign(b"another"))
+        finding = look(filled, SIGN)
+        assert (finding.problem, finding.is_damaged) == ("it signs another file", True)
+
+    def test_a_signature_whose_file_is_not_here(self, filled: Store) -> None:
+        filled.drop(cvd(5))
+        assert look(filled, SIGN).problem is None
 
     @pytest.mark.parametrize("change", [lambda body: body[:-1], lambda body: body + b"x", lambda body: b""])
     def test_of_another_length(self, filled: Store, change: Callable[[bytes], bytes]) -> None:

@@ -19,7 +19,7 @@ from clamproxy.objects import Kind, ObjectId
 from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
 from tests.support.killing import killed_at
-from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, read, stime_of
+from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, read, sign, stime_of
 
 KEYS = forge_keys().trusted
 DNS = "1.4.3:62:{}:1759500000:1:90:49192:339"
@@ -32,12 +32,14 @@ def release(store: Store, make_cvd: MakeCvd) -> Release:
     """Puts a CVD and the cdiffs up to a version into the store, with their signatures."""
 
     def do(version: int, patches: range | None = None, database: str = "daily") -> None:
-        put_cvd(store, version, make_cvd(version, database=database), database)
-        put(store, ObjectId(database, version, Kind.CVD_SIGN), forge_sign(b"cvd"))
+        body = make_cvd(version, database=database)
+        put_cvd(store, version, body, database)
+        put(store, ObjectId(database, version, Kind.CVD_SIGN), forge_sign(body))
         for patch in range(version - 3, version + 1) if patches is None else patches:
             if store.open(cdiff(patch, database)) is None:
-                put(store, cdiff(patch, database), forge_cdiff(database, patch), last_modified=1.7e9 + patch)
-                put(store, ObjectId(database, patch, Kind.CDIFF_SIGN), forge_sign(b"cdiff"))
+                body = forge_cdiff(database, patch)
+                put(store, cdiff(patch, database), body, last_modified=1.7e9 + patch)
+                put(store, ObjectId(database, patch, Kind.CDIFF_SIGN), forge_sign(body))
 
     return do
 
@@ -115,6 +117,57 @@ def test_a_release_supersedes_the_one_before(tmp_path: Path, store: Store, relea
     assert (report.added, report.removed) == ([], ["daily-5.cvd.sign"])
     assert listed(mirror) == layout(6, range(4, 7))
     assert update(store, mirror, version=6) == MirrorReport({"daily": 6})
+
+
+WRONG = forge_sign(b"another file")
+
+
+@pytest.mark.parametrize("signature", [sign(cvd(6)), sign(cdiff(5))], ids=lambda one: one.file_name)
+def test_a_signature_of_another_file_is_replaced(
+    tmp_path: Path, store: Store, release: Release, signature: ObjectId
+) -> None:
+    """As an earlier version took it over from the cache."""
+    mirror = tmp_path / "mirror"
+    release(6)
+    right = read(store, signature) or b""
+    update(store, mirror, version=6)
+    (mirror / signature.file_name).unlink()
+    (mirror / signature.file_name).write_bytes(WRONG)
+    assert update(store, mirror, version=6).added == [signature.file_name]
+    assert (mirror / signature.file_name).read_bytes() == right
+
+
+@pytest.mark.parametrize("signature", [sign(cvd(6)), sign(cdiff(5))], ids=lambda one: one.file_name)
+@pytest.mark.parametrize("cached", [WRONG, None])
+def test_a_signature_of_another_file_is_removed(
+    tmp_path: Path, store: Store, release: Release, signature: ObjectId, cached: bytes | None
+) -> None:
+    """Clients do without one rather than with that."""
+    mirror = tmp_path / "mirror"
+    release(6)
+    store.drop(signature)
+    if cached is not None:
+        put(store, signature, cached)
+    update(store, mirror, version=6)
+    (mirror / signature.file_name).write_bytes(WRONG)
+    report = update(store, mirror, version=6)
+    assert (report.added, report.removed) == ([], [signature.file_name])
+    assert listed(mirror) == layout(6, range(4, 7)) - {signature.file_name}
+
+
+def test_a_signature_of_a_patch_that_only_the_mirror_has(
+    tmp_path: Path, store: Store, release: Release
+) -> None:
+    mirror = tmp_path / "mirror"
+    release(6)
+    update(store, mirror, version=6)
+    for version in (4, 5):
+        store.drop(cdiff(version))
+        store.drop(sign(cdiff(version)))
+    (mirror / "daily-4.cdiff.sign").unlink()
+    (mirror / "daily-4.cdiff.sign").write_bytes(WRONG)
+    assert update(store, mirror, version=6).removed == ["daily-4.cdiff.sign"]
+    assert "daily-5.cdiff.sign" in listed(mirror)
 
 
 @pytest.mark.parametrize("keep", [0, 1])

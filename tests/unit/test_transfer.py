@@ -7,17 +7,17 @@ import threading
 
 import pytest
 
+from clamproxy import inspection
 from clamproxy.cache.partial import PartialFile
 from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin import transfer as module
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import WITHHELD
 from clamproxy.origin.upstream import NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff, forge_sign
-from tests.unit.conftest import AGENT, MakeCvd, Rig, cdiff, cvd, put, read_all
+from tests.unit.conftest import AGENT, MakeCvd, Rig, cdiff, cvd, put, read_all, sign
 from tests.unit.transfer_bench import (
     LIMIT,
     SIZE,
@@ -118,7 +118,7 @@ async def test_a_reader_of_a_good_object_waits_for_the_verdict(
         verdict.wait(LIMIT)
         verify(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "verify", slow_verify)
+    monkeypatch.setattr(inspection, "verify", slow_verify)
     async with running(rig, cvd(5)) as transfer:
         await asyncio.to_thread(reached.wait, LIMIT)
         assert transfer.have == len(body)
@@ -166,6 +166,50 @@ async def test_an_unknown_length(rig: Rig, make_cvd: MakeCvd, fault: faults.Faul
     transfer = await fetch(rig, cvd(5))
     await transfer.ready()
     assert stored(rig, cvd(5)) == body
+
+
+COMPLETE_OR_NOT = pytest.mark.parametrize(
+    ("fault", "is_complete"),
+    [
+        pytest.param(faults.Fault(), True, id="a length of 0"),
+        pytest.param(faults.chunked(), True, id="no chunk but the last"),
+        pytest.param(
+            faults.Fault(chunked=True, headers={"Content-Length": "7"}), True, id="RFC 9112 6.3: chunks count"
+        ),
+        pytest.param(
+            faults.Fault(chunked=True, headers={"Transfer-Encoding": "Chunked"}), True, id="in capitals"
+        ),
+        pytest.param(faults.Fault(length=False), False, id="until the connection ends"),
+        pytest.param(faults.chunked(cut_after=0), False, id="cut before the last chunk"),
+        pytest.param(faults.Fault(headers={"Content-Length": "765"}), False, id="cut before the end"),
+        pytest.param(faults.Fault(length=False, cut_after=0), False, id="cut without a length"),
+        pytest.param(faults.Fault(length=False, cut_after=0, reset=True), False, id="reset without a length"),
+    ],
+)
+
+
+@COMPLETE_OR_NOT
+async def test_an_empty_cdiff_where_the_framing_says_that_it_is_all(
+    rig: Rig, fault: faults.Fault, is_complete: bool
+) -> None:
+    rig.origin.put("daily-5.cdiff", b"")
+    rig.origin.rule("D5", fault)
+    transfer = await fetch(rig, cdiff(5))
+    assert transfer.published is is_complete
+    assert stored(rig, cdiff(5)) == (b"" if is_complete else None)
+
+
+@pytest.mark.parametrize("length", ["1", "1000000", "0", "x"])
+@pytest.mark.parametrize("object_id", [cvd(5), cdiff(5), sign(cdiff(5))], ids=lambda one: str(one.kind))
+async def test_a_length_beside_chunks_says_nothing(
+    rig: Rig, make_cvd: MakeCvd, object_id: ObjectId, length: str
+) -> None:
+    """RFC 9112 6.3: who sends both is told apart by the chunks."""
+    body = {Kind.CVD: make_cvd(5), Kind.CDIFF: forge_cdiff("daily", 5)}.get(object_id.kind) or forge_sign()
+    rig.origin.put(object_id.upstream_path[1:], body)
+    rig.origin.rule("*", faults.Fault(chunked=True, headers={"Content-Length": length}))
+    assert (await fetch(rig, object_id)).published
+    assert stored(rig, object_id) == body
 
 
 async def test_trap_17_cut_without_a_length(rig: Rig, make_cvd: MakeCvd) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.releases.signs import Signs
 from clamproxy.serving.delivery import Delivery
 from tests.support import faults
-from tests.support.forge import forge_cdiff
+from tests.support.forge import forge_cdiff, forge_keys
 from tests.unit.conftest import NEW, MakeCvd, Rig, cdiff, cvd, put, read_all
 from tests.unit.transfer_bench import LIMIT, SIZE, ended, partial_names, stored
 
@@ -101,7 +102,10 @@ async def test_for_a_client_that_waits_until_it_is_ready_too(rig: Rig, make_cvd:
 
 async def test_a_client_whose_time_is_over_begins_no_transfer(rig: Rig) -> None:
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
-    delivery, now = Delivery(rig.store, rig.transfers), asyncio.get_running_loop().time()
+    delivery, now = (
+        Delivery(rig.store, rig.transfers, Signs(rig.store, forge_keys().trusted)),
+        asyncio.get_running_loop().time(),
+    )
     for until_then in (now, now - 60):
         with pytest.raises(TimeoutError):
             await delivery.fetch(cdiff(5), NEW, until_then)

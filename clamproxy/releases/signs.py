@@ -1,0 +1,86 @@
+"""Signs: the cached ``.sign`` files, each held against the file that it signs before it is handed out.
+
+freshclam 1.5 takes a signature of another file for an attack, while it goes on without one
+(protocol.md 6). A signature may come before its file, and what another version of clamproxy put into
+the cache was never compared. So this is done again when a signature is asked for, once in a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from clamproxy.cache.store import Store
+from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.inspection import inspect, reject
+from clamproxy.objects import ObjectId
+from clamproxy.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+type _Mark = tuple[int, int]
+"""Tells a file of the cache from the one that had its name before."""
+
+
+class Signs:
+    """Knows which signatures belong to their files. Event loop only."""
+
+    def __init__(self, store: Store, keys: TrustedKeys) -> None:
+        """Start without any; the store is read when one is asked for.
+
+        Args:
+            store: where signatures and files are; other processes may add to it.
+            keys: whose signatures count.
+        """
+        self._store = store
+        self._keys = keys
+        self._proven: dict[ObjectId, _Mark] = {}
+        self._running: dict[ObjectId, asyncio.Future[None]] = {}
+
+    async def examine(self, signature: ObjectId) -> None:
+        """Drop a signature from the cache if it turns out to be damaged, or another file's.
+
+        Quick, but for the first call once the signature and its file are here: that reads the file,
+        in a thread. Others wait for the same reading; it goes on when they leave.
+        """
+        if self._mark(signature) in (None, self._proven.get(signature)):
+            return
+        future = self._running.get(signature)
+        if future is None:
+            future = in_thread(f"clamproxy-sign-{signature.database}", lambda: self._examine(signature))
+            self._running[signature] = future
+            future.add_done_callback(lambda _: self._running.pop(signature, None))
+        await asyncio.shield(future)
+
+    async def examine_all(self) -> None:
+        """The same for all signatures that are here."""
+        for object_id in sorted(self._store.object_ids()):
+            if object_id.kind.is_signature:
+                await self.examine(object_id)
+
+    def _mark(self, signature: ObjectId) -> _Mark | None:
+        """The mark of a signature; None if there is nothing to compare: it isn't here, or its file isn't."""
+        if not self._store.has(signature.signed):
+            return None
+        published = self._store.open(signature)
+        if published is None:
+            return None
+        with published:
+            status = os.fstat(published.fileno())
+            return status.st_ino, status.st_mtime_ns
+
+    def _examine(self, signature: ObjectId) -> None:
+        try:
+            mark = self._mark(signature)
+            finding = inspect(self._store, signature, self._keys)
+            if finding is None or mark is None:
+                return
+            if finding.is_damaged:
+                name = signature.file_name
+                logger.warning("%s is not right, and dropped from the cache: %s", name, finding.problem)
+                reject(self._store, finding)
+            elif finding.problem is None:
+                self._proven[signature] = mark
+        finally:
+            self._store.disconnect()
