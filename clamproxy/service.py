@@ -13,6 +13,7 @@ from typing import Any
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.partial import sweep
+from clamproxy.cache.retention import SPARED
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
@@ -31,6 +32,8 @@ from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
+from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
@@ -112,8 +115,10 @@ class Service:
         self.fleet = Fleet(self.store.directory, settings.fleet, self.writer)
         via = f"1.1 {pseudonym}"
         self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
+        self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._lineages = Lineages(self.store, keys)
+        self._signs = Signs(self.store, keys)
         self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
@@ -125,6 +130,8 @@ class Service:
             self._prefetcher,
             self._builder,
             self._quiet_hour,
+            self._signs,
+            self._stuck,
         )
         self.feeds = Feeds(
             self.store.directory / "feeds",
@@ -144,9 +151,9 @@ class Service:
         self._listener = Listener(listen, host, self.pages) if listen is not None else None
 
     def start(self) -> None:
-        """Tidy up the cache, check its CVDs and follow releases, in the background."""
+        """Tidy up the cache, check its CVDs and signatures, and follow releases, in the background."""
         self._tidy_soon()
-        self._check = asyncio.create_task(self._check_cvds(), name="check the cached CVDs")
+        self._check = asyncio.create_task(self._check_cached(), name="check what is cached")
         self.follower.start()
         self.feeds.start()
         self._history.start()
@@ -183,10 +190,11 @@ class Service:
         self.fleet.flush()
         await self.writer.run(lambda: None)
 
-    async def _check_cvds(self) -> None:
+    async def _check_cached(self) -> None:
         """What was spoilt on the disk while nobody looked must not be served."""
         for database in sorted(self.store.databases()):
             await self._lineages.get(database)
+        await self._signs.examine_all()
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -226,18 +234,19 @@ class Service:
         """Take over what an earlier process knew."""
         self._origin.restore(self.store, offline=self.settings.upstream.offline)
         self._builder.restore(self.store.notes("cld/"))
+        self._stuck.restore(self.store.notes("stuck/"))
         self._quiet_hour.restore(self.store.note("traffic/hours"))
         self.feeds.restore(self.store.notes("feed/"))
         self._history.restore(self.store.note("history/day"))
 
     def _make_gateway(self, pseudonym: str) -> Gateway:
         settings, current = self.settings, self._current
-        delivery = Delivery(self.store, self._transfers)
+        delivery = Delivery(self.store, self._transfers, self._signs)
         whole = WholeFiles(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         databases = frozenset(settings.serving.databases)
-        return Gateway(databases, self.store, current, delivery, whole, self._notice, pseudonym)
+        return Gateway(databases, self.store, current, delivery, whole, self._stuck, self._notice, pseudonym)
 
     def _make_sources(self) -> Sources:
         return Sources(
@@ -310,7 +319,9 @@ class Service:
         return negative_ttl(object_id, advertised.version if advertised else None)
 
     def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
-        """A file that is not what its head announced makes the head worthless."""
+        """A file that is not what its head announced makes the head worthless; a bad patch is counted."""
+        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+            self._stuck.note(object_id)
         if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
             self._origin.heads.forget(object_id.database)
 
@@ -323,7 +334,8 @@ class Service:
     def _tidy(self) -> None:
         self._tidy_pending = False
         cache = self.settings.cache
-        for object_id in self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit):
+        dropped = self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit, spare_for=SPARED)
+        for object_id in dropped:
             logger.info("Dropped %s from the cache.", object_id.file_name)
         sweep(self.store.partials)
         self._builder.sweep()

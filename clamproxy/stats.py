@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from clamproxy.cache.store import Store
@@ -14,6 +15,7 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import Result
 from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
+from clamproxy.releases.stuck import stuck_patches
 from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1
@@ -131,6 +133,9 @@ def snapshot(store: Store) -> dict[str, Any]:
         },
         "cooldown_until": max((value["until"] for value in cooldowns.values()), default=None),
         "cooldowns": cooldowns,
+        "stuck_patches": {
+            name: asdict(trouble) for name, trouble in stuck_patches(store, time.time()).items()
+        },
         "budget": _budget(store),
     }
 

@@ -31,6 +31,7 @@ from clamproxy.doctor.origin import OriginSide, failure_in_words
 from clamproxy.inspection import quarantined
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
+from clamproxy.releases.stuck import stuck_patches
 from clamproxy.stats import snapshot
 
 LEAST_FREE = 512 * MIB
@@ -66,6 +67,7 @@ class GatewaySide:
             Check("disk space", self._measure_disk, configured),
             Check("index", self._open_index, cached),
             Check("quarantine", self._look_into_quarantine, ["index"]),
+            Check("patches", self._look_at_patches, ["index"]),
             Check("cool-downs", self._look_at_cooldowns, ["index"]),
             Check("file limit", self._compare_limits, configured),
             Check("authority", self._look_at_authority, configured),
@@ -159,6 +161,19 @@ class GatewaySide:
             f"{shown_count(len(files), 'rejected file')}, the last one {newest.name}: {newest.reason}",
             f"see {newest.path.parent}: if it was an error page, something between here and the origin "
             "made it; `clamproxy purge --quarantine` when done.",
+        )
+
+    def _look_at_patches(self) -> Verdict:
+        stuck = stuck_patches(self._opened, time.time())
+        if not stuck:
+            return ok("none that keeps failing verification")
+        name, trouble = max(stuck.items(), key=lambda item: item[1].last)
+        since = shown_span(time.time() - trouble.since)
+        return warning(
+            f"{name} was refused {trouble.failures} times within {since}: where the whole CVD is cached, "
+            "machines are told to take that",
+            "the quarantine has what was sent; nothing to do unless something between here and the origin "
+            "changes files: then mend that, and the patch is fetched by itself.",
         )
 
     def _look_at_cooldowns(self) -> Verdict:

@@ -30,6 +30,8 @@ from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
+from clamproxy.releases.stuck import StuckPatches
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Follower:
         prefetcher: Prefetcher,
         builder: CldBuilder,
         quiet_hour: QuietHour,
+        signs: Signs,
+        stuck: StuckPatches,
     ) -> None:
         """Use the given parts; who makes them also stops them."""
         self._settings = settings
@@ -70,6 +74,8 @@ class Follower:
         self._prefetcher = prefetcher
         self._builder = builder
         self._quiet_hour = quiet_hour
+        self._signs = signs
+        self._stuck = stuck
         self._in_use: dict[str, float] = {}
         """When a client asked last, Unix seconds, by database."""
         self._lock: IO[bytes] | None = None
@@ -254,7 +260,9 @@ class Follower:
         is_gone = gap > 0 and time.time() - since >= patience
         if proven is None:
             return Renewal.AT_ONCE if is_gone else Renewal.NOT_NEEDED
-        is_gone &= gap == proven.lineage.reached + 1
+        following = ObjectId(database, proven.lineage.reached + 1, Kind.CDIFF)
+        is_gone &= gap == following.version
+        is_gone |= following.version <= advertised and self._stuck.is_stuck(following)
         too_far = advertised - proven.lineage.base > self._settings.delta.max_patches
         return renewal(proven.lineage, self._settings.delta, next_is_gone=is_gone or too_far)
 
@@ -277,6 +285,7 @@ class Follower:
         for signature in wanted:
             if signature in self._settled or not self._store.has(signature.signed):
                 continue
+            await self._signs.examine(signature)
             if self._store.has(signature):
                 self._settled.add(signature)
             elif insists:

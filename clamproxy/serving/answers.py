@@ -37,6 +37,18 @@ def plain(status: int, result: Result, reason: str, version: int | None = None) 
     return reply
 
 
+def take_the_whole(cdiff: ObjectId) -> Reply:
+    """An empty cdiff, by which the vendor tells a freshclam to take the whole CVD (trap 15).
+
+    Here it is the gateway's own word, for this moment: nobody between it and the client may keep it.
+    """
+    reply = Reply(200, Result.STALE, version=cdiff.version)
+    reply.headers["Content-Type"] = "application/octet-stream"
+    reply.headers["Content-Length"] = "0"
+    reply.headers["Cache-Control"] = "no-store"
+    return reply
+
+
 def unavailable(error: Exception) -> Reply:
     """The origin can't be asked or doesn't deliver: 503, after which freshclam tries again.
 

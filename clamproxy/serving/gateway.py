@@ -13,13 +13,15 @@ from werkzeug.http import http_date
 from clamproxy.cache.store import Store
 from clamproxy.messages import CACHE_STATUS, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
-from clamproxy.origin.transfers import ORIGIN_TROUBLE
+from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
-from clamproxy.serving.answers import from_object, plain, unavailable
+from clamproxy.releases.stuck import StuckPatches
+from clamproxy.serving.answers import from_object, plain, take_the_whole, unavailable
 from clamproxy.serving.current import PATIENCE, CurrentVersions
 from clamproxy.serving.delivery import Delivery
-from clamproxy.serving.whole import WholeFiles
+from clamproxy.serving.whole import WholeFiles, is_freshclam
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Gateway:
         current: CurrentVersions,
         delivery: Delivery,
         whole: WholeFiles,
+        stuck: StuckPatches,
         notice: Callable[[str, Requester], object],
         pseudonym: str,
     ) -> None:
@@ -48,6 +51,7 @@ class Gateway:
             current: what is advertised.
             delivery: fetches what isn't cached.
             whole: answers requests for CVDs and CLDs.
+            stuck: the patches that nobody shall wait for.
             notice: told of the database and the client of each request.
             pseudonym: this gateway's name in Via, by which it knows a loop.
         """
@@ -56,6 +60,7 @@ class Gateway:
         self._current = current
         self._delivery = delivery
         self._whole = whole
+        self._stuck = stuck
         self._notice = notice
         self._pseudonym = pseudonym
         self.via = f"1.1 {pseudonym}"
@@ -112,12 +117,25 @@ class Gateway:
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
         """Answer a request for a patch or a signature."""
-        if (published := self._store.open(object_id)) is not None:
+        if (published := await self._delivery.open(object_id)) is not None:
             return from_object(request, object_id, published.metadata, published, Result.HIT)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)
         until = asyncio.get_running_loop().time() + PATIENCE
-        return from_object(request, *await self._delivery.fetch(object_id, request.requester, until))
+        try:
+            return from_object(request, *await self._delivery.fetch(object_id, request.requester, until))
+        except (CooldownError, TransferError):
+            if not self._is_better_whole(request, object_id):
+                raise
+            return take_the_whole(object_id)
+
+    def _is_better_whole(self, request: Request, cdiff: ObjectId) -> bool:
+        """Whether a freshclam that can't have a patch gets on by a CVD that is here.
+
+        Other programs, and gateways, would keep an empty cdiff and pass it on.
+        """
+        newest = self._store.newest_version(cdiff.database) or 0
+        return newest >= cdiff.version and is_freshclam(request) and self._stuck.is_stuck(cdiff)
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
         """Whether a version is so far from a fresh DNS answer that a client must have made it up."""

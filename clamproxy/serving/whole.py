@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 
 from clamproxy.cache.published import PublishedFile
@@ -14,8 +15,8 @@ from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.heads import Head, Heads
 from clamproxy.origin.transfer import TransferError
-from clamproxy.origin.transfers import ORIGIN_TROUBLE
-from clamproxy.origin.upstream import OriginError
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
+from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
@@ -26,6 +27,8 @@ from clamproxy.serving.delivery import Delivery
 
 PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
+_BEFORE_SIGNATURES = re.compile(r"ClamAV/(0\.|1\.[0-4](?![0-9]))")
+"""User-Agents of the versions that know no external signatures."""
 GATEWAY_IN_VIA = "clamproxy-"
 """How each gateway's name in Via begins."""
 
@@ -69,15 +72,57 @@ class WholeFiles:
         )
         choice = choose(finding.known)
         if choice is not None and choice.by_patches and finding.proven is not None:
-            if reply := self._answer_by_patches(request, latest, finding.proven, choice):
+            whole = await self._find_signed(request, latest, finding, finding.proven)
+            if whole is None and (reply := self._answer_by_patches(request, latest, finding.proven, choice)):
                 return reply
-            finding = await self._current.find_out(latest, request.requester, with_patches=False)
+            finding = whole or await self._current.find_out(latest, request.requester, with_patches=False)
             choice = choose(finding.known)
         if choice is None:
             raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
         if choice.is_cached:
             return self._answer_from_cache(request, latest, finding, choice)
         return await self._answer_from_origin(request, latest, finding, choice, again=again)
+
+    async def _find_signed(
+        self, request: Request, latest: Latest, finding: Finding, proven: ProvenLineage
+    ) -> Finding | None:
+        """A newer CVD that has an external signature, for a client that may refuse the base without one.
+
+        None if the client can begin with the base, or no other CVD is better for it.
+        """
+        if not (_is_for_new_client(request) and _wants_signatures(request)):
+            return None
+        base = ObjectId(latest.database, proven.lineage.base, Kind.CVD)
+        if not await self._lacks_signature(base, request, finding):
+            return None
+        whole = await self._current.find_out(latest, request.requester, with_patches=False)
+        choice = choose(whole.known)
+        if choice is None or choice.is_cached:
+            return None
+        newer = ObjectId(latest.database, choice.version, Kind.CVD)
+        return None if await self._lacks_signature(newer, request, whole) else whole
+
+    async def _lacks_signature(self, cvd: ObjectId, request: Request, finding: Finding) -> bool:
+        """Whether it is known that there is no good signature of a CVD. This fetches it if there is one.
+
+        It is what the client asks for next in any case.
+        """
+        published = await self._delivery.open(cvd.signature)
+        try:
+            if published is None:
+                delivered = await self._delivery.fetch(cvd.signature, request.requester, finding.until)
+                delivered[2].close()
+            else:
+                published.close()
+        except NotFoundError:
+            return True
+        except CooldownError as error:
+            return error.cooldown.failure is Failure.BAD_CONTENT
+        except TransferError as error:
+            return error.failure is Failure.BAD_CONTENT
+        except ORIGIN_TROUBLE:
+            return False
+        return False
 
     def _answer_exactly(self, request: Request, latest: Latest) -> Reply | None:
         """The very version that cvdupdate asks for, if it is here (protocol.md 9.5)."""
@@ -194,6 +239,13 @@ def _from_published(request: Request, published: PublishedFile, choice: Choice) 
     return from_object(request, object_id, metadata, published, result, is_newest=not choice.stale)
 
 
+def is_freshclam(request: Request) -> bool:
+    """Whether it is freshclam that asks, without a gateway in between."""
+    return (request.headers.get("User-Agent") or "").startswith("ClamAV/") and (
+        GATEWAY_IN_VIA not in request.via
+    )
+
+
 def _is_for_new_client(request: Request) -> bool:
     """Whether a freshclam without this database asks, which goes on with the patches by itself.
 
@@ -207,6 +259,14 @@ def _is_for_new_client(request: Request) -> bool:
         and "Range" not in headers
         and "If-Modified-Since" not in headers
         and "If-None-Match" not in headers
-        and (headers.get("User-Agent") or "").startswith("ClamAV/")
-        and GATEWAY_IN_VIA not in request.via
+        and is_freshclam(request)
     )
+
+
+def _wants_signatures(request: Request) -> bool:
+    """Whether this freshclam asks for external signatures, and may refuse a CVD without one.
+
+    ClamAV does so since 1.5; with FIPSCryptoHashLimits nothing else counts (protocol.md 6). A version
+    that says nothing is taken for a newer one.
+    """
+    return _BEFORE_SIGNATURES.match(request.headers.get("User-Agent") or "") is None

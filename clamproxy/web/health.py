@@ -16,6 +16,7 @@ import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
+from clamproxy.releases.stuck import stuck_patches
 from clamproxy.web.sources import Sources
 
 LEAST_SPACE = 64 * MIB
@@ -67,6 +68,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     warnings: list[str] = []
     try:
         built = {name: built_at(store, name) for name in sorted(store.databases())}
+        stuck = stuck_patches(store, now)
         unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
     except _UNREADABLE as error:
         return Health((*reasons, f"the index of the cache can't be read, nothing is served: {error}"))
@@ -78,6 +80,10 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
         reasons.append(f"no database is cached, and the origin can't be reached: {unreachable}")
     elif unreachable:
         warnings.append(f"the origin can't be reached, clients get what is cached: {unreachable}")
+    warnings += [
+        f"{name} was refused {trouble.failures} times, machines are told to take the whole CVD"
+        for name, trouble in stuck.items()
+    ]
     return Health(tuple(reasons), tuple(warnings))
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin import heads as heads_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.origin import versions as versions_module
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import Budget
-from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Heads
 from clamproxy.origin.side import OriginSide
 from clamproxy.origin.transfer import Resources
@@ -30,6 +30,8 @@ from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.releases.quiet import QuietHour
+from clamproxy.releases.signs import Signs
+from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
@@ -90,10 +92,13 @@ class Bench:
         self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, self.keep, self.keep)
         keys = forge_keys().trusted
         resources = Resources(self.upstream, store, self.writer, keys, 0.5, asyncio.Semaphore(16))
-        self.transfers = Transfers(resources, self.cooldowns, lambda _: 30.0, lambda: None, lambda *_: None)
+        self.transfers = Transfers(
+            resources, self.cooldowns, lambda _: 30.0, lambda: None, self.after_failure
+        )
         self.lineages = Lineages(store, keys)
         self.builder = CldBuilder(store, self.writer, keys, self.keep)
         self.prefetcher = Prefetcher(store, self.side, self.lineages, self.transfers)
+        self.stuck = StuckPatches(store, self.keep, clock.time)
         self.follower = self.make_follower()
         self.agents.see(AGENT)
 
@@ -104,6 +109,10 @@ class Bench:
 
     def keep(self, key: str, value: Any) -> None:
         """Nothing is kept over a restart here."""
+
+    def after_failure(self, object_id: ObjectId, failure: Failure) -> None:
+        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+            self.stuck.note(object_id)
 
     def make_upstream(self) -> Upstream:
         return Upstream(
@@ -126,6 +135,8 @@ class Bench:
             self.prefetcher,
             self.builder,
             self.quiet_hour,
+            Signs(self.store, forge_keys().trusted),
+            self.stuck,
         )
 
     def make_current(self) -> CurrentVersions:

@@ -208,6 +208,12 @@ class TestCache:
         text = "1 rejected file, the last one daily-6.cvd: does not begin with ClamAV-VDB:"
         check(look(), "quarantine", WARNING, text, str(cache / "quarantine"))
 
+    def test_stuck_patches(self, look: Examine, cache: Path) -> None:
+        check(look(), "patches", OK, "keeps failing verification")
+        trouble = {"failures": 7, "since": time.time() - 7200, "last": time.time()}
+        note(cache, **{"stuck/daily-6.cdiff": trouble})
+        check(look(), "patches", WARNING, "daily-6.cdiff was refused 7 times", "the quarantine")
+
     @pytest.mark.parametrize(
         ("failure", "reason", "text"),
         [

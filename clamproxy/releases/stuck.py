@@ -1,0 +1,127 @@
+"""Stuck patches: cdiffs of which the origin sends, again and again, what can't be published.
+
+A client that asks for one gets 503, and stays one version behind until the next release. Once that
+has gone on for a while it is told to take the whole CVD, which the vendor does by an empty cdiff
+(trap 15). That costs each client a whole download from the gateway: not for an origin that errs once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from clamproxy.cache.store import Store
+from clamproxy.dates import as_past_time
+from clamproxy.objects import ObjectId
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_FAILURES = 4
+"""After which a patch may be stuck."""
+LEAST_TIME = 60.0
+"""Seconds since the first of them after which it is: that long it may just be a bad edge of the CDN."""
+LONGEST_MEMORY = 2 * 86400.0
+"""Seconds after the last failure when it is forgotten: the patch is no longer of interest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is known of one patch. Times are in Unix seconds."""
+
+    failures: int
+    since: float
+    last: float
+
+    @classmethod
+    def parse(cls, saved: Any, now: float) -> Self:
+        """Read what was saved as JSON.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match saved:
+            case {"failures": int(failures), "since": since, "last": last}:
+                return cls(failures, as_past_time(since, now), as_past_time(last, now))
+        raise ValueError("no trouble with a patch")
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether clients shall wait no longer."""
+        return self.failures >= ENOUGH_FAILURES and now - self.since >= LEAST_TIME
+
+    def is_over(self, now: float) -> bool:
+        """Whether it is forgotten."""
+        return now - self.last > LONGEST_MEMORY
+
+
+class StuckPatches:
+    """Counts for each patch how often it came in a form that was refused. Event loop only."""
+
+    def __init__(
+        self, store: Store, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time
+    ) -> None:
+        """Start without any.
+
+        Args:
+            store: where patches are that have come after all.
+            save: is given a patch's name and a JSON value (None: forget it), to keep over a restart.
+            clock: gives Unix seconds.
+        """
+        self._store = store
+        self._save = save
+        self._clock = clock
+        self._troubles: dict[ObjectId, Trouble] = {}
+        self._told: set[ObjectId] = set()
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what an earlier process counted; entries that don't parse are dropped."""
+        for name, value in saved.items():
+            try:
+                self._troubles[ObjectId.parse(name)] = Trouble.parse(value, self._clock())
+            except (TypeError, ValueError):
+                self._save(name, None)
+
+    def note(self, patch: ObjectId) -> None:
+        """What the origin sent for a patch was refused."""
+        now = self._clock()
+        self._forget_old(now)
+        before = self._troubles.get(patch, Trouble(0, now, now))
+        trouble = replace(before, failures=before.failures + 1, last=now)
+        self._troubles[patch] = trouble
+        self._save(patch.file_name, asdict(trouble))
+
+    def is_stuck(self, patch: ObjectId) -> bool:
+        """Whether clients shall wait for a patch no longer."""
+        trouble = self._troubles.get(patch)
+        if trouble is None or not trouble.is_stuck(self._clock()) or self._store.has(patch):
+            return False
+        if patch not in self._told:
+            self._told.add(patch)
+            logger.warning(
+                "%s has been refused %d times: machines are told to take the whole CVD.",
+                patch.file_name,
+                trouble.failures,
+            )
+        return True
+
+    def _forget_old(self, now: float) -> None:
+        for patch, trouble in list(self._troubles.items()):
+            if trouble.is_over(now) or self._store.has(patch):
+                del self._troubles[patch]
+                self._told.discard(patch)
+                self._save(patch.file_name, None)
+
+
+def stuck_patches(store: Store, now: float) -> dict[str, Trouble]:
+    """The patches that are stuck, by their names, whether the proxy runs or not. Blocks."""
+    found = {}
+    for name, saved in sorted(store.notes("stuck/").items()):
+        try:
+            patch, trouble = ObjectId.parse(name), Trouble.parse(saved, now)
+        except (TypeError, ValueError):
+            continue
+        if trouble.is_stuck(now) and not trouble.is_over(now) and not store.has(patch):
+            found[name] = trouble
+    return found

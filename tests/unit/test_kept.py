@@ -1,0 +1,57 @@
+"""What was fetched is served, however little the cache may keep."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clamproxy.cache.retention import SPARED
+from clamproxy.config.units import MIB
+from clamproxy.messages import Result
+from tests.support.origin import Origin
+from tests.unit.conftest import cdiff, cvd, put
+from tests.unit.whole_site import NEWEST, RELEASES, Site, open_site
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "the patch is below cache.keep_cdiffs": {"cache": {"keep_cdiffs": 1}},
+    "the limit is less than the newest CVDs": {"cache": {"size_limit": "1MiB"}},
+}
+
+
+@pytest.fixture
+async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """The newest CVD is cached, and the patches are at the origin."""
+    async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
+        await site.begin(NEWEST)
+        yield site
+
+
+@pytest.mark.parametrize("sections", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("kind", ["cdiff", "cdiff.sign"])
+async def test_a_patch_is_there_for_all_who_ask(site: Site, sections: dict[str, Any], kind: str) -> None:
+    site.restart(**sections)
+    put(site.service.store, cvd(62, "main"), bytes(2 * MIB))
+    await site.ask(f"/daily-{NEWEST}.cdiff")
+    for result in (Result.MISS, Result.HIT, Result.HIT):
+        for version in range(2, NEWEST):
+            reply, content = await site.ask(f"/daily-{version}.{kind}")
+            assert (reply.status, reply.result) == (200, result)
+            assert content == RELEASES.cdiff(version) or kind == "cdiff.sign"
+        await site.settle()
+    assert site.origin.count(f"/daily-2.{kind}") == 1
+
+
+async def test_not_for_ever(site: Site) -> None:
+    site.restart(cache={"keep_cdiffs": 1})
+    put(site.service.store, cdiff(2), RELEASES.cdiff(2))  # in 1970
+    await site.ask("/daily-3.cdiff")
+    await site.ask("/daily-4.cdiff")
+    await site.settle()
+    store = site.service.store
+    assert [store.has(cdiff(version)) for version in (2, 3, 4)] == [False, True, True]
+    dropped = store.collect_garbage(1, 2**30, spare_for=SPARED)
+    assert dropped == []
+    assert store.collect_garbage(1, 2**30) == [cdiff(3)]

@@ -1,0 +1,210 @@
+"""Patches of which the origin sends again and again what can't be published."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.messages import Result
+from clamproxy.releases import stuck as stuck_module
+from clamproxy.releases.stuck import (
+    ENOUGH_FAILURES,
+    LEAST_TIME,
+    LONGEST_MEMORY,
+    StuckPatches,
+    stuck_patches,
+)
+from clamproxy.stats import snapshot
+from clamproxy.web.health import find_problems
+from tests.support import faults
+from tests.support.clock import Clock
+from tests.support.origin import Origin
+from tests.unit.conftest import AGENT, cdiff, hold, put
+from tests.unit.follower_bench import HOUR, Bench
+from tests.unit.whole_site import RELEASES, Site, open_site, since
+
+DAMAGED = RELEASES.cdiff(2)[:-3] + b"xyz"
+
+
+class Books:
+    """Stuck patches, with what they note."""
+
+    def __init__(self, store: Store) -> None:
+        self.clock, self.notes, self.store = Clock(), dict[str, Any](), store
+        self.stuck = self.make()
+
+    def make(self) -> StuckPatches:
+        return StuckPatches(self.store, self.keep, self.clock)
+
+    def keep(self, name: str, value: Any) -> None:
+        self.notes[name] = value
+        self.store.set_note(f"stuck/{name}", value)
+
+    def fail(self, times: int = ENOUGH_FAILURES, within: float = LEAST_TIME) -> None:
+        for _ in range(times):
+            self.stuck.note(cdiff(2))
+            self.clock.now += within / times
+
+
+@pytest.fixture
+def books(store: Store) -> Books:
+    return Books(store)
+
+
+class TestStuckPatches:
+    @pytest.mark.parametrize(
+        ("failures", "seconds", "expected"),
+        [
+            (0, 0, False),
+            (1, HOUR, False),
+            (ENOUGH_FAILURES - 1, HOUR, False),
+            (ENOUGH_FAILURES, LEAST_TIME - 1, False),
+            (ENOUGH_FAILURES, LEAST_TIME, True),
+            (100, 1, False),
+        ],
+    )
+    def test_often_and_for_a_while(self, books: Books, failures: int, seconds: float, expected: bool) -> None:
+        books.fail(failures, seconds)
+        assert books.stuck.is_stuck(cdiff(2)) is expected
+        assert not books.stuck.is_stuck(cdiff(3))
+        assert bool(stuck_patches(books.store, books.clock.now)) is expected
+
+    def test_survive_a_restart(self, books: Books) -> None:
+        books.fail()
+        again = books.make()
+        again.restore(books.notes)
+        assert again.is_stuck(cdiff(2))
+
+    @pytest.mark.parametrize(
+        "note", [None, 5, {}, {"failures": 9, "since": "x", "last": 1}, {"failures": "9"}]
+    )
+    def test_a_note_that_is_none(self, books: Books, note: object) -> None:
+        books.stuck.restore({"daily-2.cdiff": note, "no object": note})
+        books.store.set_note("stuck/daily-2.cdiff", note)
+        assert not books.stuck.is_stuck(cdiff(2))
+        assert stuck_patches(books.store, books.clock.now) == {}
+        assert books.notes == {"daily-2.cdiff": None, "no object": None}
+
+    def test_one_that_has_come_is_not(self, books: Books) -> None:
+        books.fail()
+        put(books.store, cdiff(2), RELEASES.cdiff(2))
+        assert not books.stuck.is_stuck(cdiff(2))
+        assert stuck_patches(books.store, books.clock.now) == {}
+
+    def test_are_forgotten(self, books: Books) -> None:
+        books.fail()
+        books.clock.now += LONGEST_MEMORY + 1
+        assert stuck_patches(books.store, books.clock.now) == {}
+        books.stuck.note(cdiff(3))
+        assert books.notes["daily-2.cdiff"] is None
+        assert not books.stuck.is_stuck(cdiff(2))
+
+    def test_are_told_of(self, books: Books, caplog: pytest.LogCaptureFixture) -> None:
+        books.fail()
+        for _ in range(3):
+            assert books.stuck.is_stuck(cdiff(2))
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(f"daily-2.cdiff has been refused {ENOUGH_FAILURES} times: ")
+        figures = stuck_patches(books.store, books.clock.now)["daily-2.cdiff"]
+        assert figures.failures == ENOUGH_FAILURES
+        (warning,) = find_problems(books.store, offline=False, now=books.clock.now).warnings
+        assert "daily-2.cdiff was refused 4 times" in warning
+
+
+@pytest.fixture
+async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """CVD 2 is cached, cdiff 2 is damaged at the origin; four failures at once are enough."""
+    monkeypatch.setattr(stuck_module, "LEAST_TIME", 0.0)
+    async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
+        await site.begin(2)
+        site.origin.put("daily-2.cdiff", DAMAGED)
+        yield site
+
+
+async def fail(site: Site, times: int = ENOUGH_FAILURES - 1) -> None:
+    """Once less than is enough."""
+    for _ in range(times):
+        assert (await site.ask("/daily-2.cdiff"))[0].status == 503
+        site.service._origin.cooldowns._active.clear()  # its time is over
+        await site.settle()
+
+
+class TestMachinesThatAreOneBehind:
+    async def test_are_told_to_take_the_whole(self, site: Site) -> None:
+        await fail(site)
+        reply, content = await site.ask("/daily-2.cdiff")
+        assert (reply.status, reply.result, content) == (200, Result.STALE, b"")
+        assert reply.headers["Content-Length"] == "0"
+        assert reply.headers["Cache-Control"] == "no-store"
+        reply, content = await site.ask(If_Modified_Since=since(1))
+        assert (reply.status, content) == (200, RELEASES.cvd(2))
+        assert site.origin.count("W") == 1
+        stats = snapshot(site.service.store)
+        assert stats["stuck_patches"]["daily-2.cdiff"]["failures"] == ENOUGH_FAILURES
+
+    async def test_it_is_no_object(self, site: Site) -> None:
+        await fail(site)
+        await site.ask("/daily-2.cdiff")
+        assert not site.service.store.has(cdiff(2))
+
+    async def test_get_the_patch_as_soon_as_it_is_good(self, site: Site) -> None:
+        await fail(site)
+        site.origin.put("daily-2.cdiff", RELEASES.cdiff(2))
+        for result in (Result.MISS, Result.HIT):
+            reply, content = await site.ask("/daily-2.cdiff")
+            assert (reply.result, content) == (result, RELEASES.cdiff(2))
+        assert snapshot(site.service.store)["stuck_patches"] == {}
+
+    async def test_during_the_cool_down_too(self, site: Site) -> None:
+        await fail(site)
+        for _ in range(3):
+            assert (await site.ask("/daily-2.cdiff"))[0].status == 200
+        assert site.origin.count("D2") == ENOUGH_FAILURES
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"agent": "CVDUPDATE/1.2.0 (x)"}, {"agent": "curl/8"}, {"Via": "1.1 clamproxy-0a0a0a0a"}],
+        ids=["cvdupdate", "another program", "a gateway"],
+    )
+    async def test_nobody_who_would_keep_it(self, site: Site, fields: dict[str, str]) -> None:
+        await fail(site)
+        assert (await site.ask("/daily-2.cdiff", **fields))[0].status == 503
+
+    async def test_not_for_a_version_that_is_not_here_whole(self, site: Site) -> None:
+        site.origin.put("daily-3.cdiff", DAMAGED)
+        site.advertise(3)
+        for _ in range(ENOUGH_FAILURES + 2):
+            assert (await site.ask("/daily-3.cdiff"))[0].status == 503
+            site.service._origin.cooldowns._active.clear()
+            await site.settle()
+
+    @pytest.mark.parametrize("fault", [faults.status(503), faults.status(403), faults.reset()])
+    async def test_not_for_other_trouble(self, site: Site, fault: faults.Fault) -> None:
+        site.origin.rule("D2", fault)
+        await fail(site, ENOUGH_FAILURES + 2)
+
+    async def test_not_for_one_that_is_missing(self, site: Site) -> None:
+        await fail(site)
+        site.origin.remove("daily-2.cdiff")
+        assert (await site.ask("/daily-2.cdiff"))[0].status == 404
+
+
+async def test_the_base_is_renewed_past_a_stuck_patch(bench: Bench) -> None:
+    bench.release(3)
+    bench.origin.put("daily-2.cdiff", DAMAGED)
+    await bench.live(6 * HOUR)
+    assert bench.has("daily-2.cdiff", "daily-3.cvd") == [False, True]
+    assert bench.asked("W") == 1
+    assert AGENT in {seen.headers["user-agent"] for seen in bench.origin.requests("W")}
+
+
+async def test_not_for_one_failure(bench: Bench) -> None:
+    hold(bench.store, None)
+    bench.release(3)
+    bench.origin.rule("D2", faults.replaced(DAMAGED), times=1)
+    await bench.live(6 * HOUR)
+    assert bench.has("daily-2.cdiff", "daily-3.cdiff", "daily-3.cvd") == [True, True, False]
