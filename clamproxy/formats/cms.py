@@ -1,7 +1,8 @@
 """Detached CMS signatures (RFC 5652, once PKCS #7): which digest they vouch for, and whether they hold.
 
 Own code: of a signature, `cryptography` gives the certificates only, and its parser of declared
-structures refuses the order in which OpenSSL writes them. Whether anybody should trust the signer is not decided here.
+structures refuses the order in which OpenSSL writes them. Whether anybody should trust the signer is not
+decided here.
 """
 
 from __future__ import annotations
