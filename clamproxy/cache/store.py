@@ -26,12 +26,12 @@ from clamproxy.cache.index import Index
 from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.quarantine import Quarantine
-from clamproxy.cache.reconciliation import reconcile
+from clamproxy.cache.reconciliation import file_names, reconcile
 from clamproxy.cache.retention import over_limit, superseded
 from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.storage.condition import Condition, free_bytes, look
+from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
 from clamproxy.storage.records import HISTORY, Records
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,10 @@ class Store:
             alone = tidy and self._lock is not None and _lock_alone(self._lock)
             self._index = Index(self._files, self.condition)
             if tidy or not self._index.was_complete:
-                self.sizes()  # forgets what has lost its file
-                reconcile(self._index, self._files, keys, alone=alone)
+                named = file_names(self._index)
+                self.sizes()  # forgets what has lost its file, or whose file is spoilt
+                spoilt = named - file_names(self._index)
+                reconcile(self._index, self._files, keys, spoilt, alone=alone)
             if tidy:
                 self._index.mend()
             if self._lock is not None:
@@ -129,10 +131,9 @@ class Store:
     def mend(self) -> None:
         """Write what waits, as soon as the disk takes it. Blocks."""
         try:
-            if self.condition.state is not None:
-                for path in (self.partials, self._quarantine.directory):
-                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                look(self.directory)
+            for path in (self.partials, self._quarantine.directory):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (require_space if self.condition.state is None else look)(self.directory)
             for object_id in self._held:
                 self._publish_held(object_id)
         except OSError as error:
@@ -164,7 +165,8 @@ class Store:
             BusyError: another process has it.
             OSError: the disk takes nothing.
         """
-        if not is_small(object_id) or not (unnamed or self.condition.state is not None):
+        is_tight = unnamed or self.condition.state is not None or not self.has_room(LEAST_SPACE)
+        if not (is_tight and is_small(object_id)):
             try:
                 self.partials.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return PartialFile.claim(self.partials, object_id)
