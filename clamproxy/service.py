@@ -225,6 +225,7 @@ class Service:
         self._origin.stop()
         self.stats.flush()
         self.fleet.flush()
+        self.writer.submit(self.store.mend)
         self.writer.submit(self.store.disconnect)
         self.writer.close()
         self.store.close()

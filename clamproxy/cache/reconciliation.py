@@ -73,10 +73,5 @@ def _name(index: Index, directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def file_names(index: Index) -> set[str]:
-    """The files that the index names."""
-    return {row.filename for row in _object_rows(index).values() if row.filename is not None}
-
-
 def _object_rows(index: Index) -> dict[str, Row]:
     return {key: row for key in index.keys(OBJECT_PREFIX) if (row := index.get(key)) is not None}

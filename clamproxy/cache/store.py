@@ -26,7 +26,7 @@ from clamproxy.cache.index import Index
 from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.quarantine import Quarantine
-from clamproxy.cache.reconciliation import file_names, reconcile
+from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import over_limit, superseded
 from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
@@ -77,10 +77,7 @@ class Store:
             alone = tidy and self._lock is not None and _lock_alone(self._lock)
             self._index = Index(self._files, self.condition)
             if tidy or not self._index.was_complete:
-                named = file_names(self._index)
-                self.sizes()  # forgets what has lost its file, or whose file is spoilt
-                spoilt = named - file_names(self._index)
-                reconcile(self._index, self._files, keys, spoilt, alone=alone)
+                reconcile(self._index, self._files, keys, self._forget_lost(), alone=alone)
             if tidy:
                 self._index.mend()
             if self._lock is not None:
@@ -109,6 +106,19 @@ class Store:
         with suppress(OSError):
             return lock.open("rb")
         return None
+
+    def _forget_lost(self) -> set[str]:
+        """Forget the objects whose files are gone, or are not as long as they were; returns these files."""
+        lost: dict[str, Row | None] = {}
+        spoilt = set()
+        for object_id in self.object_ids():
+            if not self.holds(object_id):
+                logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
+                row = self._index.get(object_key(object_id))
+                spoilt.add(row.filename if row and row.filename else files.file_name(object_id))
+                lost[object_key(object_id)] = None
+        self._index.change_later(lost)
+        return spoilt
 
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
@@ -196,8 +206,6 @@ class Store:
             if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
                 return PublishedFile(object_id, metadata, file)
             file.close()
-        logger.warning("%s is lost or cut on the disk, and dropped from the cache.", object_id.file_name)
-        self._index.change_later({object_key(object_id): None})
         return None
 
     def has(self, object_id: ObjectId) -> bool:

@@ -14,7 +14,7 @@ from clamproxy.config.loading import ConfigurationError, load_settings
 from clamproxy.config.settings import Settings
 from tests.unit.conftest import Write
 
-SECTIONS = "cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
+SECTIONS = "cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
 SIZE = "expected a size such as 4GiB, at least 1 MiB"
 COUNT = "expected a whole number, at least 0"
 SWITCH = "expected true or false"

@@ -116,6 +116,15 @@ def test_what_was_counted_meanwhile_stays(tmp_path: Path) -> None:
     assert moved(cache, state).counters() == {"requests": 7, "hits": 15, "misses": 1}
 
 
+def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> None:
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    cache.mkdir()
+    state.mkdir()
+    Records(cache).add(COUNTERS)
+    assert moved(cache, state).counters() == COUNTERS
+    assert not (cache / FILE_NAME).exists()
+
+
 def test_a_deleted_cache_leaves_them_alone(tmp_path: Path) -> None:
     cache, state = tmp_path / "cache", tmp_path / "state"
     fill_as_earlier_versions(cache)
