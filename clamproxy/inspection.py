@@ -202,6 +202,8 @@ def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Finding
         # By its descriptor: the name may go at any time.
         prove(store, Path(f"/dev/fd/{published.fileno()}"), object_id, keys)
         _compare_header(published)
+        if published.has_changed():
+            raise InvalidObject("differs from what was published")
     except InvalidObject as error:
         return Finding(object_id, size, str(error), is_damaged=True, inode=inode)
     except OSError as error:

@@ -215,6 +215,8 @@ def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorRepor
     if _is_there(store, object_id, target):
         return
     try:
+        if _is_damaged(store, object_id):
+            raise MirrorError(f"{object_id.file_name} is damaged: see `clamproxy verify --repair`")
         if store.link(object_id, temporary):
             temporary.replace(target)
             report.added.append(target.name)
@@ -222,6 +224,14 @@ def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorRepor
             raise MirrorError(f"{object_id.file_name} has just been dropped from the cache: try again")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_damaged(store: Store, object_id: ObjectId) -> bool:
+    published = store.open(object_id)
+    if published is None:
+        return False
+    with published:
+        return published.has_changed() is True
 
 
 def _is_there(store: Store, object_id: ObjectId, target: Path) -> bool:

@@ -240,6 +240,7 @@ class Service:
         self._origin.stop()
         self.stats.flush()
         self.fleet.flush()
+        self.writer.submit(self.store.mend)
         self.writer.submit(self.store.disconnect)
         self.writer.close()
         self.store.close()

@@ -11,6 +11,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.storage.file import copy_file
+from clamproxy.storage.records import FILE_NAME as COUNTERS
 from clamproxy.storage.records import Records
 
 logger = logging.getLogger(__name__)
@@ -65,19 +66,22 @@ def move_records(store: Store, cache: Path) -> None:
         store: the cache, and its records.
         cache: the cache directory.
     """
+    for name in (FLEET, COUNTERS):
+        _move_file(cache / name, store.records.directory / name)
     store.hand_over_counters()
-    directory = store.records.directory
-    old, new = cache / FLEET, directory / FLEET
-    if directory == cache or not old.exists() or new.exists():
+
+
+def _move_file(old: Path, new: Path) -> None:
+    if old == new or not old.exists() or new.exists():
         return
     try:
         copy_file(old, new)
         for suffix in ("", "-wal", "-shm"):
             old.with_name(old.name + suffix).unlink(missing_ok=True)
     except (sqlite3.Error, OSError) as error:
-        logger.warning("%s can't be moved to %s: %s", old, directory, error)
+        logger.warning("%s can't be moved to %s: %s", old, new.parent, error)
     else:
-        logger.info("The table of clients has been moved to %s.", new)
+        logger.info("%s has been moved to %s.", old, new.parent)
 
 
 def _beside(settings: Settings) -> Path:

@@ -88,10 +88,13 @@ def _list(store: Store, part: Contents, progress: Progress) -> ListedDatabase:
 
 def _list_object(store: Store, object_id: ObjectId, progress: Progress) -> ListedObject:
     with _open(store, object_id) as published:
+        digest = sha256_of(_pieces(published, progress))
+        if published.metadata.sha256 not in (None, digest):
+            raise BundleError(f"{object_id.file_name} is damaged: see `clamproxy verify --repair`")
         return ListedObject(
             name=object_id.file_name,
             size=published.size,
-            sha256=sha256_of(_pieces(published, progress)),
+            sha256=digest,
             version=object_id.version,
             built=published.metadata.built_at,
             last_modified=published.metadata.last_modified,

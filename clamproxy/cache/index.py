@@ -227,7 +227,7 @@ class Index:
 
     def _read(self, reader: sqlite3.Connection, *, thorough: bool, is_new: bool = False) -> None:
         self._version = rows.data_version(reader)
-        contents = rows.read(reader, thorough=thorough)
+        contents = rows.read(reader, self._rows, thorough=thorough)
         before, self._rows = self._rows, contents.rows
         if is_new or contents.damage is not None:
             # What isn't in it was not removed by anybody.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -78,6 +79,26 @@ class PublishedFile:
     def close(self) -> None:
         """Release the descriptor."""
         self._file.close()
+
+    def has_changed(self) -> bool | None:
+        """Whether its bytes are others than were published; None if nobody knows. Blocks: reads all of it.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        if self.metadata.sha256 is None:
+            return None
+        return self.digest() != self.metadata.sha256
+
+    def digest(self) -> str:
+        """The SHA-256 of its bytes. Blocks.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        # By a descriptor of its own: others read by this one, and move its position.
+        with Path(f"/proc/self/fd/{self.fileno()}").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def link(self, target: Path) -> None:
         """Give the file another name, or copy it where that can't be done. Blocks.

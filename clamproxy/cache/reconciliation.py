@@ -6,6 +6,7 @@ The files tell what they are, so the index can be made anew from them; each is v
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from clamproxy.objects import ObjectId
 logger = logging.getLogger(__name__)
 
 
-def reconcile(index: Index, directory: Path, keys: TrustedKeys, *, alone: bool) -> None:
+def reconcile(
+    index: Index, directory: Path, keys: TrustedKeys, spoilt: Collection[str], *, alone: bool
+) -> None:
     """Take in files without a row, or remove them. Blocks: reads and verifies each of them.
 
     Args:
         index: the rows; none is left that has no file.
         directory: where the files are.
         keys: whose signatures count.
+        spoilt: files that are not as long as their rows said. A signature verifies by itself, cut or not.
         alone: whether no other process is about to publish: its file is there before its row.
     """
     if not alone and index.was_complete:
@@ -36,7 +40,7 @@ def reconcile(index: Index, directory: Path, keys: TrustedKeys, *, alone: bool) 
         if filename in named:
             continue
         path = directory / filename
-        object_id = files.identify(path, keys)
+        object_id = None if filename in spoilt else files.identify(path, keys)
         if object_id is not None and object_key(object_id) not in rows | found:
             with suppress(OSError):
                 found[object_key(object_id)] = Row(files.metadata_of(path, object_id).to_json(), filename)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -28,6 +29,8 @@ class Row:
     text: str
     filename: str | None = None
     """Of an object: its file, below the index's directory."""
+    stored: str = field(default="", compare=False)
+    """The text as it was read, sealed; "" if it wasn't read."""
 
 
 def object_key(object_id: ObjectId) -> str:
@@ -69,11 +72,12 @@ def connect(path: Path) -> sqlite3.Connection:
     raise failure or sqlite3.OperationalError("can't be opened")
 
 
-def read(connection: sqlite3.Connection, *, thorough: bool) -> Contents:
+def read(connection: sqlite3.Connection, known: Mapping[str, Row], *, thorough: bool) -> Contents:
     """All rows that can be read and are as they were written.
 
     Args:
         connection: to the file.
+        known: rows that were read before: what hasn't changed is not looked at again.
         thorough: whether the whole file is checked, too; some milliseconds.
     """
     contents = Contents()
@@ -85,7 +89,11 @@ def read(connection: sqlite3.Connection, *, thorough: bool) -> Contents:
             return contents  # another process is making it
         query = "SELECT key, tag, filename, value FROM Cache WHERE raw = 1"
         for key, tag, filename, value in connection.execute(query):
-            _take(contents, key, tag if _is_object(key) else value, filename)
+            stored, before = tag if _is_object(key) else value, known.get(key)
+            if before is not None and before.stored == stored and before.filename == filename:
+                contents.rows[key] = before
+            else:
+                _take(contents, key, stored, filename)
         shape = contents.rows.get(SHAPE_KEY)
         if thorough and shape is not None and shape.text != shape_of(connection):
             contents.damage = contents.damage or "its tables have changed"
@@ -125,6 +133,6 @@ def _take(contents: Contents, key: object, text: object, filename: object) -> No
     if isinstance(key, str) and isinstance(text, str) and isinstance(filename, str | None):
         plain = unseal(key, text)
         if plain is not None:
-            contents.rows[key] = Row(plain, filename)
+            contents.rows[key] = Row(plain, filename, text)
             return
     contents.damage = contents.damage or "a row has changed"

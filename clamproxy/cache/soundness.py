@@ -94,14 +94,14 @@ class Soundness:
 
 def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str | None:
     """What is wrong with an object; None if it is as it was published."""
-    path, known = Path(f"/proc/self/fd/{published.fileno()}"), published.metadata.sha256
+    path = Path(f"/proc/self/fd/{published.fileno()}")
     try:
-        digest = files.sha256_of(path)
-        if known == digest:
-            return None
-        if known is not None or not files.is_valid(path, published.object_id, keys):
+        if (has_changed := published.has_changed()) is not None:
+            return "is damaged" if has_changed else None
+        # An earlier version noted no digest.
+        if not files.is_valid(path, published.object_id, keys):
             return "is damaged"
+        store.note_digest(published, published.digest())
     except OSError as error:
         return f"can't be read ({error.strerror})"
-    store.note_digest(published, digest)  # an earlier version noted none
     return None

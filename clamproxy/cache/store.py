@@ -32,7 +32,7 @@ from clamproxy.cache.retention import is_spared, over_limit, superseded
 from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.storage.condition import Condition, free_bytes, look
+from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
 from clamproxy.storage.records import HISTORY, Records
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class Store:
             alone = tidy and self._lock is not None and _lock_alone(self._lock)
             self._index = Index(self._files, self.condition)
             if tidy or not self._index.was_complete:
-                self.sizes()  # forgets what has lost its file
-                reconcile(self._index, self._files, keys, alone=alone)
+                reconcile(self._index, self._files, keys, self._forget_lost(), alone=alone)
             if tidy:
                 self._index.mend()
             if self._lock is not None:
@@ -109,6 +108,19 @@ class Store:
             return lock.open("rb")
         return None
 
+    def _forget_lost(self) -> set[str]:
+        """Forget the objects whose files are gone, or are not as long as they were; returns these files."""
+        lost: dict[str, Row | None] = {}
+        spoilt = set()
+        for object_id in self.object_ids():
+            if not self.holds(object_id):
+                logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
+                row = self._index.get(object_key(object_id))
+                spoilt.add(row.filename if row and row.filename else files.file_name(object_id))
+                lost[object_key(object_id)] = None
+        self._index.change_later(lost)
+        return spoilt
+
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
         self._index.disconnect()
@@ -130,10 +142,9 @@ class Store:
     def mend(self) -> None:
         """Write what waits, as soon as the disk takes it. Blocks."""
         try:
-            if self.condition.state is not None:
-                for path in (self.partials, self._quarantine.directory):
-                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                look(self.directory)
+            for path in (self.partials, self._quarantine.directory):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (require_space if self.condition.state is None else look)(self.directory)
             for object_id in self._held:
                 self._publish_held(object_id)
         except OSError as error:
@@ -165,7 +176,8 @@ class Store:
             BusyError: another process has it.
             OSError: the disk takes nothing.
         """
-        if not is_small(object_id) or not (unnamed or self.condition.state is not None):
+        is_tight = unnamed or self.condition.state is not None or not self.has_room(LEAST_SPACE)
+        if not (is_tight and is_small(object_id)):
             try:
                 self.partials.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return PartialFile.claim(self.partials, object_id)
@@ -195,8 +207,6 @@ class Store:
             if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
                 return PublishedFile(object_id, metadata, file)
             file.close()
-        logger.warning("%s is lost or cut on the disk, and dropped from the cache.", object_id.file_name)
-        self._index.change_later({object_key(object_id): None})
         return None
 
     def has(self, object_id: ObjectId) -> bool:

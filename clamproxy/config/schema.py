@@ -6,6 +6,7 @@ numbers, for example, but not of sizes that are written with a unit.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -72,7 +73,7 @@ def json_schema() -> dict[str, Any]:
         for key, entry in content["properties"].items():
             entry.pop("title", None)
             default = type(section).model_fields[key].default
-            entry["default"] = str(default) if key == "directory" else written(section, key)
+            entry["default"] = str(default) if isinstance(default, Path) else written(section, key)
     return schema
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from clamproxy.cache.files import sync_directory
 from clamproxy.feeds.entry import Entry
 from clamproxy.feeds.rules import Head
+from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +129,12 @@ class FeedStore:
         Raises:
             OSError: the directory can't be used.
         """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.chmod(0o700)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._directory.chmod(0o700)
+        except OSError:
+            if not self._directory.is_dir():  # else it is read-only, and what is in it is served
+                raise
         notes = sorted(self._directory.glob("*.json"), key=_used_at)
         with self._lock:
             for path in notes:
@@ -149,6 +154,11 @@ class FeedStore:
         try:
             descriptor = os.open(self._directory / entry.body_name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            self.drop(entry)
+            return None
+        if os.fstat(descriptor).st_size != entry.size:
+            os.close(descriptor)
+            logger.warning("A stored file of %s was cut on the disk and is dropped.", entry.place)
             self.drop(entry)
             return None
         with self._lock:
@@ -317,7 +327,7 @@ class FeedStore:
 
     def _read(self, path: Path) -> Entry | None:
         try:
-            entry = Entry.from_json(path.read_bytes())
+            entry = Entry.from_json(unseal(path.stem, path.read_text()) or "")
             sound = path.stem == entry.key
             if sound and (self._directory / entry.body_name).stat().st_size == entry.size:
                 return entry
@@ -340,7 +350,7 @@ class FeedStore:
         temporary = self._directory / f"{entry.key}.tmp"
         with temporary.open("w") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.write(entry.to_json())
+            file.write(seal(entry.key, entry.to_json()))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._note(entry.key))

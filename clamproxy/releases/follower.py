@@ -128,12 +128,16 @@ class Follower:
 
     def _is_in_charge(self) -> bool:
         """Whether it is this process, of those that share the cache, which fetches for all of them."""
-        if self._lock is None:
-            self._lock = (self._store.directory / "follower.lock").open("ab")
         try:
+            if self._lock is None:
+                self._lock = (self._store.directory / "follower.lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            # On a disk that takes nothing, each process fetches for its own memory.
+            if not self._store.condition.failed(error):
+                raise
         return True
 
     def _databases(self) -> list[str]:

@@ -144,11 +144,20 @@ def look(directory: Path) -> None:
     Raises:
         OSError: it can't, or the disk is as good as full.
     """
+    require_space(directory)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(b"\0")
+
+
+def require_space(directory: Path) -> None:
+    """See that the disk isn't as good as full. Quick.
+
+    Raises:
+        OSError: it is, or the directory is gone.
+    """
     space = os.statvfs(directory)
     if space.f_bavail * space.f_frsize < LEAST_SPACE or (space.f_files and not space.f_favail):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
-    with tempfile.TemporaryFile(dir=directory) as file:
-        file.write(b"\0")
 
 
 def free_bytes(directory: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
 from clamproxy.releases.stuck import stuck_patches
-from clamproxy.storage.condition import free_bytes, look
+from clamproxy.storage.condition import Condition, free_bytes, look
 from clamproxy.web.sources import Sources
 
 LEAST_SPACE = 64 * MIB
@@ -63,7 +63,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     reasons = _clock_problems(built, now)
     is_empty = not any(store.newest_version(name) for name in built)
     # What is cached is served, and small files pass through, whether the disk takes something or not.
-    warnings: list[str] = []
+    warnings = _shown_state(store.records.condition)
     (reasons if is_empty else warnings).extend(_disk_problems(store))
     if is_empty and offline:
         reasons.append("upstream.offline is true and no database was imported: there is nothing to serve")
@@ -97,8 +97,7 @@ def reading(store: Store) -> Iterator[None]:
 
 
 def _disk_problems(store: Store) -> list[str]:
-    states = [one.state for one in (store.condition, store.records.condition)]
-    problems = [f"degraded since {_shown(one.since)}: {one.reason}" for one in states if one is not None]
+    problems = _shown_state(store.condition)
     if store.index_damage is not None:
         problems.append(f"degraded: the index of the cache is damaged: {store.index_damage}")
     if store.condition.state is not None:
@@ -112,6 +111,11 @@ def _disk_problems(store: Store) -> list[str]:
     except OSError as error:
         problems.append(f"degraded: {directory} can't be written to: {error.strerror or error}")
     return problems
+
+
+def _shown_state(condition: Condition) -> list[str]:
+    state = condition.state
+    return [] if state is None else [f"degraded since {_shown(state.since)}: {state.reason}"]
 
 
 def _shown(at: float) -> str:

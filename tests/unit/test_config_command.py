@@ -226,7 +226,8 @@ def test_schema_describes_every_key_with_its_default() -> None:
         for key, entry in described.items():
             assert entry["description"] == type(section).model_fields[key].description
             expected = shipped[name][key]
-            assert entry["default"] == (expected.removeprefix("./") if key == "directory" else expected)
+            is_path = key == "directory" and expected is not None
+            assert entry["default"] == (expected.removeprefix("./") if is_path else expected)
 
 
 @pytest.mark.parametrize(

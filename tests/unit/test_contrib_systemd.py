@@ -136,7 +136,7 @@ def test_port_53_is_a_setting() -> None:
 
 
 def test_short_configuration_points_to_the_long_one() -> None:
-    assert set(yaml.safe_load((SYSTEMD / "proxy.yaml").read_text())) == {"cache", "tls"}
+    assert set(yaml.safe_load((SYSTEMD / "proxy.yaml").read_text())) == {"cache", "state", "tls"}
 
 
 def test_logrotate(tmp_path: Path) -> None:

@@ -174,8 +174,37 @@ def test_a_damaged_note_is_dropped_with_its_body(directory: Path, damage: bytes)
 def test_a_changed_note_is_dropped(directory: Path, name: str, value: object) -> None:
     put(open_store(directory), 1, b"body")
     path = directory / f"{key_of(1)}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    noted = json.loads(path.read_text().partition(" ")[2])
+    path.write_text(json.dumps(noted | {name: value}))  # as earlier versions did, without a checksum
     assert len(open_store(directory)) == 0
+
+
+def test_a_note_of_an_earlier_version_is_read(directory: Path) -> None:
+    put(open_store(directory), 1, b"body")
+    path = directory / f"{key_of(1)}.json"
+    path.write_text(path.read_text().partition(" ")[2])
+    assert body_of(open_store(directory), 1) == b"body"
+
+
+def test_no_flipped_bit_of_a_note_is_served(directory: Path) -> None:
+    put(open_store(directory), 1, b"body")
+    path = directory / f"{key_of(1)}.json"
+    note = path.read_bytes()
+    body = next(one for one in directory.iterdir() if one != path)
+    for bit in range(0, 8 * len(note), 13):
+        flipped = bytearray(note)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        body.write_bytes(b"body")
+        assert len(open_store(directory)) == 0
+
+
+def test_a_body_that_is_cut_while_it_runs(directory: Path) -> None:
+    store = open_store(directory)
+    entry = put(store, 1, b"body")
+    (directory / entry.body_name).write_bytes(b"bod")
+    assert store.open(entry) is None
+    assert store.get(key_of(1)) is None
 
 
 def test_a_body_of_another_length_is_dropped(directory: Path) -> None:

@@ -17,7 +17,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import parse_listen
 from tests.unit.conftest import Write
 
-SECTIONS = "listen, cache, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
+SECTIONS = "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
 SIZE = "expected a size such as 4GiB, at least 1 MiB"
 COUNT = "expected a whole number, at least 0"
 SWITCH = "expected true or false"

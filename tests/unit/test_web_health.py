@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
 import time
 from dataclasses import asdict
@@ -42,7 +41,7 @@ def test_nothing_is_left_behind(store: Store) -> None:
 
 
 def test_the_cache_directory_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "directory", store.directory / "gone")
+    monkeypatch.setattr(store, "partials", store.directory / "gone")
     (reason,) = problems(store).reasons
     assert "can't be written to" in reason
 
@@ -56,15 +55,38 @@ def test_the_cache_directory_is_read_only(store: Store, monkeypatch: pytest.Monk
     assert reason.endswith("Read-only file system")
 
 
-@pytest.mark.parametrize(("position", "word"), [(4, "0 MiB"), (7, "no file")])
-def test_the_disk_is_full(store: Store, monkeypatch: pytest.MonkeyPatch, position: int, word: str) -> None:
+@pytest.mark.parametrize(
+    ("position", "left", "text"),
+    [(4, 0, "No space left"), (7, 0, "No space left"), (4, 8000, "nearly full: 31 MiB")],
+)
+def test_the_disk_is_full(
+    store: Store,
+    make_cvd: MakeCvd,
+    monkeypatch: pytest.MonkeyPatch,
+    position: int,
+    left: int,
+    text: str,
+) -> None:
     # f_bsize f_frsize f_blocks f_bfree f_bavail f_files f_ffree f_favail f_flag f_namemax
     fields = [4096, 4096, 10**7, 10**7, 10**7, 1000, 1000, 1000, 0, 255]
-    fields[position] = 0
-    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
-    (reason,) = problems(store).reasons
-    assert "full" in reason
-    assert word in reason
+    fields[position] = left
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+        (reason,) = problems(store).reasons
+        assert reason.startswith("degraded: ")
+        assert text in reason
+    put_cvd(store, 1, make_cvd(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: os.statvfs_result(fields))
+        assert problems(store) == Health(warnings=(reason,))  # what is cached is served
+
+
+async def test_a_degraded_gateway_is_ready_and_says_so(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 1, make_cvd(1))
+    assert store.condition.failed(OSError(28, "No space left on device"))
+    reply = await Rig(store).ask("/readyz")
+    assert (reply.status, text_of(reply).splitlines()[0]) == (200, "ok")
+    assert "No space left on device" in text_of(reply)
 
 
 def test_a_file_system_without_inodes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +150,14 @@ def test_a_clock_before_what_was_signed(
     assert "daily was built after that" in reason
 
 
-def test_the_index_can_not_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> set[str]:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    monkeypatch.setattr(store, "databases", fail)
-    (reason,) = problems(store).reasons
-    assert "disk I/O error" in reason
+def test_the_index_is_damaged(store: Store, make_cvd: MakeCvd) -> None:
+    put_cvd(store, 1, make_cvd(1))
+    (store.directory / "index" / "cache.db").unlink()
+    (store.directory / "index" / "cache.db").write_bytes(b"no database at all" * 1000)
+    (warning,) = problems(store).warnings
+    assert "the index of the cache is damaged" in warning
+    store.mend()
+    assert problems(store) == Health()
 
 
 async def test_pages(store: Store) -> None:

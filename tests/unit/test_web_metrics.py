@@ -153,7 +153,7 @@ async def test_conventions(rig: Rig) -> None:
         assert family.samples, family.name
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter")
-            assert set(sample.labels) <= {"result", "database", "state", "kind", "version"}
+            assert set(sample.labels) <= {"result", "database", "state", "kind", "version", "directory"}
 
 
 async def test_promtool_has_nothing_against_it(rig: Rig) -> None:

@@ -1,0 +1,68 @@
+"""A small disk of its own for a test: it can be filled, and made read-only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SIZE = 8 * 2**20
+"""Bytes."""
+_PIECE = 64 * 1024
+
+
+class Disk:
+    """A file system in memory, mounted at a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._filler = path / "filler"
+
+    def fill(self, leave: int = 0) -> None:
+        """Leave so many bytes free."""
+        free = shutil.disk_usage(self.path).free - leave
+        with self._filler.open("ab", buffering=0) as file:
+            while free > 0:
+                try:
+                    free -= file.write(bytes(min(free, _PIECE)))
+                except OSError:
+                    return
+
+    def clear(self) -> None:
+        """Remove what fills it."""
+        self._filler.unlink()
+
+    def make_read_only(self) -> None:
+        """From now on nothing can be written; who has a file open for writing must have closed it."""
+        _run("mount", "-o", "remount,ro", str(self.path))
+
+    def make_writable(self) -> None:
+        """The opposite."""
+        _run("mount", "-o", "remount,rw", str(self.path))
+
+
+@contextmanager
+def open_disk(path: Path) -> Iterator[Disk]:
+    """Mount one; skips the test where that isn't allowed."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = f"no disk can be mounted: {done.stderr.strip()}"
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,220 @@
+"""Records: where they are, and how those of earlier versions get there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.table import FILE_NAME as FLEET
+from clamproxy.fleet.table import Table, reading
+from clamproxy.state import make_state_directory, move_records, open_store, state_directory
+from clamproxy.storage.records import FILE_NAME, HISTORY, Records
+from tests.unit.conftest import Child, cdiff, put
+
+COUNTERS = {"requests": 7, "hits": 5}
+PAST = {"steps": [[1, 2]]}
+
+
+def settings_for(cache: Path, state: Path | None = None) -> Settings:
+    return Settings.model_validate({"cache": {"directory": cache}, "state": {"directory": state}})
+
+
+def fill_as_earlier_versions(cache: Path) -> None:
+    """Counters and history in the index, as diskcache kept them, and the fleet beside it."""
+    with closing(Store(cache)) as store:
+        store.set_note(HISTORY, PAST)
+        put(store, cdiff(5), b"patch")
+    with closing(sqlite3.connect(cache / "index" / "cache.db")) as database:
+        for name, count in COUNTERS.items():
+            row = (f"counter/{name}", count)
+            database.execute("INSERT INTO Cache (key, raw, mode, value) VALUES (?, 1, 1, ?)", row)
+        database.commit()
+    with Table(cache).writing():
+        pass
+
+
+def moved(cache: Path, state: Path) -> Records:
+    """As a start of the gateway does it."""
+    records = Records(state)
+    with closing(Store(cache, records=records)) as store:
+        move_records(store, cache)
+    return records
+
+
+# Where
+
+
+def test_beside_the_cache(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "cache")
+    assert state_directory(settings) == tmp_path / "cache"  # no gateway has made another yet
+    assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache-state"
+    assert (tmp_path / "cache-state").stat().st_mode & 0o777 == 0o700
+
+
+def test_where_it_is_configured(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "cache", tmp_path / "a" / "b")
+    assert make_state_directory(settings) == state_directory(settings) == tmp_path / "a" / "b"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_in_the_cache_if_there_is_no_place_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    settings = settings_for(tmp_path / "cache")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache"
+
+
+def test_a_configured_place_that_can_not_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        make_state_directory(settings_for(tmp_path / "cache", tmp_path / "file" / "state"))
+
+
+def test_commands_find_them(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "cache")
+    Records(make_state_directory(settings)).add(COUNTERS)
+    with closing(open_store(settings)) as store:
+        assert store.counters() == COUNTERS
+
+
+# Moving
+
+
+def test_records_of_an_earlier_version_move(tmp_path: Path) -> None:
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    fill_as_earlier_versions(cache)
+    for _ in range(3):
+        records = moved(cache, state)
+        assert records.counters() == COUNTERS
+        assert records.note(HISTORY) == PAST
+    assert not (cache / FLEET).exists()
+    with reading(state) as rows:
+        assert rows is not None
+        assert list(rows.all()) == []
+    with closing(sqlite3.connect(cache / "index" / "cache.db")) as database:
+        left = database.execute("SELECT key FROM Cache WHERE key LIKE 'counter/%'").fetchall()
+    assert left == []
+
+
+def test_what_was_counted_meanwhile_stays(tmp_path: Path) -> None:
+    """The gateway may have counted before the disk let it move anything."""
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    fill_as_earlier_versions(cache)
+    Records(state).add({"hits": 10, "misses": 1})
+    assert moved(cache, state).counters() == {"requests": 7, "hits": 15, "misses": 1}
+
+
+def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> None:
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    cache.mkdir()
+    state.mkdir()
+    Records(cache).add(COUNTERS)
+    assert moved(cache, state).counters() == COUNTERS
+    assert not (cache / FILE_NAME).exists()
+
+
+def test_a_deleted_cache_leaves_them_alone(tmp_path: Path) -> None:
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    fill_as_earlier_versions(cache)
+    moved(cache, state)
+    for path in sorted(cache.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert moved(cache, state).counters() == COUNTERS
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clamproxy import state as module
+from clamproxy.cache.index import Index
+from clamproxy.cache.store import Store
+from clamproxy.storage import file
+from clamproxy.storage.records import Records
+
+cache, state, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+state.mkdir(exist_ok=True)
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+records = Records(state)
+store = Store(cache, records=records)
+if moment == "before the counters":
+    Records.take_over = die
+elif moment == "after the counters":
+    Index.change = die
+elif moment == "after they are gone in the cache":
+    Records.forget_takeover = die
+elif moment == "before the fleet":
+    module.copy_file = die
+elif moment == "while the fleet is copied":
+    Path.replace = die
+elif moment == "after the fleet":
+    Path.unlink = die
+module.move_records(store, cache)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before the counters",
+        "after the counters",
+        "after they are gone in the cache",
+        "before the fleet",
+        "while the fleet is copied",
+        "after the fleet",
+    ],
+)
+def test_a_kill_loses_nothing_and_counts_nothing_twice(tmp_path: Path, child: Child, moment: str) -> None:
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    fill_as_earlier_versions(cache)
+    assert child(KILLED, cache, state, moment).returncode == -signal.SIGKILL
+    for _ in range(2):
+        records = moved(cache, state)
+        assert records.counters() == COUNTERS
+        assert records.note(HISTORY) == PAST
+        with reading(state) as rows:
+            assert rows is not None
+
+
+# Damage
+
+
+def test_a_damaged_file_goes_on_from_what_was_counted(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.add(COUNTERS)
+    for path in tmp_path.glob(f"{FILE_NAME}-*"):
+        path.unlink()
+    (tmp_path / FILE_NAME).write_bytes(b"no database at all" * 1000)
+    assert records.counters() == COUNTERS
+    assert records.add({"hits": 1})
+    assert Records(tmp_path).counters() == {"requests": 7, "hits": 6}
+
+
+def test_a_flipped_bit_is_no_count(tmp_path: Path) -> None:
+    Records(tmp_path).add(COUNTERS)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+        database.execute("UPDATE records SET text = replace(text, ' 7', ' 6') WHERE key = 'counter/requests'")
+        database.commit()
+    assert Records(tmp_path).counters() == {"hits": 5}
+
+
+def test_two_processes_add_up(tmp_path: Path) -> None:
+    one, two = Records(tmp_path), Records(tmp_path)
+    for _ in range(3):
+        assert one.add({"hits": 1})
+        assert two.add({"hits": 2})
+    assert one.counters() == two.counters() == {"hits": 9}
