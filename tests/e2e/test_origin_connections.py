@@ -51,6 +51,8 @@ def test_a_release_after_the_connection_died(behind_nat: Site, relay: Relay, die
     before = relay.accepted
     die(relay)
     site.publish(6)
+    # The first request after a release: nothing older can be served instead.
+    assert site.gateway.ask("/test-6.cdiff", timeout=40).body == signed("test-6.cdiff")
     client = site.client(local=5)
     assert eventually(lambda: client.run().version == 6, every=1), site.gateway.log
     assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
