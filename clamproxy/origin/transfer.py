@@ -190,8 +190,8 @@ class Transfer:
             if self._error is not None:
                 raise SourceError(str(self._error))
             size = self._validators.size or 0
-            last = size if last is None else min(last, size)
-            end = last if self._verified else min(self.have, last - 1, size - WITHHELD)
+            shown = min(size - WITHHELD, size if last is None else last - 1)
+            end = size if self._verified else min(self.have, shown)
             if end > offset:
                 return end
             await self._changed.wait()

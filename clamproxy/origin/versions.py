@@ -65,10 +65,13 @@ class AdvertisedVersions:
         """Take over the answers and the primary record of an earlier process."""
         if isinstance(record := records.get(self._domain), str):
             self._record = record
+        now = time.time()
         for database, value in saved.items():
             match value:
-                case [int(version), int() | float() as learnt_at]:
-                    self._known[database] = (version, learnt_at)
+                case [int(version), int() | float() as learnt_at] if 0 < version <= MAX_VERSION:
+                    # A time in the future was noted by a clock that was wrong: it doesn't count.
+                    is_past = learnt_at <= now
+                    self._known[database] = (version, learnt_at if is_past else now - self._refresh)
 
     @property
     def last_record(self) -> str | None:
@@ -76,18 +79,16 @@ class AdvertisedVersions:
         return self._record
 
     def last_known(self, database: str) -> Advertised | None:
-        """The last good answer, without asking."""
-        if database not in self._known:
-            return None
-        version, learnt_at = self._known[database]
-        # A time in the future was noted by a clock that was wrong.
-        return Advertised(version, 0 <= time.time() - learnt_at < self._refresh)
+        """The last good answer, without asking; None as well when it is as old as no record may be."""
+        version, learnt_at = self._known.get(database, (0, 0.0))
+        age = time.time() - learnt_at
+        return Advertised(version, 0 <= age < self._refresh) if age < OLDEST_RECORD else None
 
     async def get(self, database: str, patience: float | None = PATIENCE) -> Advertised | None:
         """The advertised version, after asking DNS if the last answer counts no more.
 
         Returns:
-            The last good answer where DNS gives none; None if there never was one.
+            The last good answer where DNS gives none; None if there was none for half a day.
         """
         known, resolver = self.last_known(database), self._resolver
         if resolver is not None and (known is None or not known.fresh):

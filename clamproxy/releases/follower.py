@@ -164,6 +164,7 @@ class Follower:
             await self._renew_if_due(database, advertised, requester)
         with suppress(*ORIGIN_TROUBLE):
             await self._fetch_signatures(database, advertised, requester)
+        await self._look_past_dns(database, requester)
         proven = await self._lineages.get(database)
         if proven is not None and proven.lineage.patches and self._builder.is_in_demand(database):
             self._builder.start(database, proven)
@@ -210,22 +211,28 @@ class Follower:
         await self._fetch_signatures(database, advertised, requester, insists=True)
 
     async def _advertised(self, database: str, requester: Requester | None) -> int | None:
-        """The version that is advertised by DNS, else by the header of the origin's CVD.
-
-        DNS that has no news for ever may be wrong: once a day the origin is looked at all the same.
-        """
-        told = await self._versions.get(database) if self._settings.asks_dns else None
-        advertised = told.version if told is not None and told.fresh else None
-        seen_at = self._heads.sighting(database).at
+        """The version that is advertised by DNS, else by the header of the origin's CVD."""
+        if self._settings.asks_dns:
+            advertised = await self._versions.get(database)
+            if advertised is not None and advertised.fresh:
+                return max(advertised.version, self._seen(database))
+        age = time.time() - self._heads.sighting(database).at
         longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
-        if advertised is not None:
-            seen_at, longest = max(seen_at, self._made_at), LONGEST_TRUST
-        is_due = time.time() - seen_at >= longest and self._prefetcher.may_renew(database)
-        if requester is not None and is_due:
-            with suppress(*(ORIGIN_TROUBLE if advertised is not None else ())):
-                await self._heads.probe(database, requester, 0, 0)
+        if requester is not None and age >= longest and self._prefetcher.may_renew(database):
+            await self._heads.probe(database, requester, 0, 0)
+        return self._seen(database) or None
+
+    def _seen(self, database: str) -> int:
+        """The version in the header of the origin's CVD; 0 if that was never seen."""
         head = self._heads.get(database)
-        return max(advertised or 0, head.header.version if head else 0) or None
+        return head.header.version if head else 0
+
+    async def _look_past_dns(self, database: str, requester: Requester) -> None:
+        """DNS that has no news for ever may be wrong: once a day the origin is looked at all the same."""
+        age = time.time() - max(self._heads.sighting(database).at, self._made_at)
+        if self._settings.asks_dns and age >= LONGEST_TRUST and self._prefetcher.may_renew(database):
+            with suppress(*ORIGIN_TROUBLE):
+                await self._heads.probe(database, requester, 0, 0)
 
     async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
         """Fetch the patches up to the advertised version, from where the cached ones end."""

@@ -16,6 +16,7 @@ from clamproxy.origin.cooldown import (
     ENOUGH_REFUSALS,
     HOUR,
     LONGEST_RETRY_AFTER,
+    TRIAL,
     Backoff,
     Cooldowns,
     Failure,
@@ -64,6 +65,7 @@ def bench() -> Bench:
         pytest.param(Failure.INTERRUPTED, True, False, False, id="a broken transfer concerns one file"),
         pytest.param(Failure.LOCAL, True, False, False, id="a local error concerns one file"),
         pytest.param(Failure.UNREACHABLE, True, True, True, id="an unreachable server concerns all"),
+        pytest.param(Failure.PROXY_AUTHENTICATION, True, True, True, id="a 407 concerns all"),
     ],
 )
 def test_what_a_failure_concerns(
@@ -89,6 +91,60 @@ def test_delays_double_up_to_the_longest(bench: Bench, failure: Failure) -> None
     assert delays[0] == first
     assert delays[-1] == longest
     assert all(later == min(2 * earlier, longest) for earlier, later in pairwise(delays))
+
+
+def test_after_a_407_one_request_alone_tries_again(bench: Bench) -> None:
+    """Each wrong password counts at the proxy, and soon locks the account."""
+    bench.clock.now += bench.fail(Failure.PROXY_AUTHENTICATION)
+    assert not bench.blocks()
+    assert bench.cooldowns.admit(CVD, NEW) is None
+    assert bench.cooldowns.admit(CDIFF, OLD) is not None
+    bench.clock.now += TRIAL  # what became of that request is not known
+    assert bench.cooldowns.admit(CDIFF, OLD) is None
+    bench.cooldowns.succeeded(CDIFF, OLD)
+    assert bench.cooldowns.admit(CVD, NEW) is None
+    assert bench.cooldowns.admit(CDIFF, OLD) is None
+
+
+def test_a_407_locks_no_account(bench: Bench) -> None:
+    tries: list[float] = []
+    while bench.clock.now - (tries or [bench.clock.now])[0] < 12 * HOUR:
+        if bench.cooldowns.admit(CVD, NEW) is None:
+            tries.append(bench.clock.now)
+            bench.fail(Failure.PROXY_AUTHENTICATION)
+        bench.clock.now += 1
+    assert all(len([one for one in tries if 0 <= one - at <= HOUR / 2]) <= 2 for at in tries)
+
+
+def test_a_407_is_tried_again_after_a_restart(bench: Bench) -> None:
+    bench.fail(Failure.PROXY_AUTHENTICATION)
+    again = Bench()
+    again.cooldowns.restore(bench.notes)
+    assert not again.blocks()
+
+
+def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(bench: Bench) -> None:
+    bench.fail(Failure.RATE_LIMITED)
+    bench.notes[CVD]["until"] = 10.0**15
+    restarts = 0
+    while bench.blocks() or not restarts:
+        bench.clock.now += LONGEST_RETRY_AFTER / 4
+        bench.cooldowns = Cooldowns(bench.save, bench.clock)
+        bench.cooldowns.restore(dict(bench.notes))
+        restarts += 1
+        assert restarts <= 6
+
+
+def test_a_file_that_changes_again_and_again_is_not_fetched_at_once(bench: Bench) -> None:
+    """An origin that gives a wrong length seems to change at the end of each download."""
+    assert bench.fail(Failure.CHANGED) == 0
+    bench.cooldowns.succeeded(CVD, NEW, verified=False)  # its header is right
+    assert bench.fail(Failure.CHANGED) == 2
+    bench.cooldowns.succeeded(CVD, NEW, verified=False)
+    assert bench.blocks()
+    assert bench.fail(Failure.CHANGED) == 4
+    bench.cooldowns.succeeded(CVD, NEW)
+    assert bench.fail(Failure.CHANGED) == 0
 
 
 def test_another_kind_of_failure_begins_anew(bench: Bench) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from clamproxy.origin.cooldown import Failure
+from clamproxy.formats.header import CvdHeader
+from clamproxy.origin.cooldown import Cooldowns, Failure
 from clamproxy.origin.heads import Sighting
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
@@ -105,6 +107,65 @@ async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: Origin, mak
     assert bench.notes == {"daily": None}
     origin.put("daily.cvd", make_cvd(4))
     assert await bench.probe() == 4
+
+
+@pytest.mark.parametrize(
+    ("claimed", "came", "is_kept"),
+    [
+        pytest.param(5, 5, True, id="right"),
+        pytest.param(7, 5, False, id="a version that doesn't come"),
+        pytest.param(4, 5, True, id="older: it is of no use any more"),
+    ],
+)
+async def test_a_head_is_held_against_the_file(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd, claimed: int, came: int, is_kept: bool
+) -> None:
+    origin.put("daily.cvd", make_cvd(claimed))
+    await bench.probe()
+    bench.heads.hold_against("daily", CvdHeader.parse(make_cvd(came)))
+    assert (bench.heads.get("daily") is not None) is is_kept
+    again = bench.make()
+    again.restore({name: note for name, note in bench.notes.items() if note is not None})
+    assert (again.get("daily") is not None) is is_kept
+    assert bench.heads.sighting("daily").at > 0, "the origin has answered all the same"
+
+
+async def test_other_fields_than_the_files_are_wrong_too(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd
+) -> None:
+    body = make_cvd(5, 100_000)
+    origin.put("daily.cvd", body[:20].replace(b"20", b"19") + body[20:])
+    await bench.probe()
+    bench.heads.hold_against("daily", CvdHeader.parse(body))
+    assert bench.heads.get("daily") is None
+
+
+async def test_each_state_is_one_line_in_the_log(
+    bench: Bench, origin: Origin, make_cvd: MakeCvd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    origin.put("daily.cvd", make_cvd(5))
+    states = [
+        (
+            faults.status(500),
+            "No header of daily.cvd (status 500 (cf-ray 6d8e7326cd40501e-TST)); next try in",
+        ),
+        (faults.html(), "No header of daily.cvd (no CVD header: does not begin with ClamAV-VDB:); next try"),
+        (faults.status(404), "The origin has no daily.cvd: 404"),
+        (None, "The header of daily.cvd can be had again."),
+    ]
+    for fault, line in states:
+        caplog.clear()
+        origin.heal()
+        if fault is not None:
+            origin.rule("P", fault)
+        for _ in range(3):
+            bench.heads._missing_until.clear()
+            bench.cooldowns = Cooldowns(lambda key, value: None)
+            bench.heads._cooldowns = bench.cooldowns
+            with suppress(OriginError, NotFoundError):
+                await bench.probe()
+        assert len([text for text in caplog.messages if line in text]) == 1, caplog.messages
 
 
 async def test_a_restart_forgets_nothing(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:

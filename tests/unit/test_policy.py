@@ -23,6 +23,7 @@ from clamproxy.policy import (
     shown_last_modified,
 )
 
+FOR_EVER = 2**31 - 1
 NOW = 1_700_000_000.0
 REFRESH = 300.0
 STIME = 1_600_000_000
@@ -93,6 +94,19 @@ WITHOUT_DNS = {"advertised": None, "advertised_is_fresh": False}
             {"advertised": 11, "demanded": 14, "probed_for": 14},
             True,
             id="an invented demand does not hide what is advertised",
+        ),
+        pytest.param(
+            {"advertised": 11, "probed_advertised": FOR_EVER, "probed_for": FOR_EVER},
+            True,
+            id="DNS lied when the origin was asked, and now has news",
+        ),
+        pytest.param(
+            {"advertised": FOR_EVER, "probed_advertised": FOR_EVER, "probed_for": FOR_EVER},
+            False,
+            id="DNS goes on lying",
+        ),
+        pytest.param(
+            {"demanded": 11, "probed_for": FOR_EVER}, True, id="an invented demand does not hide the next one"
         ),
         pytest.param({"seen": 9}, False, id="an old head beside a newer cached CVD"),
         pytest.param({"advertised": 12, "patched": 12}, False, id="patches lead to what is advertised"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ from clamproxy.origin.transfer import WITHHELD
 from clamproxy.origin.upstream import NotFoundError
 from tests.support import faults
 from tests.support.forge import forge_cdiff, forge_sign
-from tests.unit.conftest import AGENT, MakeCvd, Rig, cdiff, cvd, put, read_all, sign
+from tests.unit.conftest import AGENT, MakeCvd, Rig, cdiff, cvd, put, read_all, sign, until
 from tests.unit.transfer_bench import (
     LIMIT,
     SIZE,
@@ -128,6 +129,48 @@ async def test_a_reader_of_a_good_object_waits_for_the_verdict(
         assert not rest.done()
         verdict.set()
         assert await rest == len(body)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+async def test_a_part_of_an_object_waits_for_the_verdict_too(
+    rig: Rig, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch, is_right: bool
+) -> None:
+    """A range in the middle would else be complete before anybody knows that it is wrong."""
+    body = bytearray(make_cvd(5, SIZE))
+    body[5000] ^= not is_right
+    rig.origin.put("daily.cvd", bytes(body))
+    verdict, verify = threading.Event(), verification.verify
+
+    def slow_verify(*arguments: object) -> None:
+        verdict.wait(LIMIT)
+        verify(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "verify", slow_verify)
+    async with running(rig, cvd(5)) as transfer:
+        await transfer.ready()
+        source = transfer.source()
+        source.last = 6000
+        await until(lambda: transfer.have == len(body))
+        assert await source.wait(0) == 5999
+        rest = asyncio.create_task(source.wait(5999))
+        await asyncio.sleep(0.05)
+        assert not rest.done()
+        verdict.set()
+        if is_right:
+            assert await rest >= 6000
+        else:
+            with pytest.raises(SourceError):
+                await rest
+        source.close()
+
+
+async def test_a_date_in_the_future_is_that_of_the_transfer(rig: Rig, make_cvd: MakeCvd) -> None:
+    rig.origin.put("daily.cvd", make_cvd(5, SIZE), modified="Fri, 31 Dec 9999 23:59:59 GMT")
+    await fetch(rig, cvd(5))
+    published = rig.store.open(cvd(5))
+    assert published is not None
+    with published:
+        assert (published.metadata.last_modified or 0) <= time.time()
 
 
 # Empty patches

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from werkzeug.http import http_date
 
 from clamproxy import service as service_module
 from clamproxy import stats as stats_module
@@ -27,7 +28,19 @@ from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.forge import forge_cdiff
 from tests.support.origin import Origin
-from tests.unit.conftest import AGENT, NEW, OLD, OLD_AGENT, MakeCvd, Rig, cdiff, cvd, read_all, until
+from tests.unit.conftest import (
+    AGENT,
+    NEW,
+    OLD,
+    OLD_AGENT,
+    MakeCvd,
+    Rig,
+    cdiff,
+    cvd,
+    read_all,
+    stime_of,
+    until,
+)
 from tests.unit.gateway_site import Site
 from tests.unit.heads_bench import Bench
 from tests.unit.transfer_bench import LIMIT, SIZE, ask, ended, fetch, leave_partial, stored, validators_of
@@ -369,3 +382,47 @@ async def test_those_that_wait_get_their_turn_when_others_fail(rig: Rig) -> None
     async with asyncio.timeout(LIMIT):
         await asyncio.gather(*(transfer.run() for transfer in transfers), return_exceptions=True)
     assert [transfer.published for transfer in transfers] == [False, False, True]
+
+
+# Threads
+
+
+@pytest.mark.parametrize("fault", [faults.silent(), faults.stall(5)], ids=["no head", "half a body"])
+async def test_giving_up_on_a_transfer_ends_its_thread(rig: Rig, fault: faults.Fault) -> None:
+    rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    rig.origin.rule("*", fault)
+    name = f"clamproxy-fetch-{cdiff(5).file_name}"
+
+    def is_running() -> bool:
+        return name in {thread.name for thread in threading.enumerate()}
+
+    task = asyncio.create_task(Transfer(cdiff(5), NEW, rig.resources).run())
+    await until(lambda: rig.origin.requests() and is_running())
+    task.cancel()
+    await until(lambda: not is_running(), limit=4)  # less than the five seconds of silence that are borne
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_giving_up_on_a_probe_ends_its_thread(bench: Bench, origin: Origin) -> None:
+    origin.rule("*", faults.silent())
+    probe = asyncio.create_task(bench.probe())
+    await until(origin.requests)
+    bench.heads.stop()
+    await until(lambda: "clamproxy-probe-daily" not in {t.name for t in threading.enumerate()}, limit=4)
+    await asyncio.gather(probe, return_exceptions=True)
+
+
+# What the header of an arriving file says
+
+
+@pytest.mark.parametrize(
+    ("is_right", "status"), [pytest.param(True, 304, id="right"), pytest.param(False, 503, id="wrong")]
+)
+async def test_nothing_new_is_said_only_when_it_is_proven(
+    site: Site, make_cvd: MakeCvd, is_right: bool, status: int
+) -> None:
+    body = bytearray(make_cvd(5, SIZE))
+    body[-1000] ^= not is_right
+    site.origin.put("daily.cvd", bytes(body))
+    reply, content = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
+    assert (reply.status, content if is_right else b"") == (status, b"")

@@ -245,7 +245,31 @@ async def test_a_restart_forgets_nothing(bench: Bench) -> None:
     assert aged.last_known("daily") == Advertised(27800, False)
 
 
-@pytest.mark.parametrize("value", [None, 5, "x", [], [5], {}, ["5", 1.0], [5, 1.0, 2]])
+async def test_what_dns_once_said_is_not_believed_for_ever(bench: Bench) -> None:
+    bench.dns.versions["daily"] = MAX_VERSION
+    versions = bench.make()
+    assert await versions.get("daily") == Advertised(MAX_VERSION, True)
+    bench.dns.mode = Mode.SERVFAIL
+    bench.clock.ahead += 11 * 3600
+    assert await versions.get("daily") == Advertised(MAX_VERSION, False)
+    bench.clock.ahead += 2 * 3600
+    assert await versions.get("daily") is None
+    again = bench.make()
+    again.restore(dict(bench.notes), {})
+    assert again.last_known("daily") is None
+
+
+async def test_dns_that_goes_back_counts_at_once(bench: Bench) -> None:
+    versions = bench.make()
+    for version in (27801, MAX_VERSION, 27802, 1, 27803):
+        bench.dns.versions["daily"] = version
+        bench.clock.ahead += REFRESH
+        assert await versions.get("daily") == Advertised(version, True)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, "x", [], [5], {}, ["5", 1.0], [5, 1.0, 2], [0, 1.0], [2**31, 1.0]]
+)
 async def test_a_note_that_makes_no_sense_is_ignored(bench: Bench, value: Any) -> None:
     versions = bench.make()
     versions.restore({"daily": value}, {})
@@ -316,7 +340,7 @@ async def test_a_record_of_another_domain_or_none(bench: Bench, records: dict[st
 async def test_without_a_resolver_nothing_is_asked(bench: Bench) -> None:
     versions = AdvertisedVersions(PRIMARY, None, REFRESH, bench.notes.__setitem__, bench.records.__setitem__)
     assert await versions.get("daily") is None
-    versions.restore({"daily": [5, 0.0]}, {})
+    versions.restore({"daily": [5, time.time() - REFRESH]}, {})
     assert await versions.get("daily") == Advertised(5, False)
     versions.stop()
     assert bench.dns.queries == []
