@@ -131,6 +131,15 @@ def is_alive(port: int, host: str = "127.0.0.1") -> bool:
         connection.close()
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def taken(port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[None]:
     with socket.socket(socket.AF_INET, kind) as other:
@@ -159,21 +168,15 @@ def is_printed(directory: Path, port: int) -> bool:
 def test_as_configured(start: Start, tmp_path: Path, program: list[str]) -> None:
     """There, and nowhere else: mitmproxy's own default may be another's port."""
     port, reverse, dns = free_ports(3)
-    gateway = start(
-        program,
-        listen={
-            "proxy": [f"127.0.0.1:{port}", f"[::1]:{port}"],
-            "reverse": reverse,
-            "dns": f"127.0.0.1:{dns}",
-        },
-    )
+    proxy = [f"{host}:{port}" for host in ("127.0.0.1", "[::1]")[: 1 + has_ipv6()]]
+    gateway = start(program, listen={"proxy": proxy, "reverse": reverse, "dns": f"127.0.0.1:{dns}"})
     gateway.wait()
     assert is_alive(port)
-    assert is_alive(port, "::1")
+    assert is_alive(port, "::1") == has_ipv6()
     assert connectable(reverse)
     assert connectable(dns)
     places = re.findall(r"listening at (.*)\.", gateway.log)
-    assert places == [f"127.0.0.1:{port}", f"[::1]:{port}", f"*:{reverse}", f"127.0.0.1:{dns}"]
+    assert places == [*proxy, f"*:{reverse}", f"127.0.0.1:{dns}"]
     assert printed_port(tmp_path) == port
 
 

@@ -104,7 +104,7 @@ def test_log_format(site: Site) -> None:
     begin = len(site.gateway.log)
     assert site.gateway.ask("/test.cvd").status == 200
     assert eventually(
-        lambda: re.search(r"^\[.*GET /test\.cvd 2 hit 200", site.gateway.log[begin:], re.MULTILINE)
+        lambda: re.search(r"^2\S+ info .*GET /test\.cvd 2 hit 200", site.gateway.log[begin:], re.MULTILINE)
     )
 
 
