@@ -70,6 +70,7 @@ def look(settings: Settings, store: Store) -> Look:
     Raises:
         OSError: the cache can't be read.
     """
+    store.directory.stat()  # what is known of a cache that is gone would be shown for ever
     return Look(time.monotonic(), snapshot(store), partial_files(store), ask_status(settings.status))
 
 

@@ -208,11 +208,25 @@ def test_objects_that_are_listed_but_not_signed(
 ) -> None:
     fill(store, None, range(6, 8))
     put_cvd(store, 5, make_cvd(5))
+    bundle = exported(store)
+    members, manifest = unpacked(bundle), manifest_of(bundle)
+    middle = len(members[name]) // 2
+    members[name] = members[name][middle:] + members[name][:middle]
+    entry(manifest, name).update(sha256=sha256_of([members[name]]))
+    assert_refused(other, packed(members, manifest), f"{name} is not what it should be")
+
+
+@pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff", "daily-6.cdiff.sign"])
+def test_what_is_damaged_on_the_disk_is_not_exported(
+    store: Store, fill: Fill, make_cvd: MakeCvd, name: str
+) -> None:
+    fill(store, None, range(6, 8))
+    put_cvd(store, 5, make_cvd(5))
     path = store.directory / "index" / "objects" / name
     body = path.read_bytes()
-    middle = len(body) // 2
-    path.write_bytes(body[middle:] + body[:middle])
-    assert_refused(other, exported(store), f"{name} is not what it should be")
+    path.write_bytes(body[:-9] + bytes([body[-9] ^ 1]) + body[-8:])
+    with pytest.raises(BundleError, match="is damaged"):
+        exported(store)
 
 
 @pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff", "daily-6.cdiff.sign"])

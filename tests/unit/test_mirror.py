@@ -351,3 +351,17 @@ def test_complete_whenever_it_is_killed(
             break
     else:
         pytest.fail("never finished")
+
+
+@pytest.mark.parametrize("name", ["daily-7.cvd", "daily-7.cdiff"])
+def test_what_is_damaged_on_the_disk_is_not_mirrored(
+    tmp_path: Path, store: Store, release: Release, name: str
+) -> None:
+    release(7)
+    path = store.directory / "index" / "objects" / name
+    body = path.read_bytes()
+    path.write_bytes(body[:-9] + bytes([body[-9] ^ 1]) + body[-8:])
+    with pytest.raises(MirrorError, match=f"{name} is damaged"):
+        update(store, tmp_path / "mirror", "daily")
+    public = {file.read_bytes() for file in (tmp_path / "mirror").iterdir() if file.is_file()}
+    assert path.read_bytes() not in public

@@ -295,9 +295,7 @@ def test_a_cache_that_goes_away(store: Store) -> None:
     terminal = Terminal(store.directory)
     try:
         terminal.wait_for("Databases")
-        (store.partials / "in the way").write_bytes(b"")
-        for path in (store.directory / "quarantine",):
-            path.rmdir()
+        store.directory.rename(store.directory.with_name("elsewhere"))
         assert terminal.process.wait(LIMIT) == 1
         terminal.wait_for("No such file or directory")
         after = terminal.text[terminal.text.rindex(LEFT) :]
