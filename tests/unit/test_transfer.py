@@ -145,7 +145,7 @@ async def test_a_part_of_an_object_waits_for_the_verdict_too(
         verdict.wait(LIMIT)
         verify(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "verify", slow_verify)
+    monkeypatch.setattr(inspection, "verify", slow_verify)
     async with running(rig, cvd(5)) as transfer:
         await transfer.ready()
         source = transfer.source()
