@@ -164,6 +164,8 @@ class OriginSide:
         try:
             response, beginning = bounded(lambda: self._ask(path, requester), limit)
         except (HTTPError, OSError, LocationValueError) as error:
+            if _is_refused_by_proxy(error):
+                return self._refused_by_proxy(books, path, requester)
             return self._unreachable(error)
         self._date = parse_http_date(response.headers.get("Date"))
         books.count(len(beginning))
@@ -183,7 +185,7 @@ class OriginSide:
         if explain.is_loop(words):
             return self._loop(f"its answer: {words}")
         if status == 407:
-            return problem(*explain.PROXY_USERS)
+            return self._refused_by_proxy(books, path, requester)
         if status in (403, 429):
             failure = Failure.FORBIDDEN if status == 403 else Failure.RATE_LIMITED
             wait = retry_after_of(response.headers.get("Retry-After"))
@@ -286,6 +288,12 @@ class OriginSide:
         finally:
             pool.clear()
 
+    def _refused_by_proxy(self, books: _Books, path: str, requester: Requester) -> Verdict:
+        """Note it for the gateway, too: with each further try the proxy may lock the account."""
+        text, remedy = explain.PROXY_USERS
+        books.cooldowns.failed(Failure.PROXY_AUTHENTICATION, path, requester.version, f"{text} (407)")
+        return problem(text, remedy)
+
     def _unreachable(self, error: Exception) -> Verdict:
         url, shown = self.settings.upstream.url, reason_of(error)
         if "CERTIFICATE_VERIFY_FAILED" in shown:
@@ -293,13 +301,17 @@ class OriginSide:
                 f"the certificate of {url} is not trusted: {shown}",
                 "if a proxy on the way intercepts TLS, put its authority into upstream.ca_bundle.",
             )
-        # Of a tunnel, the status is in what urllib3 wraps.
-        if explain.is_refused_by_proxy(shown) or "Tunnel connection failed: 407" in str(error):
+        if _is_refused_by_proxy(error):
             return problem(*explain.PROXY_USERS)
         return problem(
             f"{url} can't be reached: {shown}",
             _FAILURES[Failure.UNREACHABLE][1],
         )
+
+
+def _is_refused_by_proxy(error: Exception) -> bool:
+    # Of a tunnel, the status is in what urllib3 wraps.
+    return explain.is_refused_by_proxy(reason_of(error)) or "Tunnel connection failed: 407" in str(error)
 
 
 class _Books:

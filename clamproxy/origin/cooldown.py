@@ -168,21 +168,21 @@ class Cooldowns:
         """Client versions that the origin delivered to, the last one at the end."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saved; entries that don't parse are dropped.
-
-        So is a proxy's refusal: who starts the gateway anew may have corrected the password.
-        """
+        """Take over what an earlier process saved; entries that don't parse are dropped."""
         for key, value in saved.items():
             try:
                 cooldown = Cooldown.parse(value, self._clock())
             except ValueError:
-                cooldown = None
-            if cooldown is None or key == PROXY:
                 self._save(key, None)
                 continue
             self._active[key] = cooldown
             if cooldown.until != value["until"]:  # noted by a wrong clock; without this, for ever
                 self._save(key, asdict(cooldown))
+
+    def forgive_proxy(self) -> None:
+        """Try the parent proxy again at once: the password may have been corrected."""
+        if self._active.pop(PROXY, None) is not None:
+            self._save(PROXY, None)
 
     def check(self, path: str, agent: str) -> Cooldown | None:
         """The cool-down that forbids asking for a file now, the longest one, or None.

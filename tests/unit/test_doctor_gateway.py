@@ -481,6 +481,17 @@ class TestUpstream:
             head = next(head for head in refusing.seen if head)
         assert head.startswith("CONNECT database.example.net:443 ")
 
+    def test_a_proxy_that_wants_a_password_is_asked_once(
+        self, look: Examine, cache: Path, origin: Origin
+    ) -> None:
+        """With each further try, by the doctor or by the gateway, it may lock the account."""
+        origin.rule("*", faults.status(407))
+        for _ in range(2):
+            check(look(), "upstream", PROBLEM, "wants a user and a password", "percent-encoded")
+        assert len(origin.requests()) == 1
+        with closing(Store(cache)) as store:
+            assert store.note("cooldown/parent proxy")["failure"] == "proxy authentication"
+
     def test_its_proxy_is_down(self, look: Examine, origin: Origin) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
