@@ -108,10 +108,10 @@ def test_clients_that_leave_are_no_errors(big: Site, forgery: Forgery) -> None:
         big.origin.rate = rate
         for linger in (None, struct.pack("ii", 1, 0)):
             with big.gateway.connection(buffer=4096) as connection:
-                send(connection, PATH)
-                assert connection.getresponse().read(70_000) == forgery.body[:70_000]
                 if linger is not None:
                     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                send(connection, PATH)
+                assert connection.getresponse().read(70_000) == forgery.body[:70_000]
     assert eventually(lambda: whole(big) == forgery.body)
     assert eventually(lambda: big.gateway.stats()["requests"] == 5)
     assert "Traceback" not in big.gateway.log
