@@ -73,6 +73,15 @@ BACKOFFS = {
     Failure.BAD_CONTENT: Backoff(2, 600),
     Failure.LOCAL: Backoff(5, 60),
 }
+_FROM_BEYOND_THE_PROXY = frozenset(
+    {
+        Failure.FORBIDDEN,
+        Failure.RATE_LIMITED,
+        Failure.SERVER_ERROR,
+        Failure.CHANGED,
+        Failure.BAD_CONTENT,
+    }
+)
 _ABOUT_THE_BODY = (Failure.BAD_CONTENT, Failure.CHANGED)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
@@ -165,16 +174,11 @@ class Cooldowns:
         """Client versions that the origin delivered to, the last one at the end."""
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saved; entries that don't parse are dropped.
-
-        So is a proxy's refusal: who starts the gateway anew may have corrected the password.
-        """
+        """Take over what an earlier process saved; entries that don't parse are dropped."""
         for key, value in saved.items():
             try:
                 cooldown = Cooldown.parse(value, self._clock())
             except ValueError:
-                cooldown = None
-            if cooldown is None or key == PROXY:
                 self._save(key, None)
                 continue
             self._active[key] = cooldown
@@ -218,6 +222,8 @@ class Cooldowns:
             retry_after: seconds, as the origin demanded.
         """
         self._forget_old()
+        if failure in _FROM_BEYOND_THE_PROXY:
+            self.forgive_proxy()
         keys = {
             Failure.FORBIDDEN: _agent_key(agent),
             Failure.UNREACHABLE: ORIGIN,
@@ -244,13 +250,19 @@ class Cooldowns:
         self._admitted[agent] = None
         if len(self._admitted) > MOST_ADMITTED:
             del self._admitted[next(iter(self._admitted))]
-        for key in (path, _agent_key(agent), ORIGIN, PROXY):
+        self.forgive_proxy()
+        for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
             if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
                 continue
             if verified or cooldown.failure not in _ABOUT_THE_BODY:
                 del self._active[key]
                 self._save(key, None)
+
+    def forgive_proxy(self) -> None:
+        """The proxy has let a request through, or its password may have been corrected."""
+        if self._active.pop(PROXY, None) is not None:
+            self._save(PROXY, None)
 
     def _refusal_of_all(self, now: float) -> Cooldown | None:
         """The shortest of the refusals, if there are so many that the next version needn't try, too."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.faults import Fault
+from tests.support.gateway import Way, receive, send
 from tests.support.scenes import PROBE
 from tests.support.site import Site, build_time, eventually, http_date, signed
 
@@ -157,3 +158,20 @@ def test_a_lie_is_no_answer_and_ends(make_site: MakeSite, lie: Lie) -> None:
     outcome = site.client("late").run()
     assert (outcome.code, outcome.version) == (0, NEW), outcome.output
     assert "Traceback" not in site.gateway.log
+
+
+@pytest.mark.parametrize("way", Way)
+def test_a_head_without_the_file_tells_no_length(make_site: MakeSite, way: Way) -> None:
+    """Nobody knows it for sure, and nothing whole is fetched for it. The connection goes on."""
+    site = make_site(**WHOLE)
+    site.publish(NEW)
+    with site.gateway.connection(way) as connection:
+        for _ in range(2):
+            send(connection, "/test.cvd", way, method="HEAD", connection="keep-alive")
+            answer = receive(connection)
+            assert (answer.status, answer.body) == (200, b"")
+            assert not {"content-length", "transfer-encoding", "etag"} & set(answer.headers)
+    assert site.origin.trace == "P"
+    assert site.gateway.ask("/test.cvd").body == newest()
+    answer = site.gateway.ask("/test.cvd", way, method="HEAD")
+    assert answer.headers["content-length"] == str(len(newest()))
