@@ -67,7 +67,7 @@ def test_a_release_after_the_connection_died(behind_nat: Site, relay: Relay, die
 
 
 def threads_and_sockets(site: Site) -> tuple[int, int]:
-    process, links = Path(f"/proc/{site.gateway.pid}"), []
+    process, links = Path(f"/proc/{site.gateway.pid}"), list[str]()
     for descriptor in (process / "fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
             links.append(str(descriptor.readlink()))
