@@ -156,7 +156,7 @@ def test_a_lie_is_no_answer_and_ends(make_site: MakeSite, lie: Lie) -> None:
         assert site.gateway.ask("/test.cvd").body == signed(f"test-{lie.held}.cvd")
     site.publish(NEW)
     lie.tell(site)
-    assert eventually(lambda: site.gateway.ask("/test.cvd") and has_asked_dns(site)), site.gateway.log
+    assert eventually(lambda: site.gateway.ask("/test.cvd").status and has_asked_dns(site)), site.gateway.log
     ask_all(site)
     site.client("new").run()
     ask_all(site)
