@@ -132,6 +132,7 @@ class Fetcher:
                 return self._use(
                     response, Head(_marked(head, keeps), requested_at, received_at, limit), scope
                 )
+            scope.close()
             following = self._next(place, response)
             if following.origin != place.origin:
                 fields.pop("Authorization", None)

@@ -76,6 +76,15 @@ BACKOFFS = {
     Failure.NO_ROOM: Backoff(60, 60),
     Failure.LOCAL: Backoff(5, 60),
 }
+_FROM_BEYOND_THE_PROXY = frozenset(
+    {
+        Failure.FORBIDDEN,
+        Failure.RATE_LIMITED,
+        Failure.SERVER_ERROR,
+        Failure.CHANGED,
+        Failure.BAD_CONTENT,
+    }
+)
 _ABOUT_THE_BODY = (Failure.BAD_CONTENT, Failure.CHANGED)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
@@ -179,11 +188,6 @@ class Cooldowns:
             if cooldown.until != value["until"]:  # noted by a wrong clock; without this, for ever
                 self._save(key, asdict(cooldown))
 
-    def forgive_proxy(self) -> None:
-        """Try the parent proxy again at once: the password may have been corrected."""
-        if self._active.pop(PROXY, None) is not None:
-            self._save(PROXY, None)
-
     def check(self, path: str, agent: str) -> Cooldown | None:
         """The cool-down that forbids asking for a file now, the longest one, or None.
 
@@ -221,6 +225,8 @@ class Cooldowns:
             retry_after: seconds, as the origin demanded.
         """
         self._forget_old()
+        if failure in _FROM_BEYOND_THE_PROXY:
+            self.forgive_proxy()
         keys = {
             Failure.FORBIDDEN: _agent_key(agent),
             Failure.UNREACHABLE: ORIGIN,
@@ -247,13 +253,19 @@ class Cooldowns:
         self._admitted[agent] = None
         if len(self._admitted) > MOST_ADMITTED:
             del self._admitted[next(iter(self._admitted))]
-        for key in (path, _agent_key(agent), ORIGIN, PROXY):
+        self.forgive_proxy()
+        for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
             if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
                 continue
             if verified or cooldown.failure not in _ABOUT_THE_BODY:
                 del self._active[key]
                 self._save(key, None)
+
+    def forgive_proxy(self) -> None:
+        """The proxy has let a request through, or its password may have been corrected."""
+        if self._active.pop(PROXY, None) is not None:
+            self._save(PROXY, None)
 
     def _refusal_of_all(self, now: float) -> Cooldown | None:
         """The shortest of the refusals, if there are so many that the next version needn't try, too."""

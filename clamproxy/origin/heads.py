@@ -197,6 +197,7 @@ class Heads:
         except NotFoundError as error:
             if self._is_news(database, "missing"):
                 logger.info("The origin has no %s.cvd: %s", database, error)
+            self._cooldowns.forgive_proxy()
             self._missing_until[database] = time.monotonic() + RECHECK
             self._sightings[database] = replace(self.sighting(database), at=time.time())
             raise

@@ -81,7 +81,7 @@ class OriginSide:
         """
         if not offline:
             self.cooldowns.restore(store.notes("cooldown/"))
-            self.cooldowns.forgive_proxy()
+            self.cooldowns.forgive_proxy()  # who starts anew may have corrected the password
         self.budget.restore(store.notes("budget/"))
         self.agents.restore(store.notes("agent/"))
         self.versions.restore(store.notes("advertised/"), store.notes("record/"))

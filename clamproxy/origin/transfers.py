@@ -171,6 +171,7 @@ class Transfers:
             await transfer.run()
         except NotFoundError as error:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
+            self._cooldowns.forgive_proxy()
             self._remember_missing(object_id)
         except TransferError as error:
             self._note_failure(object_id, transfer, error)

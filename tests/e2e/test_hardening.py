@@ -198,7 +198,8 @@ def test_oversized_body_does_not_fill_the_disk(site: Site, with_length: bool) ->
     # The helper files of the fleet's database come and go.
     files = [path for path in site.gateway.cache.rglob("*") if path.is_file() and "sqlite" not in path.name]
     assert sum(path.stat().st_size for path in files) < MEBIBYTE
-    assert cooldowns(site)["/test-6.cvd.sign"]["failure"] == "bad content"
+    # The cool-down of two seconds may be over before `clamproxy stats` has started.
+    assert f"more than {MEBIBYTE} bytes); next try in" in site.gateway.log
 
 
 def test_404_leaves_nothing_behind(site: Site) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.faults import Fault
+from tests.support.gateway import Way, receive, send
 from tests.support.scenes import PROBE
 from tests.support.site import Site, build_time, eventually, http_date, signed
 
@@ -21,6 +22,8 @@ OLD, NEW = 5, 6
 WHOLE: dict[str, Any] = {"delta": {"enabled": False}, "serving": {"prefetch": "none"}}
 """Heads alone answer header probes: nothing is proven by patches."""
 FOR_EVER = 2**31 - 1
+LONGEST = 100.0
+"""Seconds: a CVD that wasn't there is asked for again after a minute."""
 MUCH_LATER = "Fri, 31 Dec 9999 23:59:59 GMT"
 LONG_AGO = "Thu, 01 Jan 1970 00:00:00 GMT"
 
@@ -137,6 +140,14 @@ def ask_all(site: Site) -> None:
             assert any(answer.body == body[:2001] for body in right), (fields, answer)
 
 
+def has_asked_dns(site: Site) -> bool:
+    """Whether the gateway has heard what DNS says now."""
+    version = site.dns.versions["test"]
+    heard = f"DNS advertises test version {version}." if version > 0 else "No advertised versions"
+    return heard in site.gateway.log
+
+
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
 def test_a_lie_is_no_answer_and_ends(make_site: MakeSite, lie: Lie) -> None:
     site = make_site(**WHOLE)
@@ -145,6 +156,7 @@ def test_a_lie_is_no_answer_and_ends(make_site: MakeSite, lie: Lie) -> None:
         assert site.gateway.ask("/test.cvd").body == signed(f"test-{lie.held}.cvd")
     site.publish(NEW)
     lie.tell(site)
+    assert eventually(lambda: site.gateway.ask("/test.cvd").status and has_asked_dns(site)), site.gateway.log
     ask_all(site)
     site.client("new").run()
     ask_all(site)
@@ -152,8 +164,25 @@ def test_a_lie_is_no_answer_and_ends(make_site: MakeSite, lie: Lie) -> None:
     site.origin.heal()
     site.publish(NEW)
     old = site.client("old", local=OLD)
-    assert eventually(lambda: old.run().version == NEW, every=1), site.gateway.log
-    assert eventually(lambda: site.gateway.ask("/test.cvd").body == newest(), every=0.5), site.gateway.log
+    assert eventually(lambda: old.run().version == NEW, every=1, limit=LONGEST), site.gateway.log
+    assert eventually(lambda: site.gateway.ask("/test.cvd").body == newest(), limit=LONGEST), site.gateway.log
     outcome = site.client("late").run()
     assert (outcome.code, outcome.version) == (0, NEW), outcome.output
     assert "Traceback" not in site.gateway.log
+
+
+@pytest.mark.parametrize("way", Way)
+def test_a_head_without_the_file_tells_no_length(make_site: MakeSite, way: Way) -> None:
+    """Nobody knows it for sure, and nothing whole is fetched for it. The connection goes on."""
+    site = make_site(**WHOLE)
+    site.publish(NEW)
+    with site.gateway.connection(way) as connection:
+        for _ in range(2):
+            send(connection, "/test.cvd", way, method="HEAD", connection="keep-alive")
+            answer = receive(connection)
+            assert (answer.status, answer.body) == (200, b"")
+            assert not {"content-length", "transfer-encoding", "etag"} & set(answer.headers)
+    assert site.origin.trace == "P"
+    assert site.gateway.ask("/test.cvd").body == newest()
+    answer = site.gateway.ask("/test.cvd", way, method="HEAD")
+    assert answer.headers["content-length"] == str(len(newest()))

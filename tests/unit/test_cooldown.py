@@ -16,6 +16,7 @@ from clamproxy.origin.cooldown import (
     ENOUGH_REFUSALS,
     HOUR,
     LONGEST_RETRY_AFTER,
+    PROXY,
     TRIAL,
     Backoff,
     Cooldowns,
@@ -116,13 +117,17 @@ def test_a_407_locks_no_account(bench: Bench) -> None:
     assert all(len([one for one in tries if 0 <= one - at <= HOUR / 2]) <= 2 for at in tries)
 
 
-def test_a_407_is_tried_again_after_a_restart(bench: Bench) -> None:
+@pytest.mark.parametrize("failure", Failure)
+def test_whatever_comes_from_beyond_the_proxy_shows_that_it_admits(bench: Bench, failure: Failure) -> None:
     bench.fail(Failure.PROXY_AUTHENTICATION)
-    again = Bench()
-    again.cooldowns.restore(bench.notes)
-    assert again.blocks()
-    again.cooldowns.forgive_proxy()  # as the gateway does at its start
-    assert not again.blocks()
+    bench.fail(failure)
+    is_from_here = failure in (
+        Failure.PROXY_AUTHENTICATION,
+        Failure.UNREACHABLE,
+        Failure.INTERRUPTED,
+        Failure.LOCAL,
+    )
+    assert (PROXY in bench.cooldowns.in_force()) is is_from_here
 
 
 def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(bench: Bench) -> None:
