@@ -48,7 +48,8 @@ def make_state_directory(settings: Settings) -> Path:
         directory.mkdir(mode=0o700, parents=configured is not None, exist_ok=True)
     except OSError as error:
         if configured is None:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            # Where the path makes no sense, the cache can't be made, either, and says so.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
                 reason = f"{directory} can't be made ({error.strerror})"
                 logger.warning("Records stay in the cache directory: %s; set state.directory.", reason)
             return settings.cache.directory

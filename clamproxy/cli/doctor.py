@@ -100,9 +100,10 @@ def doctor(
     path = freshclam_conf or (None if is_local and gateway is None else find_conf())
     conf = FreshclamConf() if path is None else _read(path)
     own = Route(*gateway_here(config)) if is_local and freshclam_conf is None else None
-    configured = route_of(conf, os.environ) or own
-    route = _route(gateway, configured)
-    is_machine = path is not None and (freshclam_conf is not None or route is configured)
+    configured = route_of(conf, os.environ)
+    route = _route(gateway, configured or own)
+    leads_here = configured is not None and route is configured
+    is_machine = path is not None and (freshclam_conf is not None or leads_here)
     credentials = f"{user}:{_password(user)}" if user else route.credentials
     wants_https = https or ca is not None or route.uses_https
     visit = _Visit(

@@ -131,9 +131,9 @@ class Requests:
                 url = f"{request.scheme}://{request.host}:{request.port}{request.path}"
                 return await service.feeds.handle(FeedRequest(url, _method(request), headers))
             case _:
-                places = "serving.hosts, feeds.hosts or serving.pass_through"
+                place = "is not in serving.hosts, feeds.hosts or serving.pass_through"
                 hint = "if it is the gateway itself, put it in tls.names"
-                return service.gateway.refuse(502, f"{request.host} is not in {places}; {hint}")
+                return service.gateway.refuse(502, f"{request.host} {place}; {hint}")
 
     async def _page(self, flow: http.HTTPFlow, service: Service) -> Reply:
         request, client = flow.request, flow.client_conn

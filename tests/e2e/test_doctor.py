@@ -16,6 +16,7 @@ from tests.support import faults
 from tests.support.dns_server import Mode, namespace_refusal
 from tests.support.doctor_rig import answer, gateways
 from tests.support.gateway import CDN, USER_AGENT, tool
+from tests.support.relay import Relay
 from tests.support.site import LOCALHOST, Site, eventually
 
 from .conftest import MakeSite
@@ -150,13 +151,14 @@ def test_a_loop(make_site: MakeSite) -> None:
     """The name in upstream.url leads to the gateway itself."""
     site = make_site(access=FEW, upstream=NAMED)
     site.publish(6)
-    url = f"http://localhost:{site.gateway.port}"
-    reload(site.gateway, upstream={"url": url})
-    for _ in range(2):
-        rows = examine(site, code=2)
-        text = f"leads back to this gateway: {url}, with the address "
-        check(rows["gateway", "upstream"], "problem", text, "name server without that zone")
-        check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
+    with Relay(site.gateway.port) as mapped:  # on its own port, the configuration is refused
+        url = f"http://localhost:{mapped.port}"
+        reload(site.gateway, upstream={"url": url})
+        for _ in range(2):
+            rows = examine(site, code=2)
+            text = f"leads back to this gateway: {url}, with the address "
+            check(rows["gateway", "upstream"], "problem", text, "name server without that zone")
+            check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
 
 
 def test_a_loop_over_another_gateway(make_site: MakeSite) -> None:

@@ -63,7 +63,7 @@ def test_idle(site: Site, number: signal.Signals) -> None:
     assert wait_for_end(site.gateway) == 0
     assert refuses(site.gateway)
     assert_clean(site.gateway)
-    assert left(site) == {"proxy.yaml", "gateway.log"}
+    assert left(site) == {"proxy.yaml", "gateway.log", "cache-state"}
 
 
 def test_a_second_signal(big: Site) -> None:

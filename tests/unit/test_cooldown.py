@@ -126,6 +126,7 @@ def test_whatever_comes_from_beyond_the_proxy_shows_that_it_admits(bench: Bench,
         Failure.UNREACHABLE,
         Failure.INTERRUPTED,
         Failure.LOCAL,
+        Failure.NO_ROOM,
     )
     assert (PROXY in bench.cooldowns.in_force()) is is_from_here
 
