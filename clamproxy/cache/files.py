@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -29,6 +30,7 @@ from clamproxy.objects import Kind, ObjectId
 OBJECTS = "objects"
 
 _NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT)
+_NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 _DATABASES = ("daily", "main", "bytecode", "safebrowsing", "test", "valhalla")
 """Whose a nameless file may be."""
 
@@ -63,6 +65,8 @@ def place(directory: Path, object_id: ObjectId, path: Path) -> str:
     temporary = target.with_name(f".{object_id.file_name}.{secrets.token_hex(4)}")
     try:
         _link_or_copy(path, temporary)
+        if target.is_dir():  # nothing can be renamed to that
+            remove(target)
         temporary.replace(target)
     finally:
         # Renaming one name of a file to another name of the same file does nothing.
@@ -73,13 +77,49 @@ def place(directory: Path, object_id: ObjectId, path: Path) -> str:
 
 
 def scan(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """All files below the index's directory but those of SQLite. Takes milliseconds for a thousand."""
+    """All files below the index's directory but those of SQLite. Takes milliseconds for a thousand.
+
+    What is neither a file nor a directory is left out: opening a FIFO may wait for ever.
+    """
     for below, _, names in os.walk(directory):
         for name in names:
             path = Path(below) / name
             with suppress(OSError):
-                if not name.startswith(DBNAME):
-                    yield str(path.relative_to(directory)), path.stat()
+                status = path.stat()
+                if not name.startswith(DBNAME) and stat.S_ISREG(status.st_mode):
+                    yield str(path.relative_to(directory)), status
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a file; what else has its name counts as no file. Quick.
+
+    Raises:
+        OSError: there is none, or it can't be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise FileNotFoundError(errno.ENOENT, "not a file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
+    return open(path, "rb", opener=lambda *_: descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove what has a name, even if that is a directory; nothing if nothing has it. Blocks.
+
+    Raises:
+        OSError: the disk is read-only, for one.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
+    except NotADirectoryError:
+        return
 
 
 def identify(path: Path, keys: TrustedKeys) -> ObjectId | None:

@@ -45,6 +45,7 @@ _SETTINGS = {
     "size_limit": 2**50,
     "statistics": 0,
     "disk_min_file_size": 2**30,  # texts stay in their rows
+    "sqlite_mmap_size": 0,  # else SIGBUS ends the process when the file is cut, or can't be read
 }
 
 
@@ -111,8 +112,8 @@ class Index:
         self._damage: str | None = None
         self._generation = 0
         self._open(thorough=True)
-        self.was_complete = self._identity is not None and self._damage is None
-        """Whether the file was there and sound in the beginning."""
+        self.was_complete = bool(self._rows) and self._damage is None
+        """Whether the file was there and sound in the beginning; one that was cut to nothing has no rows."""
 
     # Reading
 

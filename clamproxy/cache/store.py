@@ -197,12 +197,10 @@ class Store:
             return None
         metadata = Metadata.from_json(row.text)
         try:
-            file = self._path(row, object_id).open("rb")
+            file = files.open_to_read(self._path(row, object_id))
         except OSError as error:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                if not self.condition.failed(error):
-                    raise
-                return None
+            if not isinstance(error, FileNotFoundError) and not self.condition.failed(error):
+                raise
         else:
             if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
                 return PublishedFile(object_id, metadata, file)
@@ -362,7 +360,7 @@ class Store:
         self._index.change({object_key(object_id): None})
         # Not before its row is gone for other processes, too.
         if row is not None:
-            self._path(row, object_id).unlink(missing_ok=True)
+            files.remove(self._path(row, object_id))
 
     def object_ids(self) -> Iterator[ObjectId]:
         """What the index has, whether its file can be read or not, and what is held in memory."""
@@ -435,16 +433,20 @@ class Store:
         return self.records.add(amounts)
 
     def counters(self) -> dict[str, int]:
-        """The counters as last written. Blocks."""
-        return self.records.counters()
+        """The counters as last written, with those that still have to be handed over. Blocks."""
+        return self.records.counters(self._earlier_counters())
 
-    def hand_over_counters(self) -> None:
-        """Give the records the counters that earlier versions kept in the index. Blocks."""
-        counters = {
+    def _earlier_counters(self) -> dict[str, int]:
+        """What an earlier version has left in the index."""
+        return {
             key.removeprefix(_COUNTER_PREFIX): int(row.text)
             for key in self._index.keys(_COUNTER_PREFIX)
             if (row := self._index.get(key)) is not None and row.text.isdecimal()
         }
+
+    def hand_over_counters(self) -> None:
+        """Give the records the counters that earlier versions kept in the index. Blocks."""
+        counters = self._earlier_counters()
         if counters and self.records.take_over(counters, self.note(HISTORY)):
             gone = [*self._index.keys(_COUNTER_PREFIX), _NOTE_PREFIX + HISTORY]
             self._index.change(dict.fromkeys(gone))

@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,24 @@ class Records:
         """The state directory."""
         return self._file.path.parent
 
-    def counters(self) -> dict[str, int]:
-        """The counters as last written; while the file can't be read, as last seen."""
+    def counters(self, elsewhere: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The counters as last written; while the file can't be read, as last seen.
+
+        Args:
+            elsewhere: what is recorded elsewhere; it is added unless `take_over` has done so.
+        """
+        known = self._read()
         found = {
             key.removeprefix(_COUNTER_PREFIX): int(text)
-            for key, text in self._read().items()
+            for key, text in known.items()
             if key.startswith(_COUNTER_PREFIX) and text.isdecimal()
         }
         with self._lock:
             self._last |= {name: max(count, self._last.get(name, 0)) for name, count in found.items()}
-            return dict(self._last)
+            total = Counter(self._last)
+        if elsewhere and known.get(_MOVED) != _source_of(elsewhere):
+            total.update(elsewhere)
+        return dict(total)
 
     def add(self, amounts: Mapping[str, int]) -> bool:
         """Add to counters, all at once; returns whether that could be written. Trouble is logged once."""
@@ -80,7 +89,7 @@ class Records:
         Returns:
             Whether it is here now.
         """
-        source = json.dumps(dict(sorted(counters.items())))
+        source = _source_of(counters)
         known = self._read()
         if known.get(_MOVED) == source:
             return True
@@ -145,6 +154,11 @@ class Records:
         )
         with self._lock:
             self._last |= counted
+
+
+def _source_of(counters: Mapping[str, int]) -> str:
+    """What is remembered of counters that were taken over."""
+    return json.dumps(dict(sorted(counters.items())))
 
 
 def _texts(connection: sqlite3.Connection) -> dict[str, str]:

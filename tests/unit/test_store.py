@@ -360,3 +360,17 @@ def test_without_the_newest_cvd_the_one_before_is_the_newest(
     assert read(store, cvd(newest or 5)) == (None if newest is None else b"CVD %d" % newest)
     put(store, cvd(6), b"the next one")
     assert store.newest_version("daily") == 6
+
+
+def test_a_directory_in_the_place_of_an_object(store: Store, make_cvd: MakeCvd) -> None:
+    """It is no file: the object counts as lost, can be dropped, and be published again."""
+    put_cvd(store, 5, make_cvd(5))
+    path = store.directory / "index" / "objects" / "daily-5.cvd"
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    assert store.open(cvd(5)) is None
+    store.drop(cvd(5))
+    assert not path.exists()
+    (path / "inside").mkdir(parents=True)
+    put_cvd(store, 5, make_cvd(5))
+    assert store.holds(cvd(5))
