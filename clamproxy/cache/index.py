@@ -24,7 +24,7 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
 
-from clamproxy.cache import rows
+from clamproxy.cache import files, rows
 from clamproxy.cache.rows import SHAPE_KEY, Row
 from clamproxy.storage.condition import Condition, Trouble, look, trouble_of
 from clamproxy.storage.sealing import seal
@@ -334,8 +334,10 @@ class Index:
             return
         # A log that is left would be applied to the next file of that name.
         for suffix in ("-wal", "-shm"):
-            self.path.with_name(DBNAME + suffix).unlink(missing_ok=True)
-        self.path.replace(self.path.with_name(DBNAME + DAMAGED_SUFFIX))
+            files.remove(self.path.with_name(DBNAME + suffix))
+        aside = self.path.with_name(DBNAME + DAMAGED_SUFFIX)
+        files.remove(aside)  # it may be a directory, which nothing can be renamed to
+        self.path.replace(aside)
 
     def _is_trouble(self, error: Exception) -> bool:
         """Whether the disk or what is on it is to blame: all keys and values are ours, and right."""

@@ -42,5 +42,5 @@ class Quarantine:
         """The rejected files that are still there."""
         try:
             return [path for path in self.directory.iterdir() if path.suffix != ".reason"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []

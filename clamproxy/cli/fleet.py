@@ -196,15 +196,14 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
         settings = load_settings(find_config(config, Path.cwd()), os.environ)
     except ConfigurationError as error:
         raise UnknownError(str(error)) from error
-    directory = settings.cache.directory
     if not settings.fleet.enabled:
         raise UnknownError("fleet.enabled is false: no table of clients is kept")
+    directory = state_directory(settings)
     try:
-        records = state_directory(settings)
-        if not has_table(records):
-            raise UnknownError(f"{records}: no table of clients; has the proxy been started?")
-        advertised = _advertised(directory, settings)
-        return read_fleet(records, advertised, now), advertised
+        if not has_table(directory):
+            raise UnknownError(f"{directory}: no table of clients; has the proxy been started?")
+        advertised = _advertised(settings.cache.directory, settings)
+        return read_fleet(directory, advertised, now), advertised
     except (OSError, sqlite3.Error, diskcache.Timeout) as error:
         raise UnknownError(shown_trouble(directory, error)) from error
 

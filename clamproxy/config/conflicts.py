@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint, host_and_port
 
+_TIDIED = ("index", "partial", "quarantine", "feeds")
+"""Directories of the cache from which the gateway removes what it doesn't know."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -27,7 +29,12 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
     for endpoint in listening:
         if pages is not None and endpoint.clashes(pages):
             return f"status.listen is {pages}; expected a port of its own, as the proxy is on {endpoint}"
-    return _loop(settings, listening) or _dns_loop(settings) or _hidden_host(settings)
+    return (
+        _loop(settings, listening)
+        or _dns_loop(settings)
+        or _hidden_host(settings)
+        or _records_among_objects(settings)
+    )
 
 
 def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
@@ -62,6 +69,15 @@ def _hidden_host(settings: Settings) -> str | None:
         for host in hosts:
             if not host.startswith("*.") and settings.serving.is_clamav_host(host):
                 return f"{key} has {host}; expected none of serving.hosts, which are answered as the CDN"
+    return None
+
+
+def _records_among_objects(settings: Settings) -> str | None:
+    """Records that would be tidied up with the cache: they would be lost at the next start."""
+    directory = settings.state.directory
+    for name in _TIDIED:
+        if directory is not None and directory.is_relative_to(settings.cache.directory / name):
+            return f"state.directory is {directory}; expected a place outside of the cache's own {name}"
     return None
 
 

@@ -222,7 +222,20 @@ def make_it_a_directory(database: Path) -> None:
     database.mkdir()
 
 
+def cut_to_nothing(database: Path) -> None:
+    database.write_bytes(b"")
+
+
+def something_is_in_the_way(database: Path) -> None:
+    """Where the damaged file would be moved to, and its log."""
+    write_garbage(database)
+    for suffix in (".damaged", "-wal"):
+        (database.with_name(database.name + suffix) / "inside").mkdir(parents=True)
+
+
 DAMAGES = [
+    cut_to_nothing,
+    something_is_in_the_way,
     write_garbage,
     overwrite_the_middle,
     overwrite_one_leaf,

@@ -343,6 +343,15 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
         ),
         ("status: {host: database.clamav.net}", "*:8080", "status.host has database.clamav.net"),
         ("serving: {pass_through: ['*.clamav.net']}", "*:8080", None),
+        # Records are not tidied up with the cache.
+        ("{cache: {directory: /c}, state: {directory: /c/index}}", "*:8080", "state.directory is /c/index"),
+        (
+            "{cache: {directory: /c}, state: {directory: /c/feeds/x}}",
+            "*:8080",
+            "state.directory is /c/feeds/x",
+        ),
+        ("{cache: {directory: /c}, state: {directory: /c/state}}", "*:8080", None),
+        ("{cache: {directory: /c}, state: {directory: /c}}", "*:8080", None),
     ],
 )
 def test_values_that_cannot_work_together(write: Write, text: str, listening: str, value: str | None) -> None:

@@ -108,6 +108,18 @@ def test_records_of_an_earlier_version_move(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_commands_know_the_counters_before_they_move(tmp_path: Path) -> None:
+    """After an upgrade, `clamproxy stats` may come before the first start."""
+    cache = tmp_path / "cache"
+    fill_as_earlier_versions(cache)
+    with closing(open_store(settings_for(cache))) as store:
+        assert store.counters() == COUNTERS
+        assert store.counters() == COUNTERS
+    moved(cache, tmp_path / "cache-state")
+    with closing(open_store(settings_for(cache))) as store:
+        assert store.counters() == COUNTERS
+
+
 def test_what_was_counted_meanwhile_stays(tmp_path: Path) -> None:
     """The gateway may have counted before the disk let it move anything."""
     cache, state = tmp_path / "cache", tmp_path / "state"

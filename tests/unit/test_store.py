@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -374,3 +375,15 @@ def test_a_directory_in_the_place_of_an_object(store: Store, make_cvd: MakeCvd) 
     (path / "inside").mkdir(parents=True)
     put_cvd(store, 5, make_cvd(5))
     assert store.holds(cvd(5))
+
+
+def test_a_fifo_in_the_place_of_an_object(store: Store) -> None:
+    """Nobody waits for its other end."""
+    put(store, cdiff(5), b"patch")
+    path = store.directory / "index" / "objects" / "daily-5.cdiff"
+    path.unlink()
+    os.mkfifo(path)
+    assert store.open(cdiff(5)) is None
+    store.close()
+    with closing(Store(store.directory)) as again:
+        assert not again.has(cdiff(5))
