@@ -25,7 +25,7 @@ from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
@@ -224,7 +224,15 @@ class Transfer:
         except asyncio.CancelledError:
             self._fail(TransferError(Failure.LOCAL, "the gateway is stopping"))
             raise
-        except (TransferError, NotFoundError) as error:
+        except NotFoundError as error:
+            if self._expected.kind is not Kind.CVD:
+                self._fail(error)
+                raise
+            # Its header was there a moment ago: the origin contradicts itself.
+            failure = TransferError(Failure.BAD_CONTENT, f"the header is there, the file is not: {error}")
+            self._fail(failure)
+            raise failure from error
+        except TransferError as error:
             self._fail(error)
             raise
         except Exception as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from clamproxy.messages import Requester, SourceError
-from clamproxy.objects import Kind, ObjectId
+from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
@@ -195,8 +195,6 @@ class Transfers:
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
 
     def _remember_missing(self, object_id: ObjectId) -> None:
-        if object_id.kind is Kind.CVD:
-            return  # its header was there a moment ago
         self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
         if len(self._missing_until) > _MAX_REMEMBERED:
             del self._missing_until[min(self._missing_until, key=self._missing_until.__getitem__)]

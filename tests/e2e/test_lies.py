@@ -106,6 +106,8 @@ LIES = [
     Lie("a file that never ends", length("W", 5)),
     Lie("a length of a terabyte", length("W", 2**40)),
     Lie("an older file", lambda site: site.origin.rule("W", Fault(body=signed("test-3.cvd"))), OLD),
+    Lie("a header without a file", answers("W", status=404)),
+    Lie("a header without a newer file", answers("W", status=404), OLD),
     # Refusals
     Lie("no such file", answers("*", status=404), OLD),
     Lie("busy since 1970", answers("*", status=503, headers={"Retry-After": LONG_AGO}), OLD),

@@ -322,6 +322,12 @@ async def test_not_found(rig: Rig, code: int) -> None:
         await transfer.ready()
 
 
+async def test_a_cvd_that_is_not_there_though_its_header_was(rig: Rig) -> None:
+    """As any lie about the file: each client that asked for it again would be a request to the origin."""
+    rig.origin.rule("*", faults.status(404))
+    assert (await failure_of(rig, ObjectId("daily", 5, Kind.CVD))).failure is Failure.BAD_CONTENT
+
+
 async def test_trap_18_a_patch_under_another_name(rig: Rig) -> None:
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 6))
     rig.origin.put("main-6.cdiff", forge_cdiff("daily", 6))
