@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.script import Script
 
 from clamproxy.access.limits import provide_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
@@ -97,6 +98,7 @@ class ClamProxy:
 
     async def running(self) -> None:
         """All is set up."""
+        _stay_loaded()
         if self._site.service is None or not await self._listening.begin():
             return
         self._site.service.start()
@@ -270,3 +272,13 @@ def _stop_start(error: Exception) -> None:
     """Log the error: mitmproxy then ends the start."""
     where = "cache directory: " if isinstance(error, OSError) else ""
     logger.error("%s%s", where, error)
+
+
+def _stay_loaded() -> None:
+    """Have mitmproxy not look each second whether the script that loaded this has changed.
+
+    An upgrade replaces it, and mitmproxy can unload no addon whose end takes time: it logs a traceback.
+    """
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "cr_code", None) is Script.watcher.__code__:
+            task.cancel()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,11 +15,15 @@ import pytest
 from tests.support import faults
 from tests.support.big import PATH, SIZE, Forgery, begun_download
 from tests.support.freshclam import OK
-from tests.support.gateway import END_LIMIT, Gateway, Way, receive, send
+from tests.support.gateway import ADDON, END_LIMIT, ROOT, Gateway, Way, receive, send
 from tests.support.site import Site, eventually, signed
+
+from .conftest import MakeSite
 
 LITTLE = 1_000_000
 NEARLY_ALL = SIZE - LITTLE
+LOOKS = 2.5
+"""Seconds in which mitmproxy would look at its script at least twice."""
 
 
 def ask_to_stop(gateway: Gateway, number: signal.Signals = signal.SIGTERM) -> None:
@@ -188,3 +193,19 @@ def test_no_process_is_left(big: Site) -> None:
         assert not Path(f"/proc/{each}").exists()
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=20).stdout
     assert str(big.gateway.config) not in listing
+
+
+def test_an_upgrade_in_place_ends_nothing(make_site: MakeSite, tmp_path: Path) -> None:
+    """The program's files go and come back while it runs; mitmproxy looks at its script each second."""
+    script = tmp_path / "script.py"
+    text = (ROOT / ADDON).read_text()
+    script.write_text(text)
+    site = make_site(script=str(script))
+    site.publish(2)
+    script.unlink()
+    time.sleep(LOOKS)
+    assert site.gateway.ask("/test.cvd").body == signed("test-2.cvd")
+    script.write_text(text)
+    time.sleep(LOOKS)
+    assert site.gateway.ask("/test.cvd").body == signed("test-2.cvd")
+    assert_clean(site.gateway)
