@@ -307,9 +307,7 @@ class Index:
                 self._reader = rows.connect(self.path)
                 self._version = 0
         if damage is not None:
-            logger.warning(
-                "The index of the cache was damaged (%s): made anew, with all that is known.", damage
-            )
+            logger.warning("The index of the cache was damaged (%s), and has been rebuilt.", damage)
 
     def _make(self) -> diskcache.Cache:
         """Diskcache's view of the file, which is made if it isn't there."""

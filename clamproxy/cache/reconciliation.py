@@ -49,7 +49,7 @@ def reconcile(
                 path.unlink()
     if found:
         index.change_later(found)
-        logger.warning("Verified files that the index didn't tell of, and took them in: %d.", len(found))
+        logger.warning("Files that were missing from the index, verified and added: %d.", len(found))
     if alone:
         _name(index, directory)
         files.remove_empty_directories(directory)

@@ -104,14 +104,13 @@ def _misuse_is_unknown() -> Iterator[None]:
     "--behind-for",
     metavar="TIME",
     callback=duration("a duration such as 24h"),
-    help="Only machines that have lacked a release since it came out so long ago, such as 24h. "
-    "With --behind: both.",
+    help="Only machines that have been behind for longer than this, such as 24h. With --behind: both.",
 )
 @click.option(
     "--stale",
     metavar="TIME",
     callback=duration("a duration such as 2d"),
-    help="Only machines that have asked for nothing for so long, such as 2d. With the others: either.",
+    help="Only machines that have sent no request for this long, such as 2d. With the others: either.",
 )
 @click.pass_context
 def fleet(
@@ -170,11 +169,11 @@ def forget(context: click.Context, config: str | None, uuids: tuple[str, ...]) -
     require_owner(directory)
     try:
         if not has_table(directory):
-            fail(f"{directory}: no table of clients; has the proxy been started?")
+            fail(f"{directory}: no table of machines; has the proxy been started?")
         with Table(directory).writing() as rows:
             dropped = {uuid: rows.forget(uuid, time.time()) for uuid in dict.fromkeys(map(str.lower, uuids))}
     except DamagedFileError:
-        fail("the table of clients was damaged, and has been moved aside; a new one is empty.")
+        fail("the table of machines was damaged and has been moved aside; the new one is empty.")
     except (OSError, sqlite3.Error) as error:
         fail(shown_trouble(directory, error))
     unknown = [uuid for uuid, count in dropped.items() if not count]
@@ -197,11 +196,11 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
     except ConfigurationError as error:
         raise UnknownError(str(error)) from error
     if not settings.fleet.enabled:
-        raise UnknownError("fleet.enabled is false: no table of clients is kept")
+        raise UnknownError("fleet.enabled is false: no table of machines is kept")
     directory = state_directory(settings)
     try:
         if not has_table(directory):
-            raise UnknownError(f"{directory}: no table of clients; has the proxy been started?")
+            raise UnknownError(f"{directory}: no table of machines; has the proxy been started?")
         advertised = _advertised(settings.cache.directory, settings)
         return read_fleet(directory, advertised, now), advertised
     except (OSError, sqlite3.Error, diskcache.Timeout) as error:

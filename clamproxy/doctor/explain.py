@@ -130,7 +130,7 @@ def status(answer: Answer, path: str, proxy: Proxy) -> Verdict:
         return other_proxy(answer)
     reason = answer.reason or "no reason given"
     if is_loop(reason):
-        return problem(f"requests run in a circle: {reason}", f"on the gateway, {LOOP_REMEDY}")
+        return problem(f"requests run in a loop: {reason}", f"on the gateway, {LOOP_REMEDY}")
     if answer.status == 503:
         return problem(f"the gateway can't give {path}: {reason}{refusal_in_words(reason)}", ON_GATEWAY)
     if answer.status == 404:

@@ -153,13 +153,13 @@ class GatewaySide:
         except (OSError, sqlite3.Error) as error:
             return problem(
                 f"the index can't be read: {error}",
-                "run this as the proxy's user, and see that the disk can be read.",
+                "run this as the proxy's user, and check that the disk can be read.",
             )
         self._origin.store = self._store
         if (damage := self._store.index_damage) is not None:
             return warning(
                 f"the index is damaged, what is cached was read from the files: {damage}",
-                "start the proxy: it makes the index anew.",
+                "start the proxy: it rebuilds the index.",
             )
         reached = {name: versions["reached"] for name, versions in figures["databases"].items()}
         cached = [name for name, version in reached.items() if version]
@@ -188,10 +188,10 @@ class GatewaySide:
         name, trouble = max(stuck.items(), key=lambda item: item[1].last)
         since = shown_span(time.time() - trouble.since)
         return warning(
-            f"{name} was refused {trouble.failures} times within {since}: where the whole CVD is cached, "
-            "machines are told to take that",
-            "the quarantine has what was sent; nothing to do unless something between here and the origin "
-            "changes files: then mend that, and the patch is fetched by itself.",
+            f"{name} failed verification {trouble.failures} times within {since}: where the whole CVD is "
+            "cached, machines are told to take that",
+            "usually nothing, as the patch is fetched again; the quarantine holds what arrived. If something "
+            "on the way from the origin changes files, repair that.",
         )
 
     def _look_at_cooldowns(self) -> Verdict:

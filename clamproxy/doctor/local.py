@@ -68,7 +68,7 @@ def compare(local: Mapping[str, Local], served: Mapping[str, CvdHeader | None], 
 def _compare(name: str, local: Local, header: CvdHeader | None, is_known: bool, now: float) -> Verdict:
     if is_known and header is None and name not in STANDARD_DATABASES:
         return warning(
-            f"the gateway's origin has no {name}: freshclam fails at it, and doesn't get to what comes after",
+            f"the gateway's origin has no {name}: freshclam stops at it, and skips the databases after it",
             f"remove ExtraDatabase {name} from freshclam.conf.",
         )
     if local.version is None:

@@ -70,7 +70,7 @@ class MachineSide:
         route = route_of(self._conf, self._environment)
         verdict = judge(self._path, self._conf, route, self._path.stat().st_mode)
         if verdict is not None or route is None:
-            return verdict or skipped("there is no way to the gateway in it")
+            return verdict or skipped(f"{self._path} doesn't lead to the gateway")
         how = "as its mirror" if route.is_mirror else f"for {route.target}"
         return ok(f"{self._path} names {route.host}:{route.port} {how}")
 
@@ -80,9 +80,9 @@ class MachineSide:
             return skipped("no proxy is used")
         whose = "of the daemon" if self._daemon and self._daemon.environment is not None else "here"
         if (variable := bypass(self._conf, self._environment)) is None:
-            return ok(f"no variable {whose} leads past the proxy")
+            return ok(f"no variable {whose} bypasses the proxy")
         return problem(
-            f"{variable} in the environment {whose}: freshclam asks its server itself, past the proxy",
+            f"{variable} in the environment {whose}: freshclam connects directly, not through the proxy",
             "take the server's name out of it, or set it for other programs only.",
         )
 
@@ -125,8 +125,8 @@ class MachineSide:
             return ok(f"none (this machine's UUID is {dat.uuid})")
         self._is_cooling = True
         return problem(
-            f"freshclam asks nobody before {shown_time(dat.retry_after)}, for {shown_span(left)} more, and "
-            "exits with 0: a server that it asked refused it with 403 or 429. The gateway never does",
+            f"freshclam contacts no server before {shown_time(dat.retry_after)}, for {shown_span(left)} "
+            "more, and exits with 0: a server has answered it with 403 or 429, which the gateway never does",
             f"as root: {self._commands.without(self._dat)} (it gets a new UUID: to the fleet, a new machine)",
         )
 
@@ -170,7 +170,7 @@ class MachineSide:
         if not verdict.remedy:
             return verdict
         log = self._conf.first("UpdateLogFile") or "the system's log"
-        then = f"then see {log}; docs/troubleshooting.md has what it says, and what it means."
+        then = f"then see {log}; docs/troubleshooting.md explains what it says."
         if self._is_cooling:
             return Verdict(verdict.status, verdict.text, "end the cool-down, as above.")
         command = self._commands.restart() if self._daemon else self._commands.run_once()

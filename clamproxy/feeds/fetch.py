@@ -236,7 +236,7 @@ def explain(error: BaseException) -> str:
         case NewConnectionError():
             return f"{before}no connection"
         case InvalidHeader():
-            return f"{before}a head that makes no sense"
+            return f"{before}an invalid header"
         case ProtocolError():
             return f"{before}the connection ended without an answer"
         case OSError() if str(inner).startswith("Tunnel connection failed: "):

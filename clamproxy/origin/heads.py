@@ -203,7 +203,7 @@ class Heads:
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         if self._told.pop(database, None) is not None:
-            logger.info("The header of %s.cvd can be had again.", database)
+            logger.info("The header of %s.cvd is available again.", database)
         known = self._heads.get(database)
         is_new = known is None or head.header.version > known.header.version
         last = self.sighting(database)

@@ -120,13 +120,13 @@ def _framing(fields: _Fields) -> tuple[_Fields, bool]:
     codings, lengths = _members(fields, _TRANSFER_ENCODING), set(_members(fields, _CONTENT_LENGTH))
     if codings:
         if codings != [b"chunked"]:
-            raise InvalidHeader("a Transfer-Encoding that nothing asked for")
+            raise InvalidHeader("an unexpected Transfer-Encoding")
         return [(b"Transfer-Encoding", b"chunked")], bool(lengths)
     if not lengths:
         return [], False
     length = lengths.pop()
     if lengths or not _LENGTH.fullmatch(length):
-        raise InvalidHeader("a Content-Length that is none")
+        raise InvalidHeader("an invalid Content-Length")
     return [(b"Content-Length", length)], False
 
 

@@ -251,7 +251,7 @@ class Transfer:
             failure.needed = error.needed
             return failure
         if self._resources.store.condition.failed(error):
-            return TransferError(Failure.LOCAL, f"the disk takes nothing: {error}")
+            return TransferError(Failure.LOCAL, f"the disk can't be written to: {error}")
         logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
         return TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}")
 

@@ -161,7 +161,7 @@ class ClamProxy:
             return
         self._check_place(settings)
         if settings.listen != old.settings.listen and self._listening.is_given:
-            logger.warning("The section listen has changed; what the command line says goes on counting.")
+            logger.warning("The section listen has changed, but the command line still overrides it.")
         await old.flush()  # the next one starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
         self._replace(old, Service(settings, self._keys, self._surroundings), authority)

@@ -75,7 +75,7 @@ class LimitedServer(_http1.Http1Server):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         # Whatever a client sends ahead of its turn is kept until then.
         if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD + self._limits.head:
-            reason = "more has come than anybody needs to send ahead"
+            reason = "the client sent too much in advance"
             if self.state == self.read_body and not self.response:
                 yield from self._say(413, reason)
             yield commands.CloseConnection(self.conn)
@@ -254,7 +254,7 @@ class LimitedStream(HttpStream):
         return (yield from super().check_killed(emit_error_hook))
 
     def _refuse_content(self) -> layer.CommandGenerator[None]:
-        reason = "no request needs so much content"
+        reason = "the content of the request is too large"
         self.flow.error = flow.Error(reason)
         yield HttpErrorHook(self.flow)
         refusal = ResponseProtocolError(self.stream_id, reason, ErrorCode.REQUEST_TOO_LARGE)

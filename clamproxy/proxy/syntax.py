@@ -103,7 +103,7 @@ def _fields(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     for line in lines:
         name, colon, value = line.partition(b":")
         if not colon or not _TOKEN.fullmatch(name):
-            raise Refusal(400, "a line of the header is no field")  # RFC 9112 5.1
+            raise Refusal(400, "a line of the header is not a field")  # RFC 9112 5.1
         yield name.lower(), value.strip(b" \t")
 
 
@@ -130,7 +130,7 @@ def _check_length(fields: Fields, method: bytes, version: bytes) -> None:
     if is_coded and (not codings or codings[-1] != b"chunked" or b"chunked" in codings[:-1]):
         raise Refusal(400, "Transfer-Encoding does not end in one chunked")
     if len(codings) > 1:
-        raise Refusal(501, "of transfer codings, chunked alone is understood")
+        raise Refusal(501, "chunked is the only transfer coding that is supported")
     if len(lengths) > 1 or any(re.fullmatch(rb"[0-9]{1,18}", length) is None for length in lengths):
         raise Refusal(400, "Content-Length is not one number of bytes")
     if method == b"CONNECT" and (is_coded or any(int(length) for length in lengths)):

@@ -72,7 +72,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     elif unreachable:
         warnings.append(f"the origin can't be reached, clients get what is cached: {unreachable}")
     warnings += [
-        f"{name} was refused {trouble.failures} times, machines are told to take the whole CVD"
+        f"{name} failed verification {trouble.failures} times, machines are told to take the whole CVD"
         for name, trouble in stuck.items()
     ]
     return Health(tuple(reasons), tuple(warnings))

@@ -57,7 +57,7 @@ class Listener:
             sockets = bind_sockets(self._endpoint.port, self._endpoint.host, backlog=BACKLOG)
         except OSError as error:
             reason = error.strerror or error
-            logger.warning("Nothing listens at status.listen, %s: %s.", self._endpoint, reason)
+            logger.warning("Can't listen at status.listen, %s: %s.", self._endpoint, reason)
             return False
         self.port = sockets[0].getsockname()[1]
         self._server = _Server(

@@ -108,7 +108,7 @@ class StatusSite:
             reply = await self._dispatch(request, peer, place or Place(None, None))
         except Exception:
             logger.exception("%s %s failed.", request.method, request.path.partition("?")[0])
-            reply = _plain(503, "no figures can be had now; see the log of the gateway")
+            reply = _plain(503, "no figures are available now; see the gateway's log")
             reply.headers["Retry-After"] = "5"
         return _finish(reply)
 
@@ -129,7 +129,7 @@ class StatusSite:
             reply.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
             return reply
         if path in GUARDED and not self._is_meant(request.headers):
-            return _plain(421, "not under this name, unless it is in tls.names; ask by an address")
+            return _plain(421, "not served under this name; use an IP address, or add the name to tls.names")
         if path in _STATIC:
             return _file(request, _STATIC[path])
         return await self._pages[path](request, place)

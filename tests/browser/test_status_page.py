@@ -323,7 +323,7 @@ def test_no_list_of_machines(page: Page, code: int) -> None:
     browser = page.show(BUSY)
     page.server.fleet_code = code
     page.next_answer()
-    assert browser.text("#fleet-count") == "The list of machines can't be had now."
+    assert browser.text("#fleet-count") == "The list of machines is not available now."
     assert (browser.text("#state"), browser.text("#silence")) == ("Ready", "")
     page.server.fleet_code = 200
     page.next_answer()

@@ -158,7 +158,7 @@ def test_a_loop(make_site: MakeSite) -> None:
             rows = examine(site, code=2)
             text = f"leads back to this gateway: {url}, with the address "
             check(rows["gateway", "upstream"], "problem", text, "name server without that zone")
-            check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
+            check(rows["client", "header"], "problem", "requests run in a loop", "correct upstream.url")
 
 
 def test_a_loop_over_another_gateway(make_site: MakeSite) -> None:
@@ -168,7 +168,7 @@ def test_a_loop_over_another_gateway(make_site: MakeSite) -> None:
     reload(other.gateway, upstream={"url": f"http://localhost:{site.gateway.port}"})
     rows = examine(site, code=2)
     check(rows["gateway", "upstream"], "problem", "leads back to this gateway", "correct upstream.url")
-    check(rows["client", "header"], "problem", "requests run in a circle", "correct upstream.url")
+    check(rows["client", "header"], "problem", "requests run in a loop", "correct upstream.url")
 
 
 def test_the_cdns_name_leads_here(make_site: MakeSite, tmp_path: Path) -> None:

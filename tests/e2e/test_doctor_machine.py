@@ -101,7 +101,7 @@ def test_on_cooldown(make_site: MakeSite, daemons: None) -> None:
     assert site.origin.requests() == []
     assert machine.client.run().version == 3
     rows = machine.doctor(2)
-    check(rows["machine", "cool-down"], "problem", "freshclam asks nobody before", f"rm {machine.dat}")
+    check(rows["machine", "cool-down"], "problem", "freshclam contacts no server before", f"rm {machine.dat}")
     check(rows["machine", "databases"], "problem", "test 3 is 3 versions behind the gateway's 6", "cool-down")
     check(rows["machine", "freshclam.conf"], "ok", f"names {LOCALHOST}:{site.gateway.port} for {CDN}:80")
     assert {row["status"] for (side, _), row in rows.items() if side == "client"} <= {"ok", "skipped"}
@@ -124,7 +124,7 @@ def test_a_daemon_on_cooldown(make_site: MakeSite, daemons: None) -> None:
     failed = subprocess.run(by_hand, capture_output=True, text=True, check=False)
     assert "Failed to lock the log file" in failed.stdout + failed.stderr
     rows = machine.doctor(2)
-    check(rows["machine", "cool-down"], "problem", "asks nobody", f"kill {daemon.pid} ")
+    check(rows["machine", "cool-down"], "problem", "contacts no server", f"kill {daemon.pid} ")
     check(rows["machine", "daemon"], "ok", f"(process {daemon.pid}), since ")
     assert "failed to lock the log file" in rows["machine", "daemon"]["text"]
     machine.obey(rows["machine", "cool-down"])
@@ -193,7 +193,7 @@ def test_a_database_that_the_origin_lacks(make_site: MakeSite) -> None:
     check(
         machine.doctor(1)["machine", "databases"],
         "warning",
-        "has no safebrowsing: freshclam fails",
+        "has no safebrowsing: freshclam stops",
         "remove Extra",
     )
 

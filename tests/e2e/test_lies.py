@@ -1,6 +1,6 @@
 """The worst that somebody can tell the gateway without a proof, and that it ends.
 
-The table in docs/behaviour.md, "What is believed, and for how long", says what each row here shows.
+The tables in docs/behaviour.md, "What is believed, and for how long", say what each row here shows.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def test_the_command_line_wins(start: Start, tmp_path: Path, program: list[str])
     assert not connectable(configured)
     assert eventually(lambda: printed_port(tmp_path) == given)
     log = gateway.reload("read anew", listen={"proxy": configured})
-    assert "what the command line says goes on counting" in log
+    assert "the command line still overrides it" in log
     assert is_alive(given)
     gateway.end()
     assert printed_port(tmp_path) == given

@@ -231,7 +231,7 @@ class TestHeader:
             (in_words(503, "the origin is not asked until X: status 429"), "asked too often", "doctor"),
             (in_words(503, "the origin has not answered in time"), "not answered in time", "doctor"),
             (in_words(404, "no file of ClamAV's databases"), "has no /daily.cvd", "serving.databases"),
-            (in_words(502, "loop: this request came"), "run in a circle", "upstream.url"),
+            (in_words(502, "loop: this request came"), "run in a loop", "upstream.url"),
             (in_words(500, "what"), "with 500: what", "doctor"),
             (from_clamproxy(206, b"<html>Log in</html>"), "no CVD header", "changes answers"),
             (from_clamproxy(206, header()[:100], length=512), "cut off after 100 bytes", "changes"),

@@ -197,7 +197,7 @@ class TestCache:
         for name in ("cache.db-wal", "cache.db-shm"):
             (cache / "index" / name).unlink(missing_ok=True)
         found = look()
-        check(found, "index", WARNING, "the index is damaged", "makes the index anew")
+        check(found, "index", WARNING, "the index is damaged", "rebuilds the index")
         assert found["quarantine"].status is OK
 
     @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ class TestCache:
         check(look(), "patches", OK, "keeps failing verification")
         trouble = {"failures": 7, "since": time.time() - 7200, "last": time.time()}
         note(cache, **{"stuck/daily-6.cdiff": trouble})
-        check(look(), "patches", WARNING, "daily-6.cdiff was refused 7 times", "the quarantine")
+        check(look(), "patches", WARNING, "daily-6.cdiff failed verification 7 times", "the quarantine")
 
     @pytest.mark.parametrize(
         ("failure", "reason", "text"),

@@ -118,7 +118,13 @@ class TestCooldown:
         machine.holds(daily=3, main=62, bytecode=339)
         machine.dat.write_bytes(dat(int(time.time() + 20 * 3600)))
         found = machine.examine(served(daily=7, main=62, bytecode=339))
-        check(found, "cool-down", PROBLEM, "asks nobody before 20", f"as root: rm {machine.dat} && freshclam")
+        check(
+            found,
+            "cool-down",
+            PROBLEM,
+            "contacts no server before 20",
+            f"as root: rm {machine.dat} && freshclam",
+        )
         assert "for 20 h more, and exits with 0" in found["cool-down"].text
         check(
             found, "databases", PROBLEM, "daily 3 is 4 versions behind the gateway's 7", "end the cool-down"
@@ -145,7 +151,7 @@ class TestCooldown:
     def test_for_ever(self, machine: Machine) -> None:
         """A clock was wrong, say: no date can show that."""
         machine.dat.write_bytes(dat(2**63 - 1))
-        check(machine.examine(), "cool-down", PROBLEM, "asks nobody before ?", "rm ")
+        check(machine.examine(), "cool-down", PROBLEM, "contacts no server before ?", "rm ")
 
     @pytest.mark.parametrize(
         "data", [b"", b"FreshClamData\1\0\0\0", dat(version=2), dat()[:61], os.urandom(90)]

@@ -152,7 +152,7 @@ async def test_each_state_is_one_line_in_the_log(
         ),
         (faults.html(), "No header of daily.cvd (no CVD header: does not begin with ClamAV-VDB:); next try"),
         (faults.status(404), "The origin has no daily.cvd: 404"),
-        (None, "The header of daily.cvd can be had again."),
+        (None, "The header of daily.cvd is available again."),
     ]
     for fault, line in states:
         caplog.clear()

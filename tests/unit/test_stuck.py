@@ -112,7 +112,7 @@ class TestStuckPatches:
         figures = stuck_patches(books.store, books.clock.now)["daily-2.cdiff"]
         assert figures.failures == ENOUGH_FAILURES
         (warning,) = find_problems(books.store, offline=False, now=books.clock.now).warnings
-        assert "daily-2.cdiff was refused 4 times" in warning
+        assert "daily-2.cdiff failed verification 4 times" in warning
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ export async function showMachines() {
   clearTimeout(patience);
   if (own !== asked) return;
   if (found) await showFound(found);
-  else show(byId("fleet-count"), "The list of machines can't be had now.");
+  else show(byId("fleet-count"), "The list of machines is not available now.");
 }
 
 /** fleet.json for what is wanted; null if it can't be had. @param {AbortSignal} signal */
