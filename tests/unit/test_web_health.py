@@ -179,7 +179,7 @@ async def test_a_cool_down_is_no_reason(store: Store, make_cvd: MakeCvd) -> None
     put_cvd(store, 1, make_cvd(1))
     rig = Rig(store)
     rig.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, Failure.RATE_LIMITED, "429")}
-    note_unreachable(store)
+    note_unreachable(store, time.time())  # it counts for seconds only
     assert (await rig.ask("/readyz")).status == 200
     values = await rig.status()
     assert values["ready"] is True
