@@ -45,8 +45,6 @@ FEED_COUNTERS = (
     "feed_upstream_requests",
     "feed_upstream_bytes",
 )
-FREE = ("hits", "collapsed", "stale", "negative")
-"""Counters of answers that cost the origin nothing of their own."""
 COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
 
 
@@ -160,7 +158,7 @@ def _ratios(counters: Mapping[str, int]) -> dict[str, float | None]:
     cache has no say in, refused and passed, is left out. By bytes: what was served without fetching it,
     out of what was served; 0 where more was fetched, ahead of the machines.
     """
-    free = sum(counters.get(name, 0) for name in FREE)
+    free = sum(counters.get(name, 0) for name in map(COUNTER_OF_RESULT.__getitem__, FROM_CACHE))
     asked = free + counters.get("misses", 0) + counters.get("errors", 0)
     served, fetched = counters.get("bytes_served", 0), counters.get("upstream_bytes", 0)
     return {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +15,9 @@ import pytest
 from clamproxy.access.users import user_line
 from tests.support.freshclam import OK
 from tests.support.gateway import CDN, Way, connectable, free_ports
+from tests.support.programs import require_program
+from tests.support.raw import Relay
 from tests.support.raw_http import RawAnswer, exchange, parse_answers
-from tests.support.relay import Relay
 from tests.support.site import LOCALHOST, Site, eventually, open_site, signed
 
 from .conftest import MakeSite
@@ -154,16 +153,6 @@ def test_a_mirror_that_ends_in_a_slash(doors: Doors, tmp_path: Path, way: Way, l
     assert (outcome.code, outcome.version) == (OK, 6), outcome.output
 
 
-def require(name: str) -> str:
-    """The path of a program; skips the test without it, fails when CI is set."""
-    path = shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed")
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
-
-
 @contextlib.contextmanager
 def running(command: list[str], port: int, log: Path) -> Iterator[None]:
     """A server, once it listens."""
@@ -229,7 +218,7 @@ def test_haproxy(doors: Doors, tmp_path: Path) -> None:
     (mapped,) = free_ports(1)
     config = tmp_path / "haproxy.cfg"
     config.write_text(haproxy_config(doors, mapped, tmp_path))
-    with running([require("haproxy"), "-db", "-f", str(config)], mapped, tmp_path / "log"):
+    with running([require_program("haproxy"), "-db", "-f", str(config)], mapped, tmp_path / "log"):
         found = eventually(
             lambda: seen if {"INI", ""}.isdisjoint((seen := checks_of(tmp_path / "socket")).values()) else {}
         )
@@ -262,7 +251,7 @@ http {{
 @pytest.mark.parametrize("host", ["$host", "$http_host", "$proxy_host"])
 def test_nginx(doors: Doors, tmp_path: Path, host: str) -> None:
     """In front of the gateway, with each way to name it; it speaks HTTP/1.0, and $host has no port."""
-    program = require("nginx")
+    program = require_program("nginx")
     (mapped,) = free_ports(1)
     config = tmp_path / "nginx.conf"
     config.write_text(

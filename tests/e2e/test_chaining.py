@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -12,7 +9,8 @@ from enum import StrEnum
 import pytest
 
 from tests.support.freshclam import OK
-from tests.support.gateway import CDN, Gateway, Way
+from tests.support.gateway import CDN, Way
+from tests.support.raw import Relay
 from tests.support.scenes import (
     NEWEST,
     PROBE,
@@ -183,50 +181,11 @@ def test_both_gateways_agree_on_conditions(parent: Site, make_site: MakeSite) ->
     assert whole(child.gateway, if_modified_since=since).body == signed("test-6.cvd")
 
 
-class Relay:
-    """Hands each connection on to a gateway that is named later, and counts them."""
-
-    def __init__(self) -> None:
-        self.target: Gateway | None = None
-        self.connections = 0
-        self._listener = socket.create_server((LOCALHOST, 0))
-        self.url = f"http://{LOCALHOST}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            assert self.target is not None
-            far = socket.create_connection((LOCALHOST, self.target.reverse_port))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
 def relay() -> Iterator[Relay]:
     """A port that leads to whichever gateway is named later."""
-    relay = Relay()
-    yield relay
-    relay.close()
+    with Relay() as relay:
+        yield relay
 
 
 @pytest.mark.parametrize("length", [1, 2], ids=["itself", "two"])
@@ -237,15 +196,15 @@ def test_a_loop_ends(relay: Relay, make_site: MakeSite, length: int, path: str) 
     last = first
     for _ in range(length - 1):
         last = make_site(upstream={"url": f"http://{LOCALHOST}:{first.gateway.reverse_port}"})
-    relay.target = last.gateway
+    relay.target = last.gateway.reverse_port
     for site in {id(first): first, id(last): last}.values():
         site.dns.versions["test"] = NEWEST
     answer = first.gateway.ask(path)
     assert answer.status in (404, 502, 503, 504, 508), answer
-    settled_at = relay.connections
+    settled_at = relay.accepted
     assert settled_at <= STORM
     assert first.client(attempts=1).run().version is None
-    assert relay.connections <= 2 * STORM
+    assert relay.accepted <= 2 * STORM
     for site in (first, last):
         assert site.gateway.stats()["upstream_requests"] <= 2 * STORM
     assert first.origin.requests() == []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from tests.support import faults
 from tests.support.files import ASSUMED_UPLOAD_DELAY
 from tests.support.gateway import CDN, Way
+from tests.support.programs import require_program
 from tests.support.scenes import NEWEST, ROOMY, hold, settle, shown
 from tests.support.site import LOCALHOST, Site, answers, build_time, eventually, resolver_of, signed
 
@@ -25,17 +24,6 @@ DAILY_FIELD = 2
 NOWHERE = f"http://{LOCALHOST}:9"
 LIMIT = 50
 """Seconds for one run."""
-
-
-def require_cvdupdate() -> str:
-    """The path of the program; skips the test without it, fails when CI is set."""
-    program = shutil.which("cvd", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if program is None:
-        reason = "cvdupdate is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,7 +74,7 @@ class CvdUpdate:
         proxies = {"http_proxy": "", "https_proxy": NOWHERE, "no_proxy": ""}
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory)}
         result = subprocess.run(
-            [require_cvdupdate(), "update", "--verbose", "--config", str(self.directory / "config.json")],
+            [require_program("cvd"), "update", "--verbose", "--config", str(self.directory / "config.json")],
             env=environment | proxies | self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -116,7 +104,7 @@ class CvdUpdate:
 
 def mirror(site: Site, name: str = "mirror", way: Way = Way.ABSOLUTE, *, use_dns: bool = True) -> CvdUpdate:
     """An installation whose requests reach the gateway in one of the ways that it knows."""
-    require_cvdupdate()
+    require_program("cvd")
     proxy = f"http://{LOCALHOST}:{site.gateway.port}"
     url, environment = {
         Way.ABSOLUTE: (f"http://{CDN}", {"http_proxy": proxy, "https_proxy": proxy}),
@@ -137,7 +125,7 @@ def mirror(site: Site, name: str = "mirror", way: Way = Way.ABSOLUTE, *, use_dns
 
 def direct(site: Site, *, use_dns: bool = True) -> CvdUpdate:
     """One that asks the origin itself."""
-    require_cvdupdate()
+    require_program("cvd")
     return CvdUpdate(
         directory=site.directory / "direct",
         url=f"{site.origin.url}/test.cvd",

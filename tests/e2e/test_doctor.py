@@ -16,7 +16,7 @@ from tests.support import faults
 from tests.support.dns_server import Mode, namespace_refusal
 from tests.support.doctor_rig import answer, gateways
 from tests.support.gateway import CDN, USER_AGENT, tool
-from tests.support.relay import Relay
+from tests.support.raw import Relay
 from tests.support.site import LOCALHOST, Site, eventually
 
 from .conftest import MakeSite

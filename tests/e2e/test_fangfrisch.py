@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from tests.support.faults import Fault
 from tests.support.origin import Origin
+from tests.support.programs import require_program
 from tests.support.site import LOCALHOST, Site, origin_certificates
 
 from .conftest import MakeSite
@@ -23,19 +22,6 @@ LIMIT = 50
 """Seconds for one run."""
 NAMES = ("my.ndb", "other.hdb")
 LONG, SHORT = {"Cache-Control": "max-age=86400"}, {"Cache-Control": "max-age=0"}
-
-
-def require_fangfrisch() -> str:
-    """The path of the program; skips the test without it, fails when CI is set."""
-    program = shutil.which(
-        "fangfrisch", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
-    if program is None:
-        reason = "fangfrisch is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return program
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +66,7 @@ class Fangfrisch:
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [require_fangfrisch(), "--conf", str(self._config), *arguments],
+            [require_program("fangfrisch"), "--conf", str(self._config), *arguments],
             env={"PATH": os.environ["PATH"], "HOME": str(self.directory)} | self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -124,7 +110,7 @@ class Scene:
 
 @pytest.fixture
 def scene(make_site: MakeSite, tmp_path: Path) -> Iterator[Scene]:
-    require_fangfrisch()
+    require_program("fangfrisch")
     context, bundle = origin_certificates(tmp_path / "certificates")
     with Origin(context) as feed:
         site = make_site(feeds={"hosts": [LOCALHOST]}, upstream={"ca_bundle": str(bundle)})

@@ -13,7 +13,7 @@ import pytest
 from tests.support import faults
 from tests.support.gateway import CDN, TunnelRefused, Way, tunnel
 from tests.support.origin import Origin
-from tests.support.relay import Relay
+from tests.support.raw import Relay
 from tests.support.site import Site, SitePool, eventually, open_site, signed
 
 from .conftest import MakeSite
@@ -205,7 +205,7 @@ def test_passed_name_that_leads_back_to_the_gateway(passing: Site, way: Way) -> 
     with Relay(passing.gateway.port) as relay:
         answer = passing.gateway.ask("/x", way, host=f"localhost:{relay.port}")
         assert answer.status == 502
-        assert relay.connections == 1
+        assert relay.accepted == 1
     assert passing.gateway.ask("/x", way, host=f"localhost:{passing.gateway.port}").status == 404
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.gateway import Way
-from tests.support.raw_http import RawHost, exchange, parse_answers, raw_host
+from tests.support.raw import RawHost
+from tests.support.raw_http import exchange, parse_answers
 from tests.support.site import LOCALHOST, Site, open_site
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -29,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def host() -> Iterator[RawHost]:
-    with raw_host(ANSWER) as host:
+    with RawHost(ANSWER) as host:
         yield host
 
 
@@ -123,7 +124,7 @@ def test_forwarding(
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_chunks_and_trailers_of_a_host(site: Site, version: str) -> None:
     """9112 6.1: HTTP/1.0 gets no chunks. 9110 6.5.1: trailers may be dropped."""
-    with raw_host(
+    with RawHost(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n"
     ) as host:
         place = f"{LOCALHOST}:{host.port}"
@@ -136,14 +137,14 @@ def test_chunks_and_trailers_of_a_host(site: Site, version: str) -> None:
 def test_interim_responses_of_a_host(site: Site) -> None:
     """9110 15.2: a 1xx is not the answer."""
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-    with raw_host(interim + ANSWER) as host:
+    with RawHost(interim + ANSWER) as host:
         answer = site.gateway.ask("/x", Way.ABSOLUTE, host=f"{LOCALHOST}:{host.port}")
     assert (answer.status, answer.body) == (200, b"ok")
 
 
 def test_a_host_that_cannot_be_reached(site: Site) -> None:
     """9110 15.6.3, in the gateway's own words."""
-    with raw_host(b"") as host:
+    with RawHost(b"") as host:
         pass
     answer = site.gateway.ask("/x", Way.ABSOLUTE, host=f"{LOCALHOST}:{host.port}")
     assert (answer.status, answer.headers["via"]) == (502, "1.1 clamproxy")

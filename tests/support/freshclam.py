@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
+from tests.support.programs import require_program
 
-PROGRAM = shutil.which("freshclam")
 COOL_DOWN_OFFSET = 61
 """Where retry_after (8 bytes, little endian) is in freshclam.dat (protocol.md 2.4)."""
 HARD_LIMIT = 50
@@ -25,13 +24,8 @@ OK, NOT_CONNECTED, EMPTY, BAD_CVD, FAILED, FORBIDDEN = 0, 5, 6, 7, 11, 17
 
 
 def require_freshclam() -> str:
-    """The path of the program; skips the test without it, fails when CI is set."""
-    if PROGRAM is None:
-        reason = "freshclam is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return PROGRAM
+    """See `require_program`."""
+    return require_program("freshclam")
 
 
 @dataclass(frozen=True, slots=True)

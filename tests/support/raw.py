@@ -87,6 +87,21 @@ class RawServer(_Listener):
         self.behaviour(connection)
 
 
+class RawHost(_Listener):
+    """Gives one answer to all, and keeps what it was asked, byte by byte. Use it as a context manager."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.requests: list[bytes] = []
+        self._answer = answer
+        super().__init__()
+
+    def serve(self, connection: socket.socket) -> None:
+        """See `_Listener`."""
+        while head := read_head(connection):
+            self.requests.append(head)
+            connection.sendall(self._answer)
+
+
 def read_head(connection: socket.socket) -> bytes:
     """A request without content; empty when the peer has left."""
     head = b""
@@ -121,8 +136,9 @@ def dripping(start: bytes, drip: bytes, pause: float = 0.05) -> Callable[[socket
 class Relay(_Listener):
     """A way to a server, on which connections can die. Use it as a context manager."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(self, target: int | None = None) -> None:
+        self.target = target
+        """A port on loopback; it may be named later, and changed."""
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._forgotten: set[socket.socket] = set()
         super().__init__()
@@ -142,7 +158,8 @@ class Relay(_Listener):
 
     def serve(self, connection: socket.socket) -> None:
         """See `_Listener`."""
-        with socket.create_connection(("127.0.0.1", self._target), _PATIENCE) as far:
+        assert self.target is not None
+        with socket.create_connection(("127.0.0.1", self.target), _PATIENCE) as far:
             with self.lock:
                 self._pairs.append((connection, far))
             back = threading.Thread(target=self._copy, args=(far, connection), daemon=True)

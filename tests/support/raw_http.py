@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from tests.support.gateway import tunnel
 
@@ -81,52 +78,3 @@ def parse_answers(received: bytes, methods: Sequence[str] = ()) -> list[RawAnswe
         answers.append(RawAnswer(version, int(status), headers, received[:length]))
         received = received[length:]
     return answers
-
-
-class RawHost:
-    """A server that gives one answer to all, and keeps what it was asked, byte by byte."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.requests: list[bytes] = []
-        self._answer = answer
-        self._listener = socket.create_server((LOCALHOST, 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Listen no more."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError), connection.makefile("rb") as reader:
-            while (head := _read_head(reader)) is not None:
-                self.requests.append(head)
-                connection.sendall(self._answer)
-
-
-def _read_head(reader: BinaryIO) -> bytes | None:
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        line = reader.readline()
-        if not line:
-            return None
-        head += line
-    return head
-
-
-@contextmanager
-def raw_host(answer: bytes) -> Iterator[RawHost]:
-    """One for a while."""
-    host = RawHost(answer)
-    try:
-        yield host
-    finally:
-        host.close()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from clamproxy.cli import main
@@ -32,16 +29,6 @@ def parse(words: list[str]) -> dict[str, Any]:
 def load_yaml(path: Path) -> list[Any]:
     """All documents of a file."""
     return list(yaml.safe_load_all(path.read_text()))
-
-
-def require_program(name: str) -> str:
-    """Skips the test where a program is missing; fails when CI is set."""
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed")
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 def directives(text: str) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import SIGN_NAMES, read_testdata
 from tests.support.forge import forge_sign
-from tests.unit.contrib import require_program
+from tests.support.programs import require_program
 
 FIRST, SIGNATURE = forge_sign().splitlines(keepends=True)
 OID = bytes.fromhex("06092a864886f70d010702")

@@ -14,7 +14,8 @@ import yaml
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
-from tests.unit.contrib import CONTRIB, NOFILE_PER_CONNECTION, parse, require_program
+from tests.support.programs import require_program
+from tests.unit.contrib import CONTRIB, NOFILE_PER_CONNECTION, parse
 
 SYSTEMD = CONTRIB / "systemd"
 UNIT = SYSTEMD / "clamproxy.service"

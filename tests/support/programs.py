@@ -1,0 +1,23 @@
+"""Programs that tests drive."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+_PLACES = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"))
+"""Where they are: beside this Python if they come with the tests' requirements, else on the system."""
+
+
+def require_program(name: str) -> str:
+    """The path of a program; skips the test where it is missing, and fails when CI is set."""
+    path = shutil.which(name, path=_PLACES)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{name} is not installed")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
