@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
-from clamproxy.cache.store import Store
+from clamproxy.cache.store import Stamp, Store
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import inspect, reject
 from clamproxy.objects import ObjectId
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
-
-type _Mark = tuple[int, int]
-"""Tells a file of the cache from the one that had its name before."""
 
 
 class Signs:
@@ -35,7 +31,8 @@ class Signs:
         """
         self._store = store
         self._keys = keys
-        self._proven: dict[ObjectId, _Mark] = {}
+        self._proven: dict[ObjectId, tuple[Stamp | None, ...]] = {}
+        """The stamps of each signature and its file when they were compared."""
         self._running: dict[ObjectId, asyncio.Future[None]] = {}
 
     async def examine(self, signature: ObjectId) -> None:
@@ -44,7 +41,8 @@ class Signs:
         Quick, but for the first call once the signature and its file are here: that reads the file,
         in a thread. Others wait for the same reading; it goes on when they leave.
         """
-        if self._mark(signature) in (None, self._proven.get(signature)):
+        stamps = self._stamps(signature)
+        if None in stamps or stamps == self._proven.get(signature):
             return
         future = self._running.get(signature)
         if future is None:
@@ -59,28 +57,25 @@ class Signs:
             if object_id.kind.is_signature:
                 await self.examine(object_id)
 
-    def _mark(self, signature: ObjectId) -> _Mark | None:
-        """The mark of a signature; None if there is nothing to compare: it isn't here, or its file isn't."""
-        if not self._store.has(signature.signed):
-            return None
-        published = self._store.open(signature)
-        if published is None:
-            return None
-        with published:
-            status = os.fstat(published.fileno())
-            return status.st_ino, status.st_mtime_ns
+    def is_proven(self, signature: ObjectId) -> bool:
+        """Whether a signature is here, its file is, too, and they have been compared. Quick."""
+        stamps = self._stamps(signature)
+        return None not in stamps and stamps == self._proven.get(signature)
+
+    def _stamps(self, signature: ObjectId) -> tuple[Stamp | None, ...]:
+        return self._store.stamps(signature, signature.signed)
 
     def _examine(self, signature: ObjectId) -> None:
         try:
-            mark = self._mark(signature)
+            stamps = self._stamps(signature)
             finding = inspect(self._store, signature, self._keys)
-            if finding is None or mark is None:
+            if finding is None or None in stamps:
                 return
             if finding.is_damaged:
                 name = signature.file_name
                 logger.warning("%s is not right, and dropped from the cache: %s", name, finding.problem)
                 reject(self._store, finding)
             elif finding.problem is None:
-                self._proven[signature] = mark
+                self._proven[signature] = stamps
         finally:
             self._store.disconnect()
