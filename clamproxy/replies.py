@@ -8,11 +8,13 @@ import time
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
+from clamproxy.config.units import KIB
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Result, Source
 from clamproxy.ranges import Selection
 
-IN_MEMORY = 64 * 1024
-"""Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
+IN_MEMORY = 128 * KIB
+"""Bodies up to this size are read at once; longer ones are moved from disk to the socket. A cdiff of daily
+has some 50 KiB, a signature 10."""
 
 
 def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:

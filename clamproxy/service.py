@@ -41,6 +41,7 @@ from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
+from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.whole import WholeFiles
 from clamproxy.setup.client_config import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
@@ -285,9 +286,10 @@ class Service:
         return Gateway(
             databases,
             self.store,
-            self._soundness.ensure,
+            self._soundness,
             current,
             delivery,
+            ReadyAnswers(self.store, self._signs),
             whole,
             self._stuck,
             self._notice,

@@ -42,10 +42,6 @@ _NOTE_PREFIX = "note/"
 _COUNTER_PREFIX = "counter/"
 
 
-type Stamp = Row | Metadata
-"""Tells an object of the cache from one that had its name before."""
-
-
 class Store:
     """Objects, notes and counters on disk. Safe to share between threads and processes."""
 
@@ -216,17 +212,18 @@ class Store:
         """Whether the cache holds an object, by the index alone. Quick."""
         return object_id in self._held or self._index.get(object_key(object_id)) is not None
 
-    def stamps(self, *object_ids: ObjectId) -> tuple[Stamp | None, ...]:
-        """Of objects at one moment; None for one that the cache doesn't hold. Quick.
+    def metadata(self, *object_ids: ObjectId) -> tuple[Metadata | None, ...]:
+        """What is known of objects at one moment, by the index alone; None for what isn't here. Quick.
 
-        While an object's stamp stays the same, so does its content, by the index alone: it hasn't been
-        dropped or replaced by this or any other process.
+        While that stays the same, so does an object: neither this nor another process has dropped it, or
+        put another in its place.
         """
         rows = self._index.get_all(map(object_key, object_ids))
+        known = tuple(None if row is None else Metadata.from_json(row.text) for row in rows)
         if not self._held:
-            return rows
+            return known
         return tuple(
-            self._held.metadata(object_id) or row for object_id, row in zip(object_ids, rows, strict=True)
+            self._held.metadata(object_id) or one for object_id, one in zip(object_ids, known, strict=True)
         )
 
     def link(self, object_id: ObjectId, target: Path) -> bool:

@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from clamproxy.cache.store import Stamp, Store
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import inspect, reject
 from clamproxy.objects import ObjectId
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
+
+
+type _Pair = tuple[Metadata | None, ...]
+"""What is known of a signature and of its file: of none of those that had their names before."""
 
 
 class Signs:
@@ -31,8 +36,7 @@ class Signs:
         """
         self._store = store
         self._keys = keys
-        self._proven: dict[ObjectId, tuple[Stamp | None, ...]] = {}
-        """The stamps of each signature and its file when they were compared."""
+        self._proven: dict[ObjectId, _Pair] = {}
         self._running: dict[ObjectId, asyncio.Future[None]] = {}
 
     async def examine(self, signature: ObjectId) -> None:
@@ -41,8 +45,8 @@ class Signs:
         Quick, but for the first call once the signature and its file are here: that reads the file,
         in a thread. Others wait for the same reading; it goes on when they leave.
         """
-        stamps = self._stamps(signature)
-        if None in stamps or stamps == self._proven.get(signature):
+        pair = self._pair(signature)
+        if None in pair or pair == self._proven.get(signature):
             return
         future = self._running.get(signature)
         if future is None:
@@ -59,23 +63,23 @@ class Signs:
 
     def is_proven(self, signature: ObjectId) -> bool:
         """Whether a signature is here, its file is, too, and they have been compared. Quick."""
-        stamps = self._stamps(signature)
-        return None not in stamps and stamps == self._proven.get(signature)
+        pair = self._pair(signature)
+        return None not in pair and pair == self._proven.get(signature)
 
-    def _stamps(self, signature: ObjectId) -> tuple[Stamp | None, ...]:
-        return self._store.stamps(signature, signature.signed)
+    def _pair(self, signature: ObjectId) -> _Pair:
+        return self._store.metadata(signature, signature.signed)
 
     def _examine(self, signature: ObjectId) -> None:
         try:
-            stamps = self._stamps(signature)
+            pair = self._pair(signature)
             finding = inspect(self._store, signature, self._keys)
-            if finding is None or None in stamps:
+            if finding is None or None in pair:
                 return
             if finding.is_damaged:
                 name = signature.file_name
                 logger.warning("%s is not right, and dropped from the cache: %s", name, finding.problem)
                 reject(self._store, finding)
             elif finding.problem is None:
-                self._proven[signature] = stamps
+                self._proven[signature] = pair
         finally:
             self._store.disconnect()

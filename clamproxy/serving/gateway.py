@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
+from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.messages import DOCTOR_FIELD, Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
@@ -18,6 +19,7 @@ from clamproxy.replies import plain
 from clamproxy.serving.answers import from_object, take_the_whole, unavailable
 from clamproxy.serving.current import PATIENCE, CurrentVersions
 from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.whole import WholeFiles, is_freshclam
 
 logger = logging.getLogger(__name__)
@@ -30,9 +32,10 @@ class Gateway:
         self,
         databases: frozenset[str],
         store: Store,
-        ensure_sound: Callable[[str], Awaitable[None]],
+        soundness: Soundness,
         current: CurrentVersions,
         delivery: Delivery,
+        ready: ReadyAnswers,
         whole: WholeFiles,
         stuck: StuckPatches,
         notice: Callable[[str, Requester], object],
@@ -42,18 +45,20 @@ class Gateway:
         Args:
             databases: the names that are served.
             store: what is cached.
-            ensure_sound: waits until what is cached of a database has been checked.
+            soundness: whether what is cached of a database has been checked.
             current: what is advertised.
             delivery: fetches what isn't cached.
+            ready: keeps small answers in memory.
             whole: answers requests for CVDs and CLDs.
             stuck: the patches that nobody shall wait for.
             notice: told of the database and the client of each request, but for the doctor's.
         """
         self._databases = databases
         self._store = store
-        self._ensure_sound = ensure_sound
+        self._soundness = soundness
         self._current = current
         self._delivery = delivery
+        self._ready = ready
         self._whole = whole
         self._stuck = stuck
         self._notice = notice
@@ -73,12 +78,15 @@ class Gateway:
             return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
     async def _dispatch(self, request: Request) -> Reply:
+        if (ready := self._ready.find(request)) is not None:
+            object_id, reply = ready
+            self._see(request, object_id.database)
+            return reply
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
-        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
-            self._notice(target.database, request.requester)
-        await self._ensure_sound(target.database)
+        self._see(request, target.database)
+        await self._soundness.ensure(target.database)
         match target:
             case ObjectId():
                 return await self._answer_object(request, target)
@@ -87,10 +95,18 @@ class Gateway:
             case Latest():
                 return await self._whole.answer_cld(request, target)
 
+    def _see(self, request: Request, database: str) -> None:
+        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
+            self._notice(database, request.requester)
+
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
         """Answer a request for a patch or a signature."""
-        if (published := await self._delivery.open(object_id)) is not None:
-            return from_object(request, object_id, published.metadata, published, Result.HIT)
+        self._delivery.require_not_missing(object_id)
+        while (published := await self._delivery.open(object_id)) is not None:
+            reply = from_object(request, object_id, published.metadata, published, Result.HIT)
+            if self._ready.keep(request, object_id, reply):
+                return reply
+            await self._soundness.recheck(object_id)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)
         until = asyncio.get_running_loop().time() + PATIENCE
