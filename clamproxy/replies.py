@@ -6,9 +6,9 @@ import os
 import time
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import http_date
 
 from clamproxy.config.units import KIB
+from clamproxy.dates import http_date
 from clamproxy.messages import CACHE_STATUS, Body, Reply, Result, Source
 from clamproxy.ranges import Selection
 

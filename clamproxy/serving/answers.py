@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from functools import lru_cache, partial
 
 from werkzeug.datastructures import Headers
 
@@ -85,17 +85,42 @@ def _from_source(
     *,
     is_newest: bool,
 ) -> Reply:
-    header = CvdHeader.parse(metadata.header.encode("ascii")) if metadata.header else None
-    last_modified = _last_modified(metadata.last_modified, header)
-    representation = Representation(metadata.size, object_id.file_name, last_modified)
-    selection = _select(request, representation, header, is_newest=is_newest)
-    reply = _reply(selection, representation, result, object_id)
+    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
     wanted = selection.length if request.method == "GET" else 0
     is_arriving = isinstance(source, TransferSource)
     if isinstance(source, TransferSource):
         source.last = selection.start + wanted
     reply.body = content(source, selection.start, wanted, is_arriving=is_arriving)
     return reply
+
+
+def from_metadata(
+    request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool = True
+) -> Reply | None:
+    """Answer as `from_object` does, but without the object's bytes; None if it takes more than its header."""
+    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
+    end = selection.start + selection.length
+    if request.method == "GET" and selection.length:
+        if metadata.header is None or end > HEADER_SIZE:
+            return None
+        reply.body = metadata.header.encode("ascii")[selection.start : end]
+    return reply
+
+
+def _selected(
+    request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool
+) -> tuple[Selection, Reply]:
+    """Which bytes of an object answer a request, and the answer without them."""
+    header = _parsed(metadata.header) if metadata.header else None
+    last_modified = _last_modified(metadata.last_modified, header)
+    representation = Representation(metadata.size, object_id.file_name, last_modified)
+    selection = _select(request, representation, header, is_newest=is_newest)
+    return selection, _reply(selection, representation, result, object_id)
+
+
+@lru_cache(64)
+def _parsed(header: str) -> CvdHeader:
+    return CvdHeader.parse(header.encode("ascii"))
 
 
 def from_head(

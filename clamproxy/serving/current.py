@@ -86,12 +86,11 @@ class CurrentVersions:
                 if that is done ahead of clients anyway.
         """
         started_at = asyncio.get_running_loop().time()
-        known = await self.ask_dns(latest, requester)
+        if self._settings.asks_dns:
+            await self._versions.get(latest.database)
+        proven = await self._lineages.get(latest.database) if with_patches else None
+        known = self.known(latest, requester)
         until = started_at + (PATIENCE_WITH_STALE if known.cached else PATIENCE)
-        proven = None
-        if with_patches:
-            proven = await self._lineages.get(latest.database)
-            known = self.known(latest, requester)
         finding = Finding(self._with(known, proven), proven, until)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:

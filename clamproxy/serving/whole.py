@@ -23,7 +23,7 @@ from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.replies import plain
-from clamproxy.serving.answers import explain, from_head, from_object
+from clamproxy.serving.answers import explain, from_head, from_metadata, from_object
 from clamproxy.serving.current import CurrentVersions, Finding
 from clamproxy.serving.delivery import Delivery
 
@@ -155,12 +155,16 @@ class WholeFiles:
         return from_head(request, object_id, head, result, is_newest=not choice.stale)
 
     def _answer_from_cache(self, request: Request, latest: Latest, finding: Finding, choice: Choice) -> Reply:
+        result = Result.STALE if choice.stale or finding.trouble else Result.HIT
+        newest = finding.known.newest
+        if (found := self._store.newest(latest.database)) is not None:
+            is_newest = found[0].version >= newest
+            if (reply := from_metadata(request, *found, result, is_newest=is_newest)) is not None:
+                return _with_reason(reply, finding)
         published = self._store.open_newest(latest.database)
         if published is None:
             raise finding.trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
-        object_id = published.object_id
-        result = Result.STALE if choice.stale or finding.trouble else Result.HIT
-        is_newest = object_id.version >= finding.known.newest
+        object_id, is_newest = published.object_id, published.object_id.version >= newest
         reply = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
         return _with_reason(reply, finding)
 
