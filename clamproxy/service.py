@@ -122,6 +122,8 @@ class Service:
         self.pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
         """This gateway's name in Via, by which it knows a loop."""
         self.via = f"1.1 {self.pseudonym}"
+        self.databases = frozenset(settings.serving.databases)
+        """The names of the databases that are served."""
         records = Records(make_state_directory(settings))
         self.store = Store(settings.cache.directory, records=records, keys=keys, hold=HELD)
         move_records(self.store, settings.cache.directory)
@@ -282,9 +284,8 @@ class Service:
         whole = WholeFiles(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
-        databases = frozenset(settings.serving.databases)
         return Gateway(
-            databases,
+            self.databases,
             self.store,
             self._soundness,
             current,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
-from clamproxy.messages import DOCTOR_FIELD, Reply, Request, Requester, Result
+from clamproxy.messages import Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
@@ -96,7 +96,7 @@ class Gateway:
                 return await self._whole.answer_cld(request, target)
 
     def _see(self, request: Request, database: str) -> None:
-        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
+        if not request.is_doctors:
             self._notice(database, request.requester)
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
