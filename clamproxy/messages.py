@@ -123,6 +123,20 @@ class Request:
     host: str = ""
     port: int = 0
     """With scheme and host: which server is asked. The databases and the pages don't look at it."""
+    _fields: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def field(self, name: str) -> str | None:
+        """What `headers` have under a name, given in lower case; None if they don't.
+
+        A request is asked for some ten fields, most of which it doesn't have, and each look-up in `headers`
+        costs as much as this takes for all of them. Not to be used before `headers` are complete.
+        """
+        fields = self._fields
+        if fields is None:
+            self._fields = fields = {}
+            for key, value in self.headers:
+                fields.setdefault(key.lower(), value)
+        return fields.get(name)
 
     @property
     def url(self) -> str:
@@ -132,7 +146,7 @@ class Request:
     @property
     def requester(self) -> Requester:
         """For whom the origin is asked."""
-        agent = self.headers.get("User-Agent")
+        agent = self.field("user-agent")
         # A field that no client sends must not make the origin refuse a file that others want.
         usable = agent is not None and PLAIN_FIELD.fullmatch(agent) is not None
         return Requester(agent if usable else None, self.via or None)
@@ -140,12 +154,12 @@ class Request:
     @property
     def via(self) -> str:
         """The gateways that the request came through."""
-        return ", ".join(self.headers.get_all("Via"))
+        return "" if self.field("via") is None else ", ".join(self.headers.get_all("Via"))
 
     @property
     def is_doctors(self) -> bool:
         """Whether the doctor asks, for nobody who would use it."""
-        return self.headers.get(DOCTOR_FIELD) is not None
+        return self.field(DOCTOR_FIELD.lower()) is not None
 
     @property
     def is_relayed(self) -> bool:

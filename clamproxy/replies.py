@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import lru_cache
 
 from werkzeug.datastructures import Headers
 
@@ -67,24 +66,16 @@ def complete(reply: Reply, method: str, via: str | None = None) -> None:
         via: the gateway in Via, where it is a proxy.
     """
     headers = reply.headers
-    _add_missing(headers, "Cache-Status", CACHE_STATUS[reply.result])
-    _add_missing(headers, "Date", _date(int(time.time())))
+    there = {name.lower() for name, _ in headers}  # each look-up would go through all of them
+    if "cache-status" not in there:
+        headers.add("Cache-Status", CACHE_STATUS[reply.result])
+    if "date" not in there:
+        headers.add("Date", http_date(time.time()))
     if via is not None:
         headers["Via"] = via
     has_content = reply.status not in (204, 304)
     # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
-    if has_content and (reply.length or method != "HEAD"):
-        _add_missing(headers, "Content-Length", str(reply.length))
+    if has_content and (reply.length or method != "HEAD") and "content-length" not in there:
+        headers.add("Content-Length", str(reply.length))
     if not has_content or method == "HEAD":
         reply.body = b""
-
-
-def _add_missing(headers: Headers, name: str, value: str) -> None:
-    """What setdefault does, which raises and catches an exception each time."""
-    if headers.get(name) is None:
-        headers.add(name, value)
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return http_date(second)
