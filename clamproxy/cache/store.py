@@ -212,6 +212,10 @@ class Store:
         """Whether the cache holds an object, by the index alone. Quick."""
         return object_id in self._held or self._index.get(object_key(object_id)) is not None
 
+    def generation(self) -> int:
+        """Changes whenever this or another process may have published or dropped something. Quick."""
+        return self._index.generation()
+
     def metadata(self, *object_ids: ObjectId) -> tuple[Metadata | None, ...]:
         """What is known of objects at one moment, by the index alone; None for what isn't here. Quick.
 

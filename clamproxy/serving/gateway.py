@@ -66,7 +66,7 @@ class Gateway:
     async def handle(self, request: Request) -> Reply:
         """Answer a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
-            return await self._dispatch(request)
+            return self._answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:
             return plain(404, Result.NEGATIVE, str(error))
         except NotFoundError:
@@ -77,11 +77,15 @@ class Gateway:
             logger.exception("%s %s failed.", request.method, request.path)
             return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
+    def _answer_at_once(self, request: Request) -> Reply | None:
+        """The answer from memory, if it is there."""
+        if (ready := self._ready.find(request)) is None:
+            return None
+        object_id, reply = ready
+        self._see(request, object_id.database)
+        return reply
+
     async def _dispatch(self, request: Request) -> Reply:
-        if (ready := self._ready.find(request)) is not None:
-            object_id, reply = ready
-            self._see(request, object_id.database)
-            return reply
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")

@@ -28,7 +28,7 @@ _OVERHEAD = 1024
 _CONDITIONS = ("range", "if-modified-since", "if-none-match", "if-match", "if-unmodified-since", "if-range")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ready:
     object_id: ObjectId
     sources: tuple[ObjectId, ...]
@@ -37,6 +37,8 @@ class _Ready:
     """What was known of these when the answer was made."""
     headers: list[tuple[str, str]]
     body: bytes
+    generation: int
+    """Of the store when the same was known last."""
 
     @property
     def size(self) -> int:
@@ -65,14 +67,14 @@ class ReadyAnswers:
         ready = self._answers.get(request.path)
         if ready is None or not _is_plain(request):
             return None
-        if self._store.metadata(*ready.sources) != ready.known:
-            self._drop(request.path)
-            return None
+        if ready.generation != (generation := self._store.generation()):
+            if self._store.metadata(*ready.sources) != ready.known:
+                self._drop(request.path)
+                return None
+            ready.generation = generation
         self._answers.move_to_end(request.path)
         object_id = ready.object_id
-        headers = Headers()
-        headers.extend(ready.headers)
-        return object_id, Reply(200, Result.HIT, headers, ready.body, object_id.version)
+        return object_id, Reply(200, Result.HIT, Headers(ready.headers), ready.body, object_id.version)
 
     def keep(self, request: Request, object_id: ObjectId, reply: Reply) -> bool:
         """Keep the answer to a request, if the same answer will do for others.
@@ -90,7 +92,7 @@ class ReadyAnswers:
             return True
         is_signature = object_id.kind.is_signature
         sources = (object_id, object_id.signed) if is_signature else (object_id,)
-        known = self._store.metadata(*sources)
+        generation, known = self._store.generation(), self._store.metadata(*sources)
         # What is held in memory while the disk takes nothing has no digest, and no long life.
         if known[0] is None or known[0].sha256 is None:
             return True
@@ -99,7 +101,7 @@ class ReadyAnswers:
         if is_signature and not self._signs.is_proven(object_id):
             return True  # it has to be held against its file as soon as that is here
         self._drop(path)
-        self._answers[path] = ready = _Ready(object_id, sources, known, list(reply.headers), body)
+        self._answers[path] = ready = _Ready(object_id, sources, known, list(reply.headers), body, generation)
         self._size += ready.size
         while self._size > self._limit:
             self._drop(next(iter(self._answers)))
