@@ -37,8 +37,8 @@ from clamproxy.threads import in_thread
 LONGEST_IDLE = 30.0
 """Seconds after its last answer began for which a connection is used again: some NATs forget one
 after a minute."""
-PATIENCE_WITH_REUSED = 3.0
-"""Seconds until the first byte of an answer over a connection that was used before. It is less than
+PATIENCE_WITH_REUSED = 1.0
+"""Seconds until the first byte of an answer over a connection that was used before. It is half of
 what a client waits that can be served something older, so that the repetition is in time for it."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}

@@ -63,6 +63,8 @@ class _Probe:
     requester: Requester
     task: asyncio.Task[None]
     started_at: float
+    asked_at: float
+    """Loop time at which the first of those began to which the origin owes an answer."""
 
 
 class Heads:
@@ -151,6 +153,11 @@ class Heads:
                     raise
                 await asyncio.sleep(0)  # the failed probe is leaving
 
+    def asked_at(self, database: str) -> float | None:
+        """Loop time since when the origin owes an answer; None if it owes none."""
+        probe = self._probing.get(database)
+        return None if probe is None or probe.task.done() else probe.asked_at
+
     def _join(self, database: str) -> _Probe | None:
         """The probe that is under way, unless it is silent for so long that another is worth it."""
         probe = self._probing.get(database)
@@ -164,8 +171,9 @@ class Heads:
         path = Latest(database, Kind.CVD).upstream_path
         if cooldown := self._cooldowns.admit(path, requester.version):
             raise CooldownError(cooldown)
+        asked_at = self.asked_at(database) or asyncio.get_running_loop().time()
         task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
-        probe = _Probe(requester, task, time.monotonic())
+        probe = _Probe(requester, task, time.monotonic(), asked_at)
         self._probing[database] = probe
         self._tasks.add(task)
         task.add_done_callback(lambda _: self._ended(database, probe))

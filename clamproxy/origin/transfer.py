@@ -102,6 +102,8 @@ class Transfer:
         self._oldest = expected.version if oldest is None else oldest
         self._resources = resources
         self._loop = asyncio.get_running_loop()
+        self.asked_at = self._loop.time()
+        """Loop time at which it was wanted first."""
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._changed = asyncio.Event()
         self._kicked = asyncio.Event()
@@ -147,6 +149,11 @@ class Transfer:
             TransferError: it could not be fetched.
         """
         await asyncio.shield(self._ready)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nobody waits in `ready`."""
+        return self._ready.done()
 
     @property
     def is_verified(self) -> bool:

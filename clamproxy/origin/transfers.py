@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from clamproxy.messages import Requester, SourceError
@@ -135,6 +135,14 @@ class Transfers:
     def is_running(self, object_id: ObjectId) -> bool:
         """Whether an object is on its way."""
         return object_id in self._running
+
+    def asked_at(self, object_ids: Iterable[ObjectId]) -> float | None:
+        """Loop time since when one of these has been asked for and can't be read from, the earliest.
+
+        None if that is so of none of them.
+        """
+        running = (self._running.get(object_id) or self._turned_to(object_id) for object_id in object_ids)
+        return min((one.asked_at for one in running if one is not None and not one.is_ready), default=None)
 
     async def settle(self, object_id: ObjectId) -> None:
         """Wait for the publishing of an object of which readers have been given all."""

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 OLDEST_RECORD = 12 * 3600
 """Seconds after which freshclam, and so the gateway, takes a record for stale."""
 PATIENCE = 1.0
-"""Seconds for which a request waits for DNS where an older answer is known."""
+"""Seconds for which a look-up is waited for where one can do without, as an older answer is known."""
 _RETRY = 30.0
 
 
@@ -59,7 +59,8 @@ class AdvertisedVersions:
         self._record: str | None = None
         self._known: dict[str, tuple[int, float]] = {}
         self._next_look: dict[str, float] = {}
-        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._looking: dict[str, tuple[asyncio.Task[None], float]] = {}
+        """The look-ups that are under way, and the loop time at which each began."""
 
     def restore(self, saved: dict[str, Any], records: dict[str, Any]) -> None:
         """Take over the answers and the primary record of an earlier process."""
@@ -84,8 +85,15 @@ class AdvertisedVersions:
         age = time.time() - learnt_at
         return Advertised(version, 0 <= age < self._refresh) if age < OLDEST_RECORD else None
 
-    async def get(self, database: str, patience: float | None = PATIENCE) -> Advertised | None:
+    async def get(
+        self, database: str, patience: float | None = PATIENCE, *, is_needed: bool = True
+    ) -> Advertised | None:
         """The advertised version, after asking DNS if the last answer counts no more.
+
+        Args:
+            database: whose.
+            patience: seconds that a look-up may take, whoever began it; None: until it ends.
+            is_needed: whether there is no doing without while no older answer is known.
 
         Returns:
             The last good answer where DNS gives none; None if there was none for half a day.
@@ -95,16 +103,20 @@ class AdvertisedVersions:
             name = record_name(database, self._domain)
             if name not in self._looking and time.monotonic() >= self._next_look.get(name, 0.0):
                 task = asyncio.create_task(self._look_up(resolver, name, database), name=f"look-up {name}")
-                self._looking[name] = task
+                self._looking[name] = task, asyncio.get_running_loop().time()
                 task.add_done_callback(lambda _: self._looking.pop(name, None))
             if name in self._looking:
                 # The look-up is no client's: it goes on when this one leaves or stops waiting.
-                await asyncio.wait({self._looking[name]}, timeout=patience if known else None)
+                task, asked_at = self._looking[name]
+                limit = None
+                if patience is not None and (known is not None or not is_needed):
+                    limit = max(0.0, asked_at + patience - asyncio.get_running_loop().time())
+                await asyncio.wait({task}, timeout=limit)
         return self.last_known(database)
 
     def stop(self) -> None:
         """Cancel what is under way."""
-        for task in list(self._looking.values()):
+        for task, _ in list(self._looking.values()):
             task.cancel()
         if self._resolver is not None:
             self._resolver.close()

@@ -19,7 +19,7 @@ from clamproxy.config.loading import ConfigurationError, find_config, load_setti
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.front import Front
-from clamproxy.proxy import framing, names, stream
+from clamproxy.proxy import dispatch, framing, names, stream
 from clamproxy.proxy.certificates import Certificates
 from clamproxy.proxy.clients import Clients
 from clamproxy.proxy.listening import Listening
@@ -88,6 +88,7 @@ class ClamProxy:
             return
         try:
             stream.check_internals()
+            dispatch.install(ctx.master.addons)
             _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)

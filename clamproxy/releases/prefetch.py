@@ -123,6 +123,10 @@ class Prefetcher:
         if (self._store.newest_version(object_id.database) or 0) < object_id.version:
             raise OriginError(Failure.LOCAL, "the origin has only an older version")
 
+    def asked_at(self, database: str, first: int, last: int) -> float | None:
+        """See `Transfers.asked_at`; of the patches of these versions, both included."""
+        return self._transfers.asked_at(patches_between(database, first, last))
+
     def may_fetch(self, object_id: ObjectId) -> bool:
         """Whether the gateway may ask for a patch or a signature by itself, or somebody does already."""
         return self._transfers.is_running(object_id) or self._budget.allows(object_id.upstream_path)

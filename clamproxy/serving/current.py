@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from typing import Self
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
@@ -20,8 +21,41 @@ from clamproxy.releases.prefetch import Prefetcher
 PATIENCE = 25.0
 """Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout
 is 60 s by default, its ConnectTimeout 30 s (protocol.md 1.1)."""
-PATIENCE_WITH_STALE = 5.0
-"""The same where something older can be served instead."""
+PATIENCE_WITH_STALE = 2.0
+"""Seconds after which a client gets something older instead, if there is something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long one client waits for the origin, whatever it takes to answer its request."""
+
+    ends_at: float
+    """Loop time."""
+    is_short: bool
+    """Whether something older can be served."""
+
+    @classmethod
+    def begin(cls, *, has_copy: bool) -> Self:
+        """The patience of a client that has just come.
+
+        Args:
+            has_copy: whether something older can be served.
+        """
+        seconds = PATIENCE_WITH_STALE if has_copy else PATIENCE
+        return cls(asyncio.get_running_loop().time() + seconds, has_copy)
+
+    def until(self, asked_at: float | None) -> float:
+        """Loop time at which waiting for one answer of the origin ends.
+
+        A herd must not wait for an origin that is silent, one client after the other: what has been
+        asked for that long without an answer goes on being asked, and the others don't wait for it.
+
+        Args:
+            asked_at: loop time at which the question was asked; None if it hasn't been.
+        """
+        if asked_at is None or not self.is_short:
+            return self.ends_at
+        return min(self.ends_at, asked_at + PATIENCE_WITH_STALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +65,8 @@ class Finding:
     known: Known
     proven: ProvenLineage | None
     """What the cached patches lead to, where that counts."""
-    until: float
-    """Loop time at which the client's patience with the origin ends."""
+    patience: Patience
+    """The client's, with the origin."""
     was_origin_asked: bool = False
     trouble: OriginTrouble | None = None
     """Why the origin didn't answer, if it was asked and didn't."""
@@ -61,9 +95,13 @@ class CurrentVersions:
 
     async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
         """What is known after a look at DNS, which is asked no more than once in a while."""
-        if self._settings.asks_dns:
-            await self._versions.get(latest.database)
+        await self._look_at_dns(latest)
         return self.known(latest, requester)
+
+    async def _look_at_dns(self, latest: Latest) -> None:
+        if self._settings.asks_dns:
+            has_copy = self._store.newest_version(latest.database) is not None
+            await self._versions.get(latest.database, is_needed=not has_copy)
 
     def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
         # The base may have been published, or renewed, while the one or the other was looked up.
@@ -74,7 +112,13 @@ class CurrentVersions:
         return known
 
     async def find_out(
-        self, latest: Latest, requester: Requester, *, with_patches: bool, needs_patches: bool = False
+        self,
+        latest: Latest,
+        requester: Requester,
+        *,
+        with_patches: bool,
+        needs_patches: bool = False,
+        patience: Patience | None = None,
     ) -> Finding:
         """Learn what is current, from DNS, then by the patches that lead there, then from the origin.
 
@@ -84,24 +128,27 @@ class CurrentVersions:
             with_patches: whether a version that patches lead to is as good as a whole file.
             needs_patches: whether the answer depends on the patches. Else they are fetched only
                 if that is done ahead of clients anyway.
+            patience: what is left of the client's; default: it has just come.
         """
-        started_at = asyncio.get_running_loop().time()
-        if self._settings.asks_dns:
-            await self._versions.get(latest.database)
+        patience = patience or self.patience(latest)
+        await self._look_at_dns(latest)
         proven = await self._lineages.get(latest.database) if with_patches else None
-        known = self.known(latest, requester)
-        until = started_at + (PATIENCE_WITH_STALE if known.cached else PATIENCE)
-        finding = Finding(self._with(known, proven), proven, until)
+        finding = Finding(self._with(self.known(latest, requester), proven), proven, patience)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)
-        if not must_probe(finding.known):
+        # An origin that is silent isn't asked for something else as well.
+        if isinstance(finding.trouble, TimeoutError) or not must_probe(finding.known):
             return finding
         finding = await self._probe(finding, latest, requester)
         if may_fetch and finding.known.held < (finding.known.seen or 0):
             seen = finding.known.seen or 0
             finding = await self._catch_up(finding, latest, requester, seen, is_news=True)
         return finding
+
+    def patience(self, latest: Latest) -> Patience:
+        """The patience of a client that has just come."""
+        return Patience.begin(has_copy=self._store.newest_version(latest.database) is not None)
 
     def announced(self, database: str) -> int | None:
         """The version that clients shall be told of by DNS: one that they find here. Quick.
@@ -144,8 +191,9 @@ class CurrentVersions:
         if not is_news and not self._prefetcher.may_fetch(following):
             return finding
         trouble: OriginTrouble | None = None
+        asked_at = self._prefetcher.asked_at(latest.database, following.version, to)
         try:
-            async with asyncio.timeout_at(finding.until):
+            async with asyncio.timeout_at(finding.patience.until(asked_at)):
                 await self._prefetcher.catch_up(latest.database, to, requester)
         except NotFoundError:
             pass  # a patch is published late, or never: the header of the CVD will tell
@@ -158,7 +206,7 @@ class CurrentVersions:
     async def _probe(self, finding: Finding, latest: Latest, requester: Requester) -> Finding:
         known, trouble = finding.known, None
         try:
-            async with asyncio.timeout_at(finding.until):
+            async with asyncio.timeout_at(finding.patience.until(self._heads.asked_at(latest.database))):
                 await self._heads.probe(latest.database, requester, known.advertised or 0, known.wanted)
         except ORIGIN_TROUBLE as error:
             trouble = error

@@ -43,6 +43,10 @@ class Delivery:
         if not self._store.has(object_id):
             self._transfers.require_not_missing(object_id)
 
+    def asked_at(self, object_id: ObjectId) -> float | None:
+        """See `Transfers.asked_at`."""
+        return self._transfers.asked_at([object_id])
+
     async def fetch(
         self,
         object_id: ObjectId,
@@ -57,15 +61,16 @@ class Delivery:
         Args:
             object_id: what the client wants.
             requester: the client.
-            until: loop time at which waiting ends.
+            until: loop time at which waiting ends; if it is over, no transfer begins.
             oldest: see `Transfer`.
             verified: whether to wait until all of it is here and verified.
 
         Raises:
             OriginTrouble: it can't be had now.
         """
-        if asyncio.get_running_loop().time() >= until:
-            raise TimeoutError  # a transfer that nobody waits for must not begin
+        is_over = asyncio.get_running_loop().time() >= until
+        if is_over and not self._transfers.is_running(object_id):
+            raise TimeoutError
         async with asyncio.timeout_at(until):
             transfer, joined = await self._transfers.ready(object_id, requester, oldest)
             result = Result.COLLAPSED if joined else Result.MISS

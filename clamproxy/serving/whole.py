@@ -24,7 +24,7 @@ from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
 from clamproxy.replies import plain
 from clamproxy.serving.answers import explain, from_head, from_metadata, from_object
-from clamproxy.serving.current import CurrentVersions, Finding
+from clamproxy.serving.current import CurrentVersions, Finding, Patience
 from clamproxy.serving.delivery import Delivery
 
 PATIENCE_WITH_BUILD = 50.0
@@ -55,8 +55,15 @@ class WholeFiles:
         self._prefetcher = prefetcher
         self._builder = builder
 
-    async def answer_cvd(self, request: Request, latest: Latest, *, again: bool = False) -> Reply:
+    async def answer_cvd(
+        self, request: Request, latest: Latest, *, patience: Patience | None = None
+    ) -> Reply:
         """Answer a request for a CVD.
+
+        Args:
+            request: the request.
+            latest: what it asks for.
+            patience: what a first try, which a release has overtaken, has left of the client's.
 
         Raises:
             OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
@@ -69,19 +76,25 @@ class WholeFiles:
             request.requester,
             with_patches=with_patches,
             needs_patches=_is_for_new_client(request),
+            patience=patience,
         )
         choice = choose(finding.known)
         if choice is not None and choice.by_patches and finding.proven is not None:
             whole = await self._find_signed(request, latest, finding, finding.proven)
             if whole is None and (reply := self._answer_by_patches(request, latest, finding.proven, choice)):
                 return _with_reason(reply, finding)
-            finding = whole or await self._current.find_out(latest, request.requester, with_patches=False)
+            finding = whole or await self._find_whole(request, latest, finding)
             choice = choose(finding.known)
         if choice is None:
             raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
         if choice.is_cached:
             return self._answer_from_cache(request, latest, finding, choice)
-        return await self._answer_from_origin(request, latest, finding, choice, again=again)
+        return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
+
+    async def _find_whole(self, request: Request, latest: Latest, finding: Finding) -> Finding:
+        """What is current without the patches."""
+        patience = finding.patience
+        return await self._current.find_out(latest, request.requester, with_patches=False, patience=patience)
 
     async def _find_signed(
         self, request: Request, latest: Latest, finding: Finding, proven: ProvenLineage
@@ -95,7 +108,7 @@ class WholeFiles:
         base = ObjectId(latest.database, proven.lineage.base, Kind.CVD)
         if not await self._lacks_signature(base, request, finding):
             return None
-        whole = await self._current.find_out(latest, request.requester, with_patches=False)
+        whole = await self._find_whole(request, latest, finding)
         choice = choose(whole.known)
         if choice is None or choice.is_cached:
             return None
@@ -110,7 +123,8 @@ class WholeFiles:
         published = await self._delivery.open(cvd.signature)
         try:
             if published is None:
-                delivered = await self._delivery.fetch(cvd.signature, request.requester, finding.until)
+                until = finding.patience.until(self._delivery.asked_at(cvd.signature))
+                delivered = await self._delivery.fetch(cvd.signature, request.requester, until)
                 delivered[2].close()
             else:
                 published.close()
@@ -180,7 +194,8 @@ class WholeFiles:
                 return reply
         try:
             oldest = (finding.known.cached or 0) + 1
-            fetch = partial(self._delivery.fetch, object_id, request.requester, finding.until, oldest)
+            until = finding.patience.until(self._delivery.asked_at(object_id))
+            fetch = partial(self._delivery.fetch, object_id, request.requester, until, oldest)
             delivered = await fetch()
             # An edge of the CDN may have sent an older version than its head announced.
             is_newest = delivered[0].version >= finding.known.newest
@@ -192,7 +207,7 @@ class WholeFiles:
         except ORIGIN_TROUBLE as error:
             if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
                 # A release in this very moment: look what is current now.
-                return await self.answer_cvd(request, latest, again=True)
+                return await self.answer_cvd(request, latest, patience=finding.patience)
             return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
 
     async def answer_cld(self, request: Request, latest: Latest) -> Reply:

@@ -110,6 +110,24 @@ def test_with_something_cached(site: Site, trouble: Trouble) -> None:
     site.assert_nothing_bad_is_stored()
 
 
+def test_silence_costs_one_request_and_no_client_its_update(make_site: MakeSite) -> None:
+    """The origin accepts connections and never answers: all clients get what is cached."""
+    site = make_site(upstream={"read_timeout": "60s"})
+    site.warm(5)
+    site.publish(6)
+    site.origin.rule("*", faults.silent())
+    assert eventually(lambda: site.gateway.ask("/test.cvd").cache_status == "clamproxy; fwd=stale")
+    for _ in range(20):
+        answer = site.gateway.ask("/test.cvd")
+        assert (answer.status, answer.body) == (200, signed("test-5.cvd"))
+        assert answer.cache_status == "clamproxy; fwd=stale"
+    outcomes = [site.client().run(), site.client("behind", local=4).run()]
+    assert [(one.code, one.version, one.cooling) for one in outcomes] == [(OK, 5, False)] * 2
+    assert site.origin.count("D6") + site.origin.count("P") == 1, site.origin.trace
+    site.origin.heal()
+    assert eventually(lambda: site.client().run().version == 6), site.gateway.log
+
+
 @pytest.mark.parametrize("cached", [False, True], ids=["cold", "cached"])
 def test_tls_failure(make_site: MakeSite, tmp_path: Path, cached: bool) -> None:
     """The origin's certificate is suddenly not trusted."""

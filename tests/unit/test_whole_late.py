@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from clamproxy.origin import heads as heads_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.policy import RECHECK
 from clamproxy.serving import current as current_module
+from clamproxy.serving.current import Patience
 from tests.support import faults
+from tests.support.dns_server import Mode
 from tests.support.origin import Origin
 from tests.unit.conftest import cvd
 from tests.unit.whole_site import NEWEST, RELEASES, Site, open_site, since
@@ -107,3 +110,76 @@ async def test_who_has_a_version_already_is_not_set_back(site: Site, monkeypatch
     reply, _ = await site.ask(If_Modified_Since=since(2))
     assert reply.status in (304, 503) or (reply.version or 0) > 2
     site.origin.heal()
+
+
+# An origin that is silent
+
+
+@pytest.mark.parametrize(
+    ("silent", "has_patches"),
+    [
+        pytest.param("*", True, id="wholly"),
+        pytest.param("D2", True, id="about the patch"),
+        pytest.param("P", False, id="about the header"),
+        pytest.param("W", False, id="about the whole file"),
+    ],
+)
+async def test_one_client_waits_for_it_and_the_others_no_more(
+    site: Site, silent: str, has_patches: bool
+) -> None:
+    site.restart(delta={"enabled": has_patches}, upstream={"read_timeout": "60s"})
+    await site.begin()
+    site.release(2)
+    site.origin.rule(silent, faults.silent())
+    reply, content = await site.ask()
+    assert (reply.status, reply.result, content) == (200, Result.STALE, RELEASES.cvd(1))
+    asked = site.origin.trace
+    async with asyncio.timeout(current_module.PATIENCE_WITH_STALE):  # as long as one waits alone
+        others = await asyncio.gather(*(site.ask() for _ in range(5)))
+    assert {(reply.result, content) for reply, content in others} == {(Result.STALE, RELEASES.cvd(1))}
+    assert site.origin.trace == asked
+    site.origin.heal()
+
+
+async def test_what_it_says_at_last_is_served(site: Site) -> None:
+    await site.begin()
+    site.release(2)
+    site.origin.rule("D2", faults.silent())
+    assert (await site.ask())[0].result is Result.STALE
+    site.origin.heal()
+    await site.settle()
+    reply, content = await site.ask()
+    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    assert await site.shown() == 2
+
+
+async def test_dns_is_not_waited_for_while_something_is_cached(site: Site) -> None:
+    """Not even if it has never answered."""
+    site.dns.mode = Mode.SILENT
+    site.release(1)
+    assert (await site.ask())[1] == RELEASES.cvd(1), "from the origin's header alone"
+    await site.settle()
+    site.clock.ahead += 400
+    site.origin.rule("*", faults.silent())
+    assert (await site.ask())[1] == RELEASES.cvd(1)
+    async with asyncio.timeout(current_module.PATIENCE_WITH_STALE):
+        await asyncio.gather(*(site.ask() for _ in range(5)))
+    site.origin.heal()
+
+
+@pytest.mark.parametrize(
+    ("has_copy", "asked_at", "expected"),
+    [
+        pytest.param(True, None, 102, id="nobody has asked"),
+        pytest.param(True, 99, 101, id="somebody has a moment ago"),
+        pytest.param(True, 60, 62, id="somebody has in vain"),
+        pytest.param(False, 60, 125, id="there is nothing else to serve"),
+    ],
+)
+async def test_how_long_a_client_waits(
+    has_copy: bool, asked_at: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 100.0)
+    patience = Patience.begin(has_copy=has_copy)
+    monkeypatch.undo()
+    assert patience.until(asked_at) == expected
