@@ -1,0 +1,120 @@
+"""squid as a caching forward proxy, with a second port that opens TLS (ssl-bump)."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trustme
+
+from benchmarks.contenders.contender import Server
+from benchmarks.contenders.process import ServerError, answers, find_program, free_port, running
+from benchmarks.load.asking import HOST, Entry, Form
+from benchmarks.mirror import Mirror
+
+_CERTIFICATES = Path("/usr/lib/squid/security_file_certgen")
+_USER = "proxy"
+"""Whom Debian's squid runs as when root starts it."""
+
+_CONFIG = r"""
+http_port 127.0.0.1:{plain}
+http_port 127.0.0.1:{tls} ssl-bump generate-host-certificates=on tls-cert={work}/ca-and-key.pem
+sslcrtd_program {certificates} -s {work}/certificates -M 4MB
+sslcrtd_children 2
+acl asked_with_tls proto HTTPS
+ssl_bump bump all
+cache_peer 127.0.0.1 parent {origin} 0 originserver no-query no-digest name=plain
+cache_peer 127.0.0.1 parent {origin_tls} 0 originserver no-query no-digest name=secure \
+    tls tls-flags=DONT_VERIFY_PEER
+cache_peer_access plain deny asked_with_tls
+cache_peer_access plain allow all
+cache_peer_access secure allow asked_with_tls
+cache_peer_access secure deny all
+never_direct allow all
+http_access allow all
+{user}
+visible_hostname localhost
+pid_filename {work}/squid.pid
+coredump_dir {work}
+cache_log {work}/cache.log
+access_log none
+cache_store_log none
+netdb_filename none
+pinger_enable off
+client_db off
+max_filedescriptors 20000
+shutdown_lifetime 0 seconds
+cache_mem 1 GB
+maximum_object_size 512 MB
+maximum_object_size_in_memory 128 MB
+read_ahead_gap 128 MB
+range_offset_limit none
+quick_abort_min -1 KB
+collapsed_forwarding on
+refresh_pattern . {minutes} 100% {minutes} override-lastmod
+"""
+
+
+class Squid:
+    """Caches in memory, collapses requests and finishes what a client began: squid's best, measured."""
+
+    name = "squid"
+
+    def missing(self) -> str:
+        if not find_program("squid"):
+            return "not installed (Debian: squid-openssl)"
+        return "" if _CERTIFICATES.exists() else "has no ssl-bump (Debian: squid-openssl instead of squid)"
+
+    def version(self) -> str:
+        shown = subprocess.run([_program(), "-v"], capture_output=True, text=True, check=True)
+        number = shown.stdout.splitlines()[0].removeprefix("Squid Cache: Version ")
+        how = "cache in memory; absolute-form, as it caches nothing inside CONNECT:80; TLS by ssl-bump"
+        return f"squid/{number}: {how}"
+
+    @contextmanager
+    def start(self, mirror: Mirror, work: Path, *, always_fresh: bool = False) -> Iterator[Server]:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(work / "ca.pem")
+        key = authority.private_key_pem.bytes()
+        (work / "ca-and-key.pem").write_bytes(authority.cert_pem.bytes() + key)
+        make = [str(_CERTIFICATES), "-c", "-s", str(work / "certificates"), "-M", "4MB"]
+        made = subprocess.run(make, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise ServerError(f"{make[0]} failed: {made.stderr}")
+        user = ""
+        if os.geteuid() == 0:
+            user = f"cache_effective_user {_USER}"
+            _give_away(work)
+        plain, tls = free_port(), free_port()
+        config = _CONFIG.format(
+            work=work,
+            plain=plain,
+            tls=tls,
+            certificates=_CERTIFICATES,
+            origin=mirror.port,
+            origin_tls=mirror.tls_port,
+            user=user,
+            minutes=0 if always_fresh else 60,
+        )
+        (work / "squid.conf").write_text(config)
+        command = [_program(), "-N", "-f", str(work / "squid.conf")]
+        ready = f"http://{HOST}/ready"
+        with running(command, work, lambda: answers(plain, ready) and answers(tls, ready)) as process:
+            way = Entry(plain, Form.ABSOLUTE)
+            yield Server(self.name, process, way, way, Entry(tls, Form.TUNNEL, str(work / "ca.pem")))
+
+
+def _program() -> str:
+    return find_program("squid") or "squid"
+
+
+def _give_away(work: Path) -> None:
+    """Let squid's user have the directory; it must be able to reach it, too."""
+    user = pwd.getpwnam(_USER)
+    for path in (work, *work.rglob("*")):
+        shutil.chown(path, user.pw_uid, user.pw_gid)
