@@ -21,6 +21,7 @@ _CERTIFICATES = Path("/usr/lib/squid/security_file_certgen")
 _USER = "proxy"
 """Whom Debian's squid runs as when root starts it."""
 
+# The extras by default hold each client's name, for which squid would ask DNS.
 _CONFIG = r"""
 http_port 127.0.0.1:{plain}
 http_port 127.0.0.1:{tls} ssl-bump generate-host-certificates=on tls-cert={work}/ca-and-key.pem
@@ -36,6 +37,9 @@ cache_peer_access plain allow all
 cache_peer_access secure allow asked_with_tls
 cache_peer_access secure deny all
 never_direct allow all
+dns_nameservers 127.0.0.1
+url_rewrite_extras "%>a"
+store_id_extras "%>a"
 http_access allow all
 {user}
 visible_hostname localhost
