@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import trustme
@@ -34,14 +35,15 @@ class Mirror:
         keys: directory of the keys that the files are signed with.
         origin: counts the requests.
         port: where the origin listens.
-        tls_port: where it listens with TLS, for squid, which asks for https URLs in no other way.
+        tls_address: where it listens on port 443 with TLS; empty if that is forbidden.
         version: of daily.
     """
 
     def __init__(self, work: Path, dns: FakeDns) -> None:
         """Args: work: an empty directory; dns: what advertises the versions."""
         self.keys = work / "keys"
-        self.port = self.tls_port = 0
+        self.port = 0
+        self.tls_address = ""
         self.version = VERSION
         self._signer = ForgeKeys.generate()
         self._signer.save(self.keys)
@@ -72,16 +74,19 @@ class Mirror:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Fetch(f"/{name}", path.stat().st_size, digest)
 
-    def publish(self, database: str, version: int, size: int) -> None:
+    def publish(self, database: str, version: int, size: int, *, hours_ago: int = 24) -> None:
         """Make a database, with the newest cdiff and its signature, and advertise it.
 
         Args:
             database: its name.
             version: its version.
             size: bytes of the CVD, about.
+            hours_ago: when it was built, and last modified.
         """
+        built = int(time.time()) - 3600 * hours_ago
         new = self._files / "new"
-        forge_cvd(new, database, version, size, stime=int(time.time()) - 3600, keys=self._signer)
+        forge_cvd(new, database, version, size, stime=built, keys=self._signer)
+        os.utime(new, (built, built))
         noise = random.Random(version).randbytes(_CDIFF_SCRIPT).hex()
         lines = [f"ADD Forged.{i}:0:*:{noise[i : i + 64]}" for i in range(0, len(noise), 64)]
         script = "\n".join([f"OPEN {database}.ndb", *lines, "CLOSE", ""]).encode()
@@ -111,5 +116,9 @@ def open_mirror(work: Path, *, daily: int, main: int = 0) -> Iterator[Mirror]:
         mirror.publish("daily", VERSION, daily)
         if main:
             mirror.publish("main", dns.versions["main"], main)
-        with serve(mirror.origin) as mirror.port, serve(mirror.origin, tls) as mirror.tls_port:
+        with serve(mirror.origin) as mirror.port, ExitStack() as stack:
+            address = f"127.{random.randint(2, 60)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+            with suppress(PermissionError):
+                stack.enter_context(serve(mirror.origin, (address, 443), tls))
+                mirror.tls_address = address
             yield mirror

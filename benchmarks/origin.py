@@ -206,9 +206,15 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(origin: Origin, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Serve an origin from threads of this process; yields the loopback port."""
-    with _Server(("127.0.0.1", 0), partial(_Handler, origin)) as server:
+def serve(
+    origin: Origin, address: tuple[str, int] = ("127.0.0.1", 0), tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """Serve an origin from threads of this process; yields the port.
+
+    Raises:
+        PermissionError: the port is forbidden.
+    """
+    with _Server(address, partial(_Handler, origin)) as server:
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

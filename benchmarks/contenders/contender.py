@@ -22,6 +22,7 @@ class Server:
         machine: the way in that machines use; CONNECT where it can be answered from a cache.
         plain: the way in for plain HTTP: absolute-form if it is a proxy, else origin-form.
         tls: the way in through TLS; None if it has none.
+        mimic: the same, but it connects to the mirror first, to mimic its certificate.
         cores: how many processors it can use.
     """
 
@@ -29,7 +30,8 @@ class Server:
     process: Process
     machine: Entry
     plain: Entry
-    tls: Entry | None
+    tls: Entry | None = None
+    mimic: Entry | None = None
     cores: int = 1
 
 

@@ -1,4 +1,8 @@
-"""squid as a caching forward proxy, with a second port that opens TLS (ssl-bump)."""
+"""squid as a caching forward proxy, with ports that open TLS (ssl-bump) in its two ways.
+
+One opens TLS at once, with a certificate for the name that CONNECT has; the other is squid's documented
+recipe, which connects to the mirror first, to mimic its certificate.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,21 @@ _USER = "proxy"
 _CONFIG = r"""
 http_port 127.0.0.1:{plain}
 http_port 127.0.0.1:{tls} ssl-bump generate-host-certificates=on tls-cert={work}/ca-and-key.pem
+http_port 127.0.0.1:{mimicking} name=mimicking ssl-bump generate-host-certificates=on \
+    tls-cert={work}/ca-and-key.pem
 sslcrtd_program {certificates} -s {work}/certificates -M 4MB
 sslcrtd_children 2
-acl asked_with_tls proto HTTPS
+acl asked_with_tls port 443
+acl first_step at_step SslBump1
+acl mimicking myportname mimicking
+ssl_bump peek mimicking first_step
 ssl_bump bump all
 cache_peer 127.0.0.1 parent {origin} 0 originserver no-query no-digest name=plain
-cache_peer 127.0.0.1 parent {origin_tls} 0 originserver no-query no-digest name=secure \
-    tls tls-flags=DONT_VERIFY_PEER
 cache_peer_access plain deny asked_with_tls
 cache_peer_access plain allow all
-cache_peer_access secure allow asked_with_tls
-cache_peer_access secure deny all
+hosts_file {work}/hosts
+tls_outgoing_options flags=DONT_VERIFY_PEER
+always_direct allow asked_with_tls
 never_direct allow all
 dns_nameservers 127.0.0.1
 url_rewrite_extras "%>a"
@@ -82,7 +90,7 @@ class Squid:
 
     @contextmanager
     def start(self, mirror: Mirror, work: Path, *, always_fresh: bool = False) -> Iterator[Server]:
-        authority = trustme.CA()
+        authority = trustme.CA(key_type=trustme.KeyType.RSA)  # as squid's wiki makes it
         authority.cert_pem.write_to_path(work / "ca.pem")
         key = authority.private_key_pem.bytes()
         (work / "ca-and-key.pem").write_bytes(authority.cert_pem.bytes() + key)
@@ -94,14 +102,15 @@ class Squid:
         if os.geteuid() == 0:
             user = f"cache_effective_user {_USER}"
             _give_away(work)
-        plain, tls = free_port(), free_port()
+        (work / "hosts").write_text(f"{mirror.tls_address or '127.0.0.1'} {HOST}\n")
+        plain, tls, mimicking = (free_port() for _ in range(3))
         config = _CONFIG.format(
             work=work,
             plain=plain,
             tls=tls,
+            mimicking=mimicking,
             certificates=_CERTIFICATES,
             origin=mirror.port,
-            origin_tls=mirror.tls_port,
             user=user,
             minutes=0 if always_fresh else 60,
         )
@@ -110,7 +119,12 @@ class Squid:
         ready = f"http://{HOST}/ready"
         with running(command, work, lambda: answers(plain, ready) and answers(tls, ready)) as process:
             way = Entry(plain, Form.ABSOLUTE)
-            yield Server(self.name, process, way, way, Entry(tls, Form.TUNNEL, str(work / "ca.pem")))
+            secure, mimic = (Entry(port, Form.TUNNEL, str(work / "ca.pem")) for port in (tls, mimicking))
+            # An https URL is fetched from port 443, which not every user's mirror can have.
+            if mirror.tls_address:
+                yield Server(self.name, process, way, way, secure, mimic)
+            else:
+                yield Server(self.name, process, way, way)
 
 
 def _program() -> str:

@@ -54,7 +54,7 @@ class Varnish:
         ]
         with running(command, work, lambda: answers(port, "/ready")) as process:
             way = Entry(port, Form.ORIGIN)
-            yield Server(self.name, process, way, way, None, cores=processors())
+            yield Server(self.name, process, way, way, cores=processors())
 
 
 def _program() -> str:

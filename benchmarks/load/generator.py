@@ -33,7 +33,7 @@ class Load:
 
     Attributes:
         entry: how they reach the server.
-        fetches: what each of them asks for, one after the other.
+        scripts: what they ask for, one after the other: the first machine has the first script, and so on.
         machines: how many.
         keep_alive: each asks for all on one connection, not on a new one each time.
         seconds: begin anew for so long; None for once.
@@ -41,7 +41,7 @@ class Load:
     """
 
     entry: Entry
-    fetches: tuple[Fetch, ...]
+    scripts: tuple[tuple[Fetch, ...], ...]
     machines: int
     keep_alive: bool = False
     seconds: float | None = None
@@ -149,7 +149,7 @@ def _run_share(load: Load, first: int, count: int, start_at: float) -> _Share:
         Machine(
             loop,
             load.entry,
-            load.fetches,
+            load.scripts[index % len(load.scripts)],
             tally,
             address=_address(index),
             tls=tls,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.bench import Bench
 from benchmarks.results import Measurement
-from benchmarks.workloads import lockstep, small
+from benchmarks.workloads import bulk, herd, lockstep, probe, release, small, tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +25,7 @@ class Workload:
     run: Callable[[Bench], Iterator[Measurement]]
 
 
-WORKLOADS = tuple(Workload(module.NAME, module.TITLE, module.run) for module in (lockstep, small))
+WORKLOADS = tuple(
+    Workload(module.NAME, module.TITLE, module.run)
+    for module in (lockstep, small, tls, bulk, herd, probe, release)
+)

@@ -15,11 +15,11 @@ _CLIENTS = 64
 
 def run(bench: Bench) -> Iterator[Measurement]:
     for kind, name in (("cdiff", bench.mirror.cdiff), (".sign", f"{bench.mirror.cdiff}.sign")):
-        fetches = (bench.mirror.fetch(name),)
+        scripts = ((bench.mirror.fetch(name),),)
         for keep_alive, connections in ((False, "new connection each"), (True, "kept alive")):
             for number in range(bench.plan.rounds):
                 loads = {
-                    server.name: Load(server.plain, fetches, _CLIENTS, keep_alive, bench.plan.seconds)
+                    server.name: Load(server.plain, scripts, _CLIENTS, keep_alive, bench.plan.seconds)
                     for server in bench.servers()
                 }
                 for _, measured in bench.in_turns(loads, NAME, f"{kind}, {connections}", number):
