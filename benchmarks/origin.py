@@ -216,7 +216,8 @@ def serve(
     """
     with _Server(address, partial(_Handler, origin)) as server:
         if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
+            # The handshake is left to the thread of the connection.
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:

@@ -21,7 +21,7 @@ from benchmarks.contenders.squid import Squid
 from benchmarks.contenders.varnish import Varnish
 from benchmarks.load.generator import LoadGenerator, allow_files
 from benchmarks.mirror import open_mirror
-from benchmarks.report import print_report
+from benchmarks.report import report
 from benchmarks.results import Measurement, Results
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -120,7 +120,8 @@ def main(
     except ServerError as error:
         raise click.ClickException(str(error)) from None
     say("")
-    print_report(results, {workload.name: workload.title for workload in WORKLOADS})
+    titles = {workload.name: workload.title for workload in WORKLOADS}
+    click.echo("\n".join(report(results, titles)))
     sys.exit(bool(results.errors))
 
 

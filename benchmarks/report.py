@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.load.generator import processors
 from benchmarks.results import Measurement, Results
@@ -209,64 +205,56 @@ def _verdicts(
                 yield Verdict(bar, value)
 
 
-def print_report(results: Results, titles: dict[str, str]) -> None:
-    """Print the tables.
+def report(results: Results, titles: dict[str, str]) -> Iterator[str]:
+    """The table and the words around it.
 
     Args:
         results: what was measured.
         titles: of the workloads, by name.
     """
-    console = Console(width=130, highlight=False)
     for name, words in results.about.items():
-        console.print(f"{name}: {words}", soft_wrap=True)
-    console.print(f"{processors()} processors for the servers and the load together")
+        yield f"{name}: {words}"
+    yield f"{processors()} processors for the servers and the load together"
     found = list(lines(results.measurements))
     names = [name for name in results.about if any(name in line.values for line in found)]
-    for workload, title in titles.items():
-        mine = [line for line in found if line.workload == workload]
-        if mine:
-            console.print(_table(title, mine, names))
-        if workload in results.errors:
-            console.print(f"{title}\n  not measured: {results.errors[workload]}")
-    verdicts = [verdict for line in found for verdict in line.verdicts]
-    for line in _failures(results.measurements):
-        console.print(line, soft_wrap=True)
-    if any(line.limited for line in found):
-        console.print(
-            "* the load took more processor time than this server, which was not busy: it can do more"
-        )
-    console.print(f"{sum(v.met for v in verdicts)} of {len(verdicts)} bars met")
-
-
-def _table(title: str, found: Sequence[Line], names: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("")
     peers = [name for name in names if name != OURS and OURS in names]
-    for name in names:
-        table.add_column(name, justify="right")
-    for name in peers:
-        table.add_column(f"/ {name}", justify="right")
-    table.add_column("bar")
-    case = ""
+    yield ""
+    yield _row("", [*names, *(f"/ {name}" for name in peers)], "bars")
+    heading = ""
     for line in found:
-        kind = QUANTITIES[line.quantity]
-        shown = [
-            f"{line.values[name]:,.{kind.decimals}f}{'*' if name in line.limited else ''}"
-            if name in line.values
-            else "-"
-            for name in names
-        ]
-        ratios = [f"{line.ratios[name]:.2f}" if name in line.ratios else "" for name in peers]
-        verdicts = "; ".join(map(str, line.verdicts))
-        table.add_row(line.case if line.case != case else "", kind.label, *shown, *ratios, verdicts)
-        case = line.case
-    return table
+        if heading != (heading := f"{titles[line.workload]}: {line.case}"):
+            yield f"\n{heading}"
+        yield _row(
+            f"  {QUANTITIES[line.quantity].label}",
+            _cells(line, names, peers),
+            ", ".join(map(str, line.verdicts)),
+        )
+    yield ""
+    yield from _failures(results)
+    if any(line.limited for line in found):
+        yield "* the load took more processor time than this server, which was not busy: it can do more"
+    verdicts = [verdict for line in found for verdict in line.verdicts]
+    yield f"{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} bars met"
 
 
-def _failures(measurements: Sequence[Measurement]) -> Iterator[str]:
-    """What went wrong, by kind."""
-    for m in measurements:
+def _row(label: str, cells: Iterable[str], words: str) -> str:
+    return f"{label:<30}{''.join(f'{cell:>12}' for cell in cells)}  {words}".rstrip()
+
+
+def _cells(line: Line, names: Sequence[str], peers: Sequence[str]) -> Iterator[str]:
+    decimals = QUANTITIES[line.quantity].decimals
+    for name in names:
+        star = "*" if name in line.limited else ""
+        yield f"{line.values[name]:,.{decimals}f}{star}" if name in line.values else "-"
+    for name in peers:
+        yield f"{line.ratios[name]:.3f}" if name in line.ratios else ""
+
+
+def _failures(results: Results) -> Iterator[str]:
+    """What went wrong, by kind, and what could not be measured."""
+    for m in results.measurements:
         if m.failures:
             kinds = ", ".join(f"{count} x {kind}" for kind, count in m.failures.items())
             yield f"{m.workload}, {m.case}, {m.contender}, round {m.round + 1}: {kinds}"
+    for workload, error in results.errors.items():
+        yield f"{workload}: not measured to its end: {error}"

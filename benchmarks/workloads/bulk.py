@@ -10,7 +10,7 @@ from benchmarks.load.generator import Load
 from benchmarks.results import Measurement
 
 NAME = "bulk"
-TITLE = "Bulk: clients that download a whole daily.cvd at once, from a warm cache"
+TITLE = "Bulk, a whole daily.cvd, warm"
 _PATIENCE = 8.0
 """Seconds that a contender may take for a load; one that takes longer has it in the first round only."""
 
@@ -32,7 +32,7 @@ def _case(bench: Bench, fetch: Fetch, way: str, clients: int) -> Iterator[Measur
             for name, entry in entries.items()
             if entry is not None and name not in slow
         }
-        for server, measured in bench.in_turns(loads, NAME, f"{way}, {clients}", number):
+        for server, measured in bench.in_turns(loads, NAME, f"{way}, {clients} clients", number):
             if measured.values["wall"] > _PATIENCE:
                 slow.add(server.name)
             yield measured

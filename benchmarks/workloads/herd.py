@@ -12,9 +12,7 @@ from benchmarks.mirror import MB, ORIGIN_RATE
 from benchmarks.results import Measurement
 
 NAME = "herd"
-TITLE = (
-    f"Cold herd: clients that download a whole main.cvd on an empty cache, origin at {ORIGIN_RATE // MB} MB/s"
-)
+TITLE = f"Cold herd, a whole main.cvd, empty cache, origin at {ORIGIN_RATE // MB} MB/s"
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
@@ -32,7 +30,7 @@ def _herd(bench: Bench, contender: Contender, way: str, number: int) -> Iterator
         if entry is None:
             return
         load = Load(entry, ((fetch,),), clients, verify=True)
-        named = Measurement(NAME, f"{clients}, {way}", server.name, number, {})
+        named = Measurement(NAME, f"{clients} clients, {way}", server.name, number, {})
         origin.reset()
         cold = bench.measure(server, load, named)
         asked = origin.snapshot(fetch.path)

@@ -13,7 +13,7 @@ from benchmarks.load.generator import Load, most_machines
 from benchmarks.results import Measurement
 
 NAME = "lockstep"
-TITLE = "Lock-step: all machines at once, a cdiff and its .sign, each on a new connection"
+TITLE = "Lock-step, cdiff and .sign on a new connection each"
 
 
 def run(bench: Bench) -> Iterator[Measurement]:

@@ -13,7 +13,7 @@ from benchmarks.origin import HEADER_SIZE, Origin
 from benchmarks.results import Measurement
 
 NAME = "probe"
-TITLE = "Header probe on an empty cache: what a request for 512 bytes costs upstream"
+TITLE = "Header probe, empty cache"
 _QUIET = 0.5
 """Seconds without a byte after which nothing more is expected from the origin."""
 

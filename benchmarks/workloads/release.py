@@ -18,7 +18,7 @@ from benchmarks.origin import HEADER_SIZE
 from benchmarks.results import Measurement
 
 NAME = "release"
-TITLE = "Release day: clients after a new daily.cvd, by contenders that may be out of date for 1 s at most"
+TITLE = "Release day, out of date for 1 s at most"
 _UNNOTICED = 2.0
 """Seconds between the release and its first client."""
 

@@ -9,7 +9,7 @@ from benchmarks.load.generator import Load
 from benchmarks.results import Measurement
 
 NAME = "small"
-TITLE = "Small objects, absolute-form: 64 clients, requests per second"
+TITLE = "Small object, absolute-form, 64 clients"
 _CLIENTS = 64
 
 

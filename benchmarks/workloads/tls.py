@@ -9,7 +9,7 @@ from benchmarks.load.generator import Load
 from benchmarks.results import Measurement
 
 NAME = "tls"
-TITLE = "TLS, a new connection for each .sign (CONNECT:443; nginx directly): 64 clients, requests per second"
+TITLE = "TLS, .sign on a new connection each, 64 clients"
 _CLIENTS = 64
 
 
