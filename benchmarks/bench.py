@@ -19,6 +19,8 @@ from benchmarks.load.generator import Load, LoadGenerator
 from benchmarks.mirror import MB, Mirror
 from benchmarks.results import Measurement
 
+_PATIENCE = 10.0
+"""Seconds that a load may take; what takes longer is measured in one round only."""
 _SETTLING = 1.0
 """Seconds between the end of a load and the look at the memory that is left."""
 
@@ -67,31 +69,48 @@ class Bench:
         """Args: work: a directory for all that is temporary."""
         self.plan = plan
         self.work = work
+        self.errors: dict[tuple[str, str], str] = {}
+        """By workload and contender: what could not be measured, and why."""
         self.contenders = contenders
         self.mirror = mirror
         self._load = load
         self._running = ExitStack()
         self._servers: list[Server] = []
+        self._slow: set[tuple[str, str, str]] = set()
+        """Workloads, cases and contenders that took too long to be measured again."""
 
     def close(self) -> None:
         """Stop the servers."""
         self._running.close()
 
-    def servers(self) -> list[Server]:
-        """All contenders, running and warm; they are started anew when one has died."""
+    def servers(self, workload: str) -> list[Server]:
+        """All contenders, running and warm; they are started anew when one has died.
+
+        Args:
+            workload: what they are wanted for; those that don't start are missing in it.
+        """
         if not self._servers or not all(server.process.alive for server in self._servers):
             self._running.close()
             self._servers = []
             for contender in self.contenders:
-                say(f"start {contender.name}")
-                server = self._running.enter_context(self.fresh(contender, self.mirror))
-                self._warm(server)
-                self._servers.append(server)
+                with self.trying(workload, contender.name):
+                    server = self._running.enter_context(self.fresh(contender, self.mirror))
+                    self._warm(server)
+                    self._servers.append(server)
         return list(self._servers)
+
+    @contextmanager
+    def trying(self, workload: str, contender: str) -> Iterator[None]:
+        """Keep an error of one contender from ending the measurement of the others."""
+        try:
+            yield
+        except ServerError as error:
+            self.errors[workload, contender] = str(error)
 
     @contextmanager
     def fresh(self, contender: Contender, mirror: Mirror, *, always_fresh: bool = False) -> Iterator[Server]:
         """A contender with an empty cache and a directory of its own."""
+        say(f"start {contender.name}")
         with (
             tempfile.TemporaryDirectory(prefix=f"{contender.name}-", dir=self.work) as work,
             contender.start(mirror, Path(work), always_fresh=always_fresh) as server,
@@ -129,6 +148,7 @@ class Bench:
         process = server.process
         try:
             process.reset_peak()
+            resident = process.resident_mib()
             before, own_before = process.cpu_seconds(), time.process_time()
             outcome = self._load.run(load)
             cpu, peak = process.cpu_seconds() - before, process.peak_mib()
@@ -149,9 +169,16 @@ class Bench:
             "server_busy": cpu / outcome.wall / server.cores,
             "load_busy": load_cpu / outcome.wall,
             "first_byte": outcome.first_byte,
+            "before": resident,
             "peak": peak,
         }
+        if outcome.wall > _PATIENCE:
+            self._slow.add((measurement.workload, measurement.case, server.name))
         return replace(measurement, values=measurement.values | values, failures=outcome.failures)
+
+    def is_slow(self, workload: str, case: str, contender: str) -> bool:
+        """Whether a contender took so long for a load that once is enough."""
+        return (workload, case, contender) in self._slow
 
     def in_turns(
         self, loads: Mapping[str, Load], workload: str, case: str, number: int
@@ -164,10 +191,11 @@ class Bench:
             case: which of its loads.
             number: of the round, from 0.
         """
-        servers = [server for server in self.servers() if server.name in loads]
-        for server in servers if number % 2 else reversed(servers):
-            begun = Measurement(workload, case, server.name, number, {})
-            yield server, self.measure(server, loads[server.name], begun)
+        for server in self._servers if number % 2 else reversed(self._servers):
+            if server.name in loads and not self.is_slow(workload, case, server.name):
+                with self.trying(workload, server.name):
+                    begun = Measurement(workload, case, server.name, number, {})
+                    yield server, self.measure(server, loads[server.name], begun)
 
 
 def settle() -> None:

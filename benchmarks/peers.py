@@ -16,13 +16,12 @@ from benchmarks.bench import FULL, QUICK, Bench, Plan, say
 from benchmarks.contenders.clamproxy import Clamproxy
 from benchmarks.contenders.contender import Contender
 from benchmarks.contenders.nginx import Nginx
-from benchmarks.contenders.process import ServerError
 from benchmarks.contenders.squid import Squid
 from benchmarks.contenders.varnish import Varnish
-from benchmarks.load.generator import LoadGenerator, allow_files
+from benchmarks.load.generator import LoadGenerator, allow_files, most_machines
 from benchmarks.mirror import open_mirror
-from benchmarks.report import report
-from benchmarks.results import Measurement, Results
+from benchmarks.report import lines, report
+from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Workload
 
 CONTENDERS: dict[str, Contender] = {
@@ -71,13 +70,7 @@ def measure(
             closing(Bench(plan, work, contenders, load, mirror)) as bench,
         ):
             for workload in workloads:
-                measured: list[Measurement] = []
-                try:
-                    measured.extend(workload.run(bench))
-                    error = ""
-                except ServerError as found:
-                    error = str(found)
-                results.add(workload.name, measured, error)
+                results.add(workload.name, list(workload.run(bench)), bench.errors)
                 if file is not None:
                     results.save(file)
 
@@ -113,15 +106,16 @@ def main(
         results.about[contender.name] = f"left out: {reason}" if reason else contender.version()
         if not reason:
             present.append(contender)
+    if max(plan.crowds) > most_machines():
+        results.about["open files"] = f"this user may not open more, so {most_machines():,} machines at most"
     workloads = [_WORKLOADS[name] for name in only if not (resume and results.has(name))]
-    try:
-        if workloads:
-            measure(plan, present, workloads, results, file)
-    except ServerError as error:
-        raise click.ClickException(str(error)) from None
+    if workloads:
+        measure(plan, present, workloads, results, file)
     say("")
     titles = {workload.name: workload.title for workload in WORKLOADS}
     click.echo("\n".join(report(results, titles)))
+    if file is not None:
+        results.save(file, [line.as_json() for line in lines(results.measurements)])
     sys.exit(bool(results.errors))
 
 

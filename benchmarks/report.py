@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from operator import itemgetter
+from typing import Any, Literal
 
 from benchmarks.load.generator import processors
 from benchmarks.results import Measurement, Results
@@ -41,7 +42,8 @@ QUANTITIES = {
     "cpu": Quantity("CPU per request, us", 1e6, compared=True),
     "first_byte": Quantity("first byte, ms", 1e3, 1),
     "peak": Quantity("peak memory, MiB", sum_up=max),
-    "resident": Quantity("memory afterwards, MiB", sum_up=max),
+    "before": Quantity("memory at first, MiB", sum_up=itemgetter(0)),
+    "resident": Quantity("memory in the end, MiB", sum_up=itemgetter(-1)),
     "stale": Quantity("stale answers", sum_up=max),
     "origin_requests": Quantity("origin requests", sum_up=max),
     "origin_files": Quantity("origin: whole files", sum_up=max),
@@ -50,7 +52,7 @@ QUANTITIES = {
     "warm": Quantity("warm wall, s", decimals=2),
 }
 SHOWN = {
-    "lockstep": ("undone", "failures", "wall", "cpu", "peak", "resident"),
+    "lockstep": ("undone", "failures", "wall", "cpu", "before", "peak", "resident"),
     "small": ("failures", "rate", "cpu"),
     "tls": ("failures", "rate", "cpu"),
     "bulk": ("failures", "throughput", "first_byte", "peak"),
@@ -149,6 +151,19 @@ class Line:
     ratios: dict[str, float]
     limited: frozenset[str]
     verdicts: tuple[Verdict, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON has it."""
+        bars = [{"bar": str(v.bar), "value": v.value, "met": v.met} for v in self.verdicts]
+        return {
+            "workload": self.workload,
+            "case": self.case,
+            "quantity": QUANTITIES[self.quantity].label,
+            "values": self.values,
+            "ratios": self.ratios,
+            "load_was_the_limit": sorted(self.limited),
+            "bars": bars,
+        }
 
 
 _BUSY = 0.9
@@ -256,5 +271,6 @@ def _failures(results: Results) -> Iterator[str]:
         if m.failures:
             kinds = ", ".join(f"{count} x {kind}" for kind, count in m.failures.items())
             yield f"{m.workload}, {m.case}, {m.contender}, round {m.round + 1}: {kinds}"
-    for workload, error in results.errors.items():
-        yield f"{workload}: not measured to its end: {error}"
+    for workload, errors in results.errors.items():
+        for contender, error in errors.items():
+            yield f"{workload}, {contender}: not measured to its end: {error}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +37,45 @@ class Results:
         self.about: dict[str, str] = {}
         """What the contenders call themselves, or why they are missing."""
         self.measurements: list[Measurement] = []
-        self.errors: dict[str, str] = {}
-        """By workload: why it could not be measured to its end."""
+        self.errors: dict[str, dict[str, str]] = {}
+        """By workload and contender: what could not be measured, and why."""
 
-    def add(self, workload: str, measured: Iterable[Measurement], error: str = "") -> None:
+    def add(
+        self, workload: str, measured: Iterable[Measurement], errors: Mapping[tuple[str, str], str]
+    ) -> None:
         """Replace what is known of a workload.
 
         Args:
             workload: its name.
             measured: all that was measured.
-            error: why that is not all.
+            errors: by workload and contender.
         """
         self.measurements = [m for m in self.measurements if m.workload != workload]
         self.measurements += measured
         self.errors.pop(workload, None)
-        if error:
-            self.errors[workload] = error
+        found = {contender: error for (where, contender), error in errors.items() if where == workload}
+        if found:
+            self.errors[workload] = found
 
     def has(self, workload: str) -> bool:
         """Whether a workload was measured to its end."""
         return workload not in self.errors and any(m.workload == workload for m in self.measurements)
 
-    def save(self, path: Path) -> None:
-        """Write them into a file, whole or not at all."""
+    def save(self, path: Path, figures: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write them into a file, whole or not at all.
+
+        Args:
+            path: the file.
+            figures: what the report makes of them.
+        """
         content = {
             "about": self.about,
             "errors": self.errors,
+            "figures": figures,
             "measurements": [asdict(m) for m in self.measurements],
         }
         new = path.with_name(f"{path.name}.new")
-        new.write_text(json.dumps(content, indent=1))
+        new.write_text(f"{json.dumps(content, indent=1)}\n")
         new.replace(path)
 
     @classmethod

@@ -173,8 +173,8 @@ def allow_files() -> int:
 
 
 def most_machines() -> int:
-    """How many connections the processes can hold together."""
-    return PROCESSES * (allow_files() - _SPARE_FILES)
+    """How many connections a server of one process can hold."""
+    return allow_files() - _SPARE_FILES
 
 
 class LoadGenerator:

@@ -11,8 +11,6 @@ from benchmarks.results import Measurement
 
 NAME = "bulk"
 TITLE = "Bulk, a whole daily.cvd, warm"
-_PATIENCE = 8.0
-"""Seconds that a contender may take for a load; one that takes longer has it in the first round only."""
 
 
 def run(bench: Bench) -> Iterator[Measurement]:
@@ -23,16 +21,10 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _case(bench: Bench, fetch: Fetch, way: str, clients: int) -> Iterator[Measurement]:
-    slow: set[str] = set()
     # Few clients are done soon, and vary most.
-    for number in range(bench.plan.rounds * max(1, min(5, 15 // clients))):
-        entries = {server.name: server.tls if way == "TLS" else server.plain for server in bench.servers()}
-        loads = {
-            name: Load(entry, ((fetch,),), clients)
-            for name, entry in entries.items()
-            if entry is not None and name not in slow
-        }
-        for server, measured in bench.in_turns(loads, NAME, f"{way}, {clients} clients", number):
-            if measured.values["wall"] > _PATIENCE:
-                slow.add(server.name)
+    for number in range(bench.plan.rounds * (3 if clients == 1 else 1)):
+        entries = {s.name: s.tls if way == "TLS" else s.plain for s in bench.servers(NAME)}
+        loads = {name: Load(entry, ((fetch,),), clients) for name, entry in entries.items() if entry}
+        case = f"{way}, {clients} client{'s' if clients > 1 else ''}"
+        for _, measured in bench.in_turns(loads, NAME, case, number):
             yield measured

@@ -19,18 +19,22 @@ def run(bench: Bench) -> Iterator[Measurement]:
     for way in ("plain", "TLS"):
         for number in range(bench.plan.rounds):
             for contender in bench.contenders:
-                yield from _herd(bench, contender, way, number)
+                with bench.trying(NAME, contender.name):
+                    yield from _herd(bench, contender, way, number)
 
 
 def _herd(bench: Bench, contender: Contender, way: str, number: int) -> Iterator[Measurement]:
     fetch, origin = bench.mirror.fetch("main.cvd"), bench.mirror.origin
     clients = max(bench.plan.clients)
+    case = f"{clients} clients, {way}"
+    if bench.is_slow(NAME, case, contender.name):
+        return
     with bench.fresh(contender, bench.mirror) as server:
         entry = server.tls if way == "TLS" else server.plain
         if entry is None:
             return
         load = Load(entry, ((fetch,),), clients, verify=True)
-        named = Measurement(NAME, f"{clients} clients, {way}", server.name, number, {})
+        named = Measurement(NAME, case, server.name, number, {})
         origin.reset()
         cold = bench.measure(server, load, named)
         asked = origin.snapshot(fetch.path)

@@ -20,7 +20,9 @@ def run(bench: Bench) -> Iterator[Measurement]:
     fetches = tuple(bench.mirror.fetch(name) for name in (bench.mirror.cdiff, f"{bench.mirror.cdiff}.sign"))
     for machines in (min(crowd, most_machines()) for crowd in bench.plan.crowds):
         for number in range(bench.plan.rounds):
-            loads = {server.name: Load(server.machine, (fetches,), machines) for server in bench.servers()}
+            loads = {
+                server.name: Load(server.machine, (fetches,), machines) for server in bench.servers(NAME)
+            }
             for server, measured in bench.in_turns(loads, NAME, f"{machines:,} machines", number):
                 settle()
                 left = {"resident": server.process.resident_mib()}

@@ -22,7 +22,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
     origin = bench.mirror.origin
     probe = Fetch("/daily.cvd", HEADER_SIZE, probe=True)
     for contender in bench.contenders:
-        with bench.fresh(contender, bench.mirror) as server:
+        with bench.trying(NAME, contender.name), bench.fresh(contender, bench.mirror) as server:
             origin.reset()
             named = Measurement(NAME, "daily.cvd, bytes 0-511", server.name, 0, {})
             measured = bench.measure(server, Load(server.plain, ((probe,),), 1), named)

@@ -20,7 +20,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
             for number in range(bench.plan.rounds):
                 loads = {
                     server.name: Load(server.plain, scripts, _CLIENTS, keep_alive, bench.plan.seconds)
-                    for server in bench.servers()
+                    for server in bench.servers(NAME)
                 }
                 for _, measured in bench.in_turns(loads, NAME, f"{kind}, {connections}", number):
                     yield measured

@@ -19,7 +19,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
         for number in range(bench.plan.rounds):
             entries = {
                 server.name: (server.mimic if "squid" in case else None) or server.tls
-                for server in bench.servers()
+                for server in bench.servers(NAME)
             }
             loads = {
                 name: Load(entry, scripts, _CLIENTS, seconds=bench.plan.seconds)
