@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -109,11 +110,13 @@ def main(
     if max(plan.crowds) > most_machines():
         results.about["open files"] = f"this user may not open more, so {most_machines():,} machines at most"
     workloads = [_WORKLOADS[name] for name in only if not (resume and results.has(name))]
+    begun = time.monotonic()
     if workloads:
         measure(plan, present, workloads, results, file)
     say("")
     titles = {workload.name: workload.title for workload in WORKLOADS}
     click.echo("\n".join(report(results, titles)))
+    click.echo(f"measured in {(time.monotonic() - begun) / 60:.1f} minutes")
     if file is not None:
         results.save(file, [line.as_json() for line in lines(results.measurements)])
     sys.exit(bool(results.errors))

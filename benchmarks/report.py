@@ -12,6 +12,8 @@ from benchmarks.load.generator import processors
 from benchmarks.results import Measurement, Results
 
 OURS = "clamproxy"
+_COLUMN = 13
+"""Characters of a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,7 @@ def report(results: Results, titles: dict[str, str]) -> Iterator[str]:
 
 
 def _row(label: str, cells: Iterable[str], words: str) -> str:
-    return f"{label:<30}{''.join(f'{cell:>12}' for cell in cells)}  {words}".rstrip()
+    return f"{label:<30}{''.join(f'{cell:>{_COLUMN}}' for cell in cells)}  {words}".rstrip()
 
 
 def _cells(line: Line, names: Sequence[str], peers: Sequence[str]) -> Iterator[str]:

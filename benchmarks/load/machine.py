@@ -21,8 +21,10 @@ RECEIVE_TIMEOUT = 60.0
 
 _HEADER_SIZE = 512
 _HEAD_LIMIT = 1 << 16
+_RECORD = 1 << 14
+"""The most that a TLS record holds: what is read at once, as epoll knows nothing of the rest of a record."""
 _TLS_BITES = 16
-"""TLS records (16 KiB each) that one machine reads before the next has its turn."""
+"""TLS records that one machine reads before the next has its turn."""
 _BUFFER = memoryview(bytearray(1 << 20))
 _BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 
@@ -195,7 +197,7 @@ class Machine:
         while True:
             yield
             try:
-                piece = sock.recv(8192)
+                piece = sock.recv(_RECORD)
             except (BlockingIOError, ssl.SSLWantReadError):
                 continue
             if not piece:
