@@ -17,6 +17,7 @@ from pathlib import Path
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.codesign import verify_sign
+from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
@@ -55,7 +56,13 @@ class Rejected:
     reason: str
 
 
-def prove(store: Store, path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
+def prove(
+    store: Store,
+    path: Path,
+    object_id: ObjectId,
+    keys: TrustedKeys,
+    payload: PayloadDigest | None = None,
+) -> None:
     """As `verify`, and hold a ``.sign`` against the file that it signs, if the cache has that file.
 
     Where it doesn't, a signature is only known to be undamaged. It is held against its file when both
@@ -66,12 +73,13 @@ def prove(store: Store, path: Path, object_id: ObjectId, keys: TrustedKeys) -> N
         path: the file, inside the cache or on its way there.
         object_id: the object that it must be.
         keys: whose signatures count.
+        payload: of a CVD, if it was taken while the file grew.
 
     Raises:
         InvalidObject: it is something else, or damaged.
         OSError: the file can't be read.
     """
-    verify(path, object_id, keys)
+    verify(path, object_id, keys, payload)
     signed = store.open(object_id.signed) if object_id.kind.is_signature else None
     if signed is None:
         return

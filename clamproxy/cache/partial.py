@@ -11,11 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from clamproxy.config.units import MIB
+from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, free_bytes
 
 LONGEST_KEPT = 2 * 86400.0
 """Seconds after which an interrupted transfer is not worth resuming: a newer version is out."""
+
+
+_DIGESTED_AT_A_TIME = MIB
 
 
 class NoRoomError(Exception):
@@ -67,6 +72,8 @@ class PartialFile:
         self.validators: Validators | None = None
         self.have = 0
         """Bytes that have arrived."""
+        self.payload = PayloadDigest()
+        """If it is a CVD: of what `digest_more` has taken in."""
 
     @classmethod
     def claim(cls, directory: Path, object_id: ObjectId) -> Self:
@@ -111,6 +118,7 @@ class PartialFile:
         """
         os.ftruncate(self.descriptor, 0)
         self.have = 0
+        self.payload = PayloadDigest()
         needed = (validators.size or 0) + LEAST_SPACE
         if validators.size and free_bytes(self.path.parent) < needed:
             raise NoRoomError(needed)
@@ -133,6 +141,14 @@ class PartialFile:
             written = os.pwrite(self.descriptor, view, self.have)
             self.have += written
             view = view[written:]
+
+    def digest_more(self) -> None:
+        """Bring `payload` nearer to what has arrived, if that is worth a look. Takes milliseconds."""
+        if self.have - self.payload.end >= _DIGESTED_AT_A_TIME:
+            self.payload.follow(self._read, min(self.have, self.payload.end + 2 * _DIGESTED_AT_A_TIME))
+
+    def _read(self, length: int, offset: int) -> bytes:
+        return os.pread(self.descriptor, length, offset)
 
     def read_beginning(self, length: int) -> bytes:
         """The first bytes."""

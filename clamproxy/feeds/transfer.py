@@ -25,6 +25,7 @@ from clamproxy.feeds.target import Target
 from clamproxy.messages import SourceError
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.upstream import Answer, NotFoundError, OriginError
+from clamproxy.progress import Progress
 from clamproxy.threads import in_thread
 
 STALL_WINDOW = 30.0
@@ -82,7 +83,7 @@ class FeedTransfer:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Outcome] = self._loop.create_future()
-        self._changed = asyncio.Event()
+        self._progress = Progress(self._on_progress)
         self._lock = threading.Lock()
         self._spool: Spool | None = None
         self._closed = False
@@ -91,7 +92,6 @@ class FeedTransfer:
         self._abandoned = False
         self._have = 0
         self._error: Exception | None = None
-        self._report_pending = False
         self._waiting = 0
 
     def __enter__(self) -> Self:
@@ -130,7 +130,7 @@ class FeedTransfer:
         while self._have <= offset:
             if self._error is not None:
                 raise SourceError(str(self._error))
-            await self._changed.wait()
+            await self._progress.wait()
         return self._have
 
     async def run(self, slots: asyncio.Semaphore) -> Outcome:
@@ -247,41 +247,33 @@ class FeedTransfer:
                     spool.append(chunk)
                 except NoRoomError as error:
                     raise OriginError(Failure.BAD_CONTENT, str(error)) from None
-            self._report()
+            self._progress.report()
 
     def _publish(self, spool: Spool, head: Head) -> None:
         plan = self.plan
         self._store.publish(spool, plan.key, plan.target.place, head, selection(head, plan.sent))
 
     def _announce(self, outcome: Outcome) -> Outcome:
-        self._call(lambda: self._set_ready(outcome))
-        return outcome
-
-    def _report(self) -> None:
-        """Bytes have arrived; many reports become one wake-up."""
-        if not self._report_pending:
-            self._report_pending = True
-            self._call(self._on_progress)
-
-    def _call(self, function: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(self._set_ready, outcome)
+        return outcome
 
     # On the loop
 
     def _set_ready(self, outcome: Outcome) -> None:
-        self._on_progress()
+        self._wake()
         if outcome.status == 200 and outcome.confirmed is None:
             self.arriving_since = outcome.head.received_at
         if not self._ready.done():
             self._ready.set_result(outcome)
 
     def _on_progress(self) -> None:
-        self._report_pending = False
         if self._spool is not None:
             self._have = self._spool.have
-        event, self._changed = self._changed, asyncio.Event()
-        event.set()
+
+    def _wake(self) -> None:
+        self._on_progress()
+        self._progress.wake()
 
     def _fail(self, error: Exception) -> None:
         self._error = error
@@ -297,7 +289,7 @@ class FeedTransfer:
                 self._answer.abort()
             if not self._waiting:
                 self._close()
-        self._on_progress()
+        self._wake()
 
     def _close(self) -> None:
         if self._spool is not None and not self._closed:

@@ -9,19 +9,53 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
 from clamproxy.formats.header import HEADER_SIZE, parse_cvd_header
 from clamproxy.formats.info import INFO_LIMIT, verify_info
 from clamproxy.formats.members import BLOCK_SIZE, iter_members, open_payload
-from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
+from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import ObjectId
 
 INFLATED_LIMIT = 64 * 2**20
 """Bytes of the inflated payload in which ``.info`` must be found; writers put it second."""
+_PIECE = 2**18
 
 
-def verify_cvd(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
+type Read = Callable[[int, int], bytes]
+"""Reads at most so many bytes of a file from an offset on."""
+
+
+class PayloadDigest:
+    """The MD5 of a CVD's payload, taken while the file grows: so nobody waits for it at the end."""
+
+    def __init__(self) -> None:
+        """Begin with an empty file."""
+        self._md5 = _md5()
+        self.end = HEADER_SIZE
+        """Offset behind what was taken in."""
+
+    def follow(self, read: Read, end: int) -> None:
+        """Take in what the file has got. What it had before must not have changed.
+
+        Args:
+            read: reads the file.
+            end: offset behind the bytes to take in.
+        """
+        while self.end < end and (piece := read(min(end - self.end, _PIECE), self.end)):
+            self._md5.update(piece)
+            self.end += len(piece)
+
+    def digest(self) -> bytes:
+        """Of what was taken in."""
+        return self._md5.digest()
+
+
+def verify_cvd(
+    file: BinaryIO, expected: ObjectId, keys: TrustedKeys, payload: PayloadDigest | None = None
+) -> None:
     """Prove that a file is the CVD of the expected database and version.
 
     Memory stays small whatever the file holds; the file is read once, and its beginning twice.
@@ -30,6 +64,7 @@ def verify_cvd(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
         file: the whole file, seekable; its position is moved.
         expected: the database and version that it must have.
         keys: whose signatures count.
+        payload: has followed the file: then only the rest of it is read.
 
     Raises:
         InvalidObject: it is something else, or damaged.
@@ -38,8 +73,9 @@ def verify_cvd(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     header = parse_cvd_header(file.read(HEADER_SIZE))
     if header.version != expected.version:
         raise InvalidObject(f"header names version {header.version}, not {expected.version}")
-    end = file.seek(0, os.SEEK_END)
-    digest = hashlib.file_digest(FilePart(file, HEADER_SIZE, end), _md5).digest()
+    payload = payload or PayloadDigest()
+    payload.follow(partial(_read, file), file.seek(0, os.SEEK_END))
+    digest = payload.digest()
     if digest.hex() != header.md5:
         raise InvalidObject("payload does not match the MD5 in the header")
     if not keys.cvd.verifies_md5(digest, header.dsig.encode("ascii")):
@@ -72,6 +108,11 @@ def read_info(file: BinaryIO, database: str) -> bytes:
         if position >= INFLATED_LIMIT:
             raise InvalidObject(f"no {wanted} in the first {INFLATED_LIMIT} bytes of the payload")
     raise InvalidObject(f"no {wanted} in the payload")
+
+
+def _read(file: BinaryIO, length: int, offset: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 def _md5() -> hashlib._Hash:

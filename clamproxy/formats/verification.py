@@ -9,7 +9,7 @@ from typing import BinaryIO
 from clamproxy.formats.cdiff import CDIFF_MAGIC, verify_cdiff
 from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.codesign import SIGN_MAGIC, verify_sign
-from clamproxy.formats.cvd import verify_cvd
+from clamproxy.formats.cvd import PayloadDigest, verify_cvd
 from clamproxy.formats.header import CVD_MAGIC, HEADER_SIZE, CvdHeader, parse_cvd_header
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
@@ -31,7 +31,6 @@ def _verify_sign(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
 
 
 _VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {
-    Kind.CVD: verify_cvd,
     Kind.CLD: verify_cld,
     Kind.CDIFF: verify_cdiff,
     Kind.CVD_SIGN: _verify_sign,
@@ -39,21 +38,24 @@ _VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {
 }
 
 
-def verify(path: Path, object_id: ObjectId, keys: TrustedKeys) -> None:
+def verify(path: Path, object_id: ObjectId, keys: TrustedKeys, payload: PayloadDigest | None = None) -> None:
     """Prove that a finished file is the object that it was fetched or built as.
 
     Args:
         path: the file.
         object_id: the object that it must be.
         keys: whose signatures count; `clamproxy.formats.signatures.CLAMAV_KEYS` but for tests.
+        payload: of a CVD, if it was taken while the file grew.
 
     Raises:
         InvalidObject: it is something else, or damaged.
         OSError: the file cannot be read.
     """
-    verifier = _VERIFIERS[object_id.kind]
     with path.open("rb") as file:
-        verifier(file, object_id, keys)
+        if object_id.kind is Kind.CVD:
+            verify_cvd(file, object_id, keys, payload)
+        else:
+            _VERIFIERS[object_id.kind](file, object_id, keys)
 
 
 def check_beginning(kind: Kind, beginning: bytes) -> None:

@@ -195,6 +195,8 @@ class Attempt:
             self._check_not_abandoned()
             self._check_size(self._arrival.partial.have + len(data))
             self._arrival.partial.append(data)
+            if self._arrival.object_id.kind is Kind.CVD:
+                self._arrival.partial.digest_more()
         self._progress()
 
     def _check_size(self, size: int) -> None:

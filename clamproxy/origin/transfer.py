@@ -29,6 +29,7 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.progress import Progress
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -105,14 +106,13 @@ class Transfer:
         self.asked_at = self._loop.time()
         """Loop time at which it was wanted first."""
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._changed = asyncio.Event()
+        self._progress = Progress(self._on_progress)
         self._kicked = asyncio.Event()
         self._arrival: Arrival | None = None
         self._current: Attempt | None = None
         self._verified = False
         self._error: Exception | None = None
         self._heard_at = time.monotonic()
-        self._report_pending = False
 
     # For readers
 
@@ -171,7 +171,7 @@ class Transfer:
         while not self.published:
             if self._error is not None:
                 raise self._error
-            await self._changed.wait()
+            await self._progress.wait()
 
     def source(self) -> TransferSource:
         """A reader of what has arrived and will arrive. Only once the transfer is ready.
@@ -201,7 +201,7 @@ class Transfer:
             end = size if self._verified else min(self.have, shown)
             if end > offset:
                 return end
-            await self._changed.wait()
+            await self._progress.wait()
 
     def kick(self) -> None:
         """A further client wants the object: a connection that is silent is given up at once.
@@ -249,7 +249,7 @@ class Transfer:
         finally:
             if self._arrival:
                 self._arrival.partial.release()
-            self._wake()
+            self._progress.wake()
 
     def _local_failure(self, error: Exception) -> TransferError:
         """What it means that something went wrong here, not at the origin."""
@@ -314,7 +314,7 @@ class Transfer:
         Raises:
             _StalledError, _UnansweredError: it was given up.
         """
-        attempt = Attempt(self._resources.upstream, arrival, self.requester, self._report)
+        attempt = Attempt(self._resources.upstream, arrival, self.requester, self._progress.report)
         self._current = attempt
         self._kicked.clear()
         self._heard_at = time.monotonic()
@@ -351,10 +351,11 @@ class Transfer:
     async def _verify_and_publish(self, arrival: Arrival) -> None:
         partial, object_id = arrival.partial, arrival.object_id
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
+        self._progress.wake()  # readers go on with what they may have meanwhile
 
         def check() -> None:
             try:
-                prove(store, partial.path, object_id, keys)
+                prove(store, partial.path, object_id, keys, partial.payload)
             finally:
                 store.disconnect()
 
@@ -367,7 +368,7 @@ class Transfer:
             partial.discard()
             raise TransferError(Failure.BAD_CONTENT, reason) from error
         self._verified = True  # readers may have the rest while it is synced to disk
-        self._wake()
+        self._progress.wake()
         metadata = self.metadata
         await writer.run(lambda: store.publish(object_id, partial.path, metadata))
         self.published = True
@@ -384,24 +385,12 @@ class Transfer:
         if not self._ready.done():
             self._ready.set_result(None)
 
-    def _wake(self) -> None:
-        event, self._changed = self._changed, asyncio.Event()
-        event.set()
-
-    def _report(self) -> None:
-        """Bytes have arrived. Called in the thread; many reports become one wake-up."""
-        if not self._report_pending:
-            self._report_pending = True
-            with suppress(RuntimeError):  # the loop is closed: the process is ending
-                self._loop.call_soon_threadsafe(self._on_progress)
-
     def _on_progress(self) -> None:
-        self._report_pending = False
+        """Bytes have arrived."""
         self._heard_at = time.monotonic()
         if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
             self._arrival.followed = True
             self._set_ready()
-        self._wake()
 
     @property
     def _validators(self) -> Validators:
