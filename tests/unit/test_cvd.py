@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clamproxy.formats import cvd
-from clamproxy.formats.cvd import verify_cvd
+from clamproxy.formats.cvd import PayloadDigest, verify_cvd
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import CLAMAV_KEYS, InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
@@ -313,3 +313,23 @@ def test_any_payload_is_refused(payload: bytes) -> None:
     for candidate in (payload, b"\x1f\x8b\x08" + payload, compressed, compressed[:-3]):
         with pytest.raises(InvalidObject):
             check(seal(7, candidate))
+
+
+# While it grows
+
+
+@pytest.mark.parametrize("steps", [[], [100], [HEADER_SIZE], [HEADER_SIZE + 1, 2000, 2000, 10**9]])
+def test_what_was_digested_before_is_not_read_again(steps: list[int]) -> None:
+    data = sealed(("COPYING", b""), ("daily.info", INFO), ("daily.ndb", bytes(5000)))
+    payload = PayloadDigest()
+    for end in steps:
+        payload.follow(lambda length, offset: data[offset : offset + length], min(end, len(data)))
+    verify_cvd(io.BytesIO(data), DAILY_7, KEYS, payload)
+
+
+def test_a_digest_of_another_file_proves_nothing() -> None:
+    data = sealed(("COPYING", b""), ("daily.info", INFO))
+    payload = PayloadDigest()
+    payload.follow(lambda length, offset: bytes(length), HEADER_SIZE + 10)
+    with pytest.raises(InvalidObject, match="MD5"):
+        verify_cvd(io.BytesIO(data), DAILY_7, KEYS, payload)

@@ -103,6 +103,45 @@ async def test_an_interrupted_transfer_of_an_earlier_process_is_resumed(rig: Rig
     assert seen.sent == len(body) - BREAK
 
 
+LARGE = 6_000_000
+"""Bytes of a CVD so large that it is digested while it arrives."""
+
+
+async def test_a_large_one_is_resumed(rig: Rig, make_cvd: MakeCvd) -> None:
+    """What is there already is digested with what comes."""
+    body = make_cvd(5, LARGE)
+    rig.origin.put("daily.cvd", body)
+    leave_partial(rig, cvd(5), body[: LARGE // 2], await validators_of(rig, "/daily.cvd"))
+    rig.origin.rule("R", faults.short(LARGE // 4), times=1)
+    assert (await fetch(rig, cvd(5))).published
+    assert stored(rig, cvd(5)) == body
+    assert rig.origin.trace == "R R"
+
+
+async def test_a_large_one_begins_anew_when_the_file_has_changed(rig: Rig, make_cvd: MakeCvd) -> None:
+    body = make_cvd(5, LARGE)
+    rig.origin.put("daily.cvd", body)
+    validators = replace(await validators_of(rig, "/daily.cvd"), etag='"another"')
+    leave_partial(rig, cvd(5), bytes(512) + body[1024 : LARGE // 2], validators)
+    assert (await fetch(rig, cvd(5))).published
+    assert stored(rig, cvd(5)) == body
+
+
+@pytest.mark.parametrize("place", [600, LARGE // 3, LARGE // 2 - 1])
+async def test_a_large_one_that_was_spoilt_on_the_disk_is_refused(
+    rig: Rig, make_cvd: MakeCvd, place: int
+) -> None:
+    body = make_cvd(5, LARGE)
+    rig.origin.put("daily.cvd", body)
+    spoilt = bytearray(body[: LARGE // 2])
+    spoilt[place] ^= 1
+    leave_partial(rig, cvd(5), bytes(spoilt), await validators_of(rig, "/daily.cvd"))
+    transfer = await fetch(rig, cvd(5))
+    with pytest.raises(TransferError, match="MD5"):
+        await transfer.finish()
+    assert stored(rig, cvd(5)) is None
+
+
 async def test_all_was_there_but_for_the_verdict(rig: Rig, make_cvd: MakeCvd) -> None:
     """Stopped while it was verified: nothing is asked of the origin again."""
     body = make_cvd(5, SIZE)
