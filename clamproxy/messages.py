@@ -13,6 +13,9 @@ from werkzeug.datastructures import Headers
 DOCTOR_FIELD = "Clamproxy-Doctor"
 """The field in requests of `clamproxy doctor`: they are answered like all others, but not counted."""
 
+GATEWAY_IN_VIA = "clamproxy-"
+"""How each gateway's name in Via begins."""
+
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
@@ -108,14 +111,23 @@ class Body:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request of a client on a ClamAV host."""
+    """One request of a client."""
 
     method: str
-    path: str
-    """Path with query string, as received."""
-    headers: Headers
+    path: str = field(repr=False)
+    """Path with query string, as received. In a feed's both may hold a subscriber's key."""
+    headers: Headers = field(repr=False)
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    """With scheme and host: which server is asked. The databases and the pages don't look at it."""
+
+    @property
+    def url(self) -> str:
+        """The whole URL."""
+        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
 
     @property
     def requester(self) -> Requester:
@@ -129,6 +141,11 @@ class Request:
     def via(self) -> str:
         """The gateways that the request came through."""
         return ", ".join(self.headers.get_all("Via"))
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another gateway asks: in a client's name, but for what it wants itself."""
+        return GATEWAY_IN_VIA in self.via
 
 
 @dataclass(slots=True)

@@ -30,13 +30,12 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from werkzeug.http import http_date
 
+from clamproxy.front import LARGEST_CONTENT
 from clamproxy.messages import CACHE_STATUS, Result
 from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
 """Bytes of further requests that a client may send before it has its answer, besides a head."""
-LARGEST_REQUEST_BODY = 64 * 1024
-"""Bytes of a request's content that are read before it is refused."""
 TOO_LARGE = "clamproxy_too_large"
 """The key of a mark in the metadata of a flow: its request announces more content than is read."""
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
@@ -241,7 +240,7 @@ class LimitedStream(HttpStream):
 
     def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
         """Refuse content once too much of it has come, where no length was announced."""
-        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
+        if request and len(self.request_body_buf) > LARGEST_CONTENT:
             yield from self._refuse_content()
             return True
         return (yield from super().check_body_size(request))
@@ -261,11 +260,6 @@ class LimitedStream(HttpStream):
         yield SendHttp(refusal, self.context.client)
         self.flow.live = False
         self.client_state = self.server_state = self.state_errored
-
-
-def is_origin_form(request: http.Request) -> bool:
-    """Whether a request names no host but in Host, and came in no tunnel: it is for the gateway itself."""
-    return not request.scheme and request.method != "CONNECT"
 
 
 def drop_hop_by_hop(headers: http.Headers) -> None:

@@ -21,7 +21,7 @@ from mitmproxy.contrib import click as miniclick
 from mitmproxy.log import ALERT, LOG_COLORS
 from mitmproxy.utils import human
 
-from clamproxy.proxy.access_log import FIELDS
+from clamproxy.front.access_log import FIELDS
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """All control characters but the newline, the other line ends of Unicode, and lone surrogates."""

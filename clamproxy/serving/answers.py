@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from functools import partial
 
@@ -11,7 +10,7 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.cache.published import Metadata
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
-from clamproxy.messages import Body, Reply, Request, Result, Source
+from clamproxy.messages import Reply, Request, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
 from clamproxy.origin.heads import Head
@@ -20,21 +19,10 @@ from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select
-
-IN_MEMORY = 64 * 1024
-"""Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
+from clamproxy.replies import content, describe, plain
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
-
-
-def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
-    """A short answer in words."""
-    text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
-    reply = Reply(status, result, body=text, version=version, reason=reason)
-    reply.headers["Content-Type"] = "text/plain; charset=utf-8"
-    reply.headers["Cache-Control"] = "no-store"
-    return reply
 
 
 def take_the_whole(cdiff: ObjectId) -> Reply:
@@ -103,14 +91,10 @@ def _from_source(
     selection = _select(request, representation, header, is_newest=is_newest)
     reply = _reply(selection, representation, result, object_id)
     wanted = selection.length if request.method == "GET" else 0
+    is_arriving = isinstance(source, TransferSource)
     if isinstance(source, TransferSource):
         source.last = selection.start + wanted
-    if wanted and (wanted > IN_MEMORY or isinstance(source, TransferSource)):
-        reply.body = Body(source, selection.start, wanted)
-        return reply
-    if wanted:
-        reply.body = os.pread(source.fileno(), wanted, selection.start)
-    source.close()
+    reply.body = content(source, selection.start, wanted, is_arriving=is_arriving)
     return reply
 
 
@@ -143,11 +127,7 @@ def _reply(
     headers["Cache-Control"] = _REVALIDATE if is_mutable_url else _IMMUTABLE
     if selection.status != 304:
         headers["Content-Type"] = "application/octet-stream"
-    # A HEAD need not tell a length that isn't known: RFC 9110 8.6.
-    if selection.status != 304 and not (selection.status == 200 and representation.size is None):
-        headers["Content-Length"] = str(selection.length)
-    if selection.content_range is not None:
-        headers["Content-Range"] = selection.content_range
+    describe(headers, selection, representation.size)
     return Reply(selection.status, result, headers, version=object_id.version)
 
 

@@ -22,7 +22,8 @@ from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
-from clamproxy.serving.answers import explain, from_head, from_object, plain
+from clamproxy.replies import plain
+from clamproxy.serving.answers import explain, from_head, from_object
 from clamproxy.serving.current import CurrentVersions, Finding
 from clamproxy.serving.delivery import Delivery
 
@@ -30,8 +31,6 @@ PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
 _BEFORE_SIGNATURES = re.compile(r"ClamAV/(0\.|1\.[0-4](?![0-9]))")
 """User-Agents of the versions that know no external signatures."""
-GATEWAY_IN_VIA = "clamproxy-"
-"""How each gateway's name in Via begins."""
 
 
 class WholeFiles:
@@ -249,9 +248,7 @@ def _from_published(request: Request, published: PublishedFile, choice: Choice) 
 
 def is_freshclam(request: Request) -> bool:
     """Whether it is freshclam that asks, without a gateway in between."""
-    return (request.headers.get("User-Agent") or "").startswith("ClamAV/") and (
-        GATEWAY_IN_VIA not in request.via
-    )
+    return request.headers.get("User-Agent", "").startswith("ClamAV/") and not request.is_relayed
 
 
 def _is_for_new_client(request: Request) -> bool:

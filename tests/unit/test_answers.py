@@ -19,7 +19,8 @@ from clamproxy.origin.heads import Head
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
-from clamproxy.serving.answers import IN_MEMORY, from_head, from_object, plain, unavailable
+from clamproxy.replies import IN_MEMORY, plain
+from clamproxy.serving.answers import from_head, from_object, unavailable
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)

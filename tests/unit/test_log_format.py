@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mitmproxy.addons.termlog import TermLog, TermLogHandler
 from mitmproxy.log import ALERT
 
-from clamproxy.proxy.access_log import FIELDS
+from clamproxy.front.access_log import FIELDS
 from clamproxy.proxy.log_format import JsonFormatter, TextFormatter, before_start, restore, use_format
 
 logger = logging.getLogger("clamproxy.tests")

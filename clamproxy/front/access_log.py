@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mitmproxy import http
-
 from clamproxy.fleet.agent import parse_agent
+from clamproxy.front.asked import Asked
 from clamproxy.messages import Result
 
 logger = logging.getLogger("clamproxy.access")
@@ -44,24 +43,24 @@ class Outcome:
     """Why the client didn't get what it asked for, or not the newest of it, or not all of it."""
 
 
-def log_request(request: http.Request, outcome: Outcome, *, hides_path: bool) -> None:
+def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
     """Write one record: client, what, version, result, status, bytes, duration, client software.
 
     Args:
-        request: what was asked for.
+        asked: what was asked for.
         outcome: what became of it.
         hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
             the query, some in the path. Queries are never logged.
     """
-    is_tunnel = request.method == "CONNECT"
-    host = f"{request.host}:{request.port}" if is_tunnel else request.host
-    path = None if is_tunnel or hides_path else request.path.partition("?")[0]
-    agent = request.headers.get("user-agent", "")
+    is_tunnel = asked.method == "CONNECT"
+    host = f"{asked.host}:{asked.port}" if is_tunnel else asked.host
+    path = None if is_tunnel or hides_path else asked.path.partition("?")[0]
+    agent = asked.headers.get("user-agent", "")
     software, machine = agent.partition(" ")[0], parse_agent(agent)
     logger.info(
         "%s %s %s %s %s %d %dB %.3fs %s%s",
         outcome.client,
-        _printable(request.method),
+        _printable(asked.method),
         _printable(host if is_tunnel else path or f"{host}/..."),
         outcome.version or "-",
         outcome.result,
@@ -72,7 +71,7 @@ def log_request(request: http.Request, outcome: Outcome, *, hides_path: bool) ->
         f" ({_printable(outcome.error)})" if outcome.error else "",
         extra=_fields(
             client=outcome.client,
-            method=request.method,
+            method=asked.method,
             host=host,
             path=path,
             database=_database_of(path),
