@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from mitmproxy import connection, ctx, tls
 from mitmproxy.net.tls import INSECURE_TLS_MIN_VERSIONS, Version
 from mitmproxy.proxy import mode_specs
@@ -120,7 +121,7 @@ class _TlsOptions:
 class _Credentials:
     """A certificate, its key and what goes to clients with it."""
 
-    key: PrivateKeyTypes
+    key: EllipticCurvePrivateKey | RSAPrivateKey
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...]
 

@@ -72,6 +72,11 @@ class Threshold:
         self._reached = False
         self.reopen()
 
+    def close(self) -> None:
+        """Let nobody in any more."""
+        for door in list(self.doors):
+            door.close()
+
     def reopen(self) -> None:
         """Let in who waits: somebody has left, or the limits have changed."""
         if not self.is_full:

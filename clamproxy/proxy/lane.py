@@ -11,20 +11,19 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
 
 from OpenSSL import SSL
 
-from clamproxy.config.settings import Access
 from clamproxy.front import Asked, Caller, Destination, Exchange, Front
 from clamproxy.messages import Body
 from clamproxy.proxy.door import Leave
 from clamproxy.proxy.lane_tls import Session, UnfitError
-from clamproxy.proxy.ordinary import Head, read_head
+from clamproxy.proxy.ordinary import read_head
 from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
 from clamproxy.waiting import wait_while
 
@@ -179,7 +178,7 @@ class Connection(asyncio.Protocol):
         if self._tunnel is not None and self._tunnel.session is not None:
             data = self._decrypted(self._tunnel.session, data)
         self._buffer += data
-        self._reads += 1
+        self._reads += bool(data)
         self._go_on()
         if len(self._buffer) > MOST_AHEAD and self._is_open:
             self.transport.pause_reading()
@@ -232,11 +231,12 @@ class Connection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Close it, whatever is on its way."""
+        if self._work is None:
+            self._close()
+            return
         # Not abort(): asyncio stumbles over a transport that is lost in the middle of sendfile.
         with suppress(OSError):
             self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-        if self._work is None:
-            self.transport.abort()
 
     def _close(self) -> None:
         self._is_open = False
@@ -282,7 +282,9 @@ class Connection(asyncio.Protocol):
             return False
         self._buffer, self._reads, self._closes = self._buffer[end:], 0, closes
         if asked.method == "CONNECT":
-            self._run(self._lane.front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host)))
+            self._run(
+                self._lane.front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host))
+            )
         else:
             self._run(self._lane.front.answer(asked), self._respond)
         return True

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any, cast
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
@@ -54,10 +55,9 @@ class Takeover:
         """Replace the servers that accept by themselves; nobody who is connecting is lost."""
         for instance in self._proxy.servers:
             if isinstance(instance, AsyncioServerInstance):
-                servers = instance._servers
+                servers: list[Any] = instance._servers
                 servers[:] = [
-                    self._door(instance, server) if isinstance(server, asyncio.Server) else server
-                    for server in servers
+                    self._door(instance, one) if isinstance(one, asyncio.Server) else one for one in servers
                 ]
 
     def _door(self, instance: Instance, server: asyncio.Server) -> Door:
@@ -107,6 +107,10 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
             writer = InsideWriter(writer.transport, self, reader, self._tunnel)
         await instance.handle_stream(reader, writer)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._client = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+
     def read(self, data: bytes) -> None:
         """Something was read, and decrypted."""
         super().data_received(data)
@@ -118,7 +122,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
             return
         with suppress(SSL.Error):  # nothing that follows can be read
             said, to_send = session.receive(data)
-            self._transport.write(to_send)
+            self._client.write(to_send)
             if said:
                 self.read(said)
         if session.has_ended:
