@@ -271,7 +271,9 @@ class Connection(asyncio.Protocol):
         """Take a request, or give it away; False: there is none, or no longer a connection."""
         end = self._buffer.find(b"\r\n\r\n") + 4
         if end < 4:
-            is_odd = self._buffer[0] not in _BEGINNINGS or len(self._buffer) > LONGEST_HEAD
+            begun = self._buffer
+            has_bare_lf = begun.count(b"\n") > begun.count(b"\r\n")
+            is_odd = has_bare_lf or begun[0] not in _BEGINNINGS or len(begun) > LONGEST_HEAD
             if is_odd or self._reads >= MOST_READS or self._has_ended:
                 self._give_away()
             return False

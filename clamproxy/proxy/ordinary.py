@@ -76,16 +76,17 @@ def read_head(raw: bytes) -> Head | None:
     match = form.fullmatch(collector.target) if form is not None else None
     if match is None or version not in ("1.0", "1.1") or not raw.startswith(method):
         return None
+    scheme, host, digits, path = (part.decode("ascii") if part else "" for part in match.groups())
+    port = int(digits or 80)
     closes = _closes(collector.fields)
-    if closes is None:
+    if closes is None or not 0 < port < 2**16:
         return None
-    scheme, host, port, path = (part or b"" for part in match.groups())
     return Head(
         method.decode("ascii"),
-        scheme.decode("ascii"),
-        host.decode("ascii"),
-        int(port or 80),
-        path.decode("ascii"),
+        scheme,
+        host,
+        port,
+        path,
         Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in collector.fields]),
         closes or version == "1.0",
     )
