@@ -143,6 +143,11 @@ class Request:
         return ", ".join(self.headers.get_all("Via"))
 
     @property
+    def is_doctors(self) -> bool:
+        """Whether the doctor asks, for nobody who would use it."""
+        return self.headers.get(DOCTOR_FIELD) is not None
+
+    @property
     def is_relayed(self) -> bool:
         """Whether another gateway asks: in a client's name, but for what it wants itself."""
         return GATEWAY_IN_VIA in self.via

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
@@ -64,13 +65,24 @@ def complete(reply: Reply, method: str, via: str | None = None) -> None:
         via: the gateway in Via, where it is a proxy.
     """
     headers = reply.headers
-    headers.setdefault("Cache-Status", CACHE_STATUS[reply.result])
-    headers.setdefault("Date", http_date(time.time()))
+    _add_missing(headers, "Cache-Status", CACHE_STATUS[reply.result])
+    _add_missing(headers, "Date", _date(int(time.time())))
     if via is not None:
         headers["Via"] = via
-    is_head = method == "HEAD"
+    has_content = reply.status not in (204, 304)
     # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
-    if reply.status not in (204, 304) and (reply.length or not is_head):
-        headers.setdefault("Content-Length", str(reply.length))
-    if is_head or reply.status in (204, 304):
+    if has_content and (reply.length or method != "HEAD"):
+        _add_missing(headers, "Content-Length", str(reply.length))
+    if not has_content or method == "HEAD":
         reply.body = b""
+
+
+def _add_missing(headers: Headers, name: str, value: str) -> None:
+    """What setdefault does, which raises and catches an exception each time."""
+    if headers.get(name) is None:
+        headers.add(name, value)
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return http_date(second)

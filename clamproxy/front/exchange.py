@@ -11,7 +11,7 @@ from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.front.access_log import Outcome, log_request
 from clamproxy.front.asked import Asked
 from clamproxy.front.routing import Destination
-from clamproxy.messages import DOCTOR_FIELD, Reply, Result
+from clamproxy.messages import Reply, Result
 from clamproxy.objects import parse_path
 from clamproxy.service import Service
 
@@ -52,7 +52,7 @@ class Exchange:
             return
         self.ended = True
         result, reply = self.reply.result, self.reply
-        if self._is_doctors():
+        if self.asked.is_doctors and self.destination in _ASKED_BY_DOCTOR:
             result = Result.STATUS
         elif self.destination is Destination.FEED and result is not Result.REFUSED:
             service.stats.count_feed_request(result, length)
@@ -75,10 +75,6 @@ class Exchange:
         hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
         log_request(self.asked, outcome, hides_path=hides_path)
 
-    def _is_doctors(self) -> bool:
-        """Whether it is no machine that asks."""
-        return self.destination in _ASKED_BY_DOCTOR and DOCTOR_FIELD in self.asked.headers
-
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
         asked, reply = self.asked, self.reply
@@ -87,7 +83,7 @@ class Exchange:
             address=asked.caller.address,
             user_agent=asked.headers.get("User-Agent"),
             target=parse_path(asked.path, frozenset(service.settings.serving.databases)),
-            range_probe="Range" in asked.headers,
+            range_probe=asked.headers.get("Range") is not None,
             # Thousands of visits may wait to be written: no more than a date is kept.
             if_modified_since=since and since[:_LONGEST_DATE],
             status=reply.status,

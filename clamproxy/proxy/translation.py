@@ -62,7 +62,8 @@ def _is_reverse(client: connection.Client) -> bool:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("latin-1")
+    """As RFC 9110 5.5 has a recipient do: by HTTP/2 line ends can come in a value."""
+    return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
 def _method(request: http.Request) -> str:

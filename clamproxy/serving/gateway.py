@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from clamproxy.cache.store import Store
-from clamproxy.messages import DOCTOR_FIELD, Reply, Request, Requester, Result
+from clamproxy.messages import Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
@@ -76,7 +76,7 @@ class Gateway:
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
-        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
+        if not request.is_doctors:
             self._notice(target.database, request.requester)
         await self._ensure_sound(target.database)
         match target:

@@ -65,7 +65,7 @@ def request_for(url: str, method: str = "GET", headers: Headers | None = None) -
 async def ask_feeds(feeds: Feeds, url: str, method: str = "GET", headers: Headers | None = None) -> Reply:
     """A whole reply."""
     reply = await feeds.handle(request_for(url, method, headers))
-    complete(reply, method)
+    complete(reply, method, VIA)
     return reply
 
 
