@@ -164,7 +164,7 @@ def check_internals() -> None:
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
-        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "done"),
+        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "make_pipe", "done"),
         HttpStream: (
             *("send_response", "check_killed", "check_body_size"),
             *("flow_done", "state_done", "state_errored"),

@@ -413,3 +413,11 @@ def test_a_tunnel_opens(site: Site, data: str) -> None:
     head, _, rest = received.partition(b"\r\n\r\n")
     assert head == b"HTTP/1.1 200 Connection established"
     assert parse_answers(rest)[0].body == signed(NAME)
+
+
+def test_a_tunnel_of_a_client_that_has_said_all(site: Site) -> None:
+    """9112 9.6: it has its answer, and the connection ends."""
+    sent = f"CONNECT {C} HTTP/1.1\r\nHost: {C}\r\n\r\n".encode() + filled("GET {f} HTTP/1.1|{h}||", "tunnel")
+    for odd in (b"", b"Upgrade: x\r\n"):
+        received = exchange(site.gateway.port, sent[:-2] + odd + sent[-2:], half_closes=True)
+        assert parse_answers(received.partition(b"\r\n\r\n")[2])[0].body == signed(NAME)
