@@ -163,7 +163,6 @@ class Front:
             return refusals.unknown_client(is_proxy=not asked.is_direct)
         if destination in _CACHES and (refusal := refusals.unfit(asked, service.pseudonym)) is not None:
             return refusal
-        # All that has a say has had it: what can be answered without waiting is best answered here.
         match destination:
             case Destination.DATABASES:
                 return await service.gateway.handle(asked)
