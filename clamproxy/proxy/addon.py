@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.script import Script
 
 from clamproxy.access.limits import provide_descriptors
@@ -19,13 +20,16 @@ from clamproxy.config.loading import ConfigurationError, find_config, load_setti
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.front import Front
-from clamproxy.proxy import dispatch, framing, names, stream
+from clamproxy.proxy import dispatch, framing, names, stream, takeover
 from clamproxy.proxy.certificates import Certificates
 from clamproxy.proxy.clients import Clients
+from clamproxy.proxy.door import Threshold
+from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
-from clamproxy.proxy.options import OwnOptions
+from clamproxy.proxy.options import OwnOptions, find_unseeing
 from clamproxy.proxy.requests import Requests
+from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
 from clamproxy.service import Service, Surroundings
 from clamproxy.supervision import Supervisor
@@ -62,10 +66,13 @@ class ClamProxy:
         self._retiring: set[asyncio.Task[None]] = set()
         self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
         self._has_terminal = os.isatty(0)
-        callers = Callers()
+        callers, certificates = Callers(), Certificates(self._authority)
+        self._threshold = Threshold(self._admits, self._front.limits)
+        self._lane = Lane(self._front, certificates.context_for)
+        self._takeover: Takeover | None = None
         self.addons = [
             Clients(self._front, callers, lambda: self._names),
-            Certificates(self._authority),
+            certificates,
             Requests(self._front, callers),
         ]
         """mitmproxy calls their hooks, too."""
@@ -88,6 +95,7 @@ class ClamProxy:
             return
         try:
             stream.check_internals()
+            takeover.check_internals()
             dispatch.install(ctx.master.addons)
             _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
@@ -102,13 +110,21 @@ class ClamProxy:
             self._listening.hold_back()
         else:
             self._install(service, authority)
+            self._takeover = Takeover(_proxyserver(), self._threshold, self._current_lane)
+            self._takeover.take()
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
 
     async def running(self) -> None:
         """All is set up."""
         _stay_loaded()
-        if self._front.service is None or not await self._listening.begin():
+        if self._front.service is None or self._takeover is None or not await self._listening.begin():
             return
+        self._takeover.take()
+        self._lane.start()
+        if self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
+            logger.warning(
+                "%s will miss most requests; with serving.express: false all go through mitmproxy.", unseeing
+            )
         self._front.service.start()
         self._note_place(self._front.service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -126,8 +142,10 @@ class ClamProxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
         if self._reloading is not None:
             self._reloading.cancel()
+        self._threshold.close()
+        self._lane.end_idle()
         await self._front.answered(STOP_GRACE)
-        await stream.end_all(CLOSING_LIMIT)
+        await asyncio.gather(self._lane.end_all(CLOSING_LIMIT), stream.end_all(CLOSING_LIMIT))
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -214,13 +232,22 @@ class ClamProxy:
         self._options.follow(ctx.options, settings)
         self._listening.follow(settings.listen)
         _provide_descriptors(settings)
+        self._threshold.reopen()
 
     # Ports
 
     @property
     def _listening(self) -> Listening:
-        proxy = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
-        return Listening(ctx.options, self._options.given, proxy)
+        return Listening(ctx.options, self._options.given, _proxyserver())
+
+    def _admits(self, address: str) -> bool:
+        settings = self._front.settings
+        return settings is not None and settings.serving.admits(address)
+
+    def _current_lane(self) -> Lane | None:
+        """Where new connections begin; None: with mitmproxy."""
+        settings = self._front.settings
+        return self._lane if settings is not None and settings.serving.express else None
 
     def _check_place(self, settings: Settings) -> None:
         """Look whether the proxy can listen where it should, and may."""
@@ -248,6 +275,11 @@ class ClamProxy:
     def dns_response(self, flow: dns.DNSFlow) -> None:
         """An answer goes out."""
         names.withdraw(flow)
+
+
+def _proxyserver() -> Proxyserver:
+    proxy: Proxyserver = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
+    return proxy
 
 
 def _provide_descriptors(settings: Settings) -> None:

@@ -28,31 +28,20 @@ class Clients:
         self._front = front
         self._callers = callers
         self._names = current_names
-        self._counted: dict[str, str] = {}
-        """The address of each connection that counts, by its id."""
-        self._reached: str | None = None
-        """The limit that was reached last, so that a crowd is one line in the log."""
 
     def client_connected(self, client: connection.Client) -> None:
-        """Close the connection of whoever may not have one."""
+        """Close the connection of whoever may not have one, if it came by no door: DNS by UDP does."""
         address = client.peername[0]
         settings = self._front.settings
         if settings is None or not settings.serving.admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             client.error = "not in serving.clients"
-            return
-        if names.is_dns(client):
+        elif names.is_dns(client):
             names.guard(client)
-        if client.transport_protocol == "tcp":
-            self._count(client, address)
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """Forget a connection."""
+        """Close it, if that was forgotten."""
         stream.close(client)
-        address = self._counted.pop(client.id, None)
-        if address is not None:
-            self._front.limits.leave(address)
-            self._reached = None
 
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
         """TLS of hosts that are passed through is not intercepted."""
@@ -87,16 +76,6 @@ class Clients:
         """Whether mitmproxy itself connects to a host for a client."""
         routing = self._front.routing
         return routing is not None and routing.passes_through(host, is_reverse=caller.is_reverse)
-
-    def _count(self, client: connection.Client, address: str) -> None:
-        limit = self._front.limits.take(address)
-        if limit is None:
-            self._counted[client.id] = address
-            return
-        client.error = f"{limit} is reached"
-        if limit != self._reached:
-            logger.warning("%s is reached: a connection of %s is closed; others may be, too.", limit, address)
-            self._reached = limit
 
     def _head_limits(self) -> HeadLimits:
         settings = self._front.settings

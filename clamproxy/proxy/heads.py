@@ -94,6 +94,9 @@ class LimitedServer(_http1.Http1Server):
             self._hold_limits()
             lines = self.buf.maybe_extract_lines()
             if lines is None:
+                if self._has_ended:  # while it waited for an answer: the rest never comes
+                    yield commands.CloseConnection(self.conn)
+                    self.state = self.done
                 return
             request = self._parse(unfold([bytes(line) for line in lines]))
         except Refusal as refusal:
@@ -115,6 +118,9 @@ class LimitedServer(_http1.Http1Server):
                 yield from self._say(400, "the content can't be read")
                 self.state = self.done
             yield command
+        is_unfinished = self.state == self.read_body and not self.request_done
+        if self._has_ended and is_unfinished and isinstance(event, events.DataReceived):
+            yield from self.read_body(events.ConnectionClosed(self.conn))  # while it waited, as above
 
     def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
         """A client that has ended its side may still wait for the answer: ``nc -N`` does."""
@@ -126,6 +132,12 @@ class LimitedServer(_http1.Http1Server):
             self._has_ended = True
             return
         yield from super().wait(event)
+
+    def make_pipe(self) -> layer.CommandGenerator[None]:
+        """A tunnel is open. What is inside has to know, too, if the client has ended its side meanwhile."""
+        yield from super().make_pipe()
+        if self._has_ended:
+            yield from self.state(events.ConnectionClosed(self.conn))
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Send as mitmproxy does, with what concerns this connection only set right."""
