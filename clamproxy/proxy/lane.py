@@ -278,7 +278,11 @@ class Connection(asyncio.Protocol):
                 self._give_away()
             return False
         raw = self._buffer[:end]
-        asked, closes = self._asked(raw)
+        try:
+            asked, closes = self._asked(raw)
+        except Exception:
+            logger.exception("A request from %s failed.", self._caller.address)
+            asked = None  # a defect lets nothing through: mitmproxy has an answer for that
         if asked is None:
             self._give_away()
             return False

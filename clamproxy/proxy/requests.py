@@ -14,7 +14,7 @@ from clamproxy.proxy.translation import Callers, asked_of, response_of
 FREEZING = (403, 429)
 """One of these stops a freshclam for hours, official databases included (trap 20)."""
 _EXCHANGE = "clamproxy_exchange"
-"""Of an `Exchange` in the metadata of a flow."""
+"""Of an `Exchange` among the attributes of a flow: its metadata must be what mitmproxy can write to files."""
 
 
 class Requests:
@@ -47,7 +47,7 @@ class Requests:
         if exchange.reply.result is not Result.PASSED or service is None:
             _respond(flow, exchange)
             return
-        flow.metadata[_EXCHANGE] = exchange
+        vars(flow)[_EXCHANGE] = exchange
         headers = flow.request.headers
         headers.pop("Proxy-Authorization", None)
         drop_hop_by_hop(headers)
@@ -116,10 +116,10 @@ class Requests:
 
 
 def _respond(flow: http.HTTPFlow, exchange: Exchange) -> None:
-    flow.metadata[_EXCHANGE] = exchange
+    vars(flow)[_EXCHANGE] = exchange
     flow.response = response_of(exchange.reply)
     if isinstance(exchange.reply.body, Body):
-        flow.metadata[stream.JOB] = stream.BodyJob(exchange.reply.body)
+        vars(flow)[stream.JOB] = stream.BodyJob(exchange.reply.body)
 
 
 def _end_job(job: stream.BodyJob) -> None:
@@ -130,7 +130,7 @@ def _end_job(job: stream.BodyJob) -> None:
 
 def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:
     """What is noted of a flow's request, if it is one of ours."""
-    exchange = flow.metadata.get(_EXCHANGE)
+    exchange = vars(flow).get(_EXCHANGE)
     return exchange if isinstance(exchange, Exchange) else None
 
 

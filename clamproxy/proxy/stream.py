@@ -44,7 +44,7 @@ _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
 """What a client has agreed on by ALPN."""
 
 JOB = "clamproxy_job"
-"""The key of a `BodyJob` in the metadata of a flow."""
+"""The name of a `BodyJob` among the attributes of a flow."""
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class BodyStream(LimitedStream):
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         """Send the answer that the addon has set."""
-        job: BodyJob | None = self.flow.metadata.get(JOB)
+        job: BodyJob | None = vars(self.flow).get(JOB)
         if already_streamed or job is None or self.flow.response is None:
             yield from super().send_response(already_streamed)
             return
@@ -265,5 +265,5 @@ def _direct_tls(stream: BodyStream) -> list[SSL.Connection] | None:
 
 def job_of(flow: HTTPFlow) -> BodyJob | None:
     """The body that goes with a flow's answer, if it doesn't go the ordinary way."""
-    job = flow.metadata.get(JOB)
+    job = vars(flow).get(JOB)
     return job if isinstance(job, BodyJob) else None

@@ -178,9 +178,9 @@ def test_a_tunnel_is_handed_over(make_forged: MakeForged, forgery: Forgery, way:
 
 def test_many_on_one_connection(pair: Pair) -> None:
     """Pipelined requests, more of them than are read ahead, are answered in their order."""
-    ask = "GET /test-{}.cdiff HTTP/1.1\r\nHost: x\r\nRange: bytes={}-{}\r\n{}\r\n"
+    ask = "GET /{} HTTP/1.1\r\nHost: x\r\nRange: bytes={}-{}\r\n{}\r\n"
     count = 2000
-    sent = "".join(ask.format(6, n, n, "Connection: close\r\n" * (n == count - 1)) for n in range(count))
+    sent = "".join(ask.format(NAME, n, n, "Connection: close\r\n" * (n == count - 1)) for n in range(count))
     answers = parse_answers(exchange(pair.express.gateway.port, sent.encode(), inside=TUNNEL))
     assert [answer.headers["content-range"].split("/")[0] for answer in answers] == [
         f"bytes {n}-{n}" for n in range(count)
