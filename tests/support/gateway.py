@@ -37,6 +37,8 @@ END_LIMIT = 40
 """Seconds for its end after SIGTERM."""
 TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
+EXPRESS = "CLAMPROXY_SERVING__EXPRESS"
+"""The variable that has all tests run without the express lane, if it is ``false``."""
 
 type Settings = dict[str, dict[str, Any]]
 type Stream = IO[bytes] | int
@@ -310,9 +312,11 @@ def start_tool(
 
 
 def _clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without the settings of whoever runs the tests."""
+    """The environment without the settings of whoever runs the tests, but for `EXPRESS`."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    kept = {name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_")}
+    kept = {
+        name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_") or name == EXPRESS
+    }
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | dict(more or {})
 
 
