@@ -288,9 +288,8 @@ class Connection(asyncio.Protocol):
             return False
         self._buffer, self._reads, self._closes = self._buffer[end:], 0, closes
         if asked.method == "CONNECT":
-            self._run(
-                self._lane.front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host))
-            )
+            then = partial(self._enter_tunnel, Tunnel(raw, asked.host))
+            self._run(self._lane.front.open_tunnel(asked), then)
         else:
             self._run(self._lane.front.answer(asked), self._respond)
         return True
@@ -405,7 +404,11 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         session = self._tunnel.session if self._tunnel is not None else None
-        self.transport.write(data if session is None else session.encrypt(data))
+        try:
+            self.transport.write(data if session is None else session.encrypt(data))
+        except SSL.Error:  # whatever the client has done to it
+            self._is_open = False
+            self.transport.abort()
 
     # TLS
 
