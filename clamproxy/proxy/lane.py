@@ -12,17 +12,16 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from OpenSSL import SSL
 
 from clamproxy.front import Asked, Caller, Destination, Exchange, Front
 from clamproxy.messages import Body
 from clamproxy.proxy.door import Leave
-from clamproxy.proxy.lane_tls import Session, UnfitError
+from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
 from clamproxy.proxy.ordinary import read_head
 from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
 from clamproxy.waiting import wait_while
@@ -47,31 +46,9 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" fo
 _SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
 
 
-@dataclass(slots=True)
-class Tunnel:
-    """A tunnel that the lane has opened."""
-
-    connect: bytes
-    """The head of the request for it, by which another server can open it again."""
-    host: str
-    session: Session | None = None
-    """Its TLS, once that has begun."""
-
-
-class HandOver(Protocol):
-    """Gives a connection to mitmproxy, as if it had come there first."""
-
-    def __call__(
-        self, transport: asyncio.Transport, received: bytes, tunnel: Tunnel | None, *, has_ended: bool
-    ) -> None:
-        """See the class.
-
-        Args:
-            transport: the connection.
-            received: what the client has said, decrypted, and nobody has answered.
-            tunnel: that it is in.
-            has_ended: whether the client will say no more.
-        """
+type HandOver = Callable[[asyncio.Transport, bytes, Tunnel | None, bool], None]
+"""Gives a connection to mitmproxy: with what the client has said, decrypted, and nobody has answered, the
+tunnel that it is in, and whether the client will say no more."""
 
 
 class Lane:
@@ -249,7 +226,7 @@ class Connection(asyncio.Protocol):
         self._lane.connections.discard(self)
         if not self.transport.is_reading() and not self._has_ended:
             self.transport.resume_reading()
-        self._hand_over(self.transport, self._buffer, self._tunnel, has_ended=self._has_ended)
+        self._hand_over(self.transport, self._buffer, self._tunnel, self._has_ended)
 
     # Requests
 
@@ -288,9 +265,8 @@ class Connection(asyncio.Protocol):
             return False
         self._buffer, self._reads, self._closes = self._buffer[end:], 0, closes
         if asked.method == "CONNECT":
-            self._run(
-                self._lane.front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host))
-            )
+            then = partial(self._enter_tunnel, Tunnel(raw, asked.host))
+            self._run(self._lane.front.open_tunnel(asked), then)
         else:
             self._run(self._lane.front.answer(asked), self._respond)
         return True
@@ -305,14 +281,10 @@ class Connection(asyncio.Protocol):
         if len(raw) > min(LONGEST_HEAD, access.max_request_line, access.max_header_size):
             return None, False
         head = read_head(raw)
-        if head is None:
+        is_proxy = self._server is None and self._tunnel is None
+        if head is None or (head.host and not is_proxy):
             return None, False
-        is_connect, is_proxy = head.method == "CONNECT", self._server is None and self._tunnel is None
-        scheme, host, port = head.scheme, head.host, head.port
-        if not host:
-            scheme, host, port = self._place()
-        elif not is_proxy:
-            return None, False
+        scheme, host, port = (head.scheme, head.host, head.port) if head.host else self._place()
         asked = Asked(
             method=head.method,
             path=head.path,
@@ -323,7 +295,7 @@ class Connection(asyncio.Protocol):
             caller=self._caller,
             started_at=time.monotonic(),
         )
-        if is_connect:
+        if head.method == "CONNECT":
             is_served = port in (80, 443) and service.settings.serving.is_clamav_host(host)
         else:
             is_served = not head.host or routing.destination(asked) in _SERVED
@@ -405,7 +377,11 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         session = self._tunnel.session if self._tunnel is not None else None
-        self.transport.write(data if session is None else session.encrypt(data))
+        try:
+            self.transport.write(data if session is None else session.encrypt(data))
+        except SSL.Error:  # whatever the client has done to it
+            self._is_open = False
+            self.transport.abort()
 
     # TLS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from OpenSSL import SSL
 
 RECORD = 16 * 1024
@@ -106,3 +108,14 @@ class Session:
         except SSL.ZeroReturnError:
             self.has_ended = True
         return b"".join(pieces)
+
+
+@dataclass(slots=True)
+class Tunnel:
+    """A tunnel that the lane has opened."""
+
+    connect: bytes
+    """The head of the request for it, by which another server can open it again."""
+    host: str
+    session: Session | None = None
+    """Its TLS, once that has begun."""

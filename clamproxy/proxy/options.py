@@ -6,6 +6,7 @@ import logging
 import math
 
 from mitmproxy import optmanager
+from mitmproxy.log import LegacyLogEvents
 from mitmproxy.master import Master
 from mitmproxy.tools.dump import DumpMaster
 
@@ -45,6 +46,10 @@ class OwnOptions:
         options.update(**unset)  # type: ignore[no-untyped-call]
         # A record for each connect and disconnect costs as much as serving a small file.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
+        # So does telling all addons of a line in the access log, which is mitmproxy's former way to log.
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, LegacyLogEvents):
+                handler.addFilter(lambda record: record.name != "clamproxy.access")
 
     def follow(self, options: optmanager.OptManager, settings: Settings) -> None:
         """Set what the configuration says; connections that are open keep what they have."""

@@ -1,6 +1,6 @@
 """The ordinary request: the kind that machines send. Pure; whatever is odd in any way is not one.
 
-The parser is Node's, llhttp, and strict: no bare LF, no folded field, no second space. What it takes all
+The parser is Node's, llhttp, and strict: no bare LF, no folded field, no bare CR. What it takes all
 the same is looked for here.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from werkzeug.datastructures import Headers
 
-from clamproxy.proxy.syntax import HOST
+from clamproxy.proxy.syntax import HOST, options
 
 _ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
 """Fields that concern content, or more than one request and its answer."""
@@ -76,24 +76,24 @@ def read_head(raw: bytes) -> Head | None:
     match = form.fullmatch(collector.target) if form is not None else None
     if match is None or version not in ("1.0", "1.1") or not raw.startswith(method):
         return None
-    scheme, host, digits, path = (part.decode("ascii") if part else "" for part in match.groups())
+    scheme, host, digits, path = match.groups(b"")
     port = int(digits or 80)
     closes = _closes(collector.fields)
     if closes is None or not 0 < port < 2**16:
         return None
     return Head(
         method.decode("ascii"),
-        scheme,
-        host,
+        scheme.decode("ascii"),
+        host.decode("ascii"),
         port,
-        path,
+        path.decode("ascii"),
         Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in collector.fields]),
         closes or version == "1.0",
     )
 
 
 def _closes(fields: list[tuple[bytes, bytes]]) -> bool | None:
-    """Whether the client wants the connection closed; None if a field is odd."""
+    """Whether the client wants the connection closed; None if a field is odd. Trims the values."""
     hosts, closes = 0, False
     for number, (name, value) in enumerate(fields):
         field = name.lower()
@@ -106,5 +106,5 @@ def _closes(fields: list[tuple[bytes, bytes]]) -> bool | None:
             if HOST.fullmatch(value) is None:
                 return None
         elif field == b"connection":
-            closes = closes or b"close" in [option.strip() for option in value.lower().split(b",")]
+            closes = closes or b"close" in options([(field, value)], field)
     return closes if hosts == 1 else None

@@ -20,7 +20,8 @@ from OpenSSL import SSL
 
 from clamproxy.proxy.door import Door, Leave, Threshold
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.lane import Connection, Lane, Tunnel
+from clamproxy.proxy.lane import Connection, Lane
+from clamproxy.proxy.lane_tls import Tunnel
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
 """One of mitmproxy's servers: a mode and a port."""
@@ -79,7 +80,6 @@ def _hand_over(
     transport: asyncio.Transport,
     received: bytes,
     tunnel: Tunnel | None,
-    *,
     has_ended: bool,
 ) -> None:
     """See `lane.HandOver`."""

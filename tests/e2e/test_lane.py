@@ -271,6 +271,19 @@ def test_who_is_idle_makes_room(make_site: MakeSite) -> None:
         assert site.gateway.ask(f"/{NAME}", Way.ABSOLUTE, timeout=40).body == signed(NAME)
 
 
+def test_without_descriptors_connections_wait(make_site: MakeSite) -> None:
+    site = make_site()
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}").status == 200
+    before = resource.prlimit(site.gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(site.gateway.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    with site.gateway.connection(Way.ABSOLUTE) as late:
+        send(late, f"/{NAME}", Way.ABSOLUTE)
+        assert eventually(lambda: "New connections have to wait" in site.gateway.log)
+        resource.prlimit(site.gateway.pid, resource.RLIMIT_NOFILE, before)
+        assert receive(late).body == signed(NAME)
+
+
 # The setting
 
 
