@@ -35,8 +35,8 @@ format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: BENCH ?= throughput
-bench: $(VENV)/.dev ## Run a benchmark: BENCH=throughput, releases or cld
+bench: BENCH ?= peers
+bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases or cld
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.

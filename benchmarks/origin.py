@@ -1,15 +1,19 @@
-"""The origin: an HTTP server with one file and a limited rate, which counts what it is asked for."""
+"""The origin: an HTTP server for a directory, with a limited rate, which counts what it is asked for."""
 
 from __future__ import annotations
 
+import os
+import ssl
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 from werkzeug.http import http_date, parse_date, parse_range_header
 
@@ -57,43 +61,51 @@ class Pace:
 
 
 class Origin:
-    """One file at one path, with ETag, Last-Modified and Range; anything else is a 404."""
+    """The files of a directory, with ETag, Last-Modified and Range; anything else is a 404."""
 
-    def __init__(self, file: Path, rate: float) -> None:
-        """Describe the file.
-
-        Args:
-            file: served as ``/<its name>``.
-            rate: bytes per second, of all connections together.
-        """
-        state = file.stat()
-        self.file = file
-        self.path = f"/{file.name}"
-        self.size = state.st_size
-        self.modified = int(state.st_mtime)
-        self.etag = f'"{self.modified:x}-{self.size:x}"'
+    def __init__(self, directory: Path, rate: float) -> None:
+        """Args: directory: its files are served; rate: bytes per second, of all connections together."""
         self.pace = Pace(rate)
-        self.counts = Counts()
-        self.url = ""
+        self._directory = directory
+        self._counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._lock = threading.Lock()
 
-    def count(self, *, files: int = 0, probes: int = 0, others: int = 0, body_bytes: int = 0) -> None:
-        """Add to the counts; any thread may call this."""
-        with self._lock:
-            self.counts.files += files
-            self.counts.probes += probes
-            self.counts.others += others
-            self.counts.body_bytes += body_bytes
+    def find(self, path: str) -> Path | None:
+        """The file behind the path of a URL."""
+        file = self._directory / path.removeprefix("/")
+        return file if file.parent == self._directory and file.is_file() else None
 
-    def snapshot(self) -> Counts:
-        """The counts of this moment."""
+    def count(
+        self, path: str, *, files: int = 0, probes: int = 0, others: int = 0, body_bytes: int = 0
+    ) -> None:
+        """Add to the counts of a path; any thread may call this."""
         with self._lock:
-            return replace(self.counts)
+            counts = self._counts[path]
+            counts.files += files
+            counts.probes += probes
+            counts.others += others
+            counts.body_bytes += body_bytes
+
+    def snapshot(self, path: str | None = None) -> Counts:
+        """The counts of this moment: of one path, or all together."""
+        with self._lock:
+            chosen = self._counts.values() if path is None else [self._counts[path]]
+            return Counts(*(sum(each) for each in zip(*map(astuple, chosen), strict=True)))
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        with self._lock:
+            self._counts.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+
+    _size: int
+    _modified: int
+    """Seconds since 1970."""
+    _etag: str
 
     def __init__(self, origin: Origin, *args: object) -> None:
         self._origin = origin
@@ -111,89 +123,105 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
-        origin = self._origin
+        file = self._origin.find(self.path)
+        if file is None:
+            self._origin.count(self.path, others=1)
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        # Opened before it is described: it may be replaced at any moment.
+        with file.open("rb") as content:
+            state = os.fstat(content.fileno())
+            self._size, self._modified = state.st_size, int(state.st_mtime)
+            self._etag = f'"{self._modified:x}-{self._size:x}"'
+            self._answer_with(content, with_body)
+
+    def _answer_with(self, content: BinaryIO, with_body: bool) -> None:
         start, end = self._span() or (0, 0)
-        if self.path != origin.path:
-            status, end = 404, 0
-        elif self._not_modified():
+        if self._not_modified():
             status, end = 304, 0
         elif not end:
             status = 416
         else:
-            status = 200 if (start, end) == (0, origin.size) else 206
+            status = 200 if (start, end) == (0, self._size) else 206
         self._send_head(status, start, end)
         length = end - start if with_body and status in (200, 206) else 0
-        origin.count(
-            files=int(length > HEADER_SIZE), probes=int(0 < length <= HEADER_SIZE), others=int(not length)
+        self._origin.count(
+            self.path,
+            files=int(length > HEADER_SIZE),
+            probes=int(0 < length <= HEADER_SIZE),
+            others=int(not length),
         )
         if length:
-            self._send_body(start, end)
+            self._send_body(content, start, end)
 
     def _span(self) -> tuple[int, int] | None:
         """First byte and end of what is asked for; None for an impossible range."""
-        origin, whole = self._origin, (0, self._origin.size)
+        whole = (0, self._size)
         condition = self.headers.get("If-Range")
-        if "Range" not in self.headers or condition not in (None, origin.etag, http_date(origin.modified)):
+        if "Range" not in self.headers or condition not in (None, self._etag, http_date(self._modified)):
             return whole
         asked = parse_range_header(self.headers["Range"])
-        return whole if asked is None else asked.range_for_length(origin.size)
+        return whole if asked is None else asked.range_for_length(self._size)
 
     def _not_modified(self) -> bool:
         if "If-None-Match" in self.headers:
-            return self._origin.etag in self.headers["If-None-Match"]
+            return self._etag in self.headers["If-None-Match"]
         since = parse_date(self.headers.get("If-Modified-Since"))
-        return since is not None and self._origin.modified <= since.timestamp()
+        return since is not None and self._modified <= since.timestamp()
 
     def _send_head(self, status: int, start: int, end: int) -> None:
-        origin = self._origin
         self.send_response(status)
         self.send_header("Accept-Ranges", "bytes")
         if status in (200, 206, 304):
-            self.send_header("ETag", origin.etag)
-            self.send_header("Last-Modified", http_date(origin.modified))
+            self.send_header("ETag", self._etag)
+            self.send_header("Last-Modified", http_date(self._modified))
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{origin.size}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{self._size}")
         if status == 416:
-            self.send_header("Content-Range", f"bytes */{origin.size}")
+            self.send_header("Content-Range", f"bytes */{self._size}")
         if status != 304:
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Length", str(end - start if status in (200, 206) else 0))
         self.end_headers()
 
-    def _send_body(self, start: int, end: int) -> None:
+    def _send_body(self, content: BinaryIO, start: int, end: int) -> None:
         try:
-            with self._origin.file.open("rb") as file:
-                file.seek(start)
-                while start < end:
-                    piece = file.read(min(_PIECE, end - start))
-                    self._origin.pace.wait(len(piece))
-                    self.wfile.write(piece)
-                    self._origin.count(body_bytes=len(piece))
-                    start += len(piece)
-        except ConnectionError:
+            content.seek(start)
+            while start < end:
+                piece = content.read(min(_PIECE, end - start))
+                self._origin.pace.wait(len(piece))
+                self.wfile.write(piece)
+                self._origin.count(self.path, body_bytes=len(piece))
+                start += len(piece)
+        except OSError:  # the reader went away
             self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 512
+
+
 @contextmanager
-def serve(file: Path, rate: float) -> Iterator[Origin]:
-    """Serve a file from a thread of this process, on a free loopback port.
+def serve(
+    origin: Origin, address: tuple[str, int] = ("127.0.0.1", 0), tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
+    """Serve an origin from threads of this process; yields the port.
 
-    Args:
-        file: served as ``/<its name>``.
-        rate: bytes per second, of all connections together.
-
-    Yields:
-        The origin; its ``url`` is where it listens.
+    Raises:
+        PermissionError: the port is forbidden.
     """
-    origin = Origin(file, rate)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, origin)) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
-        origin.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with _Server(address, partial(_Handler, origin)) as server:
+        if tls is not None:
+            # The handshake is left to the thread of the connection.
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
-            yield origin
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join()

@@ -1,218 +1,278 @@
-"""What the benchmark prints: figures, the bars beside them, and whether they are met."""
+"""The report: what is shown of the measurements, the ratios, and the bars that clamproxy has to reach."""
 
 from __future__ import annotations
 
-import operator
 import statistics
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
-from benchmarks.origin import Counts
+from benchmarks.load.generator import processors
+from benchmarks.results import Measurement, Results
 
-MB = 1_000_000
-
-MEMORY_LIMIT = 200.0
-"""MiB of peak memory, whatever the load."""
-HERD_FACTOR = 1.25
-"""A cold herd's wall time over the longer of the transfer's and the warm herd's."""
-RATE_BARS = {("plain", 1): 0.8, ("plain", 100): 0.5, ("TLS", 1): 0.8, ("TLS", 10): 0.8, ("TLS", 100): 0.8}
-"""Least throughput, as a share of nginx's, per way in and number of clients."""
-FIRST_BYTE_BARS = {("TLS", 10): 200.0}
-"""Most milliseconds of the median time to the first byte."""
-
-type Way = Literal["plain", "TLS"]
+OURS = "clamproxy"
+_COLUMN = 13
+"""Characters of a column."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
-    """One server under one load, once.
+class Quantity:
+    """A line of the report.
 
     Attributes:
-        round: number of the round, from 0.
-        way: plain or TLS.
-        clients: number of clients at once.
-        server: nginx or clamproxy.
-        rate: bytes per second of all clients together.
-        first_byte: median seconds to the first byte of the body.
-        memory: peak resident memory in MiB.
-        cipher: what was negotiated.
+        label: with the unit.
+        factor: from what is measured to the unit.
+        decimals: how many are shown.
+        sum_up: from the rounds to one value.
+        compared: whether there are ratios to the others.
     """
 
-    round: int
-    way: Way
-    clients: int
-    server: str
-    rate: float
-    first_byte: float
-    memory: float
-    cipher: str
+    label: str
+    factor: float = 1
+    decimals: int = 0
+    sum_up: Callable[[Sequence[float]], float] = statistics.median
+    compared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Herd:
-    """All clients at once on an empty cache, then again on the full one.
-
-    Attributes:
-        round: number of the round, from 0.
-        way: plain or TLS.
-        clients: number of clients at once.
-        origin: what the origin was asked for by the cold herd.
-        size: bytes of the file.
-        origin_rate: limit of the origin, in bytes per second.
-        cold: wall time of the cold herd in seconds.
-        warm: wall time of the warm herd in seconds.
-        memory: peak resident memory of both in MiB.
-    """
-
-    round: int
-    way: Way
-    clients: int
-    origin: Counts
-    size: int
-    origin_rate: float
-    cold: float
-    warm: float
-    memory: float
-
-    @property
-    def share(self) -> float:
-        """Cold wall time over what nobody can be faster than."""
-        return self.cold / max(self.size / self.origin_rate, self.warm)
+QUANTITIES = {
+    "undone": Quantity("machines that failed", sum_up=max),
+    "failures": Quantity("client errors", sum_up=max),
+    "rate": Quantity("requests/s", compared=True),
+    "throughput": Quantity("MB/s", 1e-6, compared=True),
+    "wall": Quantity("wall, s", decimals=2, compared=True),
+    "cpu": Quantity("CPU per request, us", 1e6, compared=True),
+    "first_byte": Quantity("first byte, ms", 1e3, 1),
+    "peak": Quantity("peak memory, MiB", sum_up=max),
+    "before": Quantity("memory at first, MiB", sum_up=itemgetter(0)),
+    "resident": Quantity("memory in the end, MiB", sum_up=itemgetter(-1)),
+    "stale": Quantity("stale answers", sum_up=max),
+    "origin_requests": Quantity("origin requests", sum_up=max),
+    "origin_files": Quantity("origin: whole files", sum_up=max),
+    "origin_bytes": Quantity("origin bytes", sum_up=max),
+    "share": Quantity("cold wall / (ideal or warm)", decimals=2),
+    "warm": Quantity("warm wall, s", decimals=2),
+}
+SHOWN = {
+    "lockstep": ("undone", "failures", "wall", "cpu", "before", "peak", "resident"),
+    "small": ("failures", "rate", "cpu"),
+    "tls": ("failures", "rate", "cpu"),
+    "bulk": ("failures", "throughput", "first_byte", "peak"),
+    "herd": ("failures", "wall", "warm", "share", "origin_files", "origin_bytes", "peak"),
+    "probe": ("failures", "origin_bytes"),
+    "release": ("failures", "stale", "origin_requests"),
+}
+"""By workload: what the report has of it, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a figure has to reach."""
+    """What clamproxy has to reach.
 
-    sign: Literal["<=", ">=", "="]
+    Attributes:
+        workload: where.
+        case: how the name of the case begins.
+        quantity: what.
+        sign: how the value has to be.
+        limit: in the unit of the report, or times the other's.
+        peer: the contender that it is compared with; empty for none.
+    """
+
+    workload: str
+    case: str
+    quantity: str
+    sign: Literal["<=", ">="]
     limit: float
-    unit: str = ""
+    peer: str = ""
 
     def met_by(self, value: float) -> bool:
-        """Whether a value reaches the bar."""
-        compare = {"<=": operator.le, ">=": operator.ge, "=": operator.eq}[self.sign]
-        return bool(compare(value, self.limit))
+        """Whether a value, or a ratio, reaches the bar."""
+        return value <= self.limit if self.sign == "<=" else value >= self.limit
 
     def __str__(self) -> str:
-        return f"{self.sign} {self.limit:g}{self.unit}"
+        return f"{self.sign} {self.limit:g}" + (f" x {self.peer}" if self.peer else "")
+
+
+BARS = (
+    Bar("lockstep", "", "undone", "<=", 0),
+    Bar("lockstep", "10,000", "wall", "<=", 2, "nginx"),
+    Bar("lockstep", "10,000", "cpu", "<=", 5, "nginx"),
+    Bar("lockstep", "10,000", "peak", "<=", 200),
+    Bar("small", "cdiff, new", "rate", ">=", 0.3, "nginx"),
+    Bar("small", "cdiff, new", "rate", ">=", 0.8, "squid"),
+    Bar("small", ".sign, new", "rate", ">=", 0.3, "nginx"),
+    Bar("small", ".sign, new", "rate", ">=", 0.8, "squid"),
+    Bar("small", "cdiff, kept", "rate", ">=", 0.3, "nginx"),
+    Bar("small", ".sign, kept", "rate", ">=", 0.3, "nginx"),
+    Bar("tls", "squid mimics", "rate", ">=", 2.5, "squid"),
+    Bar("bulk", "plain", "throughput", ">=", 0.95, "nginx"),
+    Bar("bulk", "TLS", "throughput", ">=", 1.0, "nginx"),
+    Bar("bulk", "TLS, 100", "peak", "<=", 150),
+    Bar("herd", "100", "share", "<=", 1.1),
+    Bar("herd", "", "origin_files", "<=", 1),
+    Bar("probe", "", "origin_bytes", "<=", 2048),
+    Bar("release", "", "stale", "<=", 0),
+    Bar("release", "200", "origin_requests", "<=", 5),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the report: the value that counts, in words, and its bar if it has one."""
+class Verdict:
+    """A bar, and what it was compared with; None if there was nothing to compare."""
 
-    section: str
-    name: str
-    text: str
-    value: float | None
-    bar: Bar | None = None
+    bar: Bar
+    value: float
 
     @property
-    def missed(self) -> bool:
-        """Whether there is a bar and the value doesn't reach it."""
-        return self.bar is not None and self.value is not None and not self.bar.met_by(self.value)
+    def met(self) -> bool:
+        """Whether it is reached."""
+        return self.bar.met_by(self.value)
 
     def __str__(self) -> str:
-        verdict = "" if self.bar is None else f"{self.bar!s:>10}  {'MISSED' if self.missed else 'ok'}"
-        return f"  {self.name:<18} {self.text:<54} {verdict}".rstrip()
+        return f"{self.bar}: {'ok' if self.met else 'MISSED'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One quantity of one case, summed up over the rounds.
+
+    Attributes:
+        workload: where.
+        case: which of its loads.
+        quantity: which.
+        values: by contender, in the unit of the report.
+        ratios: clamproxy's to each of the others: the median of those within a round.
+        limited: the contenders whose value says more about the load, or the machine.
+        verdicts: of its bars.
+    """
+
+    workload: str
+    case: str
+    quantity: str
+    values: dict[str, float]
+    ratios: dict[str, float]
+    limited: frozenset[str]
+    verdicts: tuple[Verdict, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The figure as JSON has it; ``met`` is null without a bar."""
-        met = None if self.bar is None else not self.missed
-        return asdict(self) | {
-            "text": self.text.rstrip(),
-            "bar": None if self.bar is None else str(self.bar),
-            "met": met,
+        """As JSON has it."""
+        bars = [{"bar": str(v.bar), "value": v.value, "met": v.met} for v in self.verdicts]
+        return {
+            "workload": self.workload,
+            "case": self.case,
+            "quantity": QUANTITIES[self.quantity].label,
+            "values": self.values,
+            "ratios": self.ratios,
+            "load_was_the_limit": sorted(self.limited),
+            "bars": bars,
         }
 
 
-def figures(measurements: list[Measurement], herds: list[Herd]) -> list[Figure]:
-    """Sum up all rounds: medians, also of the ratios of neighbours; the most of memory and requests."""
-    loads = dict.fromkeys((m.way, m.clients) for m in measurements)
-    kinds = dict.fromkeys((herd.way, herd.clients) for herd in herds)
-    groups = [[h for h in herds if (h.way, h.clients) == kind] for kind in kinds]
-    return [
-        *(_throughput(measurements, *load) for load in loads),
-        *(_first_byte(measurements, *load) for load in loads),
-        *(_memory(measurements, *load) for load in loads),
-        *(figure for group in groups for figure in _herd(group)),
-    ]
+_BUSY = 0.9
+"""Share of its processors from which on a server is the limit."""
 
 
-def _of(measurements: list[Measurement], way: Way, clients: int) -> dict[str, list[Measurement]]:
-    """The measurements of one load by server, each in the order of time."""
-    chosen = [m for m in measurements if (m.way, m.clients) == (way, clients)]
-    return {name: [m for m in chosen if m.server == name] for name in dict.fromkeys(m.server for m in chosen)}
+def lines(measurements: Sequence[Measurement]) -> Iterator[Line]:
+    """Sum up all rounds."""
+    for workload, case in dict.fromkeys((m.workload, m.case) for m in measurements):
+        chosen = [m for m in measurements if (m.workload, m.case) == (workload, case)]
+        for quantity in SHOWN[workload]:
+            rows = [m for m in chosen if quantity in m.values]
+            if rows:
+                yield _line(workload, case, quantity, rows)
 
 
-def _throughput(measurements: list[Measurement], way: Way, clients: int) -> Figure:
-    servers = _of(measurements, way, clients)
-    text = _side_by_side(
-        {name: statistics.median(m.rate for m in ms) / MB for name, ms in servers.items()}, "MB/s"
-    )
-    ratio, bar = None, None
-    if {"nginx", "clamproxy"} <= servers.keys():
-        pairs = zip(servers["clamproxy"], servers["nginx"], strict=True)
-        ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
-        limit = RATE_BARS.get((way, clients))
-        bar = None if limit is None else Bar(">=", limit, " x")
-        text += f"{ratio:7.3f} x"
-    return Figure("Throughput", _name(way, clients), text, ratio, bar)
-
-
-def _first_byte(measurements: list[Measurement], way: Way, clients: int) -> Figure:
-    servers = _of(measurements, way, clients)
-    medians = {name: statistics.median(m.first_byte for m in ms) * 1000 for name, ms in servers.items()}
-    limit = FIRST_BYTE_BARS.get((way, clients))
-    bar = None if limit is None else Bar("<=", limit, " ms")
-    value = medians.get("clamproxy")
-    return Figure(
-        "Median time to first byte", _name(way, clients), _side_by_side(medians, "ms", 1), value, bar
+def _line(workload: str, case: str, quantity: str, rows: Sequence[Measurement]) -> Line:
+    kind = QUANTITIES[quantity]
+    by_name: dict[str, dict[int, float]] = {}
+    for row in rows:
+        by_name.setdefault(row.contender, {})[row.round] = row.values[quantity] * kind.factor
+    values = {name: kind.sum_up(list(rounds.values())) for name, rounds in by_name.items()}
+    ratios = {}
+    if kind.compared and OURS in by_name:
+        for name, theirs in by_name.items():
+            pairs = [(by_name[OURS][n], theirs[n]) for n in theirs if n in by_name[OURS] and theirs[n]]
+            if name != OURS and pairs:
+                ratios[name] = statistics.median(ours / other for ours, other in pairs)
+    limited = frozenset(row.contender for row in rows if quantity == "rate" and _is_limited(row))
+    return Line(
+        workload,
+        case,
+        quantity,
+        values,
+        ratios,
+        limited,
+        tuple(_verdicts(workload, case, quantity, values, ratios)),
     )
 
 
-def _memory(measurements: list[Measurement], way: Way, clients: int) -> Figure:
-    peaks = {name: max(m.memory for m in ms) for name, ms in _of(measurements, way, clients).items()}
-    value = peaks.get("clamproxy")
-    bar = Bar("<=", MEMORY_LIMIT, " MiB") if "clamproxy" in peaks else None
-    return Figure("Peak memory", _name(way, clients), _side_by_side(peaks, "MiB"), value, bar)
+def _is_limited(row: Measurement) -> bool:
+    """Whether the server could have done more than the load asked of it."""
+    server, load = row.values["server_busy"], row.values["load_busy"]
+    return server < _BUSY and load > server
 
 
-def _herd(herds: list[Herd]) -> Iterator[Figure]:
-    first = herds[0]
-    section = f"Cold herd: empty cache, origin limited to {first.origin_rate / MB:g} MB/s"
-    name = _name(first.way, first.clients)
-    worst = max((herd.origin for herd in herds), key=lambda counts: (counts.files, counts.body_bytes))
-    asked = f"whole file {worst.files}, header probes {worst.probes}, others {worst.others}"
-    yield Figure(section, name, f"origin requests: {asked}", worst.files, Bar("=", 1))
-    share = worst.body_bytes / first.size
-    yield Figure(section, name, f"origin bytes {worst.body_bytes} ({share:.3f} x the file)", worst.body_bytes)
-    cold, warm = (statistics.median(times) for times in zip(*((h.cold, h.warm) for h in herds), strict=True))
-    factor = statistics.median(herd.share for herd in herds)
-    least = first.size / first.origin_rate
-    text = f"cold {cold:.2f} s, warm {warm:.2f} s, transfer {least:.2f} s: {factor:.3f} x"
-    yield Figure(section, name, text, factor, Bar("<=", HERD_FACTOR, " x"))
-    peak = max(herd.memory for herd in herds)
-    yield Figure(section, name, f"peak memory {peak:.0f} MiB", peak, Bar("<=", MEMORY_LIMIT, " MiB"))
+def _verdicts(
+    workload: str, case: str, quantity: str, values: dict[str, float], ratios: dict[str, float]
+) -> Iterator[Verdict]:
+    for bar in BARS:
+        if (bar.workload, bar.quantity) == (workload, quantity) and case.startswith(bar.case):
+            value = ratios.get(bar.peer) if bar.peer else values.get(OURS)
+            if value is not None:
+                yield Verdict(bar, value)
 
 
-def _name(way: Way, clients: int) -> str:
-    return f"{way:<5} {clients:>4} client{'s' if clients > 1 else ''}"
+def report(results: Results, titles: dict[str, str]) -> Iterator[str]:
+    """The table and the words around it.
+
+    Args:
+        results: what was measured.
+        titles: of the workloads, by name.
+    """
+    for name, words in results.about.items():
+        yield f"{name}: {words}"
+    yield f"{processors()} processors for the servers and the load together"
+    found = list(lines(results.measurements))
+    names = [name for name in results.about if any(name in line.values for line in found)]
+    peers = [name for name in names if name != OURS and OURS in names]
+    yield ""
+    yield _row("", [*names, *(f"/ {name}" for name in peers)], "bars")
+    heading = ""
+    for line in found:
+        if heading != (heading := f"{titles[line.workload]}: {line.case}"):
+            yield f"\n{heading}"
+        yield _row(
+            f"  {QUANTITIES[line.quantity].label}",
+            _cells(line, names, peers),
+            ", ".join(map(str, line.verdicts)),
+        )
+    yield ""
+    yield from _failures(results)
+    if any(line.limited for line in found):
+        yield "* the load took more processor time than this server, which was not busy: it can do more"
+    verdicts = [verdict for line in found for verdict in line.verdicts]
+    yield f"{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} bars met"
 
 
-def _side_by_side(values: dict[str, float], unit: str, decimals: int = 0) -> str:
-    return "".join(f"{name} {values[name]:6.{decimals}f} {unit:<6}" for name in sorted(values, reverse=True))
+def _row(label: str, cells: Iterable[str], words: str) -> str:
+    return f"{label:<30}{''.join(f'{cell:>{_COLUMN}}' for cell in cells)}  {words}".rstrip()
 
 
-def lines(found: Iterable[Figure]) -> Iterator[str]:
-    """The report as text: a heading per section, a line per figure, a summary."""
-    section, barred, missed = "", 0, 0
-    for figure in found:
-        if figure.section != section:
-            section = figure.section
-            yield f"\n{section}"
-        barred += figure.bar is not None
-        missed += figure.missed
-        yield str(figure)
-    yield f"\n{barred - missed} of {barred} bars met"
+def _cells(line: Line, names: Sequence[str], peers: Sequence[str]) -> Iterator[str]:
+    decimals = QUANTITIES[line.quantity].decimals
+    for name in names:
+        star = "*" if name in line.limited else ""
+        yield f"{line.values[name]:,.{decimals}f}{star}" if name in line.values else "-"
+    for name in peers:
+        yield f"{line.ratios[name]:.3f}" if name in line.ratios else ""
+
+
+def _failures(results: Results) -> Iterator[str]:
+    """What went wrong, by kind, and what could not be measured."""
+    for m in results.measurements:
+        if m.failures:
+            kinds = ", ".join(f"{count} x {kind}" for kind, count in m.failures.items())
+            yield f"{m.workload}, {m.case}, {m.contender}, round {m.round + 1}: {kinds}"
+    for workload, errors in results.errors.items():
+        for contender, error in errors.items():
+            yield f"{workload}, {contender}: not measured to its end: {error}"

@@ -13,6 +13,9 @@ from werkzeug.datastructures import Headers
 DOCTOR_FIELD = "Clamproxy-Doctor"
 """The field in requests of `clamproxy doctor`: they are answered like all others, but not counted."""
 
+GATEWAY_IN_VIA = "clamproxy-"
+"""How each gateway's name in Via begins."""
+
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
@@ -108,19 +111,42 @@ class Body:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request of a client on a ClamAV host."""
+    """One request of a client."""
 
     method: str
-    path: str
-    """Path with query string, as received."""
-    headers: Headers
+    path: str = field(repr=False)
+    """Path with query string, as received. In a feed's both may hold a subscriber's key."""
+    headers: Headers = field(repr=False)
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    """With scheme and host: which server is asked. The databases and the pages don't look at it."""
+    _fields: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def field(self, name: str) -> str | None:
+        """What `headers` have under a name, given in lower case; None if they don't.
+
+        A request is asked for some ten fields, most of which it doesn't have, and each look-up in `headers`
+        costs as much as this takes for all of them. Not to be used before `headers` are complete.
+        """
+        fields = self._fields
+        if fields is None:
+            self._fields = fields = {}
+            for key, value in self.headers:
+                fields.setdefault(key.lower(), value)
+        return fields.get(name)
+
+    @property
+    def url(self) -> str:
+        """The whole URL."""
+        return f"{self.scheme}://{self.host}:{self.port}{self.path}"
 
     @property
     def requester(self) -> Requester:
         """For whom the origin is asked."""
-        agent = self.headers.get("User-Agent")
+        agent = self.field("user-agent")
         # A field that no client sends must not make the origin refuse a file that others want.
         usable = agent is not None and PLAIN_FIELD.fullmatch(agent) is not None
         return Requester(agent if usable else None, self.via or None)
@@ -128,7 +154,17 @@ class Request:
     @property
     def via(self) -> str:
         """The gateways that the request came through."""
-        return ", ".join(self.headers.get_all("Via"))
+        return "" if self.field("via") is None else ", ".join(self.headers.get_all("Via"))
+
+    @property
+    def is_doctors(self) -> bool:
+        """Whether the doctor asks, for nobody who would use it."""
+        return self.field(DOCTOR_FIELD.lower()) is not None
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another gateway asks: in a client's name, but for what it wants itself."""
+        return GATEWAY_IN_VIA in self.via
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Self
 from urllib.parse import parse_qs
 
@@ -112,6 +113,10 @@ _OBJECT_NAME = re.compile(rf"(?P<database>[a-z]+)-{_VERSION}\.(?P<kind>cvd|cld|c
 _LATEST_PATH = re.compile(r"/(?P<database>[a-z]+)\.(?P<kind>cvd|cld)")
 
 
+_USUAL_LENGTH = 64
+"""Characters of a path; the longest name of a file has some 40. What clients invent shall fill no memory."""
+
+
 def parse_path(path: str, databases: frozenset[str]) -> Target | None:
     """What a request path on a ClamAV host asks for.
 
@@ -122,6 +127,12 @@ def parse_path(path: str, databases: frozenset[str]) -> Target | None:
     Returns:
         None if it names nothing that ClamAV's CDN has: the answer is a 404.
     """
+    parse = _parse_path if len(path) <= _USUAL_LENGTH else _parse_path.__wrapped__
+    return parse(path, databases)
+
+
+@lru_cache(1024)
+def _parse_path(path: str, databases: frozenset[str]) -> Target | None:
     name, query = plain_path(path), path.partition("?")[2]
     if match := _LATEST_PATH.fullmatch(name):
         latest = Latest(match["database"], Kind(match["kind"]), _demanded_version(query))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import http_date, parse_etags, parse_range_header
+from werkzeug.http import parse_etags, parse_range_header
 
-from clamproxy.dates import parse_http_date
+from clamproxy.dates import http_date, parse_http_date
 
 _EMPTY_SUFFIX = re.compile(r"\s*bytes\s*=\s*-0+\s*")
 

@@ -24,7 +24,7 @@ from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
-from clamproxy.messages import Requester
+from clamproxy.messages import GATEWAY_IN_VIA, Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.side import OriginSide, Save
@@ -41,7 +41,8 @@ from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.current import CurrentVersions
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
-from clamproxy.serving.whole import GATEWAY_IN_VIA, WholeFiles
+from clamproxy.serving.ready import ReadyAnswers
+from clamproxy.serving.whole import WholeFiles
 from clamproxy.setup.client_config import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
 from clamproxy.state import make_state_directory, move_records
@@ -118,6 +119,11 @@ class Service:
         self.surroundings = surroundings or Surroundings()
         self.requests = 0
         """Those that are being answered."""
+        self.pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
+        """This gateway's name in Via, by which it knows a loop."""
+        self.via = f"1.1 {self.pseudonym}"
+        self.databases = frozenset(settings.serving.databases)
+        """The names of the databases that are served."""
         records = Records(make_state_directory(settings))
         self.store = Store(settings.cache.directory, records=records, keys=keys, hold=HELD)
         move_records(self.store, settings.cache.directory)
@@ -125,10 +131,8 @@ class Service:
         self._tidy_pending = False
         self._tasks: list[asyncio.Task[None]] = []
         self.stats = Stats(self.store, self.writer)
-        pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
-        via = f"1.1 {pseudonym}"
-        self._origin = OriginSide.open(settings, via, self._origin_saver, self.stats.count_upstream)
+        self._origin = OriginSide.open(settings, self.via, self._origin_saver, self.stats.count_upstream)
         self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
@@ -153,14 +157,14 @@ class Service:
             settings,
             self._saver("feed/"),
             self.stats.count_feed_upstream,
-            via,
+            self.via,
         )
         self._history = History(
             self.store.counters, lambda past: self.writer.submit(lambda: records.set_note(HISTORY, past))
         )
         self._restore()
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
-        self.gateway = self._make_gateway(pseudonym)
+        self.gateway = self._make_gateway()
         versions = self._origin.versions
         self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
         self.pages = StatusSite(self._make_sources())
@@ -274,23 +278,22 @@ class Service:
         self.feeds.restore(self.store.notes("feed/"))
         self._history.restore(self.store.records.note(HISTORY))
 
-    def _make_gateway(self, pseudonym: str) -> Gateway:
+    def _make_gateway(self) -> Gateway:
         settings, current = self.settings, self._current
         delivery = Delivery(self.store, self._transfers, self._signs)
         whole = WholeFiles(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
-        databases = frozenset(settings.serving.databases)
         return Gateway(
-            databases,
+            self.databases,
             self.store,
-            self._soundness.ensure,
+            self._soundness,
             current,
             delivery,
+            ReadyAnswers(self.store, self._signs),
             whole,
             self._stuck,
             self._notice,
-            pseudonym,
         )
 
     def _make_sources(self) -> Sources:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -56,7 +56,7 @@ class Stats:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._pending: Counter[str] = Counter()
+        self._pending: defaultdict[str, int] = defaultdict(int)
         self._delay = FLUSH_DELAY
 
     def count_request(self, result: Result, length: int) -> None:
@@ -83,7 +83,8 @@ class Stats:
     def flush(self) -> None:
         """Hand what has been counted to the writer."""
         with self._lock:
-            amounts, self._pending = {key: n for key, n in self._pending.items() if n}, Counter()
+            amounts = {key: n for key, n in self._pending.items() if n}
+            self._pending.clear()
         if amounts:
             self._writer.submit(lambda: self._write(amounts))
 
@@ -99,7 +100,8 @@ class Stats:
     def _add(self, amounts: dict[str, int]) -> None:
         with self._lock:
             first = not self._pending
-            self._pending.update(amounts)
+            for name, amount in amounts.items():
+                self._pending[name] += amount
         if first and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, self.flush)
 

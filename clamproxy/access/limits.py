@@ -27,13 +27,18 @@ class ConnectionLimits:
         self._open: Counter[str] = Counter()
         self._total = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many connections are open as may be."""
+        return self._total >= self.in_all
+
     def take(self, address: str) -> str | None:
         """A client has connected: count it, if the limits admit it.
 
         Returns:
             The limit that is reached, by the name of its setting; then it isn't counted.
         """
-        if self._total >= self.in_all:
+        if self.is_full:
             return "access.max_connections"
         if self._open[address] >= self.per_client:
             return "access.max_connections_per_client"

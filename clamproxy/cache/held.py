@@ -89,6 +89,11 @@ class HeldObjects:
             descriptor, metadata = self._held[object_id]
             return PublishedFile(object_id, metadata, _path_of(descriptor).open("rb"))
 
+    def metadata(self, object_id: ObjectId) -> Metadata | None:
+        """What is known of one of them. Quick."""
+        _, metadata = self._held.get(object_id, (None, None))
+        return metadata
+
     def drop(self, object_id: ObjectId) -> None:
         """Forget one, if it is here. Who reads it goes on reading."""
         with self._lock:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Self
 
@@ -46,11 +47,12 @@ class Metadata:
         """For the index."""
         return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
 
-    @classmethod
-    def from_json(cls, text: str) -> Self | None:
+    @staticmethod
+    @lru_cache(1024)
+    def from_json(text: str) -> Metadata | None:
         """The inverse of `to_json`; None for anything else."""
         try:
-            return cls(**json.loads(text))
+            return Metadata(**json.loads(text))
         except (TypeError, ValueError):
             return None
 
@@ -62,6 +64,11 @@ class PublishedFile:
         self.object_id = object_id
         self.metadata = metadata
         self._file = file
+
+    @property
+    def path(self) -> str:
+        """The name of its file; another file may have got it since."""
+        return str(self._file.name)
 
     @property
     def size(self) -> int:

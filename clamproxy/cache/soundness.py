@@ -74,6 +74,10 @@ class Soundness:
             future.add_done_callback(lambda done: self._finish(database, done))
         await asyncio.shield(future)
 
+    async def recheck(self, object_id: ObjectId) -> None:
+        """Look at an object again, and drop it if it has been damaged since it was checked."""
+        await in_thread(f"clamproxy-check-{object_id.database}", lambda: self._check([object_id]))
+
     async def ensure_all(self) -> None:
         """The same for all databases, one after the other."""
         for database in list(self._unchecked):

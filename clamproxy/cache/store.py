@@ -24,6 +24,7 @@ from typing import IO, Any
 from clamproxy.cache import files
 from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
+from clamproxy.cache.newest import NewestCvds
 from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.quarantine import Quarantine
@@ -72,11 +73,11 @@ class Store:
         self._quarantine = Quarantine(directory / "quarantine")
         self.records = records or Records(directory)
         self._held = HeldObjects(hold)
-        self._newest: tuple[int, dict[str, list[int]]] = (-1, {})
         self._lock = self._prepare()
         try:
             alone = tidy and self._lock is not None and _lock_alone(self._lock)
             self._index = Index(self._files, self.condition)
+            self._newest = NewestCvds(self._index, self.open)
             if tidy or not self._index.was_complete:
                 reconcile(self._index, self._files, keys, self._forget_lost(), alone=alone)
             if tidy:
@@ -211,6 +212,24 @@ class Store:
         """Whether the cache holds an object, by the index alone. Quick."""
         return object_id in self._held or self._index.get(object_key(object_id)) is not None
 
+    def generation(self) -> int:
+        """Changes whenever this or another process may have published or dropped something. Quick."""
+        return self._index.generation()
+
+    def metadata(self, *object_ids: ObjectId) -> tuple[Metadata | None, ...]:
+        """What is known of objects at one moment, by the index alone; None for what isn't here. Quick.
+
+        While that stays the same, so does an object: neither this nor another process has dropped it, or
+        put another in its place.
+        """
+        rows = self._index.get_all(map(object_key, object_ids))
+        known = tuple(None if row is None else Metadata.from_json(row.text) for row in rows)
+        if not self._held:
+            return known
+        return tuple(
+            self._held.metadata(object_id) or one for object_id, one in zip(object_ids, known, strict=True)
+        )
+
     def link(self, object_id: ObjectId, target: Path) -> bool:
         """Give a published object another name outside of the cache, or copy it there. Blocks.
 
@@ -240,31 +259,16 @@ class Store:
 
     def open_newest(self, database: str) -> PublishedFile | None:
         """The newest CVD of a database, or None. Quick."""
-        for version in self._cvds().get(database, ()):
-            if (published := self.open(ObjectId(database, version, Kind.CVD))) is not None:
-                return published
-        return None
+        return self._newest.open(database)
+
+    def newest(self, database: str) -> tuple[ObjectId, Metadata] | None:
+        """The newest CVD of a database and what is known of it, or None. Quick."""
+        return self._newest.known(database)
 
     def newest_version(self, database: str) -> int | None:
         """The version of the newest CVD of a database, or None. Quick."""
-        newest = self.open_newest(database)
-        if newest is None:
-            return None
-        with newest:
-            return newest.object_id.version
-
-    def _cvds(self) -> dict[str, list[int]]:
-        """The versions of each database's CVDs, the newest first."""
-        generation, cvds = self._newest
-        if generation != (now := self._index.generation()):
-            cvds = {}
-            for object_id in self.object_ids():
-                if object_id.kind is Kind.CVD:
-                    cvds.setdefault(object_id.database, []).append(object_id.version)
-            for versions in cvds.values():
-                versions.sort(reverse=True)
-            self._newest = now, cvds
-        return cvds
+        newest = self.newest(database)
+        return None if newest is None else newest[0].version
 
     def reached_version(self, database: str) -> int | None:
         """The version that clients get to: the newest CVD's, or that of the last patch after it.

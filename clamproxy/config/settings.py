@@ -210,6 +210,7 @@ class Serving(_Section):
     )
     prefetch: Literal["cdiffs", "all", "none"] = Field("cdiffs", description="cdiffs, all or none")
     other_names: Literal["refuse", "forward"] = Field("refuse", description="refuse or forward")
+    express: Switch = Field(True, description=_SWITCH)
 
     def is_clamav_host(self, host: str) -> bool:
         """Tell whether a host (without port) is answered as the CDN; ``*`` is one label."""

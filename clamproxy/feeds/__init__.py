@@ -5,6 +5,5 @@ refuses never reaches a client as 403 or 429: one of these would freeze its offi
 """
 
 from clamproxy.feeds.feeds import Feeds
-from clamproxy.feeds.target import FeedRequest
 
-__all__ = ["FeedRequest", "Feeds"]
+__all__ = ["Feeds"]

@@ -21,24 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
 from clamproxy.feeds import pairs, rules
+from clamproxy.feeds.answers import from_source, not_modified
 from clamproxy.feeds.cooldown import FeedCooldowns
 from clamproxy.feeds.counts import Counts
 from clamproxy.feeds.entry import Entry
 from clamproxy.feeds.fetch import Fetcher, forwarded
 from clamproxy.feeds.remembered import Remembered
-from clamproxy.feeds.replies import from_source, not_modified
 from clamproxy.feeds.store import FeedStore
-from clamproxy.feeds.target import FeedRequest, Target, TargetError
+from clamproxy.feeds.target import Target, TargetError
 from clamproxy.feeds.transfer import FeedSource, FeedTransfer, Outcome, Plan
-from clamproxy.messages import CACHE_STATUS, Reply, Result
+from clamproxy.messages import Reply, Request, Result
 from clamproxy.origin.cooldown import Failure
 from clamproxy.origin.upstream import NotFoundError, OriginError
-from clamproxy.serving.answers import plain
+from clamproxy.replies import plain
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -53,8 +52,6 @@ UNSHAREABLE_TTL = 3600.0
 """Seconds for which clients don't wait for each other's transfer of what may not be shared."""
 MOST_UNSTORED = 4096
 """Responses that are not stored, whose time is remembered."""
-LONGEST_VIA = 1024
-"""Characters; each gateway adds some twenty."""
 
 _REVALIDATED = "clamproxy; fwd=stale; fwd-status=304"
 _BYPASS = "clamproxy; fwd=bypass"
@@ -64,7 +61,7 @@ _BYPASS = "clamproxy; fwd=bypass"
 class _Ask:
     """A request, understood."""
 
-    request: FeedRequest
+    request: Request
     target: Target
     sent: Headers
     """What would be sent to the feed."""
@@ -89,7 +86,7 @@ class Feeds:
             settings: the configuration.
             save: called with a key and a JSON value (None: gone) that `restore` wants back.
             count_upstream: is told of requests to feeds and of body bytes, from any thread.
-            via: this gateway's field Via, by which it knows a loop.
+            via: this gateway in the Via of requests to feeds.
         """
         self._via = via
         self._settings = settings
@@ -151,15 +148,15 @@ class Feeds:
 
     # Requests
 
-    async def handle(self, request: FeedRequest) -> Reply:
-        """Answer a request, whatever happens, and never with 403 or 429."""
+    async def handle(self, request: Request) -> Reply:
+        """Answer a GET or HEAD, whatever happens, and never with 403 or 429."""
         place = "-"
         try:
             target = Target.parse(request.url)
             place = target.place
             if not self._settings.feeds.covers(target.host):
                 raise TargetError("not in feeds.hosts")  # whatever the caller took for its host
-            reply = self._refusal(request) or await self._answer(request, target)
+            reply = await self._answer(request, target)
         except TargetError as error:
             reply = plain(502, Result.REFUSED, f"no feed: {error}")
         except Exception as error:
@@ -176,22 +173,9 @@ class Feeds:
             reply.headers["Retry-After"] = "1"
         if reply.result is not Result.REFUSED:
             self._counts.add(place, reply.result)
-        reply.headers.setdefault("Cache-Status", CACHE_STATUS[reply.result])
-        reply.headers.setdefault("Date", http_date(time.time()))
-        reply.headers["Via"] = self._via
         return reply
 
-    def _refusal(self, request: FeedRequest) -> Reply | None:
-        via = ", ".join(request.headers.getlist("Via"))
-        if self._via.rpartition(" ")[2] in via or len(via) > LONGEST_VIA or not via.isprintable():
-            return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
-        if request.method in ("GET", "HEAD"):
-            return None
-        reply = plain(405, Result.REFUSED, "only GET and HEAD")
-        reply.headers["Allow"] = "GET, HEAD"
-        return reply
-
-    async def _answer(self, request: FeedRequest, target: Target) -> Reply:
+    async def _answer(self, request: Request, target: Target) -> Reply:
         self.start()
         if self._loading is not None:
             await asyncio.shield(self._loading)

@@ -8,21 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-from werkzeug.datastructures import Headers
-
 from clamproxy.config.units import normal_host
 
 _PORTS = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True, slots=True)
-class FeedRequest:
-    """One request of a client on a feed's host."""
-
-    url: str = field(repr=False)
-    """The full URL."""
-    method: str
-    headers: Headers = field(repr=False)
 
 
 class TargetError(ValueError):

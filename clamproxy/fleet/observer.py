@@ -13,7 +13,7 @@ All of it may be wrong a moment later, and is corrected by what is asked next.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from clamproxy.dates import parse_http_date
 from clamproxy.fleet.visit import Visit
@@ -51,14 +51,16 @@ class Knowledge:
 
     def holding(self, database: str, version: int | None, at: float) -> Knowledge:
         """The same, with another version of a database; None: not known any more."""
-        holdings = {name: holding for name, holding in self.holdings.items() if name != database}
-        if version is not None:
+        holdings = dict(self.holdings)
+        if version is None:
+            holdings.pop(database, None)
+        else:
             holdings[database] = Holding(version, at)
-        return replace(self, holdings=holdings)
+        return Knowledge(holdings, self.last_error)
 
     def failing(self, what: str, at: float) -> Knowledge:
         """The same, with a newer error."""
-        return replace(self, last_error=Failure(at, what))
+        return Knowledge(self.holdings, Failure(at, what))
 
 
 def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from clamproxy.config.settings import Fleet as FleetSettings
@@ -27,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 FLUSH_DELAY = 0.5
 """Seconds from a visit until it is in the table."""
-MOST_PENDING = 10_000
-"""Visits that wait to be written; while the disk takes none, the oldest are forgotten."""
+ENOUGH = 2_000
+"""Visits that are written at once: when a whole fleet wakes, each machine comes by twice within a second."""
+MOST_PENDING = 40_000
+"""Visits, of some 500 bytes, that wait to be written; while the disk takes none, the oldest are forgotten."""
 
 REFUSALS = (401, 407)
 """Statuses for who is not a user of the gateway."""
@@ -65,6 +66,8 @@ class Fleet:
         self._releases: deque[Release] = deque(maxlen=MOST_PENDING)
         self._advertised: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._is_handed_over = False
+        """Whether the writer will take what is pending as soon as it gets to it."""
         self._is_failing = False
         if settings.enabled:
             writer.submit(self._check)
@@ -77,7 +80,10 @@ class Fleet:
         if self._settings.enabled and is_usable and visit.status not in REFUSALS:
             with self._lock:
                 self._visits.append(visit)
-            self._flush_soon()
+            if len(self._visits) >= ENOUGH and not self._is_failing:
+                self.flush()
+            else:
+                self._flush_soon()
 
     def note_advertised(self, database: str, version: int) -> None:
         """A version is advertised. Quick, and free if it was known; event loop only."""
@@ -90,31 +96,40 @@ class Fleet:
     def note_built(self, database: str, version: int, built_at: int) -> None:
         """A version is proven to have been built at a time, in Unix seconds. Quick; for any thread."""
         if self._settings.enabled and built_at:
-            release = Release(database, version, built_at=built_at, is_proven=True)
-            self._writer.submit(lambda: self._write([], [release]))
+            with self._lock:
+                self._releases.append(Release(database, version, built_at=built_at, is_proven=True))
+            self._hand_over()
 
     def flush(self) -> None:
-        """Hand what has been seen to the writer."""
+        """Hand what has been seen to the writer. Event loop only."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        with self._lock:
-            visits, releases = list(self._visits), list(self._releases)
-            self._visits.clear()
-            self._releases.clear()
-        if visits or releases:
-            self._writer.submit(lambda: self._write(visits, releases))
+        self._hand_over()
 
     def _flush_soon(self) -> None:
-        if self._timer is None:
+        if self._timer is None and not self._is_handed_over:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)
+
+    def _hand_over(self) -> None:
+        """Once until the writer gets to it: however far behind it is, no more than `MOST_PENDING` wait."""
+        with self._lock:
+            if self._is_handed_over or not (self._visits or self._releases):
+                return
+            self._is_handed_over = True
+        self._writer.submit(self._write)
 
     # In the writer's thread
 
     def _check(self) -> None:
         self._attempt(Rows.check)
 
-    def _write(self, visits: list[Visit], releases: list[Release]) -> None:
+    def _write(self) -> None:
+        with self._lock:
+            self._is_handed_over = False
+            visits, releases = list(self._visits), list(self._releases)
+            self._visits.clear()
+            self._releases.clear()
         if not self._attempt(lambda rows: self._record(rows, visits, releases)):
             with self._lock:
                 self._visits = deque([*visits, *self._visits], MOST_PENDING)
@@ -141,7 +156,8 @@ class Fleet:
         for release in releases:
             rows.note(release)
         forgotten = rows.forgotten(self._clock())
-        changed: dict[tuple[str, str], Row] = {}
+        machines: dict[tuple[str, str], list[Visit]] = {}
+        agents: dict[tuple[str, str], Agent] = {}
         headers: set[bytes] = set()
         for visit in visits:
             agent = parse_agent(visit.user_agent or "")
@@ -151,20 +167,19 @@ class Fleet:
                 headers.add(visit.head)
                 _note_header(rows, visit.target.database, visit.head)
             key = agent.uuid, shown_address(visit.address)
-            row = changed.get(key) or rows.get(*key)
-            changed[key] = _after(visit, agent, key[1], row, rows)
-        for row in changed.values():
-            rows.put(row)
+            machines.setdefault(key, []).append(visit)
+            agents[key] = agent
+        rows.put([_after(rows, agents[key], key[1], seen) for key, seen in machines.items()])
         rows.limit(self._settings.max_clients, self._clock() - self._settings.keep)
 
 
-def _after(visit: Visit, agent: Agent, address: str, row: Row | None, rows: Rows) -> Row:
-    """A machine after a visit."""
-    if row is None:
-        row = Row(agent, address, visit.at, visit.at, Knowledge())
-    known = observe(visit, row.known, rows.find_build)
-    first_seen = min(row.first_seen, visit.at)
-    return replace(row, agent=agent, first_seen=first_seen, last_seen=visit.at, known=known)
+def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit]) -> Row:
+    """A machine after some visits, which are read and written once for all of them."""
+    first_seen, known = rows.known(agent.uuid, address) or (visits[0].at, Knowledge())
+    for visit in visits:
+        first_seen = min(first_seen, visit.at)
+        known = observe(visit, known, rows.find_build)
+    return Row(agent, address, first_seen, visits[-1].at, known)
 
 
 def _note_header(rows: Rows, database: str, head: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,22 +74,17 @@ class Rows:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def get(self, uuid: str, address: str) -> Row | None:
-        """A machine."""
-        query = f"SELECT {_COLUMNS} FROM machines WHERE uuid = ? AND address = ?"  # noqa: S608
+    def known(self, uuid: str, address: str) -> tuple[float, Knowledge] | None:
+        """When a machine was first seen, and what is known of it; None if it is new."""
+        query = "SELECT first_seen, databases, error_at, error FROM machines WHERE uuid = ? AND address = ?"
         fields = self._connection.execute(query, (uuid, address)).fetchone()
-        return None if fields is None else _row(fields)
+        return None if fields is None else (fields[0], _knowledge(*fields[1:]))
 
-    def put(self, row: Row) -> None:
-        """Insert or replace a machine."""
-        agent, error = row.agent, row.known.last_error
-        holdings = {name: [one.version, one.seen_at] for name, one in row.known.holdings.items()}
-        fields = (agent.uuid, row.address, agent.freshclam, agent.os, agent.arch)
-        times = (row.first_seen, row.last_seen)
-        last_error = (None, None) if error is None else (error.at, error.what)
-        self._connection.execute(
+    def put(self, rows: Iterable[Row]) -> None:
+        """Insert or replace machines."""
+        self._connection.executemany(
             f"INSERT OR REPLACE INTO machines ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            (*fields, *times, json.dumps(holdings), *last_error),
+            map(_fields, rows),
         )
 
     def all(self) -> Iterator[Row]:
@@ -196,16 +191,26 @@ def _file(directory: Path) -> RecordsFile:
     return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients", _ADDED)
 
 
+def _fields(row: Row) -> tuple[Any, ...]:
+    """What `_COLUMNS` are for a row."""
+    agent, error = row.agent, row.known.last_error
+    holdings = {name: [one.version, one.seen_at] for name, one in row.known.holdings.items()}
+    machine = (agent.uuid, row.address, agent.freshclam, agent.os, agent.arch)
+    last_error = (None, None) if error is None else (error.at, error.what)
+    return (*machine, row.first_seen, row.last_seen, json.dumps(holdings), *last_error)
+
+
 def _row(fields: tuple[Any, ...]) -> Row:
     uuid, address, freshclam, system, arch, first_seen, last_seen, databases, error_at, error = fields
-    last_error = None if error is None else Failure(error_at, error)
-    known = Knowledge(_holdings(databases), last_error)
+    known = _knowledge(databases, error_at, error)
     return Row(Agent(uuid, freshclam, system, arch), address, first_seen, last_seen, known)
 
 
-def _holdings(text: str) -> dict[str, Holding]:
-    """What the column says; nothing if a bad disk has changed it."""
+def _knowledge(databases: str, error_at: float, error: str | None) -> Knowledge:
+    """What the columns say; no databases if a bad disk has changed that one."""
+    last_error = None if error is None else Failure(error_at, error)
     try:
-        return {name: Holding(int(version), float(at)) for name, (version, at) in json.loads(text).items()}
+        held = json.loads(databases).items()
+        return Knowledge({name: Holding(int(version), float(at)) for name, (version, at) in held}, last_error)
     except (ValueError, TypeError, AttributeError):
-        return {}
+        return Knowledge({}, last_error)

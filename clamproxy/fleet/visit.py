@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clamproxy.objects import Target
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would be the larger part of what a visit costs the event loop
 class Visit:
     """A request and what became of it. Nothing in it is trusted but what the gateway itself says."""
 

@@ -89,8 +89,7 @@ class Transfers:
             KnownMissingError: the origin hasn't this object, it said a short while ago.
             CooldownError: the origin must not be asked now.
         """
-        if self._missing_until.get(object_id, 0.0) > time.monotonic():
-            raise KnownMissingError(f"the origin has no {object_id.file_name}")
+        self.require_not_missing(object_id)
         transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None:
             transfer.for_client |= for_client
@@ -113,6 +112,11 @@ class Transfers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return transfer, False
+
+    def require_not_missing(self, object_id: ObjectId) -> None:
+        """Raise KnownMissingError if the origin hasn't this object, it said a short while ago. Quick."""
+        if self._missing_until.get(object_id, 0.0) > time.monotonic():
+            raise KnownMissingError(f"the origin has no {object_id.file_name}")
 
     def _without_room(self, object_id: ObjectId, requester: Requester) -> Cooldown | None:
         """A cool-down for what the disk still has no room for: the origin is not asked for it in vain."""

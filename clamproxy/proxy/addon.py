@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.script import Script
 
 from clamproxy.access.limits import provide_descriptors
@@ -18,14 +19,18 @@ from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
-from clamproxy.proxy import dispatch, framing, names, stream
+from clamproxy.front import Front
+from clamproxy.proxy import dispatch, framing, names, stream, takeover
 from clamproxy.proxy.certificates import Certificates
 from clamproxy.proxy.clients import Clients
+from clamproxy.proxy.door import Threshold
+from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
-from clamproxy.proxy.options import OwnOptions
+from clamproxy.proxy.options import OwnOptions, find_unseeing
 from clamproxy.proxy.requests import Requests
-from clamproxy.proxy.site import Site
+from clamproxy.proxy.takeover import Takeover
+from clamproxy.proxy.translation import Callers
 from clamproxy.service import Service, Surroundings
 from clamproxy.supervision import Supervisor
 
@@ -50,7 +55,8 @@ class ClamProxy:
                 own; there is no setting for it.
         """
         self._keys = keys
-        self._site = Site()
+        self._front = Front()
+        self._names: names.Names | None = None
         self._options = OwnOptions()
         self._supervisor = Supervisor(os.environ)
         self._config: Path | None = None
@@ -60,7 +66,15 @@ class ClamProxy:
         self._retiring: set[asyncio.Task[None]] = set()
         self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
         self._has_terminal = os.isatty(0)
-        self.addons = [Clients(self._site), Certificates(self._authority), Requests(self._site)]
+        callers, certificates = Callers(), Certificates(self._authority)
+        self._threshold = Threshold(self._admits, self._front.limits)
+        self._lane = Lane(self._front, certificates.context_for)
+        self._takeover: Takeover | None = None
+        self.addons = [
+            Clients(self._front, callers, lambda: self._names),
+            certificates,
+            Requests(self._front, callers),
+        ]
         """mitmproxy calls their hooks, too."""
 
     # Life of the process
@@ -77,10 +91,11 @@ class ClamProxy:
 
     def configure(self, updated: set[str]) -> None:
         """Read the configuration and open the cache. An error stops mitmproxy's start."""
-        if self._site.service is not None or "clamproxy_config" not in updated:
+        if self._front.service is not None or "clamproxy_config" not in updated:
             return
         try:
             stream.check_internals()
+            takeover.check_internals()
             dispatch.install(ctx.master.addons)
             _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
@@ -95,15 +110,23 @@ class ClamProxy:
             self._listening.hold_back()
         else:
             self._install(service, authority)
+            self._takeover = Takeover(_proxyserver(), self._threshold, self._current_lane)
+            self._takeover.take()
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
 
     async def running(self) -> None:
         """All is set up."""
         _stay_loaded()
-        if self._site.service is None or not await self._listening.begin():
+        if self._front.service is None or self._takeover is None or not await self._listening.begin():
             return
-        self._site.service.start()
-        self._note_place(self._site.service)
+        self._takeover.take()
+        self._lane.start()
+        if self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
+            logger.warning(
+                "%s will miss most requests; with serving.express: false all go through mitmproxy.", unseeing
+            )
+        self._front.service.start()
+        self._note_place(self._front.service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._reload_wanted:
             self._hang_up()
@@ -112,19 +135,21 @@ class ClamProxy:
 
     async def done(self) -> None:
         """The end: let answers end, stop what runs, keep what has arrived."""
-        service = self._site.service
+        service = self._front.service
         if service is None:
             return
         self._supervisor.stopping()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
         if self._reloading is not None:
             self._reloading.cancel()
-        await self._site.answered(STOP_GRACE)
-        await stream.end_all(CLOSING_LIMIT)
+        self._threshold.close()
+        self._lane.end_idle()
+        await self._front.answered(STOP_GRACE)
+        await asyncio.gather(self._lane.end_all(CLOSING_LIMIT), stream.end_all(CLOSING_LIMIT))
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        self._site.service = None
+        self._front.remove()
         service.stop()
         self._supervisor.stop()
 
@@ -143,11 +168,11 @@ class ClamProxy:
 
     async def _reload(self) -> None:
         """Read the configuration anew: all of it takes effect, or nothing."""
-        while self._reload_wanted and self._site.service is not None:
+        while self._reload_wanted and self._front.service is not None:
             self._reload_wanted = False
             self._supervisor.reloading()
             try:
-                await self._read_anew(self._site.service)
+                await self._read_anew(self._front.service)
             except (ConfigurationError, AuthorityError, OSError) as error:
                 logger.error("The configuration stays as it was: %s", error)  # noqa: TRY400
             except Exception:
@@ -201,18 +226,28 @@ class ClamProxy:
 
     def _install(self, service: Service, authority: CurrentAuthority) -> None:
         settings = service.settings
-        self._site.install(service)
+        self._front.install(service)
+        self._names = names.of_settings(settings)
         self._own_authority = authority
         self._options.follow(ctx.options, settings)
         self._listening.follow(settings.listen)
         _provide_descriptors(settings)
+        self._threshold.reopen()
 
     # Ports
 
     @property
     def _listening(self) -> Listening:
-        proxy = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
-        return Listening(ctx.options, self._options.given, proxy)
+        return Listening(ctx.options, self._options.given, _proxyserver())
+
+    def _admits(self, address: str) -> bool:
+        settings = self._front.settings
+        return settings is not None and settings.serving.admits(address)
+
+    def _current_lane(self) -> Lane | None:
+        """Where new connections begin; None: with mitmproxy."""
+        settings = self._front.settings
+        return self._lane if settings is not None and settings.serving.express else None
 
     def _check_place(self, settings: Settings) -> None:
         """Look whether the proxy can listen where it should, and may."""
@@ -234,12 +269,17 @@ class ClamProxy:
 
     async def dns_request(self, flow: dns.DNSFlow) -> None:
         """Answer from the gateway, or leave it to mitmproxy to forward."""
-        service = self._site.service
-        await names.respond(flow, self._site.names, service.announcer if service else None)
+        service = self._front.service
+        await names.respond(flow, self._names, service.announcer if service else None)
 
     def dns_response(self, flow: dns.DNSFlow) -> None:
         """An answer goes out."""
         names.withdraw(flow)
+
+
+def _proxyserver() -> Proxyserver:
+    proxy: Proxyserver = ctx.master.addons.get("proxyserver")  # type: ignore[no-untyped-call]
+    return proxy
 
 
 def _provide_descriptors(settings: Settings) -> None:

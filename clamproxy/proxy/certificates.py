@@ -9,6 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from mitmproxy import connection, ctx, tls
 from mitmproxy.net.tls import INSECURE_TLS_MIN_VERSIONS, Version
 from mitmproxy.proxy import mode_specs
@@ -48,8 +51,10 @@ class Certificates:
         if authority is None or data.ssl_conn is not None or not isinstance(data.conn, connection.Client):
             return
         try:
-            leaf = authority.certificate_for(_name_asked_for(data))
-            data.ssl_conn = SSL.Connection(_tls_context(leaf, _TlsOptions.now(data)))
+            credentials = _Credentials.of_leaf(authority.certificate_for(_name_asked_for(data)))
+            # mitmproxy has no CONNECT over HTTP/2: TLS with the proxy itself comes before it knows a server.
+            is_proxy = data.context.server.address is None
+            data.ssl_conn = SSL.Connection(_tls_context(credentials, _TlsOptions.now(is_proxy=is_proxy)))
             data.ssl_conn.set_accept_state()
         except ForeignName as error:
             logger.warning("%s: TLS refused: %s.", data.conn.peername[0], error)
@@ -58,6 +63,23 @@ class Certificates:
             # mitmproxy would go on with a certificate of its own.
             logger.exception("%s: TLS failed.", data.conn.peername[0])
             data.ssl_conn = _Refusal()
+
+    def context_for(self, host: str) -> SSL.Context | None:
+        """TLS as a host for clients of the express lane.
+
+        Returns:
+            None where only mitmproxy can do as its options say, or tells the client what is wrong.
+        """
+        options = ctx.options
+        if options.http2 or options.tls_ecdh_curve_client or options.request_client_cert:
+            return None
+        authority = self._authority()
+        try:
+            leaf = authority.certificate_for(host) if authority is not None else None
+        except ForeignName:
+            return None
+        credentials = _Credentials.of_leaf(leaf) if leaf is not None else _Credentials.of_mitmproxy(host)
+        return _tls_context(credentials, _TlsOptions.now(is_proxy=False))
 
     def _tell(self, authority: Authority | None) -> None:
         self._told = authority
@@ -85,10 +107,8 @@ class _TlsOptions:
     protocols: tuple[bytes, ...]
 
     @classmethod
-    def now(cls, data: tls.TlsData) -> _TlsOptions:
+    def now(cls, *, is_proxy: bool) -> _TlsOptions:
         options = ctx.options
-        # mitmproxy has no CONNECT over HTTP/2: TLS with the proxy itself comes before it knows a server.
-        is_proxy = data.context.server.address is None
         return cls(
             Version[options.tls_version_client_min],
             Version[options.tls_version_client_max],
@@ -97,8 +117,30 @@ class _TlsOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Credentials:
+    """A certificate, its key and what goes to clients with it."""
+
+    key: EllipticCurvePrivateKey | RSAPrivateKey
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+
+    @classmethod
+    def of_leaf(cls, leaf: Leaf) -> _Credentials:
+        """What the gateway's own authority has signed."""
+        return cls(leaf.key, leaf.certificate, (leaf.issuer,))
+
+    @classmethod
+    def of_mitmproxy(cls, host: str) -> _Credentials:
+        """What mitmproxy's authority has signed for a host, or what mitmproxy was given for it."""
+        store = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
+        entry = store.get_cert(host, [x509.DNSName(host)])
+        chain = tuple(one.to_cryptography() for one in entry.chain_certs)
+        return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
+
+
 @lru_cache(64)
-def _tls_context(leaf: Leaf, options: _TlsOptions) -> SSL.Context:
+def _tls_context(credentials: _Credentials, options: _TlsOptions) -> SSL.Context:
     """A context for a certificate; making one costs more than the rest of a handshake's preparation."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(options.min_version.value)
@@ -109,9 +151,10 @@ def _tls_context(leaf: Leaf, options: _TlsOptions) -> SSL.Context:
         context.set_cipher_list(options.ciphers.encode())
     elif options.min_version in INSECURE_TLS_MIN_VERSIONS:
         context.set_cipher_list(b"DEFAULT:@SECLEVEL=0")  # OpenSSL 3 has no older TLS above that level
-    context.use_certificate(leaf.certificate)
-    context.add_extra_chain_cert(leaf.issuer)
-    context.use_privatekey(leaf.key)
+    context.use_certificate(credentials.certificate)
+    for certificate in credentials.chain:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(credentials.key)
     context.set_alpn_select_callback(_protocol_selector(options.protocols))
     return context
 

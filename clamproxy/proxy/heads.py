@@ -30,13 +30,12 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from werkzeug.http import http_date
 
+from clamproxy.front import LARGEST_CONTENT
 from clamproxy.messages import CACHE_STATUS, Result
 from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
 """Bytes of further requests that a client may send before it has its answer, besides a head."""
-LARGEST_REQUEST_BODY = 64 * 1024
-"""Bytes of a request's content that are read before it is refused."""
 TOO_LARGE = "clamproxy_too_large"
 """The key of a mark in the metadata of a flow: its request announces more content than is read."""
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
@@ -95,6 +94,9 @@ class LimitedServer(_http1.Http1Server):
             self._hold_limits()
             lines = self.buf.maybe_extract_lines()
             if lines is None:
+                if self._has_ended:  # while it waited for an answer: the rest never comes
+                    yield commands.CloseConnection(self.conn)
+                    self.state = self.done
                 return
             request = self._parse(unfold([bytes(line) for line in lines]))
         except Refusal as refusal:
@@ -116,6 +118,9 @@ class LimitedServer(_http1.Http1Server):
                 yield from self._say(400, "the content can't be read")
                 self.state = self.done
             yield command
+        is_unfinished = self.state == self.read_body and not self.request_done
+        if self._has_ended and is_unfinished and isinstance(event, events.DataReceived):
+            yield from self.read_body(events.ConnectionClosed(self.conn))  # while it waited, as above
 
     def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
         """A client that has ended its side may still wait for the answer: ``nc -N`` does."""
@@ -127,6 +132,12 @@ class LimitedServer(_http1.Http1Server):
             self._has_ended = True
             return
         yield from super().wait(event)
+
+    def make_pipe(self) -> layer.CommandGenerator[None]:
+        """A tunnel is open. What is inside has to know, too, if the client has ended its side meanwhile."""
+        yield from super().make_pipe()
+        if self._has_ended:
+            yield from self.state(events.ConnectionClosed(self.conn))
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Send as mitmproxy does, with what concerns this connection only set right."""
@@ -241,7 +252,7 @@ class LimitedStream(HttpStream):
 
     def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
         """Refuse content once too much of it has come, where no length was announced."""
-        if request and len(self.request_body_buf) > LARGEST_REQUEST_BODY:
+        if request and len(self.request_body_buf) > LARGEST_CONTENT:
             yield from self._refuse_content()
             return True
         return (yield from super().check_body_size(request))
@@ -261,11 +272,6 @@ class LimitedStream(HttpStream):
         yield SendHttp(refusal, self.context.client)
         self.flow.live = False
         self.client_state = self.server_state = self.state_errored
-
-
-def is_origin_form(request: http.Request) -> bool:
-    """Whether a request names no host but in Host, and came in no tunnel: it is for the gateway itself."""
-    return not request.scheme and request.method != "CONNECT"
 
 
 def drop_hop_by_hop(headers: http.Headers) -> None:

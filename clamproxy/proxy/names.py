@@ -13,6 +13,7 @@ from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.layers import DNSLayer
 
 from clamproxy.announcement import Announcer
+from clamproxy.config.settings import Settings
 from clamproxy.origin.versions import single_name
 
 logger = logging.getLogger("clamproxy.access")
@@ -73,6 +74,13 @@ class Names:
         text = await (announcer.primary() if database is None else announcer.single(database))
         # freshclam falls back to HTTP then (protocol.md 3).
         return query.fail(response_codes.SERVFAIL) if text is None else _records(query, [text])
+
+
+def of_settings(settings: Settings) -> Names:
+    """What a configuration has answered."""
+    serving = settings.serving
+    forwards = serving.other_names == "forward" and not settings.upstream.offline
+    return Names(settings.versions.domain, serving.databases, forwards)
 
 
 def is_dns(client: connection.Client) -> bool:

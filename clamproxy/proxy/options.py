@@ -6,6 +6,8 @@ import logging
 import math
 
 from mitmproxy import optmanager
+from mitmproxy.master import Master
+from mitmproxy.tools.dump import DumpMaster
 
 from clamproxy.config.settings import Settings
 from clamproxy.proxy.listening import OPTIONS as LISTENING
@@ -57,6 +59,17 @@ class OwnOptions:
         """
         if "confdir" not in self.given and (directory := find_confdir(settings)) is not None:
             options.update(confdir=str(directory))  # type: ignore[no-untyped-call]
+
+
+def find_unseeing(master: Master) -> str | None:
+    """Tell who expects to see every request in mitmproxy, if anybody does."""
+    options = master.options
+    if not isinstance(master, DumpMaster):
+        return type(master).__name__
+    if options.save_stream_file:
+        return "save_stream_file (-w)"
+    others = options.scripts[1:]
+    return f"The script {others[0]}" if others else None
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:

@@ -5,21 +5,19 @@ took 2 GB and seconds to the first byte (mitmproxy.md section 1). So the head of
 through mitmproxy's layers as usual, then one hook that blocks only this stream sends the body
 straight to the transport, then the layers end the message.
 
-* plain HTTP, also inside CONNECT: ``loop.sendfile()``;
-* TLS, HTTP/1: encrypted in pieces into the transport;
-* anything else (HTTP/2, TLS in TLS): piece by piece through the layers.
+HTTP/1, plain and in TLS, is sent by the `senders`; anything else (HTTP/2, TLS in TLS) goes piece by
+piece through the layers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mitmproxy import connection, ctx, flow
 from mitmproxy.http import HTTPFlow
@@ -34,39 +32,28 @@ from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from OpenSSL import SSL
 
-from clamproxy.messages import Body, SourceError
+from clamproxy.messages import SourceError
+from clamproxy.proxy import senders
 from clamproxy.proxy.heads import HeadLimits, LimitedServer, LimitedStream
+from clamproxy.proxy.internals import require
+from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending
+from clamproxy.proxy.takeover import InsideWriter
 from clamproxy.waiting import wait_while
-
-PIECE = 64 * 1024
-"""Bytes that are encrypted at a time: the fastest, larger pieces miss the CPU's cache."""
-SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
-"""Bytes that one call of sendfile may send; adapted to the speed of the client."""
-STALL_TIMEOUT = 120.0
-"""Seconds in which a client must take a slice or piece."""
 
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
 """What a client has agreed on by ALPN."""
 
 JOB = "clamproxy_job"
-"""The key of a `BodyJob` in the metadata of a flow."""
+"""The name of a `BodyJob` among the attributes of a flow."""
 
 
 @dataclass(eq=False)
-class BodyJob:
-    """A body on its way to a client."""
+class BodyJob(Sending):
+    """A body on its way to a client of mitmproxy's."""
 
-    body: Body
-    sent: int = 0
-    error: str | None = None
     stream: BodyStream | None = field(default=None, repr=False)
     piece: bytes = field(default=b"", repr=False)
     """The next piece, where pieces go through mitmproxy's layers."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it has been sent."""
-        return self.sent == self.body.length
 
 
 @dataclass
@@ -88,7 +75,7 @@ class BodyStream(LimitedStream):
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         """Send the answer that the addon has set."""
-        job: BodyJob | None = self.flow.metadata.get(JOB)
+        job: BodyJob | None = vars(self.flow).get(JOB)
         if already_streamed or job is None or self.flow.response is None:
             yield from super().send_response(already_streamed)
             return
@@ -102,7 +89,7 @@ class BodyStream(LimitedStream):
         yield SendHttp(
             ResponseHeaders(self.stream_id, self.flow.response, end_stream=False), self.context.client
         )
-        if _direct_tls_layers(self) is None:
+        if _direct_tls(self) is None:
             yield from self._send_through_layers(job)
         else:
             yield SendBodyHook(job)
@@ -177,41 +164,27 @@ def check_internals() -> None:
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
-        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "done"),
+        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "make_pipe", "done"),
         HttpStream: (
             *("send_response", "check_killed", "check_body_size"),
             *("flow_done", "state_done", "state_errored"),
         ),
         SSL.Connection: ("sendall", "bio_read"),
     }
-    missing = [
-        f"{cls.__name__}.{name}"
-        for cls, names in expected.items()
-        for name in names
-        if not hasattr(cls, name)
-    ]
-    if not hasattr(_addon("proxyserver"), "connections"):
-        missing.append("proxyserver.connections")
-    if missing:
-        raise RuntimeError(f"this version of mitmproxy has no {', '.join(missing)}")
+    require(expected)
 
 
 async def send_body(job: BodyJob) -> None:
     """Send a body to the client's transport; sets `sent`, and `error` if that is not all."""
     assert job.stream is not None  # noqa: S101  (set by the stream that asks)
+    tls = _direct_tls(job.stream)
     try:
         writer = _writer(job.stream)
-        tls_layers = _direct_tls_layers(job.stream)
-        descriptor = job.body.source.fileno()
-        if tls_layers:
-            await _send(job, TlsSender(writer, descriptor, tls_layers[0].tls))
-        else:
-            await _send(job, PlainSender(writer, descriptor))
-    except (SourceError, OSError, SSL.Error, KeyError, RuntimeError) as error:
-        # TimeoutError is an OSError; KeyError, RuntimeError: the connection is gone.
-        job.error = f"{type(error).__name__}: {error}"
-    finally:
+    except KeyError as error:  # the connection is gone
+        job.error = f"KeyError: {error}"
         job.body.source.close()
+        return
+    await senders.send_body(job, writer, tls[0] if tls else None)
 
 
 async def read_piece(job: BodyJob) -> None:
@@ -228,102 +201,6 @@ async def read_piece(job: BodyJob) -> None:
         job.piece, job.error = b"", f"{type(error).__name__}: {error}"
     if job.error is not None or job.sent + len(job.piece) == body.length:
         source.close()
-
-
-async def _send(job: BodyJob, sender: Sender) -> None:
-    body = job.body
-    end = body.start + body.length
-    while not job.complete:
-        offset = body.start + job.sent
-        available = min(await body.source.wait(offset), end)
-        while offset < available:
-            sent = await sender.send(offset, available - offset)
-            offset += sent
-            job.sent += sent
-
-
-class Sender(Protocol):
-    """Moves bytes from a file to a client."""
-
-    async def send(self, offset: int, length: int) -> int:
-        """Send some of the bytes at an offset; returns how many.
-
-        Raises:
-            OSError: the client is gone, or too slow.
-        """
-
-
-class PlainSender:
-    """Lets the kernel send; the slices are adapted to the client's speed."""
-
-    def __init__(self, writer: asyncio.StreamWriter, descriptor: int) -> None:
-        self._writer = writer
-        self._file = io.FileIO(descriptor, "rb", closefd=False)
-        self._slice = SMALLEST_SLICE
-
-    async def send(self, offset: int, length: int) -> int:
-        """See `Sender.send`."""
-        count = min(length, self._slice)
-        started_at = time.monotonic()
-        async with asyncio.timeout(STALL_TIMEOUT):
-            sent = await self._sendfile(offset, count)
-        if sent == 0:
-            raise OSError("the file is shorter than it was")
-        taken = time.monotonic() - started_at
-        if taken < 1:
-            self._slice = min(self._slice * 4, LARGEST_SLICE)
-        elif taken > STALL_TIMEOUT / 8:
-            self._slice = max(self._slice // 2, SMALLEST_SLICE)
-        return sent
-
-    async def _sendfile(self, offset: int, count: int) -> int:
-        loop, transport = asyncio.get_running_loop(), self._writer.transport
-        try:
-            return await loop.sendfile(transport, self._file, offset, count, fallback=False)
-        except asyncio.SendfileNotAvailableError:
-            if self._writer.is_closing():
-                raise
-        # A file system without sendfile: copy.
-        data = os.pread(self._file.fileno(), min(count, PIECE), offset)
-        self._writer.write(data)
-        await self._writer.drain()
-        return len(data)
-
-
-class TlsSender:
-    """Encrypts in pieces; the loop gets its turn after each, so that nobody starves."""
-
-    def __init__(self, writer: asyncio.StreamWriter, descriptor: int, connection: SSL.Connection) -> None:
-        self._writer = writer
-        self._descriptor = descriptor
-        self._connection = connection
-
-    async def send(self, offset: int, length: int) -> int:
-        """See `Sender.send`."""
-        data = os.pread(self._descriptor, min(length, PIECE), offset)
-        if not data:
-            raise OSError("the file is shorter than it was")
-        if self._writer.is_closing():
-            raise ConnectionResetError("the client is gone")
-        self._connection.sendall(data)
-        self._write_encrypted()
-        if self._writer.transport.get_write_buffer_size():
-            async with asyncio.timeout(STALL_TIMEOUT):
-                await self._writer.drain()
-        # While the socket keeps up, nothing above yields: one fast client would hold the loop.
-        await asyncio.sleep(0)
-        return len(data)
-
-    def _write_encrypted(self) -> None:
-        room = 2 * PIECE
-        encrypted = self._connection.bio_read(room)
-        self._writer.write(encrypted)
-        while len(encrypted) == room:  # a shorter read has emptied it
-            try:
-                encrypted = self._connection.bio_read(room)
-            except SSL.WantReadError:
-                break
-            self._writer.write(encrypted)
 
 
 def _addon(name: str) -> Any:
@@ -374,15 +251,19 @@ def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
     return writer
 
 
-def _direct_tls_layers(stream: BodyStream) -> list[ClientTLSLayer] | None:
-    """The TLS layers under a stream whose body can go straight to the transport, else None."""
-    tls_layers = [found for found in stream.context.layers if isinstance(found, ClientTLSLayer)]
-    if len(tls_layers) > 1 or stream.flow.request.is_http2 or stream.flow.request.is_http3:
+def _direct_tls(stream: BodyStream) -> list[SSL.Connection] | None:
+    """The TLS under a stream whose body can go straight to the transport (none if it is plain), else None."""
+    tls = [found.tls for found in stream.context.layers if isinstance(found, ClientTLSLayer)]
+    with suppress(KeyError):
+        writer = _writer(stream)
+        if isinstance(writer, InsideWriter) and writer.tls is not None:
+            tls.append(writer.tls)
+    if len(tls) > 1 or stream.flow.request.is_http2 or stream.flow.request.is_http3:
         return None
-    return tls_layers
+    return tls
 
 
 def job_of(flow: HTTPFlow) -> BodyJob | None:
     """The body that goes with a flow's answer, if it doesn't go the ordinary way."""
-    job = flow.metadata.get(JOB)
+    job = vars(flow).get(JOB)
     return job if isinstance(job, BodyJob) else None

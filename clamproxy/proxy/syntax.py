@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
+HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
 """RFC 3986 3.2.2 and 3.2.3, without userinfo. It may be empty: RFC 9110 7.2."""
 _NO_PATH = re.compile(rb"(\S+\s+[A-Za-z]+://[^/?#\s]+)(\?\S*\s.*|\s.*)")
 """A request line with an absolute form that ends with the authority, or has a query after that."""
@@ -114,7 +114,7 @@ def _check_host(fields: Fields, version: bytes) -> None:
         raise Refusal(400, "more than one Host")
     if not hosts and version != b"HTTP/1.0":
         raise Refusal(400, "no Host")
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    if hosts and not HOST.fullmatch(hosts[0]):
         raise Refusal(400, "Host is neither a name nor an address")
 
 

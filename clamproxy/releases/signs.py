@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
+from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import inspect, reject
@@ -19,8 +19,9 @@ from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-type _Mark = tuple[int, int]
-"""Tells a file of the cache from the one that had its name before."""
+
+type _Pair = tuple[Metadata | None, ...]
+"""What is known of a signature and of its file: of none of those that had their names before."""
 
 
 class Signs:
@@ -35,7 +36,7 @@ class Signs:
         """
         self._store = store
         self._keys = keys
-        self._proven: dict[ObjectId, _Mark] = {}
+        self._proven: dict[ObjectId, _Pair] = {}
         self._running: dict[ObjectId, asyncio.Future[None]] = {}
 
     async def examine(self, signature: ObjectId) -> None:
@@ -44,7 +45,8 @@ class Signs:
         Quick, but for the first call once the signature and its file are here: that reads the file,
         in a thread. Others wait for the same reading; it goes on when they leave.
         """
-        if self._mark(signature) in (None, self._proven.get(signature)):
+        pair = self._pair(signature)
+        if None in pair or pair == self._proven.get(signature):
             return
         future = self._running.get(signature)
         if future is None:
@@ -59,28 +61,25 @@ class Signs:
             if object_id.kind.is_signature:
                 await self.examine(object_id)
 
-    def _mark(self, signature: ObjectId) -> _Mark | None:
-        """The mark of a signature; None if there is nothing to compare: it isn't here, or its file isn't."""
-        if not self._store.has(signature.signed):
-            return None
-        published = self._store.open(signature)
-        if published is None:
-            return None
-        with published:
-            status = os.fstat(published.fileno())
-            return status.st_ino, status.st_mtime_ns
+    def is_proven(self, signature: ObjectId) -> bool:
+        """Whether a signature is here, its file is, too, and they have been compared. Quick."""
+        pair = self._pair(signature)
+        return None not in pair and pair == self._proven.get(signature)
+
+    def _pair(self, signature: ObjectId) -> _Pair:
+        return self._store.metadata(signature, signature.signed)
 
     def _examine(self, signature: ObjectId) -> None:
         try:
-            mark = self._mark(signature)
+            pair = self._pair(signature)
             finding = inspect(self._store, signature, self._keys)
-            if finding is None or mark is None:
+            if finding is None or None in pair:
                 return
             if finding.is_damaged:
                 name = signature.file_name
                 logger.warning("%s is not right, and dropped from the cache: %s", name, finding.problem)
                 reject(self._store, finding)
             elif finding.problem is None:
-                self._proven[signature] = mark
+                self._proven[signature] = pair
         finally:
             self._store.disconnect()

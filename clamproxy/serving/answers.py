@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from functools import partial
+from functools import lru_cache, partial
 
 from werkzeug.datastructures import Headers
 
 from clamproxy.cache.published import Metadata
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
-from clamproxy.messages import Body, Reply, Request, Result, Source
+from clamproxy.messages import Reply, Request, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
 from clamproxy.origin.heads import Head
@@ -20,21 +19,10 @@ from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select
-
-IN_MEMORY = 64 * 1024
-"""Bodies up to this size are read at once; longer ones are moved from disk to the socket."""
+from clamproxy.replies import content, describe, plain
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
-
-
-def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
-    """A short answer in words."""
-    text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
-    reply = Reply(status, result, body=text, version=version, reason=reason)
-    reply.headers["Content-Type"] = "text/plain; charset=utf-8"
-    reply.headers["Cache-Control"] = "no-store"
-    return reply
 
 
 def take_the_whole(cdiff: ObjectId) -> Reply:
@@ -97,21 +85,42 @@ def _from_source(
     *,
     is_newest: bool,
 ) -> Reply:
-    header = CvdHeader.parse(metadata.header.encode("ascii")) if metadata.header else None
+    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
+    wanted = selection.length if request.method == "GET" else 0
+    is_arriving = isinstance(source, TransferSource)
+    if isinstance(source, TransferSource):
+        source.last = selection.start + wanted
+    reply.body = content(source, selection.start, wanted, is_arriving=is_arriving)
+    return reply
+
+
+def from_metadata(
+    request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool = True
+) -> Reply | None:
+    """Answer as `from_object` does, but without the object's bytes; None if it takes more than its header."""
+    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
+    end = selection.start + selection.length
+    if request.method == "GET" and selection.length:
+        if metadata.header is None or end > HEADER_SIZE:
+            return None
+        reply.body = metadata.header.encode("ascii")[selection.start : end]
+    return reply
+
+
+def _selected(
+    request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool
+) -> tuple[Selection, Reply]:
+    """Which bytes of an object answer a request, and the answer without them."""
+    header = _parsed(metadata.header) if metadata.header else None
     last_modified = _last_modified(metadata.last_modified, header)
     representation = Representation(metadata.size, object_id.file_name, last_modified)
     selection = _select(request, representation, header, is_newest=is_newest)
-    reply = _reply(selection, representation, result, object_id)
-    wanted = selection.length if request.method == "GET" else 0
-    if isinstance(source, TransferSource):
-        source.last = selection.start + wanted
-    if wanted and (wanted > IN_MEMORY or isinstance(source, TransferSource)):
-        reply.body = Body(source, selection.start, wanted)
-        return reply
-    if wanted:
-        reply.body = os.pread(source.fileno(), wanted, selection.start)
-    source.close()
-    return reply
+    return selection, _reply(selection, representation, result, object_id)
+
+
+@lru_cache(64)
+def _parsed(header: str) -> CvdHeader:
+    return CvdHeader.parse(header.encode("ascii"))
 
 
 def from_head(
@@ -143,11 +152,7 @@ def _reply(
     headers["Cache-Control"] = _REVALIDATE if is_mutable_url else _IMMUTABLE
     if selection.status != 304:
         headers["Content-Type"] = "application/octet-stream"
-    # A HEAD need not tell a length that isn't known: RFC 9110 8.6.
-    if selection.status != 304 and not (selection.status == 200 and representation.size is None):
-        headers["Content-Length"] = str(selection.length)
-    if selection.content_range is not None:
-        headers["Content-Range"] = selection.content_range
+    describe(headers, selection, representation.size)
     return Reply(selection.status, result, headers, version=object_id.version)
 
 

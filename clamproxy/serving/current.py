@@ -95,10 +95,13 @@ class CurrentVersions:
 
     async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
         """What is known after a look at DNS, which is asked no more than once in a while."""
+        await self._look_at_dns(latest)
+        return self.known(latest, requester)
+
+    async def _look_at_dns(self, latest: Latest) -> None:
         if self._settings.asks_dns:
             has_copy = self._store.newest_version(latest.database) is not None
             await self._versions.get(latest.database, is_needed=not has_copy)
-        return self.known(latest, requester)
 
     def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
         # The base may have been published, or renewed, while the one or the other was looked up.
@@ -128,12 +131,9 @@ class CurrentVersions:
             patience: what is left of the client's; default: it has just come.
         """
         patience = patience or self.patience(latest)
-        known = await self.ask_dns(latest, requester)
-        proven = None
-        if with_patches:
-            proven = await self._lineages.get(latest.database)
-            known = self.known(latest, requester)
-        finding = Finding(self._with(known, proven), proven, patience)
+        await self._look_at_dns(latest)
+        proven = await self._lineages.get(latest.database) if with_patches else None
+        finding = Finding(self._with(self.known(latest, requester), proven), proven, patience)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)

@@ -34,6 +34,15 @@ class Delivery:
             await self._signs.examine(object_id)
         return self._store.open(object_id)
 
+    def require_not_missing(self, object_id: ObjectId) -> None:
+        """See that it isn't known already that an object can be had nowhere. Quick.
+
+        Raises:
+            KnownMissingError: it isn't here, and the origin hasn't got it, it said a short while ago.
+        """
+        if not self._store.has(object_id):
+            self._transfers.require_not_missing(object_id)
+
     def asked_at(self, object_id: ObjectId) -> float | None:
         """See `Transfers.asked_at`."""
         return self._transfers.asked_at([object_id])

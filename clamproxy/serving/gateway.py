@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from werkzeug.datastructures import Headers
-from werkzeug.http import http_date
-
+from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
-from clamproxy.messages import CACHE_STATUS, DOCTOR_FIELD, Reply, Request, Requester, Result
+from clamproxy.messages import Reply, Request, Requester, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
 from clamproxy.releases.stuck import StuckPatches
-from clamproxy.serving.answers import from_object, plain, take_the_whole, unavailable
+from clamproxy.replies import plain
+from clamproxy.serving.answers import from_object, take_the_whole, unavailable
 from clamproxy.serving.current import PATIENCE, CurrentVersions
 from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.whole import WholeFiles, is_freshclam
 
 logger = logging.getLogger(__name__)
-
-LONGEST_VIA = 1024
-"""Characters; each gateway adds some twenty."""
 
 
 class Gateway:
@@ -36,82 +32,65 @@ class Gateway:
         self,
         databases: frozenset[str],
         store: Store,
-        ensure_sound: Callable[[str], Awaitable[None]],
+        soundness: Soundness,
         current: CurrentVersions,
         delivery: Delivery,
+        ready: ReadyAnswers,
         whole: WholeFiles,
         stuck: StuckPatches,
         notice: Callable[[str, Requester], object],
-        pseudonym: str,
     ) -> None:
         """Serve with the given parts; who makes them also stops them.
 
         Args:
             databases: the names that are served.
             store: what is cached.
-            ensure_sound: waits until what is cached of a database has been checked.
+            soundness: whether what is cached of a database has been checked.
             current: what is advertised.
             delivery: fetches what isn't cached.
+            ready: keeps small answers in memory.
             whole: answers requests for CVDs and CLDs.
             stuck: the patches that nobody shall wait for.
             notice: told of the database and the client of each request, but for the doctor's.
-            pseudonym: this gateway's name in Via, by which it knows a loop.
         """
         self._databases = databases
         self._store = store
-        self._ensure_sound = ensure_sound
+        self._soundness = soundness
         self._current = current
         self._delivery = delivery
+        self._ready = ready
         self._whole = whole
         self._stuck = stuck
         self._notice = notice
-        self._pseudonym = pseudonym
-        self.via = f"1.1 {pseudonym}"
 
     async def handle(self, request: Request) -> Reply:
-        """Answer a request, whatever happens, and never with 403 or 429 (trap 20)."""
+        """Answer a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
-            reply = await self._dispatch(request)
+            return self._answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:
-            reply = plain(404, Result.NEGATIVE, str(error))
+            return plain(404, Result.NEGATIVE, str(error))
         except NotFoundError:
-            reply = plain(404, Result.MISS, "the origin has no such file")
+            return plain(404, Result.MISS, "the origin has no such file")
         except ORIGIN_TROUBLE as error:
-            reply = unavailable(error)
+            return unavailable(error)
         except Exception:
             logger.exception("%s %s failed.", request.method, request.path)
-            reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
-        return self.finish(reply)
+            return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
-    def is_loop(self, headers: Headers) -> bool:
-        """Whether a request came through this gateway before, or through too many to be true."""
-        via = ", ".join(headers.get_all("Via"))
-        return self._pseudonym in via or len(via) > LONGEST_VIA or not (via.isascii() and via.isprintable())
-
-    def refuse(self, status: int, reason: str) -> Reply:
-        """An answer to a request that is not for the gateway to serve."""
-        return self.finish(plain(status, Result.REFUSED, reason))
-
-    def finish(self, reply: Reply) -> Reply:
-        """Add the fields that every answer carries."""
-        reply.headers["Cache-Status"] = CACHE_STATUS[reply.result]
-        reply.headers["Via"] = self.via
-        reply.headers["Date"] = http_date(time.time())
+    def _answer_at_once(self, request: Request) -> Reply | None:
+        """The answer from memory, if it is there."""
+        if (ready := self._ready.find(request)) is None:
+            return None
+        object_id, reply = ready
+        self._see(request, object_id.database)
         return reply
 
     async def _dispatch(self, request: Request) -> Reply:
-        if self.is_loop(request.headers):
-            return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
-        if request.method not in ("GET", "HEAD"):
-            reply = plain(405, Result.REFUSED, "only GET and HEAD")
-            reply.headers["Allow"] = "GET, HEAD"
-            return reply
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
-        if DOCTOR_FIELD not in request.headers:  # what only the doctor asks for, nobody uses
-            self._notice(target.database, request.requester)
-        await self._ensure_sound(target.database)
+        self._see(request, target.database)
+        await self._soundness.ensure(target.database)
         match target:
             case ObjectId():
                 return await self._answer_object(request, target)
@@ -120,10 +99,18 @@ class Gateway:
             case Latest():
                 return await self._whole.answer_cld(request, target)
 
+    def _see(self, request: Request, database: str) -> None:
+        if not request.is_doctors:
+            self._notice(database, request.requester)
+
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
         """Answer a request for a patch or a signature."""
-        if (published := await self._delivery.open(object_id)) is not None:
-            return from_object(request, object_id, published.metadata, published, Result.HIT)
+        self._delivery.require_not_missing(object_id)
+        while (published := await self._delivery.open(object_id)) is not None:
+            reply = from_object(request, object_id, published.metadata, published, Result.HIT)
+            if self._ready.keep(request, object_id, reply):
+                return reply
+            await self._soundness.recheck(object_id)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)
         until = asyncio.get_running_loop().time() + PATIENCE

@@ -22,7 +22,8 @@ from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetch import Prefetcher
-from clamproxy.serving.answers import explain, from_head, from_object, plain
+from clamproxy.replies import plain
+from clamproxy.serving.answers import explain, from_head, from_metadata, from_object
 from clamproxy.serving.current import CurrentVersions, Finding, Patience
 from clamproxy.serving.delivery import Delivery
 
@@ -30,8 +31,6 @@ PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
 _BEFORE_SIGNATURES = re.compile(r"ClamAV/(0\.|1\.[0-4](?![0-9]))")
 """User-Agents of the versions that know no external signatures."""
-GATEWAY_IN_VIA = "clamproxy-"
-"""How each gateway's name in Via begins."""
 
 
 class WholeFiles:
@@ -170,12 +169,16 @@ class WholeFiles:
         return from_head(request, object_id, head, result, is_newest=not choice.stale)
 
     def _answer_from_cache(self, request: Request, latest: Latest, finding: Finding, choice: Choice) -> Reply:
+        result = Result.STALE if choice.stale or finding.trouble else Result.HIT
+        newest = finding.known.newest
+        if (found := self._store.newest(latest.database)) is not None:
+            is_newest = found[0].version >= newest
+            if (reply := from_metadata(request, *found, result, is_newest=is_newest)) is not None:
+                return _with_reason(reply, finding)
         published = self._store.open_newest(latest.database)
         if published is None:
             raise finding.trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
-        object_id = published.object_id
-        result = Result.STALE if choice.stale or finding.trouble else Result.HIT
-        is_newest = object_id.version >= finding.known.newest
+        object_id, is_newest = published.object_id, published.object_id.version >= newest
         reply = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
         return _with_reason(reply, finding)
 
@@ -264,9 +267,7 @@ def _from_published(request: Request, published: PublishedFile, choice: Choice) 
 
 def is_freshclam(request: Request) -> bool:
     """Whether it is freshclam that asks, without a gateway in between."""
-    return (request.headers.get("User-Agent") or "").startswith("ClamAV/") and (
-        GATEWAY_IN_VIA not in request.via
-    )
+    return request.headers.get("User-Agent", "").startswith("ClamAV/") and not request.is_relayed
 
 
 def _is_for_new_client(request: Request) -> bool:

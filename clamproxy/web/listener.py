@@ -17,6 +17,7 @@ from werkzeug.http import parse_set_header
 
 from clamproxy.config.units import KIB, Endpoint
 from clamproxy.messages import Request
+from clamproxy.replies import complete
 from clamproxy.web.site import StatusSite
 
 logger = logging.getLogger(__name__)
@@ -94,12 +95,11 @@ class Listener:
             path += f"?{request.query}"
         asked = Request(request.method or "", path, headers)
         reply = await self._site.handle(asked, peer=peer)
+        complete(reply, asked.method)
         fields = HTTPHeaders()
         for name, value in reply.headers:
             fields.add(name, value)
         body = reply.body if isinstance(reply.body, bytes) else b""
-        if reply.status not in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
-            fields["Content-Length"] = str(len(body))
         # tornado knows "close" alone in one field.
         is_last = "close" in parse_set_header(", ".join(headers.getlist("Connection")))
         if is_last:
@@ -110,7 +110,7 @@ class Listener:
             return
         try:
             async with asyncio.timeout(IDLE_TIMEOUT):
-                written = connection.write_headers(line, fields, b"" if request.method == "HEAD" else body)
+                written = connection.write_headers(line, fields, body)
                 connection.finish()
                 await written
             if is_last:

@@ -11,19 +11,18 @@ import ipaddress
 import logging
 import re
 import socket
-import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import http_date, parse_etags
+from werkzeug.http import parse_etags
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
-from clamproxy.messages import CACHE_STATUS, Reply, Request, Result
+from clamproxy.messages import Reply, Request, Result
 from clamproxy.objects import plain_path
+from clamproxy.replies import plain
 from clamproxy.setup.client_config import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
@@ -110,7 +109,8 @@ class StatusSite:
             logger.exception("%s %s failed.", request.method, request.path.partition("?")[0])
             reply = _plain(503, "no figures are available now; see the gateway's log")
             reply.headers["Retry-After"] = "5"
-        return _finish(reply)
+        reply.headers.extend(_SECURITY)
+        return reply
 
     async def _dispatch(self, request: Request, peer: str, place: Place) -> Reply:
         path = plain_path(request.path)
@@ -313,13 +313,4 @@ def _live(body: bytes, content_type: str) -> Reply:
 
 
 def _plain(status: int, reason: str) -> Reply:
-    reply = _live(f"clamproxy: {reason}\n".encode("ascii", "backslashreplace"), _PLAIN)
-    reply.status, reply.reason = HTTPStatus(status).value, reason
-    return reply
-
-
-def _finish(reply: Reply) -> Reply:
-    reply.headers.extend(_SECURITY)
-    reply.headers["Cache-Status"] = CACHE_STATUS[reply.result]
-    reply.headers["Date"] = http_date(time.time())
-    return reply
+    return plain(status, Result.STATUS, reason)

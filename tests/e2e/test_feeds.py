@@ -268,8 +268,8 @@ def test_feeds_are_not_counted_among_clamav_s_files(scene: Scene) -> None:
         assert after[name] == before[name], name
 
 
-def test_what_is_refused_is_no_hit(make_scene: MakeScene) -> None:
-    """A request that is refused on a feed's host was not answered from the cache, nor did the feed fail."""
+def test_what_is_refused_counts_as_refused(make_scene: MakeScene) -> None:
+    """A request that is refused on a feed's host is none to the feed: it counts as it does anywhere else."""
     guarded = make_scene(access={"users": [user_line("clamav", "secret")]})
     login: dict[str, Any] = {
         "extra": {"Proxy-Authorization": f"Basic {b64encode(b'clamav:secret').decode()}"}
@@ -285,11 +285,13 @@ def test_what_is_refused_is_no_hit(make_scene: MakeScene) -> None:
 
     def counted() -> dict[str, int] | None:
         stats = guarded.site.gateway.stats()
-        names = ("feed_requests", "feed_hits", "feed_errors", "feed_upstream_requests")
-        return {name: stats[name] for name in names} if stats["feed_requests"] == 1 + len(statuses) else None
+        names = ("requests", "refused", "feed_requests", "feed_hits", "feed_errors", "feed_upstream_requests")
+        return {name: stats[name] for name in names} if stats["refused"] == len(statuses) else None
 
     assert eventually(counted) == {
-        "feed_requests": 1 + len(statuses),
+        "requests": len(statuses),
+        "refused": len(statuses),
+        "feed_requests": 1,
         "feed_hits": 0,
         "feed_errors": 0,
         "feed_upstream_requests": 1,

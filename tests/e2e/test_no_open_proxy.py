@@ -36,12 +36,12 @@ addons = [Unconfigured()]
 
 SCRIPT_THAT_FAILS = """
 from clamproxy.proxy.addon import ClamProxy
-from clamproxy.proxy.site import Site
+from clamproxy.front import Routing
 
-def fail(self, request, client):
+def fail(self, asked):
     raise RuntimeError("a defect")
 
-Site.destination = fail
+Routing.destination = fail
 addons = [ClamProxy()]
 """
 

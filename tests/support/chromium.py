@@ -22,6 +22,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Reply, Request
+from clamproxy.replies import complete
 from clamproxy.web.machines import Query, fleet_json
 from clamproxy.web.site import StatusSite
 from clamproxy.web.sources import Sources
@@ -205,7 +206,12 @@ class StatusServer:
         if path == "/client-config":
             code = 200 if self.client_config else 404
             return self._laid_over(headers, code, self.client_config, "text/plain")
-        return asyncio.run(self._site.handle(Request("GET", path, headers), peer="127.0.0.1"))
+        return self._page(path, headers)
+
+    def _page(self, path: str, headers: Headers) -> Reply:
+        reply = asyncio.run(self._site.handle(Request("GET", path, headers), peer="127.0.0.1"))
+        complete(reply, "GET")
+        return reply
 
     def _status_json(self) -> bytes:
         return self.status if isinstance(self.status, bytes) else json.dumps(self.status).encode()
@@ -222,7 +228,7 @@ class StatusServer:
     def _laid_over(self, headers: Headers, code: int, body: bytes, content_type: str) -> Reply:
         """An answer of the test with the header fields of the site, its policy above all."""
         shown = Headers({"Authorization": headers.get("Authorization", "")})
-        reply = asyncio.run(self._site.handle(Request("GET", "/style.css", shown), peer="127.0.0.1"))
+        reply = self._page("/style.css", shown)
         if reply.status == 401:
             return reply
         reply.status, reply.body = code, body

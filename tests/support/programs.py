@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -16,8 +17,13 @@ _PLACES = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"],
 def require_program(name: str) -> str:
     """The path of a program; skips the test where it is missing, and fails when CI is set."""
     path = shutil.which(name, path=_PLACES)
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed")
     if path is None:
-        pytest.skip(f"{name} is not installed")
+        give_up(f"{name} is not installed")
     return path
+
+
+def give_up(reason: str) -> NoReturn:
+    """Skip the test, as something is missing; fail it when CI is set."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

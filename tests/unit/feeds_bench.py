@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from typing import Any
 from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds import FeedRequest, Feeds
-from clamproxy.messages import Body, Reply
+from clamproxy.feeds import Feeds
+from clamproxy.messages import Body, Reply, Request
+from clamproxy.replies import complete
 from tests.support.faults import Fault
 from tests.support.origin import Origin
 
@@ -47,6 +49,24 @@ async def read(reply: Reply) -> bytes:
     finally:
         source.close()
     return content
+
+
+_URL = re.compile(r"(?P<scheme>\w+)://(?P<host>.*?)(:(?P<port>\d+))?(?P<path>/.*)")
+
+
+def request_for(url: str, method: str = "GET", headers: Headers | None = None) -> Request:
+    """A request of a client for a URL."""
+    match = _URL.fullmatch(url)
+    assert match is not None, url
+    fields = Headers() if headers is None else headers
+    return Request(method, match["path"], fields, match["scheme"], match["host"], int(match["port"] or 80))
+
+
+async def ask_feeds(feeds: Feeds, url: str, method: str = "GET", headers: Headers | None = None) -> Reply:
+    """A whole reply."""
+    reply = await feeds.handle(request_for(url, method, headers))
+    complete(reply, method, VIA)
+    return reply
 
 
 @dataclass
@@ -86,7 +106,7 @@ class Bench:
         self, path: str = PATH, method: str = "GET", url: str | None = None, **headers: str
     ) -> Reply:
         fields = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
-        return await self.feeds.handle(FeedRequest(url or self.url(path), method, fields))
+        return await ask_feeds(self.feeds, url or self.url(path), method, fields)
 
     async def get(self, path: str = PATH, **headers: str) -> tuple[int, str, bytes]:
         """Status, the essence of Cache-Status, and the content; the transfer has ended then."""

@@ -22,7 +22,7 @@ def put_rows(
     """Write machines, and when which version of daily was first advertised, and built."""
     with Table(directory).writing() as table:
         for row in rows:
-            table.put(row)
+            table.put([row])
         for version, first_seen in (releases or {}).items():
             table.note(Release("daily", version, first_seen))
         for version, built_at in (builds or {}).items():

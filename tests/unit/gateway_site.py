@@ -8,12 +8,13 @@ from pathlib import Path
 from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
-from clamproxy.messages import Body, Reply, Request
+from clamproxy.messages import Body, Reply
 from clamproxy.service import Service
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_keys
 from tests.support.origin import Origin
 from tests.unit.conftest import AGENT, read_all, until
+from tests.unit.front_bench import CDN, answer, asked
 
 
 class Site:
@@ -46,7 +47,7 @@ class Site:
         for name, value in fields.items():
             headers[name.replace("_", "-")] = value
         async with asyncio.timeout(30):
-            reply = await self.service.gateway.handle(Request(method, path, headers))
+            reply = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
             if not isinstance(reply.body, Body):
                 return reply, reply.body
             content = await read_all(reply.body.source)

@@ -16,6 +16,7 @@ from clamproxy.history import Past
 from clamproxy.messages import Reply, Request
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
+from clamproxy.replies import complete
 from clamproxy.web.site import StatusSite
 from clamproxy.web.sources import Place, Sources
 
@@ -81,7 +82,9 @@ class Rig:
     async def ask(self, path: str, method: str = "GET", place: Place | None = None, **fields: str) -> Reply:
         headers = Headers([(name.replace("_", "-"), value) for name, value in fields.items()])
         async with asyncio.timeout(30):
-            return await self.site.handle(Request(method, path, headers), peer="192.0.2.7", place=place)
+            reply = await self.site.handle(Request(method, path, headers), peer="192.0.2.7", place=place)
+        complete(reply, method)
+        return reply
 
     async def status(self) -> dict[str, Any]:
         """status.json of this moment."""

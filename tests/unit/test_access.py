@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import resource
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 import werkzeug.security
@@ -21,12 +20,10 @@ from clamproxy.access.limits import (
     provide_descriptors,
 )
 from clamproxy.access.users import MOST_REMEMBERED, Users, user_line
-from clamproxy.config.settings import Access, Settings
 from clamproxy.config.units import parse_user
-from clamproxy.proxy.site import Site
 
 if TYPE_CHECKING:
-    from clamproxy.service import Service
+    pass
 
 LINES = [user_line("clamav", "s3cret"), user_line("mail gate".replace(" ", "-"), "pass:word with ümlaut")]
 
@@ -72,25 +69,6 @@ async def test_who_cannot_wait_is_refused_while_others_are_checked() -> None:
     await asyncio.sleep(0)
     assert await users.admit(basic("clamav", "s3cret"), at_once=True)  # known by now
     await asyncio.gather(*checks)
-
-
-async def test_a_reload_forgets_who_is_known_if_the_users_change() -> None:
-    site = Site()
-
-    def install(users: list[str], limit: int) -> None:
-        settings = Settings(access=Access(users=tuple(users), max_connections=limit))
-        site.install(cast("Service", SimpleNamespace(settings=settings)))
-
-    assert site.is_known("a connection")
-    install(LINES, 10)
-    assert not site.is_known("a connection")
-    site.known_clients.add("a connection")
-    before = site.users
-    install(LINES, 20)
-    assert site.is_known("a connection")
-    assert site.users is before  # with the passwords that it has checked
-    install(LINES[:1], 20)
-    assert not site.is_known("a connection")
 
 
 async def test_without_users_everybody_is() -> None:

@@ -8,27 +8,25 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mitmproxy import http
 
+from clamproxy.front.access_log import FIELDS, Outcome, log_request, log_tunnel
+from clamproxy.front.asked import Asked
 from clamproxy.messages import Result
-from clamproxy.proxy.access_log import FIELDS, Outcome, log_request, log_tunnel
 from tests.unit.conftest import AGENT
+from tests.unit.front_bench import CDN, asked
 
 
 def request(
-    method: str = "GET",
-    path: str = "/daily.cvd",
-    agent: str | None = AGENT,
-    host: str = "database.clamav.net",
-) -> http.Request:
-    made = http.Request.make(method, f"http://{host}/")
+    method: str = "GET", path: str = "/daily.cvd", agent: str | None = AGENT, host: str = CDN, port: int = 80
+) -> Asked:
+    made = asked(f"http://{host}:{port}/", method)
     if agent is not None:
         made.headers["User-Agent"] = agent
     made.path = path
     return made
 
 
-def line(caplog: pytest.LogCaptureFixture, asked: http.Request, **fields: Any) -> str:
+def line(caplog: pytest.LogCaptureFixture, given: Asked, **fields: Any) -> str:
     values: dict[str, Any] = {
         "client": "192.0.2.7",
         "version": 27800,
@@ -42,7 +40,7 @@ def line(caplog: pytest.LogCaptureFixture, asked: http.Request, **fields: Any) -
     with caplog.at_level(logging.INFO, "clamproxy.access"):
         values |= fields
         hides_path = values.pop("hides_path", False)
-        log_request(asked, Outcome(**values), hides_path=hides_path)
+        log_request(given, Outcome(**values), hides_path=hides_path)
     (record,) = caplog.records
     return record.getMessage()
 
@@ -52,7 +50,7 @@ def test_a_line(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "fields", "there", "not_there"),
+    ("given", "fields", "there", "not_there"),
     [
         pytest.param(request(), {"version": None}, "/daily.cvd - hit", "None", id="no version"),
         pytest.param(request(), {"error": "client left"}, "(client left)", None, id="an error"),
@@ -78,21 +76,21 @@ def test_a_line(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_what_is_in_it(
     caplog: pytest.LogCaptureFixture,
-    asked: http.Request,
+    given: Asked,
     fields: dict[str, Any],
     there: str,
     not_there: str | None,
 ) -> None:
-    text = line(caplog, asked, **fields)
+    text = line(caplog, given, **fields)
     assert there in text
     assert not_there is None or not_there not in text
 
 
-def fields(caplog: pytest.LogCaptureFixture, asked: http.Request, **changed: Any) -> dict[str, Any]:
+def fields(caplog: pytest.LogCaptureFixture, given: Asked, **changed: Any) -> dict[str, Any]:
     """What goes into the JSON object."""
-    line(caplog, asked, **changed)
+    line(caplog, given, **changed)
     (record,) = caplog.records
-    found: dict[str, Any] = getattr(record, FIELDS)
+    found: dict[str, Any] = getattr(record, FIELDS)()
     return found
 
 
@@ -115,7 +113,7 @@ def test_fields(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "changed", "expected"),
+    ("given", "changed", "expected"),
     [
         pytest.param(request(path="/main.cvd"), {}, {"database": "main"}, id="a CVD"),
         pytest.param(request(path="/main.cvd.sign"), {}, {"database": "main"}, id="a signature"),
@@ -133,17 +131,16 @@ def test_fields(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_what_is_in_the_fields(
-    caplog: pytest.LogCaptureFixture, asked: http.Request, changed: dict[str, Any], expected: dict[str, Any]
+    caplog: pytest.LogCaptureFixture, given: Asked, changed: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    found = fields(caplog, asked, **changed)
+    found = fields(caplog, given, **changed)
     assert {name: found[name] for name in expected} == expected
     assert "secret" not in str(found)
 
 
 def test_fields_of_a_connect(caplog: pytest.LogCaptureFixture) -> None:
-    asked = request("CONNECT", "")
-    asked.host, asked.port = "database.clamav.net", 443
-    found = fields(caplog, asked)
+    tunnel = request("CONNECT", "", port=443)
+    found = fields(caplog, tunnel)
     assert (found["host"], found["path"]) == ("database.clamav.net:443", None)
 
 
@@ -152,13 +149,12 @@ def test_a_tunnel(caplog: pytest.LogCaptureFixture) -> None:
         log_tunnel("192.0.2.7", "feeds.example.com", 443)
     (record,) = caplog.records
     assert record.getMessage() == "192.0.2.7 CONNECT feeds.example.com:443 passed"
-    assert getattr(record, FIELDS).keys() == fields(caplog, request()).keys()
+    assert getattr(record, FIELDS)().keys() == fields(caplog, request()).keys()
 
 
 def test_connect_is_logged_by_its_target(caplog: pytest.LogCaptureFixture) -> None:
-    asked = request("CONNECT", "")
-    asked.host, asked.port = "database.clamav.net", 443
-    assert "CONNECT database.clamav.net:443 " in line(caplog, asked)
+    tunnel = request("CONNECT", "", port=443)
+    assert "CONNECT database.clamav.net:443 " in line(caplog, tunnel)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -166,9 +162,10 @@ def test_connect_is_logged_by_its_target(caplog: pytest.LogCaptureFixture) -> No
 def test_it_is_always_one_printable_line(
     caplog: pytest.LogCaptureFixture, path: bytes, agent: bytes, error: str
 ) -> None:
-    asked = request()
-    asked.data.path = b"/" + path
-    asked.headers.fields = ((b"User-Agent", agent),)
-    text = line(caplog, asked, error=error)
+    odd = request(
+        path="/" + path.decode("latin-1"),
+        agent=agent.translate(bytes.maketrans(b"\r\n", b"  ")).decode("latin-1"),
+    )
+    text = line(caplog, odd, error=error)
     assert text.isprintable()
     assert text.isascii()

@@ -19,7 +19,8 @@ from clamproxy.origin.heads import Head
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
-from clamproxy.serving.answers import IN_MEMORY, from_head, from_object, plain, unavailable
+from clamproxy.replies import IN_MEMORY, plain
+from clamproxy.serving.answers import from_head, from_object, unavailable
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)
@@ -100,10 +101,10 @@ def test_trap_11_the_header_probe(store: Store, make_cvd: MakeCvd) -> None:
 
 
 def test_a_large_part_in_the_middle(store: Store, make_cvd: MakeCvd) -> None:
-    put_cvd(store, 5, make_cvd(5, 200_000))
-    reply, published = answer(store, cvd(5), request(Range="bytes=1000-90999"))
+    put_cvd(store, 5, make_cvd(5, 300_000))
+    reply, published = answer(store, cvd(5), request(Range="bytes=1000-190999"))
     assert isinstance(reply.body, Body)
-    assert (reply.body.start, reply.body.length) == (1000, 90_000)
+    assert (reply.body.start, reply.body.length) == (1000, 190_000)
     reply.body.source.close()
     assert is_closed(published)
 

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy.feeds import FeedRequest
 from clamproxy.feeds.target import Target
 from clamproxy.messages import Body, Result
 from tests.support import faults
@@ -24,10 +22,10 @@ from tests.unit.feeds_bench import (
     NAME,
     PATH,
     REVALIDATED,
-    VIA,
     Bench,
     open_bench,
     read,
+    request_for,
 )
 
 
@@ -110,26 +108,19 @@ async def test_large_bodies_come_from_the_disk(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "url", "headers", "status"),
+    "url",
     [
-        ("POST", None, {}, 405),
-        ("CONNECT", None, {}, 405),
-        ("GET", None, {"Via": VIA}, 502),
-        ("GET", None, {"Via": "x" * 2000}, 502),
-        ("GET", "ftp://localhost/x", {}, 502),
-        ("GET", "http://localhost:99999/x", {}, 502),
-        ("GET", "http://[::1/x", {}, 502),
-        ("GET", "http:///x", {}, 502),
-        ("GET", "http://localhost/a b", {}, 502),
-        ("GET", "http://localhost/\u00e4", {}, 502),
-        ("GET", "nonsense", {}, 502),
+        "ftp://localhost/x",
+        "http://localhost:99999/x",
+        "http://[::1/x",
+        "http:///x",
+        "http://localhost/a b",
+        "http://localhost/\u00e4",
     ],
 )
-async def test_what_is_no_request_for_a_feed(
-    bench: Bench, method: str, url: str | None, headers: dict[str, str], status: int
-) -> None:
-    reply = await bench.ask(method=method, url=url, **headers)
-    assert (reply.status, reply.result) == (status, Result.REFUSED)
+async def test_what_is_no_request_for_a_feed(bench: Bench, url: str) -> None:
+    reply = await bench.ask(url=url)
+    assert (reply.status, reply.result) == (502, Result.REFUSED)
     assert bench.origin.trace == ""
 
 
@@ -169,7 +160,7 @@ async def test_keys_of_subscribers_are_nowhere(bench: Bench, caplog: pytest.LogC
             await bench.settle()
     bench.origin.refuse()
     told += [str(await bench.ask(url=query)), str(bench.feeds.figures()), str(bench.notes), caplog.text]
-    told += [repr(FeedRequest(query, "GET", Headers())), repr(Target.parse(password))]
+    told += [repr(request_for(query)), repr(Target.parse(password))]
     for path in (bench.directory / "feeds").iterdir():
         told += [path.name, path.read_text("latin-1") if path.suffix == ".json" else ""]
     assert "does not deliver" in caplog.text

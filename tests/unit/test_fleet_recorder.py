@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from email.utils import formatdate
@@ -16,7 +17,7 @@ from clamproxy.config.settings import Fleet as FleetSettings
 from clamproxy.fleet import recorder
 from clamproxy.fleet.reading import has_table
 from clamproxy.fleet.table import RELEASES_KEPT, Release, Table, reading
-from clamproxy.objects import Kind, Latest
+from clamproxy.objects import Kind, Latest, ObjectId
 from tests.unit.conftest import DAY, MakeCvd, stime_of, until
 from tests.unit.fleet_bench import Bench, agent, uuid
 
@@ -264,6 +265,51 @@ async def test_memory_is_limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     bench.path.rmdir()
     await bench.written()
     assert set(bench.versions()) == {uuid(number) for number in range(15, 25)}
+
+
+async def test_a_fleet_that_wakes_at_once_is_written_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More come by before the usual delay is over than may wait."""
+    monkeypatch.setattr(recorder, "FLUSH_DELAY", 3600)
+    monkeypatch.setattr(recorder, "ENOUGH", 10)
+    monkeypatch.setattr(recorder, "MOST_PENDING", 15)
+    fleet = bench.make()
+    for number in range(50):
+        fleet.see(bench.visit(number))
+        if number % 10 == 9:
+            await bench.writer.run(lambda: None)
+    assert set(bench.versions()) == {uuid(number) for number in range(50)}
+
+
+async def test_a_busy_writer_takes_all_that_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes a large file, say: what waits meanwhile stays in the order it came, and within the limit."""
+    monkeypatch.setattr(recorder, "ENOUGH", 2)
+    monkeypatch.setattr(recorder, "MOST_PENDING", 20)
+    fleet = bench.make()
+    free = threading.Event()
+    bench.writer.submit(free.wait)
+    for number in range(15):
+        fleet.see(bench.visit(number, version=6))
+        fleet.see(bench.visit(number, version=7))
+    free.set()
+    await bench.written()
+    assert bench.versions() == {uuid(number): 7 for number in range(5, 15)}
+
+
+async def test_several_visits_of_a_machine_are_one_row(bench: Bench) -> None:
+    fleet = bench.make()
+    for version, signed in ((6, Kind.CDIFF), (6, Kind.CDIFF_SIGN), (7, Kind.CDIFF), (7, Kind.CDIFF_SIGN)):
+        fleet.see(bench.visit(1, target=ObjectId("daily", version, signed)))
+        bench.clock.now += 1
+    fleet.see(
+        bench.visit(1, target=ObjectId("daily", 8, Kind.CDIFF), status=503, user_agent=agent(1, "1.5.3"))
+    )
+    await bench.written()
+    (machine,) = bench.machines()
+    assert (machine.last_seen - machine.first_seen, machine.freshclam) == (4, "1.5.3")
+    assert machine.databases["daily"].version == 7
+    assert machine.last_error is not None
 
 
 # Who is gone

@@ -252,15 +252,6 @@ async def test_what_is_cached_is_served_without_origin_and_dns(site: Site) -> No
         assert (await site.ask(path))[0].result is Result.HIT
 
 
-async def test_refuse(site: Site) -> None:
-    reply = site.service.gateway.refuse(502, "not here")
-    assert (reply.status, reply.body, reply.headers["Cache-Status"]) == (
-        502,
-        b"clamproxy: not here\n",
-        "clamproxy; detail=refused",
-    )
-
-
 async def test_a_version_that_a_client_made_up_is_not_asked_for(site: Site) -> None:
     reply, _ = await site.ask("/daily-11.cdiff")
     assert (reply.status, reply.result) == (404, Result.NEGATIVE)
@@ -330,7 +321,7 @@ async def test_a_via_that_cannot_be_true_is_a_loop(site: Site, via: str, status:
     assert reply.status == status
     assert (reply.result is Result.REFUSED) is (status == 502)
     seen = [request.headers["via"] for request in site.origin.requests()]
-    assert seen == ([f"{via}, {site.service.gateway.via}"] if status == 200 else [])
+    assert seen == ([f"{via}, {site.service.via}"] if status == 200 else [])
 
 
 # Refusals

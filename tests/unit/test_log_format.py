@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -19,8 +22,9 @@ from hypothesis import strategies as st
 from mitmproxy.addons.termlog import TermLog, TermLogHandler
 from mitmproxy.log import ALERT
 
-from clamproxy.proxy.access_log import FIELDS
+from clamproxy.front.access_log import FIELDS
 from clamproxy.proxy.log_format import JsonFormatter, TextFormatter, before_start, restore, use_format
+from tests.unit.conftest import until
 
 logger = logging.getLogger("clamproxy.tests")
 
@@ -132,10 +136,77 @@ def test_json(printed: io.StringIO) -> None:
 
 def test_a_request(printed: io.StringIO) -> None:
     use_format("json")
-    logger.info("as text", extra={FIELDS: {"client": "192.0.2.7", "version": None}})
+    logger.info("as text", extra={FIELDS: lambda: {"client": "192.0.2.7", "version": None}})
     (entry,) = entries(printed)
     assert list(entry) == ["time", "level", "event", "client", "version"]
     assert (entry["event"], entry["version"]) == ("request", None)
+
+
+def log_a_request(number: int) -> None:
+    logger.info("request %d", number, extra={FIELDS: dict})
+
+
+def said(printed: io.StringIO) -> list[str]:
+    return [line.partition(" info ")[2] for line in printed.getvalue().splitlines()]
+
+
+async def test_requests_are_written_together(printed: io.StringIO) -> None:
+    use_format("text")
+    log_a_request(1)
+    log_a_request(2)
+    assert said(printed) == []
+    await until(lambda: said(printed))
+    assert said(printed) == ["request 1", "request 2"]
+    log_a_request(3)
+    await until(lambda: len(said(printed)) == 3)
+
+
+async def test_whatever_else_is_written_at_once_and_in_order(printed: io.StringIO) -> None:
+    use_format("text")
+    log_a_request(1)
+    logger.info("something else")
+    assert said(printed) == ["request 1", "something else"]
+    log_a_request(2)
+    await asyncio.to_thread(log_a_request, 3)  # where no loop would write it later
+    assert said(printed)[2:] == ["request 2", "request 3"]
+    log_a_request(4)
+    restore()
+    assert said(printed)[4:] == ["request 4"]
+
+
+def test_a_loop_that_ends_loses_nothing(printed: io.StringIO) -> None:
+    use_format("text")
+
+    async def log(number: int) -> None:
+        log_a_request(number)
+
+    for number in range(3):
+        asyncio.run(log(number))
+    logging.getLogger("clamproxy").warning("later")
+    assert said(printed)[:3] == ["request 0", "request 1", "request 2"]
+
+
+_CRASH = """
+import asyncio, logging, sys
+from mitmproxy.addons.termlog import TermLog
+from clamproxy.front.access_log import FIELDS
+from clamproxy.proxy.log_format import use_format
+TermLog(sys.stdout).logger.setLevel(logging.INFO)
+logging.getLogger().setLevel(logging.INFO)
+use_format("text")
+async def crash():
+    logging.info("the last request", extra={FIELDS: dict})
+    raise KeyError("a crash")
+asyncio.run(crash())
+"""
+
+
+def test_a_crash_loses_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _CRASH], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.stdout.endswith(" info the last request\n")
+    assert "a crash" in ended.stderr
 
 
 def test_switching_prints_each_line_once(printed: io.StringIO) -> None:
@@ -202,7 +273,7 @@ def test_exceptions(printed: io.StringIO, name: str) -> None:
 
 @given(st.text(), st.text(st.characters()))
 def test_json_is_always_one_ascii_line(message: str, other: str) -> None:
-    made = record("%s", args=(message,), **{FIELDS: {"path": other}})
+    made = record("%s", args=(message,), **{FIELDS: lambda: {"path": other}})
     line = JsonFormatter().format(made)
     assert line.isascii()
     assert line.isprintable()

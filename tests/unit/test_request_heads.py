@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmproxy.test.tflow import tclient_conn
 
-from clamproxy.proxy.heads import HeadLimits, LimitedServer, is_origin_form
+from clamproxy.proxy.heads import HeadLimits, LimitedServer
 
 SNIPPETS = st.sampled_from(
     [
@@ -85,7 +85,7 @@ def test_a_head_may_come_in_pieces(cuts: list[int]) -> None:
     pieces = [head[start:end] for start, end in itertools.pairwise(places)]
     (request,) = [one.request for one in received(*pieces) if isinstance(one, RequestHeaders)]
     assert (request.path, request.headers["x"]) == ("/daily.cvd", "a b")
-    assert is_origin_form(request)
+    assert not request.scheme
     assert (request.host, request.port) == ("192.0.2.1", 8080)
 
 
@@ -101,7 +101,7 @@ def test_absolute_form(line: bytes, host: str, expected: str) -> None:
     """RFC 9112 3.2.2: Host is what the target says."""
     (found,) = received(line + b"\r\nHost: x\r\n\r\n")[:1]
     assert isinstance(found, RequestHeaders)
-    assert not is_origin_form(found.request)
+    assert found.request.scheme
     assert (found.request.host, found.request.headers["host"]) == (host, expected)
 
 

@@ -16,11 +16,11 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds import FeedRequest, Feeds
+from clamproxy.feeds import Feeds
 from clamproxy.messages import Reply
 from tests.support.scripted import Raw, RawOrigin
 from tests.unit.conftest import until
-from tests.unit.feeds_bench import BYPASS, HIT, MISS, REVALIDATED, read
+from tests.unit.feeds_bench import BYPASS, HIT, MISS, REVALIDATED, ask_feeds, read
 
 BODY = b"My.First:0:*:6d792d746573742d7369676e6174757265\n"
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -51,7 +51,7 @@ class Bench:
     async def ask(self, **headers: str) -> Reply:
         """One request; the transfer has ended then."""
         fields = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
-        reply = await self.feeds.handle(FeedRequest(f"{self.server.url}/f.ndb", "GET", fields))
+        reply = await ask_feeds(self.feeds, f"{self.server.url}/f.ndb", headers=fields)
         assert reply.status != 200 or await read(reply) == BODY
         await until(lambda: not self.feeds.under_way())
         return reply

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds import FeedRequest, Feeds, transfer
+from clamproxy.feeds import Feeds, transfer
 from clamproxy.messages import SourceError
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.origin.upstream import NotFoundError
@@ -25,6 +24,7 @@ from tests.support.forge import forge_cdiff
 from tests.support.scripted import Raw, RawOrigin
 from tests.support.site import eventually, origin_certificates
 from tests.unit.conftest import NEW, Rig, cdiff, connect, read, until
+from tests.unit.feeds_bench import ask_feeds
 from tests.unit.feeds_bench import read as read_reply
 
 LIMIT = 30
@@ -241,7 +241,7 @@ async def by_feed(directory: Path, server: RawOrigin, **upstream: Any) -> bytes 
     feeds = open_feeds(directory, **upstream)
     try:
         async with asyncio.timeout(LIMIT):
-            reply = await feeds.handle(FeedRequest(f"{server.url}/file.ndb", "GET", Headers()))
+            reply = await ask_feeds(feeds, f"{server.url}/file.ndb")
             content = await read_reply(reply)
     except SourceError:
         return None
@@ -313,7 +313,7 @@ async def test_a_connection_to_a_feed_is_never_used_again(tmp_path: Path, ending
     with RawOrigin(replace(ending.first, is_deaf=True), Raw(sized(), is_deaf=True)) as server:
         feeds = open_feeds(tmp_path)
         for number in range(3):
-            reply = await feeds.handle(FeedRequest(f"{server.url}/{number}", "GET", Headers()))
+            reply = await ask_feeds(feeds, f"{server.url}/{number}")
             assert (reply.status, await read_reply(reply)) == (200, FILE)
         feeds.stop()
         assert [asked.connection for asked in server.asked] == [1, 2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -361,6 +362,36 @@ def test_without_the_newest_cvd_the_one_before_is_the_newest(
     assert read(store, cvd(newest or 5)) == (None if newest is None else b"CVD %d" % newest)
     put(store, cvd(6), b"the next one")
     assert store.newest_version("daily") == 6
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(b"CV")
+
+
+def _replace_by_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _replace_by_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, _cut, _replace_by_a_directory, _replace_by_a_fifo])
+def test_the_newest_cvd_is_one_whose_file_is_there(store: Store, lose: Callable[[Path], None]) -> None:
+    """Its file is looked at each time, though it isn't opened."""
+    put(store, cvd(4), b"CVD 4", header="4" * 512)
+    put(store, cvd(5), b"CVD 5", header="5" * 512)
+    for _ in range(2):
+        newest = store.newest("daily")
+        assert newest is not None
+        assert (newest[0], newest[1].header) == (cvd(5), "5" * 512)
+    lose(store.directory / "index" / "objects" / "daily-5.cvd")
+    assert store.newest_version("daily") == 4
+    store.drop(cvd(5))
+    put(store, cvd(5), b"CVD 5 again")
+    assert store.newest_version("daily") == 5
 
 
 def test_a_directory_in_the_place_of_an_object(store: Store, make_cvd: MakeCvd) -> None:

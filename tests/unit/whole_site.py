@@ -13,7 +13,7 @@ from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.formats.header import CvdHeader
-from clamproxy.messages import Body, Reply, Request
+from clamproxy.messages import Body, Reply
 from clamproxy.origin import versions as versions_module
 from clamproxy.service import Service
 from tests.support.clock import ClockAhead
@@ -22,6 +22,7 @@ from tests.support.forge import forge_keys
 from tests.support.origin import Origin
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, read_all, until
+from tests.unit.front_bench import CDN, answer, asked
 
 PROBE = {"Range": "bytes=0-511"}
 RELEASES = Releases(filler=100_000)
@@ -93,7 +94,7 @@ class Site:
         headers = Headers([("User-Agent", agent)])
         for name, value in fields.items():
             headers[name.replace("_", "-")] = value
-        reply = await self.service.gateway.handle(Request(method, path, headers))
+        reply = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
         if not isinstance(reply.body, Body):
             return reply, reply.body
         content = await read_all(reply.body.source)

@@ -1,8 +1,7 @@
-"""Replies: how a response of a feed is put into an answer."""
+"""Answers: how a response of a feed is put into an answer."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -11,15 +10,14 @@ from werkzeug.http import http_date
 
 from clamproxy.dates import parse_http_date
 from clamproxy.feeds.rules import Head, age
-from clamproxy.feeds.target import FeedRequest
 from clamproxy.feeds.transfer import FeedSource
-from clamproxy.messages import Body, Reply, Result
+from clamproxy.messages import Reply, Request, Result
 from clamproxy.ranges import Representation, Selection, select
-from clamproxy.serving.answers import IN_MEMORY
+from clamproxy.replies import content, describe
 
 
 def from_source(
-    request: FeedRequest,
+    request: Request,
     head: Head,
     source: FeedSource,
     result: Result,
@@ -37,20 +35,14 @@ def from_source(
         is_not_newer: what If-Modified-Since is held against: see `Entry.is_not_newer`.
         arriving: whether some of the body may not be here yet.
     """
-    keep = False
     try:
         selection, headers = _select(request, head, source.size, is_not_newer)
-        reply = Reply(selection.status, result, headers)
         wanted = selection.length if request.method == "GET" else 0
-        keep = wanted > (0 if arriving else IN_MEMORY)
-        if keep:
-            reply.body = Body(source, selection.start, wanted)
-        elif wanted:
-            reply.body = os.pread(source.fileno(), wanted, selection.start)
-        return reply
-    finally:
-        if not keep:
-            source.close()
+        body = content(source, selection.start, wanted, is_arriving=arriving)
+    except BaseException:
+        source.close()
+        raise
+    return Reply(selection.status, result, headers, body)
 
 
 def not_modified(head: Head, result: Result) -> Reply:
@@ -59,7 +51,7 @@ def not_modified(head: Head, result: Result) -> Reply:
 
 
 def _select(
-    request: FeedRequest, head: Head, size: int, is_not_newer: Callable[[float], bool]
+    request: Request, head: Head, size: int, is_not_newer: Callable[[float], bool]
 ) -> tuple[Selection, Headers]:
     tag = head.headers.get("ETag", "")
     representation = Representation(
@@ -75,10 +67,7 @@ def _select(
     if selection.status != 304 and _would_be_dropped(request.headers, representation.last_modified):
         del headers["Last-Modified"]
     headers["Accept-Ranges"] = "bytes"
-    if selection.status != 304:
-        headers["Content-Length"] = str(selection.length)
-    if selection.content_range is not None:
-        headers["Content-Range"] = selection.content_range
+    describe(headers, selection, size)
     return selection, headers
 
 

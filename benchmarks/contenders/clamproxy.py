@@ -1,0 +1,77 @@
+"""clamproxy as it is shipped, but for directories, port, origin and DNS server."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.contenders.contender import Server
+from benchmarks.contenders.process import PROJECT, answers, free_port, running
+from benchmarks.load.asking import HOST, Entry, Form
+from benchmarks.mirror import Mirror
+from clamproxy.config.settings import Serving
+
+ADDON = PROJECT / "tests" / "support" / "forged_addon.py"
+"""clamproxy, made to trust the test keys; which keys are trusted is decided in code alone."""
+
+
+class Clamproxy:
+    """The addon of this environment's mitmdump, with the project's proxy.yaml."""
+
+    def __init__(self, *, express: bool = True) -> None:
+        """Args: express: answer by the express lane; without it, all goes through mitmproxy."""
+        self.name = "clamproxy" if express else "no-express"
+        self._express = express
+
+    def missing(self) -> str:
+        no_lane = not self._express and "express" not in Serving.model_fields
+        return "this version has no serving.express" if no_lane else ""
+
+    def version(self) -> str:
+        lane = "" if self._express else ", serving.express: false"
+        return f"proxy.yaml as shipped{lane}; CONNECT, and absolute-form where it says so"
+
+    @contextmanager
+    def start(self, mirror: Mirror, work: Path, *, always_fresh: bool = False) -> Iterator[Server]:
+        port = free_port()
+        settings = self._settings(mirror, work, always_fresh)
+        (work / "proxy.yaml").write_text(yaml.safe_dump(settings))
+        command = [
+            *(str(Path(sys.executable).with_name("mitmdump")), "-s", str(ADDON)),
+            *("--listen-host", "127.0.0.1", "-p", str(port)),
+            *("--set", f"clamproxy_config={work}/proxy.yaml", "--set", f"confdir={work}/confdir"),
+        ]
+        # The settings of whoever runs this must not get into the run.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLAMPROXY_")}
+        environment = {**inherited, "PYTHONPATH": str(PROJECT), "CLAMPROXY_TEST_KEYS": str(mirror.keys)}
+        # A name that no database has is a 404 from the gateway itself: the origin isn't asked.
+        ready = f"http://{HOST}/ready"
+        with running(command, work, lambda: answers(port, ready), environment) as process:
+            yield Server(
+                self.name,
+                process,
+                machine=Entry(port, Form.TUNNEL),
+                plain=Entry(port, Form.ABSOLUTE),
+                tls=Entry(port, Form.TUNNEL, str(work / "confdir" / "mitmproxy-ca-cert.pem")),
+            )
+
+    def _settings(self, mirror: Mirror, work: Path, always_fresh: bool) -> dict[str, Any]:
+        settings: dict[str, Any] = yaml.safe_load((PROJECT / "proxy.yaml").read_text())
+        settings["cache"]["directory"] = str(work / "cache")
+        settings["state"]["directory"] = str(work / "state")
+        settings["tls"]["directory"] = str(work / "ca")
+        settings["upstream"]["url"] = mirror.url
+        settings["versions"]["nameservers"] = [mirror.nameserver]
+        # Several may run side by side.
+        settings["status"]["listen"] = None
+        if always_fresh:
+            settings["versions"]["refresh"] = "1s"
+        if not self._express:
+            settings["serving"]["express"] = False
+        return settings

@@ -1,0 +1,58 @@
+"""What all contenders have in common."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.contenders.process import Process
+from benchmarks.load.asking import Entry
+from benchmarks.mirror import Mirror
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running contender.
+
+    Attributes:
+        name: of the contender.
+        process: its processes.
+        machine: the way in that machines use; CONNECT where it can be answered from a cache.
+        plain: the way in for plain HTTP: absolute-form if it is a proxy, else origin-form.
+        tls: the way in through TLS; None if it has none.
+        mimic: the same, but it connects to the mirror first, to mimic its certificate.
+        cores: how many processors it can use.
+    """
+
+    name: str
+    process: Process
+    machine: Entry
+    plain: Entry
+    tls: Entry | None = None
+    mimic: Entry | None = None
+    cores: int = 1
+
+
+class Contender(Protocol):
+    """A kind of server, and how it is configured."""
+
+    name: str
+
+    def missing(self) -> str:
+        """Why it can't be started here; empty if it can."""
+
+    def version(self) -> str:
+        """What it calls itself, and the facts about its configuration that matter."""
+
+    def start(
+        self, mirror: Mirror, work: Path, *, always_fresh: bool = False
+    ) -> AbstractContextManager[Server]:
+        """Run it with an empty cache.
+
+        Args:
+            mirror: where misses are fetched.
+            work: an empty directory for all it needs.
+            always_fresh: configured for never (or for at most a second) serving what is out of date.
+        """

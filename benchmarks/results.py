@@ -1,0 +1,88 @@
+"""What was measured: numbers by workload, case, contender and round, kept as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One contender under one load, once.
+
+    Attributes:
+        workload: its name.
+        case: which of the workload's loads.
+        contender: its name.
+        round: number of the round, from 0.
+        values: by name of the quantity (see `benchmarks.report.QUANTITIES`).
+        failures: what went wrong, by kind.
+    """
+
+    workload: str
+    case: str
+    contender: str
+    round: int
+    values: dict[str, float]
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+class Results:
+    """All measurements, with the words about those who were measured."""
+
+    def __init__(self) -> None:
+        self.about: dict[str, str] = {}
+        """What the contenders call themselves, or why they are missing."""
+        self.measurements: list[Measurement] = []
+        self.errors: dict[str, dict[str, str]] = {}
+        """By workload and contender: what could not be measured, and why."""
+
+    def add(
+        self, workload: str, measured: Iterable[Measurement], errors: Mapping[tuple[str, str], str]
+    ) -> None:
+        """Replace what is known of a workload.
+
+        Args:
+            workload: its name.
+            measured: all that was measured.
+            errors: by workload and contender.
+        """
+        self.measurements = [m for m in self.measurements if m.workload != workload]
+        self.measurements += measured
+        self.errors.pop(workload, None)
+        found = {contender: error for (where, contender), error in errors.items() if where == workload}
+        if found:
+            self.errors[workload] = found
+
+    def has(self, workload: str) -> bool:
+        """Whether a workload was measured to its end."""
+        return workload not in self.errors and any(m.workload == workload for m in self.measurements)
+
+    def save(self, path: Path, figures: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write them into a file, whole or not at all.
+
+        Args:
+            path: the file.
+            figures: what the report makes of them.
+        """
+        content = {
+            "about": self.about,
+            "errors": self.errors,
+            "figures": figures,
+            "measurements": [asdict(m) for m in self.measurements],
+        }
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(f"{json.dumps(content, indent=1)}\n")
+        new.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` has written."""
+        content = json.loads(path.read_text())
+        results = cls()
+        results.about, results.errors = content["about"], content["errors"]
+        results.measurements = [Measurement(**values) for values in content["measurements"]]
+        return results

@@ -1,0 +1,133 @@
+"""The access log: one record for each request, a line of text or the fields of a JSON object."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from clamproxy.fleet.agent import parse_agent
+from clamproxy.front.asked import Asked
+from clamproxy.messages import Result
+
+logger = logging.getLogger("clamproxy.access")
+
+FIELDS = "access"
+"""The attribute of a record that gives its fields to `log_format`: a function, called if they are wanted."""
+
+_LONGEST = 200
+_NAMES = (
+    *("client", "method", "host", "path", "database", "version", "result"),
+    *("status", "bytes", "duration", "agent", "uuid", "error"),
+)
+_DATABASE = re.compile(r"/([a-z]{1,40})(?:-[0-9]+)?\.(?:cvd|cld|cdiff)(?:\.sign)?")
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What became of a request."""
+
+    client: str
+    """Its IP address."""
+    result: Result
+    version: int | None
+    """Of the object that was served."""
+    status: int
+    """Of the answer; 0 if there was none."""
+    length: int
+    """Bytes of content that were sent."""
+    seconds: float
+    """From the request to the end of the answer."""
+    error: str = ""
+    """Why the client didn't get what it asked for, or not the newest of it, or not all of it."""
+
+
+class _Entry:
+    """A record's message, made when a handler wants it, and in the form that it wants."""
+
+    __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path")
+
+    def __init__(self, asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
+        self._asked, self._outcome = asked, outcome
+        self._is_tunnel = asked.method == "CONNECT"
+        self._host = f"{asked.host}:{asked.port}" if self._is_tunnel else asked.host
+        self._path = None if self._is_tunnel or hides_path else asked.path.partition("?")[0]
+
+    @property
+    def _software(self) -> str:
+        return (self._asked.field("user-agent") or "").partition(" ")[0]
+
+    def __str__(self) -> str:
+        """The line of text."""
+        outcome, method, host = self._outcome, self._asked.method, self._host
+        target = host if self._is_tunnel else self._path or f"{host}/..."
+        line = (
+            f"{outcome.client} {_printable(method)} {_printable(target)} {outcome.version or '-'} "
+            f"{outcome.result} {outcome.status} {outcome.length}B {outcome.seconds:.3f}s "
+            f"{_printable(self._software or '-')}"
+        )
+        return f"{line} ({_printable(outcome.error)})" if outcome.error else line
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the JSON object, all `_NAMES`; what isn't known is null."""
+        asked, outcome, path = self._asked, self._outcome, self._path
+        machine = parse_agent(asked.field("user-agent") or "")
+        return {
+            "client": outcome.client,
+            "method": asked.method[:_LONGEST],
+            "host": self._host[:_LONGEST],
+            "path": path and path[:_LONGEST],
+            "database": _database_of(path),
+            "version": outcome.version,
+            "result": str(outcome.result),
+            "status": outcome.status,
+            "bytes": outcome.length,
+            "duration": round(outcome.seconds, 6),
+            "agent": self._software[:_LONGEST] or None,
+            "uuid": machine.uuid if machine else None,
+            "error": outcome.error[:_LONGEST] or None,
+        }
+
+
+def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
+    """Write one record: client, what, version, result, status, bytes, duration, client software.
+
+    Args:
+        asked: what was asked for.
+        outcome: what became of it.
+        hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
+            the query, some in the path. Queries are never logged.
+    """
+    entry = _Entry(asked, outcome, hides_path=hides_path)
+    if logger.isEnabledFor(logging.INFO):
+        # Not by logger.info, which looks up the line of code that it was called from.
+        extra = {FIELDS: entry.fields}
+        logger.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, entry, (), None, None, extra))
+
+
+def log_tunnel(client: str, host: str, port: int) -> None:
+    """A connection is passed through as it is: what is asked for inside can't be seen.
+
+    Args:
+        client: its IP address.
+        host: where it leads.
+        port: likewise.
+    """
+    target = f"{host}:{port}"
+    known = {"client": client, "method": "CONNECT", "host": target[:_LONGEST], "result": str(Result.PASSED)}
+    extra = {FIELDS: lambda: dict.fromkeys(_NAMES) | known}
+    logger.info("%s CONNECT %s passed", client, _printable(target), extra=extra)
+
+
+def _database_of(path: str | None) -> str | None:
+    match = _DATABASE.fullmatch(path or "")
+    return match[1] if match else None
+
+
+def _printable(text: str) -> str:
+    """One line, whatever the client sent."""
+    text = text[:_LONGEST]
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,215 @@
+"""The front: what every request for the gateway itself goes through, whichever server received it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clamproxy.access.limits import ConnectionLimits
+from clamproxy.access.users import Users
+from clamproxy.config.settings import Settings
+from clamproxy.front import refusals
+from clamproxy.front.asked import LARGEST_CONTENT, Asked, Caller
+from clamproxy.front.exchange import Exchange
+from clamproxy.front.routing import Destination, Routing
+from clamproxy.messages import Reply, Result
+from clamproxy.objects import plain_path
+from clamproxy.replies import complete
+from clamproxy.service import Service
+from clamproxy.waiting import wait_while
+from clamproxy.web.site import GUARDED
+from clamproxy.web.sources import Place
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.1
+"""Seconds."""
+_CACHES = (Destination.DATABASES, Destination.FEED)
+_FAILURE = "the gateway has an error; see its log"
+_JUST_CHANGED = "the configuration has just changed"
+_NAMELESS = "1.1 clamproxy"
+"""Via without a service, which has a name of its own."""
+
+
+class Front:
+    """Answers requests by the service of the moment. Event loop only; never with 403 or 429 (trap 20)."""
+
+    def __init__(self) -> None:
+        """Without a service every answer is 503."""
+        self.service: Service | None = None
+        self.routing: Routing | None = None
+        """Where requests lead, by the service's configuration."""
+        self.limits = ConnectionLimits(1, 1)
+        """Of the connections to all servers together."""
+        self._users = Users(())
+        self._bodies = 0
+
+    def install(self, service: Service) -> None:
+        """Have requests answered by a service from now on."""
+        access = service.settings.access
+        if self.service is None or access.users != self.service.settings.access.users:
+            self._users = Users(access.users)
+        self.limits.in_all = access.max_connections
+        self.limits.per_client = access.max_connections_per_client
+        self.service, self.routing = service, Routing(service.settings)
+
+    def remove(self) -> None:
+        """There is no service any more."""
+        self.service = self.routing = None
+
+    @property
+    def settings(self) -> Settings | None:
+        """The configuration that is in force."""
+        return self.service.settings if self.service is not None else None
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While a body is on its way, for whoever sends it: see `answered`."""
+        self._bodies += 1
+        try:
+            yield
+        finally:
+            self._bodies -= 1
+
+    async def answered(self, limit: float) -> None:
+        """Wait until all requests are answered, or for so many seconds."""
+        await wait_while(lambda: self._bodies or (self.service and self.service.requests), limit, LOOK_EVERY)
+
+    def is_known(self, caller: Caller) -> bool:
+        """Whether a client need not say any more who it is."""
+        return not self._users or caller.known_to is self._users
+
+    # Answers
+
+    async def open_tunnel(self, asked: Asked) -> Exchange | None:
+        """Admit a CONNECT, or refuse it.
+
+        Returns:
+            What is to be sent, and ended; None: the answer is 200, and inside the tunnel nobody asks
+            any more who the client is.
+        """
+        service, routing = self.service, self.routing
+        if service is None or routing is None:
+            return self._failed(asked)
+        try:
+            if not await self._admits(asked):
+                refusal = refusals.unknown_client(is_proxy=True)
+            elif not routing.admits_tunnel(asked):
+                refusal = refusals.no_tunnel(asked.host, asked.port)
+            else:
+                asked.caller.tunnel = asked.host, asked.port
+                return None
+        except Exception:
+            logger.exception("A request from %s failed.", asked.caller.address)
+            return self._failed(asked)
+        return self._exchange(asked, Destination.NOBODY, refusal, service)
+
+    async def answer(self, asked: Asked) -> Exchange:
+        """Answer a request that isn't for a host that is passed through, whatever happens.
+
+        Not to be cancelled when the client leaves: what others wait for, too, may have begun.
+
+        Returns:
+            What is to be sent, and ended when that is done. Whoever sends it also closes the source of
+            a `Body`.
+        """
+        service, routing = self.service, self.routing
+        if service is None or routing is None:
+            return self._failed(asked)
+        try:
+            destination = routing.destination(asked)
+            with service.in_use():
+                reply = await self._reply(asked, destination, service)
+        except Exception:
+            logger.exception("A request from %s failed.", asked.caller.address)
+            return self._failed(asked)
+        return self._exchange(asked, destination, reply, service)
+
+    async def pass_on(self, asked: Asked) -> Exchange | None:
+        """Look whether a request is to be forwarded to the host that it asks for.
+
+        Returns:
+            None: it isn't for a host that is passed through. If the result is PASSED, it may go on, with
+            `Service.via`, one less in Max-Forwards and without what was meant for the gateway; what the host
+            answers becomes the reply. Any other reply is to be sent.
+        """
+        service, routing = self.service, self.routing
+        if service is None or routing is None:
+            return self._failed(asked)
+        try:
+            if routing.destination(asked) is not Destination.PASSED:
+                return None
+            refusal = await self._refusal_to_pass(asked, service)
+        except Exception:
+            logger.exception("A request from %s failed.", asked.caller.address)
+            return self._failed(asked)
+        if refusal is not None:
+            return self._exchange(asked, Destination.NOBODY, refusal, service)
+        return Exchange(asked, Destination.PASSED, Reply(0, Result.PASSED), self._running)
+
+    async def _refusal_to_pass(self, asked: Asked, service: Service) -> Reply | None:
+        if not await self._admits(asked):
+            return refusals.unknown_client(is_proxy=True)
+        return refusals.loop(asked, service.pseudonym) or refusals.last_stop(asked)
+
+    def unanswered(self, asked: Asked) -> Exchange:
+        """A request that ended before anybody could answer it."""
+        destination = self.routing.destination(asked) if self.routing is not None else Destination.NOBODY
+        return Exchange(asked, destination, Reply(0, Result.REFUSED), self._running)
+
+    async def _reply(self, asked: Asked, destination: Destination, service: Service) -> Reply:
+        if not (_is_open(asked, destination, service) or await self._admits(asked)):
+            return refusals.unknown_client(is_proxy=not asked.is_direct)
+        if destination in _CACHES and (refusal := refusals.unfit(asked, service.pseudonym)) is not None:
+            return refusal
+        match destination:
+            case Destination.DATABASES:
+                return await service.gateway.handle(asked)
+            case Destination.FEED:
+                return await service.feeds.handle(asked)
+            case Destination.PAGES:
+                caller = asked.caller
+                # A reverse port is no proxy.
+                place = Place(caller.own_address, None if caller.is_reverse else caller.own_port)
+                return await service.pages.handle(asked, peer=caller.address, place=place)
+            case Destination.PASSED:
+                # It was not when its head came.
+                return refusals.failure(_JUST_CHANGED)
+            case _:
+                return refusals.nobody(asked.host)
+
+    async def _admits(self, asked: Asked) -> bool:
+        """Whether the client has said who it is, on this connection or with this request."""
+        if self.is_known(asked.caller):
+            return True
+        users = self._users
+        # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
+        field = "Authorization" if asked.is_direct else "Proxy-Authorization"
+        # What follows a head is kept in memory meanwhile, whatever its size: nobody queues with much of it.
+        is_large = asked.content_length > LARGEST_CONTENT
+        known = await users.admit(asked.headers.get(field), at_once=is_large)
+        if known and asked.method == "CONNECT":
+            asked.caller.known_to = users
+        return known
+
+    def _failed(self, asked: Asked) -> Exchange:
+        """The answer in an exception's handler: whatever goes wrong, nothing is let through."""
+        return self._exchange(asked, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
+
+    def _exchange(
+        self, asked: Asked, destination: Destination, reply: Reply, service: Service | None
+    ) -> Exchange:
+        complete(reply, asked.method, service.via if service is not None else _NAMELESS)
+        return Exchange(asked, destination, reply, self._running)
+
+    def _running(self) -> Service | None:
+        return self.service
+
+
+def _is_open(asked: Asked, destination: Destination, service: Service) -> bool:
+    """Whether the client needs no user: for health, for how to become a client, or as a token guards it."""
+    if destination is not Destination.PAGES:
+        return False
+    has_token = service.settings.status.token is not None
+    return has_token or plain_path(asked.path) not in GUARDED

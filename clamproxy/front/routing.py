@@ -1,0 +1,81 @@
+"""Where a request leads: who answers it, and which tunnels are opened. Pure, but for the machine's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import normal_host
+from clamproxy.front.asked import Asked
+from clamproxy.web.site import is_page, own_names
+
+_TUNNEL_PORTS = (80, 443)
+"""Of ClamAV's hosts."""
+
+
+class Destination(Enum):
+    """Who answers a request."""
+
+    DATABASES = auto()
+    """The cache of ClamAV's files."""
+    PAGES = auto()
+    """The pages about the gateway itself."""
+    FEED = auto()
+    """The cache of other feeds."""
+    PASSED = auto()
+    """The host itself: the request is forwarded as it is."""
+    NOBODY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The decisions, as a configuration has them."""
+
+    settings: Settings
+
+    def destination(self, asked: Asked) -> Destination:
+        """Who answers a request.
+
+        Whoever asks in origin form, outside a tunnel, takes the gateway for the server, by whatever name: it
+        may be known by many, of a service, a container or a load balancer. Only an absolute form and a
+        tunnel ask for a host.
+        """
+        asks_for_page = is_page(asked.path)
+        page = Destination.PAGES if asks_for_page else Destination.DATABASES
+        if asked.is_for_gateway:
+            return page
+        if self.settings.serving.is_clamav_host(asked.host):
+            return page if asks_for_page and self._is_own_name(asked.host) else Destination.DATABASES
+        if self.settings.feeds.covers(asked.host):
+            return Destination.FEED
+        if self.passes_through(asked.host, is_reverse=asked.caller.is_reverse):
+            return Destination.PASSED
+        return page if self._is_own_name(asked.host) else Destination.NOBODY
+
+    def admits_tunnel(self, asked: Asked) -> bool:
+        """Whether a CONNECT is answered with 200."""
+        match self.destination(asked):
+            case Destination.NOBODY:
+                return False
+            case Destination.FEED | Destination.PASSED:
+                return True
+            case _:
+                return asked.port in (*_TUNNEL_PORTS, asked.caller.own_port) or self._is_own_name(asked.host)
+
+    def passes_through(self, host: str, *, is_reverse: bool) -> bool:
+        """Whether a host itself is connected to for a client.
+
+        Args:
+            host: without port.
+            is_reverse: whether the client came to a port on which the gateway is the server.
+        """
+        settings = self.settings
+        if is_reverse or settings.serving.is_clamav_host(host) or settings.feeds.covers(host):
+            return False
+        if host.lower() == settings.status.host:
+            return False
+        return settings.serving.passes_through(host) and not settings.upstream.offline
+
+    def _is_own_name(self, host: str) -> bool:
+        return normal_host(host) in own_names(self.settings)

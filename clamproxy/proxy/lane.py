@@ -1,0 +1,439 @@
+"""The express lane: HTTP/1 for what machines ask of the gateway itself, in front of mitmproxy.
+
+It takes ordinary requests only. Anything else is handed over to mitmproxy with the bytes that were read, at
+any moment when no answer is on its way: the first request of a connection, a later one, one in a tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from OpenSSL import SSL
+
+from clamproxy.front import Asked, Caller, Destination, Exchange, Front
+from clamproxy.messages import Body
+from clamproxy.proxy.door import Leave
+from clamproxy.proxy.lane_tls import Session, UnfitError
+from clamproxy.proxy.ordinary import read_head
+from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
+from clamproxy.waiting import wait_while
+
+logger = logging.getLogger(__name__)
+
+LONGEST_HEAD = 4096
+"""Bytes; freshclam's have some 300."""
+MOST_READS = 4
+"""Reads in which a head must be there."""
+MOST_AHEAD = 64 * 1024
+"""Bytes of further requests that are read while a client waits for its answer."""
+PATIENCE_AT_LIMIT = 5.0
+"""Seconds in which a client must ask for something while others wait to get in."""
+
+_TLS = 0x16
+"""The first byte of TLS: RFC 8446 5.1."""
+_BEGINNINGS = frozenset(b"CGH")
+"""Of CONNECT, GET and HEAD."""
+_OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
+
+
+@dataclass(slots=True)
+class Tunnel:
+    """A tunnel that the lane has opened."""
+
+    connect: bytes
+    """The head of the request for it, by which another server can open it again."""
+    host: str
+    session: Session | None = None
+    """Its TLS, once that has begun."""
+
+
+class HandOver(Protocol):
+    """Gives a connection to mitmproxy, as if it had come there first."""
+
+    def __call__(
+        self, transport: asyncio.Transport, received: bytes, tunnel: Tunnel | None, *, has_ended: bool
+    ) -> None:
+        """See the class.
+
+        Args:
+            transport: the connection.
+            received: what the client has said, decrypted, and nobody has answered.
+            tunnel: that it is in.
+            has_ended: whether the client will say no more.
+        """
+
+
+class Lane:
+    """All connections of the express lane."""
+
+    def __init__(self, front: Front, context_for: Callable[[str], SSL.Context | None]) -> None:
+        """Prepare.
+
+        Args:
+            front: gives the answers.
+            context_for: TLS as a host; None leaves it to mitmproxy.
+        """
+        self.front = front
+        self.context_for = context_for
+        self.connections: set[Connection] = set()
+        self.is_stopping = False
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look after the connections, until the end of the process."""
+        self._sweeping = asyncio.create_task(self._sweep(), name="express lane: idle connections")
+
+    def end_idle(self) -> None:
+        """Close connections without a request now, all others after their answer."""
+        self.is_stopping = True
+        for connection in list(self.connections):
+            connection.end_if_silent_since(time.monotonic())
+
+    async def end_all(self, limit: float) -> None:
+        """Close all connections at once, and wait for so many seconds until they are gone."""
+        for connection in list(self.connections):
+            connection.cut()
+        await wait_while(lambda: self.connections, limit, every=0.01)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    async def _sweep(self) -> None:
+        """Close who is silent for too long. One look at all costs less than a timer for each."""
+        while True:
+            await asyncio.sleep(1)
+            settings = self.front.settings
+            patience = settings.access.idle_timeout if settings is not None else PATIENCE_AT_LIMIT
+            if self.front.limits.is_full:
+                patience = min(patience, PATIENCE_AT_LIMIT)
+            for connection in list(self.connections):
+                connection.end_if_silent_since(time.monotonic() - patience)
+
+
+class Connection(asyncio.Protocol):
+    """A client's connection while it is in the lane; an `Outlet` for its bodies."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self, lane: Lane, leave: Leave, hand_over: HandOver, server: tuple[str, int] | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            lane: that it belongs to.
+            leave: called when it is gone, unless it was handed over.
+            hand_over: gives it to mitmproxy.
+            server: whom the gateway stands for on this port; None: it is a proxy.
+        """
+        self._lane = lane
+        self._leave = leave
+        self._hand_over = hand_over
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._reads = 0
+        """Since the last head was complete."""
+        self._quiet_since = time.monotonic()
+        self._tunnel: Tunnel | None = None
+        self._work: asyncio.Task[Any] | None = None
+        """What the next request has to wait for."""
+        self._is_sending = False
+        self._is_open = True
+        """Whether requests are taken: it was neither closed nor handed over."""
+        self._closes = False
+        """Whether it ends with the answer."""
+        self._has_ended = False
+        """Whether the client will say no more; it may still wait for its answer."""
+        self._is_full = False
+        """Whether the client has to take something first."""
+        self._room: asyncio.Future[None] | None = None
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It begins."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self.transport = transport
+        self._lane.connections.add(self)
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        if peer is None:  # it has left already
+            transport.abort()
+            return
+        self._caller = Caller(peer[0], own[0], own[1], is_reverse=self._server is not None)
+
+    def data_received(self, data: bytes) -> None:
+        """The client has said something."""
+        self._quiet_since = time.monotonic()
+        if self._tunnel is not None and self._tunnel.session is not None:
+            data = self._decrypted(self._tunnel.session, data)
+        self._buffer += data
+        self._reads += bool(data)
+        self._go_on()
+        if len(self._buffer) > MOST_AHEAD and self._is_open:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client will say no more."""
+        self._has_ended = True
+        self._go_on()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client takes less than it gets."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """It has taken most of that."""
+        self._is_full = False
+        self._quiet_since = time.monotonic()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self._go_on()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """It is gone."""
+        self._is_open = False
+        self._lane.connections.discard(self)
+        self._leave()
+        if self._work is not None and self._is_sending:  # others may wait for what is not sent yet
+            self._work.cancel()
+
+    async def drain(self) -> None:
+        """See `Outlet`."""
+        if self.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        if self._is_full:
+            self._room = self._loop.create_future()
+            await self._room
+
+    # Its end
+
+    def end_if_silent_since(self, moment: float) -> None:
+        """Close it, if no answer is on its way and nothing has come since; seconds, monotonic."""
+        if self._work is not None:
+            return
+        if not self.transport.get_write_buffer_size():
+            if self._quiet_since <= moment:
+                self._close()
+        elif self._quiet_since <= min(moment, time.monotonic() - STALL_TIMEOUT):
+            self.transport.abort()
+
+    def cut(self) -> None:
+        """Close it, whatever is on its way."""
+        if self._work is None:
+            self._close()
+            return
+        # Not abort(): asyncio stumbles over a transport that is lost in the middle of sendfile.
+        with suppress(OSError):
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def _close(self) -> None:
+        self._is_open = False
+        if self._tunnel is not None and self._tunnel.session is not None:
+            self.transport.write(self._tunnel.session.end())
+        self.transport.close()
+
+    def _give_away(self) -> None:
+        self._is_open = False
+        self._lane.connections.discard(self)
+        if not self.transport.is_reading() and not self._has_ended:
+            self.transport.resume_reading()
+        self._hand_over(self.transport, self._buffer, self._tunnel, has_ended=self._has_ended)
+
+    # Requests
+
+    def _go_on(self) -> None:
+        """Take the requests that are there."""
+        while self._is_open and self._work is None and not self._is_full:
+            if not self._buffer:
+                if self._has_ended:
+                    self._close()
+                elif not self.transport.is_reading():
+                    self.transport.resume_reading()
+                return
+            if self._buffer[0] == _TLS and self._tunnel is not None and self._tunnel.session is None:
+                self._start_tls(self._tunnel)
+            elif not self._take_next():
+                return
+
+    def _take_next(self) -> bool:
+        """Take a request, or give it away; False: there is none, or no longer a connection."""
+        end = self._buffer.find(b"\r\n\r\n") + 4
+        if end < 4:
+            begun = self._buffer
+            has_bare_lf = begun.count(b"\n") > begun.count(b"\r\n")
+            is_odd = has_bare_lf or begun[0] not in _BEGINNINGS or len(begun) > LONGEST_HEAD
+            if is_odd or self._reads >= MOST_READS or self._has_ended:
+                self._give_away()
+            return False
+        raw = self._buffer[:end]
+        try:
+            asked, closes = self._asked(raw)
+        except Exception:
+            logger.exception("A request from %s failed.", self._caller.address)
+            asked = None  # a defect lets nothing through: mitmproxy has an answer for that
+        if asked is None:
+            self._give_away()
+            return False
+        self._buffer, self._reads, self._closes = self._buffer[end:], 0, closes
+        if asked.method == "CONNECT":
+            self._run(
+                self._lane.front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host))
+            )
+        else:
+            self._run(self._lane.front.answer(asked), self._respond)
+        return True
+
+    def _asked(self, raw: bytes) -> tuple[Asked | None, bool]:
+        """The request with a head, if the lane serves it, and whether the connection ends with its answer."""
+        front = self._lane.front
+        service, routing = front.service, front.routing
+        if service is None or routing is None:
+            return None, False
+        access = service.settings.access
+        if len(raw) > min(LONGEST_HEAD, access.max_request_line, access.max_header_size):
+            return None, False
+        head = read_head(raw)
+        if head is None:
+            return None, False
+        is_connect, is_proxy = head.method == "CONNECT", self._server is None and self._tunnel is None
+        scheme, host, port = head.scheme, head.host, head.port
+        if not host:
+            scheme, host, port = self._place()
+        elif not is_proxy:
+            return None, False
+        asked = Asked(
+            method=head.method,
+            path=head.path,
+            headers=head.headers,
+            scheme=scheme,
+            host=host,
+            port=port,
+            caller=self._caller,
+            started_at=time.monotonic(),
+        )
+        if is_connect:
+            is_served = port in (80, 443) and service.settings.serving.is_clamav_host(host)
+        else:
+            is_served = not head.host or routing.destination(asked) in _SERVED
+        return (asked if is_served else None), head.closes
+
+    def _place(self) -> tuple[str, str, int]:
+        """Scheme, host and port of a request in origin form."""
+        if self._caller.tunnel is not None:
+            is_plain = self._tunnel is None or self._tunnel.session is None
+            return "http" if is_plain else "https", *self._caller.tunnel
+        if self._server is not None:
+            return "http", *self._server
+        return "", self._caller.own_address, self._caller.own_port
+
+    def _run[T](self, coroutine: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
+        """Go on with what a coroutine returns: at once if it needn't wait for anything."""
+        task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+        if task.done():
+            then(task.result())
+            return
+        self._work = task
+        task.add_done_callback(partial(self._done, then))
+
+    def _done[T](self, then: Callable[[T], None], task: asyncio.Task[T]) -> None:
+        self._work = None
+        if not task.cancelled():
+            then(task.result())
+            self._go_on()
+
+    # Answers
+
+    def _enter_tunnel(self, tunnel: Tunnel, refusal: Exchange | None) -> None:
+        if refusal is not None:
+            self._respond(refusal)
+        elif self._is_open:
+            self._tunnel = tunnel
+            self.transport.write(_OPEN)
+
+    def _respond(self, exchange: Exchange) -> None:
+        reply = exchange.reply
+        body = reply.body
+        if not self._is_open:
+            if isinstance(body, Body):
+                body.source.close()
+            exchange.end(0, "the client has left")
+            return
+        self._closes = self._closes or self._lane.is_stopping or (self._has_ended and not self._buffer)
+        lines = [f"{name}: {value}\r\n" for name, value in reply.headers]
+        end = "Connection: close\r\n\r\n" if self._closes else "\r\n"
+        head = "".join((_STATUS_LINES[reply.status], *lines, end)).encode()
+        if isinstance(body, Body):
+            self._write(head)
+            self._run(self._send(exchange, body), self._finish)
+        else:
+            self._write(head + body)
+            exchange.end(len(body))
+            self._finish(True)
+
+    async def _send(self, exchange: Exchange, body: Body) -> bool:
+        """Send a body; whether that was all of it."""
+        sending = Sending(body)
+        self._is_sending = True
+        try:
+            with self._lane.front.sending():
+                session = self._tunnel.session if self._tunnel is not None else None
+                await send_body(sending, self, session.connection if session is not None else None)
+        finally:
+            self._is_sending = False
+            exchange.end(sending.sent, sending.error or ("" if sending.complete else "the client has left"))
+        return sending.complete
+
+    def _finish(self, is_complete: bool) -> None:
+        self._quiet_since = time.monotonic()
+        if not is_complete:
+            self._is_open = False
+            self.transport.close()  # a Content-Length was given, so the client knows and tries again
+        elif self._closes or self._lane.is_stopping:
+            self._close()
+
+    def _write(self, data: bytes) -> None:
+        session = self._tunnel.session if self._tunnel is not None else None
+        self.transport.write(data if session is None else session.encrypt(data))
+
+    # TLS
+
+    def _start_tls(self, tunnel: Tunnel) -> None:
+        context = self._lane.context_for(tunnel.host)
+        if context is None:
+            self._give_away()
+            return
+        tunnel.session = Session(context, tunnel.host)
+        received, self._buffer = self._buffer, b""
+        self._buffer = self._decrypted(tunnel.session, received)
+
+    def _decrypted(self, session: Session, data: bytes) -> bytes:
+        """What the client says, as far as that is known."""
+        try:
+            said, to_send = session.receive(data)
+        except UnfitError:
+            assert self._tunnel is not None  # noqa: S101
+            self._tunnel.session, self._buffer = None, session.heard
+            self._give_away()
+            return b""
+        except SSL.Error as error:
+            logger.warning("%s: TLS failed: %s.", self._caller.address, error)
+            self._is_open = False
+            self.transport.write(session.take())
+            self.transport.close()
+            return b""
+        if to_send:
+            self.transport.write(to_send)
+        self._has_ended = self._has_ended or session.has_ended
+        return said

@@ -1,0 +1,108 @@
+"""TLS with a client of the express lane, in memory: bytes in, bytes out."""
+
+from __future__ import annotations
+
+from OpenSSL import SSL
+
+RECORD = 16 * 1024
+"""Bytes; what one record holds at most (RFC 8446 5.1)."""
+_ROOM = 128 * 1024
+
+
+class UnfitError(Exception):
+    """The client expects another host than its tunnel leads to, or speaks no TLS that is understood."""
+
+
+class Session:
+    """One connection. Not to be used any more after an exception."""
+
+    def __init__(self, context: SSL.Context, host: str) -> None:
+        """Prepare.
+
+        Args:
+            context: with the certificate of the host.
+            host: where the client's tunnel leads.
+        """
+        self.connection = SSL.Connection(context)
+        self.connection.set_accept_state()
+        self.has_ended = False
+        """Whether the client will send no more."""
+        self.heard = b""
+        """What has arrived, as long as nothing has been said: another server can begin with that."""
+        self._host = host.lower()
+        self._is_established = False
+        self._has_said = False
+
+    def receive(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take what has arrived.
+
+        Returns:
+            What the client says, and what is to be sent to it as it is.
+
+        Raises:
+            UnfitError: nothing has been said yet.
+            SSL.Error: TLS has failed later; `take` has the alert.
+        """
+        if not self._has_said:
+            self.heard += data
+        self.connection.bio_write(data)
+        said = b""
+        if not self._is_established:
+            self._shake_hands()
+        if self._is_established:
+            said = self._decrypt()
+        to_send = self.take()
+        if to_send and not self._has_said:
+            self._has_said, self.heard = True, b""
+        return said, to_send
+
+    def encrypt(self, data: bytes) -> bytes:
+        """What is to be sent for some bytes.
+
+        Raises:
+            SSL.Error: there is no connection.
+        """
+        self.connection.sendall(data)
+        return self.take()
+
+    def end(self) -> bytes:
+        """What is to be sent at the end."""
+        try:
+            self.connection.shutdown()
+        except SSL.Error:  # before the handshake, say
+            return b""
+        return self.take()
+
+    def take(self) -> bytes:
+        """What is to be sent."""
+        pieces = []
+        try:
+            while True:
+                pieces.append(self.connection.bio_read(_ROOM))
+        except SSL.WantReadError:
+            return b"".join(pieces)
+
+    def _shake_hands(self) -> None:
+        try:
+            self.connection.do_handshake()
+            self._is_established = True
+        except SSL.WantReadError:
+            pass
+        except SSL.Error as error:
+            if not self._has_said:
+                raise UnfitError from error
+            raise
+        name = self.connection.get_servername()
+        if not self._has_said and name is not None and name.decode("latin-1").lower() != self._host:
+            raise UnfitError
+
+    def _decrypt(self) -> bytes:
+        pieces = []
+        try:
+            while True:
+                pieces.append(self.connection.recv(RECORD))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            self.has_ended = True
+        return b"".join(pieces)

@@ -1,0 +1,110 @@
+"""The ordinary request: the kind that machines send. Pure; whatever is odd in any way is not one.
+
+The parser is Node's, llhttp, and strict: no bare LF, no folded field, no second space. What it takes all
+the same is looked for here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from werkzeug.datastructures import Headers
+
+from clamproxy.proxy.syntax import HOST
+
+_ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+"""Fields that concern content, or more than one request and its answer."""
+_PLAIN = re.compile(rb"(?:(http)://([0-9A-Za-z._-]+)(?::([0-9]{1,5}))?)?(/[!\"$-~]*)")
+_TUNNEL = re.compile(rb"()([0-9A-Za-z._-]+):([0-9]{1,5})()")
+_TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
+"""Scheme, host, port and path of the target, by method."""
+
+
+@dataclass(slots=True)
+class Head:
+    """What an ordinary request asks for."""
+
+    method: str
+    scheme: str
+    """Empty in origin form and for CONNECT."""
+    host: str
+    """Empty in origin form."""
+    port: int
+    path: str
+    headers: Headers
+    closes: bool
+    """Whether the connection ends with the answer: the client wants that, or speaks HTTP/1.0."""
+
+
+class _Collector:
+    """Called by the parser."""
+
+    __slots__ = ("fields", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, piece: bytes) -> None:
+        self.target += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+
+def read_head(raw: bytes) -> Head | None:
+    """Read the head of a request.
+
+    Args:
+        raw: up to and with the first empty line.
+
+    Returns:
+        None if it is not an ordinary one.
+    """
+    collector = _Collector()
+    parser = HttpRequestParser(collector)
+    try:
+        parser.feed_data(raw)
+    except HttpParserUpgrade:  # CONNECT, too
+        pass
+    except HttpParserError:
+        return None
+    method, version = parser.get_method(), parser.get_http_version()
+    form = _TARGETS.get(method)
+    match = form.fullmatch(collector.target) if form is not None else None
+    if match is None or version not in ("1.0", "1.1") or not raw.startswith(method):
+        return None
+    scheme, host, digits, path = (part.decode("ascii") if part else "" for part in match.groups())
+    port = int(digits or 80)
+    closes = _closes(collector.fields)
+    if closes is None or not 0 < port < 2**16:
+        return None
+    return Head(
+        method.decode("ascii"),
+        scheme,
+        host,
+        port,
+        path,
+        Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in collector.fields]),
+        closes or version == "1.0",
+    )
+
+
+def _closes(fields: list[tuple[bytes, bytes]]) -> bool | None:
+    """Whether the client wants the connection closed; None if a field is odd."""
+    hosts, closes = 0, False
+    for number, (name, value) in enumerate(fields):
+        field = name.lower()
+        if field in _ODD:
+            return None
+        if value.endswith((b" ", b"\t")):
+            fields[number] = (name, value := value.rstrip(b" \t"))
+        if field == b"host":
+            hosts += 1
+            if HOST.fullmatch(value) is None:
+                return None
+        elif field == b"connection":
+            closes = closes or b"close" in [option.strip() for option in value.lower().split(b",")]
+    return closes if hosts == 1 else None

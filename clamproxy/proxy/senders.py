@@ -1,0 +1,172 @@
+"""Bodies from disk to a client's socket, whichever server has the connection.
+
+* Plain HTTP: ``loop.sendfile()``.
+* TLS: encrypted in pieces, straight into the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from OpenSSL import SSL
+
+from clamproxy.messages import Body, SourceError
+
+PIECE = 64 * 1024
+"""Bytes that are encrypted at a time: the fastest, larger pieces miss the CPU's cache."""
+SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
+"""Bytes that one call of sendfile may send; adapted to the speed of the client."""
+STALL_TIMEOUT = 120.0
+"""Seconds in which a client must take a slice or piece."""
+
+
+@dataclass(eq=False)
+class Sending:
+    """A body on its way to a client."""
+
+    body: Body
+    sent: int = 0
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has been sent."""
+        return self.sent == self.body.length
+
+
+class Outlet(Protocol):
+    """The way to a client. An `asyncio.StreamWriter` is one."""
+
+    @property
+    def transport(self) -> asyncio.WriteTransport:
+        """The client's connection."""
+
+    async def drain(self) -> None:
+        """Wait until there is room for more.
+
+        Raises:
+            OSError: the client is gone.
+        """
+
+
+class Sender(Protocol):
+    """Moves bytes from a file to a client."""
+
+    async def send(self, offset: int, length: int) -> int:
+        """Send some of the bytes at an offset; returns how many.
+
+        Raises:
+            OSError: the client is gone, or too slow.
+        """
+
+
+async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None) -> None:
+    """Send a body; sets `sent`, and `error` if that is not all. Closes its source.
+
+    Args:
+        sending: the body.
+        outlet: the way to the client.
+        tls: encrypts what is sent there; None if it goes as it is.
+    """
+    source = sending.body.source
+    try:
+        descriptor = source.fileno()
+        sender = TlsSender(outlet, descriptor, tls) if tls else PlainSender(outlet, descriptor)
+        await _send(sending, sender)
+    except (SourceError, OSError, SSL.Error, RuntimeError) as error:
+        # TimeoutError is an OSError; RuntimeError: the connection is gone.
+        sending.error = f"{type(error).__name__}: {error}"
+    finally:
+        source.close()
+
+
+async def _send(sending: Sending, sender: Sender) -> None:
+    body = sending.body
+    end = body.start + body.length
+    while not sending.complete:
+        offset = body.start + sending.sent
+        available = min(await body.source.wait(offset), end)
+        while offset < available:
+            sent = await sender.send(offset, available - offset)
+            offset += sent
+            sending.sent += sent
+
+
+class PlainSender:
+    """Lets the kernel send; the slices are adapted to the client's speed."""
+
+    def __init__(self, outlet: Outlet, descriptor: int) -> None:
+        self._outlet = outlet
+        self._transport = outlet.transport
+        self._file = io.FileIO(descriptor, "rb", closefd=False)
+        self._slice = SMALLEST_SLICE
+
+    async def send(self, offset: int, length: int) -> int:
+        """See `Sender.send`."""
+        count = min(length, self._slice)
+        started_at = time.monotonic()
+        async with asyncio.timeout(STALL_TIMEOUT):
+            sent = await self._sendfile(offset, count)
+        if sent == 0:
+            raise OSError("the file is shorter than it was")
+        taken = time.monotonic() - started_at
+        if taken < 1:
+            self._slice = min(self._slice * 4, LARGEST_SLICE)
+        elif taken > STALL_TIMEOUT / 8:
+            self._slice = max(self._slice // 2, SMALLEST_SLICE)
+        return sent
+
+    async def _sendfile(self, offset: int, count: int) -> int:
+        loop, transport = asyncio.get_running_loop(), self._transport
+        try:
+            return await loop.sendfile(transport, self._file, offset, count, fallback=False)
+        except asyncio.SendfileNotAvailableError:
+            if transport.is_closing():
+                raise
+        # A file system without sendfile: copy.
+        data = os.pread(self._file.fileno(), min(count, PIECE), offset)
+        transport.write(data)
+        await self._outlet.drain()
+        return len(data)
+
+
+class TlsSender:
+    """Encrypts in pieces; the loop gets its turn after each, so that nobody starves."""
+
+    def __init__(self, outlet: Outlet, descriptor: int, connection: SSL.Connection) -> None:
+        self._outlet = outlet
+        self._transport = outlet.transport
+        self._descriptor = descriptor
+        self._connection = connection
+
+    async def send(self, offset: int, length: int) -> int:
+        """See `Sender.send`."""
+        data = os.pread(self._descriptor, min(length, PIECE), offset)
+        if not data:
+            raise OSError("the file is shorter than it was")
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        self._connection.sendall(data)
+        self._write_encrypted()
+        if self._transport.get_write_buffer_size():
+            async with asyncio.timeout(STALL_TIMEOUT):
+                await self._outlet.drain()
+        # While the socket keeps up, nothing above yields: one fast client would hold the loop.
+        await asyncio.sleep(0)
+        return len(data)
+
+    def _write_encrypted(self) -> None:
+        room = 2 * PIECE
+        encrypted = self._connection.bio_read(room)
+        self._transport.write(encrypted)
+        while len(encrypted) == room:  # a shorter read has emptied it
+            try:
+                encrypted = self._connection.bio_read(room)
+            except SSL.WantReadError:
+                break
+            self._transport.write(encrypted)

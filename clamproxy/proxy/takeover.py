@@ -1,0 +1,166 @@
+"""How mitmproxy listens and takes over a connection: the one module that knows.
+
+mitmproxy opens its ports itself. Its servers are then replaced by doors on the same sockets, which give it
+the connections that the express lane doesn't keep, with what has been read of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance
+from OpenSSL import SSL
+
+from clamproxy.proxy.door import Door, Leave, Threshold
+from clamproxy.proxy.internals import require
+from clamproxy.proxy.lane import Connection, Lane, Tunnel
+
+type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
+"""One of mitmproxy's servers: a mode and a port."""
+
+
+def check_internals() -> None:
+    """See that this mitmproxy is built as this module expects.
+
+    Raises:
+        RuntimeError: it isn't.
+    """
+    require({AsyncioServerInstance: ("_servers", "handle_stream"), Proxyserver: ("servers", "connections")})
+
+
+class Takeover:
+    """Puts doors in the place of mitmproxy's servers: when told, and when there are other ones."""
+
+    def __init__(self, proxy: Proxyserver, threshold: Threshold, lane: Callable[[], Lane | None]) -> None:
+        """Prepare.
+
+        Args:
+            proxy: mitmproxy's addon that listens.
+            threshold: says who may come in.
+            lane: the express lane; None if mitmproxy is to have all connections.
+        """
+        self._proxy = proxy
+        self._threshold = threshold
+        self._lane = lane
+        proxy.servers.changed.connect(self.take)
+
+    def take(self) -> None:
+        """Replace the servers that accept by themselves; nobody who is connecting is lost."""
+        for instance in self._proxy.servers:
+            if isinstance(instance, AsyncioServerInstance):
+                servers: list[Any] = instance._servers
+                servers[:] = [
+                    self._door(instance, one) if isinstance(one, asyncio.Server) else one for one in servers
+                ]
+
+    def _door(self, instance: Instance, server: asyncio.Server) -> Door:
+        sockets = [socket.socket(fileno=socket.dup(one.fileno())) for one in server.sockets]
+        server.close()
+        return Door(sockets, self._threshold, partial(self._receive, instance))
+
+    def _receive(self, instance: Instance, leave: Leave) -> asyncio.BaseProtocol:
+        lane, mode = self._lane(), instance.mode
+        if lane is None or not isinstance(mode, mode_specs.RegularMode | mode_specs.ReverseMode):
+            return _MitmproxyProtocol(instance, leave)
+        server = mode.address if isinstance(mode, mode_specs.ReverseMode) else None
+        return Connection(lane, leave, partial(_hand_over, instance, leave), server)
+
+
+def _hand_over(
+    instance: Instance,
+    leave: Leave,
+    transport: asyncio.Transport,
+    received: bytes,
+    tunnel: Tunnel | None,
+    *,
+    has_ended: bool,
+) -> None:
+    """See `lane.HandOver`."""
+    protocol = _MitmproxyProtocol(instance, leave, tunnel)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    protocol.read(received if tunnel is None else tunnel.connect + received)
+    if has_ended:
+        protocol.eof_received()
+
+
+class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
+    """What mitmproxy has a connection by."""
+
+    def __init__(self, instance: Instance, leave: Leave, tunnel: Tunnel | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(asyncio.StreamReader(loop=loop), partial(self._begin, instance), loop)
+        self._leave = leave
+        self._tunnel = tunnel
+
+    async def _begin(
+        self, instance: Instance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._tunnel is not None:
+            writer = InsideWriter(writer.transport, self, reader, self._tunnel)
+        await instance.handle_stream(reader, writer)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._client = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+
+    def read(self, data: bytes) -> None:
+        """Something was read, and decrypted."""
+        super().data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        session = self._tunnel.session if self._tunnel is not None else None
+        if session is None:
+            self.read(data)
+            return
+        with suppress(SSL.Error):  # nothing that follows can be read
+            said, to_send = session.receive(data)
+            self._client.write(to_send)
+            if said:
+                self.read(said)
+        if session.has_ended:
+            self.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._leave()
+
+
+class InsideWriter(asyncio.StreamWriter):
+    """Writes for mitmproxy into a tunnel that it, too, has to open before it knows what is inside."""
+
+    def __init__(
+        self,
+        transport: asyncio.WriteTransport,
+        protocol: asyncio.StreamReaderProtocol,
+        reader: asyncio.StreamReader,
+        tunnel: Tunnel,
+    ) -> None:
+        super().__init__(transport, protocol, reader, asyncio.get_running_loop())
+        self._session = tunnel.session
+        self._is_open = False
+
+    @property
+    def tls(self) -> SSL.Connection | None:
+        """What encrypts here."""
+        return self._session.connection if self._session is not None else None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, but for the first answer: the client has had that."""
+        if not self._is_open:
+            self._is_open = True
+            head, _, data = bytes(data).partition(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200 "):
+                self.close()
+                return
+        if data and self._session is not None:
+            data = self._session.encrypt(bytes(data))
+        if data:
+            super().write(data)

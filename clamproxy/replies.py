@@ -1,0 +1,81 @@
+"""What all replies have in common, whoever makes them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.config.units import KIB
+from clamproxy.dates import http_date
+from clamproxy.messages import CACHE_STATUS, Body, Reply, Result, Source
+from clamproxy.ranges import Selection
+
+IN_MEMORY = 128 * KIB
+"""Bodies up to this size are read at once; longer ones are moved from disk to the socket. A cdiff of daily
+has some 50 KiB, a signature 10."""
+
+
+def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
+    """A short answer in words."""
+    text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
+    reply = Reply(status, result, body=text, version=version, reason=reason)
+    reply.headers["Content-Type"] = "text/plain; charset=utf-8"
+    reply.headers["Cache-Control"] = "no-store"
+    return reply
+
+
+def describe(headers: Headers, selection: Selection, size: int | None) -> None:
+    """Add the fields that say which part of a representation follows.
+
+    Args:
+        headers: of the reply.
+        selection: the part.
+        size: of the whole, in bytes; None: unknown. A HEAD need not tell that (RFC 9110 8.6).
+    """
+    if selection.status != 304 and not (selection.status == 200 and size is None):
+        headers["Content-Length"] = str(selection.length)
+    if selection.content_range is not None:
+        headers["Content-Range"] = selection.content_range
+
+
+def content(source: Source, start: int, length: int, *, is_arriving: bool) -> bytes | Body:
+    """Bytes of a source, or the span of it that is to be sent from there.
+
+    Args:
+        source: closed here unless it is part of what is returned.
+        start: offset of the first byte.
+        length: how many; 0 for the answer to a HEAD, say.
+        is_arriving: whether some of it may not be here yet, so that it can't be read at once.
+    """
+    if length and (is_arriving or length > IN_MEMORY):
+        return Body(source, start, length)
+    try:
+        return os.pread(source.fileno(), length, start) if length else b""
+    finally:
+        source.close()
+
+
+def complete(reply: Reply, method: str, via: str | None = None) -> None:
+    """Add the fields that every reply carries, and drop content that its method or status doesn't allow.
+
+    Args:
+        reply: what a feed has said of its date, or a cache of itself, stays.
+        method: of the request.
+        via: the gateway in Via, where it is a proxy.
+    """
+    headers = reply.headers
+    there = {name.lower() for name, _ in headers}  # each look-up would go through all of them
+    if "cache-status" not in there:
+        headers.add("Cache-Status", CACHE_STATUS[reply.result])
+    if "date" not in there:
+        headers.add("Date", http_date(time.time()))
+    if via is not None:
+        headers["Via"] = via
+    has_content = reply.status not in (204, 304)
+    # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
+    if has_content and (reply.length or method != "HEAD") and "content-length" not in there:
+        headers.add("Content-Length", str(reply.length))
+    if not has_content or method == "HEAD":
+        reply.body = b""

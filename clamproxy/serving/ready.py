@@ -1,0 +1,118 @@
+"""Ready answers: small files as they were sent last, kept in memory to be sent again.
+
+When a fleet wakes, thousands of machines ask for the same patch and its signature within a second. An
+answer that is kept costs one look at the index, by which it is known that the cache still holds the same
+object: what has been dropped or replaced, by this or any other process, isn't answered from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from werkzeug.datastructures import Headers
+
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
+from clamproxy.config.units import MIB
+from clamproxy.messages import Reply, Request, Result
+from clamproxy.objects import ObjectId
+from clamproxy.releases.signs import Signs
+
+LIMIT = 32 * MIB
+"""Bytes in all: some 90 patches and their signatures of each of five databases, and far more than are asked
+for at the same time."""
+_OVERHEAD = 1024
+"""Bytes that an answer takes besides its content, about."""
+_CONDITIONS = ("range", "if-modified-since", "if-none-match", "if-match", "if-unmodified-since", "if-range")
+
+
+@dataclass(slots=True)
+class _Ready:
+    object_id: ObjectId
+    sources: tuple[ObjectId, ...]
+    """The object, and the file that it signs if it is a signature."""
+    known: tuple[Metadata | None, ...]
+    """What was known of these when the answer was made."""
+    headers: list[tuple[str, str]]
+    body: bytes
+    generation: int
+    """Of the store when the same was known last."""
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + _OVERHEAD
+
+
+class ReadyAnswers:
+    """Those that were asked for last, up to a limit. Event loop only."""
+
+    def __init__(self, store: Store, signs: Signs, limit: int = LIMIT) -> None:
+        """Start without any.
+
+        Args:
+            store: says whether an object is still the same.
+            signs: says which signatures may be handed out without another look.
+            limit: bytes; what was asked for longest ago goes first.
+        """
+        self._store = store
+        self._signs = signs
+        self._limit = limit
+        self._size = 0
+        self._answers: OrderedDict[str, _Ready] = OrderedDict()
+
+    def find(self, request: Request) -> tuple[ObjectId, Reply] | None:
+        """The answer to a request, and what it is about; None if it isn't ready."""
+        ready = self._answers.get(request.path)
+        if ready is None or not _is_plain(request):
+            return None
+        if ready.generation != (generation := self._store.generation()):
+            if self._store.metadata(*ready.sources) != ready.known:
+                self._drop(request.path)
+                return None
+            ready.generation = generation
+        self._answers.move_to_end(request.path)
+        object_id = ready.object_id
+        return object_id, Reply(200, Result.HIT, Headers(ready.headers), ready.body, object_id.version)
+
+    def keep(self, request: Request, object_id: ObjectId, reply: Reply) -> bool:
+        """Keep the answer to a request, if the same answer will do for others.
+
+        Args:
+            request: the request.
+            object_id: the patch or signature that was asked for.
+            reply: the answer, from the cache, with nothing in it yet that belongs to this request.
+
+        Returns:
+            False if these aren't the bytes that were published: the file has been damaged since.
+        """
+        body, path = reply.body, object_id.upstream_path
+        if request.method != "GET" or not _is_plain(request) or not isinstance(body, bytes):
+            return True
+        is_signature = object_id.kind.is_signature
+        sources = (object_id, object_id.signed) if is_signature else (object_id,)
+        generation, known = self._store.generation(), self._store.metadata(*sources)
+        # What is held in memory while the disk takes nothing has no digest, and no long life.
+        if known[0] is None or known[0].sha256 is None:
+            return True
+        if hashlib.sha256(body).hexdigest() != known[0].sha256:
+            return False
+        if is_signature and not self._signs.is_proven(object_id):
+            return True  # it has to be held against its file as soon as that is here
+        self._drop(path)
+        self._answers[path] = ready = _Ready(object_id, sources, known, list(reply.headers), body, generation)
+        self._size += ready.size
+        while self._size > self._limit:
+            self._drop(next(iter(self._answers)))
+        return True
+
+    def _drop(self, path: str) -> None:
+        ready = self._answers.pop(path, None)
+        if ready is not None:
+            self._size -= ready.size
+
+
+def _is_plain(request: Request) -> bool:
+    """Whether the whole file is asked for, whatever the client has already."""
+    return all(request.field(name) is None for name in _CONDITIONS)

@@ -1,0 +1,290 @@
+"""The express lane: what it doesn't answer goes to mitmproxy, and nobody can tell the difference."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.support.big import PATH, Forgery, begun_download
+from tests.support.freshclam import OK
+from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send
+from tests.support.raw_http import LOCALHOST, exchange, parse_answers
+from tests.support.site import Site, eventually, open_site, signed
+
+from .conftest import MakeForged, MakeSite
+
+NAME = "test-6.cvd.sign"
+TUNNEL = f"{CDN}:80"
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
+"""Without shrinking: a connection that is left open costs many seconds."""
+_STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
+DOORS = {"absolute": f"http://{CDN}/{NAME}", "tunnel": f"/{NAME}", "reverse": f"/{NAME}"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sites that differ in one setting only."""
+
+    express: Site
+    plain: Site
+
+    def statuses(self, sent: bytes, door: str, *, pause_at: int | None = None) -> tuple[list[int], list[int]]:
+        """What comes back from each until it closes the connection."""
+        first, second = (statuses_of(site, sent, door, pause_at) for site in (self.express, self.plain))
+        return first, second
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both have the same files in their caches; tests only read."""
+    with ExitStack() as stack:
+        sites = []
+        for is_express in (True, False):
+            directory = tmp_path_factory.mktemp("lane")
+            site = open_site(directory, serving={"hosts": [CDN], "express": is_express})
+            stack.callback(site.close)
+            site.publish(6)
+            assert site.gateway.ask(f"/{NAME}", Way.ABSOLUTE).status == 200
+            sites.append(site)
+        yield Pair(*sites)
+        assert not [site.gateway.log for site in sites if "Traceback" in site.gateway.log]
+
+
+def statuses_of(site: Site, sent: bytes, door: str, pause_at: int | None = None) -> list[int]:
+    port = site.gateway.reverse_port if door == "reverse" else site.gateway.port
+    if pause_at is None:
+        received = exchange(port, sent, inside=TUNNEL if door == "tunnel" else None, half_closes=True)
+    else:
+        received = in_two_pieces(port, sent, pause_at, inside=door == "tunnel")
+    return [int(status) for status in _STATUS.findall(received)]
+
+
+def in_two_pieces(port: int, sent: bytes, pause_at: int, *, inside: bool) -> bytes:
+    """Like `exchange`, with a moment between the first bytes and the rest."""
+    received = b""
+    connect = f"CONNECT {TUNNEL} HTTP/1.1\r\nHost: {TUNNEL}\r\n\r\n".encode()
+    with socket.create_connection((LOCALHOST, port), timeout=20) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if inside:
+            stream.sendall(connect)
+            assert stream.recv(1000).startswith(b"HTTP/1.1 200 ")
+        stream.sendall(sent[:pause_at])
+        time.sleep(0.02)
+        stream.sendall(sent[pause_at:])
+        stream.shutdown(socket.SHUT_WR)
+        while piece := stream.recv(65536):
+            received += piece
+    return received
+
+
+# Heads
+
+HEADS = {
+    "ordinary": ("GET {f} HTTP/1.1|Host: x|Connection: close||", [200]),
+    "folded": ("GET {f} HTTP/1.1|Host: x|Range: bytes=0-|\t9|Connection: close||", [206]),
+    "content": ("POST {f} HTTP/1.1|Host: x|Content-Length: 3||abcGET {f} HTTP/1.0||", [405, 200]),
+    "no Host": ("GET {f} HTTP/1.1|Connection: close||", [400]),
+    "a bare LF": ("GET {f} HTTP/1.1\nHost: x\nConnection: close\n\n", [200]),
+    "no HTTP": ("nonsense||", [400]),
+    "ordinary, then odd": ("HEAD {f}x HTTP/1.1|Host: x|||GET  {f} HTTP/1.1|Host: x|Upgrade: y||", [404, 200]),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_in_two_pieces(pair: Pair, head: str) -> None:
+    """Wherever the first piece ends."""
+    text, statuses = HEADS[head]
+    text = text.replace("|", "\r\n")
+
+    def statuses_cut(cut: int) -> list[int]:
+        door = list(DOORS)[cut % len(DOORS)]
+        return statuses_of(pair.express, text.replace("{f}", DOORS[door]).encode(), door, cut)
+
+    cuts = range(1, len(text))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(statuses_cut, cuts)) == [statuses] * len(cuts)
+
+
+_pieces = st.sampled_from(
+    [
+        *(b"GET ", b"HEAD ", b"POST ", b"CONNECT ", b"get ", b"PRI ", b"\x16\x03\x01"),
+        *(b"{f}", b"/", b"*", b"http://", b"//", f"{CDN}:80".encode(), b"x.example", b":99999", b"#a", b"?a"),
+        *(
+            b" HTTP/1.1\r\n",
+            b" HTTP/1.0\r\n",
+            b" HTTP/1.7\r\n",
+            b" HTTP/2.0\r\n",
+            b"\r\n",
+            b"\r\n\r\n",
+            b"\n",
+        ),
+        *(b"Host: x\r\n", b"Host: a b\r\n", b"Connection: close\r\n", b"Connection: x\r\n", b"X : y\r\n"),
+        *(
+            b"Content-Length: 3\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"0\r\n\r\n",
+            b"abc",
+            b"Expect: x\r\n",
+        ),
+        *(b" ", b"\t", b"\r", b"\0", b"\xe4", b":", b"Range: bytes=0-9\r\n", b"Upgrade: h2c\r\n"),
+    ]
+)
+_requests = st.builds(
+    lambda method, fields, end: method + b"{f} HTTP/1.1\r\nHost: x\r\n" + b"".join(fields) + end,
+    st.sampled_from([b"GET ", b"HEAD ", b"POST "]),
+    st.lists(_pieces, max_size=3),
+    st.sampled_from([b"\r\n", b"\r\n\r\n", b"\n"]),
+)
+_streams = st.lists(
+    _requests | st.lists(_pieces, max_size=8).map(b"".join) | st.binary(max_size=20), max_size=3
+)
+
+
+@settings(max_examples=150, deadline=None, phases=QUICK, suppress_health_check=list(HealthCheck))
+@given(sent=_streams.map(b"".join), door=st.sampled_from(sorted(DOORS)))
+def test_the_same_statuses_either_way(pair: Pair, sent: bytes, door: str) -> None:
+    express, plain = pair.statuses(sent.replace(b"{f}", DOORS[door].encode()), door)
+    assert express == plain
+
+
+# Tunnels
+
+
+@pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.CONNECT_HTTPS])
+def test_a_tunnel_is_handed_over(make_forged: MakeForged, forgery: Forgery, way: Way) -> None:
+    """An odd request in a tunnel that the lane has opened, and the next one, get what others get."""
+    site = make_forged()
+    with site.gateway.connection(way) as connection:
+        for fields in ({}, {"content_length": "0"}, {}):
+            send(connection, PATH, way, **{"connection": "keep-alive", **fields})
+            answer = receive(connection)
+            assert (answer.status, answer.body) == (200, forgery.body)
+        connection.sock.sendall(b"nonsense\r\n\r\n")
+        assert connection.sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in site.gateway.log
+
+
+def test_many_on_one_connection(pair: Pair) -> None:
+    """Pipelined requests, more of them than are read ahead, are answered in their order."""
+    ask = "GET /{} HTTP/1.1\r\nHost: x\r\nRange: bytes={}-{}\r\n{}\r\n"
+    count = 2000
+    sent = "".join(ask.format(NAME, n, n, "Connection: close\r\n" * (n == count - 1)) for n in range(count))
+    answers = parse_answers(exchange(pair.express.gateway.port, sent.encode(), inside=TUNNEL))
+    assert [answer.headers["content-range"].split("/")[0] for answer in answers] == [
+        f"bytes {n}-{n}" for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_a_client_that_leaves_in_the_middle(make_forged: MakeForged, forgery: Forgery, way: Way) -> None:
+    """It is in the log once, as not complete, and nothing of it is left."""
+    site = make_forged()
+    assert site.gateway.ask(PATH).body == forgery.body
+    with begun_download(site.gateway, 1000, way, buffer=8192):
+        pass
+    assert eventually(lambda: _descriptors(site.gateway, "daily") == 0)
+    assert eventually(lambda: site.gateway.log.count(f"{PATH} ") == 2)
+    assert "Traceback" not in site.gateway.log
+    assert site.gateway.ask(PATH, way).body == forgery.body
+
+
+def _descriptors(gateway: Gateway, name: str) -> int:
+    links = Path(f"/proc/{gateway.pid}/fd").iterdir()
+    return sum(name in str(link.readlink()) for link in links if link.is_symlink())
+
+
+# The door
+
+
+def test_above_the_limit_connections_wait(make_site: MakeSite) -> None:
+    """A fleet that wakes in one second: nobody is closed, all are answered."""
+    count = 3000
+    site = make_site(access={"max_connections": 100, "max_connections_per_client": 100})
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}").status == 200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count * 2), hard))
+    try:
+        answers = asyncio.run(_storm(site.gateway.port, count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answers == [signed(NAME)] * count
+    assert "is reached" not in site.gateway.log
+    assert site.gateway.ask(f"/{NAME}").status == 200
+
+
+async def _storm(port: int, count: int) -> list[bytes]:
+    return await asyncio.gather(*(_update(port, f"127.0.{n // 250}.{n % 250 + 1}") for n in range(count)))
+
+
+async def _update(port: int, address: str) -> bytes:
+    """What freshclam does for one file, from an address of its own."""
+    fields = f"Host: {CDN}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection(LOCALHOST, port, local_addr=(address, 0))
+    writer.write(f"CONNECT {TUNNEL} HTTP/1.1\r\n{fields}".encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.write(f"GET /{NAME} HTTP/1.1\r\n{fields}".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    return body
+
+
+@pytest.mark.parametrize("is_express", [True, False])
+def test_a_connection_waits_for_another_to_end(make_site: MakeSite, *, is_express: bool) -> None:
+    site = make_site(access={"max_connections": 2}, serving={"hosts": [CDN], "express": is_express})
+    site.publish(6)
+    held = [socket.create_connection((LOCALHOST, site.gateway.port), timeout=20) for _ in range(2)]
+    for stream in held:
+        stream.sendall(b"GET ")  # so that it was accepted before the next one
+    with site.gateway.connection(Way.ABSOLUTE) as late, ThreadPoolExecutor(1) as pool:
+        send(late, f"/{NAME}", Way.ABSOLUTE)
+        answer = pool.submit(receive, late)
+        time.sleep(0.5)
+        assert not answer.done()
+        held[0].close()
+        assert answer.result(30).body == signed(NAME)
+    held[1].close()
+
+
+def test_who_is_idle_makes_room(make_site: MakeSite) -> None:
+    """Kept-alive connections that nobody uses lock nobody out."""
+    site = make_site(access={"max_connections": 2, "idle_timeout": "10m"})
+    site.publish(6)
+    with ExitStack() as stack:
+        for _ in range(2):
+            idle = stack.enter_context(site.gateway.connection(Way.ABSOLUTE))
+            send(idle, f"/{NAME}", Way.ABSOLUTE, connection="keep-alive")
+            assert receive(idle).status == 200
+        assert site.gateway.ask(f"/{NAME}", Way.ABSOLUTE, timeout=40).body == signed(NAME)
+
+
+# The setting
+
+
+@pytest.mark.parametrize("is_express", [True, False])
+def test_what_mitmproxy_sees(make_site: MakeSite, tmp_path: Path, *, is_express: bool) -> None:
+    """Whoever wants all requests in mitmproxy's file is told what to set."""
+    flows = tmp_path / "flows"
+    options = tmp_path / "site-0" / "gateway" / "conf" / "config.yaml"
+    options.parent.mkdir(parents=True)
+    options.write_text(f"save_stream_file: {flows}\n")
+    site = make_site(serving={"hosts": [CDN], "express": is_express})
+    site.publish(6)
+    outcome = site.client().run()
+    assert (outcome.code, outcome.version) == (OK, 6)
+    site.gateway.stop()
+    assert (b"/test.cvd" in flows.read_bytes()) == (not is_express)
+    assert ("with serving.express: false" in site.gateway.log) == is_express

@@ -1,0 +1,457 @@
+"""The front: one rule for each question, whoever received a request and wherever it leads."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.datastructures import Headers
+
+from clamproxy.access.users import user_line
+from clamproxy.config.settings import Settings
+from clamproxy.front import Asked, Caller, Destination, Exchange, Front, Routing
+from clamproxy.messages import DOCTOR_FIELD, Reply, Result
+from clamproxy.replies import complete, plain
+from clamproxy.service import Service
+from clamproxy.stats import COUNTERS, FEED_COUNTERS
+from tests.support.forge import forge_keys
+from tests.unit.front_bench import CDN, CLIENT, OWN_ADDRESS, OWN_PORT, asked, caller
+
+FEED, PASSED, OWN_NAME = "feeds.example.com", "pass.example.com", "gateway.example.net"
+SECTIONS: dict[str, Any] = {
+    "serving": {"pass_through": [PASSED, FEED, OWN_NAME]},
+    "feeds": {"hosts": [FEED]},
+    "tls": {"names": [OWN_NAME]},
+}
+OFFLINE = {"upstream": {"offline": True}}
+USERS = {"access": {"users": [user_line("clamav", "s3cret")]}}
+LOGIN = "Basic " + base64.b64encode(b"clamav:s3cret").decode()
+CHALLENGE = 'Basic realm="clamproxy"'
+PROXY, SERVER = "Proxy-Authorization", "Authorization"
+
+
+class Rig:
+    """A front with a service that asks nobody."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.front = Front()
+        self.services: list[Service] = []
+
+    def install(self, **sections: Any) -> Service:
+        settings = Settings.model_validate(
+            SECTIONS | OFFLINE | {"cache": {"directory": self.directory}} | sections
+        )
+        service = Service(settings, forge_keys().trusted)
+        self.services.append(service)
+        self.front.install(service)
+        return service
+
+    @property
+    def service(self) -> Service:
+        return self.services[-1]
+
+    async def answer(
+        self, url: str, method: str = "GET", by: Caller | None = None, **fields: str
+    ) -> Exchange:
+        return await self.front.answer(asked(url, method, headers(**fields), by))
+
+    async def counted(self) -> dict[str, int]:
+        """The counters that aren't 0."""
+        await self.service.flush()
+        counters = self.service.store.counters()
+        return {name: counters[name] for name in (*COUNTERS, *FEED_COUNTERS) if counters.get(name)}
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    rig.install()
+    yield rig
+    for service in rig.services:
+        service.stop()
+
+
+def headers(**fields: str) -> Headers:
+    return Headers([(name.replace("_", "-"), value) for name, value in fields.items()])
+
+
+# Where requests lead
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (f"http://{CDN}:80/daily.cvd", Destination.DATABASES),
+        (f"https://{CDN}:443/daily.cvd", Destination.DATABASES),
+        (f"http://{CDN}:80/status.json", Destination.DATABASES),
+        (f"http://{FEED}:80/x", Destination.FEED),
+        (f"http://{FEED}:80/status.json", Destination.FEED),
+        (f"http://{PASSED}:8000/x", Destination.PASSED),
+        (f"http://{OWN_NAME}:80/status.json", Destination.PASSED),  # names of hosts come first
+        ("http://other.example.com:80/daily.cvd", Destination.NOBODY),
+        ("http://other.example.com:80/livez", Destination.NOBODY),
+        (f"http://other.example.com:{OWN_PORT}/daily.cvd", Destination.DATABASES),
+        (f"http://{FEED}:{OWN_PORT}/livez", Destination.PAGES),
+        ("/daily.cvd", Destination.DATABASES),
+        ("/", Destination.PAGES),
+    ],
+)
+def test_destination(url: str, expected: Destination) -> None:
+    assert Routing(Settings.model_validate(SECTIONS)).destination(asked(url)) is expected
+
+
+@pytest.mark.parametrize("url", [f"http://{FEED}:80/daily.cvd", "http://other.example.com:80/daily.cvd"])
+def test_on_a_reverse_port_the_gateway_is_the_server(url: str) -> None:
+    request = asked(url, by=caller(is_reverse=True))
+    assert Routing(Settings.model_validate(SECTIONS)).destination(request) is Destination.DATABASES
+
+
+def test_offline_nothing_is_passed_through() -> None:
+    routing = Routing(Settings.model_validate(SECTIONS | OFFLINE))
+    assert routing.destination(asked(f"http://{PASSED}:80/x")) is Destination.NOBODY
+    assert routing.destination(asked(f"http://{OWN_NAME}:80/livez")) is Destination.PAGES
+    assert routing.destination(asked(f"http://{OWN_NAME}:80/daily.cvd")) is Destination.DATABASES
+
+
+# Tunnels
+
+
+@pytest.mark.parametrize(
+    ("authority", "is_admitted"),
+    [
+        (f"{CDN}:80", True),
+        (f"{CDN}:443", True),
+        (f"{CDN}:22", False),
+        (f"{FEED}:8443", True),
+        (f"{OWN_NAME}:8443", True),
+        (f"{OWN_ADDRESS}:{OWN_PORT}", True),
+        ("other.example.com:443", False),
+    ],
+)
+async def test_tunnel(rig: Rig, authority: str, is_admitted: bool) -> None:
+    request = asked(authority, "CONNECT")
+    exchange = await rig.front.open_tunnel(request)
+    host, _, port = authority.rpartition(":")
+    if is_admitted:
+        assert (exchange, request.caller.tunnel) == (None, (host, int(port)))
+    else:
+        assert exchange is not None
+        assert (exchange.reply.status, exchange.reply.result) == (502, Result.REFUSED)
+        assert request.caller.tunnel is None
+        exchange.end(exchange.reply.length)
+        assert (await rig.counted())["refused"] == 1
+
+
+# Users
+
+
+async def test_who_named_itself_with_connect_need_not_again(rig: Rig) -> None:
+    rig.install(**USERS)
+    by = caller()
+    refusal = await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", by=by))
+    assert refusal is not None
+    assert (refusal.reply.status, refusal.reply.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
+    assert not rig.front.is_known(by)
+    fields = Headers({PROXY: LOGIN})
+    assert await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", fields, by)) is None
+    assert rig.front.is_known(by)
+    assert (await rig.answer(f"http://{CDN}:80/x", by=by)).reply.status == 404
+    assert (await rig.answer(f"http://{CDN}:80/x")).reply.status == 407, "another connection"
+
+
+@pytest.mark.parametrize("url", [f"http://{CDN}:80/x", f"http://{FEED}:80/x", "http://other.example.com:80/"])
+async def test_a_proxy_asks_for_a_proxys_password(rig: Rig, url: str) -> None:
+    rig.install(**USERS)
+    exchange = await rig.front.answer(asked(url, headers=Headers({SERVER: LOGIN})))
+    assert (exchange.reply.status, exchange.reply.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
+    exchange = await rig.front.answer(asked(url, headers=Headers({PROXY: LOGIN})))
+    assert exchange.reply.status != 407
+    assert not rig.front.is_known(exchange.asked.caller), "one request is no connection"
+
+
+async def test_a_server_asks_for_a_servers(rig: Rig) -> None:
+    rig.install(**USERS)
+    for by in (caller(), caller(is_reverse=True)):
+        exchange = await rig.front.answer(asked("/x", headers=Headers({PROXY: LOGIN}), by=by))
+        assert (exchange.reply.status, exchange.reply.headers["WWW-Authenticate"]) == (401, CHALLENGE)
+        exchange = await rig.front.answer(asked("/x", headers=Headers({SERVER: LOGIN}), by=by))
+        assert exchange.reply.status == 404
+
+
+async def test_for_health_nobody_is_asked(rig: Rig) -> None:
+    rig.install(**USERS)
+    assert (await rig.answer("/livez")).reply.status == 200
+    assert (await rig.answer("/status.json")).reply.status == 401
+
+
+async def test_a_reload_forgets_who_is_known_if_the_users_change(rig: Rig) -> None:
+    by = caller()
+    assert rig.front.is_known(by)
+    rig.install(**USERS)
+    assert not rig.front.is_known(by)
+    await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", Headers({PROXY: LOGIN}), by))
+    rig.install(versions={"refresh": "7m"}, **USERS)
+    assert rig.front.is_known(by)
+    rig.install(access={"users": [user_line("clamav", "another")]})
+    assert not rig.front.is_known(by)
+
+
+# Loops and methods
+
+
+LOOPS = [
+    pytest.param("{own}", id="this gateway"),
+    pytest.param("1.1 a, {own}, 1.1 b", id="among others"),
+    pytest.param("1.1 a, " * 146 + "abc", id="1025 characters"),
+    pytest.param("1.1 a\x01", id="a control character"),
+    pytest.param("1.1 \u00fc", id="not ASCII"),
+]
+
+
+@pytest.mark.parametrize("via", LOOPS)
+@pytest.mark.parametrize("url", [f"http://{CDN}:80/daily.cvd", f"http://{FEED}:80/x", "/daily.cvd"])
+async def test_a_loop_ends_here(rig: Rig, url: str, via: str) -> None:
+    reply = (await rig.answer(url, Via=via.format(own=rig.service.via))).reply
+    assert (reply.status, reply.result) == (502, Result.REFUSED)
+    assert "loop" in reply.reason
+
+
+@pytest.mark.parametrize("via", LOOPS)
+async def test_also_for_what_is_passed_through(rig: Rig, via: str) -> None:
+    rig.install(upstream={})
+    fields = headers(Via=via.format(own=rig.service.via))
+    exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", headers=fields))
+    assert exchange is not None
+    assert (exchange.reply.status, exchange.reply.result) == (502, Result.REFUSED)
+    assert "loop" in exchange.reply.reason
+
+
+async def test_other_gateways_are_none(rig: Rig) -> None:
+    via = "1.1 a, " * 146 + "ab"
+    assert (await rig.answer(f"http://{CDN}:80/x", Via=via)).reply.status == 404
+    assert (await rig.answer(f"http://{FEED}:80/x", Via=via)).reply.status == 503
+
+
+@pytest.mark.parametrize("url", [f"http://{CDN}:80/daily.cvd", f"http://{FEED}:80/x", "/daily.cvd"])
+@pytest.mark.parametrize("method", ["POST", "OPTIONS", "get", "TRACE", "FOO"])
+async def test_methods(rig: Rig, url: str, method: str) -> None:
+    reply = (await rig.answer(url, method)).reply
+    assert (reply.status, reply.result, reply.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
+
+
+# What is passed through
+
+
+@pytest.mark.parametrize(
+    ("method", "left", "status"),
+    [("GET", "0", 0), ("OPTIONS", "1", 0), ("OPTIONS", "x", 0), ("OPTIONS", "0", 204), ("TRACE", "0", 405)],
+)
+async def test_how_far_a_request_goes(rig: Rig, method: str, left: str, status: int) -> None:
+    rig.install(upstream={})
+    exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", method, headers(Max_Forwards=left)))
+    assert exchange is not None
+    assert exchange.reply.status == status
+    assert exchange.reply.result is (Result.REFUSED if status else Result.PASSED)
+    if status:
+        assert exchange.reply.headers["Allow"] == "GET, HEAD, OPTIONS"
+        assert (status == 204) == (exchange.reply.body == b"")
+
+
+async def test_nothing_else_is_passed_through(rig: Rig) -> None:
+    rig.install(upstream={})
+    for url in (f"http://{CDN}:80/x", f"http://{FEED}:80/x", "http://other.example.com:80/x", "/x"):
+        assert await rig.front.pass_on(asked(url)) is None
+
+
+async def test_nor_without_users(rig: Rig) -> None:
+    rig.install(upstream={}, **USERS)
+    exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x"))
+    assert exchange is not None
+    assert exchange.reply.status == 407
+
+
+async def test_nobody_has_looked_at_the_head_of_what_comes_to_be_passed_through(rig: Rig) -> None:
+    rig.install(upstream={})
+    reply = (await rig.answer(f"http://{PASSED}:80/x")).reply
+    assert (reply.status, reply.result) == (503, Result.ERROR)
+
+
+# What every reply carries
+
+
+@pytest.mark.parametrize(
+    ("url", "method", "status"),
+    [
+        (f"http://{CDN}:80/x", "GET", 404),
+        (f"http://{CDN}:80/x", "HEAD", 404),
+        (f"http://{CDN}:80/x", "POST", 405),
+        (f"http://{FEED}:80/x", "GET", 503),
+        (f"http://{FEED}:80/x", "HEAD", 503),
+        (f"http://{FEED}:80/x", "POST", 405),
+        ("http://other.example.com:80/x", "GET", 502),
+        ("/livez", "GET", 200),
+        ("/livez", "HEAD", 200),
+        ("/livez", "POST", 405),
+        ("/livez", "OPTIONS", 204),
+    ],
+)
+async def test_replies_are_complete(rig: Rig, url: str, method: str, status: int) -> None:
+    reply = (await rig.answer(url, method)).reply
+    assert reply.status == status
+    for name in ("Cache-Status", "Date", "Via"):
+        assert len(reply.headers.getlist(name)) == 1, name
+    assert reply.headers["Via"] == rig.service.via
+    assert isinstance(reply.body, bytes)
+    if status == 204:
+        assert "Content-Length" not in reply.headers
+    elif method == "HEAD":
+        assert int(reply.headers["Content-Length"]) > 0
+    else:
+        assert int(reply.headers["Content-Length"]) == len(reply.body) > 0
+    assert bool(reply.body) is (method != "HEAD" and status != 204)
+
+
+@pytest.mark.parametrize(
+    ("reply", "method", "expected"),
+    [
+        pytest.param(Reply(200, Result.HIT, body=b"abc"), "GET", ("3", b"abc"), id="content"),
+        pytest.param(Reply(200, Result.HIT, body=b"abc"), "HEAD", ("3", b""), id="HEAD"),
+        pytest.param(Reply(200, Result.HIT), "GET", ("0", b""), id="empty"),
+        pytest.param(Reply(200, Result.HIT), "HEAD", (None, b""), id="HEAD, length not known"),
+        pytest.param(
+            Reply(200, Result.HIT, Headers({"Content-Length": "9"})), "HEAD", ("9", b""), id="known"
+        ),
+        pytest.param(Reply(304, Result.HIT), "GET", (None, b""), id="304"),
+        pytest.param(plain(204, Result.REFUSED, "words"), "OPTIONS", (None, b""), id="204"),
+    ],
+)
+def test_content(reply: Reply, method: str, expected: tuple[str | None, bytes]) -> None:
+    complete(reply, method)
+    assert (reply.headers.get("Content-Length"), reply.body) == expected
+    assert "Via" not in reply.headers
+
+
+def test_what_a_feed_says_of_itself_stays() -> None:
+    reply = Reply(200, Result.HIT, Headers({"Date": "then", "Cache-Status": "clamproxy; fwd=bypass"}))
+    complete(reply, "GET", "1.1 me")
+    assert (reply.headers["Date"], reply.headers["Cache-Status"]) == ("then", "clamproxy; fwd=bypass")
+
+
+# What goes wrong
+
+
+async def test_without_a_service(tmp_path: Path) -> None:
+    front = Front()
+    for exchange in (
+        await front.answer(asked()),
+        await front.pass_on(asked()),
+        await front.open_tunnel(asked(f"{CDN}:80", "CONNECT")),
+    ):
+        assert exchange is not None
+        assert (exchange.reply.status, exchange.reply.headers["Via"]) == (503, "1.1 clamproxy")
+        exchange.end(0)
+
+
+async def test_a_defect_is_503(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Destination:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Routing, "destination", fail)
+    for exchange in (
+        await rig.front.answer(asked()),
+        await rig.front.pass_on(asked()),
+        await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT")),
+    ):
+        assert exchange is not None
+        assert (exchange.reply.status, exchange.reply.result) == (503, Result.ERROR)
+        assert exchange.reply.headers["Retry-After"] == "1"
+    assert caplog.text.count(f"A request from {CLIENT} failed.") == 3
+
+
+# Accounting
+
+
+COUNTED = [
+    pytest.param(f"http://{CDN}:80/x", {}, {"requests": 1, "refused": 1}, id="no file of ClamAV's"),
+    pytest.param(f"http://{CDN}:80/daily.cvd", {}, {"requests": 1, "misses": 1}, id="a miss"),
+    pytest.param(f"http://{CDN}:80/x", {DOCTOR_FIELD: "1"}, {}, id="the doctor"),
+    pytest.param("http://other.example.com:80/", {}, {"requests": 1, "refused": 1}, id="nobody"),
+    pytest.param(f"http://{FEED}:80/x", {}, {"feed_requests": 1, "feed_errors": 1}, id="a feed's error"),
+    pytest.param(
+        f"http://{FEED}:80/x", {DOCTOR_FIELD: "1"}, {"feed_requests": 1, "feed_errors": 1}, id="no doctor"
+    ),
+    pytest.param(
+        f"http://{FEED}:80/x", {"Via": "\u00fc"}, {"requests": 1, "refused": 1}, id="a loop on a feed's host"
+    ),
+    pytest.param("/livez", {}, {}, id="a page"),
+]
+
+
+@pytest.mark.parametrize(("url", "fields", "expected"), COUNTED)
+async def test_what_counts_as_what(
+    rig: Rig, url: str, fields: dict[str, str], expected: dict[str, int]
+) -> None:
+    exchange = await rig.front.answer(asked(url, headers=Headers(fields)))
+    exchange.end(0)
+    exchange.end(0)
+    assert await rig.counted() == expected
+
+
+@pytest.mark.parametrize("host", [CDN, FEED, "other.example.com"])
+async def test_who_is_not_known_is_refused(rig: Rig, host: str) -> None:
+    rig.install(**USERS)
+    exchange = await rig.answer(f"http://{host}:80/x")
+    exchange.end(exchange.reply.length)
+    assert await rig.counted() == {"requests": 1, "refused": 1, "bytes_served": exchange.reply.length}
+    assert rig.service.feeds.figures()["hosts"] == []
+
+
+async def test_whoever_serves_at_the_end_counts(rig: Rig) -> None:
+    exchange = await rig.answer(f"http://{CDN}:80/x")
+    earlier = rig.service
+    rig.install(versions={"refresh": "7m"})
+    earlier.stop()
+    exchange.end(3)
+    assert await rig.counted() == {"requests": 1, "refused": 1, "bytes_served": 3}
+
+
+async def test_the_log_says_what_became_of_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "clamproxy.access")
+    (await rig.answer(f"http://{CDN}:80/x", Clamproxy_Doctor="1")).end(28)
+    (await rig.answer(f"http://{FEED}:80/secret")).end(0, "client left")
+    rig.front.unanswered(asked(f"http://{CDN}:80/daily.cvd")).end(0, "the content is too large")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith(f"{CLIENT} GET /x - status 404 28B ")
+    assert f"GET {FEED}/... - error 503 0B " in lines[1]
+    assert lines[1].endswith(" (client left)")
+    assert "GET /daily.cvd - refused 0 0B" in lines[2]
+
+
+# Ends
+
+
+async def test_answers_and_bodies_are_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(_: Asked) -> Reply:
+        await go_on.wait()
+        return Reply(200, Result.HIT)
+
+    monkeypatch.setattr(rig.service.gateway, "handle", wait)
+    answering = asyncio.create_task(rig.front.answer(asked()))
+    waiting = asyncio.create_task(rig.front.answered(60))
+    await asyncio.sleep(0)
+    with rig.front.sending():
+        go_on.set()
+        await answering
+        done, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not done, "a body is on its way"
+    await asyncio.wait_for(waiting, 60)

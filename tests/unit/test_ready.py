@@ -1,0 +1,231 @@
+"""Ready answers: the same as from the disk, and never of what the cache doesn't hold any more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from werkzeug.datastructures import Headers
+
+from clamproxy.cache import files
+from clamproxy.cache.store import Store
+from clamproxy.inspection import Finding, reject
+from clamproxy.messages import Reply, Request, Requester, Result
+from clamproxy.objects import ObjectId
+from clamproxy.releases.signs import Signs
+from clamproxy.serving.answers import from_object
+from clamproxy.serving.ready import ReadyAnswers
+from tests.support.forge import forge_cdiff, forge_keys, forge_sign
+from tests.support.origin import Origin
+from tests.unit.conftest import AGENT, cdiff, cvd, put, read, sign
+from tests.unit.whole_site import PROBE, RELEASES, Site, open_site, since
+
+PATCH = cdiff(2)
+SIGNATURE = sign(PATCH)
+BODIES: dict[ObjectId, Callable[[], bytes]] = {
+    PATCH: lambda: RELEASES.cdiff(2),
+    SIGNATURE: cache(lambda: RELEASES.cdiff_sign(2)),  # another one each time it is made
+}
+BOTH = pytest.mark.parametrize("asked", BODIES, ids=lambda one: one.file_name)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """CVD 1, cdiff 2 and its signature are cached, and looked at."""
+    async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
+        await site.hold(1, 2)
+        site.origin.put(SIGNATURE.file_name, BODIES[SIGNATURE]())
+        put(site.service.store, SIGNATURE, BODIES[SIGNATURE]())
+        await site.service._check_cache()
+        yield site
+
+
+def spoil(store: Store, object_id: ObjectId) -> None:
+    """As a bad disk does: other bytes, as many as before."""
+    published = store.open(object_id)
+    assert published is not None
+    with published:
+        path = Path(published.path)
+        path.unlink()
+        path.write_bytes(bytes(published.size))
+
+
+@BOTH
+async def test_an_answer_from_memory_is_the_one_from_the_disk(site: Site, asked: ObjectId) -> None:
+    first, content = await site.ask(asked.upstream_path)
+    assert (first.status, first.result, content) == (200, Result.HIT, BODIES[asked]())
+    spoil(site.service.store, asked)
+    for method, body in (("GET", content), ("HEAD", b"")):
+        reply, again = await site.ask(asked.upstream_path, method=method)
+        assert again == body
+        assert [*reply.headers] == [*first.headers]
+        assert (reply.status, reply.result, reply.version) == (first.status, first.result, first.version)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"Range": "bytes=1-5"}, 206),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-Match": '"another"'}, 412),
+        ({"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, 200),
+    ],
+)
+async def test_conditions_and_ranges(
+    site: Site, asked: ObjectId, fields: dict[str, str], status: int
+) -> None:
+    for _ in range(2):
+        reply, content = await site.ask(asked.upstream_path, **fields)
+        assert reply.status == status
+        assert content == {206: BODIES[asked]()[1:6], 200: BODIES[asked]()}.get(status, b"")
+        assert (await site.ask(asked.upstream_path))[1] == BODIES[asked]()
+
+
+# What the cache doesn't hold any more
+
+
+def purge(store: Store, object_id: ObjectId) -> None:
+    """By another process, as `clamproxy purge` is one."""
+    other = Store(store.directory, tidy=False)
+    other.drop(object_id)
+    other.close()
+
+
+def evict(store: Store, _: ObjectId) -> None:
+    store.collect_garbage(0, 0)
+
+
+def put_into_quarantine(store: Store, object_id: ObjectId) -> None:
+    published = store.open(object_id)
+    assert published is not None
+    with published:
+        inode = Path(published.path).stat().st_ino
+    assert reject(store, Finding(object_id, published.size, "bad", is_damaged=True, inode=inode))
+
+
+@BOTH
+@pytest.mark.parametrize("drop", [purge, evict, put_into_quarantine])
+async def test_what_is_dropped_is_not_answered_any_more(
+    site: Site, asked: ObjectId, drop: Callable[[Store, ObjectId], None]
+) -> None:
+    for _ in range(2):
+        await site.ask(asked.upstream_path)
+    site.origin.forget()
+    drop(site.service.store, asked)
+    reply, content = await site.ask(asked.upstream_path)
+    assert (reply.result, content) == (Result.MISS, BODIES[asked]())
+    assert site.origin.count(asked.upstream_path) == 1
+
+
+@pytest.mark.parametrize("other_process", [False, True])
+async def test_what_is_replaced(site: Site, *, other_process: bool) -> None:
+    await site.ask(PATCH.upstream_path)
+    own = site.service.store
+    store = Store(own.directory, tidy=False) if other_process else own
+    store.drop(PATCH)
+    put(store, PATCH, forge_cdiff("daily", 2))
+    assert (await site.ask(PATCH.upstream_path))[1] == forge_cdiff("daily", 2)
+    if other_process:
+        store.close()
+
+
+async def test_a_signature_is_compared_again_with_another_file(site: Site) -> None:
+    await site.ask(SIGNATURE.upstream_path)
+    store = site.service.store
+    store.drop(PATCH)
+    put(store, PATCH, forge_cdiff("daily", 2))
+    site.origin.put(SIGNATURE.file_name, forge_sign(forge_cdiff("daily", 2)))
+    reply, content = await site.ask(SIGNATURE.upstream_path)
+    assert (reply.result, content) == (Result.MISS, read(store, SIGNATURE))
+    assert content != BODIES[SIGNATURE]()
+
+
+@BOTH
+async def test_damage_is_found_when_a_file_is_read(site: Site, asked: ObjectId) -> None:
+    """It was sound when the gateway began."""
+    spoil(site.service.store, asked)
+    reply, content = await site.ask(asked.upstream_path)
+    assert (reply.result, content) == (Result.MISS, BODIES[asked]())
+    await site.settle()
+    assert read(site.service.store, asked) == BODIES[asked]()
+
+
+async def test_a_404_is_over_when_the_file_is_here(site: Site) -> None:
+    signature = sign(cvd(1))
+    site.origin.remove(signature.file_name)
+    for result in (Result.MISS, Result.NEGATIVE):
+        reply, _ = await site.ask(signature.upstream_path)
+        assert (reply.status, reply.result) == (404, result)
+    other = Store(site.service.store.directory, tidy=False)
+    put(other, signature, forge_sign(RELEASES.cvd(1)))
+    other.close()
+    assert (await site.ask(signature.upstream_path))[0].status == 200
+
+
+# What else happens
+
+
+async def test_who_asks_is_noticed_but_for_the_doctor(site: Site) -> None:
+    site.restart(serving={"prefetch": "none"})
+    site.service._origin.agents._seen.clear()
+    await site.ask(PATCH.upstream_path, Clamproxy_Doctor="yes")
+    await site.ask(PATCH.upstream_path, Clamproxy_Doctor="yes")
+    assert site.service._origin.agents.requester() is None
+    await site.ask(PATCH.upstream_path)
+    assert site.service._origin.agents.requester() == Requester(AGENT)
+
+
+@pytest.mark.parametrize("fields", [PROBE, PROBE | {"If-Modified-Since": since(1)}, {"If-None-Match": "*"}])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_is_asked_about_a_cvd_opens_no_file(
+    site: Site, monkeypatch: pytest.MonkeyPatch, method: str, fields: dict[str, str]
+) -> None:
+    site.advertise(1)
+    site.service.store.drop(PATCH)
+    reply, content = await site.ask(method=method, **fields)
+    opened: list[Path] = []
+    monkeypatch.setattr(files, "open_to_read", opened.append)
+    again, same = await site.ask(method=method, **fields)
+    assert (again.status, [*again.headers], same) == (reply.status, [*reply.headers], content)
+    assert opened == []
+
+
+# Limits
+
+
+def kept(store: Store, ready: ReadyAnswers, version: int) -> Request:
+    """Have an answer of 10,000 bytes kept."""
+    if not store.has(cdiff(version)):
+        put(store, cdiff(version), bytes(10_000))
+    published = store.open(cdiff(version))
+    assert published is not None
+    request = Request("GET", f"/daily-{version}.cdiff", Headers())
+    reply = from_object(request, cdiff(version), published.metadata, published, Result.HIT)
+    assert ready.keep(request, cdiff(version), reply)
+    return request
+
+
+def test_what_was_asked_for_longest_ago_makes_room(store: Store) -> None:
+    ready = ReadyAnswers(store, Signs(store, forge_keys().trusted), limit=35_000)
+    requests = [kept(store, ready, version) for version in (5, 6, 7)]
+    assert ready.find(requests[0]) is not None
+    kept(store, ready, 8)
+    kept(store, ready, 8)
+    found = [ready.find(request) is not None for request in requests]
+    assert found == [True, False, True]
+
+
+def test_an_answer_is_not_changed_by_whoever_sends_it(store: Store) -> None:
+    ready = ReadyAnswers(store, Signs(store, forge_keys().trusted))
+    request = kept(store, ready, 5)
+
+    def headers_of(found: tuple[ObjectId, Reply] | None) -> Headers:
+        assert found is not None
+        return found[1].headers
+
+    first = headers_of(ready.find(request))
+    first["Date"] = "today"
+    assert "Date" not in headers_of(ready.find(request))
