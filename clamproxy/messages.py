@@ -125,18 +125,18 @@ class Request:
     """With scheme and host: which server is asked. The databases and the pages don't look at it."""
     _fields: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def field(self, name: str) -> str | None:
-        """What `headers` have under a name, given in lower case; None if they don't.
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The first value of each field in `headers`, by its name in lower case.
 
         A request is asked for some ten fields, most of which it doesn't have, and each look-up in `headers`
         costs as much as this takes for all of them. Not to be used before `headers` are complete.
         """
-        fields = self._fields
-        if fields is None:
-            self._fields = fields = {}
-            for key, value in self.headers:
-                fields.setdefault(key.lower(), value)
-        return fields.get(name)
+        if self._fields is None:
+            self._fields = {}
+            for name, value in self.headers:
+                self._fields.setdefault(name.lower(), value)
+        return self._fields
 
     @property
     def url(self) -> str:
@@ -146,7 +146,7 @@ class Request:
     @property
     def requester(self) -> Requester:
         """For whom the origin is asked."""
-        agent = self.field("user-agent")
+        agent = self.fields.get("user-agent")
         # A field that no client sends must not make the origin refuse a file that others want.
         usable = agent is not None and PLAIN_FIELD.fullmatch(agent) is not None
         return Requester(agent if usable else None, self.via or None)
@@ -154,12 +154,12 @@ class Request:
     @property
     def via(self) -> str:
         """The gateways that the request came through."""
-        return "" if self.field("via") is None else ", ".join(self.headers.get_all("Via"))
+        return "" if "via" not in self.fields else ", ".join(self.headers.get_all("Via"))
 
     @property
     def is_doctors(self) -> bool:
         """Whether the doctor asks, for nobody who would use it."""
-        return self.field(DOCTOR_FIELD.lower()) is not None
+        return DOCTOR_FIELD.lower() in self.fields
 
     @property
     def is_relayed(self) -> bool:

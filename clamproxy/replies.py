@@ -71,8 +71,10 @@ def complete(reply: Reply, method: str, via: str | None = None) -> None:
         headers.add("Cache-Status", CACHE_STATUS[reply.result])
     if "date" not in there:
         headers.add("Date", http_date(time.time()))
-    if via is not None:
+    if via is not None and "via" in there:
         headers["Via"] = via
+    elif via is not None:
+        headers.add("Via", via)
     has_content = reply.status not in (204, 304)
     # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
     if has_content and (reply.length or method != "HEAD") and "content-length" not in there:

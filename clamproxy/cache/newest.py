@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata, PublishedFile
-from clamproxy.cache.rows import OBJECT_PREFIX
+from clamproxy.cache.rows import OBJECT_PREFIX, Row
 from clamproxy.objects import Kind, ObjectId
 
 type _Mark = tuple[int, int, int]
@@ -19,6 +19,7 @@ type _Mark = tuple[int, int, int]
 @dataclass(slots=True)
 class _Cvd:
     object_id: ObjectId
+    row: Row | None
     path: str = ""
     mark: _Mark | None = None
     """Of its file when that was last opened."""
@@ -67,11 +68,15 @@ class NewestCvds:
         """The CVDs of each database, the newest first."""
         generation, listed = self._listed
         if generation != (now := self._index.generation()):
+            before = {cvd.object_id: cvd for cvds in listed.values() for cvd in cvds}
             listed = {}
             for key in self._index.keys(OBJECT_PREFIX, f".{Kind.CVD}"):
                 with suppress(ValueError):
-                    object_id = ObjectId.parse(key.removeprefix(OBJECT_PREFIX))
-                    listed.setdefault(object_id.database, []).append(_Cvd(object_id))
+                    object_id, row = ObjectId.parse(key.removeprefix(OBJECT_PREFIX)), self._index.get(key)
+                    known = before.get(object_id)
+                    if known is None or known.row != row:
+                        known = _Cvd(object_id, row)
+                    listed.setdefault(object_id.database, []).append(known)
             for cvds in listed.values():
                 cvds.sort(key=lambda cvd: cvd.object_id.version, reverse=True)
             self._listed = now, listed

@@ -214,7 +214,7 @@ class Serving(_Section):
 
     def is_clamav_host(self, host: str) -> bool:
         """Tell whether a host (without port) is answered as the CDN; ``*`` is one label."""
-        return any(host_matches(pattern, host) for pattern in self.hosts)
+        return host in self.hosts or any(host_matches(pattern, host) for pattern in self.hosts)
 
     def passes_through(self, host: str) -> bool:
         """Tell whether requests for a host (without port) are forwarded as they are."""

@@ -56,7 +56,7 @@ class _Entry:
 
     @property
     def _software(self) -> str:
-        return (self._asked.field("user-agent") or "").partition(" ")[0]
+        return (self._asked.fields.get("user-agent") or "").partition(" ")[0]
 
     def __str__(self) -> str:
         """The line of text."""
@@ -72,7 +72,7 @@ class _Entry:
     def fields(self) -> dict[str, Any]:
         """The fields of the JSON object, all `_NAMES`; what isn't known is null."""
         asked, outcome, path = self._asked, self._outcome, self._path
-        machine = parse_agent(asked.field("user-agent") or "")
+        machine = parse_agent(asked.fields.get("user-agent") or "")
         return {
             "client": outcome.client,
             "method": asked.method[:_LONGEST],

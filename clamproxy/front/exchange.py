@@ -78,13 +78,13 @@ class Exchange:
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
         asked, reply = self.asked, self.reply
-        since = asked.field("if-modified-since")
+        since = asked.fields.get("if-modified-since")
         target = parse_path(asked.path, service.databases)
         return Visit(
             address=asked.caller.address,
-            user_agent=asked.field("user-agent"),
+            user_agent=asked.fields.get("user-agent"),
             target=target,
-            range_probe=asked.field("range") is not None,
+            range_probe="range" in asked.fields,
             # Thousands of visits may wait to be written: no more than a date is kept.
             if_modified_since=since and since[:_LONGEST_DATE],
             status=reply.status,

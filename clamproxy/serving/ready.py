@@ -25,7 +25,9 @@ LIMIT = 32 * MIB
 for at the same time."""
 _OVERHEAD = 1024
 """Bytes that an answer takes besides its content, about."""
-_CONDITIONS = ("range", "if-modified-since", "if-none-match", "if-match", "if-unmodified-since", "if-range")
+_CONDITIONS = frozenset(
+    ("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range")
+)
 
 
 @dataclass(slots=True)
@@ -115,4 +117,4 @@ class ReadyAnswers:
 
 def _is_plain(request: Request) -> bool:
     """Whether the whole file is asked for, whatever the client has already."""
-    return all(request.field(name) is None for name in _CONDITIONS)
+    return _CONDITIONS.isdisjoint(request.fields)
