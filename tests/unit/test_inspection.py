@@ -134,7 +134,7 @@ class TestInspect:
         assert len(list(inspect_all(filled, names, KEYS))) == len(names) - 1
 
     def test_dropped_while_it_is_read(self, filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        def drop_first(path: Path, object_id: ObjectId, keys: object) -> None:
+        def drop_first(path: Path, object_id: ObjectId, *_: object) -> None:
             filled.drop(object_id)
             verify(path, object_id, KEYS)
 
