@@ -135,7 +135,7 @@ class _Credentials:
         """What mitmproxy's authority has signed for a host, or what mitmproxy was given for it."""
         store = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
         entry = store.get_cert(host, [x509.DNSName(host)])
-        chain = tuple(one.to_cryptography() for one in entry.chain_certs)
+        chain = tuple(one.to_cryptography() for one in entry.chain_certs) if entry.chain_file else ()
         return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
 
 

@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
             self._give_away()
             return b""
         except SSL.Error as error:
-            logger.warning("%s: TLS failed: %s.", self._caller.address, error)
+            logger.warning("%s: %s", self._caller.address, session.explain(error))
             self._is_open = False
             self.transport.write(session.take())
             self.transport.close()

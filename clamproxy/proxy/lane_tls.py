@@ -9,6 +9,8 @@ from OpenSSL import SSL
 RECORD = 16 * 1024
 """Bytes; what one record holds at most (RFC 8446 5.1)."""
 _ROOM = 128 * 1024
+_DISTRUST = ("unknown ca", "bad certificate", "certificate unknown")
+"""Alerts of clients, as OpenSSL names them."""
 
 
 class UnfitError(Exception):
@@ -83,6 +85,13 @@ class Session:
                 pieces.append(self.connection.bio_read(_ROOM))
         except SSL.WantReadError:
             return b"".join(pieces)
+
+    def explain(self, error: SSL.Error) -> str:
+        """Why TLS has failed, in mitmproxy's words: administrators look for these in the log."""
+        reason = error.args[0][-1][2] if error.args and error.args[0] else type(error).__name__
+        if any(alert in reason for alert in _DISTRUST):
+            reason = f"The client does not trust the proxy's certificate for {self._host} ({reason})"
+        return f"Client TLS handshake failed. {reason}"
 
     def _shake_hands(self) -> None:
         try:

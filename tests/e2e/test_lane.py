@@ -6,6 +6,7 @@ import asyncio
 import re
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests.support.big import PATH, Forgery, begun_download
 from tests.support.freshclam import OK
-from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send
+from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send, tunnel
 from tests.support.raw_http import LOCALHOST, exchange, parse_answers
 from tests.support.site import Site, eventually, open_site, signed
 
@@ -203,6 +204,17 @@ def test_a_client_that_leaves_in_the_middle(make_forged: MakeForged, forgery: Fo
 def _descriptors(gateway: Gateway, name: str) -> int:
     links = Path(f"/proc/{gateway.pid}/fd").iterdir()
     return sum(name in str(link.readlink()) for link in links if link.is_symlink())
+
+
+def test_a_client_without_the_certificate(pair: Pair) -> None:
+    """The log says so in the words that the documents explain."""
+    for site in (pair.express, pair.plain):
+        with socket.create_connection((LOCALHOST, site.gateway.port), timeout=20) as stream:
+            tunnel(stream, f"{CDN}:443")
+            with pytest.raises(ssl.SSLCertVerificationError):
+                ssl.create_default_context().wrap_socket(stream, server_hostname=CDN)
+        words = f"The client does not trust the proxy's certificate for {CDN}"
+        assert eventually(lambda: words in site.gateway.log)  # noqa: B023  (called at once)
 
 
 # The door
