@@ -179,6 +179,16 @@ class Reply:
     """The database version that the answer is about, for the log."""
     reason: str = ""
     """Why the client doesn't get what it asked for, or not the newest of it: for the log."""
+    is_complete: bool = False
+    """Whether nothing is missing in it, and nobody may change it any more: see `replies.complete`."""
+    _lines: bytes = field(default=b"", init=False, repr=False, compare=False)
+
+    @property
+    def lines(self) -> bytes:
+        """The fields of a complete reply as HTTP/1 has them. Made once: a ready reply is sent many times."""
+        if not self._lines:
+            self._lines = "".join([f"{name}: {value}\r\n" for name, value in self.headers]).encode()
+        return self._lines
 
     @property
     def length(self) -> int:

@@ -65,6 +65,9 @@ def complete(reply: Reply, method: str, via: str | None = None) -> None:
         method: of the request.
         via: the gateway in Via, where it is a proxy.
     """
+    if reply.is_complete:
+        return
+    reply.is_complete = True
     headers = reply.headers
     there = {name.lower() for name, _ in headers}  # each look-up would go through all of them
     if "cache-status" not in there:

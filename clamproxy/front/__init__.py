@@ -5,8 +5,9 @@ It knows the service of the moment, the users, and where requests lead; nothing 
 * makes one `Caller` for each connection, and an `Asked` of each request whose head it accepts. Values of
   fields have no line ends;
 * asks `Front.routing` for the destination if it can't serve all of them. What is PASSED goes to mitmproxy;
-* awaits `Front.open_tunnel` for CONNECT, `Front.answer` for all else. They raise nothing. If the client
-  leaves meanwhile, they go on: others may wait for what they have begun;
+* awaits `Front.open_tunnel` for CONNECT, `Front.answer` for all else; `Front.answer_at_once` may spare it
+  that. They raise nothing. If the client leaves meanwhile, they go on: others may wait for what they have
+  begun;
 * writes `Exchange.reply`, which is complete but for what concerns the connection (Connection,
   Transfer-Encoding, the date of its own errors): status, header fields, body. A reply to HEAD has no body;
 * sends a `Body` from its source within `Front.sending`, and closes the source, whatever happens;

@@ -42,7 +42,9 @@ _TLS = 0x16
 _BEGINNINGS = frozenset(b"CGH")
 """Of CONNECT, GET and HEAD."""
 _OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
 _SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
 
 
@@ -267,6 +269,8 @@ class Connection(asyncio.Protocol):
         if asked.method == "CONNECT":
             then = partial(self._enter_tunnel, Tunnel(raw, asked.host))
             self._run(self._lane.front.open_tunnel(asked), then)
+        elif (ready := self._lane.front.answer_at_once(asked)) is not None:
+            self._respond(ready)
         else:
             self._run(self._lane.front.answer(asked), self._respond)
         return True
@@ -343,9 +347,8 @@ class Connection(asyncio.Protocol):
             exchange.end(0, "the client has left")
             return
         self._closes = self._closes or self._lane.is_stopping or (self._has_ended and not self._buffer)
-        lines = [f"{name}: {value}\r\n" for name, value in reply.headers]
-        end = "Connection: close\r\n\r\n" if self._closes else "\r\n"
-        head = "".join((_STATUS_LINES[reply.status], *lines, end)).encode()
+        end = b"Connection: close\r\n\r\n" if self._closes else b"\r\n"
+        head = _STATUS_LINES[reply.status] + reply.lines + end
         if isinstance(body, Body):
             self._write(head)
             self._run(self._send(exchange, body), self._finish)

@@ -66,7 +66,7 @@ class Gateway:
     async def handle(self, request: Request) -> Reply:
         """Answer a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
-            return self._answer_at_once(request) or await self._dispatch(request)
+            return self.answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:
             return plain(404, Result.NEGATIVE, str(error))
         except NotFoundError:
@@ -77,8 +77,8 @@ class Gateway:
             logger.exception("%s %s failed.", request.method, request.path)
             return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
-    def _answer_at_once(self, request: Request) -> Reply | None:
-        """The answer from memory, if it is there."""
+    def answer_at_once(self, request: Request) -> Reply | None:
+        """The answer to a GET or HEAD from memory, if it is there."""
         if (ready := self._ready.find(request)) is None:
             return None
         object_id, reply = ready

@@ -8,6 +8,7 @@ object: what has been dropped or replaced, by this or any other process, isn't a
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -41,6 +42,10 @@ class _Ready:
     body: bytes
     generation: int
     """Of the store when the same was known last."""
+    reply: Reply | None = None
+    """What all who ask within the same second are given."""
+    second: int = 0
+    """That second, Unix time: a reply has a Date."""
 
     @property
     def size(self) -> int:
@@ -75,8 +80,16 @@ class ReadyAnswers:
                 return None
             ready.generation = generation
         self._answers.move_to_end(request.path)
-        object_id = ready.object_id
-        return object_id, Reply(200, Result.HIT, Headers(ready.headers), ready.body, object_id.version)
+        return ready.object_id, self._reply(ready, request.method)
+
+    def _reply(self, ready: _Ready, method: str) -> Reply:
+        second = int(time.time())
+        if method == "GET" and ready.reply is not None and ready.second == second:
+            return ready.reply
+        reply = Reply(200, Result.HIT, Headers(ready.headers), ready.body, ready.object_id.version)
+        if method == "GET":
+            ready.reply, ready.second = reply, second
+        return reply
 
     def keep(self, request: Request, object_id: ObjectId, reply: Reply) -> bool:
         """Keep the answer to a request, if the same answer will do for others.
