@@ -106,15 +106,19 @@ class Front:
         return self._exchange(asked, Destination.NOBODY, refusal, service)
 
     def answer_at_once(self, asked: Asked) -> Exchange | None:
-        """Answer a request, if the answer is ready: then `answer` would say the same, for twice the cost."""
+        """Answer a request, if the answer is ready. `answer` would say the same, for twice the cost."""
         service, routing = self.service, self.routing
         if service is None or routing is None or not self.is_known(asked.caller):
             return None
-        if routing.destination(asked) is not Destination.DATABASES:
+        try:
+            if routing.destination(asked) is not Destination.DATABASES:
+                return None
+            if refusals.unfit(asked, service.pseudonym) is not None:
+                return None
+            reply = service.gateway.answer_at_once(asked)
+        except Exception:
+            logger.exception("A request from %s failed.", asked.caller.address)
             return None
-        if refusals.unfit(asked, service.pseudonym) is not None:
-            return None
-        reply = service.gateway.answer_at_once(asked)
         return None if reply is None else self._exchange(asked, Destination.DATABASES, reply, service)
 
     async def answer(self, asked: Asked) -> Exchange:
