@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,12 +228,8 @@ class Serving(_Section):
             address: Its IP address, as a socket gives it: a zone id (``fe80::1%eth0``) is
                 left out, an IPv4-mapped address (``::ffff:10.0.0.1``) counts as IPv4.
         """
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-        return any((mapped or ip) in network for network in self.clients)
+        ip = _as_ip(address)
+        return ip is not None and any(ip in network for network in self.clients)
 
 
 class Delta(_Section):
@@ -361,3 +358,12 @@ class Settings(_Section):
         """Let absent and empty sections be validated too: their defaults need the context."""
         given = {name: {} if section is None else section for name, section in data.items()}
         return {name: {} for name in cls.model_fields} | given
+
+
+@lru_cache(16_384)  # a machine connects anew for each file
+def _as_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
