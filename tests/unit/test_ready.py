@@ -12,9 +12,10 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache import files
 from clamproxy.cache.store import Store
 from clamproxy.inspection import Finding, reject
-from clamproxy.messages import Reply, Request, Requester, Result
+from clamproxy.messages import Body, Reply, Request, Requester, Result
 from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
+from clamproxy.replies import complete
 from clamproxy.serving.answers import from_object
 from clamproxy.serving.ready import ReadyAnswers
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
@@ -220,14 +221,19 @@ def test_what_was_asked_for_longest_ago_makes_room(store: Store) -> None:
     assert found == [True, False, True]
 
 
-def test_an_answer_is_not_changed_by_whoever_sends_it(store: Store) -> None:
+def test_a_head_takes_nothing_away_from_others(store: Store) -> None:
+    """Those who ask within the same second are given one reply; it is complete, so nobody changes it."""
     ready = ReadyAnswers(store, Signs(store, forge_keys().trusted))
     request = kept(store, ready, 5)
 
-    def headers_of(found: tuple[ObjectId, Reply] | None) -> Headers:
+    def answer(method: str) -> tuple[bytes | Body, list[str]]:
+        found = ready.find(Request(method, request.path, Headers()))
         assert found is not None
-        return found[1].headers
+        complete(found[1], method, "1.1 gateway")
+        return found[1].body, sorted(name for name, _ in found[1].headers)
 
-    first = headers_of(ready.find(request))
-    first["Date"] = "today"
-    assert "Date" not in headers_of(ready.find(request))
+    body, fields = answer("GET")
+    assert answer("HEAD") == (b"", fields)
+    assert answer("GET") == (body, fields)
+    assert body
+    assert len(set(fields)) == len(fields)
