@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from clamproxy.authority.names import PermittedNames
@@ -89,7 +89,10 @@ def make_authority(
 
 
 def make_leaf(
-    host: str, issuer: x509.Certificate, issuer_key: ec.EllipticCurvePrivateKey, now: datetime
+    host: str,
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    now: datetime,
 ) -> Leaf:
     """Make the certificate of a host; whether the issuer may do that is not looked at.
 

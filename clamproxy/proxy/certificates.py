@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from mitmproxy import connection, ctx, tls
+from mitmproxy.certs import CertStore
 from mitmproxy.net.tls import INSECURE_TLS_MIN_VERSIONS, Version
 from mitmproxy.proxy import mode_specs
 from OpenSSL import SSL
 
 from clamproxy.authority import Authority, ForeignName, Leaf
+from clamproxy.authority.certificates import make_leaf, utc
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,8 @@ _UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
 """A record with one alert: fatal, unrecognized_name (RFC 8446 5.1 and 6)."""
 _HTTP_1 = (b"http/1.1",)
 _HTTP_2 = (b"h2", b"http/1.1")
+_DAY = 86400
+"""Seconds."""
 
 
 class Certificates:
@@ -132,11 +138,30 @@ class _Credentials:
 
     @classmethod
     def of_mitmproxy(cls, host: str) -> _Credentials:
-        """What mitmproxy's authority has signed for a host, or what mitmproxy was given for it."""
-        store = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
+        """What mitmproxy's authority signs for a host, or what mitmproxy was given for it."""
+        store: CertStore = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
+        if not ctx.options.certs:
+            with suppress(x509.ExtensionNotFound):  # an authority that somebody else has made
+                return _signed_by_mitmproxy(store, host, int(time.time() // _DAY))
         entry = store.get_cert(host, [x509.DNSName(host)])
         chain = tuple(one.to_cryptography() for one in entry.chain_certs) if entry.chain_file else ()
         return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
+
+
+@lru_cache(64)
+def _signed_by_mitmproxy(store: CertStore, host: str, day: int) -> _Credentials:
+    """A certificate with a key on P-256: mitmproxy's have RSA keys, which cost far more in each handshake.
+
+    Args:
+        store: of mitmproxy's authority.
+        host: whose certificate it is.
+        day: since 1970; tomorrow's is another certificate.
+    """
+    leaf = make_leaf(host, store.default_ca.to_cryptography(), store.default_privatekey, utc(day * _DAY))
+    chain = (
+        tuple(one.to_cryptography() for one in store.default_chain_certs) if store.default_chain_file else ()
+    )
+    return _Credentials(leaf.key, leaf.certificate, chain)
 
 
 @lru_cache(64)
