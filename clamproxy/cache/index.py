@@ -15,6 +15,7 @@ import itertools
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]
         """Nothing: an object's file goes after its row is gone for everybody."""
 
 
+LOOK_EVERY = 0.005
+"""Seconds in which thousands of ready answers may go out without a look at what other processes have changed.
+A command that has changed something takes longer to end."""
+
+
 class Index:
     """All rows. Safe to share between threads and processes; what writes blocks."""
 
@@ -111,6 +117,7 @@ class Index:
         self._version = 0
         self._damage: str | None = None
         self._generation = 0
+        self._looked_at = 0.0
         self._open(thorough=True)
         self.was_complete = bool(self._rows) and self._damage is None
         """Whether the file was there and sound in the beginning; one that was cut to nothing has no rows."""
@@ -136,10 +143,11 @@ class Index:
             return [key for key in self._rows if key.startswith(prefix) and key.endswith(suffix)]
 
     def generation(self) -> int:
-        """Changes whenever a row may have changed. Quick."""
-        with self._lock:
-            self._refresh()
-            return self._generation
+        """Changes whenever a row may have changed; `LOOK_EVERY` late if another process did that. Quick."""
+        if time.monotonic() - self._looked_at >= LOOK_EVERY:
+            with self._lock:
+                self._refresh()
+        return self._generation
 
     @property
     def damage(self) -> str | None:
@@ -208,6 +216,7 @@ class Index:
 
     def _refresh(self) -> None:
         """Take over what other processes have changed. Some microseconds if that is nothing."""
+        self._looked_at = time.monotonic()
         try:
             if _identity(self.path) != self._identity:
                 self._open(thorough=False)

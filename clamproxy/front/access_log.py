@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ _NAMES = (
     *("client", "method", "host", "path", "database", "version", "result"),
     *("status", "bytes", "duration", "agent", "uuid", "error"),
 )
+_TEMPLATE = vars(logger.makeRecord(logger.name, logging.INFO, "", 0, "", (), None))
 _DATABASE = re.compile(r"/([a-z]{1,40})(?:-[0-9]+)?\.(?:cvd|cld|cdiff)(?:\.sign)?")
 
 
@@ -101,9 +103,16 @@ def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
     """
     entry = _Entry(asked, outcome, hides_path=hides_path)
     if logger.isEnabledFor(logging.INFO):
-        # Not by logger.info, which looks up the line of code that it was called from.
-        extra = {FIELDS: entry.fields}
-        logger.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, entry, (), None, None, extra))
+        logger.handle(_record_of(entry))
+
+
+def _record_of(entry: _Entry) -> logging.LogRecord:
+    """A record as logging makes it, but for what it looks up each time: thread, task, line of code."""
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    created = time.time()
+    own = {"msg": entry, "created": created, "msecs": float(int(created % 1 * 1000)), FIELDS: entry.fields}
+    vars(record).update(_TEMPLATE, **own)
+    return record
 
 
 def log_tunnel(client: str, host: str, port: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from clamproxy.cache import files
+from clamproxy.cache.index import LOOK_EVERY
 from clamproxy.cache.store import Store
 from clamproxy.inspection import Finding, reject
-from clamproxy.messages import Body, Reply, Request, Requester, Result
+from clamproxy.messages import Body, Request, Requester, Result
 from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
 from clamproxy.replies import complete
@@ -93,6 +96,7 @@ def purge(store: Store, object_id: ObjectId) -> None:
     other = Store(store.directory, tidy=False)
     other.drop(object_id)
     other.close()
+    time.sleep(LOOK_EVERY)
 
 
 def evict(store: Store, _: ObjectId) -> None:
@@ -128,6 +132,7 @@ async def test_what_is_replaced(site: Site, *, other_process: bool) -> None:
     store = Store(own.directory, tidy=False) if other_process else own
     store.drop(PATCH)
     put(store, PATCH, forge_cdiff("daily", 2))
+    await asyncio.sleep(LOOK_EVERY)
     assert (await site.ask(PATCH.upstream_path))[1] == forge_cdiff("daily", 2)
     if other_process:
         store.close()
@@ -163,6 +168,7 @@ async def test_a_404_is_over_when_the_file_is_here(site: Site) -> None:
     other = Store(site.service.store.directory, tidy=False)
     put(other, signature, forge_sign(RELEASES.cvd(1)))
     other.close()
+    await asyncio.sleep(LOOK_EVERY)
     assert (await site.ask(signature.upstream_path))[0].status == 200
 
 
