@@ -15,7 +15,7 @@ import click
 from benchmarks.contenders.contender import Contender, Server
 from benchmarks.contenders.process import ServerError
 from benchmarks.load.asking import Entry, Fetch
-from benchmarks.load.generator import Load, LoadGenerator
+from benchmarks.load.generator import Load, LoadGenerator, Outcome
 from benchmarks.mirror import MB, Mirror
 from benchmarks.results import Measurement
 
@@ -165,18 +165,8 @@ class Bench:
         except OSError as error:
             raise ServerError(f"{server.name} has died: {error}") from None
         values = {
-            "machines": outcome.machines,
-            "undone": outcome.machines - outcome.done,
-            "failures": sum(outcome.failures.values()),
-            "requests": outcome.requests,
-            "bytes": outcome.size,
-            "wall": outcome.wall,
-            "rate": outcome.requests / outcome.wall,
-            "throughput": outcome.size / outcome.wall,
-            "cpu": cpu / max(1, outcome.requests),
-            "server_busy": cpu / outcome.wall / server.cores,
+            **_figures(outcome, cpu, server.cores),
             "load_busy": load_cpu / outcome.wall,
-            "first_byte": outcome.first_byte,
             "before": resident,
             "peak": peak,
         }
@@ -204,6 +194,29 @@ class Bench:
                 with self.trying(workload, server.name):
                     begun = Measurement(workload, case, server.name, number, {})
                     yield server, self.measure(server, loads[server.name], begun)
+
+
+def _figures(outcome: Outcome, cpu: float, cores: int) -> dict[str, float]:
+    """What a load has shown, by the names of `benchmarks.report.QUANTITIES` and some more.
+
+    Args:
+        outcome: what came of the load.
+        cpu: seconds of processor time that the server took.
+        cores: how many processors the server can use.
+    """
+    return {
+        "machines": outcome.machines,
+        "undone": outcome.machines - outcome.done,
+        "failures": sum(outcome.failures.values()),
+        "requests": outcome.requests,
+        "bytes": outcome.size,
+        "wall": outcome.wall,
+        "rate": outcome.requests / outcome.wall,
+        "throughput": outcome.size / outcome.wall,
+        "cpu": cpu / max(1, outcome.requests),
+        "server_busy": cpu / outcome.wall / cores,
+        "first_byte": outcome.first_byte,
+    }
 
 
 def settle() -> None:

@@ -78,7 +78,7 @@ class Requests:
         response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
         if service is not None:
             response.headers.add("Via", service.via)
-        if response.status_code in FREEZING and _is_freshclam(exchange.asked):
+        if response.status_code in FREEZING and exchange.asked.is_freshclams:
             response.status_code, response.reason = 503, "Service Unavailable"
         exchange.reply.status = response.status_code
 
@@ -138,10 +138,6 @@ def _passed(flow: http.HTTPFlow) -> Exchange | None:
     """The exchange, if the request goes on to the host that it asks for."""
     exchange = _exchange_of(flow)
     return exchange if exchange is not None and exchange.reply.result is Result.PASSED else None
-
-
-def _is_freshclam(asked: Asked) -> bool:
-    return asked.headers.get("User-Agent", "").startswith("ClamAV/")
 
 
 def _name_host(request: http.Request) -> None:
