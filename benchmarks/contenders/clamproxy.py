@@ -47,7 +47,7 @@ class Clamproxy:
             *("--listen-host", "127.0.0.1", "-p", str(port)),
             *("--set", f"clamproxy_config={work}/proxy.yaml", "--set", f"confdir={work}/confdir"),
         ]
-        # The settings of whoever runs this must not get into the run.
+        # The user's own settings must not get into the run.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLAMPROXY_")}
         environment = {**inherited, "PYTHONPATH": str(PROJECT), "CLAMPROXY_TEST_KEYS": str(mirror.keys)}
         # A name that no database has is a 404 from the gateway itself: the origin isn't asked.

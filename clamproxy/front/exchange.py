@@ -31,7 +31,7 @@ class Exchange:
     asked: Asked
     destination: Destination
     reply: Reply
-    """What is to be sent, complete. For what is passed through: what the host has answered."""
+    """What is to be sent, complete. If the request is passed through: what the host has answered."""
     running: Callable[[], Service | None]
     """Gives the current service. A reload may have replaced the one that answered."""
     sent: int = 0

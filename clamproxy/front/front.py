@@ -122,13 +122,12 @@ class Front:
         return None if reply is None else self._exchange(asked, Destination.DATABASES, reply, service)
 
     async def answer(self, asked: Asked) -> Exchange:
-        """Answer a request that isn't for a host that is passed through, whatever happens.
+        """Answer any request but those for hosts that are passed through, whatever happens.
 
-        Not to be cancelled when the client leaves: what others wait for, too, may have begun.
+        Not to be cancelled when the client leaves: others may be waiting for what it has begun.
 
         Returns:
-            What is to be sent, and ended when that is done. Whoever sends it also closes the source of
-            a `Body`.
+            What is to be sent, then ended. The sender also closes the source of a `Body`.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:

@@ -200,7 +200,7 @@ def test_a_client_without_the_certificate(pair: Pair) -> None:
 
 
 def test_above_the_limit_connections_wait(make_site: MakeSite) -> None:
-    """A fleet that wakes in one second: nobody is closed, all are answered."""
+    """A fleet wakes within one second: no connection is closed, and all machines are answered."""
     count = 3000
     site = make_site(access={"max_connections": 100, "max_connections_per_client": 100})
     site.publish(6)
@@ -250,8 +250,8 @@ def test_a_connection_waits_for_another_to_end(make_site: MakeSite, *, is_expres
     held[1].close()
 
 
-def test_who_is_idle_makes_room(make_site: MakeSite) -> None:
-    """Kept-alive connections that nobody uses lock nobody out."""
+def test_idle_connections_make_room(make_site: MakeSite) -> None:
+    """Kept-alive connections without requests lock no other client out."""
     site = make_site(access={"max_connections": 2, "idle_timeout": "10m"})
     site.publish(6)
     with ExitStack() as stack:
@@ -280,7 +280,7 @@ def test_without_descriptors_connections_wait(make_site: MakeSite) -> None:
 
 @pytest.mark.parametrize("is_express", [True, False])
 def test_what_mitmproxy_sees(make_site: MakeSite, tmp_path: Path, *, is_express: bool) -> None:
-    """Whoever wants all requests in mitmproxy's file is told what to set."""
+    """The log says what to set if mitmproxy should write all requests to a file."""
     flows = tmp_path / "flows"
     options = tmp_path / "site-0" / "gateway" / "conf" / "config.yaml"
     options.parent.mkdir(parents=True)
