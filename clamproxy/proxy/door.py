@@ -62,7 +62,7 @@ class Threshold:
             return False
         limit = self._limits.take(address)
         if limit is not None and not self._reached:
-            logger.warning("%s is reached: a connection of %s is closed; others may be, too.", limit, address)
+            logger.warning("%s is reached: closed a connection from %s. Others get no line.", limit, address)
         self._reached = self._reached or limit is not None
         return limit is None
 
