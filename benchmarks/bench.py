@@ -1,4 +1,4 @@
-"""A run: the mirror, the contenders, the load, and how one measurement is made with them."""
+"""One run: the mirror, the contenders, the load, and how they are put together to measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from benchmarks.contenders.contender import Contender, Server
 from benchmarks.contenders.process import ServerError
 from benchmarks.load.asking import Entry, Fetch
-from benchmarks.load.generator import Load, LoadGenerator
+from benchmarks.load.generator import Load, LoadGenerator, Outcome
 from benchmarks.mirror import MB, Mirror
 from benchmarks.results import Measurement
 
@@ -61,12 +61,20 @@ QUICK = Plan(
 
 
 class Bench:
-    """What the workloads work with."""
+    """What the workloads measure with."""
 
     def __init__(
         self, plan: Plan, work: Path, contenders: Sequence[Contender], load: LoadGenerator, mirror: Mirror
     ) -> None:
-        """Args: work: a directory for all that is temporary."""
+        """Start no contender yet.
+
+        Args:
+            plan: how much is measured.
+            work: a directory for temporary files.
+            contenders: those that can be started here.
+            load: makes the requests.
+            mirror: where the contenders fetch what they don't have.
+        """
         self.plan = plan
         self.work = work
         self.errors: dict[tuple[str, str], str] = {}
@@ -84,10 +92,10 @@ class Bench:
         self._running.close()
 
     def servers(self, workload: str) -> list[Server]:
-        """All contenders, running and warm; they are started anew when one has died.
+        """All contenders, running and with warm caches; if one has died, all are started anew.
 
         Args:
-            workload: what they are wanted for; those that don't start are missing in it.
+            workload: what they are wanted for: the errors of those that don't start are filed under it.
         """
         if not self._servers or not all(server.process.alive for server in self._servers):
             self._running.close()
@@ -124,10 +132,10 @@ class Bench:
                 self.check(server, entry, self.mirror.fetch(name))
 
     def check(self, server: Server, entry: Entry, fetch: Fetch) -> None:
-        """One client fetches and checks SHA-256.
+        """Have one client fetch a file and check its SHA-256.
 
         Raises:
-            ServerError: it isn't right.
+            ServerError: it failed, or got other bytes.
         """
         outcome = self._load.run(Load(entry, ((fetch,),), 1, verify=True))
         if outcome.failures:
@@ -137,9 +145,9 @@ class Bench:
         """Put one load on one server.
 
         Args:
-            server: is to be alone at it.
+            server: no other one should be busy meanwhile.
             load: what is asked of it.
-            measurement: names the workload, case and round; may have values already.
+            measurement: names the workload, case and round; values that it already has are kept.
 
         Raises:
             ServerError: the server has died.
@@ -157,18 +165,8 @@ class Bench:
         except OSError as error:
             raise ServerError(f"{server.name} has died: {error}") from None
         values = {
-            "machines": outcome.machines,
-            "undone": outcome.machines - outcome.done,
-            "failures": sum(outcome.failures.values()),
-            "requests": outcome.requests,
-            "bytes": outcome.size,
-            "wall": outcome.wall,
-            "rate": outcome.requests / outcome.wall,
-            "throughput": outcome.size / outcome.wall,
-            "cpu": cpu / max(1, outcome.requests),
-            "server_busy": cpu / outcome.wall / server.cores,
+            **_figures(outcome, cpu, server.cores),
             "load_busy": load_cpu / outcome.wall,
-            "first_byte": outcome.first_byte,
             "before": resident,
             "peak": peak,
         }
@@ -177,16 +175,16 @@ class Bench:
         return replace(measurement, values=measurement.values | values, failures=outcome.failures)
 
     def is_slow(self, workload: str, case: str, contender: str) -> bool:
-        """Whether a contender took so long for a load that once is enough."""
+        """Whether a contender took so long for a load that it isn't measured again."""
         return (workload, case, contender) in self._slow
 
     def in_turns(
         self, loads: Mapping[str, Load], workload: str, case: str, number: int
     ) -> Iterator[tuple[Server, Measurement]]:
-        """Measure each server once, neighbours in time; who goes first changes from round to round.
+        """Measure one server after the other; the order is reversed from round to round.
 
         Args:
-            loads: by the name of the server; the others take no part.
+            loads: by the name of the server; servers without one are left out.
             workload: its name.
             case: which of its loads.
             number: of the round, from 0.
@@ -198,12 +196,35 @@ class Bench:
                     yield server, self.measure(server, loads[server.name], begun)
 
 
+def _figures(outcome: Outcome, cpu: float, cores: int) -> dict[str, float]:
+    """What a load has shown, by the names of `benchmarks.report.QUANTITIES` and some more.
+
+    Args:
+        outcome: what came of the load.
+        cpu: seconds of processor time that the server took.
+        cores: how many processors the server can use.
+    """
+    return {
+        "machines": outcome.machines,
+        "undone": outcome.machines - outcome.done,
+        "failures": sum(outcome.failures.values()),
+        "requests": outcome.requests,
+        "bytes": outcome.size,
+        "wall": outcome.wall,
+        "rate": outcome.requests / outcome.wall,
+        "throughput": outcome.size / outcome.wall,
+        "cpu": cpu / max(1, outcome.requests),
+        "server_busy": cpu / outcome.wall / cores,
+        "first_byte": outcome.first_byte,
+    }
+
+
 def settle() -> None:
-    """Wait until a server has put away what a load has left."""
+    """Wait until a server has cleaned up after a load."""
     time.sleep(_SETTLING)
 
 
 def say(text: str) -> None:
-    """Show progress, on a terminal only, apart from the results."""
+    """Show progress on stderr, if that is a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r\033[K{text}", err=True, nl=False)

@@ -40,7 +40,12 @@ class Mirror:
     """
 
     def __init__(self, work: Path, dns: FakeDns) -> None:
-        """Args: work: an empty directory; dns: what advertises the versions."""
+        """Make the keys; there are no files yet.
+
+        Args:
+            work: an empty directory.
+            dns: advertises the versions.
+        """
         self.keys = work / "keys"
         self.port = 0
         self.tls_address = ""

@@ -17,8 +17,7 @@ from typing import BinaryIO
 
 from werkzeug.http import http_date, parse_date, parse_range_header
 
-HEADER_SIZE = 512
-"""Bytes of a CVD's header, which is what a header probe asks for (protocol.md 4.1)."""
+from clamproxy.formats.header import HEADER_SIZE
 
 _PIECE = 256 * 1024
 _BURST = 0.01
@@ -43,10 +42,9 @@ class Counts:
 
 
 class Pace:
-    """A limit on the rate of all connections together."""
+    """A limit on the rate of all connections together, in bytes per second."""
 
     def __init__(self, rate: float) -> None:
-        """Args: rate: bytes per second."""
         self._rate = rate
         self._lock = threading.Lock()
         self._free_at = 0.0
@@ -64,7 +62,12 @@ class Origin:
     """The files of a directory, with ETag, Last-Modified and Range; anything else is a 404."""
 
     def __init__(self, directory: Path, rate: float) -> None:
-        """Args: directory: its files are served; rate: bytes per second, of all connections together."""
+        """Serve nothing yet: see `serve`.
+
+        Args:
+            directory: its files are served.
+            rate: bytes per second, of all connections together.
+        """
         self.pace = Pace(rate)
         self._directory = directory
         self._counts: defaultdict[str, Counts] = defaultdict(Counts)

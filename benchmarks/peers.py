@@ -34,7 +34,7 @@ _WORKLOADS = {workload.name: workload for workload in WORKLOADS}
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """A callback that takes a list of names apart."""
+    """A callback for an option that takes a comma-separated list of names."""
 
     def parse(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
         names = value.lower().split(",")
@@ -51,18 +51,18 @@ def measure(
     """Measure workload by workload; one that fails doesn't keep the next from being measured.
 
     Args:
-        plan: how much.
-        contenders: that can be started here.
+        plan: how much is measured.
+        contenders: those that can be started here.
         workloads: what they have to do.
-        results: where it is added.
-        file: where the results are saved after each workload.
+        results: the measurements are added to these.
+        file: where the results are saved after each workload; None for nowhere.
     """
     with (
         tempfile.TemporaryDirectory(prefix="clamproxy-bench-") as directory,
         LoadGenerator() as load,
     ):
         work = Path(directory)
-        # squid gives up root's rights, and has to find its directory in there.
+        # squid gives up root's rights, and must still reach its directory in there.
         work.chmod(0o711)
         site = work / "mirror"
         site.mkdir()

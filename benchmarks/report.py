@@ -21,11 +21,11 @@ class Quantity:
     """A line of the report.
 
     Attributes:
-        label: with the unit.
-        factor: from what is measured to the unit.
+        label: what is shown, with the unit.
+        factor: from the unit of the measurement to the one that is shown.
         decimals: how many are shown.
-        sum_up: from the rounds to one value.
-        compared: whether there are ratios to the others.
+        sum_up: makes one value of those of all rounds.
+        compared: whether the report has clamproxy's ratios to the others.
     """
 
     label: str
@@ -62,7 +62,7 @@ SHOWN = {
     "probe": ("failures", "origin_bytes"),
     "release": ("failures", "stale", "origin_requests"),
 }
-"""By workload: what the report has of it, in this order."""
+"""The quantities that the report shows of each workload, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Bar:
     """What clamproxy has to reach.
 
     Attributes:
-        workload: where.
-        case: how the name of the case begins.
-        quantity: what.
-        sign: how the value has to be.
-        limit: in the unit of the report, or times the other's.
-        peer: the contender that it is compared with; empty for none.
+        workload: its name.
+        case: how the names of its cases begin.
+        quantity: a key of `QUANTITIES`.
+        sign: whether the limit is the largest or the least value.
+        limit: in the unit of the report; with a peer, the ratio to its value.
+        peer: the contender that clamproxy is compared with; empty for none.
     """
 
     workload: str
@@ -118,7 +118,7 @@ BARS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A bar, and what it was compared with; None if there was nothing to compare."""
+    """A bar, and the value or ratio that it was compared with."""
 
     bar: Bar
     value: float
@@ -137,13 +137,13 @@ class Line:
     """One quantity of one case, summed up over the rounds.
 
     Attributes:
-        workload: where.
+        workload: its name.
         case: which of its loads.
-        quantity: which.
+        quantity: a key of `QUANTITIES`.
         values: by contender, in the unit of the report.
-        ratios: clamproxy's to each of the others: the median of those within a round.
-        limited: the contenders whose value says more about the load, or the machine.
-        verdicts: of its bars.
+        ratios: of clamproxy's value to each of the others': the median of the ratios within a round.
+        limited: the contenders whose value says more about the load, or the machine, than about them.
+        verdicts: of the bars that apply.
     """
 
     workload: str
@@ -155,7 +155,7 @@ class Line:
     verdicts: tuple[Verdict, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The line as JSON."""
         bars = [{"bar": str(v.bar), "value": v.value, "met": v.met} for v in self.verdicts]
         return {
             "workload": self.workload,
@@ -169,7 +169,7 @@ class Line:
 
 
 _BUSY = 0.9
-"""Share of its processors from which on a server is the limit."""
+"""A server that uses this share of its processors, or more, is the limit itself."""
 
 
 def lines(measurements: Sequence[Measurement]) -> Iterator[Line]:
@@ -223,7 +223,7 @@ def _verdicts(
 
 
 def report(results: Results, titles: dict[str, str]) -> Iterator[str]:
-    """The table and the words around it.
+    """The table, and the lines before and after it.
 
     Args:
         results: what was measured.

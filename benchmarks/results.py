@@ -31,11 +31,11 @@ class Measurement:
 
 
 class Results:
-    """All measurements, with the words about those who were measured."""
+    """All measurements, and what the report says about the contenders."""
 
     def __init__(self) -> None:
         self.about: dict[str, str] = {}
-        """What the contenders call themselves, or why they are missing."""
+        """Each contender's version and configuration in words, or why it is missing."""
         self.measurements: list[Measurement] = []
         self.errors: dict[str, dict[str, str]] = {}
         """By workload and contender: what could not be measured, and why."""

@@ -1,4 +1,4 @@
-"""HTTP dates: those from outside, where clients and origins send all sorts of things, and our own."""
+"""HTTP dates: read from clients and origins, which send all sorts of things, and written for replies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from werkzeug.http import parse_date
 
 _LAST = 253_402_300_799.0
 """The end of the year 9999; no later date can be written."""
-_LONGEST = 64
-"""Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
+LONGEST_DATE = 64
+"""Characters that are looked at; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
 
 
 def parse_http_date(field: str | None) -> float | None:
     """Unix seconds of an HTTP date, None for anything else."""
-    return _parse(field) if field is not None and len(field) <= _LONGEST else None
+    return _parse(field) if field is not None and len(field) <= LONGEST_DATE else None
 
 
 @lru_cache(256)  # machines with the same version send the same date

@@ -157,8 +157,13 @@ class Request:
         return "" if "via" not in self.fields else ", ".join(self.headers.get_all("Via"))
 
     @property
+    def is_freshclams(self) -> bool:
+        """Whether freshclam has sent it, to this gateway or to another one that passes it on."""
+        return self.fields.get("user-agent", "").startswith("ClamAV/")
+
+    @property
     def is_doctors(self) -> bool:
-        """Whether the doctor asks, for nobody who would use it."""
+        """Whether `clamproxy doctor` has sent it; nobody needs the answer."""
         return DOCTOR_FIELD.lower() in self.fields
 
     @property

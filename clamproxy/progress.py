@@ -1,4 +1,4 @@
-"""Progress that a thread makes, told to all who wait for it on the event loop."""
+"""Tells those who wait on the event loop what progress a thread has made."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from contextlib import suppress
 
 PAUSE = 0.025
-"""Seconds between two wake-ups. A hundred readers of a growing file that are woken for every piece keep
-the loop busy with small writes; after a pause each of them sends all that has come meanwhile."""
+"""Seconds between two wake-ups. A hundred readers of a growing file, woken for every piece, keep the loop
+busy with small writes. After a pause, each of them sends everything that has come meanwhile."""
 
 
 class Progress:
-    """Wakes who waits: at once for what decides, now and then for what only adds to the rest."""
+    """Wakes those who wait: at once by `wake`, or now and then by `report`, for more of the same."""
 
     def __init__(self, notice: Callable[[], None]) -> None:
         """Belongs to the running event loop.
 
         Args:
-            notice: called on the loop before the waiting are woken because of `report`.
+            notice: called on the loop after a `report`, just before those who wait are woken.
         """
         self._notice = notice
         self._loop = asyncio.get_running_loop()
@@ -27,7 +27,7 @@ class Progress:
         self._next_at = 0.0
 
     async def wait(self) -> None:
-        """Wait for the next wake-up. Look first whether there is anything to wait for."""
+        """Wait for the next wake-up. Check first whether there is anything to wait for."""
         await self._changed.wait()
 
     def wake(self) -> None:
@@ -37,7 +37,7 @@ class Progress:
         changed.set()
 
     def report(self) -> None:
-        """Have them woken before long: at once, or when the pause since the last time is over. Any thread."""
+        """Have all who wait woken soon: now, or when the pause since the last time is over. Any thread."""
         if not self._is_reported:
             self._is_reported = True
             with suppress(RuntimeError):  # the loop is closed: the process is ending
@@ -50,6 +50,6 @@ class Progress:
             self._loop.call_at(self._next_at, self._tell)
 
     def _tell(self) -> None:
-        self._is_reported = False  # first: what comes from here on is reported anew
+        self._is_reported = False  # first: progress from here on is reported anew
         self._notice()
         self.wake()

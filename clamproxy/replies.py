@@ -47,7 +47,7 @@ def content(source: Source, start: int, length: int, *, is_arriving: bool) -> by
         source: closed here unless it is part of what is returned.
         start: offset of the first byte.
         length: how many; 0 for the answer to a HEAD, say.
-        is_arriving: whether some of it may not be here yet, so that it can't be read at once.
+        is_arriving: whether some of the bytes may not be here yet.
     """
     if length and (is_arriving or length > IN_MEMORY):
         return Body(source, start, length)
@@ -61,15 +61,15 @@ def complete(reply: Reply, method: str, via: str | None = None) -> None:
     """Add the fields that every reply carries, and drop content that its method or status doesn't allow.
 
     Args:
-        reply: what a feed has said of its date, or a cache of itself, stays.
+        reply: is changed. A Date or Cache-Status that it already has is kept.
         method: of the request.
-        via: the gateway in Via, where it is a proxy.
+        via: what the gateway adds to Via; None where it is no proxy.
     """
     if reply.is_complete:
         return
     reply.is_complete = True
     headers = reply.headers
-    there = {name.lower() for name, _ in headers}  # each look-up would go through all of them
+    there = {name.lower() for name, _ in headers}  # each look-up in `headers` would go through all of them
     if "cache-status" not in there:
         headers.add("Cache-Status", CACHE_STATUS[reply.result])
     if "date" not in there:

@@ -1,4 +1,4 @@
-"""clamproxy as it is shipped, but for directories, port, origin and DNS server."""
+"""clamproxy as it is shipped, except for directories, port, origin and DNS server."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 import yaml
 
 from benchmarks.contenders.contender import Server
-from benchmarks.contenders.process import PROJECT, answers, free_port, running
+from benchmarks.contenders.process import PROJECT, answers, running
 from benchmarks.load.asking import HOST, Entry, Form
 from benchmarks.mirror import Mirror
 from clamproxy.config.settings import Serving
+from tests.support.gateway import free_ports
 
 ADDON = PROJECT / "tests" / "support" / "forged_addon.py"
 """clamproxy, made to trust the test keys; which keys are trusted is decided in code alone."""
 
 
 class Clamproxy:
-    """The addon of this environment's mitmdump, with the project's proxy.yaml."""
+    """The addon in this environment's mitmdump, with the project's proxy.yaml."""
 
     def __init__(self, *, express: bool = True) -> None:
-        """Args: express: answer by the express lane; without it, all goes through mitmproxy."""
         self.name = "clamproxy" if express else "no-express"
         self._express = express
 
@@ -39,7 +39,7 @@ class Clamproxy:
 
     @contextmanager
     def start(self, mirror: Mirror, work: Path, *, always_fresh: bool = False) -> Iterator[Server]:
-        port = free_port()
+        (port,) = free_ports(1)
         settings = self._settings(mirror, work, always_fresh)
         (work / "proxy.yaml").write_text(yaml.safe_dump(settings))
         command = [
@@ -47,7 +47,7 @@ class Clamproxy:
             *("--listen-host", "127.0.0.1", "-p", str(port)),
             *("--set", f"clamproxy_config={work}/proxy.yaml", "--set", f"confdir={work}/confdir"),
         ]
-        # The settings of whoever runs this must not get into the run.
+        # The user's own settings must not get into the run.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLAMPROXY_")}
         environment = {**inherited, "PYTHONPATH": str(PROJECT), "CLAMPROXY_TEST_KEYS": str(mirror.keys)}
         # A name that no database has is a 404 from the gateway itself: the origin isn't asked.

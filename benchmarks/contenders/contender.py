@@ -19,10 +19,10 @@ class Server:
     Attributes:
         name: of the contender.
         process: its processes.
-        machine: the way in that machines use; CONNECT where it can be answered from a cache.
-        plain: the way in for plain HTTP: absolute-form if it is a proxy, else origin-form.
-        tls: the way in through TLS; None if it has none.
-        mimic: the same, but it connects to the mirror first, to mimic its certificate.
+        machine: how machines reach it; by CONNECT if it can answer that from its cache.
+        plain: how plain HTTP reaches it: absolute-form if it is a proxy, else origin-form.
+        tls: how TLS reaches it; None if it has none.
+        mimic: the same, on a port where it first connects to the mirror, to mimic its certificate.
         cores: how many processors it can use.
     """
 
@@ -52,7 +52,7 @@ class Contender(Protocol):
         """Run it with an empty cache.
 
         Args:
-            mirror: where misses are fetched.
-            work: an empty directory for all it needs.
-            always_fresh: configured for never (or for at most a second) serving what is out of date.
+            mirror: where it fetches what it doesn't have.
+            work: an empty directory for its files.
+            always_fresh: configure it to serve nothing that is out of date by more than a second.
         """

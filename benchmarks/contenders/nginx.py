@@ -1,4 +1,4 @@
-"""nginx as a caching reverse proxy: the quick choice of those who can change their machines' mirror."""
+"""nginx as a caching reverse proxy: the obvious choice for a site that can change its machines' mirror."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import trustme
 
 from benchmarks.contenders.contender import Server
-from benchmarks.contenders.process import answers, find_program, free_port, running
+from benchmarks.contenders.process import answers, find_program, program, running
 from benchmarks.load.asking import HOST, Entry, Form
 from benchmarks.mirror import Mirror
+from tests.support.gateway import free_ports
 
 _CONFIG = """\
 daemon off;
@@ -68,7 +69,7 @@ class Nginx:
         return "" if find_program("nginx") else "not installed (Debian: nginx-light)"
 
     def version(self) -> str:
-        shown = subprocess.run([_program(), "-v"], capture_output=True, text=True, check=True)
+        shown = subprocess.run([program("nginx"), "-v"], capture_output=True, text=True, check=True)
         number = shown.stderr.strip().removeprefix("nginx version: ")
         return f"{number}: caching reverse proxy, 1 worker, sendfile, certificate EC P-256; GET, no CONNECT"
 
@@ -78,7 +79,7 @@ class Nginx:
         authority.cert_pem.write_to_path(work / "ca.pem")
         certificate = authority.issue_cert(HOST, key_type=trustme.KeyType.ECDSA)
         certificate.private_key_and_cert_chain_pem.write_to_path(work / "cert.pem")
-        plain, tls = free_port(), free_port()
+        plain, tls = free_ports(2)
         user = "user root;" if os.geteuid() == 0 else ""
         config = _CONFIG.format(
             work=work,
@@ -90,11 +91,7 @@ class Nginx:
             valid="1s" if always_fresh else "1h",
         )
         (work / "nginx.conf").write_text(config)
-        command = [_program(), "-p", str(work), "-c", str(work / "nginx.conf")]
+        command = [program("nginx"), "-p", str(work), "-c", str(work / "nginx.conf")]
         with running(command, work, lambda: answers(plain, "/ready")) as process:
             way = Entry(plain, Form.ORIGIN)
             yield Server(self.name, process, way, way, Entry(tls, Form.ORIGIN, str(work / "ca.pem")))
-
-
-def _program() -> str:
-    return find_program("nginx") or "nginx"

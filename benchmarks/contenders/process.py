@@ -1,4 +1,4 @@
-"""A server's processes: started with a configuration of their own, measured by /proc, stopped again."""
+"""A server's processes: how they are started, measured by means of /proc, and stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +22,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ServerError(Exception):
-    """A server that didn't start."""
+    """A server that didn't start, has died, or serves wrong bytes."""
 
 
 class Process:
-    """A running server: the process that was started, and all that this one has started."""
+    """A running server: the process that was started, and all its children."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -78,16 +77,13 @@ class Process:
 
 
 def find_program(name: str) -> str | None:
-    """Where a program is; servers are often outside an ordinary user's PATH."""
+    """The path of a server; these are often outside an ordinary user's PATH. None if it isn't installed."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
 
-def free_port() -> int:
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def program(name: str) -> str:
+    """The path of a server that is installed."""
+    return find_program(name) or name
 
 
 def answers(port: int, url: str) -> bool:
@@ -115,7 +111,7 @@ def running(
         command: must stay in the foreground.
         work: where its output goes, into ``output.log``.
         ready: whether it serves.
-        environment: instead of this process's.
+        environment: replaces this process's; None to inherit that.
 
     Raises:
         ServerError: it ended, or wasn't ready in time; its log is in the message.

@@ -1,7 +1,7 @@
-"""squid as a caching forward proxy, with ports that open TLS (ssl-bump) in its two ways.
+"""squid as a caching forward proxy, with two ports that open TLS (ssl-bump), each in another way.
 
-One opens TLS at once, with a certificate for the name that CONNECT has; the other is squid's documented
-recipe, which connects to the mirror first, to mimic its certificate.
+One opens TLS at once, with a certificate for the name in CONNECT. The other follows squid's documentation: it
+connects to the mirror first, to mimic its certificate.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 import trustme
 
 from benchmarks.contenders.contender import Server
-from benchmarks.contenders.process import ServerError, answers, find_program, free_port, running
+from benchmarks.contenders.process import ServerError, answers, find_program, program, running
 from benchmarks.load.asking import HOST, Entry, Form
 from benchmarks.mirror import Mirror
+from tests.support.gateway import free_ports
 
 _CERTIFICATES = Path("/usr/lib/squid/security_file_certgen")
 _USER = "proxy"
-"""Whom Debian's squid runs as when root starts it."""
+"""The user that Debian's squid runs as when root starts it."""
 
-# The extras by default hold each client's name, for which squid would ask DNS.
+# By default the extras include the client's name, for which squid would ask DNS.
 _CONFIG = r"""
 http_port 127.0.0.1:{plain}
 http_port 127.0.0.1:{tls} ssl-bump generate-host-certificates=on tls-cert={work}/ca-and-key.pem
@@ -83,7 +84,7 @@ class Squid:
         return "" if _CERTIFICATES.exists() else "has no ssl-bump (Debian: squid-openssl instead of squid)"
 
     def version(self) -> str:
-        shown = subprocess.run([_program(), "-v"], capture_output=True, text=True, check=True)
+        shown = subprocess.run([program("squid"), "-v"], capture_output=True, text=True, check=True)
         number = shown.stdout.splitlines()[0].removeprefix("Squid Cache: Version ")
         how = "cache in memory; absolute-form, as it caches nothing inside CONNECT:80; TLS by ssl-bump"
         return f"squid/{number}: {how}"
@@ -103,7 +104,7 @@ class Squid:
             user = f"cache_effective_user {_USER}"
             _give_away(work)
         (work / "hosts").write_text(f"{mirror.tls_address or '127.0.0.1'} {HOST}\n")
-        plain, tls, mimicking = (free_port() for _ in range(3))
+        plain, tls, mimicking = free_ports(3)
         config = _CONFIG.format(
             work=work,
             plain=plain,
@@ -115,7 +116,7 @@ class Squid:
             minutes=0 if always_fresh else 60,
         )
         (work / "squid.conf").write_text(config)
-        command = [_program(), "-N", "-f", str(work / "squid.conf")]
+        command = [program("squid"), "-N", "-f", str(work / "squid.conf")]
         ready = f"http://{HOST}/ready"
         with running(command, work, lambda: answers(plain, ready) and answers(tls, ready)) as process:
             way = Entry(plain, Form.ABSOLUTE)
@@ -127,12 +128,8 @@ class Squid:
                 yield Server(self.name, process, way, way)
 
 
-def _program() -> str:
-    return find_program("squid") or "squid"
-
-
 def _give_away(work: Path) -> None:
-    """Let squid's user have the directory; it must be able to reach it, too."""
+    """Make squid's user the owner of the directory and what is in it."""
     user = pwd.getpwnam(_USER)
     for path in (work, *work.rglob("*")):
         shutil.chown(path, user.pw_uid, user.pw_gid)

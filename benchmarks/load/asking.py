@@ -42,7 +42,7 @@ class Fetch:
     Attributes:
         path: the path in the URL.
         size: bytes of the body; None for whatever is announced.
-        sha256: hex digest of the body, for those who check it.
+        sha256: hex digest of the body, for a machine that checks it.
         probe: ask for the first 512 bytes only, as freshclam does to learn the version.
         version: the least version in the header of the CVD; an older one is stale.
     """
@@ -55,7 +55,7 @@ class Fetch:
 
 
 def agent() -> str:
-    """The User-Agent of a machine of its own (protocol.md 1.1)."""
+    """The User-Agent of one more machine, with a new UUID (protocol.md 1.1)."""
     return f"ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: {uuid.uuid4()})"
 
 

@@ -1,4 +1,4 @@
-"""The processes that the machines live in, and what came of a run."""
+"""The processes that the machines run in, and what comes of a load."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Load:
         entry: how they reach the server.
         scripts: what they ask for, one after the other: the first machine has the first script, and so on.
         machines: how many.
-        keep_alive: each asks for all on one connection, not on a new one each time.
-        seconds: begin anew for so long; None for once.
+        keep_alive: each machine keeps its connection for all requests, instead of opening one for each.
+        seconds: the machines repeat their scripts for so long; None: they go through them once.
         verify: one machine checks SHA-256, for which it has to copy and hash what it reads.
     """
 
@@ -60,7 +60,7 @@ class Outcome:
         failures: by kind.
         wall: seconds from the start to the end of the last machine.
         cpu: seconds of processor time that the machines took.
-        first_bytes: seconds from before a connection to the first byte of each body.
+        first_bytes: for each request, seconds from before its connection to the first bytes of the answer.
     """
 
     machines: int
@@ -105,7 +105,7 @@ class _Loop:
         self._epoll.modify(fd, events)
 
     def run(self, machines: list[Machine], give_up: float) -> None:
-        """Let the machines do all they have to; those that haven't ended by `give_up` have failed."""
+        """Run the machines to their ends; those that haven't ended by `give_up` have failed."""
         self._unfinished.update(machines)
         for machine in machines:
             self._step(machine)
@@ -178,7 +178,7 @@ def most_machines() -> int:
 
 
 class LoadGenerator:
-    """The processes; a context manager."""
+    """Runs loads, in processes that live as long as this context manager."""
 
     def __init__(self) -> None:
         context = get_context("spawn")
@@ -186,7 +186,7 @@ class LoadGenerator:
         self._pool = ProcessPoolExecutor(PROCESSES, context, initializer=together.wait)
 
     def __enter__(self) -> Self:
-        # One process is started per job; the barrier in each makes all wait for the last.
+        # The pool starts one process per job; the barrier makes each wait until all have started.
         list(self._pool.map(time.sleep, [0.0] * PROCESSES))
         return self
 
@@ -196,7 +196,7 @@ class LoadGenerator:
         self._pool.shutdown(cancel_futures=True)
 
     def run(self, load: Load) -> Outcome:
-        """Let the machines of a load do what they have to."""
+        """Run the machines of a load, half of them in each process."""
         half = -(-load.machines // PROCESSES)
         parts = [(first, min(half, load.machines - first)) for first in range(0, load.machines, half)]
         # Building thousands of machines takes a moment, too.
@@ -217,5 +217,5 @@ class LoadGenerator:
 
 
 def processors() -> int:
-    """How many processors all share."""
+    """How many processors the servers and the load share."""
     return len(os.sched_getaffinity(0))

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.load.asking import HOST, Entry, Fetch, agent, request, tunnel_request
+from clamproxy.formats.header import HEADER_SIZE
 
 CONNECT_TIMEOUT = 30.0
 """Seconds until the tunnel, or TLS, must stand (freshclam's ConnectTimeout, protocol.md 1.1)."""
 RECEIVE_TIMEOUT = 60.0
-"""Seconds without a byte that are borne (ReceiveTimeout)."""
+"""Seconds without a byte after which a machine gives up (ReceiveTimeout)."""
 
-_HEADER_SIZE = 512
 _HEAD_LIMIT = 1 << 16
 _RECORD = 1 << 14
-"""The most that a TLS record holds: what is read at once, as epoll knows nothing of the rest of a record."""
+"""Bytes of the largest TLS record. Records are read whole: epoll doesn't know of the rest of one."""
 _TLS_BITES = 16
 """TLS records that one machine reads before the next has its turn."""
 _BUFFER = memoryview(bytearray(1 << 20))
@@ -33,7 +33,7 @@ type Steps = Generator[None, None, None]
 
 
 class FetchError(Exception):
-    """A request that failed; the message is the kind, which failures are counted by."""
+    """A request that failed. The message is the kind of failure under which it is counted."""
 
 
 class Watcher(Protocol):
@@ -55,7 +55,7 @@ class Tally:
         requests: that were answered as they should be.
         size: bytes of their bodies.
         failures: by kind.
-        first_bytes: seconds from before a connection to the first byte of each body.
+        first_bytes: for each request, seconds from before its connection to the first bytes of the answer.
     """
 
     done: int = 0
@@ -96,8 +96,8 @@ class Machine:
             tally: where it counts.
             address: its own address.
             tls: for an entry with TLS.
-            keep_alive: ask for all on one connection; freshclam opens one for each.
-            until: begin anew until then, in seconds of the monotonic clock.
+            keep_alive: use one connection for all requests; freshclam opens one for each.
+            until: repeat everything until then, in seconds of the monotonic clock; None: do it once.
             verify: check SHA-256.
         """
         user_agent = agent()
@@ -117,7 +117,7 @@ class Machine:
         self._sock: socket.socket | None = None
 
     def _run(self) -> Steps:
-        """Fetch all; a failure is counted and ends the machine, as nothing is tried again."""
+        """Fetch everything. A failure is counted and ends the machine: nothing is tried again."""
         try:
             while True:
                 for fetch, head in self._asked:
@@ -156,7 +156,7 @@ class Machine:
             self._close()
 
     def _connect(self, first: bytes) -> Generator[None, None, socket.socket]:
-        """Open a connection, send what comes first, and do what has to be done before the request."""
+        """Open a connection with its tunnel and TLS, if it has any. `first` is sent before those."""
         sock = self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # The port is chosen on connecting, so that only pairs of addresses must differ (ip(7)).
         sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
@@ -215,7 +215,7 @@ class Machine:
     def _read_body(self, sock: socket.socket, fetch: Fetch, rest: bytes, size: int) -> Steps:
         count = len(rest)
         digest = hashlib.sha256(rest) if self._verify and fetch.sha256 else None
-        header = rest[:_HEADER_SIZE]
+        header = rest[:HEADER_SIZE]
         # Bytes that nobody looks at are thrown away inside the kernel, uncopied (tcp(7)).
         discard = self._tls is None and digest is None
         flags = socket.MSG_TRUNC if discard else 0
@@ -223,7 +223,7 @@ class Machine:
         while count < size:
             yield
             for _ in range(bites):
-                wants_header = fetch.version is not None and len(header) < _HEADER_SIZE
+                wants_header = fetch.version is not None and len(header) < HEADER_SIZE
                 try:
                     got = sock.recv_into(_BUFFER, len(_BUFFER), 0 if wants_header else flags)
                 except (BlockingIOError, ssl.SSLWantReadError):
@@ -233,7 +233,7 @@ class Machine:
                 if digest is not None:
                     digest.update(_BUFFER[:got])
                 if wants_header:
-                    header += _BUFFER[: min(got, _HEADER_SIZE)]
+                    header += _BUFFER[: min(got, HEADER_SIZE)]
                 count += got
                 if count >= size:
                     break
@@ -250,7 +250,7 @@ class Machine:
 
 
 def _announced(head: bytes, fetch: Fetch) -> int:
-    """Content-Length, which must be what it should be."""
+    """The Content-Length; fails if it isn't what it should be."""
     start = head.find(b"\r\ncontent-length:")
     if start < 0:
         raise FetchError("no Content-Length")

@@ -1,4 +1,4 @@
-"""What the contenders have to do, in a module each."""
+"""What the contenders have to do: one module for each workload."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Workload:
     """Something that the contenders have to do.
 
     Attributes:
-        name: for the command line, and of its measurements.
-        title: for the report.
+        name: on the command line and in measurements.
+        title: in the report.
         run: measures all rounds of all cases.
     """
 

@@ -1,4 +1,4 @@
-"""All clients at the same moment, on an empty cache, while the origin's rate is limited; then once more."""
+"""All clients at the same moment, with an empty cache and a limited rate at the origin; then once more."""
 
 from __future__ import annotations
 

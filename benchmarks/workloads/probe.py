@@ -1,4 +1,4 @@
-"""A client that looks at a CVD's header before anybody has fetched the file: what does that cost upstream?"""
+"""What it costs upstream when a client asks for a CVD's header before anybody has fetched the file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import replace
 from benchmarks.bench import Bench
 from benchmarks.load.asking import Fetch
 from benchmarks.load.generator import Load
-from benchmarks.origin import HEADER_SIZE, Origin
+from benchmarks.origin import Origin
 from benchmarks.results import Measurement
+from clamproxy.formats.header import HEADER_SIZE
 
 NAME = "probe"
 TITLE = "Header probe, empty cache"

@@ -1,4 +1,4 @@
-"""The day of a release: everybody asks for what has just been published, and nobody may get the old.
+"""The day of a release: everybody asks for what was just published, and nobody may get the old version.
 
 One client in six wants the whole file; the others look at the header, then fetch the cdiff and its
 signature. The contenders are configured to be out of date for a second at most.
@@ -17,8 +17,8 @@ from benchmarks.contenders.contender import Contender
 from benchmarks.load.asking import Fetch
 from benchmarks.load.generator import Load
 from benchmarks.mirror import open_mirror
-from benchmarks.origin import HEADER_SIZE
 from benchmarks.results import Measurement
+from clamproxy.formats.header import HEADER_SIZE
 
 NAME = "release"
 TITLE = "Release day, out of date for 1 s at most"

@@ -1,4 +1,4 @@
-"""Rates of small objects, by some clients that ask again and again."""
+"""Requests per second for small objects, from clients that ask again and again."""
 
 from __future__ import annotations
 

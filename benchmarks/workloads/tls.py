@@ -1,4 +1,4 @@
-"""The rate of new TLS connections: each fetches one small object, as freshclam does from an https mirror."""
+"""New TLS connections per second: each fetches one small object, as freshclam does from an https mirror."""
 
 from __future__ import annotations
 

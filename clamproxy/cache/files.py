@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -217,11 +217,3 @@ def _cdiff_version(file: BinaryIO) -> int:
 
 def _cvd_version(file: BinaryIO) -> int:
     return CvdHeader.parse(file.read(HEADER_SIZE)).version
-
-
-_VERSIONS: dict[Kind, Callable[[BinaryIO], int]] = {
-    Kind.CDIFF: _cdiff_version,
-    Kind.CVD: _cvd_version,
-    Kind.CLD: _cvd_version,
-}
-"""What the content of a file tells of its version; a signature tells nothing."""

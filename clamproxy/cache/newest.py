@@ -13,7 +13,7 @@ from clamproxy.cache.rows import OBJECT_PREFIX, Row
 from clamproxy.objects import Kind, ObjectId
 
 type _Mark = tuple[int, int, int]
-"""Changes with a file's content, length and permissions."""
+"""What tells whether a file has changed since: its inode, length and time of change."""
 
 
 @dataclass(slots=True)
@@ -22,15 +22,15 @@ class _Cvd:
     row: Row | None
     path: str = ""
     mark: _Mark | None = None
-    """Of its file when that was last opened."""
+    """That of its file when it was last opened."""
     metadata: Metadata | None = None
 
 
 class NewestCvds:
-    """Kept in step with the index and the files. Thread-safe."""
+    """The newest CVD of each database, in step with the index and the files. Thread-safe."""
 
     def __init__(self, index: Index, open_object: Callable[[ObjectId], PublishedFile | None]) -> None:
-        """Look when somebody asks.
+        """Read nothing yet.
 
         Args:
             index: says which CVDs there are.
@@ -48,7 +48,7 @@ class NewestCvds:
         return None
 
     def known(self, database: str) -> tuple[ObjectId, Metadata] | None:
-        """The same without its content. Quicker: a file that has been opened before is only looked at."""
+        """The same without its content. Quicker: for a file that was opened before, one stat() is enough."""
         for cvd in self._list().get(database, ()):
             if cvd.metadata is not None and cvd.mark == _mark_of(cvd.path):
                 return cvd.object_id, cvd.metadata

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +34,7 @@ from clamproxy.config.units import (
     HttpProxy,
     Nameserver,
     Network,
+    client_ip,
     domain_matches,
     host_matches,
     one_or_more,
@@ -225,10 +225,9 @@ class Serving(_Section):
         """Tell whether a client may use the proxy.
 
         Args:
-            address: Its IP address, as a socket gives it: a zone id (``fe80::1%eth0``) is
-                left out, an IPv4-mapped address (``::ffff:10.0.0.1``) counts as IPv4.
+            address: Its address, as its socket gives it.
         """
-        ip = _as_ip(address)
+        ip = client_ip(address)
         return ip is not None and any(ip in network for network in self.clients)
 
 
@@ -358,12 +357,3 @@ class Settings(_Section):
         """Let absent and empty sections be validated too: their defaults need the context."""
         given = {name: {} if section is None else section for name, section in data.items()}
         return {name: {} for name in cls.model_fields} | given
-
-
-@lru_cache(16_384)  # a machine connects anew for each file
-def _as_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return None
-    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip

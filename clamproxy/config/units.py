@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -263,6 +264,19 @@ def parse_network(value: object) -> Network:
         # 10.1.2.3/8 may be meant as that one machine, or as a smaller network.
         raise ValueError(f"{address.network}, or {address.ip} for that address alone")
     return address.network
+
+
+@lru_cache(16_384)  # each machine of a fleet connects anew for each file
+def client_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read the address of a client, as its socket gives it; None if it is no IP address.
+
+    A zone id (``fe80::1%eth0``) is left out, and an IPv4-mapped address (``::ffff:10.0.0.1``) is IPv4.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
 def parse_nameserver(value: object) -> Nameserver:

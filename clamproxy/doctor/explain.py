@@ -54,7 +54,8 @@ def no_answer(error: Exception, request: str) -> Verdict:
     """A connection that stands brings no answer."""
     match error:
         case Silent():
-            return problem(f"the gateway {error}: {request}", f"its origin may be slow; {ON_GATEWAY}")
+            busy = "its origin may be slow, or it has as many connections as access.max_connections allows"
+            return problem(f"the gateway {error}: {request}", f"{busy}; {ON_GATEWAY}")
         case Closed():
             return problem(f"the gateway {error}: {request}", _NETWORKS)
         case Garbage():

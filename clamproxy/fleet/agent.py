@@ -8,12 +8,11 @@ expected form is left out, and nothing else gets into the table, to pages or ter
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+
+from clamproxy.config.units import client_ip
 
 LONGEST = 255
 """Characters; freshclam's have at most 127."""
@@ -60,15 +59,10 @@ def parse_agent(user_agent: str) -> Agent | None:
 @lru_cache(_REMEMBERED)
 def shown_address(address: str) -> str:
     """A client's address without its zone; an IPv4-mapped one as IPv4."""
-    with suppress(OSError, ValueError):
-        # Most are IPv4, and the C library is ten times quicker than ipaddress.
-        return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, address))
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:  # a Unix socket, say
+    ip = client_ip(address)
+    if ip is None:  # a Unix socket, for example
         return address[:_LONGEST_ADDRESS].encode("unicode_escape").decode("ascii")[:_LONGEST_ADDRESS]
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return str(mapped or ip)
+    return str(ip)
 
 
 def _plain(form: re.Pattern[str], text: str | None) -> str | None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FLUSH_DELAY = 0.5
 """Seconds from a visit until it is in the table."""
 ENOUGH = 2_000
-"""Visits that are written at once: when a whole fleet wakes, each machine comes by twice within a second."""
+"""Visits that are written without delay: when a fleet wakes, each machine comes by twice within a second."""
 MOST_PENDING = 40_000
 """Visits, of some 500 bytes, that wait to be written; while the disk takes none, the oldest are forgotten."""
 
@@ -112,7 +112,7 @@ class Fleet:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)
 
     def _hand_over(self) -> None:
-        """Once until the writer gets to it: however far behind it is, no more than `MOST_PENDING` wait."""
+        """Call the writer, unless it was called and hasn't come yet: so no more than `MOST_PENDING` wait."""
         with self._lock:
             if self._is_handed_over or not (self._visits or self._releases):
                 return

@@ -1,15 +1,15 @@
 """The front: what every request for the gateway itself goes through, whichever server received it.
 
-It knows the service of the moment, the users, and where requests lead; nothing of sockets. A server
+It knows the current service, the users, and where requests lead. It knows nothing of sockets. A server
 
-* makes one `Caller` for each connection, and an `Asked` of each request whose head it accepts. Values of
-  fields have no line ends;
-* asks `Front.routing` for the destination if it can't serve all of them. What is PASSED goes to mitmproxy;
-* awaits `Front.open_tunnel` for CONNECT, `Front.answer` for all else; `Front.answer_at_once` may spare it
-  that. They raise nothing. If the client leaves meanwhile, they go on: others may wait for what they have
-  begun;
-* writes `Exchange.reply`, which is complete but for what concerns the connection (Connection,
-  Transfer-Encoding, the date of its own errors): status, header fields, body. A reply to HEAD has no body;
+* makes one `Caller` for each connection, and one `Asked` for each request whose head it accepts. The values
+  of fields must have no line ends;
+* asks `Front.routing` for the destination if it can't serve all of them. Only mitmproxy serves PASSED;
+* awaits `Front.open_tunnel` for CONNECT, and `Front.answer` for everything else; it may try
+  `Front.answer_at_once` first. None of them raises anything. If the client leaves meanwhile, they must go on:
+  others may be waiting for what they have begun;
+* writes the status, header fields and body of `Exchange.reply`. Only what concerns the connection is missing
+  (Connection, Transfer-Encoding). A reply to HEAD has no body;
 * sends a `Body` from its source within `Front.sending`, and closes the source, whatever happens;
 * calls `Exchange.end` once the reply is sent, or has failed.
 """

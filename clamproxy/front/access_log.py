@@ -46,7 +46,7 @@ class Outcome:
 
 
 class _Entry:
-    """A record's message, made when a handler wants it, and in the form that it wants."""
+    """A record's message, made only when a handler asks for it, and in the form that it asks for."""
 
     __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path")
 
@@ -72,7 +72,7 @@ class _Entry:
         return f"{line} ({_printable(outcome.error)})" if outcome.error else line
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the JSON object, all `_NAMES`; what isn't known is null."""
+        """The fields of the JSON object: all of `_NAMES`; what isn't known is null."""
         asked, outcome, path = self._asked, self._outcome, self._path
         machine = parse_agent(asked.fields.get("user-agent") or "")
         return {
@@ -116,12 +116,12 @@ def _record_of(entry: _Entry) -> logging.LogRecord:
 
 
 def log_tunnel(client: str, host: str, port: int) -> None:
-    """A connection is passed through as it is: what is asked for inside can't be seen.
+    """Log a connection that is passed through as it is: the requests inside can't be seen.
 
     Args:
-        client: its IP address.
-        host: where it leads.
-        port: likewise.
+        client: the client's IP address.
+        host: where the connection leads.
+        port: the port there.
     """
     target = f"{host}:{port}"
     known = {"client": client, "method": "CONNECT", "host": target[:_LONGEST], "result": str(Result.PASSED)}

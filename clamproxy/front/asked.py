@@ -1,4 +1,4 @@
-"""What is asked: a request as it reached the gateway, and the connection that it came by."""
+"""Requests as they reach the gateway, and the connections that they come by."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ LARGEST_CONTENT = 64 * 1024
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """The connection that requests come by; one object for as long as it lasts."""
+    """A client's connection; one object for as long as it lasts."""
 
     address: str
     """The client's IP address, as its socket gives it."""
     own_address: str
-    """Where it has reached the gateway: the name of its socket at this end."""
+    """The address at which it has reached the gateway, as its socket gives it."""
     own_port: int
     is_reverse: bool = False
     """Whether it came to a port on which the gateway is the server, not a proxy."""
     tunnel: tuple[str, int] | None = None
-    """Where its CONNECT leads, once that was admitted: the front notes it for the server."""
+    """Host and port of its CONNECT, once that was admitted. The front sets it for the server."""
     known_to: Users | None = field(default=None, repr=False)
-    """The users among whom it named itself with its CONNECT; others may be in force by now."""
+    """The users that its CONNECT was checked against. A reload may have brought others since."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Asked(Request):
     """A request, as it reached the gateway.
 
-    Without a scheme it came in origin form and outside a tunnel: such a request is for the gateway itself,
-    whatever its Host. Inside a tunnel, scheme, host and port are the tunnel's; CONNECT has no scheme.
+    One without a scheme came in origin form and outside a tunnel. It is for the gateway itself, whatever its
+    Host says. Inside a tunnel, scheme, host and port are those of the tunnel. CONNECT has no scheme.
     """
 
     caller: Caller
@@ -42,7 +42,7 @@ class Asked(Request):
 
     @property
     def is_for_gateway(self) -> bool:
-        """Whether the gateway itself is asked for: as a server, or through itself, as http_proxy has it."""
+        """Whether it is for the gateway itself, which a client may also ask for by way of its http_proxy."""
         caller = self.caller
         return (
             caller.is_reverse or self.port == caller.own_port or not (self.scheme or self.method == "CONNECT")
@@ -55,6 +55,6 @@ class Asked(Request):
 
     @property
     def content_length(self) -> int:
-        """Bytes of content that are announced; 0 if they come in chunks."""
+        """Bytes of content that the head announces; 0 if they come in chunks."""
         text = self.headers.get("Content-Length", "0")
         return int(text) if text.isascii() and text.isdigit() else 0

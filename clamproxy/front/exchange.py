@@ -1,4 +1,4 @@
-"""Exchanges: a request, its answer, and what is noted of them at the end."""
+"""Exchanges: a request, its answer, and what is recorded of them at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clamproxy.dates import LONGEST_DATE
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.front.access_log import Outcome, log_request
@@ -16,10 +17,11 @@ from clamproxy.objects import Latest, parse_path
 from clamproxy.service import Service
 
 _ASKED_BY_DOCTOR = (Destination.DATABASES, Destination.NOBODY)
+"""What the doctor asks for."""
 _ORDINARY = (Result.MISS, Result.NEGATIVE)
-"""How a file that isn't there is answered: freshclam asks for such in its usual course."""
-_LONGEST_DATE, _LONGEST_METHOD = 64, 16
-"""Characters; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
+"""Results whose reason isn't logged: freshclam asks for files that don't exist all the time."""
+_LONGEST_METHOD = 16
+"""Characters."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,23 +31,23 @@ class Exchange:
     asked: Asked
     destination: Destination
     reply: Reply
-    """What is to be sent, complete. For what is passed through: what the host has answered."""
+    """What is to be sent, complete. If the request is passed through: what the host has answered."""
     running: Callable[[], Service | None]
-    """The service at the end, which may be another than at the beginning."""
+    """Gives the current service. A reload may have replaced the one that answered."""
     sent: int = 0
-    """Bytes of content, where whoever sends counts them."""
+    """Bytes of content so far, if the sender counts them here."""
     ended: bool = False
 
     def end(self, length: int, error: str = "") -> None:
         """Count and log the exchange, and tell the fleet. Only the first call does anything.
 
-        Every request counts once: a refusal as ``refused``, wherever it led to, since nothing was asked of a
-        cache; the rest on a feed's host among the feeds' own, and all else among the requests. Pages are
-        logged, but not counted, and neither is what the doctor asks for.
+        Every request counts once. A refusal counts as ``refused``, whatever the request was for: no cache was
+        asked. Otherwise, a request on a feed's host counts among those of the feeds, and any other among the
+        requests. Pages and the doctor's requests are logged but not counted.
 
         Args:
             length: bytes of content that were sent.
-            error: why that isn't all.
+            error: why not all of it was sent, if so.
         """
         service = self.running()
         if self.ended or service is None:
@@ -59,7 +61,7 @@ class Exchange:
         elif self.destination is not Destination.PAGES:
             service.stats.count_request(result, length)
         if self.destination is Destination.DATABASES:
-            # The doctor's, too: nobody hides behind its field.
+            # The doctor's requests, too: no machine can hide by sending the doctor's field.
             service.fleet.see(self._visit(service, length, is_complete=not error))
         reason = "" if reply.result in _ORDINARY else reply.reason
         outcome = Outcome(
@@ -71,7 +73,7 @@ class Exchange:
             seconds=time.monotonic() - self.asked.started_at,
             error=error or reason,
         )
-        # A refusal for a host that isn't configured, or to nobody known, may concern a feed, too.
+        # A request for an unknown host, or from an unknown client, may have been meant for a feed.
         hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
         log_request(self.asked, outcome, hides_path=hides_path)
 
@@ -86,7 +88,7 @@ class Exchange:
             target=target,
             range_probe="range" in asked.fields,
             # Thousands of visits may wait to be written: no more than a date is kept.
-            if_modified_since=since and since[:_LONGEST_DATE],
+            if_modified_since=since and since[:LONGEST_DATE],
             status=reply.status,
             version=reply.version,
             length=length,

@@ -33,7 +33,7 @@ _NAMELESS = "1.1 clamproxy"
 
 
 class Front:
-    """Answers requests by the service of the moment. Event loop only; never with 403 or 429 (trap 20)."""
+    """Has the current service answer requests. Event loop only; never answers 403 or 429 (trap 20)."""
 
     def __init__(self) -> None:
         """Without a service every answer is 503."""
@@ -65,7 +65,7 @@ class Front:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """While a body is on its way, for whoever sends it: see `answered`."""
+        """Send a body within this: `answered` waits for it."""
         self._bodies += 1
         try:
             yield
@@ -73,11 +73,11 @@ class Front:
             self._bodies -= 1
 
     async def answered(self, limit: float) -> None:
-        """Wait until all requests are answered, or for so many seconds."""
+        """Wait until all requests are answered, but no longer than `limit` seconds."""
         await wait_while(lambda: self._bodies or (self.service and self.service.requests), limit, LOOK_EVERY)
 
     def is_known(self, caller: Caller) -> bool:
-        """Whether a client need not say any more who it is."""
+        """Whether a client needn't say who it is: it has done so, or nobody has to."""
         return not self._users or caller.known_to is self._users
 
     # Answers
@@ -86,8 +86,8 @@ class Front:
         """Admit a CONNECT, or refuse it.
 
         Returns:
-            What is to be sent, and ended; None: the answer is 200, and inside the tunnel nobody asks
-            any more who the client is.
+            The refusal to be sent, then ended. None: answer 200; inside the tunnel the client needn't say
+            again who it is.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -106,7 +106,7 @@ class Front:
         return self._exchange(asked, Destination.NOBODY, refusal, service)
 
     def answer_at_once(self, asked: Asked) -> Exchange | None:
-        """Answer a request, if the answer is ready. `answer` would say the same, for twice the cost."""
+        """Answer a request if the answer is ready in memory. `answer` gives the same one, but costs more."""
         service, routing = self.service, self.routing
         if service is None or routing is None or not self.is_known(asked.caller):
             return None
@@ -122,13 +122,12 @@ class Front:
         return None if reply is None else self._exchange(asked, Destination.DATABASES, reply, service)
 
     async def answer(self, asked: Asked) -> Exchange:
-        """Answer a request that isn't for a host that is passed through, whatever happens.
+        """Answer any request but those for hosts that are passed through, whatever happens.
 
-        Not to be cancelled when the client leaves: what others wait for, too, may have begun.
+        Not to be cancelled when the client leaves: others may be waiting for what it has begun.
 
         Returns:
-            What is to be sent, and ended when that is done. Whoever sends it also closes the source of
-            a `Body`.
+            What is to be sent, then ended. The sender also closes the source of a `Body`.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -143,12 +142,12 @@ class Front:
         return self._exchange(asked, destination, reply, service)
 
     async def pass_on(self, asked: Asked) -> Exchange | None:
-        """Look whether a request is to be forwarded to the host that it asks for.
+        """Decide whether a request is forwarded to the host that it asks for.
 
         Returns:
-            None: it isn't for a host that is passed through. If the result is PASSED, it may go on, with
-            `Service.via`, one less in Max-Forwards and without what was meant for the gateway; what the host
-            answers becomes the reply. Any other reply is to be sent.
+            None: the host isn't passed through. If the result is PASSED, the request may go on, with
+            `Service.via` added, Max-Forwards one less, and without the fields that were meant for the
+            gateway; the host's answer becomes the reply. Any other reply is to be sent.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -190,7 +189,7 @@ class Front:
                 place = Place(caller.own_address, None if caller.is_reverse else caller.own_port)
                 return await service.pages.handle(asked, peer=caller.address, place=place)
             case Destination.PASSED:
-                # It was not when its head came.
+                # It was not PASSED when its head came: there was a reload.
                 return refusals.failure(_JUST_CHANGED)
             case _:
                 return refusals.nobody(asked.host)
@@ -202,7 +201,7 @@ class Front:
         users = self._users
         # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
         field = "Authorization" if asked.is_direct else "Proxy-Authorization"
-        # What follows a head is kept in memory meanwhile, whatever its size: nobody queues with much of it.
+        # Content is kept in memory meanwhile, whatever its size: a request with much of it must not queue.
         is_large = asked.content_length > LARGEST_CONTENT
         known = await users.admit(asked.headers.get(field), at_once=is_large)
         if known and asked.method == "CONNECT":
@@ -210,7 +209,7 @@ class Front:
         return known
 
     def _failed(self, asked: Asked) -> Exchange:
-        """The answer in an exception's handler: whatever goes wrong, nothing is let through."""
+        """The answer to a request that can't be handled: whatever goes wrong, nothing is let through."""
         return self._exchange(asked, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
 
     def _exchange(
@@ -224,7 +223,7 @@ class Front:
 
 
 def _is_open(asked: Asked, destination: Destination, service: Service) -> bool:
-    """Whether the client needs no user: for health, for how to become a client, or as a token guards it."""
+    """Whether no user is needed: for health checks, the set-up of clients, and pages that a token guards."""
     if destination is not Destination.PAGES:
         return False
     has_token = service.settings.status.token is not None

@@ -1,4 +1,4 @@
-"""What is refused before anybody looks for an answer, in which words."""
+"""Replies to requests that are refused before any cache or page is asked."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ _COUNTED_DOWN = ("OPTIONS", "TRACE")
 
 
 def unfit(request: Request, pseudonym: str) -> Reply | None:
-    """To what no cache answers, ClamAV's files or a feed's: loops, and methods but GET and HEAD. Else None.
+    """Refuse what no cache answers, be it ClamAV's or the feeds': loops, and methods other than GET and HEAD.
 
     Args:
         request: the request.
         pseudonym: this gateway's name in Via.
+
+    Returns:
+        None if there is nothing to refuse.
     """
     if (reply := loop(request, pseudonym)) is not None:
         return reply
@@ -29,7 +32,7 @@ def unfit(request: Request, pseudonym: str) -> Reply | None:
 
 
 def loop(request: Request, pseudonym: str) -> Reply | None:
-    """To a request that came through this gateway before, or through too many to be true. Else None."""
+    """Refuse a request that came through this gateway before, or through too many to be true; else None."""
     via = request.via
     if pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable():
         return None
@@ -37,7 +40,7 @@ def loop(request: Request, pseudonym: str) -> Reply | None:
 
 
 def unknown_client(*, is_proxy: bool) -> Reply:
-    """To whoever has to say who it is.
+    """Ask a client to say who it is.
 
     Args:
         is_proxy: whether the client asks the gateway as its proxy.
@@ -48,25 +51,28 @@ def unknown_client(*, is_proxy: bool) -> Reply:
 
 
 def no_tunnel(host: str, port: int) -> Reply:
-    """To a CONNECT that leads nowhere."""
+    """Refuse a CONNECT to somewhere that the gateway opens no tunnels to."""
     return plain(502, Result.REFUSED, f"no tunnel to {host}:{port}")
 
 
 def nobody(host: str) -> Reply:
-    """To a request for a host that isn't configured."""
+    """Refuse a request for a host that isn't configured."""
     place = "is not in serving.hosts, feeds.hosts or serving.pass_through"
     return plain(502, Result.REFUSED, f"{host} {place}; if it is the gateway itself, put it in tls.names")
 
 
 def forwards_left(request: Request) -> int | None:
-    """How often a request may still be forwarded; None: Max-Forwards doesn't limit it (RFC 9110 7.6.2)."""
+    """How often a request may still be forwarded; None if Max-Forwards sets no limit (RFC 9110 7.6.2)."""
     left = request.headers.get("Max-Forwards", "")
     is_limited = request.method in _COUNTED_DOWN and left.isascii() and left.isdigit()
     return int(left[:9]) if is_limited else None
 
 
 def last_stop(request: Request) -> Reply | None:
-    """The answer in place of the host's, where Max-Forwards is 0. TRACE would show passwords."""
+    """The reply to a request with Max-Forwards 0, which must not reach the host; else None.
+
+    TRACE isn't answered as RFC 9110 9.3.8 has it: that would show passwords.
+    """
     if forwards_left(request) != 0:
         return None
     reply = plain(204 if request.method == "OPTIONS" else 405, Result.REFUSED, "Max-Forwards is 0")
@@ -75,7 +81,7 @@ def last_stop(request: Request) -> Reply | None:
 
 
 def failure(reason: str) -> Reply:
-    """The answer when nothing else can be answered; 503 makes freshclam try again."""
+    """The reply when there is no other; 503 makes freshclam try again."""
     reply = plain(503, Result.ERROR, reason)
     reply.headers["Retry-After"] = "1"
     return reply

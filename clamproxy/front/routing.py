@@ -1,4 +1,4 @@
-"""Where a request leads: who answers it, and which tunnels are opened. Pure, but for the machine's name."""
+"""Where requests lead: who answers them, and which tunnels are opened. Pure, but for the machine's name."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Destination(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The decisions, as a configuration has them."""
+    """The decisions that follow from a configuration."""
 
     settings: Settings
 
     def destination(self, asked: Asked) -> Destination:
         """Who answers a request.
 
-        Whoever asks in origin form, outside a tunnel, takes the gateway for the server, by whatever name: it
-        may be known by many, of a service, a container or a load balancer. Only an absolute form and a
-        tunnel ask for a host.
+        A request in origin form, outside a tunnel, is for the gateway itself, whatever its Host says: the
+        gateway may be known by many names, of a service, a container or a load balancer. Only the absolute
+        form and tunnels ask for a host.
         """
         asks_for_page = is_page(asked.path)
         page = Destination.PAGES if asks_for_page else Destination.DATABASES

@@ -137,9 +137,9 @@ class Transfers:
         return object_id in self._running
 
     def asked_at(self, object_ids: Iterable[ObjectId]) -> float | None:
-        """Loop time since when one of these has been asked for and can't be read from, the earliest.
+        """The earliest loop time at which one of these was asked for, of those that can't be read from yet.
 
-        None if that is so of none of them.
+        None if there are none.
         """
         running = (self._running.get(object_id) or self._turned_to(object_id) for object_id in object_ids)
         return min((one.asked_at for one in running if one is not None and not one.is_ready), default=None)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 OLDEST_RECORD = 12 * 3600
 """Seconds after which freshclam, and so the gateway, takes a record for stale."""
 PATIENCE = 1.0
-"""Seconds for which a look-up is waited for where one can do without, as an older answer is known."""
+"""Seconds for which a look-up is waited for if an older answer is known, or none is needed."""
 _RETRY = 30.0
 
 
@@ -93,7 +93,7 @@ class AdvertisedVersions:
         Args:
             database: whose.
             patience: seconds that a look-up may take, whoever began it; None: until it ends.
-            is_needed: whether there is no doing without while no older answer is known.
+            is_needed: whether to wait until the look-up ends if no older answer is known.
 
         Returns:
             The last good answer where DNS gives none; None if there was none for half a day.

@@ -30,7 +30,7 @@ class Clients:
         self._names = current_names
 
     def client_connected(self, client: connection.Client) -> None:
-        """Close the connection of whoever may not have one, if it came by no door: DNS by UDP does."""
+        """Close connections that may not be here and came by no door, such as DNS by UDP."""
         address = client.peername[0]
         settings = self._front.settings
         if settings is None or not settings.serving.admits(address):

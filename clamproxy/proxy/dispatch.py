@@ -1,8 +1,8 @@
-"""Hooks: of mitmproxy's own addons, only those that implement a hook are asked.
+"""Calls a hook only on those of mitmproxy's own addons that implement it.
 
-By itself mitmproxy asks each of its 36 addons at each of the 17 hooks of a tunnel with one request:
-a quarter of what a small answer from the cache costs. The order of the calls, and what becomes of
-errors, are mitmproxy's.
+mitmproxy itself asks each of its 36 addons at each of the 17 hooks of a tunnel with one request. That was a
+quarter of what a small answer from the cache costs. The order of the calls and the handling of errors are
+as in mitmproxy.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mitmproxy.exceptions import AddonHalt
 
 
 class Dispatch(AddonManager):
-    """An `AddonManager` that remembers, hook by hook, whom to ask while the chain stays the same."""
+    """An `AddonManager` that remembers which addons to ask for each hook, while the chain stays the same."""
 
     _seen: list[Any] = []  # noqa: RUF012  (replaced, never changed)
-    """The chain that `_listening` was made of."""
+    """The chain that `_listening` was made from."""
     _listening: dict[str, list[Any]] = {}  # noqa: RUF012
     """The addons that are asked, by the name of the hook."""
 
@@ -36,7 +36,7 @@ class Dispatch(AddonManager):
                 return
 
     def trigger(self, event: hooks.Hook) -> None:
-        """The same for hooks that wait for nothing."""
+        """The same for hooks that are called synchronously."""
         for addon in self._listeners(event.name):
             try:
                 with safecall():
@@ -59,10 +59,10 @@ class Dispatch(AddonManager):
 
 
 def install(manager: AddonManager) -> None:
-    """Have mitmproxy call hooks as this module does.
+    """Make mitmproxy call hooks as this module does.
 
     Raises:
-        RuntimeError: this mitmproxy isn't built as this module expects.
+        RuntimeError: this version of mitmproxy calls them in another way.
     """
     names = ("chain", "trigger", "trigger_event", "invoke_addon", "invoke_addon_sync")
     is_known = type(manager) in (AddonManager, Dispatch) and all(hasattr(manager, name) for name in names)
@@ -72,10 +72,9 @@ def install(manager: AddonManager) -> None:
 
 
 def _is_deaf(addon: Any, name: str) -> bool:
-    """Whether an addon has nothing to say to a hook, and never will.
+    """Whether an addon doesn't implement a hook, and never will.
 
-    Only mitmproxy's own are sure not to change, and those that hold other addons are not: what a
-    script has may come and go.
+    That is certain only of mitmproxy's own addons, and not of those that hold others: a script may change.
     """
     is_own = type(addon).__module__.startswith("mitmproxy.")
     return is_own and not hasattr(addon, "addons") and not hasattr(addon, name)

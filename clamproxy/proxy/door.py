@@ -1,7 +1,7 @@
-"""The door: accepts the connections of clients, no more at a time than there is room for.
+"""The door: accepts clients' connections, up to the limit.
 
-Thousands of machines that wake in the same second are the normal case. Those that find no place wait in the
-system's queue until somebody leaves; who is closed counts that as a failed attempt.
+Thousands of machines often wake within the same second. Those above the limit wait in the system's queue
+until another connection ends. If they were closed instead, freshclam would count that as a failed attempt.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from clamproxy.access.limits import ConnectionLimits
 logger = logging.getLogger(__name__)
 
 QUEUE = 65535
-"""Connections that may wait; the system shortens that to its own limit (net.core.somaxconn on Linux)."""
+"""Connections that may wait; the system lowers that to its own limit (net.core.somaxconn on Linux)."""
 AT_A_TIME = 64
-"""Connections that are accepted before others get their turn: some milliseconds."""
+"""Connections that are accepted in one go, before the event loop does anything else: a few milliseconds."""
 PAUSE = 1.0
-"""Seconds until the next attempt, where the system has no descriptor or memory for a connection."""
+"""Seconds until the next attempt, if the system has no descriptor or memory for a connection."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOBODY = (BlockingIOError, InterruptedError, ConnectionError)
-"""Nobody waits, or whoever did has left."""
+"""No client is waiting, or the one that was has left."""
 
 type Leave = Callable[[], None]
 """To be called once, when a connection is gone."""
@@ -35,19 +35,19 @@ type Receive = Callable[[Leave], asyncio.BaseProtocol]
 
 
 class Threshold:
-    """What all doors have in common: who may come in, and how many."""
+    """What all doors share: which clients may connect, and how many."""
 
     def __init__(self, admits: Callable[[str], bool], limits: ConnectionLimits) -> None:
         """Prepare.
 
         Args:
-            admits: whether an address may have a connection at all.
-            limits: of connections.
+            admits: whether an address may connect at all.
+            limits: counts the connections.
         """
         self._admits = admits
         self._limits = limits
         self._reached = False
-        """Whether a limit was reached that nobody has left since, so that a crowd is one line in the log."""
+        """Whether a limit was reached, and no client has left since. A crowd makes one line in the log."""
         self.doors: set[Door] = set()
 
     @property
@@ -56,29 +56,29 @@ class Threshold:
         return self._limits.is_full
 
     def take(self, address: str) -> bool:
-        """Whether an address may come in; then it counts until it leaves."""
+        """Count a new connection of an address; False if it must be closed instead."""
         if not self._admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             return False
         limit = self._limits.take(address)
         if limit is not None and not self._reached:
-            logger.warning("%s is reached: a connection of %s is closed; others may be, too.", limit, address)
+            logger.warning("%s is reached: closed a connection from %s. Others get no line.", limit, address)
         self._reached = self._reached or limit is not None
         return limit is None
 
     def leave(self, address: str) -> None:
-        """One that has come in is gone."""
+        """A connection that `take` has counted is gone."""
         self._limits.leave(address)
         self._reached = False
         self.reopen()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Accept no more connections, by any door."""
         for door in list(self.doors):
             door.close()
 
     def reopen(self) -> None:
-        """Let in who waits: somebody has left, or the limits have changed."""
+        """Let waiting connections in: another one has ended, or the limits have changed."""
         if not self.is_full:
             for door in self.doors:
                 door.open()
@@ -91,8 +91,8 @@ class Door:
         """Begin to accept.
 
         Args:
-            sockets: that listen; the door closes them.
-            threshold: says who may come in.
+            sockets: listening ones; the door closes them.
+            threshold: says which clients may connect.
             receive: makes the protocol of each connection.
         """
         self.sockets = list(sockets)
@@ -116,7 +116,7 @@ class Door:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def close(self) -> None:
-        """Listen no longer; who waits is refused by the system."""
+        """Stop listening; the system refuses the connections that wait."""
         self._threshold.doors.discard(self)
         self._shut()
         if self._pause is not None:

@@ -1,4 +1,4 @@
-"""What modules that reach into mitmproxy rely on."""
+"""Checks that mitmproxy has the internals that other modules rely on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 
 def require(expected: Mapping[type, Iterable[str]]) -> None:
-    """See that classes have some members, or that these are declared.
+    """Check that classes have, or at least declare, some members.
 
     Raises:
-        RuntimeError: they don't.
+        RuntimeError: one is missing; the message names it.
     """
     missing = [
         f"{cls.__name__}.{name}"

@@ -1,7 +1,7 @@
-"""The express lane: HTTP/1 for what machines ask of the gateway itself, in front of mitmproxy.
+"""The express lane: a small HTTP/1 server in front of mitmproxy, for what machines ask of the gateway itself.
 
-It takes ordinary requests only. Anything else is handed over to mitmproxy with the bytes that were read, at
-any moment when no answer is on its way: the first request of a connection, a later one, one in a tunnel.
+It answers ordinary requests only. Anything else makes it hand the connection to mitmproxy, with the bytes
+that were already read: at the first request or a later one, also in a tunnel, when no answer is on its way.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from clamproxy.waiting import wait_while
 logger = logging.getLogger(__name__)
 
 LONGEST_HEAD = 4096
-"""Bytes; freshclam's have some 300."""
+"""Bytes; freshclam's have about 300. Requests with longer ones go to mitmproxy."""
 MOST_READS = 4
-"""Reads in which a head must be there."""
+"""Reads within which a head must be complete; slower ones go to mitmproxy."""
 MOST_AHEAD = 64 * 1024
 """Bytes of further requests that are read while a client waits for its answer."""
 PATIENCE_AT_LIMIT = 5.0
-"""Seconds in which a client must ask for something while others wait to get in."""
+"""Seconds after which an idle connection is closed while other clients wait to connect."""
 
 _TLS = 0x16
 """The first byte of TLS: RFC 8446 5.1."""
 _BEGINNINGS = frozenset(b"CGH")
-"""Of CONNECT, GET and HEAD."""
+"""First letters of CONNECT, GET and HEAD."""
 _OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -49,8 +49,8 @@ _SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
 
 
 type HandOver = Callable[[asyncio.Transport, bytes, Tunnel | None, bool], None]
-"""Gives a connection to mitmproxy: with what the client has said, decrypted, and nobody has answered, the
-tunnel that it is in, and whether the client will say no more."""
+"""Gives a connection to mitmproxy. Arguments: its transport; what the client has sent without an answer yet,
+decrypted; the tunnel that it is in, if any; and whether the client has said that it sends no more."""
 
 
 class Lane:
@@ -60,8 +60,8 @@ class Lane:
         """Prepare.
 
         Args:
-            front: gives the answers.
-            context_for: TLS as a host; None leaves it to mitmproxy.
+            front: answers the requests.
+            context_for: gives the TLS context for a host; None if mitmproxy has to speak TLS there.
         """
         self.front = front
         self.context_for = context_for
@@ -70,17 +70,17 @@ class Lane:
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look after the connections, until the end of the process."""
+        """From now on, close idle connections."""
         self._sweeping = asyncio.create_task(self._sweep(), name="express lane: idle connections")
 
     def end_idle(self) -> None:
-        """Close connections without a request now, all others after their answer."""
+        """Close connections without a request now, and all others after their answers."""
         self.is_stopping = True
         for connection in list(self.connections):
             connection.end_if_silent_since(time.monotonic())
 
     async def end_all(self, limit: float) -> None:
-        """Close all connections at once, and wait for so many seconds until they are gone."""
+        """Close all connections now, and wait until they are gone, but no longer than `limit` seconds."""
         for connection in list(self.connections):
             connection.cut()
         await wait_while(lambda: self.connections, limit, every=0.01)
@@ -88,7 +88,7 @@ class Lane:
             self._sweeping.cancel()
 
     async def _sweep(self) -> None:
-        """Close who is silent for too long. One look at all costs less than a timer for each."""
+        """Close connections that are silent too long. One look at all is cheaper than a timer for each."""
         while True:
             await asyncio.sleep(1)
             settings = self.front.settings
@@ -100,7 +100,7 @@ class Lane:
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection while it is in the lane; an `Outlet` for its bodies."""
+    """A client's connection while it is in the lane; the `Outlet` for the bodies sent to it."""
 
     transport: asyncio.Transport
 
@@ -110,10 +110,10 @@ class Connection(asyncio.Protocol):
         """Prepare.
 
         Args:
-            lane: that it belongs to.
+            lane: what it belongs to.
             leave: called when it is gone, unless it was handed over.
             hand_over: gives it to mitmproxy.
-            server: whom the gateway stands for on this port; None: it is a proxy.
+            server: host and port of the server in whose place the gateway answers here; None: it is a proxy.
         """
         self._lane = lane
         self._leave = leave
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
         self._reads = 0
-        """Since the last head was complete."""
+        """Reads since the last head was complete."""
         self._quiet_since = time.monotonic()
         self._tunnel: Tunnel | None = None
         self._work: asyncio.Task[Any] | None = None
@@ -131,17 +131,17 @@ class Connection(asyncio.Protocol):
         self._is_open = True
         """Whether requests are taken: it was neither closed nor handed over."""
         self._closes = False
-        """Whether it ends with the answer."""
+        """Whether it is closed after the answer."""
         self._has_ended = False
-        """Whether the client will say no more; it may still wait for its answer."""
+        """Whether the client has said that it sends no more; it may still wait for its answer."""
         self._is_full = False
-        """Whether the client has to take something first."""
+        """Whether the client must take some of what was written before it gets more."""
         self._room: asyncio.Future[None] | None = None
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It begins."""
+        """Begin."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self.transport = transport
         self._lane.connections.add(self)
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         self._caller = Caller(peer[0], own[0], own[1], is_reverse=self._server is not None)
 
     def data_received(self, data: bytes) -> None:
-        """The client has said something."""
+        """Take in what the client has sent."""
         self._quiet_since = time.monotonic()
         if self._tunnel is not None and self._tunnel.session is not None:
             data = self._decrypted(self._tunnel.session, data)
@@ -163,17 +163,17 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client will say no more."""
+        """Answer what the client has asked for; it sends no more."""
         self._has_ended = True
         self._go_on()
         return True
 
     def pause_writing(self) -> None:
-        """The client takes less than it gets."""
+        """Wait: the client takes less than it gets."""
         self._is_full = True
 
     def resume_writing(self) -> None:
-        """It has taken most of that."""
+        """Go on: the client has taken most of what was written."""
         self._is_full = False
         self._quiet_since = time.monotonic()
         if self._room is not None and not self._room.done():
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """It is gone."""
+        """Clean up: the connection is gone."""
         self._is_open = False
         self._lane.connections.discard(self)
         self._leave()
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
             self._work.cancel()
 
     async def drain(self) -> None:
-        """See `Outlet`."""
+        """Wait until there is room for more, as `Outlet` has it."""
         if self.transport.is_closing():
             raise ConnectionResetError("the client is gone")
         if self._is_full:
@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
     # Its end
 
     def end_if_silent_since(self, moment: float) -> None:
-        """Close it, if no answer is on its way and nothing has come since; seconds, monotonic."""
+        """Close it if it is idle: no answer is on its way, and nothing has come since (monotonic seconds)."""
         if self._work is not None:
             return
         if not self.transport.get_write_buffer_size():
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
                 return
 
     def _take_next(self) -> bool:
-        """Take a request, or give it away; False: there is none, or no longer a connection."""
+        """Take a request, or hand the connection over. False if it was, or if no request is there yet."""
         end = self._buffer.find(b"\r\n\r\n") + 4
         if end < 4:
             begun = self._buffer
@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
             asked, closes = self._asked(raw)
         except Exception:
             logger.exception("A request from %s failed.", self._caller.address)
-            asked = None  # a defect lets nothing through: mitmproxy has an answer for that
+            asked = None  # a bug here must let nothing through: mitmproxy answers
         if asked is None:
             self._give_away()
             return False
@@ -276,7 +276,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _asked(self, raw: bytes) -> tuple[Asked | None, bool]:
-        """The request with a head, if the lane serves it, and whether the connection ends with its answer."""
+        """Read a head: the request, None if it isn't for the lane; whether to close after the answer."""
         front = self._lane.front
         service, routing = front.service, front.routing
         if service is None or routing is None:
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
         return "", self._caller.own_address, self._caller.own_port
 
     def _run[T](self, coroutine: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
-        """Go on with what a coroutine returns: at once if it needn't wait for anything."""
+        """Run a coroutine, then pass on its result; at once if it doesn't have to wait for anything."""
         task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
         if task.done():
             then(task.result())
@@ -358,7 +358,7 @@ class Connection(asyncio.Protocol):
             self._finish(True)
 
     async def _send(self, exchange: Exchange, body: Body) -> bool:
-        """Send a body; whether that was all of it."""
+        """Send a body; returns whether all of it was sent."""
         sending = Sending(body)
         self._is_sending = True
         try:
@@ -382,7 +382,7 @@ class Connection(asyncio.Protocol):
         session = self._tunnel.session if self._tunnel is not None else None
         try:
             self.transport.write(data if session is None else session.encrypt(data))
-        except SSL.Error:  # whatever the client has done to it
+        except SSL.Error:  # the client has ended TLS, for example
             self._is_open = False
             self.transport.abort()
 
@@ -398,7 +398,7 @@ class Connection(asyncio.Protocol):
         self._buffer = self._decrypted(tunnel.session, received)
 
     def _decrypted(self, session: Session, data: bytes) -> bytes:
-        """What the client says, as far as that is known."""
+        """Decrypt what has arrived, as far as that is possible by now."""
         try:
             said, to_send = session.receive(data)
         except UnfitError:

@@ -14,11 +14,11 @@ _DISTRUST = ("unknown ca", "bad certificate", "certificate unknown")
 
 
 class UnfitError(Exception):
-    """The client expects another host than its tunnel leads to, or speaks no TLS that is understood."""
+    """The client expects another host than the one its tunnel leads to, or its TLS can't be understood."""
 
 
 class Session:
-    """One connection. Not to be used any more after an exception."""
+    """The TLS of one connection. Not to be used any more after an exception."""
 
     def __init__(self, context: SSL.Context, host: str) -> None:
         """Prepare.
@@ -32,20 +32,20 @@ class Session:
         self.has_ended = False
         """Whether the client will send no more."""
         self.heard = b""
-        """What has arrived, as long as nothing has been said: another server can begin with that."""
+        """What has arrived, as long as nothing was sent to the client: another server can start from that."""
         self._host = host.lower()
         self._is_established = False
         self._has_said = False
 
     def receive(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take what has arrived.
+        """Take in what has arrived.
 
         Returns:
-            What the client says, and what is to be sent to it as it is.
+            What the client has sent, decrypted, and bytes to be sent to it as they are.
 
         Raises:
-            UnfitError: nothing has been said yet.
-            SSL.Error: TLS has failed later; `take` has the alert.
+            UnfitError: another server has to go on; nothing was sent to the client yet.
+            SSL.Error: TLS has failed after that; `take` returns the alert.
         """
         if not self._has_said:
             self.heard += data
@@ -61,24 +61,24 @@ class Session:
         return said, to_send
 
     def encrypt(self, data: bytes) -> bytes:
-        """What is to be sent for some bytes.
+        """Encrypt some bytes; returns what is to be sent for them.
 
         Raises:
-            SSL.Error: there is no connection.
+            SSL.Error: TLS has failed, or was closed.
         """
         self.connection.sendall(data)
         return self.take()
 
     def end(self) -> bytes:
-        """What is to be sent at the end."""
+        """Close TLS; returns what is to be sent for that."""
         try:
             self.connection.shutdown()
-        except SSL.Error:  # before the handshake, say
+        except SSL.Error:  # before the handshake, for example
             return b""
         return self.take()
 
     def take(self) -> bytes:
-        """What is to be sent."""
+        """Everything that waits to be sent."""
         pieces = []
         try:
             while True:
@@ -87,7 +87,7 @@ class Session:
             return b"".join(pieces)
 
     def explain(self, error: SSL.Error) -> str:
-        """Why TLS has failed, in mitmproxy's words: administrators look for these in the log."""
+        """Say why TLS has failed, in mitmproxy's words: administrators know those from its log."""
         reason = error.args[0][-1][2] if error.args and error.args[0] else type(error).__name__
         if any(alert in reason for alert in _DISTRUST):
             reason = f"The client does not trust the proxy's certificate for {self._host} ({reason})"
@@ -124,7 +124,7 @@ class Tunnel:
     """A tunnel that the lane has opened."""
 
     connect: bytes
-    """The head of the request for it, by which another server can open it again."""
+    """The head of its CONNECT, with which another server can open it again."""
     host: str
     session: Session | None = None
     """Its TLS, once that has begun."""

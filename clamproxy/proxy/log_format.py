@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DATE_LENGTH = len("2026-11-27T08:21:38")
 _CONTINUED = "\n    "
 PATIENCE = 0.01
-"""Seconds for which a request's line waits at most until it is written."""
+"""Seconds that a request's line waits at most before it is written."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)
 _SCRIPT_LOADER = "mitmproxy.addons.script"

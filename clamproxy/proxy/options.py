@@ -46,7 +46,7 @@ class OwnOptions:
         options.update(**unset)  # type: ignore[no-untyped-call]
         # A record for each connect and disconnect costs as much as serving a small file.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
-        # So does telling all addons of a line in the access log, which is mitmproxy's former way to log.
+        # So does passing each line of the access log to all addons, which is how mitmproxy used to log.
         for handler in logging.getLogger().handlers:
             if isinstance(handler, LegacyLogEvents):
                 handler.addFilter(lambda record: record.name != "clamproxy.access")
@@ -67,7 +67,7 @@ class OwnOptions:
 
 
 def find_unseeing(master: Master) -> str | None:
-    """Tell who expects to see every request in mitmproxy, if anybody does."""
+    """What expects to see every request in mitmproxy, by its name for the log; None if nothing does."""
     options = master.options
     if not isinstance(master, DumpMaster):
         return type(master).__name__

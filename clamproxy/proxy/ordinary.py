@@ -1,7 +1,7 @@
-"""The ordinary request: the kind that machines send. Pure; whatever is odd in any way is not one.
+"""Reads the heads of ordinary requests, the kind that machines send. Pure.
 
-The parser is Node's, llhttp, and strict: no bare LF, no folded field, no bare CR. What it takes all
-the same is looked for here.
+A request that is unusual in any way is not ordinary. The parser, llhttp from Node.js, is strict: no bare LF,
+no folded field, no bare CR. Odd requests that it accepts nevertheless are sorted out here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from werkzeug.datastructures import Headers
 from clamproxy.proxy.syntax import HOST, options
 
 _ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
-"""Fields that concern content, or more than one request and its answer."""
+"""Fields that announce content, or ask for more than a plain answer."""
 _PLAIN = re.compile(rb"(?:(http)://([0-9A-Za-z._-]+)(?::([0-9]{1,5}))?)?(/[!\"$-~]*)")
 _TUNNEL = re.compile(rb"()([0-9A-Za-z._-]+):([0-9]{1,5})()")
 _TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
-"""Scheme, host, port and path of the target, by method."""
+"""What the target must look like, by method; the groups are scheme, host, port and path."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Head:
 
 
 class _Collector:
-    """Called by the parser."""
+    """Keeps what the parser finds."""
 
     __slots__ = ("fields", "target")
 
@@ -58,10 +58,10 @@ def read_head(raw: bytes) -> Head | None:
     """Read the head of a request.
 
     Args:
-        raw: up to and with the first empty line.
+        raw: up to and including the first empty line.
 
     Returns:
-        None if it is not an ordinary one.
+        None if the request is not an ordinary one.
     """
     collector = _Collector()
     parser = HttpRequestParser(collector)
@@ -78,7 +78,7 @@ def read_head(raw: bytes) -> Head | None:
         return None
     scheme, host, digits, path = match.groups(b"")
     port = int(digits or 80)
-    closes = _closes(collector.fields)
+    closes = _read_fields(collector.fields)
     if closes is None or not 0 < port < 2**16:
         return None
     return Head(
@@ -92,8 +92,8 @@ def read_head(raw: bytes) -> Head | None:
     )
 
 
-def _closes(fields: list[tuple[bytes, bytes]]) -> bool | None:
-    """Whether the client wants the connection closed; None if a field is odd. Trims the values."""
+def _read_fields(fields: list[tuple[bytes, bytes]]) -> bool | None:
+    """Trim the values; tell whether the client wants the connection closed. None if a field is odd."""
     hosts, closes = 0, False
     for number, (name, value) in enumerate(fields):
         field = name.lower()

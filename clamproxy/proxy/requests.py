@@ -1,4 +1,4 @@
-"""Requests and their answers: hooks by which mitmproxy serves what the front answers."""
+"""Requests and their answers: the hooks by which mitmproxy serves what the front answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clamproxy.proxy.translation import Callers, asked_of, response_of
 FREEZING = (403, 429)
 """One of these stops a freshclam for hours, official databases included (trap 20)."""
 _EXCHANGE = "clamproxy_exchange"
-"""Of an `Exchange` among the attributes of a flow: its metadata must be what mitmproxy can write to files."""
+"""The attribute of a flow that holds its `Exchange`. Not in its metadata: mitmproxy writes that to files."""
 
 
 class Requests:
@@ -25,7 +25,7 @@ class Requests:
         self._callers = callers
 
     async def http_connect(self, flow: http.HTTPFlow) -> None:
-        """Refuse tunnels to foreign hosts, and to who doesn't say who it is."""
+        """Refuse tunnels to foreign hosts, and to clients that don't say who they are."""
         if flow.response is not None:
             return
         refusal = await self._front.open_tunnel(self._asked(flow))
@@ -78,7 +78,7 @@ class Requests:
         response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
         if service is not None:
             response.headers.add("Via", service.via)
-        if response.status_code in FREEZING and _is_freshclam(exchange.asked):
+        if response.status_code in FREEZING and exchange.asked.is_freshclams:
             response.status_code, response.reason = 503, "Service Unavailable"
         exchange.reply.status = response.status_code
 
@@ -92,21 +92,21 @@ class Requests:
         """The client left, or the body could not be sent to its end."""
         job, exchange = stream.job_of(flow), _exchange_of(flow)
         if exchange is None:
-            # Before anybody has looked at it: its content did not come, or was too much.
+            # It ended before the front saw it: its content didn't come, or was too much.
             exchange = self._front.unanswered(self._asked(flow))
         if job is not None:
             job.body.source.close()
         exchange.end(job.sent if job else exchange.sent, flow.error.msg if flow.error else "")
 
     async def send_body(self, job: stream.BodyJob) -> None:
-        """Called by `stream.SendBodyHook`."""
+        """Send a body from disk: the hook is `stream.SendBodyHook`."""
         with self._front.sending():
             await stream.send_body(job)
         if job.error is None:
             _end_job(job)
 
     async def read_piece(self, job: stream.BodyJob) -> None:
-        """Called by `stream.ReadPieceHook`."""
+        """Read the next piece of a body: the hook is `stream.ReadPieceHook`."""
         await stream.read_piece(job)
         if job.error is None and job.sent + len(job.piece) == job.body.length:
             _end_job(job)
@@ -129,7 +129,7 @@ def _end_job(job: stream.BodyJob) -> None:
 
 
 def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:
-    """What is noted of a flow's request, if it is one of ours."""
+    """The exchange of a flow, once the front has seen its request."""
     exchange = vars(flow).get(_EXCHANGE)
     return exchange if isinstance(exchange, Exchange) else None
 
@@ -138,10 +138,6 @@ def _passed(flow: http.HTTPFlow) -> Exchange | None:
     """The exchange, if the request goes on to the host that it asks for."""
     exchange = _exchange_of(flow)
     return exchange if exchange is not None and exchange.reply.result is Result.PASSED else None
-
-
-def _is_freshclam(asked: Asked) -> bool:
-    return asked.headers.get("User-Agent", "").startswith("ClamAV/")
 
 
 def _name_host(request: http.Request) -> None:

@@ -1,4 +1,4 @@
-"""Bodies from disk to a client's socket, whichever server has the connection.
+"""Bodies from disk to a client's socket, for the express lane and for mitmproxy.
 
 * Plain HTTP: ``loop.sendfile()``.
 * TLS: encrypted in pieces, straight into the transport.
@@ -18,7 +18,7 @@ from OpenSSL import SSL
 from clamproxy.messages import Body, SourceError
 
 PIECE = 64 * 1024
-"""Bytes that are encrypted at a time: the fastest, larger pieces miss the CPU's cache."""
+"""Bytes that are encrypted at a time. This is the fastest: larger pieces miss the CPU's cache."""
 SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
 """Bytes that one call of sendfile may send; adapted to the speed of the client."""
 STALL_TIMEOUT = 120.0
@@ -66,12 +66,12 @@ class Sender(Protocol):
 
 
 async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None) -> None:
-    """Send a body; sets `sent`, and `error` if that is not all. Closes its source.
+    """Send a body, and close its source. Sets `sent`, and `error` if not all of it was sent.
 
     Args:
         sending: the body.
         outlet: the way to the client.
-        tls: encrypts what is sent there; None if it goes as it is.
+        tls: encrypts what is sent; None for plain HTTP.
     """
     source = sending.body.source
     try:
@@ -136,7 +136,7 @@ class PlainSender:
 
 
 class TlsSender:
-    """Encrypts in pieces; the loop gets its turn after each, so that nobody starves."""
+    """Encrypts in pieces; the event loop gets its turn after each, so that no other client starves."""
 
     def __init__(self, outlet: Outlet, descriptor: int, connection: SSL.Connection) -> None:
         self._outlet = outlet

@@ -1,4 +1,4 @@
-"""Bodies from disk to the client's socket: with heads.py the one that reaches into mitmproxy.
+"""Bodies from disk to the sockets of mitmproxy's clients, by way of its internals.
 
 An addon can give mitmproxy a whole body in memory, or none: 10 TLS clients of a 100 MB file
 took 2 GB and seconds to the first byte (mitmproxy.md section 1). So the head of an answer goes

@@ -1,7 +1,8 @@
-"""How mitmproxy listens and takes over a connection: the one module that knows.
+"""Puts doors in place of mitmproxy's servers, and hands connections to mitmproxy.
 
-mitmproxy opens its ports itself. Its servers are then replaced by doors on the same sockets, which give it
-the connections that the express lane doesn't keep, with what has been read of them.
+mitmproxy opens its ports itself. Its servers are then replaced by doors on the same sockets. These pass on
+the connections that the express lane doesn't keep, with the bytes that were already read. No other module
+knows how mitmproxy accepts a connection.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
 
 
 def check_internals() -> None:
-    """See that this mitmproxy is built as this module expects.
+    """Check that this version of mitmproxy has what this module relies on.
 
     Raises:
         RuntimeError: it isn't.
@@ -37,15 +38,15 @@ def check_internals() -> None:
 
 
 class Takeover:
-    """Puts doors in the place of mitmproxy's servers: when told, and when there are other ones."""
+    """Replaces mitmproxy's servers: when told to, and whenever mitmproxy has opened other ones."""
 
     def __init__(self, proxy: Proxyserver, threshold: Threshold, lane: Callable[[], Lane | None]) -> None:
         """Prepare.
 
         Args:
             proxy: mitmproxy's addon that listens.
-            threshold: says who may come in.
-            lane: the express lane; None if mitmproxy is to have all connections.
+            threshold: says which clients may connect.
+            lane: gives the express lane; None if mitmproxy is to have all new connections.
         """
         self._proxy = proxy
         self._threshold = threshold
@@ -53,7 +54,7 @@ class Takeover:
         proxy.servers.changed.connect(self.take)
 
     def take(self) -> None:
-        """Replace the servers that accept by themselves; nobody who is connecting is lost."""
+        """Replace the servers that still accept connections themselves. No connection is lost by that."""
         for instance in self._proxy.servers:
             if isinstance(instance, AsyncioServerInstance):
                 servers: list[Any] = instance._servers
@@ -82,7 +83,7 @@ def _hand_over(
     tunnel: Tunnel | None,
     has_ended: bool,
 ) -> None:
-    """See `lane.HandOver`."""
+    """Give a connection of the lane's to mitmproxy. The last four arguments are those of `lane.HandOver`."""
     protocol = _MitmproxyProtocol(instance, leave, tunnel)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
@@ -92,7 +93,7 @@ def _hand_over(
 
 
 class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
-    """What mitmproxy has a connection by."""
+    """The protocol of a connection that mitmproxy serves."""
 
     def __init__(self, instance: Instance, leave: Leave, tunnel: Tunnel | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -112,7 +113,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         super().connection_made(transport)
 
     def read(self, data: bytes) -> None:
-        """Something was read, and decrypted."""
+        """Take in bytes that are decrypted already."""
         super().data_received(data)
 
     def data_received(self, data: bytes) -> None:
@@ -134,7 +135,10 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 
 
 class InsideWriter(asyncio.StreamWriter):
-    """Writes for mitmproxy into a tunnel that it, too, has to open before it knows what is inside."""
+    """Writes for mitmproxy into a tunnel that the lane has opened.
+
+    mitmproxy gets the client's CONNECT again, to learn where the tunnel leads. Its answer to that is dropped.
+    """
 
     def __init__(
         self,
@@ -149,11 +153,11 @@ class InsideWriter(asyncio.StreamWriter):
 
     @property
     def tls(self) -> SSL.Connection | None:
-        """What encrypts here."""
+        """The TLS inside the tunnel; None if there is none."""
         return self._session.connection if self._session is not None else None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, but for the first answer: the client has had that."""
+        """Send everything except the answer to CONNECT, which the client already has."""
         if not self._is_open:
             self._is_open = True
             head, _, data = bytes(data).partition(b"\r\n\r\n")

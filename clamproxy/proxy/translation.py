@@ -1,4 +1,4 @@
-"""Between mitmproxy's types and the front's."""
+"""Translates between mitmproxy's types and the front's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Callers:
         self._callers: WeakKeyDictionary[connection.Client, Caller] = WeakKeyDictionary()
 
     def of(self, client: connection.Client) -> Caller:
-        """The same one as long as the connection lasts."""
+        """The caller of a connection; the same object as long as the connection lasts."""
         caller = self._callers.get(client)
         if caller is None:
             caller = Caller(client.peername[0], *client.sockname[:2], is_reverse=_is_reverse(client))
@@ -30,7 +30,7 @@ class Callers:
 
 
 def asked_of(request: http.Request, caller: Caller) -> Asked:
-    """A request as the front takes it."""
+    """Turn mitmproxy's request into the front's."""
     return Asked(
         method=_method(request),
         path=request.path,
@@ -44,7 +44,7 @@ def asked_of(request: http.Request, caller: Caller) -> Asked:
 
 
 def response_of(reply: Reply) -> http.Response:
-    """A reply as mitmproxy takes it; without its body, if that comes from disk."""
+    """Turn a reply into mitmproxy's response; without its body, if that is sent from disk."""
     return http.Response(
         http_version=b"HTTP/1.1",
         status_code=reply.status,
@@ -62,10 +62,10 @@ def _is_reverse(client: connection.Client) -> bool:
 
 
 def _text(raw: bytes) -> str:
-    """As RFC 9110 5.5 has a recipient do: by HTTP/2 line ends can come in a value."""
+    """Replace line ends, which HTTP/2 lets through, by spaces: RFC 9110 5.5 asks a recipient to."""
     return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
 def _method(request: http.Request) -> str:
-    """As it was sent: mitmproxy shows all in upper case, but RFC 9110 9.1 has ``get`` be another method."""
+    """The method as it was sent. mitmproxy turns it into upper case, but case matters: RFC 9110 9.1."""
     return _text(request.data.method)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 type _Pair = tuple[Metadata | None, ...]
-"""What is known of a signature and of its file: of none of those that had their names before."""
+"""The metadata of a signature and of its file, which differ from those of earlier files with their names."""
 
 
 class Signs:

@@ -27,7 +27,7 @@ PATIENCE_WITH_STALE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long one client waits for the origin, whatever it takes to answer its request."""
+    """How long one client waits for the origin, for everything that its request needs."""
 
     ends_at: float
     """Loop time."""
@@ -47,11 +47,11 @@ class Patience:
     def until(self, asked_at: float | None) -> float:
         """Loop time at which waiting for one answer of the origin ends.
 
-        A herd must not wait for an origin that is silent, one client after the other: what has been
-        asked for that long without an answer goes on being asked, and the others don't wait for it.
+        A herd must not wait for a silent origin one client after the other. A question that has had no answer
+        for `PATIENCE_WITH_STALE` stays open, but clients with an older answer don't wait for it.
 
         Args:
-            asked_at: loop time at which the question was asked; None if it hasn't been.
+            asked_at: loop time at which the origin was asked; None if it hasn't been yet.
         """
         if asked_at is None or not self.is_short:
             return self.ends_at

@@ -35,10 +35,10 @@ class Delivery:
         return self._store.open(object_id)
 
     def require_not_missing(self, object_id: ObjectId) -> None:
-        """See that it isn't known already that an object can be had nowhere. Quick.
+        """Give up at once on an object that can be had nowhere. Quick.
 
         Raises:
-            KnownMissingError: it isn't here, and the origin hasn't got it, it said a short while ago.
+            KnownMissingError: it isn't cached, and the origin said a short while ago that it hasn't got it.
         """
         if not self._store.has(object_id):
             self._transfers.require_not_missing(object_id)

@@ -51,7 +51,7 @@ class Gateway:
             ready: keeps small answers in memory.
             whole: answers requests for CVDs and CLDs.
             stuck: the patches that nobody shall wait for.
-            notice: told of the database and the client of each request, but for the doctor's.
+            notice: told the database and the client of each request, except the doctor's.
         """
         self._databases = databases
         self._store = store
@@ -78,7 +78,7 @@ class Gateway:
             return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
     def answer_at_once(self, request: Request) -> Reply | None:
-        """The answer to a GET or HEAD from memory, if it is there."""
+        """The answer to a GET or HEAD, if it is ready in memory."""
         if (ready := self._ready.find(request)) is None:
             return None
         object_id, reply = ready

@@ -1,8 +1,8 @@
 """Ready answers: small files as they were sent last, kept in memory to be sent again.
 
-When a fleet wakes, thousands of machines ask for the same patch and its signature within a second. An
-answer that is kept costs one look at the index, by which it is known that the cache still holds the same
-object: what has been dropped or replaced, by this or any other process, isn't answered from here.
+When a fleet wakes, thousands of machines ask for the same patch and its signature within a second. A ready
+answer costs one look at the index, which tells whether the cache still holds the same object. Once this or
+another process has dropped or replaced an object, it isn't answered from here.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class _Ready:
     sources: tuple[ObjectId, ...]
     """The object, and the file that it signs if it is a signature."""
     known: tuple[Metadata | None, ...]
-    """What was known of these when the answer was made."""
+    """Their metadata when the answer was made."""
     headers: list[tuple[str, str]]
     body: bytes
     generation: int
-    """Of the store when the same was known last."""
+    """The generation of the store in which that metadata was seen last."""
     reply: Reply | None = None
-    """What all who ask within the same second are given."""
+    """The reply to all who ask within the same second."""
     second: int = 0
-    """That second, Unix time: a reply has a Date."""
+    """That second (Unix time), which is the Date of the reply."""
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class _Ready:
 
 
 class ReadyAnswers:
-    """Those that were asked for last, up to a limit. Event loop only."""
+    """The answers that were asked for last, up to a limit. Event loop only."""
 
     def __init__(self, store: Store, signs: Signs, limit: int = LIMIT) -> None:
         """Start without any.
@@ -70,7 +70,7 @@ class ReadyAnswers:
         self._answers: OrderedDict[str, _Ready] = OrderedDict()
 
     def find(self, request: Request) -> tuple[ObjectId, Reply] | None:
-        """The answer to a request, and what it is about; None if it isn't ready."""
+        """The answer to a request, and the object in it; None if no answer is ready."""
         ready = self._answers.get(request.path)
         if ready is None or not _is_plain(request):
             return None
@@ -92,7 +92,7 @@ class ReadyAnswers:
         return reply
 
     def keep(self, request: Request, object_id: ObjectId, reply: Reply) -> bool:
-        """Keep the answer to a request, if the same answer will do for others.
+        """Keep the answer to a request, if others can be given the same.
 
         Args:
             request: the request.
@@ -114,7 +114,7 @@ class ReadyAnswers:
         if hashlib.sha256(body).hexdigest() != known[0].sha256:
             return False
         if is_signature and not self._signs.is_proven(object_id):
-            return True  # it has to be held against its file as soon as that is here
+            return True  # it must be compared with its file as soon as that is here
         self._drop(path)
         self._answers[path] = ready = _Ready(object_id, sources, known, list(reply.headers), body, generation)
         self._size += ready.size
@@ -129,5 +129,5 @@ class ReadyAnswers:
 
 
 def _is_plain(request: Request) -> bool:
-    """Whether the whole file is asked for, whatever the client has already."""
+    """Whether the whole file is asked for, whatever the client already has."""
     return _CONDITIONS.isdisjoint(request.fields)

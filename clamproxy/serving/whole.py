@@ -63,7 +63,7 @@ class WholeFiles:
         Args:
             request: the request.
             latest: what it asks for.
-            patience: what a first try, which a release has overtaken, has left of the client's.
+            patience: what is left of the client's after a first try, during which there was a release.
 
         Raises:
             OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
@@ -267,7 +267,7 @@ def _from_published(request: Request, published: PublishedFile, choice: Choice) 
 
 def is_freshclam(request: Request) -> bool:
     """Whether it is freshclam that asks, without a gateway in between."""
-    return request.headers.get("User-Agent", "").startswith("ClamAV/") and not request.is_relayed
+    return request.is_freshclams and not request.is_relayed
 
 
 def _is_for_new_client(request: Request) -> bool:

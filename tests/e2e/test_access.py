@@ -13,6 +13,7 @@ from clamproxy.access.users import user_line
 from tests.support.big import Forgery, begun_download
 from tests.support.gateway import CDN, TunnelRefused, Way, tool
 from tests.support.origin import Origin
+from tests.support.raw_http import exchange
 from tests.support.site import LOCALHOST, Site, eventually, signed
 
 from .conftest import MakeForged, MakeSite
@@ -27,19 +28,6 @@ def guarded(make_site: MakeSite) -> Site:
     site = make_site(access={"users": [user_line(NAME, PASSWORD)]})
     site.publish(6)
     return site
-
-
-def exchange(site: Site, data: bytes, *, limit: float = 40, port: int | None = None) -> bytes:
-    """What comes back for some bytes until the gateway closes the connection."""
-    received = b""
-    with socket.create_connection((LOCALHOST, port or site.gateway.port), timeout=limit) as stream:
-        try:
-            stream.sendall(data)
-            while piece := stream.recv(65536):
-                received += piece
-        except (ConnectionResetError, BrokenPipeError):
-            pass
-    return received
 
 
 # Users
@@ -67,9 +55,8 @@ def test_freshclam_without_the_password(guarded: Site, login: list[str]) -> None
 
 
 def test_what_others_are_told(guarded: Site) -> None:
-    connect = exchange(
-        guarded, f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}\r\nConnection: close\r\n\r\n".encode()
-    )
+    request = f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}\r\nConnection: close\r\n\r\n"
+    connect = exchange(guarded.gateway.port, request.encode())
     assert connect.startswith(b"HTTP/1.1 407 ")
     assert b'proxy-authenticate: basic realm="clamproxy"' in connect.lower()
     absolute = guarded.gateway.ask("/test.cvd", Way.ABSOLUTE)
@@ -125,7 +112,7 @@ def test_credentials_that_cannot_be_read_let_nobody_in(passing: Site, origin: Or
 def test_content_of_nobody_known_is_not_read(passing: Site, origin: Origin, length: str) -> None:
     place = f"{LOCALHOST}:{origin.port}"
     head = f"POST http://{place}/secret-path HTTP/1.1\r\nHost: {place}\r\n{length}\r\n\r\n"
-    answer = exchange(passing, head.encode() + b"x" * 1_000_000)
+    answer = exchange(passing.gateway.port, head.encode() + b"x" * 1_000_000)
     assert not answer or answer.startswith(b"HTTP/1.1 413 ")  # a reset can overtake it
     assert origin.requests() == []
     assert eventually(lambda: f"POST {LOCALHOST}/... - refused" in passing.gateway.log)
@@ -152,18 +139,17 @@ def test_the_command_prints_a_line_that_works(make_site: MakeSite, site: Site) -
 
 
 def test_connections_of_one_client(make_site: MakeSite) -> None:
+    limit = "access.max_connections_per_client"
     site = make_site(access={"max_connections_per_client": 4})
     site.warm(6)
     held = [socket.create_connection((LOCALHOST, site.gateway.port), timeout=20) for _ in range(4)]
     try:
-        assert eventually(
-            lambda: exchange(site, b"") == b"" and "max_connections_per_client" in site.gateway.log
-        )
+        assert eventually(lambda: exchange(site.gateway.port, b"") == b"" and limit in site.gateway.log)
     finally:
         for stream in held:
             stream.close()
     assert eventually(lambda: _body(site) == signed("test-6.cvd"))
-    assert site.gateway.log.count("max_connections_per_client is reached") < 4
+    assert site.gateway.log.count(f"{limit} is reached") < 4
 
 
 def _body(site: Site) -> bytes | None:
@@ -187,7 +173,7 @@ def _body(site: Site) -> bytes | None:
     ],
 )
 def test_large_heads(site: Site, head: bytes, status: bytes) -> None:
-    answer = exchange(site, head)
+    answer = exchange(site.gateway.port, head)
     assert not answer or answer.startswith(b"HTTP/1.1 " + status)  # a reset can overtake it
     assert site.gateway.ask("/test-9.cdiff").status == 404
 
@@ -201,7 +187,7 @@ def test_more_requests_than_answers(site: Site) -> None:
     """What a client sends ahead is bounded, too."""
     site.warm(6)
     request = f"GET http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\n\r\n".encode()
-    exchange(site, request + b"x" * 4_000_000)
+    exchange(site.gateway.port, request + b"x" * 4_000_000)
     assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
 
 
@@ -216,7 +202,7 @@ def hasty(make_site: MakeSite) -> Site:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT", b"\x16\x03\x01"])
 def test_silent_clients_are_let_go(hasty: Site, said: bytes) -> None:
-    assert exchange(hasty, said) == b""
+    assert exchange(hasty.gateway.port, said) == b""
 
 
 def test_a_head_that_drips(hasty: Site) -> None:

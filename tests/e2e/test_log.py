@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import ADDON, END_LIMIT, ROOT, START_LIMIT, Gateway, Way
+from tests.support.raw_http import exchange
 from tests.support.scenes import whole
 from tests.support.site import Site, eventually, signed
 
@@ -54,15 +53,6 @@ def requests(gateway: Gateway) -> list[dict[str, Any]]:
 
 
 JSON = {"format": "json"}
-
-
-def send_raw(gateway: Gateway, request: bytes) -> None:
-    """Send what no library would, and read what comes."""
-    with socket.create_connection(("127.0.0.1", gateway.reverse_port), timeout=30) as stream:
-        stream.sendall(request)
-        with contextlib.suppress(ConnectionError):
-            while stream.recv(4096):
-                pass
 
 
 class TestJson:
@@ -108,7 +98,7 @@ class TestJson:
             b"/a\rb.cvd",
         ):
             head = b"GET " + path + b" HTTP/1.1\r\nHost: database.clamav.net\r\nConnection: close\r\n"
-            send_raw(site.gateway, head + b"User-Agent: x\x1b[2J\x7f\xc2\x85\xff\r\n\r\n")
+            exchange(site.gateway.reverse_port, head + b"User-Agent: x\x1b[2J\x7f\xc2\x85\xff\r\n\r\n")
         site.gateway.stop()  # all is written then
         assert requests(site.gateway)
         for line in site.gateway.log.splitlines():

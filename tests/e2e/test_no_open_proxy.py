@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
-from tests.support.gateway import CDN, TunnelRefused, Way, tunnel
+from tests.support.gateway import CDN, TunnelRefused, Way
 from tests.support.origin import Origin
 from tests.support.raw import Relay
+from tests.support.raw_http import exchange
 from tests.support.site import Site, SitePool, eventually, open_site, signed
 
 from .conftest import MakeSite
@@ -44,19 +44,6 @@ def fail(self, asked):
 Routing.destination = fail
 addons = [ClamProxy()]
 """
-
-
-def exchange(port: int, request: bytes, *, inside: str | None = None) -> bytes:
-    """Send bytes, perhaps inside a tunnel, and read until the proxy closes the connection."""
-    with socket.create_connection((LOOPBACK, port), timeout=30) as connection:
-        if inside is not None:
-            tunnel(connection, inside)
-        received = b""
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(request)
-            while piece := connection.recv(65536):
-                received += piece
-        return received
 
 
 def get(url: str, host: bytes, fields: bytes = b"") -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.support.gateway import tunnel
 
 LOCALHOST = "127.0.0.1"
-LIMIT = 20.0
+LIMIT = 40.0
 """Seconds without a byte after which a connection counts as left open."""
 
 
@@ -26,7 +27,7 @@ class RawAnswer:
 
 
 def exchange(
-    port: int, data: bytes, *, inside: str | None = None, half_closes: bool = False, limit: float = LIMIT
+    port: int, data: bytes, *, inside: str | None = None, half_closes: bool = False, pause_at: int = 0
 ) -> bytes:
     """Send bytes, perhaps inside a tunnel, and read until the other side closes the connection.
 
@@ -35,17 +36,21 @@ def exchange(
         data: what is sent.
         inside: the target of a CONNECT before.
         half_closes: whether to say that no more will be sent.
-        limit: seconds without a byte that are borne.
+        pause_at: so many bytes are sent first, and the rest a moment later.
 
     Raises:
         TimeoutError: the connection is left open.
     """
     received = b""
-    with socket.create_connection((LOCALHOST, port), timeout=limit) as connection:
+    with socket.create_connection((LOCALHOST, port), timeout=LIMIT) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if inside is not None:
             tunnel(connection, inside)
         with contextlib.suppress(ConnectionError):
-            connection.sendall(data)
+            if pause_at:
+                connection.sendall(data[:pause_at])
+                time.sleep(0.02)
+            connection.sendall(data[pause_at:])
             if half_closes:
                 connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):

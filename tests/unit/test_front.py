@@ -1,4 +1,4 @@
-"""The front: one rule for each question, whoever received a request and wherever it leads."""
+"""The front: its rules are the same for every server that receives a request, and every destination."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_tunnel(rig: Rig, authority: str, is_admitted: bool) -> None:
 # Users
 
 
-async def test_who_named_itself_with_connect_need_not_again(rig: Rig) -> None:
+async def test_a_login_with_connect_holds_inside_the_tunnel(rig: Rig) -> None:
     rig.install(**USERS)
     by = caller()
     refusal = await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", by=by))
@@ -184,7 +184,7 @@ async def test_a_server_asks_for_a_servers(rig: Rig) -> None:
         assert exchange.reply.status == 404
 
 
-async def test_for_health_nobody_is_asked(rig: Rig) -> None:
+async def test_health_checks_need_no_user(rig: Rig) -> None:
     rig.install(**USERS)
     assert (await rig.answer("/livez")).reply.status == 200
     assert (await rig.answer("/status.json")).reply.status == 401
@@ -223,7 +223,7 @@ async def test_a_loop_ends_here(rig: Rig, url: str, via: str) -> None:
 
 
 @pytest.mark.parametrize("via", LOOPS)
-async def test_also_for_what_is_passed_through(rig: Rig, via: str) -> None:
+async def test_a_loop_ends_here_before_it_is_passed_through(rig: Rig, via: str) -> None:
     rig.install(upstream={})
     fields = headers(Via=via.format(own=rig.service.via))
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", headers=fields))
@@ -232,7 +232,7 @@ async def test_also_for_what_is_passed_through(rig: Rig, via: str) -> None:
     assert "loop" in exchange.reply.reason
 
 
-async def test_other_gateways_are_none(rig: Rig) -> None:
+async def test_requests_through_other_gateways_are_no_loops(rig: Rig) -> None:
     via = "1.1 a, " * 146 + "ab"
     assert (await rig.answer(f"http://{CDN}:80/x", Via=via)).reply.status == 404
     assert (await rig.answer(f"http://{FEED}:80/x", Via=via)).reply.status == 503
@@ -252,7 +252,7 @@ async def test_methods(rig: Rig, url: str, method: str) -> None:
     ("method", "left", "status"),
     [("GET", "0", 0), ("OPTIONS", "1", 0), ("OPTIONS", "x", 0), ("OPTIONS", "0", 204), ("TRACE", "0", 405)],
 )
-async def test_how_far_a_request_goes(rig: Rig, method: str, left: str, status: int) -> None:
+async def test_max_forwards(rig: Rig, method: str, left: str, status: int) -> None:
     rig.install(upstream={})
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", method, headers(Max_Forwards=left)))
     assert exchange is not None
@@ -269,14 +269,14 @@ async def test_nothing_else_is_passed_through(rig: Rig) -> None:
         assert await rig.front.pass_on(asked(url)) is None
 
 
-async def test_nor_without_users(rig: Rig) -> None:
+async def test_nothing_is_passed_through_for_unknown_clients(rig: Rig) -> None:
     rig.install(upstream={}, **USERS)
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x"))
     assert exchange is not None
     assert exchange.reply.status == 407
 
 
-async def test_nobody_has_looked_at_the_head_of_what_comes_to_be_passed_through(rig: Rig) -> None:
+async def test_answer_refuses_what_a_reload_has_just_made_passed_through(rig: Rig) -> None:
     rig.install(upstream={})
     reply = (await rig.answer(f"http://{PASSED}:80/x")).reply
     assert (reply.status, reply.result) == (503, Result.ERROR)
@@ -406,7 +406,7 @@ async def test_what_counts_as_what(
 
 
 @pytest.mark.parametrize("host", [CDN, FEED, "other.example.com"])
-async def test_who_is_not_known_is_refused(rig: Rig, host: str) -> None:
+async def test_unknown_clients_count_as_refused(rig: Rig, host: str) -> None:
     rig.install(**USERS)
     exchange = await rig.answer(f"http://{host}:80/x")
     exchange.end(exchange.reply.length)
@@ -414,7 +414,7 @@ async def test_who_is_not_known_is_refused(rig: Rig, host: str) -> None:
     assert rig.service.feeds.figures()["hosts"] == []
 
 
-async def test_whoever_serves_at_the_end_counts(rig: Rig) -> None:
+async def test_the_service_that_runs_at_the_end_counts(rig: Rig) -> None:
     exchange = await rig.answer(f"http://{CDN}:80/x")
     earlier = rig.service
     rig.install(versions={"refresh": "7m"})

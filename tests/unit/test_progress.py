@@ -1,4 +1,4 @@
-"""Who waits for what a thread brings: woken in time, and not for every piece."""
+"""Those who wait for a thread's progress are woken in time, but not for every piece."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECES = 100
 
 
 class Bench:
-    """Bytes that a thread brings, and one who counts how often it is woken for them."""
+    """A thread that brings bytes, and a reader that counts how often it is woken for them."""
 
     def __init__(self) -> None:
         self.brought = 0
