@@ -188,6 +188,38 @@ def test_many_on_one_connection(pair: Pair) -> None:
     ]
 
 
+def test_a_client_that_reads_late(pair: Pair) -> None:
+    """What is not read yet when the answers have filled its buffers is read when there is room again."""
+    count, field = 6000, f"User-Agent: {USER_AGENT}\r\n"
+    sent = f"GET /{NAME} HTTP/1.1\r\nHost: x\r\n{field}\r\n" * (count - 1)
+    sent += f"GET /{NAME} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    received = bytearray()
+    with ThreadPoolExecutor(1) as pool, socket.socket() as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        stream.settimeout(20)
+        stream.connect((LOCALHOST, pair.express.gateway.reverse_port))
+        sending = pool.submit(stream.sendall, sent.encode())
+        time.sleep(0.5)
+        while piece := stream.recv(1024 * 1024):
+            received += piece
+        sending.result()
+    assert received.count(b"HTTP/1.1 200 ") == received.count(signed(NAME)) == count
+
+
+def test_one_client_keeps_nobody_waiting(pair: Pair) -> None:
+    """Whatever one client has sent at once, others are answered in between."""
+    ask = f"GET /{NAME} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-0\r\n"
+    sent = f"{ask}\r\n" * 4000 + f"{ask}Connection: close\r\n\r\n"
+    with ThreadPoolExecutor(1) as pool:
+        greedy = pool.submit(exchange, pair.express.gateway.reverse_port, sent.encode())
+        between = 0
+        while not greedy.done():
+            assert pair.express.gateway.ask(f"/{NAME}", Way.ABSOLUTE).status == 200
+            between += 1
+    assert greedy.result().count(b"HTTP/1.1 206 ") == 4001
+    assert between > 10
+
+
 @pytest.mark.parametrize("way", list(Way))
 def test_a_client_that_leaves_in_the_middle(make_forged: MakeForged, forgery: Forgery, way: Way) -> None:
     """It is in the log once, as not complete, and nothing of it is left."""
