@@ -240,9 +240,15 @@ class Connection(asyncio.Protocol):
             self._start_tls(self._tunnel)
         if self._buffer and self._take_next():
             self._loop.call_soon(self._go_on)
-        elif self._is_open and self._has_ended:
+        else:
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if not self._is_open:
+            return
+        if self._has_ended:
             self._close()
-        elif self._is_open and not self.transport.is_reading():  # it waited for answers
+        elif not self.transport.is_reading():  # the client had to take answers first
             self.transport.resume_reading()
 
     def _take_next(self) -> bool:

@@ -345,3 +345,18 @@ def test_what_mitmproxy_sees(make_site: MakeSite, tmp_path: Path, *, is_express:
     site.gateway.stop()
     assert (b"/test.cvd" in flows.read_bytes()) == (not is_express)
     assert ("with serving.express: false" in site.gateway.log) == is_express
+
+
+@pytest.mark.parametrize(
+    ("option", "status"), [("proxyauth: u:p", 407), ("block_list: ['|~u sign|410']", 410)]
+)
+def test_what_mitmproxy_refuses_is_refused(
+    make_site: MakeSite, tmp_path: Path, option: str, status: int
+) -> None:
+    """Its own options go on counting: nobody gets past them."""
+    options = tmp_path / "site-0" / "gateway" / "conf" / "config.yaml"
+    options.parent.mkdir(parents=True)
+    options.write_text(f"{option}\n")
+    site = make_site()
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}", Way.ABSOLUTE).status == status

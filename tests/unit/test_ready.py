@@ -12,7 +12,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache import files
 from clamproxy.cache.store import Store
 from clamproxy.inspection import Finding, reject
-from clamproxy.messages import Body, Reply, Request, Requester, Result
+from clamproxy.messages import Body, Request, Requester, Result
 from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
 from clamproxy.replies import complete
