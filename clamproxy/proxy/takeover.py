@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -120,11 +119,15 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         if session is None:
             self.read(data)
             return
-        with suppress(SSL.Error):  # nothing that follows can be read
+        try:
             said, to_send = session.receive(data)
-            self._client.write(to_send)
-            if said:
-                self.read(said)
+        except SSL.Error:  # nothing that follows can be read, or said
+            self._client.write(session.take())
+            self._client.close()
+            return
+        self._client.write(to_send)
+        if said:
+            self.read(said)
         if session.has_ended:
             self.eof_received()
 
@@ -161,6 +164,10 @@ class InsideWriter(asyncio.StreamWriter):
                 self.close()
                 return
         if data and self._session is not None:
-            data = self._session.encrypt(bytes(data))
+            try:
+                data = self._session.encrypt(bytes(data))
+            except SSL.Error:  # whatever the client has done to it
+                self.close()
+                return
         if data:
             super().write(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import socket
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.big import PATH, Forgery, begun_download
+from tests.support.faults import Fault
 from tests.support.freshclam import OK
 from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send, tunnel
 from tests.support.raw_http import LOCALHOST, exchange, parse_answers
@@ -174,6 +176,24 @@ def test_a_tunnel_is_handed_over(make_forged: MakeForged, forgery: Forgery, way:
             assert (answer.status, answer.body) == (200, forgery.body)
         connection.sock.sendall(b"nonsense\r\n\r\n")
         assert connection.sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert "Traceback" not in site.gateway.log
+
+
+@pytest.mark.parametrize("fields", [{}, {"content_length": "0"}], ids=["lane", "mitmproxy"])
+def test_tls_that_breaks_before_the_answer(make_site: MakeSite, fields: dict[str, str]) -> None:
+    """The connection ends; nothing fails when there is an answer that can't be sent any more."""
+    site = make_site()
+    site.publish(6)
+    site.origin.rule("/test-5.cdiff", Fault(silent=True))
+    with site.gateway.connection(Way.CONNECT_HTTPS) as connection:
+        send(connection, "/test-5.cdiff", Way.CONNECT_HTTPS, **fields)
+        assert eventually(lambda: site.origin.count("/test-5.cdiff"))
+        with socket.socket(fileno=os.dup(connection.sock.fileno())) as beneath:
+            beneath.settimeout(20)
+            beneath.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+            while beneath.recv(1000):
+                pass
+    assert eventually(lambda: "GET /test-5.cdiff" in site.gateway.log)
     assert "Traceback" not in site.gateway.log
 
 
