@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,16 @@ class _Credentials:
     def of_mitmproxy(cls, host: str) -> _Credentials:
         """What mitmproxy's authority has signed for a host, or what mitmproxy was given for it."""
         store = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
-        entry = store.get_cert(host, [x509.DNSName(host)])
+        entry = store.get_cert(host, [_name_in_certificate(host)])
         chain = tuple(one.to_cryptography() for one in entry.chain_certs) if entry.chain_file else ()
         return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
+
+
+def _name_in_certificate(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 @lru_cache(64)

@@ -269,6 +269,13 @@ def test_a_client_without_the_certificate(pair: Pair) -> None:
         assert eventually(lambda: words in site.gateway.log)  # noqa: B023  (called at once)
 
 
+def test_an_address_among_the_hosts(make_site: MakeSite) -> None:
+    """Its certificate is for an address: clients look for no name then."""
+    site = make_site(serving={"hosts": [CDN, "127.0.0.9"]})
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}", Way.CONNECT_HTTPS, host="127.0.0.9").status == 200
+
+
 # The door
 
 
