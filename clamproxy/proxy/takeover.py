@@ -108,6 +108,9 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("peername") is None:
+            self._client.abort()  # it has left already: nobody could tell whose requests these are
+            return
         super().connection_made(transport)
 
     def read(self, data: bytes) -> None:

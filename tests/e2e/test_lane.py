@@ -8,6 +8,7 @@ import re
 import resource
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from tests.support.big import PATH, Forgery, begun_download
 from tests.support.faults import Fault
 from tests.support.freshclam import OK
 from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send, tunnel
+from tests.support.raw import RawServer
 from tests.support.raw_http import LOCALHOST, exchange, parse_answers
 from tests.support.site import Site, eventually, open_site, signed
 
@@ -328,6 +330,24 @@ def test_a_connection_waits_for_another_to_end(make_site: MakeSite, *, is_expres
         held[0].close()
         assert answer.result(30).body == signed(NAME)
     held[1].close()
+
+
+@pytest.mark.parametrize("is_express", [True, False])
+def test_who_has_left_meanwhile_is_let_go(make_site: MakeSite, *, is_express: bool) -> None:
+    """A connection that was reset while it waited has no address any more, and no rights."""
+    site = make_site(access={"max_connections": 1}, serving={"hosts": [CDN], "express": is_express})
+    site.publish(6)
+    address = (LOCALHOST, site.gateway.port)
+    with RawServer(lambda _: None) as elsewhere:
+        with socket.create_connection(address, timeout=20) as held:
+            held.sendall(b"GET ")  # so that it was accepted before the next ones
+            for _ in range(20):
+                with socket.create_connection(address, timeout=20) as stream:
+                    stream.sendall(f"GET {elsewhere.url}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert site.gateway.ask(f"/{NAME}").status == 200
+        assert elsewhere.accepted == 0
+    assert "Traceback" not in site.gateway.log
 
 
 def test_who_is_idle_makes_room(make_site: MakeSite) -> None:
