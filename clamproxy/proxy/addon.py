@@ -27,7 +27,7 @@ from clamproxy.proxy.door import Threshold
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
-from clamproxy.proxy.options import OwnOptions, find_unseeing
+from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
@@ -121,7 +121,9 @@ class ClamProxy:
             return
         self._takeover.take()
         self._lane.start()
-        if self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
+        if (option := find_having_a_say(ctx.options)) is not None:
+            logger.info("With mitmproxy's option %s all requests go through mitmproxy.", option)
+        elif self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
             logger.warning(
                 "%s will miss most requests; with serving.express: false all go through mitmproxy.", unseeing
             )
@@ -247,7 +249,8 @@ class ClamProxy:
     def _current_lane(self) -> Lane | None:
         """Where new connections begin; None: with mitmproxy."""
         settings = self._front.settings
-        return self._lane if settings is not None and settings.serving.express else None
+        is_express = settings is not None and settings.serving.express
+        return self._lane if is_express and find_having_a_say(ctx.options) is None else None
 
     def _check_place(self, settings: Settings) -> None:
         """Look whether the proxy can listen where it should, and may."""

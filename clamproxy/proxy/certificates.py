@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,16 @@ class _Credentials:
         if not ctx.options.certs:
             with suppress(x509.ExtensionNotFound):  # an authority that somebody else has made
                 return _signed_by_mitmproxy(store, host, int(time.time() // _DAY))
-        entry = store.get_cert(host, [x509.DNSName(host)])
+        entry = store.get_cert(host, [_name_in_certificate(host)])
         chain = tuple(one.to_cryptography() for one in entry.chain_certs) if entry.chain_file else ()
         return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
+
+
+def _name_in_certificate(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 @lru_cache(64)

@@ -64,13 +64,19 @@ class Clients:
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """The last guard: mitmproxy itself connects to hosts that are passed through, and to none else."""
+        data.server.error = "the gateway has an error"  # mitmproxy would connect if the next line failed
+        data.server.error = self._refusal(data)
+
+    def _refusal(self, data: server_hooks.ServerConnectionHookData) -> str | None:
+        """Why mitmproxy may not connect to a server."""
         address = data.server.address
         if names.is_dns(data.client):
             known = self._names()
-            if known is None or not known.allows(address):
-                data.server.error = "serving.other_names is refuse"
-        elif address is None or not self._passes_through(address[0], self._callers.of(data.client)):
-            data.server.error = "not in serving.pass_through"
+            is_allowed = known is not None and known.allows(address)
+            return None if is_allowed else "serving.other_names is refuse"
+        if address is None or not self._passes_through(address[0], self._callers.of(data.client)):
+            return "not in serving.pass_through"
+        return None
 
     def _passes_through(self, host: str, caller: Caller) -> bool:
         """Whether mitmproxy itself connects to a host for a client."""

@@ -37,7 +37,7 @@ MOST_AHEAD = 64 * 1024
 PATIENCE_AT_LIMIT = 5.0
 """Seconds after which an idle connection is closed while other clients wait to connect."""
 
-_TLS = 0x16
+_TLS = b"\x16"
 """The first byte of TLS: RFC 8446 5.1."""
 _BEGINNINGS = frozenset(b"CGH")
 """First letters of CONNECT, GET and HEAD."""
@@ -233,18 +233,23 @@ class Connection(asyncio.Protocol):
     # Requests
 
     def _go_on(self) -> None:
-        """Take the requests that are there."""
-        while self._is_open and self._work is None and not self._is_full:
-            if not self._buffer:
-                if self._has_ended:
-                    self._close()
-                elif not self.transport.is_reading():
-                    self.transport.resume_reading()
-                return
-            if self._buffer[0] == _TLS and self._tunnel is not None and self._tunnel.session is None:
-                self._start_tls(self._tunnel)
-            elif not self._take_next():
-                return
+        """Take the next request if it is there, and those behind it when others have had their turn."""
+        if not self._is_open or self._work is not None or self._is_full:
+            return
+        if self._buffer[:1] == _TLS and self._tunnel is not None and self._tunnel.session is None:
+            self._start_tls(self._tunnel)
+        if self._buffer and self._take_next():
+            self._loop.call_soon(self._go_on)
+        else:
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if not self._is_open:
+            return
+        if self._has_ended:
+            self._close()
+        elif not self.transport.is_reading():  # the client had to take answers first
+            self.transport.resume_reading()
 
     def _take_next(self) -> bool:
         """Take a request, or hand the connection over. False if it was, or if no request is there yet."""

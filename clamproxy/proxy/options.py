@@ -30,6 +30,9 @@ DEFAULTS: dict[str, bool | str | int] = {
     "flow_detail": 0,
 }
 
+HAVING_A_SAY = ("proxyauth", "block_list", "block_global", "block_private", "modify_headers", "modify_body")
+"""Those by which mitmproxy itself refuses requests, or changes answers."""
+
 
 class OwnOptions:
     """Sets what the user has not set, on the command line or in mitmproxy's own file."""
@@ -64,6 +67,11 @@ class OwnOptions:
         """
         if "confdir" not in self.given and (directory := find_confdir(settings)) is not None:
             options.update(confdir=str(directory))  # type: ignore[no-untyped-call]
+
+
+def find_having_a_say(options: optmanager.OptManager) -> str | None:
+    """Name an option by which mitmproxy has a say in requests, if the user has set one."""
+    return next((name for name in HAVING_A_SAY if getattr(options, name, None)), None)
 
 
 def find_unseeing(master: Master) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -110,6 +109,9 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("peername") is None:
+            self._client.abort()  # it has left already: nobody could tell whose requests these are
+            return
         super().connection_made(transport)
 
     def read(self, data: bytes) -> None:
@@ -121,11 +123,15 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         if session is None:
             self.read(data)
             return
-        with suppress(SSL.Error):  # nothing that follows can be read
+        try:
             said, to_send = session.receive(data)
-            self._client.write(to_send)
-            if said:
-                self.read(said)
+        except SSL.Error:  # nothing that follows can be read, or said
+            self._client.write(session.take())
+            self._client.close()
+            return
+        self._client.write(to_send)
+        if said:
+            self.read(said)
         if session.has_ended:
             self.eof_received()
 
@@ -165,6 +171,10 @@ class InsideWriter(asyncio.StreamWriter):
                 self.close()
                 return
         if data and self._session is not None:
-            data = self._session.encrypt(bytes(data))
+            try:
+                data = self._session.encrypt(bytes(data))
+            except SSL.Error:  # whatever the client has done to it
+                self.close()
+                return
         if data:
             super().write(data)

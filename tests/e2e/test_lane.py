@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.big import PATH, Forgery, begun_download
+from tests.support.faults import Fault
 from tests.support.freshclam import OK
 from tests.support.gateway import CDN, USER_AGENT, Gateway, Way, receive, send, tunnel
+from tests.support.raw import RawServer
 from tests.support.raw_http import LOCALHOST, exchange, parse_answers
 from tests.support.site import Site, eventually, open_site, signed
 
@@ -156,6 +160,24 @@ def test_a_tunnel_is_handed_over(make_forged: MakeForged, forgery: Forgery, way:
     assert "Traceback" not in site.gateway.log
 
 
+@pytest.mark.parametrize("fields", [{}, {"content_length": "0"}], ids=["lane", "mitmproxy"])
+def test_tls_that_breaks_before_the_answer(make_site: MakeSite, fields: dict[str, str]) -> None:
+    """The connection ends; nothing fails when there is an answer that can't be sent any more."""
+    site = make_site()
+    site.publish(6)
+    site.origin.rule("/test-5.cdiff", Fault(silent=True))
+    with site.gateway.connection(Way.CONNECT_HTTPS) as connection:
+        send(connection, "/test-5.cdiff", Way.CONNECT_HTTPS, **fields)
+        assert eventually(lambda: site.origin.count("/test-5.cdiff"))
+        with socket.socket(fileno=os.dup(connection.sock.fileno())) as beneath:
+            beneath.settimeout(20)
+            beneath.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+            while beneath.recv(1000):
+                pass
+    assert eventually(lambda: "GET /test-5.cdiff" in site.gateway.log)
+    assert "Traceback" not in site.gateway.log
+
+
 def test_many_on_one_connection(pair: Pair) -> None:
     """Pipelined requests, more of them than are read ahead, are answered in their order."""
     ask = "GET /{} HTTP/1.1\r\nHost: x\r\nRange: bytes={}-{}\r\n{}\r\n"
@@ -165,6 +187,38 @@ def test_many_on_one_connection(pair: Pair) -> None:
     assert [answer.headers["content-range"].split("/")[0] for answer in answers] == [
         f"bytes {n}-{n}" for n in range(count)
     ]
+
+
+def test_a_client_that_reads_late(pair: Pair) -> None:
+    """What is not read yet when the answers have filled its buffers is read when there is room again."""
+    count, field = 6000, f"User-Agent: {USER_AGENT}\r\n"
+    sent = f"GET /{NAME} HTTP/1.1\r\nHost: x\r\n{field}\r\n" * (count - 1)
+    sent += f"GET /{NAME} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    received = bytearray()
+    with ThreadPoolExecutor(1) as pool, socket.socket() as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        stream.settimeout(20)
+        stream.connect((LOCALHOST, pair.express.gateway.reverse_port))
+        sending = pool.submit(stream.sendall, sent.encode())
+        time.sleep(0.5)
+        while piece := stream.recv(1024 * 1024):
+            received += piece
+        sending.result()
+    assert received.count(b"HTTP/1.1 200 ") == received.count(signed(NAME)) == count
+
+
+def test_one_client_keeps_nobody_waiting(pair: Pair) -> None:
+    """Whatever one client has sent at once, others are answered in between."""
+    ask = f"GET /{NAME} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-0\r\n"
+    sent = f"{ask}\r\n" * 4000 + f"{ask}Connection: close\r\n\r\n"
+    with ThreadPoolExecutor(1) as pool:
+        greedy = pool.submit(exchange, pair.express.gateway.reverse_port, sent.encode())
+        between = 0
+        while not greedy.done():
+            assert pair.express.gateway.ask(f"/{NAME}", Way.ABSOLUTE).status == 200
+            between += 1
+    assert greedy.result().count(b"HTTP/1.1 206 ") == 4001
+    assert between > 10
 
 
 @pytest.mark.parametrize("way", list(Way))
@@ -194,6 +248,13 @@ def test_a_client_without_the_certificate(pair: Pair) -> None:
                 ssl.create_default_context().wrap_socket(stream, server_hostname=CDN)
         words = f"The client does not trust the proxy's certificate for {CDN}"
         assert eventually(lambda: words in site.gateway.log)  # noqa: B023  (called at once)
+
+
+def test_an_address_among_the_hosts(make_site: MakeSite) -> None:
+    """Its certificate is for an address: clients look for no name then."""
+    site = make_site(serving={"hosts": [CDN, "127.0.0.9"]})
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}", Way.CONNECT_HTTPS, host="127.0.0.9").status == 200
 
 
 # The door
@@ -250,6 +311,24 @@ def test_a_connection_waits_for_another_to_end(make_site: MakeSite, *, is_expres
     held[1].close()
 
 
+@pytest.mark.parametrize("is_express", [True, False])
+def test_who_has_left_meanwhile_is_let_go(make_site: MakeSite, *, is_express: bool) -> None:
+    """A connection that was reset while it waited has no address any more, and no rights."""
+    site = make_site(access={"max_connections": 1}, serving={"hosts": [CDN], "express": is_express})
+    site.publish(6)
+    address = (LOCALHOST, site.gateway.port)
+    with RawServer(lambda _: None) as elsewhere:
+        with socket.create_connection(address, timeout=20) as held:
+            held.sendall(b"GET ")  # so that it was accepted before the next ones
+            for _ in range(20):
+                with socket.create_connection(address, timeout=20) as stream:
+                    stream.sendall(f"GET {elsewhere.url}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert site.gateway.ask(f"/{NAME}").status == 200
+        assert elsewhere.accepted == 0
+    assert "Traceback" not in site.gateway.log
+
+
 def test_idle_connections_make_room(make_site: MakeSite) -> None:
     """Kept-alive connections without requests lock no other client out."""
     site = make_site(access={"max_connections": 2, "idle_timeout": "10m"})
@@ -292,3 +371,18 @@ def test_what_mitmproxy_sees(make_site: MakeSite, tmp_path: Path, *, is_express:
     site.gateway.stop()
     assert (b"/test.cvd" in flows.read_bytes()) == (not is_express)
     assert ("with serving.express: false" in site.gateway.log) == is_express
+
+
+@pytest.mark.parametrize(
+    ("option", "status"), [("proxyauth: u:p", 407), ("block_list: ['|~u sign|410']", 410)]
+)
+def test_what_mitmproxy_refuses_is_refused(
+    make_site: MakeSite, tmp_path: Path, option: str, status: int
+) -> None:
+    """Its own options go on counting: nobody gets past them."""
+    options = tmp_path / "site-0" / "gateway" / "conf" / "config.yaml"
+    options.parent.mkdir(parents=True)
+    options.write_text(f"{option}\n")
+    site = make_site()
+    site.publish(6)
+    assert site.gateway.ask(f"/{NAME}", Way.ABSOLUTE).status == status
