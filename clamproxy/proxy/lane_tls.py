@@ -91,7 +91,7 @@ class Session:
         reason = error.args[0][-1][2] if error.args and error.args[0] else type(error).__name__
         if any(alert in reason for alert in _DISTRUST):
             reason = f"The client does not trust the proxy's certificate for {self._host} ({reason})"
-        return f"Client TLS handshake failed. {reason}"
+        return f"{'TLS' if self._is_established else 'Client TLS handshake'} failed. {reason}"
 
     def _shake_hands(self) -> None:
         try:
