@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,6 +22,8 @@ QUEUE = 65535
 """Connections that may wait; the system lowers that to its own limit (net.core.somaxconn on Linux)."""
 AT_A_TIME = 64
 """Connections that are accepted in one go, before the event loop does anything else: a few milliseconds."""
+TELL_EVERY = 60.0
+"""Seconds between lines in the log about connections that wait."""
 PAUSE = 1.0
 """Seconds until the next attempt, if the system has no descriptor or memory for a connection."""
 
@@ -48,12 +51,20 @@ class Threshold:
         self._limits = limits
         self._reached = False
         """Whether a limit was reached, and no client has left since. A crowd makes one line in the log."""
+        self._told_at = -TELL_EVERY
         self.doors: set[Door] = set()
 
     @property
     def is_full(self) -> bool:
         """Whether a new connection has to wait."""
         return self._limits.is_full
+
+    def tell_full(self) -> None:
+        """Log that connections have to wait; a crowd that comes and goes makes one line a minute."""
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY:
+            self._told_at = now
+            logger.warning("access.max_connections is reached: further connections wait.")
 
     def take(self, address: str) -> bool:
         """Count a new connection of an address; False if it must be closed instead."""
@@ -133,6 +144,7 @@ class Door:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(AT_A_TIME):
             if self._threshold.is_full:
+                self._threshold.tell_full()
                 self._shut()
                 return
             try:
