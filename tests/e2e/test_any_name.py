@@ -207,7 +207,7 @@ def checks_of(control: Path) -> dict[tuple[str, str], str]:
         with connection.makefile() as reader:
             rows = list(csv.DictReader(reader.read().removeprefix("# ").splitlines()))
     return {
-        (row["pxname"], row["svname"]): row["check_status"]
+        (row["pxname"], row["svname"]): row["check_status"].removeprefix("* ")  # the next one is under way
         for row in rows
         if row["pxname"] in CHECKS and row["svname"] != "BACKEND"
     }

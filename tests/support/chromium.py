@@ -248,9 +248,9 @@ class StatusServer:
                     return
                 assert isinstance(reply.body, bytes)
                 self.send_response_only(reply.status)
+                reply.headers["Content-Length"] = str(len(reply.body))
                 for name, value in reply.headers:
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
                 self.wfile.write(reply.body)
 

@@ -37,6 +37,8 @@ END_LIMIT = 40
 """Seconds for its end after SIGTERM."""
 TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
+LOG_PATIENCE = 0.025
+"""Seconds without a new line, after which the log is taken as complete."""
 EXPRESS = "CLAMPROXY_SERVING__EXPRESS"
 """The variable that has all tests run without the express lane, if it is ``false``."""
 
@@ -146,9 +148,16 @@ class Gateway:
 
     @property
     def log(self) -> str:
-        """All that it has printed."""
+        """All that it has printed. Lines about requests come a little late: it waits until there are no more."""
         path = self.directory / "gateway.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        text = before = None
+        for _ in range(40):
+            text = path.read_text(errors="replace") if path.exists() else ""
+            if text == before:
+                break
+            before = text
+            time.sleep(LOG_PATIENCE)
+        return text or ""
 
     @property
     def ca(self) -> Path:
