@@ -150,14 +150,13 @@ class Gateway:
     def log(self) -> str:
         """All that it has printed. Lines about requests come a little late: it waits until there are no more."""
         path = self.directory / "gateway.log"
-        text = before = None
-        for _ in range(40):
-            text = path.read_text(errors="replace") if path.exists() else ""
-            if text == before:
+        text = ""
+        for attempt in range(40):
+            before, text = text, path.read_text(errors="replace") if path.exists() else ""
+            if attempt and text == before:
                 break
-            before = text
             time.sleep(LOG_PATIENCE)
-        return text or ""
+        return text
 
     @property
     def ca(self) -> Path:
