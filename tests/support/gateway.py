@@ -148,7 +148,7 @@ class Gateway:
 
     @property
     def log(self) -> str:
-        """All that it has printed. Lines about requests come a little late: it waits until there are no more."""
+        """All that it has printed. Lines about requests come a little late, so it waits for the last one."""
         path = self.directory / "gateway.log"
         text = ""
         for attempt in range(40):
