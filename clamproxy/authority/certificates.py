@@ -110,7 +110,7 @@ def make_leaf(
         _builder(key, x509.random_serial_number(), start, end)
         .subject_name(x509.Name([]))  # the alternative name says all, and is critical then (RFC 5280 4.2.1.6)
         .issuer_name(issuer.subject)
-        .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([general_name(host)]), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -189,7 +189,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def general_name(host: str) -> x509.GeneralName:
+    """A host name in ASCII, or an IP address, as certificates have it."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

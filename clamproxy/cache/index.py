@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 DAMAGED_SUFFIX = ".damaged"
 """Of a damaged file that was moved aside for a look; there is one at most."""
+LOOK_EVERY = 0.005
+"""Seconds in which thousands of ready answers may go out without a look at what other processes have changed.
+A command that has changed something takes longer to end."""
 
 _PATIENCE = 5.0
 """Seconds to wait for another process that writes; none takes as long."""
@@ -85,11 +88,6 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]
 
     def remove(self, file_path: str) -> None:
         """Nothing: an object's file goes after its row is gone for everybody."""
-
-
-LOOK_EVERY = 0.005
-"""Seconds in which thousands of ready answers may go out without a look at what other processes have changed.
-A command that has changed something takes longer to end."""
 
 
 class Index:

@@ -19,10 +19,11 @@ from clamproxy.front.asked import LARGEST_CONTENT, Asked, Caller
 from clamproxy.front.exchange import Exchange
 from clamproxy.front.front import Front
 from clamproxy.front.refusals import forwards_left
-from clamproxy.front.routing import Destination, Routing
+from clamproxy.front.routing import TUNNEL_PORTS, Destination, Routing
 
 __all__ = [
     "LARGEST_CONTENT",
+    "TUNNEL_PORTS",
     "Asked",
     "Caller",
     "Destination",

@@ -10,7 +10,7 @@ from clamproxy.config.units import normal_host
 from clamproxy.front.asked import Asked
 from clamproxy.web.site import is_page, own_names
 
-_TUNNEL_PORTS = (80, 443)
+TUNNEL_PORTS = (80, 443)
 """Of ClamAV's hosts."""
 
 
@@ -61,7 +61,7 @@ class Routing:
             case Destination.FEED | Destination.PASSED:
                 return True
             case _:
-                return asked.port in (*_TUNNEL_PORTS, asked.caller.own_port) or self._is_own_name(asked.host)
+                return asked.port in (*TUNNEL_PORTS, asked.caller.own_port) or self._is_own_name(asked.host)
 
     def passes_through(self, host: str, *, is_reverse: bool) -> bool:
         """Whether a host itself is connected to for a client.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from mitmproxy import connection, ctx, tls
-from mitmproxy.certs import CertStore
+from mitmproxy.certs import Cert, CertStore
 from mitmproxy.net.tls import INSECURE_TLS_MIN_VERSIONS, Version
 from mitmproxy.proxy import mode_specs
 from OpenSSL import SSL
 
 from clamproxy.authority import Authority, ForeignName, Leaf
-from clamproxy.authority.certificates import make_leaf, utc
+from clamproxy.authority.certificates import general_name, make_leaf, utc
 
 logger = logging.getLogger(__name__)
 
@@ -144,16 +143,14 @@ class _Credentials:
         if not ctx.options.certs:
             with suppress(x509.ExtensionNotFound):  # an authority that somebody else has made
                 return _signed_by_mitmproxy(store, host, int(time.time() // _DAY))
-        entry = store.get_cert(host, [_name_in_certificate(host)])
-        chain = tuple(one.to_cryptography() for one in entry.chain_certs) if entry.chain_file else ()
+        entry = store.get_cert(host, [general_name(host)])
+        chain = _chain(entry.chain_file, entry.chain_certs)
         return cls(entry.privatekey, entry.cert.to_cryptography(), chain)
 
 
-def _name_in_certificate(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+def _chain(file: Path | None, certificates: Sequence[Cert]) -> tuple[x509.Certificate, ...]:
+    """What goes to clients with a certificate of mitmproxy's: what a file names, and nothing else."""
+    return tuple(one.to_cryptography() for one in certificates) if file else ()
 
 
 @lru_cache(64)
@@ -166,9 +163,7 @@ def _signed_by_mitmproxy(store: CertStore, host: str, day: int) -> _Credentials:
         day: since 1970; tomorrow's is another certificate.
     """
     leaf = make_leaf(host, store.default_ca.to_cryptography(), store.default_privatekey, utc(day * _DAY))
-    chain = (
-        tuple(one.to_cryptography() for one in store.default_chain_certs) if store.default_chain_file else ()
-    )
+    chain = _chain(store.default_chain_file, store.default_chain_certs)
     return _Credentials(leaf.key, leaf.certificate, chain)
 
 

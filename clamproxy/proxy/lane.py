@@ -18,7 +18,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from clamproxy.front import Asked, Caller, Destination, Exchange, Front
+from clamproxy.front import TUNNEL_PORTS, Asked, Caller, Destination, Exchange, Front
 from clamproxy.messages import Body
 from clamproxy.proxy.door import Leave
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
@@ -154,8 +154,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take in what the client has sent."""
         self._quiet_since = time.monotonic()
-        if self._tunnel is not None and self._tunnel.session is not None:
-            data = self._decrypted(self._tunnel.session, data)
+        if (session := self._session) is not None:
+            data = self._decrypted(session, data)
         self._buffer += data
         self._reads += bool(data)
         self._go_on()
@@ -219,8 +219,8 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._is_open = False
-        if self._tunnel is not None and self._tunnel.session is not None:
-            self.transport.write(self._tunnel.session.end())
+        if (session := self._session) is not None:
+            self.transport.write(session.end())
         self.transport.close()
 
     def _give_away(self) -> None:
@@ -236,7 +236,7 @@ class Connection(asyncio.Protocol):
         """Take the next request if it is there, and those behind it when others have had their turn."""
         if not self._is_open or self._work is not None or self._is_full:
             return
-        if self._buffer[:1] == _TLS and self._tunnel is not None and self._tunnel.session is None:
+        if self._buffer[:1] == _TLS and self._tunnel is not None and self._session is None:
             self._start_tls(self._tunnel)
         if self._buffer and self._take_next():
             self._loop.call_soon(self._go_on)
@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
             started_at=time.monotonic(),
         )
         if head.method == "CONNECT":
-            is_served = port in (80, 443) and service.settings.serving.is_clamav_host(host)
+            is_served = port in TUNNEL_PORTS and service.settings.serving.is_clamav_host(host)
         else:
             is_served = not head.host or routing.destination(asked) in _SERVED
         return (asked if is_served else None), head.closes
@@ -313,8 +313,7 @@ class Connection(asyncio.Protocol):
     def _place(self) -> tuple[str, str, int]:
         """Scheme, host and port of a request in origin form."""
         if self._caller.tunnel is not None:
-            is_plain = self._tunnel is None or self._tunnel.session is None
-            return "http" if is_plain else "https", *self._caller.tunnel
+            return "http" if self._session is None else "https", *self._caller.tunnel
         if self._server is not None:
             return "http", *self._server
         return "", self._caller.own_address, self._caller.own_port
@@ -368,7 +367,7 @@ class Connection(asyncio.Protocol):
         self._is_sending = True
         try:
             with self._lane.front.sending():
-                session = self._tunnel.session if self._tunnel is not None else None
+                session = self._session
                 await send_body(sending, self, session.connection if session is not None else None)
         finally:
             self._is_sending = False
@@ -384,7 +383,7 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def _write(self, data: bytes) -> None:
-        session = self._tunnel.session if self._tunnel is not None else None
+        session = self._session
         try:
             self.transport.write(data if session is None else session.encrypt(data))
         except SSL.Error:  # the client has ended TLS, for example
@@ -392,6 +391,11 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     # TLS
+
+    @property
+    def _session(self) -> Session | None:
+        """The TLS inside the tunnel, once it has begun."""
+        return self._tunnel.session if self._tunnel is not None else None
 
     def _start_tls(self, tunnel: Tunnel) -> None:
         context = self._lane.context_for(tunnel.host)
