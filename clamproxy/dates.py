@@ -1,4 +1,4 @@
-"""HTTP dates: read from clients and origins, which send all sorts of things, and written for replies."""
+"""HTTP dates: read from clients and origins, which send all sorts of things, and written for responses."""
 
 from __future__ import annotations
 

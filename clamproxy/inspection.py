@@ -28,7 +28,7 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM,
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Inspected:
     """What was found out about one object."""
 
     object_id: ObjectId
@@ -120,7 +120,7 @@ def listed(store: Store, databases: Collection[str] = ()) -> list[ObjectId]:
     return sorted(name for name in names if not databases or name.database in databases)
 
 
-def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Finding | None:
+def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Inspected | None:
     """Check one object's length and signature.
 
     Args:
@@ -139,7 +139,7 @@ def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Finding | N
         if not store.has(object_id):
             return None
         problem = "its file is lost, or has another length than was published"
-        return Finding(object_id, 0, problem, is_damaged=True)
+        return Inspected(object_id, 0, problem, is_damaged=True)
     with published:
         return _check(store, published, keys)
 
@@ -149,7 +149,7 @@ def inspect_all(
     names: Collection[ObjectId],
     keys: TrustedKeys,
     progress: Callable[[ObjectId], object] = lambda _: None,
-) -> Iterator[Finding]:
+) -> Iterator[Inspected]:
     """Check these objects, one after the other.
 
     Args:
@@ -165,7 +165,7 @@ def inspect_all(
             yield finding
 
 
-def reject(store: Store, finding: Finding) -> bool:
+def reject(store: Store, finding: Inspected) -> bool:
     """Drop a bad object from the cache, and put its file into the quarantine.
 
     Returns:
@@ -203,7 +203,7 @@ def discard(rejected: Rejected) -> None:
     _reason_file(rejected.path).unlink(missing_ok=True)
 
 
-def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Finding:
+def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Inspected:
     object_id, size = published.object_id, published.size
     inode = os.fstat(published.fileno()).st_ino
     try:
@@ -213,10 +213,10 @@ def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Finding
         if published.has_changed():
             raise InvalidObject("differs from what was published")
     except InvalidObject as error:
-        return Finding(object_id, size, str(error), is_damaged=True, inode=inode)
+        return Inspected(object_id, size, str(error), is_damaged=True, inode=inode)
     except OSError as error:
         return _unreadable(object_id, size, inode, error)
-    return Finding(object_id, size, inode=inode)
+    return Inspected(object_id, size, inode=inode)
 
 
 def _compare_header(published: PublishedFile) -> None:
@@ -228,9 +228,9 @@ def _compare_header(published: PublishedFile) -> None:
         raise InvalidObject("header differs from the one that it was published with")
 
 
-def _unreadable(object_id: ObjectId, size: int, inode: int | None, error: OSError) -> Finding:
+def _unreadable(object_id: ObjectId, size: int, inode: int | None, error: OSError) -> Inspected:
     problem = f"can't be read: {error.strerror or error}"
-    return Finding(object_id, size, problem, is_damaged=error.errno not in _PASSING, inode=inode)
+    return Inspected(object_id, size, problem, is_damaged=error.errno not in _PASSING, inode=inode)
 
 
 def _quarantine(store: Store, published: PublishedFile, reason: str) -> None:

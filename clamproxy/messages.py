@@ -1,4 +1,4 @@
-"""Requests and replies as the gateway sees them: plain values, no mitmproxy, no sockets."""
+"""Requests and responses as the gateway sees them: plain values, no mitmproxy, no sockets."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Reply:
+class Response:
     """The answer to a `Request`."""
 
     status: int
@@ -185,12 +185,12 @@ class Reply:
     reason: str = ""
     """Why the client doesn't get what it asked for, or not the newest of it: for the log."""
     is_complete: bool = False
-    """Whether nothing is missing in it, and nobody may change it any more: see `replies.complete`."""
+    """Whether nothing is missing in it, and nobody may change it any more: see `responses.complete`."""
     _lines: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def lines(self) -> bytes:
-        """The fields of a complete reply as HTTP/1 has them. Made once: a ready reply is sent many times."""
+        """The fields of a complete response as HTTP/1 has them. Made once, sent many times."""
         if not self._lines:
             self._lines = "".join([f"{name}: {value}\r\n" for name, value in self.headers]).encode()
         return self._lines

@@ -26,32 +26,32 @@ from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import GATEWAY_IN_VIA, Requester
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.side import OriginSide, Save
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.origin import Origin, Save
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
-from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.prefetcher import Prefetcher
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
-from clamproxy.serving.current import CurrentVersions
+from clamproxy.serving.databases import WholeDatabases
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.gateway import Gateway
 from clamproxy.serving.ready import ReadyAnswers
-from clamproxy.serving.whole import WholeFiles
-from clamproxy.setup.client_config import Mode, client_config, own_name
+from clamproxy.serving.resolution import CurrentVersions
+from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
 from clamproxy.state import make_state_directory, move_records
-from clamproxy.stats import Stats
+from clamproxy.statistics import Stats
 from clamproxy.storage.records import HISTORY, Records
 from clamproxy.threads import Writer
 from clamproxy.waiting import wait_while
 from clamproxy.web.listener import Listener
-from clamproxy.web.site import StatusSite
+from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self.stats = Stats(self.store, self.writer)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
-        self._origin = OriginSide.open(settings, self.via, self._origin_saver, self.stats.count_upstream)
+        self._origin = Origin.open(settings, self.via, self._origin_saver, self.stats.count_upstream)
         self._stuck = StuckPatches(self.store, self._saver("stuck/"))
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
@@ -167,7 +167,7 @@ class Service:
         self.gateway = self._make_gateway()
         versions = self._origin.versions
         self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
-        self.pages = StatusSite(self._make_sources())
+        self.pages = Pages(self._make_sources())
         listen = settings.status.listen
         self._listener = Listener(listen, self.pages) if listen is not None else None
 
@@ -281,7 +281,7 @@ class Service:
     def _make_gateway(self) -> Gateway:
         settings, current = self.settings, self._current
         delivery = Delivery(self.store, self._transfers, self._signs)
-        whole = WholeFiles(
+        whole = WholeDatabases(
             settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
         )
         return Gateway(
@@ -376,11 +376,11 @@ class Service:
                 header = CvdHeader.parse(os.pread(published.fileno(), HEADER_SIZE, 0))
             self._origin.heads.hold_against(object_id.database, header)
 
-    def _after_failure(self, object_id: ObjectId, failure: Failure) -> None:
+    def _after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:
         """A file that is not what its head announced makes the head worthless; a bad patch is counted."""
-        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+        if object_id.kind is Kind.CDIFF and failure is FailureKind.BAD_CONTENT:
             self._stuck.note(object_id)
-        if object_id.kind is Kind.CVD and failure in (Failure.BAD_CONTENT, Failure.CHANGED):
+        if object_id.kind is Kind.CVD and failure in (FailureKind.BAD_CONTENT, FailureKind.CHANGED):
             self._origin.heads.forget(object_id.database)
 
     def _tidy_soon(self) -> None:

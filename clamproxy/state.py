@@ -10,9 +10,9 @@ from pathlib import Path
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.table import FILE_NAME as FLEET
-from clamproxy.storage.file import copy_file
 from clamproxy.storage.records import FILE_NAME as COUNTERS
 from clamproxy.storage.records import Records
+from clamproxy.storage.records_file import copy_file
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from benchmarks.contenders.contender import Server
 from benchmarks.contenders.process import PROJECT, answers, running
 from benchmarks.load.asking import HOST, Entry, Form
 from benchmarks.mirror import Mirror
-from clamproxy.config.settings import Serving
+from clamproxy.config.settings import ServingSection
 from tests.support.gateway import free_ports
 
 ADDON = PROJECT / "tests" / "support" / "forged_addon.py"
@@ -30,7 +30,7 @@ class Clamproxy:
         self._express = express
 
     def missing(self) -> str:
-        no_lane = not self._express and "express" not in Serving.model_fields
+        no_lane = not self._express and "express" not in ServingSection.model_fields
         return "this version has no serving.express" if no_lane else ""
 
     def version(self) -> str:

@@ -9,9 +9,9 @@ the constraints of a root. All is in one file, so that each change of it happens
 from clamproxy.authority.authority import Authority, ForeignName
 from clamproxy.authority.certificates import Leaf
 from clamproxy.authority.changes import finish_rotation, found, rotate
-from clamproxy.authority.current import CurrentAuthority
-from clamproxy.authority.names import PermittedNames, configured_names
-from clamproxy.authority.state import AuthorityError, Generation
+from clamproxy.authority.constraints import PermittedNames, configured_names
+from clamproxy.authority.keyfile import AuthorityError, Generation
+from clamproxy.authority.live import CurrentAuthority
 
 __all__ = [
     "Authority",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from clamproxy.authority.certificates import Leaf, make_leaf, pem_of, utc
-from clamproxy.authority.names import PermittedNames
-from clamproxy.authority.state import FILE, AuthorityError, Generation, read_state
+from clamproxy.authority.constraints import PermittedNames
+from clamproxy.authority.keyfile import FILE, AuthorityError, Generation, read_state
 from clamproxy.config.units import parse_host_name
 
 MAX_LEAVES = 256

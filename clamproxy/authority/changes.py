@@ -9,8 +9,8 @@ from pathlib import Path
 
 from clamproxy.authority.authority import Authority
 from clamproxy.authority.certificates import make_authority, new_key, utc, utc_text
-from clamproxy.authority.names import PermittedNames
-from clamproxy.authority.state import AuthorityError, Generation, locked, write_state
+from clamproxy.authority.constraints import PermittedNames
+from clamproxy.authority.keyfile import AuthorityError, Generation, locked, write_state
 
 
 def found(directory: Path, names: PermittedNames, now: float) -> Authority:

@@ -5,17 +5,17 @@ of each database it leads to; then come the objects under their names. Who impor
 nothing in it but the vendor's signatures on the objects.
 """
 
-from clamproxy.bundle.contents import Selection, Since, select
-from clamproxy.bundle.export import write_bundle, written_file
-from clamproxy.bundle.intake import import_bundle
+from clamproxy.bundle.contents import BundleSelection, Since, select
+from clamproxy.bundle.exporting import write_bundle, written_file
+from clamproxy.bundle.importing import import_bundle
 from clamproxy.bundle.manifest import BundleError, Manifest
 from clamproxy.bundle.progress import Progress
 
 __all__ = [
     "BundleError",
+    "BundleSelection",
     "Manifest",
     "Progress",
-    "Selection",
     "Since",
     "import_bundle",
     "select",

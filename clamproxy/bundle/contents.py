@@ -64,7 +64,7 @@ class Contents:
 
 
 @dataclass(slots=True)
-class Selection:
+class BundleSelection:
     """What goes into a bundle, and what there is to say about it."""
 
     databases: dict[str, Contents] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Selection:
     remarks: list[str] = field(default_factory=list)
 
 
-def select(store: Store, databases: Iterable[str] = (), since: Since | None = None) -> Selection:
+def select(store: Store, databases: Iterable[str] = (), since: Since | None = None) -> BundleSelection:
     """Choose what goes into a bundle. Takes milliseconds for a thousand objects.
 
     Args:
@@ -84,7 +84,7 @@ def select(store: Store, databases: Iterable[str] = (), since: Since | None = No
     since = since or Since()
     sizes = store.sizes()
     cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
-    selection = Selection()
+    selection = BundleSelection()
     for database in sorted(set(databases) or cached | set(since.named)):
         own = {object_id: size for object_id, size in sizes.items() if object_id.database == database}
         for stray in _strays(store, own):
@@ -106,7 +106,7 @@ def _strays(store: Store, own: Mapping[ObjectId, int]) -> list[ObjectId]:
 
 
 def _select_database(
-    selection: Selection, sizes: Mapping[ObjectId, int], newest: int, reached: int, since: Since
+    selection: BundleSelection, sizes: Mapping[ObjectId, int], newest: int, reached: int, since: Since
 ) -> None:
     database = next(iter(sizes)).database
     known = since.of(database)
@@ -139,7 +139,9 @@ def _whole(sizes: Mapping[ObjectId, int], newest: int, reached: int, known: int)
     return Contents(reached, newest, _in_order(chosen, sizes))
 
 
-def _late_signatures(selection: Selection, sizes: Mapping[ObjectId, int], known: int) -> dict[ObjectId, int]:
+def _late_signatures(
+    selection: BundleSelection, sizes: Mapping[ObjectId, int], known: int
+) -> dict[ObjectId, int]:
     """Those of the CVDs and the recent patches up to a version that is known on the other side."""
     oldest = {Kind.CVD_SIGN: 1, Kind.CDIFF_SIGN: known - RECENT + 1}
     chosen = {object_id for contents in selection.databases.values() for object_id in contents.sizes}

@@ -25,8 +25,8 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
 
-from clamproxy.cache import files, rows
-from clamproxy.cache.rows import SHAPE_KEY, Row
+from clamproxy.cache import object_files, rows
+from clamproxy.cache.rows import SHAPE_KEY, IndexRow
 from clamproxy.storage.condition import Condition, Trouble, look, trouble_of
 from clamproxy.storage.sealing import seal
 
@@ -105,7 +105,7 @@ class Index:
         self._condition = condition
         self._lock = threading.RLock()  # held for moments only
         self._writing = threading.RLock()
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, IndexRow] = {}
         self._waiting: dict[str, int] = {}
         """Keys whose rows aren't in the file yet, with a number for each change."""
         self._numbers = itertools.count()
@@ -122,13 +122,13 @@ class Index:
 
     # Reading
 
-    def get(self, key: str) -> Row | None:
+    def get(self, key: str) -> IndexRow | None:
         """A row, or None. Quick."""
         with self._lock:
             self._refresh()
             return self._rows.get(key)
 
-    def get_all(self, keys: Iterable[str]) -> tuple[Row | None, ...]:
+    def get_all(self, keys: Iterable[str]) -> tuple[IndexRow | None, ...]:
         """Several rows as they are at one moment. As quick as one."""
         with self._lock:
             self._refresh()
@@ -154,7 +154,7 @@ class Index:
 
     # Writing
 
-    def change(self, changes: Mapping[str, Row | None]) -> None:
+    def change(self, changes: Mapping[str, IndexRow | None]) -> None:
         """Change rows, all at once; None removes one. Blocks.
 
         What the file doesn't take now, it takes later.
@@ -163,7 +163,7 @@ class Index:
         if self._condition.state is None:  # else it would wait each time for what doesn't come
             self.mend()
 
-    def change_later(self, changes: Mapping[str, Row | None]) -> None:
+    def change_later(self, changes: Mapping[str, IndexRow | None]) -> None:
         """The same in memory; the file follows with the next change, or `mend`. Quick."""
         with self._lock:
             self._refresh()
@@ -334,9 +334,9 @@ class Index:
             shape = rows.shape_of(connection)
         with self._lock:
             if (row := self._rows.get(SHAPE_KEY)) is None or row.text != shape:
-                self._rows[SHAPE_KEY] = Row(shape)
+                self._rows[SHAPE_KEY] = IndexRow(shape)
                 with cache.transact():
-                    _write(cache, SHAPE_KEY, Row(shape))
+                    _write(cache, SHAPE_KEY, IndexRow(shape))
         return cache
 
     def _move_aside(self, identity: tuple[int, int] | None) -> None:
@@ -345,9 +345,9 @@ class Index:
             return
         # A log that is left would be applied to the next file of that name.
         for suffix in ("-wal", "-shm"):
-            files.remove(self.path.with_name(DBNAME + suffix))
+            object_files.remove(self.path.with_name(DBNAME + suffix))
         aside = self.path.with_name(DBNAME + DAMAGED_SUFFIX)
-        files.remove(aside)  # it may be a directory, which nothing can be renamed to
+        object_files.remove(aside)  # it may be a directory, which nothing can be renamed to
         self.path.replace(aside)
 
     def _is_trouble(self, error: Exception) -> bool:
@@ -355,7 +355,7 @@ class Index:
         return trouble_of(error) is not None or isinstance(error, _OF_DISKCACHE)
 
 
-def _write(cache: diskcache.Cache, key: str, row: Row | None) -> None:
+def _write(cache: diskcache.Cache, key: str, row: IndexRow | None) -> None:
     if row is None:
         cache.delete(key)
     elif row.filename is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata, PublishedFile
-from clamproxy.cache.rows import OBJECT_PREFIX, Row
+from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow
 from clamproxy.objects import Kind, ObjectId
 
 type _Mark = tuple[int, int, int]
@@ -19,7 +19,7 @@ type _Mark = tuple[int, int, int]
 @dataclass(slots=True)
 class _Cvd:
     object_id: ObjectId
-    row: Row | None
+    row: IndexRow | None
     path: str = ""
     mark: _Mark | None = None
     """That of its file when it was last opened."""

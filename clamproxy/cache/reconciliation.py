@@ -10,9 +10,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from clamproxy.cache import files
+from clamproxy.cache import object_files
 from clamproxy.cache.index import Index
-from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
+from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.objects import ObjectId
 
@@ -35,15 +35,17 @@ def reconcile(
         return
     rows = _object_rows(index)
     named = {row.filename for row in rows.values()}
-    found: dict[str, Row | None] = {}
-    for filename, _ in list(files.scan(directory)):
+    found: dict[str, IndexRow | None] = {}
+    for filename, _ in list(object_files.scan(directory)):
         if filename in named:
             continue
         path = directory / filename
-        object_id = None if filename in spoilt else files.identify(path, keys)
+        object_id = None if filename in spoilt else object_files.identify(path, keys)
         if object_id is not None and object_key(object_id) not in rows | found:
             with suppress(OSError):
-                found[object_key(object_id)] = Row(files.metadata_of(path, object_id).to_json(), filename)
+                found[object_key(object_id)] = IndexRow(
+                    object_files.metadata_of(path, object_id).to_json(), filename
+                )
         elif alone:
             with suppress(OSError):
                 path.unlink()
@@ -52,19 +54,21 @@ def reconcile(
         logger.warning("Files that were missing from the index, verified and added: %d.", len(found))
     if alone:
         _name(index, directory)
-        files.remove_empty_directories(directory)
+        object_files.remove_empty_directories(directory)
 
 
 def _name(index: Index, directory: Path) -> None:
     """Give the files of earlier versions their names."""
-    changes: dict[str, Row | None] = {}
+    changes: dict[str, IndexRow | None] = {}
     old: list[Path] = []
     with suppress(OSError):
         for key, row in _object_rows(index).items():
             object_id = ObjectId.parse(key.removeprefix(OBJECT_PREFIX))
-            if row.filename not in (None, files.file_name(object_id)) and files.stays_inside(row.filename):
+            if row.filename not in (None, object_files.file_name(object_id)) and object_files.stays_inside(
+                row.filename
+            ):
                 path = directory / row.filename
-                changes[key] = Row(row.text, files.place(directory, object_id, path))
+                changes[key] = IndexRow(row.text, object_files.place(directory, object_id, path))
                 old.append(path)
     if changes:
         index.change(changes)
@@ -73,5 +77,5 @@ def _name(index: Index, directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _object_rows(index: Index) -> dict[str, Row]:
+def _object_rows(index: Index) -> dict[str, IndexRow]:
     return {key: row for key in index.keys(OBJECT_PREFIX) if (row := index.get(key)) is not None}

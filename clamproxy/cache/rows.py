@@ -23,7 +23,7 @@ _OPEN_MODES = ("mode=rw", "mode=ro", "immutable=1")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class IndexRow:
     """What the index says under a key."""
 
     text: str
@@ -39,10 +39,10 @@ def object_key(object_id: ObjectId) -> str:
 
 
 @dataclass(slots=True)
-class Contents:
+class IndexContents:
     """What could be read of the file."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, IndexRow] = field(default_factory=dict)
     damage: str | None = None
     """What is wrong with it, one line."""
 
@@ -72,7 +72,7 @@ def connect(path: Path) -> sqlite3.Connection:
     raise failure or sqlite3.OperationalError("can't be opened")
 
 
-def read(connection: sqlite3.Connection, known: Mapping[str, Row], *, thorough: bool) -> Contents:
+def read(connection: sqlite3.Connection, known: Mapping[str, IndexRow], *, thorough: bool) -> IndexContents:
     """All rows that can be read and are as they were written.
 
     Args:
@@ -80,7 +80,7 @@ def read(connection: sqlite3.Connection, known: Mapping[str, Row], *, thorough: 
         known: rows that were read before: what hasn't changed is not looked at again.
         thorough: whether the whole file is checked, too; some milliseconds.
     """
-    contents = Contents()
+    contents = IndexContents()
     try:
         if thorough:
             verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -127,12 +127,12 @@ def _has_table(connection: sqlite3.Connection) -> bool:
     return connection.execute(query).fetchone() is not None
 
 
-def _take(contents: Contents, key: object, text: object, filename: object) -> None:
+def _take(contents: IndexContents, key: object, text: object, filename: object) -> None:
     if type(text) is int:  # a counter of an earlier version
         text = str(text)
     if isinstance(key, str) and isinstance(text, str) and isinstance(filename, str | None):
         plain = unseal(key, text)
         if plain is not None:
-            contents.rows[key] = Row(plain, filename, text)
+            contents.rows[key] = IndexRow(plain, filename, text)
             return
     contents.damage = contents.damage or "a row has changed"

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from clamproxy.cache import files
+from clamproxy.cache import object_files
 from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
 from clamproxy.cache.newest import NewestCvds
@@ -30,7 +30,7 @@ from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import is_spared, over_limit, superseded
-from clamproxy.cache.rows import OBJECT_PREFIX, Row, object_key
+from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
@@ -111,13 +111,13 @@ class Store:
 
     def _forget_lost(self) -> set[str]:
         """Forget the objects whose files are gone, or are not as long as they were; returns these files."""
-        lost: dict[str, Row | None] = {}
+        lost: dict[str, IndexRow | None] = {}
         spoilt = set()
         for object_id in self.object_ids():
             if not self.holds(object_id):
                 logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
                 row = self._index.get(object_key(object_id))
-                spoilt.add(row.filename if row and row.filename else files.file_name(object_id))
+                spoilt.add(row.filename if row and row.filename else object_files.file_name(object_id))
                 lost[object_key(object_id)] = None
         self._index.change_later(lost)
         return spoilt
@@ -198,7 +198,7 @@ class Store:
             return None
         metadata = Metadata.from_json(row.text)
         try:
-            file = files.open_to_read(self._path(row, object_id))
+            file = object_files.open_to_read(self._path(row, object_id))
         except OSError as error:
             if not isinstance(error, FileNotFoundError) and not self.condition.failed(error):
                 raise
@@ -309,9 +309,9 @@ class Store:
     def _place(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        known = replace(metadata, sha256=files.sha256_of(path))
-        name = files.place(self._files, object_id, path)
-        self._index.change({object_key(object_id): Row(known.to_json(), name)})
+        known = replace(metadata, sha256=object_files.sha256_of(path))
+        name = object_files.place(self._files, object_id, path)
+        self._index.change({object_key(object_id): IndexRow(known.to_json(), name)})
 
     def databases(self) -> set[str]:
         """The databases of which there is anything. Takes milliseconds."""
@@ -364,7 +364,7 @@ class Store:
         self._index.change({object_key(object_id): None})
         # Not before its row is gone for other processes, too.
         if row is not None:
-            files.remove(self._path(row, object_id))
+            object_files.remove(self._path(row, object_id))
 
     def object_ids(self) -> Iterator[ObjectId]:
         """What the index has, whether its file can be read or not, and what is held in memory."""
@@ -379,12 +379,12 @@ class Store:
                 if object_id not in held:
                     yield object_id
 
-    def _path(self, row: Row, object_id: ObjectId) -> Path:
+    def _path(self, row: IndexRow, object_id: ObjectId) -> Path:
         """Where an object's file is."""
-        filename = row.filename or files.file_name(object_id)
-        if not files.stays_inside(filename):
+        filename = row.filename or object_files.file_name(object_id)
+        if not object_files.stays_inside(filename):
             logger.warning("The index holds a file outside of the directory under %s.", object_id.file_name)
-            filename = files.file_name(object_id)
+            filename = object_files.file_name(object_id)
         return self._files / filename
 
     def note_digest(self, published: PublishedFile, sha256: str) -> None:
@@ -393,7 +393,7 @@ class Store:
         row = self._index.get(key)
         if row is not None:
             known = replace(published.metadata, sha256=sha256)
-            self._index.change_later({key: Row(known.to_json(), row.filename)})
+            self._index.change_later({key: IndexRow(known.to_json(), row.filename)})
 
     # Quarantine
 
@@ -426,7 +426,7 @@ class Store:
 
     def set_note(self, key: str, value: Any) -> None:
         """Note a JSON value; None removes it. Blocks."""
-        row = None if value is None else Row(json.dumps(value))
+        row = None if value is None else IndexRow(json.dumps(value))
         if row != self._index.get(_NOTE_PREFIX + key):
             self._index.change({_NOTE_PREFIX + key: row})
 

@@ -19,6 +19,7 @@ from clamproxy.bundle import (
     write_bundle,
     written_file,
 )
+from clamproxy.cli.bars import Bars
 from clamproxy.cli.common import (
     cached_databases,
     config_option,
@@ -32,7 +33,6 @@ from clamproxy.cli.common import (
     tell,
 )
 from clamproxy.cli.output import binary_output
-from clamproxy.cli.progress import Bars
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
 

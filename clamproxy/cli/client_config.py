@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from clamproxy.cli.common import config_option, fail, settings_of, tell
-from clamproxy.setup.client_config import Mode, own_name
-from clamproxy.setup.client_config import client_config as compose
+from clamproxy.setup.freshclam_lines import Mode, own_name
+from clamproxy.setup.freshclam_lines import client_config as compose
 from clamproxy.setup.place import proxies
 
 

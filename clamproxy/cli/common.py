@@ -24,7 +24,7 @@ from clamproxy.config.loading import (
     is_configured,
     load_settings,
 )
-from clamproxy.config.settings import Listen, Settings
+from clamproxy.config.settings import ListenSection, Settings
 from clamproxy.config.units import parse_database
 from clamproxy.objects import Kind
 from clamproxy.setup.place import nearest, proxies
@@ -87,7 +87,7 @@ def gateway_here(config: str | None) -> tuple[str, int]:
     try:
         settings = load_settings(find_config(config, Path.cwd()), os.environ)
     except ConfigurationError:
-        return nearest(Listen().proxy[0])
+        return nearest(ListenSection().proxy[0])
     return nearest(proxies(settings)[0])
 
 

@@ -32,8 +32,8 @@ from clamproxy.doctor.route import Route, route_of
 from clamproxy.formats.signatures import CLAMAV_KEYS
 
 if TYPE_CHECKING:
-    from clamproxy.doctor.client import Subject
-    from clamproxy.doctor.tls import Trust
+    from clamproxy.doctor.client_checks import Subject
+    from clamproxy.doctor.tls_checks import Trust
 
 LIMIT = 24.0
 """Seconds for all checks; the one that runs at the end may take some more."""
@@ -141,16 +141,16 @@ class _Visit:
 
     def findings(self) -> Iterator[tuple[str, Finding]]:
         """All of them, each with the side that it is about."""
-        from clamproxy.doctor.client import Client
+        from clamproxy.doctor.client_checks import Client
         from clamproxy.doctor.explain import HERE, ON_GATEWAY
-        from clamproxy.doctor.machine import MachineSide
+        from clamproxy.doctor.machine_checks import MachineChecks
 
         deadline = Deadline(LIMIT)
         databases = self.databases
         if self.is_local:
-            from clamproxy.doctor.gateway import GatewaySide
+            from clamproxy.doctor.gateway_checks import GatewayChecks
 
-            with closing(GatewaySide(self.config, databases, deadline)) as side:
+            with closing(GatewayChecks(self.config, databases, deadline)) as side:
                 for finding in examine(side.checks(), deadline):
                     yield _GATEWAY, finding
             databases = side.databases
@@ -161,7 +161,7 @@ class _Visit:
             yield _CLIENT, replace(finding, remedy=remedy)
         if self.machine is not None:
             # What is on this machine is looked at in a moment, however long the network took.
-            machine = MachineSide(*self.machine, client.served)
+            machine = MachineChecks(*self.machine, client.served)
             for finding in examine(machine.checks(), Deadline(LIMIT)):
                 yield _MACHINE, finding
         elif self.left_alone is not None:
@@ -169,7 +169,7 @@ class _Visit:
             yield _MACHINE, Finding(Status.SKIPPED, "freshclam.conf", text)
 
     def _subject(self, databases: Sequence[str]) -> Subject:
-        from clamproxy.doctor.client import Subject
+        from clamproxy.doctor.client_checks import Subject
         from clamproxy.doctor.wire import Proxy
 
         route, nameservers = self.route, [self.nameserver] if self.nameserver else []
@@ -197,7 +197,7 @@ def _route(given: tuple[str, int] | None, configured: Route | None) -> Route:
 
 def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trust]:
     """What clients with https may trust here: on a gateway its own authority, too."""
-    from clamproxy.doctor.tls import own_trust, trust_of
+    from clamproxy.doctor.tls_checks import own_trust, trust_of
 
     trusts = trust_of(ca)
     if is_local and ca is None:

@@ -33,7 +33,7 @@ from clamproxy.fleet.reading import advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.table import Table
 from clamproxy.readable import shown_count
 from clamproxy.state import state_directory
-from clamproxy.storage.file import DamagedFileError
+from clamproxy.storage.records_file import DamagedFileError
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 """Exit codes of a Nagios plugin."""

@@ -9,14 +9,14 @@ import click
 from rich.console import Console
 
 from clamproxy.cli.columns import padded
-from clamproxy.fleet.machine import Database, Machine, State
+from clamproxy.fleet.machine import Database, Machine, MachineState
 from clamproxy.fleet.support import explain_end_of_life
 from clamproxy.readable import shown_span, shown_time
 
 _HEADINGS = ("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
 _FRESHCLAM, _DATABASES = _HEADINGS.index("freshclam"), _HEADINGS.index("databases")
 _GAP = "  "
-_COLOURS = {State.BEHIND: "red", State.UNKNOWN: "yellow", State.UP_TO_DATE: "green"}
+_COLOURS = {MachineState.BEHIND: "red", MachineState.UNKNOWN: "yellow", MachineState.UP_TO_DATE: "green"}
 
 
 def fleet_table(machines: Sequence[Machine], now: float) -> str:

@@ -22,10 +22,10 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
-from clamproxy.cli.renewal import NOT_DELIVERED, default_databases
-from clamproxy.cli.renewal import fetch_releases as _fetch
+from clamproxy.cli.fetching import NOT_DELIVERED, default_databases
+from clamproxy.cli.fetching import fetch_releases as _fetch
 from clamproxy.config.settings import Settings
-from clamproxy.mirror import MirrorError, MirrorReport, update_mirror
+from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
 from clamproxy.readable import shown_count
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from clamproxy.config.units import parse_duration
-from clamproxy.setup.client_config import DEFAULT_PORT
+from clamproxy.setup.freshclam_lines import DEFAULT_PORT
 
 type Callback[T] = Callable[[click.Context, click.Parameter, Any], T | None]
 

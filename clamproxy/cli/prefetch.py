@@ -18,8 +18,8 @@ from clamproxy.cli.common import (
     settings_of,
     tell,
 )
-from clamproxy.cli.renewal import NOT_DELIVERED, default_databases, fetch_releases
-from clamproxy.stats import advertised_versions
+from clamproxy.cli.fetching import NOT_DELIVERED, default_databases, fetch_releases
+from clamproxy.statistics import advertised_versions
 
 
 @click.command()

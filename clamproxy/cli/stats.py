@@ -10,7 +10,7 @@ import click
 from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_trouble
 from clamproxy.cli.parameters import duration
 from clamproxy.state import state_directory
-from clamproxy.stats import snapshot
+from clamproxy.statistics import snapshot
 
 SHORTEST_INTERVAL = 0.2
 LONGEST_INTERVAL = 3600.0

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clamproxy.readable import shown_share, shown_size, shown_time
-from clamproxy.stats import COUNTERS, FEED_COUNTERS
+from clamproxy.statistics import COUNTERS, FEED_COUNTERS
 
 
 def counters_table(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from clamproxy.cache.store import Store
+from clamproxy.cli.bars import Bars
 from clamproxy.cli.common import (
     cached_databases,
     config_option,
@@ -23,11 +24,10 @@ from clamproxy.cli.common import (
     shown_trouble,
     tell,
 )
-from clamproxy.cli.progress import Bars
-from clamproxy.cli.renewal import refetch
+from clamproxy.cli.fetching import refetch
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
-from clamproxy.inspection import Finding, inspect_all, listed, quarantined, reject
+from clamproxy.inspection import Inspected, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.readable import shown_count, shown_size, shown_time
 
@@ -38,7 +38,7 @@ _BAR = "cache"
 class _Case:
     """A bad object, and what became of it."""
 
-    finding: Finding
+    finding: Inspected
     outcome: str = "kept"
     """kept, gone, dropped, or mended."""
     remark: str | None = None

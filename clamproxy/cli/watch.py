@@ -24,10 +24,10 @@ from rich.text import Text
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import opened_store
 from clamproxy.cli.tables import cooldowns_table, counters_table, databases_table, plain
-from clamproxy.config.settings import Settings, Status
+from clamproxy.config.settings import Settings, StatusSection
 from clamproxy.readable import shown_size, shown_time
 from clamproxy.state import state_directory
-from clamproxy.stats import COUNTERS, FEED_COUNTERS, snapshot
+from clamproxy.statistics import COUNTERS, FEED_COUNTERS, snapshot
 
 _PATIENCE = 2.0
 """Seconds for the status page to answer."""
@@ -102,7 +102,7 @@ def _announced_size(path: Path) -> int | None:
     return size if type(size) is int else None
 
 
-def ask_status(status: Status) -> dict[str, Any]:
+def ask_status(status: StatusSection) -> dict[str, Any]:
     """``/status.json`` of the admin listener; empty if there is none, or something else answers."""
     if status.listen is None:
         return {}

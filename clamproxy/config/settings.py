@@ -99,7 +99,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class Listen(_Section):
+class ListenSection(_Section):
     """Where clients reach the gateway; the command line may say otherwise."""
 
     proxy: Endpoints = Field(
@@ -122,7 +122,7 @@ class Listen(_Section):
         return endpoints
 
 
-class Cache(_Section):
+class CacheSection(_Section):
     """Where objects are kept, and how many."""
 
     directory: AbsolutePath = Field(
@@ -134,13 +134,13 @@ class Cache(_Section):
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
 
 
-class State(_Section):
+class StateSection(_Section):
     """Where records are kept that are no cache: the fleet, counters and their history."""
 
     directory: AbsolutePath | None = Field(None, description="the path of a directory, or null")
 
 
-class Upstream(_Section):
+class UpstreamSection(_Section):
     """Where misses are fetched; timeouts in seconds."""
 
     url: BaseUrl = Field(
@@ -161,7 +161,7 @@ class Upstream(_Section):
     )
 
 
-class Versions(_Section):
+class VersionsSection(_Section):
     """How advertised versions are learned; `refresh` in seconds."""
 
     dns: Switch = Field(True, description=_SWITCH)
@@ -188,7 +188,7 @@ DEFAULT_CLIENTS: tuple[Network, ...] = tuple(
 )
 
 
-class Serving(_Section):
+class ServingSection(_Section):
     """What is answered, and to whom."""
 
     hosts: tuple[Annotated[str, BeforeValidator(parse_host_pattern)], ...] = Field(
@@ -240,7 +240,7 @@ class Delta(_Section):
     renew_after: Count = Field(30, ge=1, description="a whole number, at least 1")
 
 
-class Access(_Section):
+class AccessSection(_Section):
     """How much of the gateway a client may take, and whether it must say who it is."""
 
     users: tuple[Annotated[str, BeforeValidator(parse_user)], ...] = Field(
@@ -259,7 +259,7 @@ class Access(_Section):
     )
 
 
-class Tls(_Section):
+class TlsSection(_Section):
     """The certificate authority for clients that use https."""
 
     directory: AbsolutePath = Field(
@@ -270,7 +270,7 @@ class Tls(_Section):
     names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
 
 
-class Fleet(_Section):
+class FleetSection(_Section):
     """The table of clients; `keep` and `behind_for` in seconds."""
 
     enabled: Switch = Field(True, description=_SWITCH)
@@ -283,7 +283,7 @@ class Fleet(_Section):
     )
 
 
-class Status(_Section):
+class StatusSection(_Section):
     """The pages about the gateway itself."""
 
     host: HostName | None = Field("clamproxy", description="a host name, or null")
@@ -307,13 +307,13 @@ class Status(_Section):
         return token
 
 
-class Log(_Section):
+class LogSection(_Section):
     """How the log is written."""
 
     format: Literal["text", "json"] = Field("text", description="text or json")
 
 
-class Feeds(_Section):
+class FeedsSection(_Section):
     """Other signature feeds, cached by the rules of HTTP; `stale_if_error` in seconds."""
 
     hosts: tuple[Annotated[str, BeforeValidator(parse_domain_pattern)], ...] = Field(
@@ -332,19 +332,19 @@ class Feeds(_Section):
 class Settings(_Section):
     """The whole configuration; ``Settings()`` is the default one."""
 
-    listen: Listen = Field(default_factory=Listen)
-    cache: Cache = Field(default_factory=Cache)
-    state: State = Field(default_factory=State)
-    upstream: Upstream = Field(default_factory=Upstream)
-    versions: Versions = Field(default_factory=Versions)
-    serving: Serving = Field(default_factory=Serving)
+    listen: ListenSection = Field(default_factory=ListenSection)
+    cache: CacheSection = Field(default_factory=CacheSection)
+    state: StateSection = Field(default_factory=StateSection)
+    upstream: UpstreamSection = Field(default_factory=UpstreamSection)
+    versions: VersionsSection = Field(default_factory=VersionsSection)
+    serving: ServingSection = Field(default_factory=ServingSection)
     delta: Delta = Field(default_factory=Delta)
-    access: Access = Field(default_factory=Access)
-    tls: Tls = Field(default_factory=Tls)
-    fleet: Fleet = Field(default_factory=Fleet)
-    status: Status = Field(default_factory=Status)
-    log: Log = Field(default_factory=Log)
-    feeds: Feeds = Field(default_factory=Feeds)
+    access: AccessSection = Field(default_factory=AccessSection)
+    tls: TlsSection = Field(default_factory=TlsSection)
+    fleet: FleetSection = Field(default_factory=FleetSection)
+    status: StatusSection = Field(default_factory=StatusSection)
+    log: LogSection = Field(default_factory=LogSection)
+    feeds: FeedsSection = Field(default_factory=FeedsSection)
 
     @property
     def asks_dns(self) -> bool:

@@ -6,7 +6,7 @@ import errno
 import re
 
 from clamproxy.doctor.findings import Verdict, problem
-from clamproxy.doctor.wire import Answer, Closed, Garbage, Proxy, Silent, TunnelRefused
+from clamproxy.doctor.wire import Closed, Garbage, PeerResponse, Proxy, Silent, TunnelRefused
 
 ON_GATEWAY = "on the gateway, run `clamproxy doctor`; it tells more there."
 HERE = "see what was found on this gateway, above, and its log."
@@ -85,7 +85,7 @@ def tunnel(error: Exception, proxy: Proxy, target: str) -> Verdict:
     return problem(text, _WRONG_PLACE)
 
 
-def _unauthorised(answer: Answer, proxy: Proxy) -> Verdict:
+def _unauthorised(answer: PeerResponse, proxy: Proxy) -> Verdict:
     challenge = answer["proxy-authenticate"] or answer["www-authenticate"]
     said = f"{answer.status} ({challenge})" if challenge else str(answer.status)
     if proxy.credentials is None:
@@ -95,7 +95,7 @@ def _unauthorised(answer: Answer, proxy: Proxy) -> Verdict:
     return problem(f"the gateway doesn't accept user {user} with this password: {said}", _WRONG_USER)
 
 
-def _refused(answer: Answer, target: str) -> Verdict:
+def _refused(answer: PeerResponse, target: str) -> Verdict:
     reason = answer.reason or f"status {answer.status}"
     if answer.status == 503:
         return problem(f"the gateway refuses CONNECT {target} for now: {reason}", ON_GATEWAY)
@@ -106,7 +106,7 @@ def _refused(answer: Answer, target: str) -> Verdict:
     )
 
 
-def other_proxy(answer: Answer) -> Verdict:
+def other_proxy(answer: PeerResponse) -> Verdict:
     """Something answers, but no clamproxy had a hand in it."""
     return problem(
         f"this is not clamproxy: no Via or Cache-Status of clamproxy in the answer ({_name(answer)}, "
@@ -125,7 +125,7 @@ def is_refused_by_proxy(reason: str) -> bool:
     return re.search(r"\b407\b", reason) is not None
 
 
-def status(answer: Answer, path: str, proxy: Proxy) -> Verdict:
+def status(answer: PeerResponse, path: str, proxy: Proxy) -> Verdict:
     """The gateway answers, but not with the file."""
     if not answer.is_clamproxy:
         return other_proxy(answer)
@@ -155,7 +155,7 @@ def refusal_in_words(reason: str) -> str:
     return ""
 
 
-def _name(answer: Answer) -> str:
+def _name(answer: PeerResponse) -> str:
     """What the other side says it is."""
     named = [f"{name}: {answer[name]}" for name in ("via", "server", "x-squid-error") if answer[name]]
     return "another server" + (f" ({', '.join(named)})" if named else "")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clamproxy.setup.client_config import CDN
+from clamproxy.setup.freshclam_lines import CDN
 
 PLACES = (
     Path("/etc/clamav/freshclam.conf"),

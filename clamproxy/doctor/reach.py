@@ -7,7 +7,7 @@ import ssl
 from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
-from clamproxy.config.settings import Upstream
+from clamproxy.config.settings import UpstreamSection
 from clamproxy.config.units import host_and_port
 from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.wire import Proxy, connected, open_tunnel
@@ -16,7 +16,7 @@ _USER_AGENT = "clamproxy-doctor"
 _PORTS = {"http": 80, "https": 443}
 
 
-def reach(upstream: Upstream, seconds: float) -> str:
+def reach(upstream: UpstreamSection, seconds: float) -> str:
     """Connect to the origin, ask for nothing, and leave.
 
     Args:
@@ -74,7 +74,7 @@ def _secured(stream: socket.socket, context: ssl.SSLContext, origin: tuple[str, 
         return f"a connection to {host_and_port(*origin)} ({secured.version()}, its certificate is trusted)"
 
 
-def _context(upstream: Upstream) -> ssl.SSLContext:
+def _context(upstream: UpstreamSection) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if upstream.ca_bundle is not None:
         context.load_verify_locations(cafile=upstream.ca_bundle)

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from clamproxy.config.units import host_and_port
 from clamproxy.doctor.freshclam import FreshclamConf
-from clamproxy.setup.client_config import CDN
+from clamproxy.setup.freshclam_lines import CDN
 
 DEFAULT_PORT = 8080
 """Of the proxy, without HTTPProxyPort (protocol.md 1.4)."""

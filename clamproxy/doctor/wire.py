@@ -45,7 +45,7 @@ class NoTls(WireError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PeerResponse:
     """An answer of the peer."""
 
     status: int
@@ -75,7 +75,7 @@ class Answer:
 class TunnelRefused(Exception):
     """CONNECT was answered with another status than 200."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: PeerResponse) -> None:
         super().__init__(f"CONNECT was answered with {answer.status}")
         self.answer = answer
 
@@ -173,7 +173,7 @@ def get(
     span: str | None = None,
     largest: int,
     token: str = "",
-) -> Answer:
+) -> PeerResponse:
     """Ask for a file, with freshclam's header fields.
 
     Args:
@@ -194,7 +194,7 @@ def get(
     return converse(stream, [f"GET {path} HTTP/1.1", *fields], method="GET", largest=largest)
 
 
-def converse(stream: socket.socket, lines: list[str], *, method: str, largest: int) -> Answer:
+def converse(stream: socket.socket, lines: list[str], *, method: str, largest: int) -> PeerResponse:
     """Send a request, and read the answer to it.
 
     Raises:
@@ -218,7 +218,7 @@ def converse(stream: socket.socket, lines: list[str], *, method: str, largest: i
         raise Closed(f"closes the connection without an answer ({error.strerror or error})") from error
 
 
-def _answer(response: http.client.HTTPResponse, largest: int) -> Answer:
+def _answer(response: http.client.HTTPResponse, largest: int) -> PeerResponse:
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
         name = name.lower()
@@ -234,4 +234,4 @@ def _answer(response: http.client.HTTPResponse, largest: int) -> Answer:
         complete = len(body) == announced if announced is not None else len(body) < largest
     except http.client.IncompleteRead:
         pass
-    return Answer(response.status, headers, bytes(body), complete)
+    return PeerResponse(response.status, headers, bytes(body), complete)

@@ -10,20 +10,20 @@ from typing import Any, Self
 from werkzeug.datastructures import Headers
 
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds.rules import KEPT_FIELDS, Head
+from clamproxy.feeds.sharing_rules import KEPT_FIELDS, ResponseHead
 
 KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredResponse:
     """A stored response. Neither its URL nor anything secret of the request is in it."""
 
     key: str
     """Names the URL: see `Target.key`."""
     place: str
     """Host and port."""
-    head: Head
+    head: ResponseHead
     selection: dict[str, str]
     """See `rules.selection`."""
     size: int
@@ -88,7 +88,7 @@ class Entry:
     def _from_values(cls, values: dict[str, Any]) -> Self:
         headers = Headers([(str(name), str(value)) for name, value in values["headers"]])
         limit = values["redirect_lifetime"]
-        head = Head(
+        head = ResponseHead(
             headers,
             float(values["requested_at"]),
             float(values["received_at"]),

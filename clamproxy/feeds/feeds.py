@@ -1,4 +1,4 @@
-"""The cache of feeds: a request in, a reply out. Knows nothing of mitmproxy.
+"""The cache of feeds: a request in, a response out. Knows nothing of mitmproxy.
 
 freshclam treats all answers but 200, 304, 403 and 429 alike: the file can't be had now
 (protocol.md 2.2). 403 and 429 freeze its official updates for hours. So:
@@ -24,20 +24,20 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds import pairs, rules
-from clamproxy.feeds.answers import from_source, not_modified
-from clamproxy.feeds.cooldown import FeedCooldowns
+from clamproxy.feeds import pairs, sharing_rules
 from clamproxy.feeds.counts import Counts
-from clamproxy.feeds.entry import Entry
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.feed_cooldowns import FeedCooldowns
+from clamproxy.feeds.feed_responses import from_source, not_modified
+from clamproxy.feeds.feed_store import FeedStore
+from clamproxy.feeds.feed_transfer import FeedSource, FeedTransfer, FetchOutcome, Plan
 from clamproxy.feeds.fetch import Fetcher, forwarded
 from clamproxy.feeds.remembered import Remembered
-from clamproxy.feeds.store import FeedStore
 from clamproxy.feeds.target import Target, TargetError
-from clamproxy.feeds.transfer import FeedSource, FeedTransfer, Outcome, Plan
-from clamproxy.messages import Reply, Request, Result
-from clamproxy.origin.cooldown import Failure
+from clamproxy.messages import Request, Response, Result
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError
-from clamproxy.replies import plain
+from clamproxy.responses import plain
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Feeds:
 
     # Requests
 
-    async def handle(self, request: Request) -> Reply:
+    async def handle(self, request: Request) -> Response:
         """Answer a GET or HEAD, whatever happens, and never with 403 or 429."""
         place = "-"
         try:
@@ -156,9 +156,9 @@ class Feeds:
             place = target.place
             if not self._settings.feeds.covers(target.host):
                 raise TargetError("not in feeds.hosts")  # whatever the caller took for its host
-            reply = await self._answer(request, target)
+            response = await self._answer(request, target)
         except TargetError as error:
-            reply = plain(502, Result.REFUSED, f"no feed: {error}")
+            response = plain(502, Result.REFUSED, f"no feed: {error}")
         except Exception as error:
             # A trace would end with the text of the error, and that may hold the URL.
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -169,13 +169,13 @@ class Feeds:
                 where.filename,
                 where.lineno,
             )
-            reply = plain(503, Result.ERROR, "internal error; see the log of the gateway")
-            reply.headers["Retry-After"] = "1"
-        if reply.result is not Result.REFUSED:
-            self._counts.add(place, reply.result)
-        return reply
+            response = plain(503, Result.ERROR, "internal error; see the log of the gateway")
+            response.headers["Retry-After"] = "1"
+        if response.result is not Result.REFUSED:
+            self._counts.add(place, response.result)
+        return response
 
-    async def _answer(self, request: Request, target: Target) -> Reply:
+    async def _answer(self, request: Request, target: Target) -> Response:
         self.start()
         if self._loading is not None:
             await asyncio.shield(self._loading)
@@ -183,10 +183,10 @@ class Feeds:
         ask = _Ask(request, target, sent, target.key(sent.get("Authorization")))
         entry = await self._find(ask)
         if entry is not None and self._is_fresh(ask, entry):
-            if (reply := self._from_entry(ask, entry, Result.HIT)) is not None:
-                return reply
+            if (response := self._from_entry(ask, entry, Result.HIT)) is not None:
+                return response
             entry = None
-        wants = rules.request_directives(request.headers)
+        wants = sharing_rules.request_directives(request.headers)
         if wants.only_if_cached:
             return plain(504, Result.ERROR, "nothing fresh is stored, and only that is wanted")
         if ask.key in self._missing and not wants.no_cache:
@@ -195,7 +195,7 @@ class Feeds:
             ask.sent["Cache-Control"] = "no-cache"  # caches on the way have the same old copy
         return await self._ask_feed(ask, entry)
 
-    async def _ask_feed(self, ask: _Ask, entry: Entry | None) -> Reply:
+    async def _ask_feed(self, ask: _Ask, entry: StoredResponse | None) -> Response:
         """Answer with what the feed has, or with what stands in for it."""
         if self._settings.upstream.offline:
             return self._without_feed(ask, entry, "the gateway is offline")
@@ -209,26 +209,26 @@ class Feeds:
         except OriginError as error:
             return self._without_feed(ask, entry, str(error))
 
-    def _without_feed(self, ask: _Ask, entry: Entry | None, reason: str) -> Reply:
+    def _without_feed(self, ask: _Ask, entry: StoredResponse | None, reason: str) -> Response:
         """The feed can't be asked or doesn't deliver: the stored copy, else 503."""
         limit = self._settings.feeds.stale_if_error
-        if entry is not None and rules.serves_on_error(entry.head, time.time(), limit):
-            reply = self._from_entry(ask, entry, Result.STALE)
-            if reply is not None:
-                reply.reason = reason
-                return reply
-        reply = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
+        if entry is not None and sharing_rules.serves_on_error(entry.head, time.time(), limit):
+            response = self._from_entry(ask, entry, Result.STALE)
+            if response is not None:
+                response.reason = reason
+                return response
+        response = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
         cooldown = self._cooldowns.check(ask.target.server, ask.key)
         wait = math.ceil(cooldown.until - time.time()) if cooldown else 1
-        reply.headers["Retry-After"] = str(max(1, wait))
-        return reply
+        response.headers["Retry-After"] = str(max(1, wait))
+        return response
 
     # What is stored
 
-    async def _find(self, ask: _Ask) -> Entry | None:
+    async def _find(self, ask: _Ask) -> StoredResponse | None:
         """The stored response to a request, fresh or not, and undamaged."""
         entry = self._store.get(ask.key)
-        if entry is None or not rules.is_selected(entry.selection, ask.sent):
+        if entry is None or not sharing_rules.is_selected(entry.selection, ask.sent):
             return None
         if self._store.is_checked(entry):
             return entry
@@ -239,14 +239,14 @@ class Feeds:
             check.add_done_callback(lambda _: self._checks.pop(ask.key, None))
         return entry if await asyncio.shield(check) else None
 
-    def _is_fresh(self, ask: _Ask, entry: Entry) -> bool:
+    def _is_fresh(self, ask: _Ask, entry: StoredResponse) -> bool:
         """Whether a stored response answers without asking, for itself and for what is beside it."""
         now, authorization = time.time(), ask.sent.get("Authorization")
-        return rules.is_fresh(entry.head, ask.request.headers, now) and all(
+        return sharing_rules.is_fresh(entry.head, ask.request.headers, now) and all(
             self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
         )
 
-    def _keeps_step(self, entry: Entry, key: str, now: float) -> bool:
+    def _keeps_step(self, entry: StoredResponse, key: str, now: float) -> bool:
         """See `pairs.keeps_step`; what clients were given that is not stored, or not yet, counts, too."""
         running, other = self._running.get(key), self._store.get(key)
         given_at = max(running.arriving_since if running else 0.0, self._unstored.get(key, 0.0))
@@ -254,7 +254,7 @@ class Feeds:
             return False
         return other is None or pairs.keeps_step(entry, other, now)
 
-    def _from_entry(self, ask: _Ask, entry: Entry, result: Result) -> Reply | None:
+    def _from_entry(self, ask: _Ask, entry: StoredResponse, result: Result) -> Response | None:
         descriptor = self._store.open(entry)
         if descriptor is None:
             return None
@@ -269,13 +269,13 @@ class Feeds:
 
     # What is fetched
 
-    async def _fetch(self, ask: _Ask, entry: Entry | None) -> Reply:
+    async def _fetch(self, ask: _Ask, entry: StoredResponse | None) -> Response:
         """Have it fetched, once for all who ask meanwhile.
 
         Raises:
             NotFoundError, OriginError: see `FeedTransfer.ready`.
         """
-        if ask.key not in self._unshareable and not rules.wants_no_store(ask.request.headers):
+        if ask.key not in self._unshareable and not sharing_rules.wants_no_store(ask.request.headers):
             running = self._running.get(ask.key)
             transfer = running or self._begin(Plan(ask.target, ask.key, ask.sent, ask.request.headers, entry))
             with transfer:
@@ -288,16 +288,18 @@ class Feeds:
         with self._begin(plan, shared=False) as transfer:
             outcome = await transfer.ready()
             self._note_unstored(ask.key, outcome)
-            reply = self._from_outcome(ask, transfer, outcome, collapsed=False)
-        reply.headers["Cache-Status"] = _BYPASS
-        return reply
+            response = self._from_outcome(ask, transfer, outcome, collapsed=False)
+        response.headers["Cache-Status"] = _BYPASS
+        return response
 
-    def _is_for(self, ask: _Ask, outcome: Outcome, transfer: FeedTransfer) -> bool:
+    def _is_for(self, ask: _Ask, outcome: FetchOutcome, transfer: FeedTransfer) -> bool:
         """Whether what another client asked for answers this request, too."""
-        selection = rules.selection(outcome.head, transfer.plan.sent)
-        return outcome.shareable and rules.is_selected(selection, ask.sent)
+        selection = sharing_rules.selection(outcome.head, transfer.plan.sent)
+        return outcome.shareable and sharing_rules.is_selected(selection, ask.sent)
 
-    def _from_outcome(self, ask: _Ask, transfer: FeedTransfer, outcome: Outcome, *, collapsed: bool) -> Reply:
+    def _from_outcome(
+        self, ask: _Ask, transfer: FeedTransfer, outcome: FetchOutcome, *, collapsed: bool
+    ) -> Response:
         if outcome.status == 304:
             return not_modified(outcome.head, Result.MISS)
         if outcome.confirmed is None:
@@ -308,20 +310,20 @@ class Feeds:
                 outcome.head,
                 transfer.source(outcome),
                 result,
-                # Whatever the client has, it did not get this here: see `Entry.is_not_newer`.
+                # Whatever the client has, it did not get this here: see `StoredResponse.is_not_newer`.
                 lambda since: since == modified,
                 arriving=True,
             )
         result = Result.COLLAPSED if collapsed else Result.HIT
-        reply = self._from_entry(ask, outcome.confirmed, result)
-        if reply is None:
-            raise OriginError(Failure.LOCAL, "the stored file is gone")
-        reply.headers["Cache-Status"] = _REVALIDATED + ("; collapsed" if collapsed else "")
-        return reply
+        response = self._from_entry(ask, outcome.confirmed, result)
+        if response is None:
+            raise OriginError(FailureKind.LOCAL, "the stored file is gone")
+        response.headers["Cache-Status"] = _REVALIDATED + ("; collapsed" if collapsed else "")
+        return response
 
     def _begin(self, plan: Plan, *, shared: bool = True) -> FeedTransfer:
         if len(self._tasks) >= MAX_TRANSFERS:
-            raise OriginError(Failure.LOCAL, "too many transfers at once")
+            raise OriginError(FailureKind.LOCAL, "too many transfers at once")
         transfer = FeedTransfer(plan, self._fetcher, self._store)
         if shared:
             self._running[plan.key] = transfer
@@ -350,13 +352,13 @@ class Feeds:
             if self._running.get(key) is transfer:
                 del self._running[key]
 
-    def _note_shareable(self, plan: Plan, outcome: Outcome) -> None:
+    def _note_shareable(self, plan: Plan, outcome: FetchOutcome) -> None:
         if outcome.shareable:
             self._unshareable.discard(plan.key)
-        elif outcome.status != 304 and not rules.wants_no_store(plan.request):
+        elif outcome.status != 304 and not sharing_rules.wants_no_store(plan.request):
             self._unshareable.add(plan.key)
 
-    def _note_unstored(self, key: str, outcome: Outcome) -> None:
+    def _note_unstored(self, key: str, outcome: FetchOutcome) -> None:
         if outcome.status != 200:
             return
         self._unstored.pop(key, None)

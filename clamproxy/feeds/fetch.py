@@ -29,12 +29,12 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_set_header
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds.rules import Head, explicit_lifetime, kept
+from clamproxy.feeds.sharing_rules import ResponseHead, explicit_lifetime, kept
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import PLAIN_FIELD
 from clamproxy.origin.connections import ONCE, CancelScope, make_pool
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.upstream import Answer, NotFoundError, OriginError, longest_head, retry_after_of
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse, longest_head, retry_after_of
 
 MOST_REDIRECTS = 3
 """As many as freshclam follows (protocol.md 1.1)."""
@@ -52,9 +52,9 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)
 class Fetched:
     """An answer that can be used: 200, or 304. Its body is still to be read."""
 
-    answer: Answer
+    answer: OriginResponse
     status: int
-    head: Head
+    head: ResponseHead
     length: int | None
     """Of the body in bytes, if the feed tells."""
     chunked: bool
@@ -126,11 +126,11 @@ class Fetcher:
         for _ in range(MOST_REDIRECTS + 1):
             response = self._request(place, fields, scope)
             received_at = time.time()
-            head = Head(kept(response.headers), requested_at, received_at)
+            head = ResponseHead(kept(response.headers), requested_at, received_at)
             if response.status not in _REDIRECTS:
                 limit = min(freshness, default=None)
                 return self._use(
-                    response, Head(_marked(head, keeps), requested_at, received_at, limit), scope
+                    response, ResponseHead(_marked(head, keeps), requested_at, received_at, limit), scope
                 )
             scope.close()
             following = self._next(place, response)
@@ -141,7 +141,7 @@ class Fetcher:
             lasting = explicit_lifetime(head)
             if lasting is not None or response.status not in _LASTING:
                 freshness.append(lasting or 0.0)
-        raise OriginError(Failure.SERVER_ERROR, "too many redirections")
+        raise OriginError(FailureKind.SERVER_ERROR, "too many redirections")
 
     def close(self) -> None:
         """Close idle connections, if there ever was one."""
@@ -165,7 +165,7 @@ class Fetcher:
                     retries=ONCE,
                 )
         except (HTTPError, OSError, ValueError) as error:
-            failure = Failure.BAD_CONTENT if isinstance(error, InvalidHeader) else Failure.UNREACHABLE
+            failure = FailureKind.BAD_CONTENT if isinstance(error, InvalidHeader) else FailureKind.UNREACHABLE
             reason = explain(error)
             scope.close()
         # Outside of the handler: the cause, whose text may hold the URL, is not kept.
@@ -180,15 +180,15 @@ class Fetcher:
         except TargetError:
             following = None
         if following is None or not location:
-            raise OriginError(Failure.SERVER_ERROR, "a redirection that can't be followed")
+            raise OriginError(FailureKind.SERVER_ERROR, "a redirection that can't be followed")
         if not self._feeds.covers(following.host):
             reason = f"a redirection to {following.host}, which is not in feeds.hosts"
-            raise OriginError(Failure.SERVER_ERROR, reason)
+            raise OriginError(FailureKind.SERVER_ERROR, reason)
         return following
 
-    def _use(self, response: urllib3.BaseHTTPResponse, head: Head, scope: CancelScope) -> Fetched:
+    def _use(self, response: urllib3.BaseHTTPResponse, head: ResponseHead, scope: CancelScope) -> Fetched:
         """Let only answers through that are of use."""
-        answer = Answer(response, lambda length: self._count(0, length), scope)
+        answer = OriginResponse(response, lambda length: self._count(0, length), scope)
         try:
             _check(response)
             chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
@@ -199,7 +199,7 @@ class Fetcher:
             raise
 
 
-def _marked(head: Head, keeps: bool) -> Headers:
+def _marked(head: ResponseHead, keeps: bool) -> Headers:
     """The fields of a response; what a redirection forbade to store is not stored."""
     if not keeps:
         head.headers.add("Cache-Control", "no-store")
@@ -212,11 +212,11 @@ def _check(response: urllib3.BaseHTTPResponse) -> None:
         return
     if status in (404, 410):
         raise NotFoundError(f"status {status}")
-    failure = Failure.SERVER_ERROR
+    failure = FailureKind.SERVER_ERROR
     if status == 429:
-        failure = Failure.RATE_LIMITED
+        failure = FailureKind.RATE_LIMITED
     elif status in _REFUSALS:
-        failure = Failure.FORBIDDEN
+        failure = FailureKind.FORBIDDEN
     raise OriginError(failure, f"status {status}", retry_after_of(response.headers.get("Retry-After")))
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clamproxy.feeds.entry import Entry
-from clamproxy.feeds.rules import FLOOR, expires_at, validators
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.sharing_rules import FLOOR, expires_at, validators
 from clamproxy.feeds.target import Target
 
 _DIGESTS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "b2")
@@ -42,7 +42,7 @@ def beside(target: Target) -> Iterator[Target]:
                 yield replace(target, path=f"{name[: -len(suffix)]}{rest}")
 
 
-def keeps_step(entry: Entry, other: Entry, now: float) -> bool:
+def keeps_step(entry: StoredResponse, other: StoredResponse, now: float) -> bool:
     """Whether a stored response may be used, as far as another one beside it is concerned.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from clamproxy.fleet.observer import Failure
 
 
-class State(StrEnum):
+class MachineState(StrEnum):
     """How a machine stands; the values are what `summary` calls them."""
 
     BEHIND = "behind"
@@ -78,12 +78,12 @@ class Machine:
         return any(one.is_behind(releases, seconds, now) for one in self.databases.values())
 
     @property
-    def state(self) -> State:
+    def state(self) -> MachineState:
         """How it stands."""
         if self.behind:
-            return State.BEHIND
+            return MachineState.BEHIND
         known = [database.behind is not None for database in self.databases.values()]
-        return State.UP_TO_DATE if known and all(known) else State.UNKNOWN
+        return MachineState.UP_TO_DATE if known and all(known) else MachineState.UNKNOWN
 
     @property
     def trouble(self) -> Failure | None:
@@ -112,13 +112,21 @@ def worst_first(machines: Iterable[Machine]) -> list[Machine]:
     """Machines in the order in which they need a look; of equal ones, the longest silent first."""
     return sorted(
         machines,
-        key=lambda one: (-one.behind, not one.end_of_life, one.state is State.UP_TO_DATE, one.last_seen),
+        key=lambda one: (
+            -one.behind,
+            not one.end_of_life,
+            one.state is MachineState.UP_TO_DATE,
+            one.last_seen,
+        ),
     )
 
 
 def summary(machines: Iterable[Machine]) -> dict[str, int]:
     """How many machines there are, in which state, and how many with a freshclam past its end of life."""
-    counts = {"total": 0, **{state.value: 0 for state in (State.UP_TO_DATE, State.BEHIND, State.UNKNOWN)}}
+    counts = {
+        "total": 0,
+        **{state.value: 0 for state in (MachineState.UP_TO_DATE, MachineState.BEHIND, MachineState.UNKNOWN)},
+    }
     counts["end_of_life"] = 0
     for machine in machines:
         counts["total"] += 1

@@ -12,8 +12,8 @@ from clamproxy.config.settings import Settings
 from clamproxy.fleet.machine import Database, Machine, worst_first
 from clamproxy.fleet.observer import Holding
 from clamproxy.fleet.support import is_end_of_life
-from clamproxy.fleet.table import FILE_NAME, Release, Row, reading
-from clamproxy.stats import advertised_versions
+from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, reading
+from clamproxy.statistics import advertised_versions
 
 
 class UnreadableFleetError(OSError):
@@ -95,7 +95,7 @@ class ReleaseHistory:
         return self._came_out[database][following] if following < len(versions) else None
 
 
-def _machine(row: Row, history: ReleaseHistory, now: float) -> Machine:
+def _machine(row: MachineRow, history: ReleaseHistory, now: float) -> Machine:
     agent, known = row.agent, row.known
     return Machine(
         uuid=agent.uuid,

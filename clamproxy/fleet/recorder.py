@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clamproxy.config.settings import Fleet as FleetSettings
+from clamproxy.config.settings import FleetSection as FleetSettings
 from clamproxy.fleet.agent import LONGEST, Agent, parse_agent, shown_address
 from clamproxy.fleet.observer import Knowledge, observe
-from clamproxy.fleet.table import Release, Row, Rows, Table
+from clamproxy.fleet.table import MachineRow, Release, Rows, Table
 from clamproxy.fleet.visit import Visit
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import Latest
-from clamproxy.storage.file import DamagedFileError
+from clamproxy.storage.records_file import DamagedFileError
 from clamproxy.threads import Writer
 
 logger = logging.getLogger(__name__)
@@ -173,13 +173,13 @@ class Fleet:
         rows.limit(self._settings.max_clients, self._clock() - self._settings.keep)
 
 
-def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit]) -> Row:
+def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit]) -> MachineRow:
     """A machine after some visits, which are read and written once for all of them."""
     first_seen, known = rows.known(agent.uuid, address) or (visits[0].at, Knowledge())
     for visit in visits:
         first_seen = min(first_seen, visit.at)
         known = observe(visit, known, rows.find_build)
-    return Row(agent, address, first_seen, visits[-1].at, known)
+    return MachineRow(agent, address, first_seen, visits[-1].at, known)
 
 
 def _note_header(rows: Rows, database: str, head: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.observer import Failure, Holding, Knowledge
-from clamproxy.storage.file import Damage, RecordsFile
+from clamproxy.storage.records_file import Damage, RecordsFile
 
 FILE_NAME = "fleet.sqlite"
 """In the state directory."""
@@ -44,7 +44,7 @@ _FORGOTTEN_KEPT = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MachineRow:
     """A machine as the table has it."""
 
     agent: Agent
@@ -80,14 +80,14 @@ class Rows:
         fields = self._connection.execute(query, (uuid, address)).fetchone()
         return None if fields is None else (fields[0], _knowledge(*fields[1:]))
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, rows: Iterable[MachineRow]) -> None:
         """Insert or replace machines."""
         self._connection.executemany(
             f"INSERT OR REPLACE INTO machines ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
             map(_fields, rows),
         )
 
-    def all(self) -> Iterator[Row]:
+    def all(self) -> Iterator[MachineRow]:
         """Every machine."""
         return map(_row, self._connection.execute(f"SELECT {_COLUMNS} FROM machines"))  # noqa: S608
 
@@ -191,7 +191,7 @@ def _file(directory: Path) -> RecordsFile:
     return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients", _ADDED)
 
 
-def _fields(row: Row) -> tuple[Any, ...]:
+def _fields(row: MachineRow) -> tuple[Any, ...]:
     """What `_COLUMNS` are for a row."""
     agent, error = row.agent, row.known.last_error
     holdings = {name: [one.version, one.seen_at] for name, one in row.known.holdings.items()}
@@ -200,10 +200,10 @@ def _fields(row: Row) -> tuple[Any, ...]:
     return (*machine, row.first_seen, row.last_seen, json.dumps(holdings), *last_error)
 
 
-def _row(fields: tuple[Any, ...]) -> Row:
+def _row(fields: tuple[Any, ...]) -> MachineRow:
     uuid, address, freshclam, system, arch, first_seen, last_seen, databases, error_at, error = fields
     known = _knowledge(databases, error_at, error)
-    return Row(Agent(uuid, freshclam, system, arch), address, first_seen, last_seen, known)
+    return MachineRow(Agent(uuid, freshclam, system, arch), address, first_seen, last_seen, known)
 
 
 def _knowledge(databases: str, error_at: float, error: str | None) -> Knowledge:

@@ -99,7 +99,7 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Replace:
     """Replace a line of the open file, which must begin with the prefix."""
 
     number: int
@@ -131,7 +131,7 @@ class Unlink:
     name: str
 
 
-type Command = Open | Add | Delete | Exchange | Close | Move | Unlink
+type Command = Open | Add | Delete | Replace | Close | Move | Unlink
 
 
 def iter_commands(file: BinaryIO, container: CdiffContainer, database: str) -> Iterator[Command]:
@@ -207,7 +207,7 @@ def _parse_command(line: bytes, database: str) -> Command:
             return Delete(_line_number(number), _first_word(prefix))
         case b"XCHG", b" ":
             number, prefix, new = _arguments(rest, 3, command)
-            return Exchange(_line_number(number), prefix, new)
+            return Replace(_line_number(number), prefix, new)
         case b"MOVE", b" ":
             return _parse_move(rest, database)
     raise InvalidObject(f"unknown command {command[:20].decode('ascii', 'backslashreplace')!r} in the script")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.formats.cdiff import Add, Close, Command, Delete, Exchange, Move, Open, Unlink
+from clamproxy.formats.cdiff import Add, Close, Command, Delete, Move, Open, Replace, Unlink
 from clamproxy.formats.signatures import InvalidObject
 
 _BLOCK = 2**20
@@ -70,7 +70,7 @@ class _Edits:
     """What happens to a file between OPEN and CLOSE."""
 
     name: str
-    changes: dict[int, Delete | Exchange] = field(default_factory=dict)
+    changes: dict[int, Delete | Replace] = field(default_factory=dict)
     """By the numbers of lines in the file as it was before; the later one of two counts."""
     additions: bytearray = field(default_factory=bytearray)
 
@@ -141,7 +141,7 @@ def _edited(contents: bytes, edits: _Edits) -> bytes:
     return contents + edits.additions
 
 
-def _change_lines(source: BinaryIO, target: BinaryIO, changes: dict[int, Delete | Exchange]) -> None:
+def _change_lines(source: BinaryIO, target: BinaryIO, changes: dict[int, Delete | Replace]) -> None:
     lines = _LineReader(source)
     behind = 1  # the number of the first line that is not copied yet
     for number in sorted(changes):
@@ -150,7 +150,7 @@ def _change_lines(source: BinaryIO, target: BinaryIO, changes: dict[int, Delete 
         lines.expect(change.prefix)
         lines.copy(1, None)
         behind = number + 1
-        if isinstance(change, Exchange):
+        if isinstance(change, Replace):
             target.write(change.line + b"\n")
     lines.copy_rest(target)
 

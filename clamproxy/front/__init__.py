@@ -8,10 +8,10 @@ It knows the current service, the users, and where requests lead. It knows nothi
 * awaits `Front.open_tunnel` for CONNECT, and `Front.answer` for everything else; it may try
   `Front.answer_at_once` first. None of them raises anything. If the client leaves meanwhile, they must go on:
   others may be waiting for what they have begun;
-* writes the status, header fields and body of `Exchange.reply`. Only what concerns the connection is missing
-  (Connection, Transfer-Encoding). A reply to HEAD has no body;
+* writes the status, header fields and body of `Exchange.response`. Only what concerns the connection is
+  missing (Connection, Transfer-Encoding). A response to HEAD has no body;
 * sends a `Body` from its source within `Front.sending`, and closes the source, whatever happens;
-* calls `Exchange.end` once the reply is sent, or has failed.
+* calls `Exchange.end` once the response is sent, or has failed.
 """
 
 from clamproxy.front.access_log import log_tunnel

@@ -12,7 +12,7 @@ from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.front.access_log import Outcome, log_request
 from clamproxy.front.asked import Asked
 from clamproxy.front.routing import Destination
-from clamproxy.messages import Reply, Result
+from clamproxy.messages import Response, Result
 from clamproxy.objects import Latest, parse_path
 from clamproxy.service import Service
 
@@ -30,7 +30,7 @@ class Exchange:
 
     asked: Asked
     destination: Destination
-    reply: Reply
+    response: Response
     """What is to be sent, complete. If the request is passed through: what the host has answered."""
     running: Callable[[], Service | None]
     """Gives the current service. A reload may have replaced the one that answered."""
@@ -53,7 +53,7 @@ class Exchange:
         if self.ended or service is None:
             return
         self.ended = True
-        result, reply = self.reply.result, self.reply
+        result, response = self.response.result, self.response
         if self.asked.is_doctors and self.destination in _ASKED_BY_DOCTOR:
             result = Result.STATUS
         elif self.destination is Destination.FEED and result is not Result.REFUSED:
@@ -63,12 +63,12 @@ class Exchange:
         if self.destination is Destination.DATABASES:
             # The doctor's requests, too: no machine can hide by sending the doctor's field.
             service.fleet.see(self._visit(service, length, is_complete=not error))
-        reason = "" if reply.result in _ORDINARY else reply.reason
+        reason = "" if response.result in _ORDINARY else response.reason
         outcome = Outcome(
             client=self.asked.caller.address,
             result=result,
-            version=reply.version,
-            status=reply.status,
+            version=response.version,
+            status=response.status,
             length=length,
             seconds=time.monotonic() - self.asked.started_at,
             error=error or reason,
@@ -79,7 +79,7 @@ class Exchange:
 
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
-        asked, reply = self.asked, self.reply
+        asked, response = self.asked, self.response
         since = asked.fields.get("if-modified-since")
         target = parse_path(asked.path, service.databases)
         return Visit(
@@ -89,14 +89,14 @@ class Exchange:
             range_probe="range" in asked.fields,
             # Thousands of visits may wait to be written: no more than a date is kept.
             if_modified_since=since and since[:LONGEST_DATE],
-            status=reply.status,
-            version=reply.version,
+            status=response.status,
+            version=response.version,
             length=length,
             complete=is_complete,
             at=time.time(),
             method=asked.method[:_LONGEST_METHOD],
-            head=reply.body[:HEADER_SIZE]
-            if isinstance(target, Latest) and isinstance(reply.body, bytes)
+            head=response.body[:HEADER_SIZE]
+            if isinstance(target, Latest) and isinstance(response.body, bytes)
             else b"",
             is_relayed=asked.is_relayed,
         )

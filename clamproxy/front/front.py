@@ -13,12 +13,12 @@ from clamproxy.front import refusals
 from clamproxy.front.asked import LARGEST_CONTENT, Asked, Caller
 from clamproxy.front.exchange import Exchange
 from clamproxy.front.routing import Destination, Routing
-from clamproxy.messages import Reply, Result
+from clamproxy.messages import Response, Result
 from clamproxy.objects import plain_path
-from clamproxy.replies import complete
+from clamproxy.responses import complete
 from clamproxy.service import Service
 from clamproxy.waiting import wait_while
-from clamproxy.web.site import GUARDED
+from clamproxy.web.pages import GUARDED
 from clamproxy.web.sources import Place
 
 logger = logging.getLogger(__name__)
@@ -115,11 +115,11 @@ class Front:
                 return None
             if refusals.unfit(asked, service.pseudonym) is not None:
                 return None
-            reply = service.gateway.answer_at_once(asked)
+            response = service.gateway.answer_at_once(asked)
         except Exception:
             logger.exception("A request from %s failed.", asked.caller.address)
             return None
-        return None if reply is None else self._exchange(asked, Destination.DATABASES, reply, service)
+        return None if response is None else self._exchange(asked, Destination.DATABASES, response, service)
 
     async def answer(self, asked: Asked) -> Exchange:
         """Answer any request but those for hosts that are passed through, whatever happens.
@@ -135,11 +135,11 @@ class Front:
         try:
             destination = routing.destination(asked)
             with service.in_use():
-                reply = await self._reply(asked, destination, service)
+                response = await self._response(asked, destination, service)
         except Exception:
             logger.exception("A request from %s failed.", asked.caller.address)
             return self._failed(asked)
-        return self._exchange(asked, destination, reply, service)
+        return self._exchange(asked, destination, response, service)
 
     async def pass_on(self, asked: Asked) -> Exchange | None:
         """Decide whether a request is forwarded to the host that it asks for.
@@ -147,7 +147,7 @@ class Front:
         Returns:
             None: the host isn't passed through. If the result is PASSED, the request may go on, with
             `Service.via` added, Max-Forwards one less, and without the fields that were meant for the
-            gateway; the host's answer becomes the reply. Any other reply is to be sent.
+            gateway; the host's answer becomes the response. Any other response is to be sent.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -161,9 +161,9 @@ class Front:
             return self._failed(asked)
         if refusal is not None:
             return self._exchange(asked, Destination.NOBODY, refusal, service)
-        return Exchange(asked, Destination.PASSED, Reply(0, Result.PASSED), self._running)
+        return Exchange(asked, Destination.PASSED, Response(0, Result.PASSED), self._running)
 
-    async def _refusal_to_pass(self, asked: Asked, service: Service) -> Reply | None:
+    async def _refusal_to_pass(self, asked: Asked, service: Service) -> Response | None:
         if not await self._admits(asked):
             return refusals.unknown_client(is_proxy=True)
         return refusals.loop(asked, service.pseudonym) or refusals.last_stop(asked)
@@ -171,9 +171,9 @@ class Front:
     def unanswered(self, asked: Asked) -> Exchange:
         """A request that ended before anybody could answer it."""
         destination = self.routing.destination(asked) if self.routing is not None else Destination.NOBODY
-        return Exchange(asked, destination, Reply(0, Result.REFUSED), self._running)
+        return Exchange(asked, destination, Response(0, Result.REFUSED), self._running)
 
-    async def _reply(self, asked: Asked, destination: Destination, service: Service) -> Reply:
+    async def _response(self, asked: Asked, destination: Destination, service: Service) -> Response:
         if not (_is_open(asked, destination, service) or await self._admits(asked)):
             return refusals.unknown_client(is_proxy=not asked.is_direct)
         if destination in _CACHES and (refusal := refusals.unfit(asked, service.pseudonym)) is not None:
@@ -213,10 +213,10 @@ class Front:
         return self._exchange(asked, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
 
     def _exchange(
-        self, asked: Asked, destination: Destination, reply: Reply, service: Service | None
+        self, asked: Asked, destination: Destination, response: Response, service: Service | None
     ) -> Exchange:
-        complete(reply, asked.method, service.via if service is not None else _NAMELESS)
-        return Exchange(asked, destination, reply, self._running)
+        complete(response, asked.method, service.via if service is not None else _NAMELESS)
+        return Exchange(asked, destination, response, self._running)
 
     def _running(self) -> Service | None:
         return self.service

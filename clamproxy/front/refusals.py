@@ -1,9 +1,9 @@
-"""Replies to requests that are refused before any cache or page is asked."""
+"""Responses to requests that are refused before any cache or page is asked."""
 
 from __future__ import annotations
 
-from clamproxy.messages import Reply, Request, Result
-from clamproxy.replies import plain
+from clamproxy.messages import Request, Response, Result
+from clamproxy.responses import plain
 
 LONGEST_VIA = 1024
 """Characters; each gateway adds some twenty."""
@@ -12,7 +12,7 @@ _COUNTED_DOWN = ("OPTIONS", "TRACE")
 """The methods for which Max-Forwards is defined (RFC 9110 7.6.2)."""
 
 
-def unfit(request: Request, pseudonym: str) -> Reply | None:
+def unfit(request: Request, pseudonym: str) -> Response | None:
     """Refuse what no cache answers, be it ClamAV's or the feeds': loops, and methods other than GET and HEAD.
 
     Args:
@@ -22,16 +22,16 @@ def unfit(request: Request, pseudonym: str) -> Reply | None:
     Returns:
         None if there is nothing to refuse.
     """
-    if (reply := loop(request, pseudonym)) is not None:
-        return reply
+    if (response := loop(request, pseudonym)) is not None:
+        return response
     if request.method in ("GET", "HEAD"):
         return None
-    reply = plain(405, Result.REFUSED, "only GET and HEAD")
-    reply.headers["Allow"] = "GET, HEAD"
-    return reply
+    response = plain(405, Result.REFUSED, "only GET and HEAD")
+    response.headers["Allow"] = "GET, HEAD"
+    return response
 
 
-def loop(request: Request, pseudonym: str) -> Reply | None:
+def loop(request: Request, pseudonym: str) -> Response | None:
     """Refuse a request that came through this gateway before, or through too many to be true; else None."""
     via = request.via
     if pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable():
@@ -39,23 +39,23 @@ def loop(request: Request, pseudonym: str) -> Reply | None:
     return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
 
 
-def unknown_client(*, is_proxy: bool) -> Reply:
+def unknown_client(*, is_proxy: bool) -> Response:
     """Ask a client to say who it is.
 
     Args:
         is_proxy: whether the client asks the gateway as its proxy.
     """
-    reply = plain(407 if is_proxy else 401, Result.REFUSED, "a user of access.users is needed")
-    reply.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
-    return reply
+    response = plain(407 if is_proxy else 401, Result.REFUSED, "a user of access.users is needed")
+    response.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
+    return response
 
 
-def no_tunnel(host: str, port: int) -> Reply:
+def no_tunnel(host: str, port: int) -> Response:
     """Refuse a CONNECT to somewhere that the gateway opens no tunnels to."""
     return plain(502, Result.REFUSED, f"no tunnel to {host}:{port}")
 
 
-def nobody(host: str) -> Reply:
+def nobody(host: str) -> Response:
     """Refuse a request for a host that isn't configured."""
     place = "is not in serving.hosts, feeds.hosts or serving.pass_through"
     return plain(502, Result.REFUSED, f"{host} {place}; if it is the gateway itself, put it in tls.names")
@@ -68,20 +68,20 @@ def forwards_left(request: Request) -> int | None:
     return int(left[:9]) if is_limited else None
 
 
-def last_stop(request: Request) -> Reply | None:
-    """The reply to a request with Max-Forwards 0, which must not reach the host; else None.
+def last_stop(request: Request) -> Response | None:
+    """The response to a request with Max-Forwards 0, which must not reach the host; else None.
 
     TRACE isn't answered as RFC 9110 9.3.8 has it: that would show passwords.
     """
     if forwards_left(request) != 0:
         return None
-    reply = plain(204 if request.method == "OPTIONS" else 405, Result.REFUSED, "Max-Forwards is 0")
-    reply.headers["Allow"] = "GET, HEAD, OPTIONS"
-    return reply
+    response = plain(204 if request.method == "OPTIONS" else 405, Result.REFUSED, "Max-Forwards is 0")
+    response.headers["Allow"] = "GET, HEAD, OPTIONS"
+    return response
 
 
-def failure(reason: str) -> Reply:
-    """The reply when there is no other; 503 makes freshclam try again."""
-    reply = plain(503, Result.ERROR, reason)
-    reply.headers["Retry-After"] = "1"
-    return reply
+def failure(reason: str) -> Response:
+    """The response when there is no other; 503 makes freshclam try again."""
+    response = plain(503, Result.ERROR, reason)
+    response.headers["Retry-After"] = "1"
+    return response

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
 from clamproxy.front.asked import Asked
-from clamproxy.web.site import is_page, own_names
+from clamproxy.web.pages import is_page, own_names
 
 TUNNEL_PORTS = (80, 443)
 """Of ClamAV's hosts."""

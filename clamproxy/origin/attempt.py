@@ -13,8 +13,8 @@ from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.connections import CancelScope
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.upstream import Answer, OriginError, RangeError, Upstream
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.upstream import OriginError, OriginResponse, RangeError, Upstream
 
 LONGEST_MAGIC = 32
 """Bytes by which a patch or a signature can be told from an error page."""
@@ -108,14 +108,14 @@ class Attempt:
             self._abandoned = True
         self._scope.cancel()
 
-    def _check_continuation(self, answer: Answer) -> None:
+    def _check_continuation(self, answer: OriginResponse) -> None:
         """A 206 must continue the very file that is partly here."""
         partial, known = self._arrival.partial, self._arrival.validators
         same = answer.etag is None or known.etag is None or answer.etag == known.etag
         if not partial.resumable or answer.start != partial.have or answer.size != known.size or not same:
             raise RangeError("the answer does not continue what is here")
 
-    def _receive_whole(self, answer: Answer) -> None:
+    def _receive_whole(self, answer: OriginResponse) -> None:
         """A 200: the file from its beginning, wanted or not."""
         chunks = answer.chunks()
         beginning = bytearray()
@@ -129,27 +129,27 @@ class Attempt:
         self._append(bytes(beginning[skip:]))
         self._receive(answer, max(0, skip - len(beginning)))
 
-    def _admit(self, beginning: bytes, answer: Answer) -> None:
+    def _admit(self, beginning: bytes, answer: OriginResponse) -> None:
         """Look at the first bytes: error pages come with status 200, too (trap 19)."""
         arrival = self._arrival
         # An empty cdiff is the vendor's signal, if it is certain that nothing more would have come
         # (RFC 9112 8): where only the end of the connection ends the body, it may just be lost.
         if not beginning and answer.size != 0 and not answer.is_chunked:
-            raise OriginError(Failure.BAD_CONTENT, f"an empty answer without a length{answer.ray}")
+            raise OriginError(FailureKind.BAD_CONTENT, f"an empty answer without a length{answer.ray}")
         try:
             check_beginning(arrival.object_id.kind, beginning)
             version = CvdHeader.parse(beginning).version if arrival.object_id.kind is Kind.CVD else None
         except InvalidObject as error:
-            raise OriginError(Failure.BAD_CONTENT, f"{error}{answer.ray}") from error
+            raise OriginError(FailureKind.BAD_CONTENT, f"{error}{answer.ray}") from error
         if version is not None and version != arrival.object_id.version:
             self._turn_to(version, answer)
 
-    def _turn_to(self, version: int, answer: Answer) -> None:
+    def _turn_to(self, version: int, answer: OriginResponse) -> None:
         """The origin sends another version of a CVD than its header probe announced."""
         arrival = self._arrival
         if version < arrival.oldest:
             reason = f"the origin sends version {version}, older than announced{answer.ray}"
-            raise OriginError(Failure.BAD_CONTENT, reason)
+            raise OriginError(FailureKind.BAD_CONTENT, reason)
         if arrival.followed:
             raise RangeError(f"the origin now has version {version}")
         object_id = ObjectId(arrival.object_id.database, version, Kind.CVD)
@@ -159,7 +159,7 @@ class Attempt:
                 partial = PartialFile.claim(arrival.partial.path.parent, object_id)
             except BusyError as error:
                 reason = f"{object_id.file_name} is being fetched already"
-                raise OriginError(Failure.CHANGED, reason) from error
+                raise OriginError(FailureKind.CHANGED, reason) from error
             arrival.partial.discard()
             arrival.partial.release()
             arrival.object_id, arrival.partial = object_id, partial
@@ -180,7 +180,7 @@ class Attempt:
             partial.begin(validators)
         return 0
 
-    def _receive(self, answer: Answer, skip: int) -> None:
+    def _receive(self, answer: OriginResponse, skip: int) -> None:
         for chunk in answer.chunks():
             self.received += len(chunk)
             self._append(chunk[skip:])
@@ -203,8 +203,8 @@ class Attempt:
         largest = LARGEST[self._arrival.object_id.kind]
         if size > largest:
             self._arrival.partial.begin(Validators(None, None, None))
-            raise OriginError(Failure.BAD_CONTENT, f"more than {largest} bytes")
+            raise OriginError(FailureKind.BAD_CONTENT, f"more than {largest} bytes")
 
     def _check_not_abandoned(self) -> None:
         if self._abandoned:
-            raise OriginError(Failure.INTERRUPTED, "abandoned")
+            raise OriginError(FailureKind.INTERRUPTED, "abandoned")

@@ -31,7 +31,7 @@ from urllib3.util import Retry, Timeout
 from urllib3.util.wait import wait_for_read
 
 from clamproxy.config.units import HttpProxy
-from clamproxy.origin.response import Connection
+from clamproxy.origin.strict_http import StrictConnection
 from clamproxy.threads import in_thread
 
 LONGEST_IDLE = 30.0
@@ -43,7 +43,7 @@ what a client waits that can be served something older, so that the repetition i
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _SOCKET_OPTIONS = [
-    *Connection.default_socket_options,
+    *StrictConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -156,7 +156,7 @@ async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope
         scope.cancel()
 
 
-class _Connection(Connection):
+class _Connection(StrictConnection):
     """A connection that belongs to the scope of the thread that uses it, and knows its age."""
 
     _answered_at: float | None = None

@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Failure(StrEnum):
+class FailureKind(StrEnum):
     """Why the origin did not deliver."""
 
     FORBIDDEN = "forbidden"
@@ -61,31 +61,31 @@ HOUR = 3600.0
 BACKOFFS = {
     # freshclam itself waits 24 h after a 403 and 4 h after a 429 without Retry-After. The
     # gateway stands for a whole site: it looks more often, and never more than once for all.
-    Failure.FORBIDDEN: Backoff(60, 4 * HOUR),
-    Failure.RATE_LIMITED: Backoff(300, 4 * HOUR),
-    Failure.SERVER_ERROR: Backoff(1, 15),
-    Failure.UNREACHABLE: Backoff(1, 15),
-    Failure.INTERRUPTED: Backoff(1, 15),
+    FailureKind.FORBIDDEN: Backoff(60, 4 * HOUR),
+    FailureKind.RATE_LIMITED: Backoff(300, 4 * HOUR),
+    FailureKind.SERVER_ERROR: Backoff(1, 15),
+    FailureKind.UNREACHABLE: Backoff(1, 15),
+    FailureKind.INTERRUPTED: Backoff(1, 15),
     # Directories lock accounts after some three to ten failures within half an hour.
-    Failure.PROXY_AUTHENTICATION: Backoff(900, 4 * HOUR),
+    FailureKind.PROXY_AUTHENTICATION: Backoff(900, 4 * HOUR),
     # What is there now can be fetched at once; but an origin that lies about a length seems to
     # change at the end of each download.
-    Failure.CHANGED: Backoff(2, 600, free=1),
+    FailureKind.CHANGED: Backoff(2, 600, free=1),
     # Each further look may cost a whole download.
-    Failure.BAD_CONTENT: Backoff(2, 600),
-    Failure.NO_ROOM: Backoff(60, 60),
-    Failure.LOCAL: Backoff(5, 60),
+    FailureKind.BAD_CONTENT: Backoff(2, 600),
+    FailureKind.NO_ROOM: Backoff(60, 60),
+    FailureKind.LOCAL: Backoff(5, 60),
 }
 _FROM_BEYOND_THE_PROXY = frozenset(
     {
-        Failure.FORBIDDEN,
-        Failure.RATE_LIMITED,
-        Failure.SERVER_ERROR,
-        Failure.CHANGED,
-        Failure.BAD_CONTENT,
+        FailureKind.FORBIDDEN,
+        FailureKind.RATE_LIMITED,
+        FailureKind.SERVER_ERROR,
+        FailureKind.CHANGED,
+        FailureKind.BAD_CONTENT,
     }
 )
-_ABOUT_THE_BODY = (Failure.BAD_CONTENT, Failure.CHANGED)
+_ABOUT_THE_BODY = (FailureKind.BAD_CONTENT, FailureKind.CHANGED)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
 PROXY = "parent proxy"
@@ -103,7 +103,7 @@ class Cooldown:
     until: float
     """Unix seconds."""
     failures: int
-    failure: Failure
+    failure: FailureKind
     reason: str
     noted_at: float = 0.0
     """Unix seconds."""
@@ -112,7 +112,7 @@ class Cooldown:
     def after(
         cls,
         previous: Cooldown | None,
-        failure: Failure,
+        failure: FailureKind,
         reason: str,
         retry_after: float | None,
         now: float,
@@ -147,7 +147,7 @@ class Cooldown:
             return cls(
                 min(float(saved["until"]), now + LONGEST_RETRY_AFTER),
                 int(saved["failures"]),
-                Failure(saved["failure"]),
+                FailureKind(saved["failure"]),
                 str(saved["reason"]),
                 float(saved.get("noted_at", 0.0)),
             )
@@ -213,7 +213,7 @@ class Cooldowns:
         return cooldown
 
     def failed(
-        self, failure: Failure, path: str, agent: str, reason: str, retry_after: float | None = None
+        self, failure: FailureKind, path: str, agent: str, reason: str, retry_after: float | None = None
     ) -> Cooldown:
         """Note a failure.
 
@@ -228,9 +228,9 @@ class Cooldowns:
         if failure in _FROM_BEYOND_THE_PROXY:
             self.forgive_proxy()
         keys = {
-            Failure.FORBIDDEN: _agent_key(agent),
-            Failure.UNREACHABLE: ORIGIN,
-            Failure.PROXY_AUTHENTICATION: PROXY,
+            FailureKind.FORBIDDEN: _agent_key(agent),
+            FailureKind.UNREACHABLE: ORIGIN,
+            FailureKind.PROXY_AUTHENTICATION: PROXY,
         }
         key = keys.get(failure, path)
         cooldown = Cooldown.after(self._active.get(key), failure, reason, retry_after, self._clock())
@@ -256,7 +256,9 @@ class Cooldowns:
         self.forgive_proxy()
         for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
-            if cooldown is None or (cooldown.failure is Failure.FORBIDDEN and cooldown.noted_at > asked_at):
+            if cooldown is None or (
+                cooldown.failure is FailureKind.FORBIDDEN and cooldown.noted_at > asked_at
+            ):
                 continue
             if verified or cooldown.failure not in _ABOUT_THE_BODY:
                 del self._active[key]
@@ -272,7 +274,7 @@ class Cooldowns:
         refusals = [
             cooldown
             for cooldown in self._active.values()
-            if cooldown.failure is Failure.FORBIDDEN and cooldown.until > now
+            if cooldown.failure is FailureKind.FORBIDDEN and cooldown.until > now
         ]
         if len(refusals) < ENOUGH_REFUSALS:
             return None
@@ -285,7 +287,7 @@ class Cooldowns:
             agent: see `Requester.version`.
         """
         cooldown = self._active.get(_agent_key(agent))
-        return cooldown is not None and cooldown.failure is Failure.FORBIDDEN
+        return cooldown is not None and cooldown.failure is FailureKind.FORBIDDEN
 
     def in_force(self) -> dict[str, Cooldown]:
         """What is held back at this moment, by file, client version or as a whole."""

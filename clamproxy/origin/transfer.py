@@ -27,7 +27,7 @@ from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.progress import Progress
 from clamproxy.threads import Writer, in_thread
@@ -50,7 +50,7 @@ _BUSY_PAUSE = 0.2
 class TransferError(Exception):
     """The object could not be fetched."""
 
-    def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
         """Describe the failure; the arguments are those of `OriginError`."""
         super().__init__(reason)
         self.failure = failure
@@ -229,14 +229,14 @@ class Transfer:
                 await self._verify_and_publish(self._arrival)
             self._set_ready()
         except asyncio.CancelledError:
-            self._fail(TransferError(Failure.LOCAL, "the gateway is stopping"))
+            self._fail(TransferError(FailureKind.LOCAL, "the gateway is stopping"))
             raise
         except NotFoundError as error:
             if self._expected.kind is not Kind.CVD:
                 self._fail(error)
                 raise
             # Its header was there a moment ago: the origin contradicts itself.
-            failure = TransferError(Failure.BAD_CONTENT, f"the header is there, the file is not: {error}")
+            failure = TransferError(FailureKind.BAD_CONTENT, f"the header is there, the file is not: {error}")
             self._fail(failure)
             raise failure from error
         except TransferError as error:
@@ -254,13 +254,13 @@ class Transfer:
     def _local_failure(self, error: Exception) -> TransferError:
         """What it means that something went wrong here, not at the origin."""
         if isinstance(error, NoRoomError):
-            failure = TransferError(Failure.NO_ROOM, str(error))
+            failure = TransferError(FailureKind.NO_ROOM, str(error))
             failure.needed = error.needed
             return failure
         if self._resources.store.condition.failed(error):
-            return TransferError(Failure.LOCAL, f"the disk can't be written to: {error}")
+            return TransferError(FailureKind.LOCAL, f"the disk can't be written to: {error}")
         logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
-        return TransferError(Failure.LOCAL, f"{type(error).__name__}: {error}")
+        return TransferError(FailureKind.LOCAL, f"{type(error).__name__}: {error}")
 
     async def _claim(self) -> Arrival | None:
         """Take the partial file; None if another process published the object meanwhile."""
@@ -286,12 +286,12 @@ class Transfer:
                 async with self._resources.slots:
                     await self._attempt(arrival)
                 if not arrival.partial.complete:
-                    raise OriginError(Failure.INTERRUPTED, "the answer ended early")
+                    raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")
             except _UnansweredError:
                 logger.info("No answer for %s: asking again.", self.object_id.file_name)
             except _StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
-                patience.use_up(OriginError(Failure.INTERRUPTED, "stalled"))
+                patience.use_up(OriginError(FailureKind.INTERRUPTED, "stalled"))
             except (OriginError, RangeError) as error:
                 await asyncio.sleep(patience.use_up(_as_origin_error(error, arrival)))
             except (OSError, NoRoomError) as error:
@@ -366,7 +366,7 @@ class Transfer:
             logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
             partial.discard()
-            raise TransferError(Failure.BAD_CONTENT, reason) from error
+            raise TransferError(FailureKind.BAD_CONTENT, reason) from error
         self._verified = True  # readers may have the rest while it is synced to disk
         self._progress.wake()
         metadata = self.metadata
@@ -419,8 +419,8 @@ class _Patience:
         # free: connections do break.
         has_readers = self._arrival.followed and self._transfer.for_client
         most = MAX_BREAKS if has_readers else 2 if self._transfer.for_client else 1
-        passing = error.failure in (Failure.UNREACHABLE, Failure.INTERRUPTED)
-        passing |= has_readers and error.failure is Failure.SERVER_ERROR and not error.retry_after
+        passing = error.failure in (FailureKind.UNREACHABLE, FailureKind.INTERRUPTED)
+        passing |= has_readers and error.failure is FailureKind.SERVER_ERROR and not error.retry_after
         if not passing or self._breaks >= most:
             raise TransferError(error.failure, str(error), error.retry_after)
         return float(_FIRST_PAUSE * 2 ** (self._breaks - 1))
@@ -431,9 +431,9 @@ def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> Origi
     if isinstance(error, OriginError):
         return error
     if arrival.followed:
-        raise TransferError(Failure.CHANGED, f"changed while it arrived: {error}")
+        raise TransferError(FailureKind.CHANGED, f"changed while it arrived: {error}")
     arrival.partial.begin(Validators(None, None, None))
-    return OriginError(Failure.INTERRUPTED, str(error))
+    return OriginError(FailureKind.INTERRUPTED, str(error))
 
 
 class TransferSource:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
-from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
+from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 
@@ -44,7 +44,7 @@ class Transfers:
         cooldowns: Cooldowns,
         negative_ttl: Callable[[ObjectId], float],
         after_publishing: Callable[[ObjectId], object],
-        after_failure: Callable[[ObjectId, Failure], object],
+        after_failure: Callable[[ObjectId, FailureKind], object],
     ) -> None:
         """Start without any.
 
@@ -96,7 +96,7 @@ class Transfers:
             transfer.kick()
             return transfer, True
         if len(self._running) >= MAX_TRANSFERS:
-            raise CooldownError(Cooldown(time.time() + 1, 1, Failure.LOCAL, "too many transfers at once"))
+            raise CooldownError(Cooldown(time.time() + 1, 1, FailureKind.LOCAL, "too many transfers at once"))
         path, agent = object_id.upstream_path, requester.version
         cooldown = (
             self._cooldowns.check(path, agent)
@@ -126,7 +126,7 @@ class Transfers:
             self._needed.pop(path, None)
             return None
         reason = f"the disk has no room for {needed:,} bytes"
-        return self._cooldowns.failed(Failure.NO_ROOM, path, requester.version, reason)
+        return self._cooldowns.failed(FailureKind.NO_ROOM, path, requester.version, reason)
 
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
         """What is being fetched, the bytes that are here, and its size (0 if that isn't known yet)."""
@@ -167,7 +167,7 @@ class Transfers:
             except TransferError as error:
                 # An old client's 403 is not the others' (trap 20): ask under one's own name.
                 same = transfer.requester.version == requester.version
-                if not joined or same or error.failure is not Failure.FORBIDDEN:
+                if not joined or same or error.failure is not FailureKind.FORBIDDEN:
                     raise
                 await asyncio.sleep(0)  # the failed transfer is leaving
             else:
@@ -195,7 +195,7 @@ class Transfers:
             del self._running[object_id]
 
     def _note_failure(self, object_id: ObjectId, transfer: Transfer, error: TransferError) -> None:
-        if error.failure is Failure.INTERRUPTED and not transfer.for_client:
+        if error.failure is FailureKind.INTERRUPTED and not transfer.for_client:
             # No client has to wait because of that; what the gateway does by itself has its budget.
             logger.info("%s was not fetched ahead: %s", object_id.file_name, error)
             return

@@ -29,7 +29,7 @@ from clamproxy.config.units import HttpProxy
 from clamproxy.dates import parse_http_date
 from clamproxy.messages import PLAIN_FIELD, Requester
 from clamproxy.origin.connections import REDIRECTS_ONLY, CancelScope, make_pool
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 
 CHUNK = 256 * 1024
 """Bytes read at a time: large enough that a thread spends its time in system calls."""
@@ -53,7 +53,7 @@ LIBRARY_ERRORS = (HTTPError, HTTPException, OSError, ValueError)
 class OriginError(Exception):
     """The origin did not deliver."""
 
-    def __init__(self, failure: Failure, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
         """Describe the failure.
 
         Args:
@@ -78,7 +78,7 @@ class RangeError(Exception):
     """The origin has not the range that was asked for: what is partly here is another file."""
 
 
-class Answer:
+class OriginResponse:
     """An answer of the origin whose body is still to be read. Close it in the same thread."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Answer:
         # The same length twice is a way to say it once: RFC 9112 6.3.
         lengths = {one.strip() for one in length.split(",")}
         if len(lengths) != 1 or not _NUMBER.fullmatch(text := lengths.pop()):
-            raise OriginError(Failure.BAD_CONTENT, f"unusable Content-Length: {_shown(length)}")
+            raise OriginError(FailureKind.BAD_CONTENT, f"unusable Content-Length: {_shown(length)}")
         return int(text)
 
     @property
@@ -192,7 +192,7 @@ class Answer:
                 yield chunk
         # AttributeError comes out of a connection that another thread shut down.
         except (*LIBRARY_ERRORS, AttributeError) as error:
-            raise OriginError(Failure.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
+            raise OriginError(FailureKind.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
 
     def beginning(self, length: int) -> bytes:
         """The first bytes of the body, fewer only if it is shorter."""
@@ -265,7 +265,7 @@ class Upstream:
         requester: Requester,
         extra: Mapping[str, str] | None = None,
         scope: CancelScope | None = None,
-    ) -> Answer:
+    ) -> OriginResponse:
         """Ask for a file.
 
         Args:
@@ -293,7 +293,9 @@ class Upstream:
         self._note(path)
         scope = scope or CancelScope()
         try:
-            answer = Answer(self._ask(path, headers, scope), lambda length: self._count(0, length), scope)
+            answer = OriginResponse(
+                self._ask(path, headers, scope), lambda length: self._count(0, length), scope
+            )
         except BaseException:
             scope.close()
             raise
@@ -324,7 +326,7 @@ class Upstream:
         except LIBRARY_ERRORS as error:
             if scope.is_overdue:
                 reason = f"no complete head of an answer within {self._longest_head:.0f} s"
-                raise OriginError(Failure.INTERRUPTED, reason) from error
+                raise OriginError(FailureKind.INTERRUPTED, reason) from error
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> OriginError:
@@ -332,34 +334,40 @@ class Upstream:
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
         refusal = _TUNNEL_REFUSED.search(str(cause)) if isinstance(cause, ProxyError) else None
         if refusal and refusal[1] == "407":
-            return OriginError(Failure.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
+            return OriginError(FailureKind.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
         if refusal:
             words = _shown(f"{refusal[1]}{refusal[2]}".rstrip("')"))
-            return OriginError(Failure.UNREACHABLE, f"the parent proxy refuses the tunnel: {words}")
+            return OriginError(FailureKind.UNREACHABLE, f"the parent proxy refuses the tunnel: {words}")
         if isinstance(cause, ProxyError):
-            return OriginError(Failure.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
+            return OriginError(FailureKind.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
         if isinstance(cause, InvalidHeader):
-            return OriginError(Failure.BAD_CONTENT, reason_of(cause))
+            return OriginError(FailureKind.BAD_CONTENT, reason_of(cause))
         if isinstance(cause, ValueError):  # LocationValueError, too
-            return OriginError(Failure.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}")
+            return OriginError(
+                FailureKind.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}"
+            )
         # Only who can't be reached at all is held back as a whole.
-        failure = Failure.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else Failure.INTERRUPTED
+        failure = FailureKind.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else FailureKind.INTERRUPTED
         return OriginError(failure, reason_of(cause))
 
-    def _check(self, answer: Answer) -> None:
+    def _check(self, answer: OriginResponse) -> None:
         """Let only answers through that carry a file."""
         status, ray = answer.status, answer.ray
         if status in (200, 206):
             if answer.encoding not in ("", "identity"):
-                raise OriginError(Failure.BAD_CONTENT, f"answer is encoded as {_shown(answer.encoding)}{ray}")
+                raise OriginError(
+                    FailureKind.BAD_CONTENT, f"answer is encoded as {_shown(answer.encoding)}{ray}"
+                )
             return
         if status in (404, 410):
             raise NotFoundError(f"{status}{ray}")
         if status == 416:
             raise RangeError(f"{status}{ray}")
         if status == 407:
-            raise OriginError(Failure.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
-        failure = {403: Failure.FORBIDDEN, 429: Failure.RATE_LIMITED}.get(status, Failure.SERVER_ERROR)
+            raise OriginError(FailureKind.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
+        failure = {403: FailureKind.FORBIDDEN, 429: FailureKind.RATE_LIMITED}.get(
+            status, FailureKind.SERVER_ERROR
+        )
         reason = f"status {status}{ray}{answer.words()}"
         if answer.redirects:
             reason += ": a redirect to another host, from https to http, or one too many"

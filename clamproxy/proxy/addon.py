@@ -20,8 +20,8 @@ from clamproxy.config.loading import ConfigurationError, find_config, load_setti
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.front import Front
-from clamproxy.proxy import dispatch, framing, names, stream, takeover
-from clamproxy.proxy.certificates import Certificates
+from clamproxy.proxy import dispatch, dns_queries, framing, stream, takeover
+from clamproxy.proxy.client_tls import Certificates
 from clamproxy.proxy.clients import Clients
 from clamproxy.proxy.door import Threshold
 from clamproxy.proxy.lane import Lane
@@ -56,7 +56,7 @@ class ClamProxy:
         """
         self._keys = keys
         self._front = Front()
-        self._names: names.Names | None = None
+        self._names: dns_queries.Names | None = None
         self._options = OwnOptions()
         self._supervisor = Supervisor(os.environ)
         self._config: Path | None = None
@@ -229,7 +229,7 @@ class ClamProxy:
     def _install(self, service: Service, authority: CurrentAuthority) -> None:
         settings = service.settings
         self._front.install(service)
-        self._names = names.of_settings(settings)
+        self._names = dns_queries.of_settings(settings)
         self._own_authority = authority
         self._options.follow(ctx.options, settings)
         self._listening.follow(settings.listen)
@@ -273,11 +273,11 @@ class ClamProxy:
     async def dns_request(self, flow: dns.DNSFlow) -> None:
         """Answer from the gateway, or leave it to mitmproxy to forward."""
         service = self._front.service
-        await names.respond(flow, self._names, service.announcer if service else None)
+        await dns_queries.respond(flow, self._names, service.announcer if service else None)
 
     def dns_response(self, flow: dns.DNSFlow) -> None:
         """An answer goes out."""
-        names.withdraw(flow)
+        dns_queries.withdraw(flow)
 
 
 def _proxyserver() -> Proxyserver:

@@ -12,8 +12,8 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
 from clamproxy.front import Caller, Front, log_tunnel
 from clamproxy.messages import Result
-from clamproxy.proxy import names, stream
-from clamproxy.proxy.heads import HeadLimits
+from clamproxy.proxy import dns_queries, stream
+from clamproxy.proxy.header_limits import HeadLimits
 from clamproxy.proxy.translation import Callers
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Clients:
     """The hooks that concern connections."""
 
     def __init__(
-        self, front: Front, callers: Callers, current_names: Callable[[], names.Names | None]
+        self, front: Front, callers: Callers, current_names: Callable[[], dns_queries.Names | None]
     ) -> None:
         self._front = front
         self._callers = callers
@@ -36,8 +36,8 @@ class Clients:
         if settings is None or not settings.serving.admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             client.error = "not in serving.clients"
-        elif names.is_dns(client):
-            names.guard(client)
+        elif dns_queries.is_dns(client):
+            dns_queries.guard(client)
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Close it, if that was forgotten."""
@@ -70,7 +70,7 @@ class Clients:
     def _refusal(self, data: server_hooks.ServerConnectionHookData) -> str | None:
         """Why mitmproxy may not connect to a server."""
         address = data.server.address
-        if names.is_dns(data.client):
+        if dns_queries.is_dns(data.client):
             known = self._names()
             is_allowed = known is not None and known.allows(address)
             return None if is_allowed else "serving.other_names is refuse"

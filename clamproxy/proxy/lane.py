@@ -65,7 +65,7 @@ class Lane:
         """
         self.front = front
         self.context_for = context_for
-        self.connections: set[Connection] = set()
+        self.connections: set[LaneConnection] = set()
         self.is_stopping = False
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -99,7 +99,7 @@ class Lane:
                 connection.end_if_silent_since(time.monotonic() - patience)
 
 
-class Connection(asyncio.Protocol):
+class LaneConnection(asyncio.Protocol):
     """A client's connection while it is in the lane; the `Outlet` for the bodies sent to it."""
 
     transport: asyncio.Transport
@@ -343,8 +343,8 @@ class Connection(asyncio.Protocol):
             self.transport.write(_OPEN)
 
     def _respond(self, exchange: Exchange) -> None:
-        reply = exchange.reply
-        body = reply.body
+        response = exchange.response
+        body = response.body
         if not self._is_open:
             if isinstance(body, Body):
                 body.source.close()
@@ -352,7 +352,7 @@ class Connection(asyncio.Protocol):
             return
         self._closes = self._closes or self._lane.is_stopping or (self._has_ended and not self._buffer)
         end = b"Connection: close\r\n\r\n" if self._closes else b"\r\n"
-        head = _STATUS_LINES[reply.status] + reply.lines + end
+        head = _STATUS_LINES[response.status] + response.lines + end
         if isinstance(body, Body):
             self._write(head)
             self._run(self._send(exchange, body), self._finish)

@@ -12,9 +12,9 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
 
 from clamproxy.config.loading import ConfigurationError
-from clamproxy.config.settings import Listen
+from clamproxy.config.settings import ListenSection
 from clamproxy.config.units import ANY, Endpoint
-from clamproxy.setup.client_config import CDN, DEFAULT_PORT
+from clamproxy.setup.freshclam_lines import CDN, DEFAULT_PORT
 from clamproxy.setup.place import refusal
 
 OPTIONS = ("mode", "listen_host", "listen_port")
@@ -44,7 +44,7 @@ class Listening:
         self.is_given = not self._given.isdisjoint(OPTIONS)
         """Whether the command line has a say in where the proxy listens."""
 
-    def check(self, listen: Listen) -> None:
+    def check(self, listen: ListenSection) -> None:
         """Look whether the gateway can listen where it should.
 
         mitmproxy would tell in words that lead to its own options, and at a reload not before it has
@@ -64,7 +64,7 @@ class Listening:
                 if (reason := refusal(endpoint, kind)) is not None:
                     raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
 
-    def follow(self, listen: Listen) -> None:
+    def follow(self, listen: ListenSection) -> None:
         """Have mitmproxy listen where the configuration says; servers that stay are not touched."""
         modes = self._modes(listen)
         self._options.update(mode=modes)  # type: ignore[no-untyped-call]
@@ -100,12 +100,12 @@ class Listening:
             by_mode.setdefault(type(server.mode), []).extend(dict.fromkeys(found))
         return by_mode.get(mode_specs.RegularMode) or by_mode.get(mode_specs.ReverseMode) or []
 
-    def proxies(self, listen: Listen) -> list[Endpoint]:
+    def proxies(self, listen: ListenSection) -> list[Endpoint]:
         """Where machines reach the proxy, by `follow`."""
         modes = self._parsed(listen)
         return [self._endpoint(mode) for mode in modes if isinstance(mode, mode_specs.RegularMode)]
 
-    def _modes(self, listen: Listen) -> list[str]:
+    def _modes(self, listen: ListenSection) -> list[str]:
         if "mode" in self._given:
             return list(self._options.mode)
         port = self._options.listen_port if "listen_port" in self._given else None
@@ -122,7 +122,7 @@ class Listening:
             return kind  # what mitmproxy begins with by itself
         return f"{kind}@{endpoint.port}" if is_open else f"{kind}@{endpoint.host}:{endpoint.port}"
 
-    def _parsed(self, listen: Listen) -> Iterator[mode_specs.ProxyMode]:
+    def _parsed(self, listen: ListenSection) -> Iterator[mode_specs.ProxyMode]:
         """The modes that listen at an address. Of what isn't one mitmproxy tells by itself."""
         for text in self._modes(listen):
             with suppress(ValueError):

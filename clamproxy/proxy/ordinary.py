@@ -23,7 +23,7 @@ _TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
 
 
 @dataclass(slots=True)
-class Head:
+class RequestHead:
     """What an ordinary request asks for."""
 
     method: str
@@ -54,7 +54,7 @@ class _Collector:
         self.fields.append((name, value))
 
 
-def read_head(raw: bytes) -> Head | None:
+def read_head(raw: bytes) -> RequestHead | None:
     """Read the head of a request.
 
     Args:
@@ -81,7 +81,7 @@ def read_head(raw: bytes) -> Head | None:
     closes = _read_fields(collector.fields)
     if closes is None or not 0 < port < 2**16:
         return None
-    return Head(
+    return RequestHead(
         method.decode("ascii"),
         scheme.decode("ascii"),
         host.decode("ascii"),

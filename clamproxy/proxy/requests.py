@@ -8,7 +8,7 @@ from mitmproxy.net.http.url import hostport
 from clamproxy.front import LARGEST_CONTENT, Asked, Exchange, Front, forwards_left
 from clamproxy.messages import CACHE_STATUS, Body, Result
 from clamproxy.proxy import stream
-from clamproxy.proxy.heads import TOO_LARGE, drop_hop_by_hop
+from clamproxy.proxy.header_limits import TOO_LARGE, drop_hop_by_hop
 from clamproxy.proxy.translation import Callers, asked_of, response_of
 
 FREEZING = (403, 429)
@@ -31,7 +31,7 @@ class Requests:
         refusal = await self._front.open_tunnel(self._asked(flow))
         if refusal is not None:
             _respond(flow, refusal)
-            refusal.end(refusal.reply.length)
+            refusal.end(refusal.response.length)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Stream what is passed through; no other request has a body to speak of."""
@@ -44,7 +44,7 @@ class Requests:
 
     def _pass_on(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         service = self._front.service
-        if exchange.reply.result is not Result.PASSED or service is None:
+        if exchange.response.result is not Result.PASSED or service is None:
             _respond(flow, exchange)
             return
         vars(flow)[_EXCHANGE] = exchange
@@ -80,7 +80,7 @@ class Requests:
             response.headers.add("Via", service.via)
         if response.status_code in FREEZING and exchange.asked.is_freshclams:
             response.status_code, response.reason = 503, "Service Unavailable"
-        exchange.reply.status = response.status_code
+        exchange.response.status = response.status_code
 
     def response(self, flow: http.HTTPFlow) -> None:
         """An answer goes out; one with a body from disk is accounted for at its end."""
@@ -117,9 +117,9 @@ class Requests:
 
 def _respond(flow: http.HTTPFlow, exchange: Exchange) -> None:
     vars(flow)[_EXCHANGE] = exchange
-    flow.response = response_of(exchange.reply)
-    if isinstance(exchange.reply.body, Body):
-        vars(flow)[stream.JOB] = stream.BodyJob(exchange.reply.body)
+    flow.response = response_of(exchange.response)
+    if isinstance(exchange.response.body, Body):
+        vars(flow)[stream.JOB] = stream.BodyJob(exchange.response.body)
 
 
 def _end_job(job: stream.BodyJob) -> None:
@@ -137,7 +137,7 @@ def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:
 def _passed(flow: http.HTTPFlow) -> Exchange | None:
     """The exchange, if the request goes on to the host that it asks for."""
     exchange = _exchange_of(flow)
-    return exchange if exchange is not None and exchange.reply.result is Result.PASSED else None
+    return exchange if exchange is not None and exchange.response.result is Result.PASSED else None
 
 
 def _name_host(request: http.Request) -> None:

@@ -34,7 +34,7 @@ from OpenSSL import SSL
 
 from clamproxy.messages import SourceError
 from clamproxy.proxy import senders
-from clamproxy.proxy.heads import HeadLimits, LimitedServer, LimitedStream
+from clamproxy.proxy.header_limits import HeadLimits, LimitedServer, LimitedStream
 from clamproxy.proxy.internals import require
 from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending
 from clamproxy.proxy.takeover import InsideWriter

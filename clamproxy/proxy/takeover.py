@@ -20,7 +20,7 @@ from OpenSSL import SSL
 
 from clamproxy.proxy.door import Door, Leave, Threshold
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.lane import Connection, Lane
+from clamproxy.proxy.lane import Lane, LaneConnection
 from clamproxy.proxy.lane_tls import Tunnel
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
@@ -71,7 +71,7 @@ class Takeover:
         if lane is None or not isinstance(mode, mode_specs.RegularMode | mode_specs.ReverseMode):
             return _MitmproxyProtocol(instance, leave)
         server = mode.address if isinstance(mode, mode_specs.ReverseMode) else None
-        return Connection(lane, leave, partial(_hand_over, instance, leave), server)
+        return LaneConnection(lane, leave, partial(_hand_over, instance, leave), server)
 
 
 def _hand_over(

@@ -11,7 +11,7 @@ from mitmproxy.proxy import mode_specs
 from werkzeug.datastructures import Headers
 
 from clamproxy.front import Asked, Caller
-from clamproxy.messages import Body, Reply
+from clamproxy.messages import Body, Response
 
 
 class Callers:
@@ -43,14 +43,14 @@ def asked_of(request: http.Request, caller: Caller) -> Asked:
     )
 
 
-def response_of(reply: Reply) -> http.Response:
-    """Turn a reply into mitmproxy's response; without its body, if that is sent from disk."""
+def response_of(response: Response) -> http.Response:
+    """Turn a response into mitmproxy's response; without its body, if that is sent from disk."""
     return http.Response(
         http_version=b"HTTP/1.1",
-        status_code=reply.status,
-        reason=HTTPStatus(reply.status).phrase.encode(),
-        headers=http.Headers([(name.encode(), value.encode()) for name, value in reply.headers]),
-        content=b"" if isinstance(reply.body, Body) else reply.body,
+        status_code=response.status,
+        reason=HTTPStatus(response.status).phrase.encode(),
+        headers=http.Headers([(name.encode(), value.encode()) for name, value in response.headers]),
+        content=b"" if isinstance(response.body, Body) else response.body,
         trailers=None,
         timestamp_start=time.time(),
         timestamp_end=None,

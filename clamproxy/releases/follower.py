@@ -20,15 +20,15 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.side import OriginSide
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
-from clamproxy.releases.prefetch import Prefetcher, patches_between
+from clamproxy.releases.prefetcher import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
@@ -57,7 +57,7 @@ class Follower:
         self,
         settings: Settings,
         store: Store,
-        origin: OriginSide,
+        origin: Origin,
         lineages: Lineages,
         prefetcher: Prefetcher,
         builder: CldBuilder,
@@ -185,7 +185,9 @@ class Follower:
         """Raises `OriginError` if there is none."""
         requester = self._requester() or self._agents.requester()
         if requester is None:
-            raise OriginError(Failure.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set")
+            raise OriginError(
+                FailureKind.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set"
+            )
         return requester
 
     async def fetch_release(self, database: str) -> None:
@@ -322,6 +324,6 @@ class Follower:
             if signature.version < advertised - 1 or time.time() - since >= LONGEST_WAIT:
                 self._settled.add(signature)
         except TransferError as error:
-            if error.failure is Failure.FORBIDDEN:
+            if error.failure is FailureKind.FORBIDDEN:
                 raise  # which concerns the others, too
             logger.debug("%s: not now: %s", signature.file_name, error)

@@ -28,7 +28,7 @@ LONGEST_MEMORY = 2 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class PatchFailures:
     """What is known of one patch. Times are in Unix seconds."""
 
     failures: int
@@ -72,14 +72,14 @@ class StuckPatches:
         self._store = store
         self._save = save
         self._clock = clock
-        self._troubles: dict[ObjectId, Trouble] = {}
+        self._troubles: dict[ObjectId, PatchFailures] = {}
         self._told: set[ObjectId] = set()
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over what an earlier process counted; entries that don't parse are dropped."""
         for name, value in saved.items():
             try:
-                self._troubles[ObjectId.parse(name)] = Trouble.parse(value, self._clock())
+                self._troubles[ObjectId.parse(name)] = PatchFailures.parse(value, self._clock())
             except (TypeError, ValueError):
                 self._save(name, None)
 
@@ -87,7 +87,7 @@ class StuckPatches:
         """What the origin sent for a patch was refused."""
         now = self._clock()
         self._forget_old(now)
-        before = self._troubles.get(patch, Trouble(0, now, now))
+        before = self._troubles.get(patch, PatchFailures(0, now, now))
         trouble = replace(before, failures=before.failures + 1, last=now)
         self._troubles[patch] = trouble
         self._save(patch.file_name, asdict(trouble))
@@ -114,12 +114,12 @@ class StuckPatches:
                 self._save(patch.file_name, None)
 
 
-def stuck_patches(store: Store, now: float) -> dict[str, Trouble]:
+def stuck_patches(store: Store, now: float) -> dict[str, PatchFailures]:
     """The patches that are stuck, by their names, whether the proxy runs or not. Blocks."""
     found = {}
     for name, saved in sorted(store.notes("stuck/").items()):
         try:
-            patch, trouble = ObjectId.parse(name), Trouble.parse(saved, now)
+            patch, trouble = ObjectId.parse(name), PatchFailures.parse(saved, now)
         except (TypeError, ValueError):
             continue
         if trouble.is_stuck(now) and not trouble.is_over(now) and not store.has(patch):

@@ -1,1 +1,1 @@
-"""Serving: from a request to the reply."""
+"""Serving: from a request to the response."""

@@ -8,7 +8,7 @@ from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result, Source
 from clamproxy.objects import ObjectId
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import Transfers
 from clamproxy.releases.signs import Signs
@@ -81,4 +81,4 @@ class Delivery:
                 return found, transfer.metadata, transfer.source(), result
             if (published := self._store.open(found)) is not None:
                 return found, published.metadata, published, result
-            raise TransferError(Failure.LOCAL, "dropped from the cache as soon as it was there")
+            raise TransferError(FailureKind.LOCAL, "dropped from the cache as soon as it was there")

@@ -1,4 +1,4 @@
-"""The application: a request in, a reply out. Knows nothing of mitmproxy."""
+"""The application: a request in, a response out. Knows nothing of mitmproxy."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
-from clamproxy.messages import Reply, Request, Requester, Result
+from clamproxy.messages import Request, Requester, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
 from clamproxy.releases.stuck import StuckPatches
-from clamproxy.replies import plain
-from clamproxy.serving.answers import from_object, take_the_whole, unavailable
-from clamproxy.serving.current import PATIENCE, CurrentVersions
+from clamproxy.responses import plain
+from clamproxy.serving.database_responses import from_object, take_the_whole, unavailable
+from clamproxy.serving.databases import WholeDatabases, is_freshclam
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.ready import ReadyAnswers
-from clamproxy.serving.whole import WholeFiles, is_freshclam
+from clamproxy.serving.resolution import PATIENCE, CurrentVersions
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Gateway:
         current: CurrentVersions,
         delivery: Delivery,
         ready: ReadyAnswers,
-        whole: WholeFiles,
+        whole: WholeDatabases,
         stuck: StuckPatches,
         notice: Callable[[str, Requester], object],
     ) -> None:
@@ -63,7 +63,7 @@ class Gateway:
         self._stuck = stuck
         self._notice = notice
 
-    async def handle(self, request: Request) -> Reply:
+    async def handle(self, request: Request) -> Response:
         """Answer a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
             return self.answer_at_once(request) or await self._dispatch(request)
@@ -77,15 +77,15 @@ class Gateway:
             logger.exception("%s %s failed.", request.method, request.path)
             return plain(503, Result.ERROR, "internal error; see the log of the gateway")
 
-    def answer_at_once(self, request: Request) -> Reply | None:
+    def answer_at_once(self, request: Request) -> Response | None:
         """The answer to a GET or HEAD, if it is ready in memory."""
         if (ready := self._ready.find(request)) is None:
             return None
-        object_id, reply = ready
+        object_id, response = ready
         self._see(request, object_id.database)
-        return reply
+        return response
 
-    async def _dispatch(self, request: Request) -> Reply:
+    async def _dispatch(self, request: Request) -> Response:
         target = parse_path(request.path, self._databases)
         if target is None:
             return plain(404, Result.REFUSED, "no file of ClamAV's databases")
@@ -103,13 +103,13 @@ class Gateway:
         if not request.is_doctors:
             self._notice(database, request.requester)
 
-    async def _answer_object(self, request: Request, object_id: ObjectId) -> Reply:
+    async def _answer_object(self, request: Request, object_id: ObjectId) -> Response:
         """Answer a request for a patch or a signature."""
         self._delivery.require_not_missing(object_id)
         while (published := await self._delivery.open(object_id)) is not None:
-            reply = from_object(request, object_id, published.metadata, published, Result.HIT)
-            if self._ready.keep(request, object_id, reply):
-                return reply
+            response = from_object(request, object_id, published.metadata, published, Result.HIT)
+            if self._ready.keep(request, object_id, response):
+                return response
             await self._soundness.recheck(object_id)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)

@@ -17,7 +17,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
-from clamproxy.messages import Reply, Request, Result
+from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
 
@@ -42,10 +42,10 @@ class _Ready:
     body: bytes
     generation: int
     """The generation of the store in which that metadata was seen last."""
-    reply: Reply | None = None
-    """The reply to all who ask within the same second."""
+    response: Response | None = None
+    """The response to all who ask within the same second."""
     second: int = 0
-    """That second (Unix time), which is the Date of the reply."""
+    """That second (Unix time), which is the Date of the response."""
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class ReadyAnswers:
         self._size = 0
         self._answers: OrderedDict[str, _Ready] = OrderedDict()
 
-    def find(self, request: Request) -> tuple[ObjectId, Reply] | None:
+    def find(self, request: Request) -> tuple[ObjectId, Response] | None:
         """The answer to a request, and the object in it; None if no answer is ready."""
         ready = self._answers.get(request.path)
         if ready is None or not _is_plain(request):
@@ -80,29 +80,29 @@ class ReadyAnswers:
                 return None
             ready.generation = generation
         self._answers.move_to_end(request.path)
-        return ready.object_id, self._reply(ready, request.method)
+        return ready.object_id, self._response(ready, request.method)
 
-    def _reply(self, ready: _Ready, method: str) -> Reply:
+    def _response(self, ready: _Ready, method: str) -> Response:
         second = int(time.time())
-        if method == "GET" and ready.reply is not None and ready.second == second:
-            return ready.reply
-        reply = Reply(200, Result.HIT, Headers(ready.headers), ready.body, ready.object_id.version)
+        if method == "GET" and ready.response is not None and ready.second == second:
+            return ready.response
+        response = Response(200, Result.HIT, Headers(ready.headers), ready.body, ready.object_id.version)
         if method == "GET":
-            ready.reply, ready.second = reply, second
-        return reply
+            ready.response, ready.second = response, second
+        return response
 
-    def keep(self, request: Request, object_id: ObjectId, reply: Reply) -> bool:
+    def keep(self, request: Request, object_id: ObjectId, response: Response) -> bool:
         """Keep the answer to a request, if others can be given the same.
 
         Args:
             request: the request.
             object_id: the patch or signature that was asked for.
-            reply: the answer, from the cache, with nothing in it yet that belongs to this request.
+            response: the answer, from the cache, with nothing in it yet that belongs to this request.
 
         Returns:
             False if these aren't the bytes that were published: the file has been damaged since.
         """
-        body, path = reply.body, object_id.upstream_path
+        body, path = response.body, object_id.upstream_path
         if request.method != "GET" or not _is_plain(request) or not isinstance(body, bytes):
             return True
         is_signature = object_id.kind.is_signature
@@ -116,7 +116,9 @@ class ReadyAnswers:
         if is_signature and not self._signs.is_proven(object_id):
             return True  # it must be compared with its file as soon as that is here
         self._drop(path)
-        self._answers[path] = ready = _Ready(object_id, sources, known, list(reply.headers), body, generation)
+        self._answers[path] = ready = _Ready(
+            object_id, sources, known, list(response.headers), body, generation
+        )
         self._size += ready.size
         while self._size > self._limit:
             self._drop(next(iter(self._answers)))

@@ -82,7 +82,7 @@ def trouble_of(error: BaseException) -> Trouble | None:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class LastingTrouble:
     """Trouble that lasts."""
 
     trouble: Trouble
@@ -107,10 +107,10 @@ class Condition:
         self._what = what
         self._clock = clock
         self._lock = threading.Lock()
-        self._state: State | None = None
+        self._state: LastingTrouble | None = None
 
     @property
-    def state(self) -> State | None:
+    def state(self) -> LastingTrouble | None:
         """The trouble that there is, if any."""
         return self._state
 
@@ -126,7 +126,7 @@ class Condition:
         with self._lock:
             if self._state is None or self._state.trouble is not trouble:
                 reason = f"{self._directory} {_IN_WORDS[trouble]}: {_reason(error)}"
-                self._state = State(trouble, reason, self._clock())
+                self._state = LastingTrouble(trouble, reason, self._clock())
                 logger.warning("%s: what is good is served, nothing is kept: %s", self._what, reason)
         return True
 

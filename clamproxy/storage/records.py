@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clamproxy.storage.condition import Condition
-from clamproxy.storage.file import Damage, DamagedFileError, RecordsFile
+from clamproxy.storage.records_file import Damage, DamagedFileError, RecordsFile
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)

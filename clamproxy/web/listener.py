@@ -17,8 +17,8 @@ from werkzeug.http import parse_set_header
 
 from clamproxy.config.units import KIB, Endpoint
 from clamproxy.messages import Request
-from clamproxy.replies import complete
-from clamproxy.web.site import StatusSite
+from clamproxy.responses import complete
+from clamproxy.web.pages import Pages
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ BACKLOG = 64
 class Listener:
     """Takes connections and has their requests answered by the site. Event loop only."""
 
-    def __init__(self, endpoint: Endpoint, site: StatusSite) -> None:
+    def __init__(self, endpoint: Endpoint, site: Pages) -> None:
         """Prepare; nothing listens yet.
 
         Args:
@@ -94,17 +94,17 @@ class Listener:
         if request.query:
             path += f"?{request.query}"
         asked = Request(request.method or "", path, headers)
-        reply = await self._site.handle(asked, peer=peer)
-        complete(reply, asked.method)
+        response = await self._site.handle(asked, peer=peer)
+        complete(response, asked.method)
         fields = HTTPHeaders()
-        for name, value in reply.headers:
+        for name, value in response.headers:
             fields.add(name, value)
-        body = reply.body if isinstance(reply.body, bytes) else b""
+        body = response.body if isinstance(response.body, bytes) else b""
         # tornado knows "close" alone in one field.
         is_last = "close" in parse_set_header(", ".join(headers.getlist("Connection")))
         if is_last:
             fields["Connection"] = "close"
-        line = ResponseStartLine("HTTP/1.1", reply.status, HTTPStatus(reply.status).phrase)
+        line = ResponseStartLine("HTTP/1.1", response.status, HTTPStatus(response.status).phrase)
         connection = request.connection
         if not isinstance(connection, HTTP1Connection):
             return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from clamproxy.fleet.machine import Machine, State
+from clamproxy.fleet.machine import Machine, MachineState
 
 LONGEST_SEARCH = 200
 """Characters."""
@@ -17,7 +17,7 @@ _MOST = 9
 """Digits of a number in the query."""
 
 OVERDUE, END_OF_LIFE = "overdue", "end_of_life"
-STATES = (*State, OVERDUE, END_OF_LIFE)
+STATES = (*MachineState, OVERDUE, END_OF_LIFE)
 """What ``state`` may be: the names of the counts."""
 
 _SORTS: Mapping[str, Callable[[Machine], Any] | None] = {

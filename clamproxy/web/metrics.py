@@ -11,9 +11,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from clamproxy.fleet.machine import State
+from clamproxy.fleet.machine import MachineState
 from clamproxy.messages import Result
-from clamproxy.stats import COUNTER_OF_RESULT
+from clamproxy.statistics import COUNTER_OF_RESULT
 
 type Labels = tuple[str, ...]
 type Samples = Iterable[tuple[Labels, float | None]]
@@ -35,7 +35,7 @@ def exposition(values: Values, accept: str) -> tuple[bytes, str]:
         The text and its Content-Type: OpenMetrics for who asks for it, else the older format.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(PictureCollector(values))
+    registry.register(StatusCollector(values))
     ProcessCollector(registry=registry)
     if any(one.partition(";")[0].strip().lower() == OPENMETRICS for one in accept.split(",")):
         text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ def exposition(values: Values, accept: str) -> tuple[bytes, str]:
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
-class PictureCollector(Collector):
+class StatusCollector(Collector):
     """Makes metrics of a picture.
 
     The counters are those that the cache keeps: they go on after a restart, and count for all
@@ -149,7 +149,7 @@ def _kind_of(what: str) -> str:
 def _fleet(values: Values) -> Iterator[Metric]:
     fleet = values["fleet"]
     if fleet["enabled"]:
-        states = [((str(state),), fleet[state]) for state in State]
+        states = [((str(state),), fleet[state]) for state in MachineState]
         yield _gauge(
             "fleet_machines", "Machines, by whether they have the newest databases.", ("state",), states
         )

@@ -15,7 +15,7 @@ from tests.support.data import require_testdata
 from tests.support.dns_server import FakeDns, open_dns
 from tests.support.gateway import Gateway
 from tests.support.mirror import ANEW, NAMED, Mirror, idle_site, open_mirror
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.scenes import BASE, ROOMY, hold
 from tests.support.site import Site, SitePool, open_site, settings_for
 
@@ -108,9 +108,9 @@ def big(make_forged: MakeForged) -> Site:
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
+def origin() -> Iterator[OriginServer]:
     """A fake CDN alone."""
-    with Origin() as server:
+    with OriginServer() as server:
         yield server
 
 
@@ -129,13 +129,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
 
 
 @pytest.fixture
-def idle(tmp_path: Path, origin: Origin, dns: FakeDns) -> Gateway:
+def idle(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> Gateway:
     """A gateway without internet that does not run and has no cache yet."""
     return Gateway(tmp_path / "idle", settings_for(origin, dns, **OFFLINE))
 
 
 @pytest.fixture
-def mirror(tmp_path: Path, origin: Origin, dns: FakeDns) -> Iterator[Mirror]:
+def mirror(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> Iterator[Mirror]:
     """No proxy runs, and no freshclam has used the cache."""
     site = idle_site(tmp_path / "site", origin, dns, upstream=NAMED, versions=ANEW)
     with open_mirror(site) as mirror:

@@ -12,7 +12,7 @@ import yaml
 from clamproxy.access.users import user_line
 from tests.support.big import Forgery, begun_download
 from tests.support.gateway import CDN, TunnelRefused, Way, tool
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.raw_http import exchange
 from tests.support.site import LOCALHOST, Site, eventually, signed
 
@@ -86,7 +86,7 @@ def test_passwords_are_logged_nowhere(guarded: Site) -> None:
 
 
 @pytest.fixture
-def passing(make_site: MakeSite, origin: Origin) -> Site:
+def passing(make_site: MakeSite, origin: OriginServer) -> Site:
     """A site that has users, and passes the other server through."""
     origin.put("x", b"secret")
     return make_site(
@@ -97,7 +97,9 @@ def passing(make_site: MakeSite, origin: Origin) -> Site:
 @pytest.mark.parametrize(
     "login", [b"Basic \xc3\xa9", b"Basic \xff", b"Basic " + b"A" * 5, b'Digest a="', b"\x80"]
 )
-def test_credentials_that_cannot_be_read_let_nobody_in(passing: Site, origin: Origin, login: bytes) -> None:
+def test_credentials_that_cannot_be_read_let_nobody_in(
+    passing: Site, origin: OriginServer, login: bytes
+) -> None:
     place = b"%b:%d" % (LOCALHOST.encode(), origin.port)
     fields = b"Host: %b\r\nProxy-Authorization: %b\r\nConnection: close\r\n\r\n" % (place, login)
     for head in (b"GET http://%b/x HTTP/1.1\r\n", b"CONNECT %b HTTP/1.1\r\n"):
@@ -109,7 +111,7 @@ def test_credentials_that_cannot_be_read_let_nobody_in(passing: Site, origin: Or
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
-def test_content_of_nobody_known_is_not_read(passing: Site, origin: Origin, length: str) -> None:
+def test_content_of_nobody_known_is_not_read(passing: Site, origin: OriginServer, length: str) -> None:
     place = f"{LOCALHOST}:{origin.port}"
     head = f"POST http://{place}/secret-path HTTP/1.1\r\nHost: {place}\r\n{length}\r\n\r\n"
     answer = exchange(passing.gateway.port, head.encode() + b"x" * 1_000_000)

@@ -30,7 +30,7 @@ from tests.support.bundles import (
 from tests.support.dns_server import open_dns
 from tests.support.forge import forge_cdiff, forge_database, forge_sign
 from tests.support.gateway import Gateway
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.scenes import NEWEST, Members
 from tests.support.site import flipped, settings_for, signed
 
@@ -61,7 +61,7 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def filled(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One with the first bundle in its cache, which tests do not change."""
-    with Origin() as origin, open_dns() as dns:
+    with OriginServer() as origin, open_dns() as dns:
         gateway = Gateway(tmp_path_factory.mktemp("filled"), settings_for(origin, dns, **OFFLINE))
         take_in(gateway, bundles.first)
         yield gateway

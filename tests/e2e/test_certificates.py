@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from clamproxy.authority import Generation, configured_names, found
-from clamproxy.authority.state import FILE, read_state
+from clamproxy.authority.keyfile import FILE, read_state
 from clamproxy.config.loading import load_settings
 from tests.support.freshclam import OK, Outcome
 from tests.support.gateway import CDN, Gateway, Way

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.programs import require_program
 from tests.support.site import LOCALHOST, Site, origin_certificates
 
@@ -84,7 +84,7 @@ class Scene:
     """A site whose gateway knows one feed, over https as nearly all of them."""
 
     site: Site
-    feed: Origin
+    feed: OriginServer
 
     def publish(self, text: str, of_file: dict[str, str] = LONG, of_digest: dict[str, str] = SHORT) -> None:
         """New files, and their digests."""
@@ -112,7 +112,7 @@ class Scene:
 def scene(make_site: MakeSite, tmp_path: Path) -> Iterator[Scene]:
     require_program("fangfrisch")
     context, bundle = origin_certificates(tmp_path / "certificates")
-    with Origin(context) as feed:
+    with OriginServer(context) as feed:
         site = make_site(feeds={"hosts": [LOCALHOST]}, upstream={"ca_bundle": str(bundle)})
         yield Scene(site, feed)
 

@@ -19,7 +19,7 @@ from tests.support import faults
 from tests.support.faults import Fault
 from tests.support.freshclam import OK, Freshclam, Outcome
 from tests.support.gateway import Answer, Way, receive, send
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Site, eventually, http_date, open_site, origin_certificates
 
 FEED_HOST = "127.0.0.1"
@@ -39,7 +39,7 @@ class Scene:
     """A site whose gateway knows one feed."""
 
     site: Site
-    feed: Origin
+    feed: OriginServer
 
     @property
     def host(self) -> str:
@@ -77,11 +77,11 @@ type MakeScene = Callable[..., Scene]
 
 
 @pytest.fixture
-def make_scene(tmp_path: Path, origin: Origin) -> Iterator[MakeScene]:
+def make_scene(tmp_path: Path, origin: OriginServer) -> Iterator[MakeScene]:
     """Starts such a site, once, with more settings."""
     opened: list[Site] = []
 
-    def make(feed: Origin = origin, **sections: Any) -> Scene:
+    def make(feed: OriginServer = origin, **sections: Any) -> Scene:
         sections["feeds"] = {"hosts": [FEED_HOST], **sections.get("feeds", {})}
         opened.append(open_site(tmp_path / f"site-{len(opened)}", **sections))
         opened[-1].publish(NEWEST)
@@ -244,7 +244,7 @@ def test_two_requests_on_one_connection(scene: Scene) -> None:
 
 def test_a_feed_over_https(make_scene: MakeScene, tmp_path: Path) -> None:
     context, bundle = origin_certificates(tmp_path / "certificates")
-    with Origin(context) as feed:
+    with OriginServer(context) as feed:
         scene = make_scene(feed, upstream={"ca_bundle": str(bundle)})
         scene.set_out(FIRST, FRESH)
         answer = scene.ask(way=Way.CONNECT_HTTPS)

@@ -13,7 +13,7 @@ import pytest
 from tests.support import faults
 from tests.support.freshclam import OK
 from tests.support.gateway import TunnelRefused, Way, receive, send
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Site, SitePool, open_site, signed
 
 from .conftest import MakeSite
@@ -42,7 +42,7 @@ def site(sites: SitePool) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("way", [*FORWARD_WAYS, Way.CONNECT_HTTPS])
-def test_other_hosts_are_refused(site: Site, origin: Origin, way: Way) -> None:
+def test_other_hosts_are_refused(site: Site, origin: OriginServer, way: Way) -> None:
     origin.put("test.cvd", signed("test-6.cvd"))
     status = status_or_closed(site, "/test.cvd", way, f"127.0.0.1:{origin.port}")
     assert status not in (200, 403, 429)
@@ -102,14 +102,14 @@ def passing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-def feed(passing: Site, origin: Origin) -> tuple[Site, Origin]:
+def feed(passing: Site, origin: OriginServer) -> tuple[Site, OriginServer]:
     """That site, and the other server."""
     origin.put("feed.ndb", FEED)
     return passing, origin
 
 
 @pytest.mark.parametrize("way", FORWARD_WAYS)
-def test_pass_through_forwards_as_it_is(feed: tuple[Site, Origin], way: Way) -> None:
+def test_pass_through_forwards_as_it_is(feed: tuple[Site, OriginServer], way: Way) -> None:
     site, origin = feed
     host = f"127.0.0.1:{origin.port}"
     for _ in range(2):
@@ -122,7 +122,9 @@ def test_pass_through_forwards_as_it_is(feed: tuple[Site, Origin], way: Way) -> 
 
 
 @pytest.mark.parametrize("status", [403, 429])
-def test_a_refusal_that_is_passed_through_freezes_nobody(feed: tuple[Site, Origin], status: int) -> None:
+def test_a_refusal_that_is_passed_through_freezes_nobody(
+    feed: tuple[Site, OriginServer], status: int
+) -> None:
     """Trap 20: freshclam would ask nobody for hours; others are told what the host has said."""
     site, origin = feed
     host = f"127.0.0.1:{origin.port}"
@@ -131,14 +133,14 @@ def test_a_refusal_that_is_passed_through_freezes_nobody(feed: tuple[Site, Origi
     assert site.gateway.ask("/feed.ndb", host=host, user_agent="curl/8.11.0").status == status
 
 
-def test_nothing_passes_while_the_gateway_is_offline(make_site: MakeSite, origin: Origin) -> None:
+def test_nothing_passes_while_the_gateway_is_offline(make_site: MakeSite, origin: OriginServer) -> None:
     site = make_site(serving={"pass_through": ["127.0.0.1"]}, upstream={"offline": True})
     origin.put("feed.ndb", FEED)
     answer = site.gateway.ask("/feed.ndb", Way.ABSOLUTE, host=f"127.0.0.1:{origin.port}")
     assert (answer.status, origin.requests()) == (502, [])
 
 
-def test_pass_through_is_streamed(feed: tuple[Site, Origin]) -> None:
+def test_pass_through_is_streamed(feed: tuple[Site, OriginServer]) -> None:
     """The first bytes arrive while the rest is still to come."""
     site, origin = feed
     origin.rule("*", faults.stall(40_000))
@@ -149,7 +151,7 @@ def test_pass_through_is_streamed(feed: tuple[Site, Origin]) -> None:
         assert response.read(30_000) == FEED[:30_000]
 
 
-def test_custom_url_of_freshclam(feed: tuple[Site, Origin]) -> None:
+def test_custom_url_of_freshclam(feed: tuple[Site, OriginServer]) -> None:
     """E1, E2: DatabaseCustomURL through the same proxy, the second time with If-Modified-Since."""
     site, origin = feed
     origin.put("my.ndb", b"My.Test:0:*:6d792d746573742d7369676e6174757265\n")
@@ -167,7 +169,7 @@ def test_custom_url_of_freshclam(feed: tuple[Site, Origin]) -> None:
     assert [seen.status for seen in origin.requests("/my.ndb")] == [200, 304]
 
 
-def test_nothing_of_a_passed_host_is_served_as_clamavs(feed: tuple[Site, Origin]) -> None:
+def test_nothing_of_a_passed_host_is_served_as_clamavs(feed: tuple[Site, OriginServer]) -> None:
     """A test.cvd of another server is another file."""
     site, origin = feed
     origin.put("test.cvd", b"not a CVD")
@@ -175,7 +177,7 @@ def test_nothing_of_a_passed_host_is_served_as_clamavs(feed: tuple[Site, Origin]
     assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
 
 
-def test_two_requests_for_two_hosts_on_one_connection(site: Site, origin: Origin) -> None:
+def test_two_requests_for_two_hosts_on_one_connection(site: Site, origin: OriginServer) -> None:
     """The host is judged for each request, not for each connection."""
     origin.put("test.cvd", b"secret")
     with site.gateway.connection(Way.ABSOLUTE) as connection:

@@ -28,7 +28,7 @@ from tests.support.mirror import (
     open_mirror,
     told,
 )
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Site, build_time, eventually, flipped, resolver_of, signed
 
 from .conftest import MakeSite
@@ -267,7 +267,7 @@ class TestOrigin:
         assert result.returncode == 1, told(mirror, result)
         assert mirror.version() is None
 
-    def test_nobody_to_ask_in_the_name_of(self, tmp_path: Path, origin: Origin, dns: FakeDns) -> None:
+    def test_nobody_to_ask_in_the_name_of(self, tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:
         site = idle_site(tmp_path, origin, dns)
         site.publish(6)
         with open_mirror(site) as mirror:

@@ -14,7 +14,7 @@ from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
 from tests.support.gateway import TOOL_LIMIT
 from tests.support.mirror import NAMED, NOT_DELIVERED, TEST, Mirror, idle_site, open_mirror, told
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import eventually
 
 
@@ -38,7 +38,7 @@ class TestKilled:
         mirror.assert_sound()
 
     @pytest.mark.parametrize("path", ["W", "/test-6.cvd.sign", "/test-6.cdiff.sign"])
-    def test_the_first_time(self, tmp_path: Path, origin: Origin, dns: FakeDns, path: str) -> None:
+    def test_the_first_time(self, tmp_path: Path, origin: OriginServer, dns: FakeDns, path: str) -> None:
         """The next run need not ask for the versions, and goes on nevertheless, or says that it does not."""
         site = idle_site(tmp_path, origin, dns, upstream=NAMED, versions={"refresh": "5min"})
         site.publish(6)

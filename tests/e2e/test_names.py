@@ -21,7 +21,7 @@ from tests.support.dns_server import PRIMARY, FakeDns, Mode, free_address, open_
 from tests.support.doh_server import ConnectProxy, FakeDoh
 from tests.support.freshclam import OK
 from tests.support.gateway import Gateway, Settings, Way
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.scenes import settle
 from tests.support.site import LOCALHOST, Site, eventually, origin_certificates, resolver_of, settings_for
 
@@ -77,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     opened: list[Site] = []
 
     def make(**sections: Any) -> Site:
-        origin, fake_dns = Origin(), open_dns()
+        origin, fake_dns = OriginServer(), open_dns()
         settings = settings_for(origin, fake_dns, **sections)
         gateway = NameGateway(tmp_path / "gateway", settings, _resolver_address())
         opened.append(Site(tmp_path, origin, fake_dns, gateway))
@@ -300,7 +300,7 @@ def test_dns_over_https_through_a_proxy(tmp_path: Path) -> None:
         FakeDns() as inside,
         FakeDoh(outside, tls) as doh,
         ConnectProxy("user:secret") as proxy,
-        Origin(tls) as origin,
+        OriginServer(tls) as origin,
     ):
         outside.versions["test"] = 6
         inside.mode = Mode.NXDOMAIN

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.gateway import CDN, TunnelRefused, Way
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.raw import Relay
 from tests.support.raw_http import exchange
 from tests.support.site import Site, SitePool, eventually, open_site, signed
@@ -73,7 +73,7 @@ def passing(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("host", STRANGE_HOSTS)
-def test_strange_host_field_does_not_open_the_proxy(site: Site, origin: Origin, host: bytes) -> None:
+def test_strange_host_field_does_not_open_the_proxy(site: Site, origin: OriginServer, host: bytes) -> None:
     origin.put("x", b"secret")
     answer = exchange(site.gateway.port, get(f"http://{LOOPBACK}:{origin.port}/x", host))
     assert status_of(answer) not in (200, 403, 429)
@@ -84,7 +84,9 @@ def test_strange_host_field_does_not_open_the_proxy(site: Site, origin: Origin, 
 @pytest.mark.parametrize(
     ("host", "status"), [(b"\xff\xfe", 400), (b"a\xff.example", 400), (b"a.example", 404), (b"a,b", 404)]
 )
-def test_strange_host_field_inside_a_tunnel(site: Site, origin: Origin, host: bytes, status: int) -> None:
+def test_strange_host_field_inside_a_tunnel(
+    site: Site, origin: OriginServer, host: bytes, status: int
+) -> None:
     """The tunnel says where to, not the field; it has to be one nevertheless (RFC 9112 3.2)."""
     origin.put("x", b"secret")
     answer = exchange(site.gateway.port, get("/x", host), inside=f"{CDN}:80")
@@ -105,7 +107,7 @@ def test_folded_field_is_read_and_not_forwarded(site: Site, way: Way) -> None:
     assert all("x-folded" not in seen.headers for seen in site.origin.requests())
 
 
-def test_clamav_name_with_a_foreign_port_leads_nowhere(site: Site, origin: Origin) -> None:
+def test_clamav_name_with_a_foreign_port_leads_nowhere(site: Site, origin: OriginServer) -> None:
     """localhost is one of this site's ClamAV names; its other ports are not asked."""
     url = f"http://localhost:{origin.port}/test.cvd"
     assert exchange(site.gateway.port, get(url, b"localhost", FOLDED)).endswith(signed("test-6.cvd"))
@@ -124,7 +126,7 @@ def test_endless_retry_after_is_answered_by_the_gateway(make_site: MakeSite, cod
 
 
 def test_addon_without_configuration_serves_nobody(
-    make_site: MakeSite, origin: Origin, tmp_path: Path
+    make_site: MakeSite, origin: OriginServer, tmp_path: Path
 ) -> None:
     script = tmp_path / "unconfigured.py"
     script.write_text(SCRIPT_WITHOUT_SERVICE)
@@ -137,7 +139,7 @@ def test_addon_without_configuration_serves_nobody(
     assert origin.requests() == []
 
 
-def test_a_defect_lets_nothing_through(make_site: MakeSite, origin: Origin, tmp_path: Path) -> None:
+def test_a_defect_lets_nothing_through(make_site: MakeSite, origin: OriginServer, tmp_path: Path) -> None:
     """mitmproxy goes on after an exception in a hook: the addon must not leave it to that."""
     script = tmp_path / "failing.py"
     script.write_text(SCRIPT_THAT_FAILS)
@@ -152,7 +154,7 @@ def test_a_defect_lets_nothing_through(make_site: MakeSite, origin: Origin, tmp_
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_host_names_where_a_passed_request_goes(passing: Site, origin: Origin, inside: bool) -> None:
+def test_host_names_where_a_passed_request_goes(passing: Site, origin: OriginServer, inside: bool) -> None:
     """Else it would reach any site of a server that has several."""
     origin.put("x", b"public")
     address = f"localhost:{origin.port}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.raw import RawServer, Relay, answering, dripping
 from tests.support.scenes import PROBE
 from tests.support.site import Site, eventually, signed
@@ -29,13 +29,13 @@ def cooldowns(site: Site) -> dict[str, Any]:
 
 
 @pytest.fixture
-def relay(origin: Origin) -> Iterator[Relay]:
+def relay(origin: OriginServer) -> Iterator[Relay]:
     with Relay(origin.port) as relay:
         yield relay
 
 
 @pytest.fixture
-def behind_nat(make_site: MakeSite, origin: Origin, relay: Relay) -> Site:
+def behind_nat(make_site: MakeSite, origin: OriginServer, relay: Relay) -> Site:
     """A site whose way to the origin can forget connections. Times are as they are by default."""
     upstream = {"url": relay.url, "connect_timeout": "10s", "read_timeout": "30s"}
     site = make_site(upstream=upstream, **WHOLE)

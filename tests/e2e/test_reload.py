@@ -19,7 +19,7 @@ from tests.support import faults
 from tests.support.big import PATH, Forgery, begun_download
 from tests.support.freshclam import OK
 from tests.support.gateway import Answer, Gateway, TunnelRefused, Way, read_body, send
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import HOSTS, Site, eventually, signed
 
 from .conftest import MakeForged, MakeSite
@@ -69,7 +69,7 @@ def test_databases(make_site: MakeSite) -> None:
     assert site.gateway.ask("/test.cvd").status == 404
 
 
-def test_hosts_and_pass_through(site: Site, origin: Origin) -> None:
+def test_hosts_and_pass_through(site: Site, origin: OriginServer) -> None:
     site.publish(2)
     origin.put("feed.ndb", b"feed")
     other, feed = "mirror.example.com", f"127.0.0.1:{origin.port}"
@@ -108,7 +108,7 @@ def test_log_format(site: Site) -> None:
     )
 
 
-def test_origin(site: Site, origin: Origin) -> None:
+def test_origin(site: Site, origin: OriginServer) -> None:
     """What was cached stays; what is missing comes from the new place."""
     site.publish(2)
     assert site.gateway.ask("/test.cvd").status == 200

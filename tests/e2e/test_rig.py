@@ -11,7 +11,7 @@ from tests.support import faults
 from tests.support.data import TESTDATA
 from tests.support.dns_server import PRIMARY, FakeDns, Mode
 from tests.support.freshclam import Freshclam
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Break, answers, build_time, corrupts, lacks, publish, resolver_of, signed
 
 # Row, local version, what is wrong at the origin, requests, exit code, version at the end, cool-down.
@@ -38,7 +38,7 @@ ROWS: list[tuple[str, int | None, Break | None, str, int, int | None, bool]] = [
 ]
 
 
-def direct(tmp_path: Path, origin: Origin, local: int | None = None, **options: object) -> Freshclam:
+def direct(tmp_path: Path, origin: OriginServer, local: int | None = None, **options: object) -> Freshclam:
     client = Freshclam(directory=tmp_path / "client", mirrors=[origin.url], **options)  # type: ignore[arg-type]
     if local is not None:
         client.install(TESTDATA / f"test-{local}.cvd")
@@ -51,7 +51,7 @@ def direct(tmp_path: Path, origin: Origin, local: int | None = None, **options: 
 )
 def test_http_mode(
     tmp_path: Path,
-    origin: Origin,
+    origin: OriginServer,
     local: int | None,
     broken: Break | None,
     trace: str,
@@ -67,7 +67,7 @@ def test_http_mode(
     assert found == (trace, code, version, cooling), outcome.output
 
 
-def test_conditional_probe_is_sent_with_the_build_time(tmp_path: Path, origin: Origin) -> None:
+def test_conditional_probe_is_sent_with_the_build_time(tmp_path: Path, origin: OriginServer) -> None:
     """A3: an up-to-date client whose probe is answered with 304."""
     publish(origin, 6)
     origin.put("test.cvd", signed("test-6.cvd"), modified="Wed, 23 Jun 2021 01:34:05 GMT")
@@ -88,7 +88,13 @@ def test_conditional_probe_is_sent_with_the_build_time(tmp_path: Path, origin: O
     ],
 )
 def test_dns_mode(
-    tmp_path: Path, origin: Origin, dns: FakeDns, local: int | None, advertised: int, trace: str, version: int
+    tmp_path: Path,
+    origin: OriginServer,
+    dns: FakeDns,
+    local: int | None,
+    advertised: int,
+    trace: str,
+    version: int,
 ) -> None:
     publish(origin, 6)
     dns.versions["test"] = advertised
@@ -110,7 +116,7 @@ def test_dns_mode(
     ],
 )
 def test_dns_trouble_makes_freshclam_probe(
-    tmp_path: Path, origin: Origin, dns: FakeDns, name: str, mode: Mode
+    tmp_path: Path, origin: OriginServer, dns: FakeDns, name: str, mode: Mode
 ) -> None:
     """F3, F4, F5, F16."""
     publish(origin, 6)
@@ -120,7 +126,7 @@ def test_dns_trouble_makes_freshclam_probe(
     assert (origin.trace, outcome.version) == ("P W", 6), outcome.output
 
 
-def test_refused_connections_and_recovery_on_the_same_port(tmp_path: Path, origin: Origin) -> None:
+def test_refused_connections_and_recovery_on_the_same_port(tmp_path: Path, origin: OriginServer) -> None:
     publish(origin, 6)
     origin.refuse()
     client = direct(tmp_path, origin, attempts=1)
@@ -129,7 +135,7 @@ def test_refused_connections_and_recovery_on_the_same_port(tmp_path: Path, origi
     assert client.run().version == 6
 
 
-def test_a_stalled_answer_keeps_the_connection_open_until_it_is_healed(origin: Origin) -> None:
+def test_a_stalled_answer_keeps_the_connection_open_until_it_is_healed(origin: OriginServer) -> None:
     publish(origin, 6)
     origin.rule("W", faults.stall(5000))
     with socket.create_connection(("127.0.0.1", origin.port), timeout=0.2) as client:

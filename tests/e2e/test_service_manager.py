@@ -22,7 +22,7 @@ from tests.support.confinement import LIBRARY, confined_environment
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
 from tests.support.gateway import ROOT, Gateway, Way
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Site, eventually, settings_for
 
 from .conftest import MakeSite
@@ -69,7 +69,7 @@ def manager() -> Iterator[Manager]:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path, origin: Origin, dns: FakeDns, manager: Manager) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, origin: OriginServer, dns: FakeDns, manager: Manager) -> Iterator[Gateway]:
     """One that systemd has started."""
     with Gateway(tmp_path / "site", settings_for(origin, dns), environment=manager.environment) as gateway:
         yield gateway
@@ -100,7 +100,7 @@ def test_a_reload_that_is_refused_ends_too(gateway: Gateway, manager: Manager) -
 
 
 def test_ready_means_that_clients_are_served(
-    tmp_path: Path, origin: Origin, dns: FakeDns, manager: Manager
+    tmp_path: Path, origin: OriginServer, dns: FakeDns, manager: Manager
 ) -> None:
     gateway = Gateway(tmp_path / "site", settings_for(origin, dns), environment=manager.environment)
     gateway.start()
@@ -113,7 +113,7 @@ def test_ready_means_that_clients_are_served(
 
 
 def test_a_start_that_fails_is_never_ready(
-    tmp_path: Path, origin: Origin, dns: FakeDns, manager: Manager
+    tmp_path: Path, origin: OriginServer, dns: FakeDns, manager: Manager
 ) -> None:
     settings = settings_for(origin, dns, cache={"size_limit": "much"})
     gateway = Gateway(tmp_path / "site", settings, environment=manager.environment)

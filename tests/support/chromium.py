@@ -21,10 +21,10 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.messages import Reply, Request
-from clamproxy.replies import complete
+from clamproxy.messages import Request, Response
+from clamproxy.responses import complete
 from clamproxy.web.machines import Query, fleet_json
-from clamproxy.web.site import StatusSite
+from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Sources
 from tests.support.machines import machine_of
 
@@ -169,7 +169,7 @@ class StatusServer:
         self.token: str | None = None
         """What a reader has to show; see status.token."""
         # Of its sources only the settings are asked for: static files need no more.
-        self._site = StatusSite(Sources(settings=self._settings, store=cast(Store, None), started_at=0.0))
+        self._site = Pages(Sources(settings=self._settings, store=cast(Store, None), started_at=0.0))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -193,7 +193,7 @@ class StatusServer:
     def _settings(self) -> Settings:
         return Settings.model_validate({"status": {"token": self.token}})
 
-    def _reply(self, target: str, headers: Headers) -> Reply | None:
+    def _response(self, target: str, headers: Headers) -> Response | None:
         path, _, query = target.partition("?")
         self.asked.append(path)
         if path in ("/status.json", "/fleet.json"):
@@ -208,10 +208,10 @@ class StatusServer:
             return self._laid_over(headers, code, self.client_config, "text/plain")
         return self._page(path, headers)
 
-    def _page(self, path: str, headers: Headers) -> Reply:
-        reply = asyncio.run(self._site.handle(Request("GET", path, headers), peer="127.0.0.1"))
-        complete(reply, "GET")
-        return reply
+    def _page(self, path: str, headers: Headers) -> Response:
+        response = asyncio.run(self._site.handle(Request("GET", path, headers), peer="127.0.0.1"))
+        complete(response, "GET")
+        return response
 
     def _status_json(self) -> bytes:
         return self.status if isinstance(self.status, bytes) else json.dumps(self.status).encode()
@@ -225,34 +225,34 @@ class StatusServer:
         machines = [machine_of(one) for one in counts.pop("machines")]
         return fleet_json(machines, counts, Query.parse(query), self.status["gateway"]["now"])
 
-    def _laid_over(self, headers: Headers, code: int, body: bytes, content_type: str) -> Reply:
+    def _laid_over(self, headers: Headers, code: int, body: bytes, content_type: str) -> Response:
         """An answer of the test with the header fields of the site, its policy above all."""
         shown = Headers({"Authorization": headers.get("Authorization", "")})
-        reply = self._page("/style.css", shown)
-        if reply.status == 401:
-            return reply
-        reply.status, reply.body = code, body
-        reply.headers["Content-Type"] = content_type
-        reply.headers["Cache-Control"] = "no-store"
-        del reply.headers["ETag"]
-        return reply
+        response = self._page("/style.css", shown)
+        if response.status == 401:
+            return response
+        response.status, response.body = code, body
+        response.headers["Content-Type"] = content_type
+        response.headers["Cache-Control"] = "no-store"
+        del response.headers["ETag"]
+        return response
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                reply = server._reply(self.path, Headers(list(self.headers.items())))
-                if reply is None:
+                response = server._response(self.path, Headers(list(self.headers.items())))
+                if response is None:
                     self.close_connection = True
                     return
-                assert isinstance(reply.body, bytes)
-                self.send_response_only(reply.status)
-                reply.headers["Content-Length"] = str(len(reply.body))
-                for name, value in reply.headers:
+                assert isinstance(response.body, bytes)
+                self.send_response_only(response.status)
+                response.headers["Content-Length"] = str(len(response.body))
+                for name, value in response.headers:
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(reply.body)
+                self.wfile.write(response.body)
 
             def log_message(self, *_: object) -> None:
                 """Nothing."""

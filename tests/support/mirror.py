@@ -16,7 +16,7 @@ from tests.support.data import TESTDATA
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK, Freshclam, Outcome
 from tests.support.gateway import USER_AGENT, Gateway
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import LOCALHOST, Site, eventually, settings_for, signed
 
 type Result = subprocess.CompletedProcess[str]
@@ -116,7 +116,7 @@ class Mirror:
             assert wanted <= self.names()
 
 
-def idle_site(directory: Path, origin: Origin, dns: FakeDns, **sections: dict[str, Any]) -> Site:
+def idle_site(directory: Path, origin: OriginServer, dns: FakeDns, **sections: dict[str, Any]) -> Site:
     """A site whose proxy does not run."""
     return Site(directory, origin, dns, Gateway(directory / "gateway", settings_for(origin, dns, **sections)))
 

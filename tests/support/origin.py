@@ -80,7 +80,7 @@ class _Gone(Exception):
     """The peer left, or the server is closing."""
 
 
-class Origin:
+class OriginServer:
     """The server. Use it as a context manager."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -295,7 +295,7 @@ class _Sender:
     """Writes one answer to one connection, with its fault."""
 
     def __init__(
-        self, origin: Origin, connection: socket.socket, fault: Fault, release: threading.Event
+        self, origin: OriginServer, connection: socket.socket, fault: Fault, release: threading.Event
     ) -> None:
         self._origin, self._connection, self._fault, self._release = origin, connection, fault, release
         self.sent = 0

@@ -20,7 +20,7 @@ from tests.support.forge import (
     seal,
 )
 from tests.support.gateway import FORGED_ADDON
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 
 DAY = 86400
 EPOCH = 1_700_000_000
@@ -112,7 +112,7 @@ class Releases:
         info = [f"OPEN {self.database}.info".encode(), *exchanges(before, after), b"CLOSE"]
         return joined([*info, *self._release(version).script])
 
-    def publish(self, origin: Origin, version: int, *, base: int | None = None) -> None:
+    def publish(self, origin: OriginServer, version: int, *, base: int | None = None) -> None:
         """Put a release on the fake CDN: the CVD, and the cdiffs since the first version.
 
         Args:

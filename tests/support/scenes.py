@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.data import read_testdata
 from tests.support.freshclam import Outcome
 from tests.support.gateway import Answer, Gateway, Way
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import Site, eventually
 
 ROOMY: dict[str, Any] = {"max_share": "100%"}
@@ -48,7 +48,7 @@ def advance(site: Site, held: int, advertised: int) -> None:
     site.origin.forget()
 
 
-def settle(origin: Origin) -> None:
+def settle(origin: OriginServer) -> None:
     """Wait until the origin is not asked any more: what runs in the background has come to its end."""
     lengths: list[int] = []
 

@@ -28,7 +28,7 @@ from tests.support.dns_server import FakeDns, namespace_refusal, open_dns
 from tests.support.faults import Fault, replaced
 from tests.support.freshclam import Freshclam
 from tests.support.gateway import ADDON, CDN, Gateway, Settings, Way
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 
 HOSTS = [CDN, "db.local.clamav.net", "db.*.clamav.net", "localhost"]
 LOCALHOST = "127.0.0.1"
@@ -51,7 +51,7 @@ def flipped(body: bytes, position: int = -100) -> bytes:
     return bytes(changed)
 
 
-def publish(origin: Origin, version: int, *, advertised: int | None = None) -> None:
+def publish(origin: OriginServer, version: int, *, advertised: int | None = None) -> None:
     """Put a release of database test on the CDN.
 
     Args:
@@ -72,7 +72,7 @@ def assert_proven_cld(body: bytes) -> None:
     verify_cld(io.BytesIO(body), ObjectId("test", version, Kind.CLD), CLAMAV_KEYS)
 
 
-type Break = Callable[[Origin], object]
+type Break = Callable[[OriginServer], object]
 """Something that goes wrong at the CDN."""
 
 
@@ -82,7 +82,7 @@ def lacks(name: str) -> Break:
 
 
 def answers(path: str, fault: Fault, *, times: int | None = None) -> Break:
-    """Requests are answered with a fault; see `Origin.rule`."""
+    """Requests are answered with a fault; see `OriginServer.rule`."""
     return lambda origin: origin.rule(path, fault, times=times)
 
 
@@ -106,7 +106,7 @@ class Site:
     """The parts of one test."""
 
     directory: Path
-    origin: Origin
+    origin: OriginServer
     dns: FakeDns
     gateway: Gateway
 
@@ -205,7 +205,7 @@ def _namespace_refusal() -> str | None:
         return namespace_refusal(Path(directory))
 
 
-def settings_for(origin: Origin, dns: FakeDns, **sections: dict[str, Any]) -> Settings:
+def settings_for(origin: OriginServer, dns: FakeDns, **sections: dict[str, Any]) -> Settings:
     """proxy.yaml of the tests: short times, the fake servers; `sections` are laid over it."""
     settings: Settings = {
         "upstream": {"url": origin.url, "connect_timeout": "2s", "read_timeout": "2s"},
@@ -234,7 +234,7 @@ def open_site(
         environment: more variables for the proxy.
         sections: what is different in proxy.yaml.
     """
-    origin, dns = Origin(tls), open_dns()
+    origin, dns = OriginServer(tls), open_dns()
     gateway = Gateway(
         directory / "gateway", settings_for(origin, dns, **sections), script=script, environment=environment
     )

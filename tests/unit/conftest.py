@@ -24,7 +24,7 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.releases import Releases
 from tests.support.scripted import RawOrigin
 
@@ -125,9 +125,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
+def origin() -> Iterator[OriginServer]:
     """A fake CDN without files."""
-    with Origin() as server:
+    with OriginServer() as server:
         yield server
 
 
@@ -159,7 +159,7 @@ def child() -> Child:
 class Rig:
     """Transfers between a fake CDN and a store."""
 
-    origin: Origin
+    origin: OriginServer
     store: Store
     writer: Writer
     upstream: Upstream
@@ -169,7 +169,7 @@ class Rig:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def connect(origin: Origin | RawOrigin, read_timeout: float = 5.0) -> Upstream:
+def connect(origin: OriginServer | RawOrigin, read_timeout: float = 5.0) -> Upstream:
     return Upstream(
         origin.url,
         proxy=None,
@@ -182,7 +182,7 @@ def connect(origin: Origin | RawOrigin, read_timeout: float = 5.0) -> Upstream:
 
 
 @pytest.fixture
-async def rig(origin: Origin, store: Store) -> AsyncIterator[Rig]:
+async def rig(origin: OriginServer, store: Store) -> AsyncIterator[Rig]:
     """Transfers with a stall window of half a second and 404s that are remembered for a minute."""
     writer, upstream, notes = Writer(), connect(origin), dict[str, Any]()
     resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, asyncio.Semaphore(16))
@@ -197,7 +197,7 @@ async def rig(origin: Origin, store: Store) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def make_bench(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+    origin: OriginServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeBench]:
     """Makes followers with all that they use; see follower_bench.py."""
     from tests.unit.follower_bench import open_benches  # which needs what is defined here

@@ -1,4 +1,4 @@
-"""Feeds whose only host is a fake one, from a request to a reply."""
+"""Feeds whose only host is a fake one, from a request to a response."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
-from clamproxy.messages import Body, Reply, Request
-from clamproxy.replies import complete
+from clamproxy.messages import Body, Request, Response
+from clamproxy.responses import complete
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 
 VIA = "1.1 clamproxy-abcd"
 KEY = "s3cretsubscriber"
@@ -32,18 +32,18 @@ HIT, MISS, REVALIDATED, STALE_COPY = "hit", "fwd=miss", "fwd=stale; fwd-status=3
 NEGATIVE, ERROR, BYPASS = "hit; detail=negative", "fwd=miss; detail=error", "fwd=bypass"
 
 
-async def read(reply: Reply) -> bytes:
-    """The content of a reply.
+async def read(response: Response) -> bytes:
+    """The content of a response.
 
     Raises:
         SourceError: it ends early.
     """
-    if not isinstance(reply.body, Body):
-        return reply.body
-    source, end = reply.body.source, reply.body.start + reply.body.length
+    if not isinstance(response.body, Body):
+        return response.body
+    source, end = response.body.source, response.body.start + response.body.length
     content = b""
     try:
-        while (offset := reply.body.start + len(content)) < end:
+        while (offset := response.body.start + len(content)) < end:
             until = min(await source.wait(offset), end)
             content += os.pread(source.fileno(), until - offset, offset)
     finally:
@@ -62,11 +62,11 @@ def request_for(url: str, method: str = "GET", headers: Headers | None = None) -
     return Request(method, match["path"], fields, match["scheme"], match["host"], int(match["port"] or 80))
 
 
-async def ask_feeds(feeds: Feeds, url: str, method: str = "GET", headers: Headers | None = None) -> Reply:
-    """A whole reply."""
-    reply = await feeds.handle(request_for(url, method, headers))
-    complete(reply, method, VIA)
-    return reply
+async def ask_feeds(feeds: Feeds, url: str, method: str = "GET", headers: Headers | None = None) -> Response:
+    """A whole response."""
+    response = await feeds.handle(request_for(url, method, headers))
+    complete(response, method, VIA)
+    return response
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Bench:
     """Feeds whose only host is the fake origin."""
 
     directory: Path
-    origin: Origin
+    origin: OriginServer
     notes: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, Any] = field(default_factory=dict)
 
@@ -104,16 +104,16 @@ class Bench:
 
     async def ask(
         self, path: str = PATH, method: str = "GET", url: str | None = None, **headers: str
-    ) -> Reply:
+    ) -> Response:
         fields = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
         return await ask_feeds(self.feeds, url or self.url(path), method, fields)
 
     async def get(self, path: str = PATH, **headers: str) -> tuple[int, str, bytes]:
         """Status, the essence of Cache-Status, and the content; the transfer has ended then."""
-        reply = await self.ask(path, **headers)
-        content = await read(reply)
+        response = await self.ask(path, **headers)
+        content = await read(response)
         await self.settle()
-        return reply.status, reply.headers["Cache-Status"].removeprefix("clamproxy; "), content
+        return response.status, response.headers["Cache-Status"].removeprefix("clamproxy; "), content
 
     async def settle(self) -> None:
         """Wait for the ends of all transfers."""
@@ -128,7 +128,7 @@ class Bench:
 
 
 @contextmanager
-def open_bench(directory: Path, origin: Origin) -> Iterator[Bench]:
+def open_bench(directory: Path, origin: OriginServer) -> Iterator[Bench]:
     """Feeds, and a file that is set out."""
     bench = Bench(directory, origin)
     bench.set_out()

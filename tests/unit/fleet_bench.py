@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clamproxy.config.settings import Fleet as FleetSettings
+from clamproxy.config.settings import FleetSection as FleetSettings
 from clamproxy.fleet import Fleet, Machine, Visit, read_fleet
 from clamproxy.fleet.table import FILE_NAME, reading
 from clamproxy.objects import Kind, ObjectId

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.observer import Failure, Holding, Knowledge
-from clamproxy.fleet.table import Release, Row, Table
+from clamproxy.fleet.table import MachineRow, Release, Table
 from tests.unit.conftest import DAY
 
 NOW = 1_795_000_000.0
@@ -15,7 +15,7 @@ NOW = 1_795_000_000.0
 
 def put_rows(
     directory: Path,
-    *rows: Row,
+    *rows: MachineRow,
     releases: dict[int, float | None] | None = None,
     builds: dict[int, float] | None = None,
 ) -> None:
@@ -36,8 +36,8 @@ def row(
     seen: float = NOW - 60,
     error: Failure | None = None,
     **versions: int,
-) -> Row:
+) -> MachineRow:
     holdings = {database: Holding(version, seen) for database, version in versions.items()}
-    return Row(
+    return MachineRow(
         Agent(name, freshclam, "Linux", "x86_64"), "10.0.0.1", seen - DAY, seen, Knowledge(holdings, error)
     )

@@ -12,14 +12,14 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin import heads as heads_module
+from clamproxy.origin import header_probes as heads_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.origin import versions as versions_module
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import Budget
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.origin.heads import Heads
-from clamproxy.origin.side import OriginSide
+from clamproxy.origin.cooldown import Cooldowns, FailureKind
+from clamproxy.origin.header_probes import HeaderProbes
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import Upstream
@@ -28,16 +28,16 @@ from clamproxy.releases import follower as follower_module
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
-from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.prefetcher import Prefetcher
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
-from clamproxy.serving.current import CurrentVersions
+from clamproxy.serving.resolution import CurrentVersions
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
 from tests.support.dns_server import PRIMARY
 from tests.support.forge import forge_keys
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, hold, until
 
@@ -76,7 +76,7 @@ class Bench:
     """A follower with all that it uses, between a fake CDN and a store."""
 
     def __init__(
-        self, origin: Origin, store: Store, clock: Clock, sections: dict[str, dict[str, Any]]
+        self, origin: OriginServer, store: Store, clock: Clock, sections: dict[str, dict[str, Any]]
     ) -> None:
         self.origin, self.store, self.clock = origin, store, clock
         self.dns = FakeDns(clock)
@@ -88,7 +88,7 @@ class Bench:
         self.cooldowns = Cooldowns(self.keep, clock.time)
         self.quiet_hour = QuietHour(lambda hours: None, clock.time)
         self.upstream = self.make_upstream()
-        self.heads = Heads(self.upstream, self.cooldowns, self.keep)
+        self.heads = HeaderProbes(self.upstream, self.cooldowns, self.keep)
         self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, self.keep, self.keep)
         keys = forge_keys().trusted
         resources = Resources(self.upstream, store, self.writer, keys, 0.5, asyncio.Semaphore(16))
@@ -103,15 +103,15 @@ class Bench:
         self.agents.see(AGENT)
 
     @property
-    def side(self) -> OriginSide:
+    def side(self) -> Origin:
         """The parts as they are now: tests replace some."""
-        return OriginSide(self.upstream, self.versions, self.heads, self.cooldowns, self.agents, self.budget)
+        return Origin(self.upstream, self.versions, self.heads, self.cooldowns, self.agents, self.budget)
 
     def keep(self, key: str, value: Any) -> None:
         """Nothing is kept over a restart here."""
 
-    def after_failure(self, object_id: ObjectId, failure: Failure) -> None:
-        if object_id.kind is Kind.CDIFF and failure is Failure.BAD_CONTENT:
+    def after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:
+        if object_id.kind is Kind.CDIFF and failure is FailureKind.BAD_CONTENT:
             self.stuck.note(object_id)
 
     def make_upstream(self) -> Upstream:
@@ -183,7 +183,7 @@ type MakeBench = Callable[..., Bench]
 
 @asynccontextmanager
 async def open_benches(
-    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+    origin: OriginServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeBench]:
     """Makes benches with sections of settings; the CVD of version 1 (or `base`, if any) is cached."""
     clock = Clock(1_759_500_000.0)

@@ -7,7 +7,7 @@ import time
 from werkzeug.datastructures import Headers
 
 from clamproxy.front import Asked, Caller, Front
-from clamproxy.messages import Reply
+from clamproxy.messages import Response
 from clamproxy.service import Service
 
 CDN = "database.clamav.net"
@@ -41,8 +41,8 @@ def asked(
     )
 
 
-async def answer(service: Service, request: Asked) -> Reply:
-    """The reply of the whole application."""
+async def answer(service: Service, request: Asked) -> Response:
+    """The response of the whole application."""
     front = Front()
     front.install(service)
-    return (await front.answer(request)).reply
+    return (await front.answer(request)).response

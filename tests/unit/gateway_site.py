@@ -8,11 +8,11 @@ from pathlib import Path
 from werkzeug.datastructures import Headers
 
 from clamproxy.config.settings import Settings
-from clamproxy.messages import Body, Reply
+from clamproxy.messages import Body, Response
 from clamproxy.service import Service
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_keys
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, read_all, until
 from tests.unit.front_bench import CDN, answer, asked
 
@@ -20,7 +20,7 @@ from tests.unit.front_bench import CDN, answer, asked
 class Site:
     """A gateway with what is around it."""
 
-    def __init__(self, directory: Path, origin: Origin, dns: FakeDns) -> None:
+    def __init__(self, directory: Path, origin: OriginServer, dns: FakeDns) -> None:
         self.origin, self.dns = origin, dns
         self.settings = Settings.model_validate(
             {
@@ -41,15 +41,15 @@ class Site:
 
     async def ask(
         self, path: str, *, method: str = "GET", agent: str = AGENT, **fields: str
-    ) -> tuple[Reply, bytes]:
+    ) -> tuple[Response, bytes]:
         """One request, and its body as a sender reads it."""
         headers = Headers([("User-Agent", agent)])
         for name, value in fields.items():
             headers[name.replace("_", "-")] = value
         async with asyncio.timeout(30):
-            reply = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
-            if not isinstance(reply.body, Body):
-                return reply, reply.body
-            content = await read_all(reply.body.source)
-            reply.body.source.close()
-        return reply, content[reply.body.start : reply.body.start + reply.body.length]
+            response = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
+            if not isinstance(response.body, Body):
+                return response, response.body
+            content = await read_all(response.body.source)
+            response.body.source.close()
+        return response, content[response.body.start : response.body.start + response.body.length]

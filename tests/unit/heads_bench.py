@@ -6,22 +6,22 @@ from typing import Any
 
 from clamproxy.messages import Requester
 from clamproxy.origin.cooldown import Cooldowns
-from clamproxy.origin.heads import Heads
-from tests.support.origin import Origin
+from clamproxy.origin.header_probes import HeaderProbes
+from tests.support.origin import OriginServer
 from tests.unit.conftest import NEW, connect
 
 
 class Bench:
     """Heads with their cool-downs and what they save."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: OriginServer) -> None:
         self.notes: dict[str, Any] = {}
         self.upstream = connect(origin)
         self.cooldowns = Cooldowns(lambda key, value: None)
         self.heads = self.make()
 
-    def make(self) -> Heads:
-        return Heads(self.upstream, self.cooldowns, self.notes.__setitem__)
+    def make(self) -> HeaderProbes:
+        return HeaderProbes(self.upstream, self.cooldowns, self.notes.__setitem__)
 
     async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
         """Probe; gives the version that is known then."""

@@ -13,11 +13,11 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.history import Past
-from clamproxy.messages import Reply, Request
+from clamproxy.messages import Request, Response
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
-from clamproxy.replies import complete
-from clamproxy.web.site import StatusSite
+from clamproxy.responses import complete
+from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
 
 TOKEN = "a-token-for-tests-0123456789"
@@ -40,7 +40,7 @@ class Rig:
     configured: list[tuple[str, Place]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.site = StatusSite(self.sources())
+        self.site = Pages(self.sources())
 
     def sources(self) -> Sources:
         async def record() -> str | None:
@@ -74,30 +74,32 @@ class Rig:
 
     def renew(self) -> None:
         """A site that has no picture yet."""
-        self.site = StatusSite(self.sources())
+        self.site = Pages(self.sources())
 
     def guard(self, token: str = TOKEN) -> None:
         self.settings = Settings.model_validate({"status": {"token": token}})
 
-    async def ask(self, path: str, method: str = "GET", place: Place | None = None, **fields: str) -> Reply:
+    async def ask(
+        self, path: str, method: str = "GET", place: Place | None = None, **fields: str
+    ) -> Response:
         headers = Headers([(name.replace("_", "-"), value) for name, value in fields.items()])
         async with asyncio.timeout(30):
-            reply = await self.site.handle(Request(method, path, headers), peer="192.0.2.7", place=place)
-        complete(reply, method)
-        return reply
+            response = await self.site.handle(Request(method, path, headers), peer="192.0.2.7", place=place)
+        complete(response, method)
+        return response
 
     async def status(self) -> dict[str, Any]:
         """status.json of this moment."""
         self.renew()
-        reply = await self.ask("/status.json")
-        assert reply.status == 200, reply.body
-        values: dict[str, Any] = json.loads(text_of(reply))
+        response = await self.ask("/status.json")
+        assert response.status == 200, response.body
+        values: dict[str, Any] = json.loads(text_of(response))
         return values
 
 
-def text_of(reply: Reply) -> str:
-    assert isinstance(reply.body, bytes)
-    return reply.body.decode()
+def text_of(response: Response) -> str:
+    assert isinstance(response.body, bytes)
+    return response.body.decode()
 
 
 def machine(number: int = 1, *, eol: bool = False, **behind: int | None) -> Machine:

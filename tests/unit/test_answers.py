@@ -12,15 +12,15 @@ from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
-from clamproxy.messages import CACHE_STATUS, Body, Reply, Request, Requester, Result
+from clamproxy.messages import CACHE_STATUS, Body, Request, Requester, Response, Result
 from clamproxy.objects import ObjectId
-from clamproxy.origin.cooldown import Cooldown, Failure
-from clamproxy.origin.heads import Head
+from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.origin.header_probes import ProbedHeader
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
-from clamproxy.replies import IN_MEMORY, plain
-from clamproxy.serving.answers import from_head, from_object, unavailable
+from clamproxy.responses import IN_MEMORY, plain
+from clamproxy.serving.database_responses import from_header, from_object, unavailable
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)
@@ -39,7 +39,7 @@ def opened(store: Store, object_id: ObjectId) -> PublishedFile:
 
 def answer(
     store: Store, object_id: ObjectId, asked: Request, *, is_newest: bool = True
-) -> tuple[Reply, PublishedFile]:
+) -> tuple[Response, PublishedFile]:
     published = opened(store, object_id)
     return from_object(
         asked, object_id, published.metadata, published, Result.HIT, is_newest=is_newest
@@ -56,9 +56,9 @@ def is_closed(published: PublishedFile) -> bool:
 def test_a_whole_cvd(store: Store, make_cvd: MakeCvd) -> None:
     body = make_cvd(5, 200_000)
     put_cvd(store, 5, body)
-    reply, published = answer(store, cvd(5), request())
-    assert (reply.status, reply.result, reply.version) == (200, Result.HIT, 5)
-    assert dict(reply.headers) == {
+    response, published = answer(store, cvd(5), request())
+    assert (response.status, response.result, response.version) == (200, Result.HIT, 5)
+    assert dict(response.headers) == {
         "ETag": '"daily-5.cvd"',
         "Accept-Ranges": "bytes",
         "Last-Modified": http_date(UPLOADED),
@@ -66,63 +66,63 @@ def test_a_whole_cvd(store: Store, make_cvd: MakeCvd) -> None:
         "Content-Type": "application/octet-stream",
         "Content-Length": str(len(body)),
     }
-    assert isinstance(reply.body, Body)
-    assert (reply.body.start, reply.body.length) == (0, len(body))
-    assert reply.length == len(body)
+    assert isinstance(response.body, Body)
+    assert (response.body.start, response.body.length) == (0, len(body))
+    assert response.length == len(body)
     assert not is_closed(published)
-    reply.body.source.close()
+    response.body.source.close()
     assert is_closed(published)
 
 
 def test_a_small_object_is_read_at_once(store: Store) -> None:
     put(store, cdiff(5), b"x" * IN_MEMORY)
-    reply, published = answer(store, cdiff(5), request())
-    assert reply.body == b"x" * IN_MEMORY
+    response, published = answer(store, cdiff(5), request())
+    assert response.body == b"x" * IN_MEMORY
     assert is_closed(published)
-    assert "immutable" in reply.headers["Cache-Control"]
-    assert "Last-Modified" not in reply.headers
+    assert "immutable" in response.headers["Cache-Control"]
+    assert "Last-Modified" not in response.headers
 
 
 def test_trap_15_an_empty_cdiff(store: Store) -> None:
     put(store, cdiff(5), b"")
-    reply, published = answer(store, cdiff(5), request(Range="bytes=0-511"))
-    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
+    response, published = answer(store, cdiff(5), request(Range="bytes=0-511"))
+    assert (response.status, response.body, response.headers["Content-Length"]) == (200, b"", "0")
     assert is_closed(published)
 
 
 def test_trap_11_the_header_probe(store: Store, make_cvd: MakeCvd) -> None:
     body = make_cvd(5, 200_000)
     put_cvd(store, 5, body)
-    reply, published = answer(store, cvd(5), request(Range="bytes=0-511"))
-    assert (reply.status, reply.body) == (206, body[:512])
-    assert reply.headers["Content-Range"] == f"bytes 0-511/{len(body)}"
-    assert reply.headers["Content-Length"] == "512"
+    response, published = answer(store, cvd(5), request(Range="bytes=0-511"))
+    assert (response.status, response.body) == (206, body[:512])
+    assert response.headers["Content-Range"] == f"bytes 0-511/{len(body)}"
+    assert response.headers["Content-Length"] == "512"
     assert is_closed(published)
 
 
 def test_a_large_part_in_the_middle(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 5, make_cvd(5, 300_000))
-    reply, published = answer(store, cvd(5), request(Range="bytes=1000-190999"))
-    assert isinstance(reply.body, Body)
-    assert (reply.body.start, reply.body.length) == (1000, 190_000)
-    reply.body.source.close()
+    response, published = answer(store, cvd(5), request(Range="bytes=1000-190999"))
+    assert isinstance(response.body, Body)
+    assert (response.body.start, response.body.length) == (1000, 190_000)
+    response.body.source.close()
     assert is_closed(published)
 
 
 def test_304_carries_no_content(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 5, make_cvd(5))
-    reply, published = answer(store, cvd(5), request(If_Modified_Since=http_date(stime_of(5))))
-    assert (reply.status, reply.body, reply.version) == (304, b"", 5)
-    assert "Content-Length" not in reply.headers
-    assert reply.headers["ETag"] == '"daily-5.cvd"'
+    response, published = answer(store, cvd(5), request(If_Modified_Since=http_date(stime_of(5))))
+    assert (response.status, response.body, response.version) == (304, b"", 5)
+    assert "Content-Length" not in response.headers
+    assert response.headers["ETag"] == '"daily-5.cvd"'
     assert is_closed(published)
 
 
 def test_416_says_how_long_it_is(store: Store) -> None:
     put(store, cdiff(5), b"0123456789")
-    reply, published = answer(store, cdiff(5), request(Range="bytes=50-"))
-    assert (reply.status, reply.body) == (416, b"")
-    assert (reply.headers["Content-Range"], reply.headers["Content-Length"]) == ("bytes */10", "0")
+    response, published = answer(store, cdiff(5), request(Range="bytes=50-"))
+    assert (response.status, response.body) == (416, b"")
+    assert (response.headers["Content-Range"], response.headers["Content-Length"]) == ("bytes */10", "0")
     assert is_closed(published)
 
 
@@ -138,8 +138,8 @@ def test_trap_31_head_has_the_fields_of_get_and_no_content(store: Store, make_cv
 
 def test_head_has_no_ranges(store: Store) -> None:
     put(store, cdiff(5), b"0123456789")
-    reply, _ = answer(store, cdiff(5), request("HEAD", Range="bytes=0-1"))
-    assert (reply.status, reply.headers["Content-Length"]) == (200, "10")
+    response, _ = answer(store, cdiff(5), request("HEAD", Range="bytes=0-1"))
+    assert (response.status, response.headers["Content-Length"]) == (200, "10")
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_head_has_no_ranges(store: Store) -> None:
 )
 def test_if_modified_since(store: Store, make_cvd: MakeCvd, since: int, is_newest: bool, status: int) -> None:
     put_cvd(store, 5, make_cvd(5))
-    reply, _ = answer(store, cvd(5), request(If_Modified_Since=http_date(since)), is_newest=is_newest)
-    assert reply.status == status
+    response, _ = answer(store, cvd(5), request(If_Modified_Since=http_date(since)), is_newest=is_newest)
+    assert response.status == status
 
 
 # Heads
 
 
-def head_of(body: bytes, *, is_proven: bool = False) -> Head:
-    return Head(CvdHeader.parse(body), is_proven)
+def head_of(body: bytes, *, is_proven: bool = False) -> ProbedHeader:
+    return ProbedHeader(CvdHeader.parse(body), is_proven)
 
 
 @pytest.mark.parametrize("is_proven", [False, True])
@@ -181,55 +181,55 @@ def test_a_head_answers_a_probe(
 ) -> None:
     body = make_cvd(5, 200_000)
     head = head_of(body, is_proven=is_proven)
-    reply = from_head(request(**fields), cvd(5), head, Result.MISS, is_newest=True)
-    assert reply is not None
-    assert (reply.status, reply.body, reply.version) == (206, body[slice(*span)], 5)
-    assert reply.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/*"
-    assert "ETag" not in reply.headers
-    assert ("Last-Modified" in reply.headers) == is_proven
+    response = from_header(request(**fields), cvd(5), head, Result.MISS, is_newest=True)
+    assert response is not None
+    assert (response.status, response.body, response.version) == (206, body[slice(*span)], 5)
+    assert response.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/*"
+    assert "ETag" not in response.headers
+    assert ("Last-Modified" in response.headers) == is_proven
 
 
 @pytest.mark.parametrize("field", ["If-Modified-Since", "If-None-Match"])
 def test_what_is_only_claimed_tells_nobody_that_nothing_changed(make_cvd: MakeCvd, field: str) -> None:
     value = http_date(stime_of(9)) if field == "If-Modified-Since" else '"daily-5.cvd"'
     for fields, status in (({field: value, "Range": "bytes=0-511"}, 206), ({field: value}, None)):
-        reply = from_head(request(**fields), cvd(5), head_of(make_cvd(5)), Result.HIT, is_newest=False)
-        assert (reply and reply.status) == status
+        response = from_header(request(**fields), cvd(5), head_of(make_cvd(5)), Result.HIT, is_newest=False)
+        assert (response and response.status) == status
 
 
 def test_what_is_proven_does(make_cvd: MakeCvd) -> None:
     asked = request(If_Modified_Since=http_date(stime_of(5)))
-    reply = from_head(asked, cvd(5), head_of(make_cvd(5), is_proven=True), Result.HIT, is_newest=True)
-    assert reply is not None
-    assert (reply.status, reply.body) == (304, b"")
+    response = from_header(asked, cvd(5), head_of(make_cvd(5), is_proven=True), Result.HIT, is_newest=True)
+    assert response is not None
+    assert (response.status, response.body) == (304, b"")
 
 
 @pytest.mark.parametrize("is_proven", [False, True])
 @pytest.mark.parametrize("spans", ["", "bytes=0-512", "bytes=-5", "bytes=9-", "bytes=x", "bytes=9999999-"])
 def test_the_rest_takes_the_whole_file(make_cvd: MakeCvd, spans: str, is_proven: bool) -> None:
     head = head_of(make_cvd(5, 200_000), is_proven=is_proven)
-    assert from_head(request(Range=spans), cvd(5), head, Result.MISS, is_newest=True) is None
-    assert from_head(request(), cvd(5), head, Result.MISS, is_newest=True) is None
+    assert from_header(request(Range=spans), cvd(5), head, Result.MISS, is_newest=True) is None
+    assert from_header(request(), cvd(5), head, Result.MISS, is_newest=True) is None
 
 
 def test_head_is_answered_from_a_head_without_a_length(make_cvd: MakeCvd) -> None:
-    reply = from_head(request("HEAD"), cvd(5), head_of(make_cvd(5)), Result.HIT, is_newest=True)
-    assert reply is not None
-    assert (reply.status, reply.body) == (200, b"")
-    assert not {"Content-Length", "ETag", "Last-Modified"} & set(reply.headers.keys())
+    response = from_header(request("HEAD"), cvd(5), head_of(make_cvd(5)), Result.HIT, is_newest=True)
+    assert response is not None
+    assert (response.status, response.body) == (200, b"")
+    assert not {"Content-Length", "ETag", "Last-Modified"} & set(response.headers.keys())
 
 
 def test_a_header_made_from_patches_is_no_part_of_the_file(make_cvd: MakeCvd) -> None:
     """Its length isn't known, and its bytes aren't those of the CVD: it must not be combined with them."""
     real = CvdHeader.parse(make_cvd(5))
     header = CvdHeader.parse(real.info_line.encode().ljust(512))
-    reply = from_head(
-        request(Range="bytes=0-511"), cvd(5), Head(header, is_proven=True), Result.HIT, is_newest=True
+    response = from_header(
+        request(Range="bytes=0-511"), cvd(5), ProbedHeader(header, is_proven=True), Result.HIT, is_newest=True
     )
-    assert reply is not None
-    assert (reply.status, reply.body, reply.version) == (206, header.raw, 5)
-    assert reply.headers["Content-Range"] == "bytes 0-511/*"
-    assert "ETag" not in reply.headers
+    assert response is not None
+    assert (response.status, response.body, response.version) == (206, header.raw, 5)
+    assert response.headers["Content-Range"] == "bytes 0-511/*"
+    assert "ETag" not in response.headers
 
 
 # Failures
@@ -238,33 +238,35 @@ def test_a_header_made_from_patches_is_no_part_of_the_file(make_cvd: MakeCvd) ->
 @pytest.mark.parametrize(
     ("error", "retry_after", "words"),
     [
-        (OriginError(Failure.RATE_LIMITED, "status 429", 7.2), "8", "status 429"),
-        (OriginError(Failure.SERVER_ERROR, "status 500"), "1", "status 500"),
-        (OriginError(Failure.RATE_LIMITED, "status 429", -5.0), "1", "status 429"),
-        (TransferError(Failure.BAD_CONTENT, "corrupt"), "1", "corrupt"),
+        (OriginError(FailureKind.RATE_LIMITED, "status 429", 7.2), "8", "status 429"),
+        (OriginError(FailureKind.SERVER_ERROR, "status 500"), "1", "status 500"),
+        (OriginError(FailureKind.RATE_LIMITED, "status 429", -5.0), "1", "status 429"),
+        (TransferError(FailureKind.BAD_CONTENT, "corrupt"), "1", "corrupt"),
         (TimeoutError(), "1", "in time"),
     ],
 )
 def test_trap_20_trouble_becomes_a_503(error: Exception, retry_after: str, words: str) -> None:
-    reply = unavailable(error)
-    assert (reply.status, reply.result) == (503, Result.ERROR)
-    assert reply.headers["Retry-After"] == retry_after
-    assert reply.headers["Cache-Control"] == "no-store"
-    assert isinstance(reply.body, bytes)
-    assert words in reply.body.decode()
+    response = unavailable(error)
+    assert (response.status, response.result) == (503, Result.ERROR)
+    assert response.headers["Retry-After"] == retry_after
+    assert response.headers["Cache-Control"] == "no-store"
+    assert isinstance(response.body, bytes)
+    assert words in response.body.decode()
 
 
 def test_a_cooldown_tells_when_it_ends() -> None:
-    reply = unavailable(CooldownError(Cooldown(time.time() + 1000, 1, Failure.FORBIDDEN, "status 403")))
-    assert reply.status == 503
-    assert 0 < int(reply.headers["Retry-After"]) <= 1000
-    over = unavailable(CooldownError(Cooldown(5.0, 1, Failure.FORBIDDEN, "status 403")))
+    response = unavailable(
+        CooldownError(Cooldown(time.time() + 1000, 1, FailureKind.FORBIDDEN, "status 403"))
+    )
+    assert response.status == 503
+    assert 0 < int(response.headers["Retry-After"]) <= 1000
+    over = unavailable(CooldownError(Cooldown(5.0, 1, FailureKind.FORBIDDEN, "status 403")))
     assert over.headers["Retry-After"] == "1"
 
 
 def test_a_plain_answer() -> None:
-    reply = plain(404, Result.NEGATIVE, "nothing here", version=5)
-    assert (reply.status, reply.body, reply.length, reply.version) == (
+    response = plain(404, Result.NEGATIVE, "nothing here", version=5)
+    assert (response.status, response.body, response.length, response.version) == (
         404,
         b"clamproxy: nothing here\n",
         24,

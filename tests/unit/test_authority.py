@@ -31,7 +31,7 @@ from clamproxy.authority import (
 )
 from clamproxy.authority.authority import MAX_LEAVES
 from clamproxy.authority.certificates import make_leaf, pem_of, title_of, utc
-from clamproxy.authority.state import FILE, locked, read_state
+from clamproxy.authority.keyfile import FILE, locked, read_state
 from tests.support.site import eventually
 
 DAY = 86400.0

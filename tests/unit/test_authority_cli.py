@@ -10,7 +10,7 @@ from cryptography import x509
 
 from clamproxy.authority import Authority
 from clamproxy.authority.certificates import fingerprint, title_of
-from clamproxy.authority.state import FILE
+from clamproxy.authority.keyfile import FILE
 from clamproxy.cli.ca import ca
 
 

@@ -18,7 +18,7 @@ from mitmproxy.test import taddons
 from OpenSSL import SSL
 
 from clamproxy.authority import Authority, PermittedNames, found, rotate
-from clamproxy.proxy.certificates import Certificates
+from clamproxy.proxy.client_tls import Certificates
 
 HOST = "database.clamav.net"
 NAMES = PermittedNames(("clamav.net", "gw"))

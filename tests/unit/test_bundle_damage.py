@@ -15,7 +15,7 @@ import pytest
 from clamproxy.bundle import (
     BundleError,
 )
-from clamproxy.bundle import intake as intake_module
+from clamproxy.bundle import importing as intake_module
 from clamproxy.bundle.manifest import MANIFEST_NAME, sha256_of
 from clamproxy.cache.store import Store
 from clamproxy.formats.verification import verify

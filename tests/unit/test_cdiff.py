@@ -18,9 +18,9 @@ from clamproxy.formats.cdiff import (
     Close,
     Command,
     Delete,
-    Exchange,
     Move,
     Open,
+    Replace,
     Unlink,
     iter_commands,
     verify_cdiff,
@@ -63,7 +63,7 @@ def test_commands_of_a_real_patch() -> None:
     first, second, *_, last = commands(read_testdata("test-2.cdiff"), "test")
     line = b"ClamAV-VDB:22 Jun 2021 16-55 -0400:2:0:81:X:X:micasnyd:1624395301"
     assert (first, last) == (Open("test.info"), Close())
-    assert second == Exchange(1, b"ClamAV-VDB:22", line)
+    assert second == Replace(1, b"ClamAV-VDB:22", line)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_commands_of_a_real_patch() -> None:
         (b"OPEN 3986187.cbc", Open("3986187.cbc")),
         (b"DEL 12 Some.Na", Delete(12, b"Some.Na")),
         (b"DEL 12 Some.Na me", Delete(12, b"Some.Na")),
-        (b"XCHG 3 Old.Na New line: with spaces", Exchange(3, b"Old.Na", b"New line: with spaces")),
+        (b"XCHG 3 Old.Na New line: with spaces", Replace(3, b"Old.Na", b"New line: with spaces")),
         (b"CLOSE", Close()),
         (b"MOVE daily.a daily.b 1 Aa 20 Bb", Move("daily.a", "daily.b", 1, b"Aa", 20, b"Bb")),
         (b"MOVE daily.a daily.b 1 Aa 20 Bb Cc", Move("daily.a", "daily.b", 1, b"Aa", 20, b"Bb")),

@@ -18,7 +18,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import CDIFF_NAMES, read_testdata, require_testdata
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, put
 
 
@@ -195,7 +195,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 def test_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in invoke("export", "x.tar").stderr
     monkeypatch.setenv("TERM", "xterm")
-    from clamproxy.cli.progress import Bars
+    from clamproxy.cli.bars import Bars
 
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
@@ -269,7 +269,7 @@ def test_a_mirror_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     assert message == "clamproxy: m/x: Read-only file system\n"
 
 
-def test_mirror_fetches_what_is_missing(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_fetches_what_is_missing(origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLAMPROXY_UPSTREAM__URL", origin.url)
     monkeypatch.setenv("CLAMPROXY_UPSTREAM__USER_AGENT", f"'{AGENT}'")
     monkeypatch.setenv("CLAMPROXY_VERSIONS__DNS", "false")

@@ -23,7 +23,7 @@ from clamproxy.cli.purge import chosen
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import read_testdata, require_testdata
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, put
 
 NAMES = ("test-3.cvd", "test-3.cvd.sign", "test-4.cdiff", "test-4.cdiff.sign", "test-5.cdiff", "test-6.cld")
@@ -45,7 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def asking(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> Origin:
+def asking(origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> OriginServer:
     """The origin that is asked."""
     monkeypatch.setenv("CLAMPROXY_UPSTREAM__URL", origin.url)
     monkeypatch.setenv("CLAMPROXY_UPSTREAM__USER_AGENT", f"'{AGENT}'")
@@ -216,7 +216,7 @@ class TestVerify:
         assert result.exit_code == 0
         assert result.stderr.count("clamproxy: In quarantine since ") == 2
 
-    def test_mended(self, asking: Origin) -> None:
+    def test_mended(self, asking: OriginServer) -> None:
         for name in NAMES[:4]:
             spoil(name) if "sign" not in name else None
         result = invoke("verify", "--repair")
@@ -225,26 +225,26 @@ class TestVerify:
         assert names() >= set(NAMES)
         assert sorted(seen.path for seen in asking.seen if seen.method == "GET").count("/test-4.cdiff") == 1
 
-    def test_mended_by_a_newer_one(self, asking: Origin) -> None:
+    def test_mended_by_a_newer_one(self, asking: OriginServer) -> None:
         asking.put("test.cvd", read_testdata("test-6.cvd"))
         spoil("test-3.cvd")
         assert invoke("verify", "--repair").exit_code == 0
         assert "test-6.cvd" in names()
 
-    def test_an_older_one_is_not_enough(self, asking: Origin) -> None:
+    def test_an_older_one_is_not_enough(self, asking: OriginServer) -> None:
         asking.put("test.cvd", read_testdata("test-2.cvd"))
         spoil("test-3.cvd")
         result = invoke("verify", "--repair")
         assert result.exit_code == 1
         assert "; dropped (the origin has only an older version)" in result.stderr
 
-    def test_what_the_origin_has_no_more(self, asking: Origin) -> None:
+    def test_what_the_origin_has_no_more(self, asking: OriginServer) -> None:
         asking.remove("test-4.cdiff")
         spoil("test-4.cdiff")
         assert invoke("verify", "--repair").exit_code == 0
         assert "test-4.cdiff" not in names()
 
-    def test_nobody_is_asked_too_often(self, asking: Origin) -> None:
+    def test_nobody_is_asked_too_often(self, asking: OriginServer) -> None:
         store = Store(Path("cache"))
         store.set_note("budget//test-4.cdiff", [time.time()] * 5)
         store.close()
@@ -254,7 +254,7 @@ class TestVerify:
         assert "; dropped (it was asked for 5 times within the last hour)" in result.stderr
         assert not asking.seen
 
-    def test_a_cool_down_holds(self, asking: Origin) -> None:
+    def test_a_cool_down_holds(self, asking: OriginServer) -> None:
         asking.rule("*", Fault(status=429))
         spoil("test-4.cdiff")
         assert invoke("verify", "--repair").exit_code == 1
@@ -268,13 +268,13 @@ class TestVerify:
         assert ": status 429" in line
         assert len(asking.requests("/test-4.cdiff")) == 1
 
-    def test_in_nobodys_name(self, asking: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_nobodys_name(self, asking: OriginServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CLAMPROXY_UPSTREAM__USER_AGENT")
         spoil("test-4.cdiff")
         assert "upstream.user_agent" in invoke("verify", "--repair").stderr
         assert not asking.seen
 
-    def test_offline(self, asking: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_offline(self, asking: OriginServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLAMPROXY_UPSTREAM__OFFLINE", "true")
         spoil("test-4.cdiff")
         result = invoke("verify", "--repair")
@@ -405,7 +405,7 @@ class TestPurge:
 class TestPrefetch:
     """prefetch."""
 
-    def test_fetches_what_is_missing(self, asking: Origin) -> None:
+    def test_fetches_what_is_missing(self, asking: OriginServer) -> None:
         asking.put("test.cvd", read_testdata("test-6.cvd"))
         for name in ("test-6.cdiff", "test-6.cdiff.sign", "test-6.cvd.sign"):
             asking.put(name, read_testdata(name))
@@ -414,7 +414,7 @@ class TestPrefetch:
         assert result.stderr == "clamproxy: test: CVD 6.\n"
         assert names() >= {"test-6.cvd", "test-6.cdiff", "test-6.cdiff.sign", "test-6.cvd.sign"}
 
-    def test_makes_a_cache(self, asking: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_makes_a_cache(self, asking: OriginServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", "new")
         assert invoke("prefetch", "--database", "test").exit_code == 0
         assert "test-3.cvd" in invoke("ls", "--json").stdout

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from clamproxy.cli.client_config import client_config as command
 from clamproxy.config.settings import Settings
-from clamproxy.setup import client_config as module
-from clamproxy.setup.client_config import Mode, client_config, own_name
+from clamproxy.setup import freshclam_lines as module
+from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 
 HASH = "scrypt:32768:8:1$abcdefghijklmnop$" + "0" * 128
 GATEWAY = "gateway.example.net"

@@ -17,10 +17,10 @@ from clamproxy.config.units import HttpProxy
 from clamproxy.messages import Requester
 from clamproxy.origin import connections as module
 from clamproxy.origin.connections import CancelScope, in_scope
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
 from tests.support import faults
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.raw import RawServer, Relay, answering, dripping, read_head
 from tests.unit.conftest import NEW, until
 
@@ -98,7 +98,7 @@ def test_a_head_that_never_ends(behaviour: Behaviour) -> None:
         upstream = connect(server.url)
         failure = failure_of(upstream)
         upstream.close()
-    assert failure.failure is Failure.INTERRUPTED
+    assert failure.failure is FailureKind.INTERRUPTED
     assert "no complete head" in str(failure)
 
 
@@ -110,7 +110,7 @@ def test_a_proxy_whose_answer_to_connect_never_ends() -> None:
 def test_tls_that_never_begins() -> None:
     with RawServer(lambda connection: [*iter(lambda: connection.recv(1), b"")]) as server, nothing_left():
         failure = failure_of(connect(server.url.replace("http:", "https:")))
-    assert failure.failure is Failure.UNREACHABLE
+    assert failure.failure is FailureKind.UNREACHABLE
 
 
 async def test_nobody_waits_any_more() -> None:
@@ -130,7 +130,7 @@ async def test_nobody_waits_any_more() -> None:
         await until(lambda: server.open == 0)
 
 
-def test_a_scope_that_was_cancelled_makes_no_connection(origin: Origin) -> None:
+def test_a_scope_that_was_cancelled_makes_no_connection(origin: OriginServer) -> None:
     scope = CancelScope()
     scope.cancel()
     with pytest.raises(OriginError):
@@ -138,7 +138,7 @@ def test_a_scope_that_was_cancelled_makes_no_connection(origin: Origin) -> None:
     assert origin.requests() == []
 
 
-def test_what_is_cancelled_too_late_leaves_the_connection_to_others(origin: Origin) -> None:
+def test_what_is_cancelled_too_late_leaves_the_connection_to_others(origin: OriginServer) -> None:
     origin.put("daily-5.cdiff", BODY)
     upstream, scope = connect(origin.url, patience=5), CancelScope()
     with upstream.get(PATH, NEW, scope=scope) as answer:
@@ -153,7 +153,7 @@ def test_what_is_cancelled_too_late_leaves_the_connection_to_others(origin: Orig
 
 
 @pytest.fixture
-def relay(origin: Origin) -> Iterator[Relay]:
+def relay(origin: OriginServer) -> Iterator[Relay]:
     origin.put("daily-5.cdiff", BODY)
     with Relay(origin.port) as relay:
         yield relay
@@ -207,7 +207,7 @@ def test_a_new_connection_is_not_repeated() -> None:
     with RawServer(lambda connection: None) as server:
         failure = failure_of(connect(server.url))
         assert server.accepted == 1
-    assert failure.failure is Failure.INTERRUPTED  # which holds back this file alone
+    assert failure.failure is FailureKind.INTERRUPTED  # which holds back this file alone
 
 
 def test_an_idle_connection_is_dropped_early(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_an_idle_connection_is_dropped_early(relay: Relay, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("proxied", [False, True])
-def test_tcp_keepalive_is_on(origin: Origin, monkeypatch: pytest.MonkeyPatch, proxied: bool) -> None:
+def test_tcp_keepalive_is_on(origin: OriginServer, monkeypatch: pytest.MonkeyPatch, proxied: bool) -> None:
     seen: list[int] = []
     hold = CancelScope.hold
 
@@ -240,7 +240,7 @@ def test_tcp_keepalive_is_on(origin: Origin, monkeypatch: pytest.MonkeyPatch, pr
 @pytest.mark.parametrize(
     "target", ["/other", "//localhost:{port}/other", "http://LOCALHOST:{port}/other", "other"]
 )
-def test_a_redirect_within_the_host_is_followed(origin: Origin, target: str) -> None:
+def test_a_redirect_within_the_host_is_followed(origin: OriginServer, target: str) -> None:
     origin.put("other", BODY)
     origin.rule(PATH, faults.redirect(target.format(port=origin.port)))
     assert fetch(connect(origin.url, patience=5)) == BODY
@@ -260,10 +260,10 @@ def test_a_redirect_within_the_host_is_followed(origin: Origin, target: str) -> 
         "https:///",
     ],
 )
-def test_other_redirects_are_not(origin: Origin, target: str) -> None:
+def test_other_redirects_are_not(origin: OriginServer, target: str) -> None:
     origin.put("other", BODY)
     origin.rule(PATH, faults.redirect(target.format(port=origin.port)))
-    assert failure_of(connect(origin.url, patience=5)).failure is Failure.SERVER_ERROR
+    assert failure_of(connect(origin.url, patience=5)).failure is FailureKind.SERVER_ERROR
     assert len(origin.requests()) == 1
 
 
@@ -287,7 +287,7 @@ def test_407(scheme: str, credentials: str | None, words: str) -> None:
         upstream = connect(f"{scheme}://origin.example", proxy=proxy.url, credentials=credentials)
         failure = failure_of(upstream)
         assert proxy.accepted == 1
-    assert failure.failure is Failure.PROXY_AUTHENTICATION
+    assert failure.failure is FailureKind.PROXY_AUTHENTICATION
     assert words in str(failure)
 
 
@@ -295,7 +295,7 @@ def test_407(scheme: str, credentials: str | None, words: str) -> None:
 def test_another_refusal_of_the_tunnel(status: str) -> None:
     with RawServer(answering(f"HTTP/1.1 {status}\r\n\r\n".encode())) as proxy:
         failure = failure_of(connect("https://origin.example", proxy=proxy.url))
-    assert failure.failure is Failure.UNREACHABLE
+    assert failure.failure is FailureKind.UNREACHABLE
     assert f"the parent proxy refuses the tunnel: {status[:8]}" in str(failure)
     assert str(failure).isprintable()
 
@@ -304,7 +304,7 @@ def test_a_proxy_that_is_not_there() -> None:
     with RawServer(lambda connection: None) as gone:
         url = gone.url
     failure = failure_of(connect("https://origin.example", proxy=url))
-    assert failure.failure is Failure.UNREACHABLE
+    assert failure.failure is FailureKind.UNREACHABLE
     assert "the parent proxy fails: " in str(failure)
     assert "refused" in str(failure)
 

@@ -13,7 +13,7 @@ import pytest
 
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.web.site import PATHS
+from clamproxy.web.pages import PATHS
 from tests.unit.contrib import CONTRIB, NOFILE_PER_CONNECTION, ROOT, directives, load_yaml, parse
 
 DOCKER = CONTRIB / "docker"

@@ -10,7 +10,7 @@ import pytest
 
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.web.site import PATHS
+from clamproxy.web.pages import PATHS
 from tests.unit.contrib import CONTRIB, directives, load_yaml, parse
 
 FOLDER = CONTRIB / "kubernetes"

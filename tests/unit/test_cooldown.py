@@ -20,7 +20,7 @@ from clamproxy.origin.cooldown import (
     TRIAL,
     Backoff,
     Cooldowns,
-    Failure,
+    FailureKind,
 )
 from tests.support.clock import Clock
 from tests.unit.conftest import AGENT, OLD_AGENT
@@ -43,7 +43,7 @@ class Bench:
         else:
             self.notes[key] = json.loads(json.dumps(value))
 
-    def fail(self, failure: Failure, path: str = CVD, agent: str = NEW, **more: Any) -> float:
+    def fail(self, failure: FailureKind, path: str = CVD, agent: str = NEW, **more: Any) -> float:
         """Note a failure; gives the seconds to wait."""
         return self.cooldowns.failed(failure, path, agent, "why", **more).until - self.clock.now
 
@@ -59,19 +59,21 @@ def bench() -> Bench:
 @pytest.mark.parametrize(
     ("failure", "same_file_other_client", "other_file_same_client", "other_file_other_client"),
     [
-        pytest.param(Failure.FORBIDDEN, False, True, False, id="trap 20: a 403 concerns one client version"),
-        pytest.param(Failure.RATE_LIMITED, True, False, False, id="trap 21: a 429 concerns one file"),
-        pytest.param(Failure.SERVER_ERROR, True, False, False, id="an error concerns one file"),
-        pytest.param(Failure.BAD_CONTENT, True, False, False, id="bad content concerns one file"),
-        pytest.param(Failure.INTERRUPTED, True, False, False, id="a broken transfer concerns one file"),
-        pytest.param(Failure.LOCAL, True, False, False, id="a local error concerns one file"),
-        pytest.param(Failure.UNREACHABLE, True, True, True, id="an unreachable server concerns all"),
-        pytest.param(Failure.PROXY_AUTHENTICATION, True, True, True, id="a 407 concerns all"),
+        pytest.param(
+            FailureKind.FORBIDDEN, False, True, False, id="trap 20: a 403 concerns one client version"
+        ),
+        pytest.param(FailureKind.RATE_LIMITED, True, False, False, id="trap 21: a 429 concerns one file"),
+        pytest.param(FailureKind.SERVER_ERROR, True, False, False, id="an error concerns one file"),
+        pytest.param(FailureKind.BAD_CONTENT, True, False, False, id="bad content concerns one file"),
+        pytest.param(FailureKind.INTERRUPTED, True, False, False, id="a broken transfer concerns one file"),
+        pytest.param(FailureKind.LOCAL, True, False, False, id="a local error concerns one file"),
+        pytest.param(FailureKind.UNREACHABLE, True, True, True, id="an unreachable server concerns all"),
+        pytest.param(FailureKind.PROXY_AUTHENTICATION, True, True, True, id="a 407 concerns all"),
     ],
 )
 def test_what_a_failure_concerns(
     bench: Bench,
-    failure: Failure,
+    failure: FailureKind,
     same_file_other_client: bool,
     other_file_same_client: bool,
     other_file_other_client: bool,
@@ -83,8 +85,8 @@ def test_what_a_failure_concerns(
     assert bench.blocks(CDIFF, OLD) is other_file_other_client
 
 
-@pytest.mark.parametrize("failure", Failure)
-def test_delays_double_up_to_the_longest(bench: Bench, failure: Failure) -> None:
+@pytest.mark.parametrize("failure", FailureKind)
+def test_delays_double_up_to_the_longest(bench: Bench, failure: FailureKind) -> None:
     backoff = BACKOFFS[failure]
     first, longest = backoff.first, backoff.longest
     assert [bench.fail(failure) for _ in range(backoff.free)] == [0.0] * backoff.free
@@ -96,7 +98,7 @@ def test_delays_double_up_to_the_longest(bench: Bench, failure: Failure) -> None
 
 def test_after_a_407_one_request_alone_tries_again(bench: Bench) -> None:
     """Each wrong password counts at the proxy, and soon locks the account."""
-    bench.clock.now += bench.fail(Failure.PROXY_AUTHENTICATION)
+    bench.clock.now += bench.fail(FailureKind.PROXY_AUTHENTICATION)
     assert not bench.blocks()
     assert bench.cooldowns.admit(CVD, NEW) is None
     assert bench.cooldowns.admit(CDIFF, OLD) is not None
@@ -112,27 +114,29 @@ def test_a_407_locks_no_account(bench: Bench) -> None:
     while bench.clock.now - (tries or [bench.clock.now])[0] < 12 * HOUR:
         if bench.cooldowns.admit(CVD, NEW) is None:
             tries.append(bench.clock.now)
-            bench.fail(Failure.PROXY_AUTHENTICATION)
+            bench.fail(FailureKind.PROXY_AUTHENTICATION)
         bench.clock.now += 1
     assert all(len([one for one in tries if 0 <= one - at <= HOUR / 2]) <= 2 for at in tries)
 
 
-@pytest.mark.parametrize("failure", Failure)
-def test_whatever_comes_from_beyond_the_proxy_shows_that_it_admits(bench: Bench, failure: Failure) -> None:
-    bench.fail(Failure.PROXY_AUTHENTICATION)
+@pytest.mark.parametrize("failure", FailureKind)
+def test_whatever_comes_from_beyond_the_proxy_shows_that_it_admits(
+    bench: Bench, failure: FailureKind
+) -> None:
+    bench.fail(FailureKind.PROXY_AUTHENTICATION)
     bench.fail(failure)
     is_from_here = failure in (
-        Failure.PROXY_AUTHENTICATION,
-        Failure.UNREACHABLE,
-        Failure.INTERRUPTED,
-        Failure.LOCAL,
-        Failure.NO_ROOM,
+        FailureKind.PROXY_AUTHENTICATION,
+        FailureKind.UNREACHABLE,
+        FailureKind.INTERRUPTED,
+        FailureKind.LOCAL,
+        FailureKind.NO_ROOM,
     )
     assert (PROXY in bench.cooldowns.in_force()) is is_from_here
 
 
 def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(bench: Bench) -> None:
-    bench.fail(Failure.RATE_LIMITED)
+    bench.fail(FailureKind.RATE_LIMITED)
     bench.notes[CVD]["until"] = 10.0**15
     restarts = 0
     while bench.blocks() or not restarts:
@@ -145,20 +149,20 @@ def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(bench: Benc
 
 def test_a_file_that_changes_again_and_again_is_not_fetched_at_once(bench: Bench) -> None:
     """An origin that gives a wrong length seems to change at the end of each download."""
-    assert bench.fail(Failure.CHANGED) == 0
+    assert bench.fail(FailureKind.CHANGED) == 0
     bench.cooldowns.succeeded(CVD, NEW, verified=False)  # its header is right
-    assert bench.fail(Failure.CHANGED) == 2
+    assert bench.fail(FailureKind.CHANGED) == 2
     bench.cooldowns.succeeded(CVD, NEW, verified=False)
     assert bench.blocks()
-    assert bench.fail(Failure.CHANGED) == 4
+    assert bench.fail(FailureKind.CHANGED) == 4
     bench.cooldowns.succeeded(CVD, NEW)
-    assert bench.fail(Failure.CHANGED) == 0
+    assert bench.fail(FailureKind.CHANGED) == 0
 
 
 def test_another_kind_of_failure_begins_anew(bench: Bench) -> None:
-    bench.fail(Failure.SERVER_ERROR)
-    bench.fail(Failure.SERVER_ERROR)
-    assert bench.fail(Failure.BAD_CONTENT) == BACKOFFS[Failure.BAD_CONTENT].first
+    bench.fail(FailureKind.SERVER_ERROR)
+    bench.fail(FailureKind.SERVER_ERROR)
+    assert bench.fail(FailureKind.BAD_CONTENT) == BACKOFFS[FailureKind.BAD_CONTENT].first
 
 
 @pytest.mark.parametrize(
@@ -173,11 +177,11 @@ def test_another_kind_of_failure_begins_anew(bench: Bench) -> None:
     ],
 )
 def test_trap_21_retry_after(bench: Bench, retry_after: float | None, delay: float) -> None:
-    assert bench.fail(Failure.RATE_LIMITED, retry_after=retry_after) == delay
+    assert bench.fail(FailureKind.RATE_LIMITED, retry_after=retry_after) == delay
 
 
 def test_it_ends(bench: Bench) -> None:
-    delay = bench.fail(Failure.RATE_LIMITED)
+    delay = bench.fail(FailureKind.RATE_LIMITED)
     bench.clock.now += delay - 1
     assert bench.blocks()
     bench.clock.now += 1
@@ -186,29 +190,29 @@ def test_it_ends(bench: Bench) -> None:
 
 
 def test_the_longest_of_several_is_told(bench: Bench) -> None:
-    bench.fail(Failure.UNREACHABLE)
-    bench.fail(Failure.RATE_LIMITED)
-    bench.fail(Failure.FORBIDDEN)
+    bench.fail(FailureKind.UNREACHABLE)
+    bench.fail(FailureKind.RATE_LIMITED)
+    bench.fail(FailureKind.FORBIDDEN)
     found = bench.cooldowns.check(CVD, NEW)
     assert found is not None
-    assert found.failure is Failure.RATE_LIMITED
+    assert found.failure is FailureKind.RATE_LIMITED
     assert set(bench.cooldowns.in_force()) == {CVD, f"client {NEW}", "origin"}
 
 
 def test_success_clears_what_it_disproves(bench: Bench) -> None:
     for path in (CVD, CDIFF):
-        bench.fail(Failure.RATE_LIMITED, path)
+        bench.fail(FailureKind.RATE_LIMITED, path)
     for agent in (NEW, OLD):
-        bench.fail(Failure.FORBIDDEN, agent=agent)
-    bench.fail(Failure.UNREACHABLE)
+        bench.fail(FailureKind.FORBIDDEN, agent=agent)
+    bench.fail(FailureKind.UNREACHABLE)
     bench.cooldowns.succeeded(CVD, NEW)
     assert not bench.blocks()
     assert set(bench.cooldowns.in_force()) == {CDIFF, f"client {OLD}"} == set(bench.notes)
 
 
 def test_a_good_header_says_nothing_about_the_rest(bench: Bench) -> None:
-    bench.fail(Failure.BAD_CONTENT)
-    bench.fail(Failure.FORBIDDEN)
+    bench.fail(FailureKind.BAD_CONTENT)
+    bench.fail(FailureKind.FORBIDDEN)
     bench.cooldowns.succeeded(CVD, NEW, verified=False)
     assert set(bench.cooldowns.in_force()) == {CVD}
     bench.cooldowns.succeeded(CVD, NEW)
@@ -216,13 +220,13 @@ def test_a_good_header_says_nothing_about_the_rest(bench: Bench) -> None:
 
 
 def test_a_restart_forgets_nothing(bench: Bench) -> None:
-    bench.fail(Failure.RATE_LIMITED, retry_after=7200.0)
-    bench.fail(Failure.FORBIDDEN)
+    bench.fail(FailureKind.RATE_LIMITED, retry_after=7200.0)
+    bench.fail(FailureKind.FORBIDDEN)
     again = Cooldowns(bench.save, bench.clock)
     again.restore(dict(bench.notes))
     assert again.in_force() == bench.cooldowns.in_force()
     # the count of failures goes on, too
-    assert again.failed(Failure.FORBIDDEN, CVD, NEW, "why").failures == 2
+    assert again.failed(FailureKind.FORBIDDEN, CVD, NEW, "why").failures == 2
 
 
 @pytest.mark.parametrize(
@@ -242,16 +246,16 @@ def test_a_note_with_values_of_the_wrong_type_is_dropped(bench: Bench) -> None:
 
 def test_old_ones_do_not_pile_up(bench: Bench) -> None:
     for number in range(100):
-        bench.fail(Failure.SERVER_ERROR, path=f"/daily-{number}.cdiff")
+        bench.fail(FailureKind.SERVER_ERROR, path=f"/daily-{number}.cdiff")
     bench.clock.now += HOUR
-    bench.fail(Failure.SERVER_ERROR)
+    bench.fail(FailureKind.SERVER_ERROR)
     assert list(bench.notes) == [CVD]
 
 
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(Failure),
+            st.sampled_from(FailureKind),
             st.sampled_from([CVD, CDIFF]),
             st.sampled_from([NEW, OLD, "", "curl/8"]),
             st.none() | st.floats(-1e6, 1e6),
@@ -261,7 +265,7 @@ def test_old_ones_do_not_pile_up(bench: Bench) -> None:
     )
 )
 def test_no_cooldown_outlasts_the_longest(
-    events: list[tuple[Failure, str, str, float | None, float]],
+    events: list[tuple[FailureKind, str, str, float | None, float]],
 ) -> None:
     bench = Bench()
     for failure, path, agent, retry_after, pause in events:
@@ -282,7 +286,7 @@ agents = st.text(max_size=200) | st.builds("ClamAV/1.4.{} (x)".format, st.intege
 def test_trap_20_one_version_never_blocks_another(refused: str, other: str) -> None:
     bench = Bench()
     one, another = Requester(refused).version, Requester(other).version
-    bench.fail(Failure.FORBIDDEN, agent=one)
+    bench.fail(FailureKind.FORBIDDEN, agent=one)
     assert bench.blocks(agent=another) is (one == another)
 
 
@@ -320,7 +324,7 @@ ADMITTED, STRANGER = "ClamAV/1.5.0", "ClamAV/1.5.3"
 
 def refuse(bench: Bench, agents: list[str], pause: float = 0.0) -> None:
     for agent in agents:
-        bench.fail(Failure.FORBIDDEN, agent=agent)
+        bench.fail(FailureKind.FORBIDDEN, agent=agent)
         bench.clock.now += pause
 
 
@@ -333,7 +337,7 @@ def test_after_some_refusals_the_next_version_does_not_try(bench: Bench) -> None
         assert bench.blocks(CDIFF, agent)
     found = bench.cooldowns.check(CVD, STRANGER)
     assert found is not None
-    assert found.failure is Failure.FORBIDDEN
+    assert found.failure is FailureKind.FORBIDDEN
 
 
 def test_one_that_was_admitted_before_is_not_held_back(bench: Bench) -> None:
@@ -348,7 +352,7 @@ def test_one_that_was_admitted_before_is_not_held_back(bench: Bench) -> None:
 def test_as_soon_as_the_first_of_the_refusals_ends_it_tries(bench: Bench) -> None:
     refuse(bench, REFUSED, pause=10)
     assert bench.cooldowns.check(CVD, STRANGER) == bench.cooldowns.in_force()[f"client {REFUSED[0]}"]
-    bench.clock.now += BACKOFFS[Failure.FORBIDDEN].first - 10 * ENOUGH_REFUSALS
+    bench.clock.now += BACKOFFS[FailureKind.FORBIDDEN].first - 10 * ENOUGH_REFUSALS
     assert not bench.blocks(agent=STRANGER)
     assert bench.blocks(agent=REFUSED[-1])
 
@@ -361,7 +365,7 @@ def test_one_admission_among_them_lets_others_try(bench: Bench) -> None:
 
 def test_other_failures_do_not_count_as_refusals(bench: Bench) -> None:
     for number in range(2 * ENOUGH_REFUSALS):
-        bench.fail(Failure.RATE_LIMITED, f"/daily-{number}.cdiff", f"ClamAV/1.4.{number}")
+        bench.fail(FailureKind.RATE_LIMITED, f"/daily-{number}.cdiff", f"ClamAV/1.4.{number}")
     assert not bench.blocks(agent=STRANGER)
 
 

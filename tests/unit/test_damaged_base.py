@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clamproxy.objects import Kind, ObjectId
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import cvd, put_cvd, read
 from tests.unit.whole_site import NEWEST, OFFLINE, PROBE, RELEASES, Site, open_site, since
 
@@ -34,7 +34,7 @@ REQUESTS = [
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         yield site
 
@@ -68,9 +68,9 @@ async def test_the_origin_takes_over(
     rot(site, 1, damage)
     site.restart()
     for _ in range(ENOUGH):
-        reply, content = await site.ask(path, **fields)
+        response, content = await site.ask(path, **fields)
         await site.settle()
-    assert (reply.status, reply.version) in ((200, 1), (206, 1))
+    assert (response.status, response.version) in ((200, 1), (206, 1))
     assert content in RELEASES.cvd(1)
     assert caplog.text.count("is damaged, and dropped from the cache") == 1
     # All others get it, too.
@@ -89,9 +89,9 @@ async def test_while_the_origin_is_gone_the_older_cvd_takes_over(
     site.restart()
     site.origin.refuse()
     for _ in range(ENOUGH):
-        reply, content = await site.ask(path, **fields)
+        response, content = await site.ask(path, **fields)
         await site.settle()
-    assert (reply.status, reply.version) in ((200, 1), (206, 1))
+    assert (response.status, response.version) in ((200, 1), (206, 1))
     assert content in RELEASES.cvd(1)
     assert caplog.text.count("is damaged, and dropped from the cache") == 1
     assert site.service.store.newest_version("daily") == 1
@@ -103,9 +103,9 @@ async def test_patches_lead_on_from_the_older_cvd(site: Site) -> None:
     rot(site, 2, bytes)
     site.restart()
     for _ in range(ENOUGH):
-        reply, content = await site.ask()
+        response, content = await site.ask()
         await site.settle()
-    assert (reply.status, content) == (200, RELEASES.cvd(1))
+    assert (response.status, content) == (200, RELEASES.cvd(1))
     assert await site.shown() == 2
     assert site.origin.count("W") == 0
 
@@ -116,9 +116,9 @@ async def test_a_cld_is_not_built_from_it(site: Site, damage: Damage) -> None:
     rot(site, 1, damage)
     site.restart()
     for _ in range(ENOUGH):
-        reply, _ = await site.ask("/daily.cld")
+        response, _ = await site.ask("/daily.cld")
         await site.settle()
-    assert reply.status == 404
+    assert response.status == 404
     _, content = await site.ask()
     assert content == RELEASES.cvd(NEWEST)
 
@@ -136,8 +136,8 @@ async def test_offline_the_older_cvd_is_what_there_is(site: Site) -> None:
     rot(site, 2, bytes)
     site.restart(**OFFLINE)
     for _ in range(ENOUGH):
-        reply, content = await site.ask()
-    assert (reply.status, content) == (200, RELEASES.cvd(1))
+        response, content = await site.ask()
+    assert (response.status, content) == (200, RELEASES.cvd(1))
     assert site.service._current.announced("daily") == await site.shown()
 
 
@@ -146,6 +146,6 @@ async def test_offline_without_another_there_is_none(site: Site) -> None:
     rot(site, 1, bytes)
     site.restart(**OFFLINE)
     for _ in range(ENOUGH):
-        reply, _ = await site.ask()
-    assert reply.status == 404
+        response, _ = await site.ask()
+    assert response.status == 404
     assert not site.service.store.has(ObjectId("daily", 1, Kind.CVD))

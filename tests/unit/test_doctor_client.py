@@ -18,10 +18,10 @@ from clamproxy.authority import configured_names
 from clamproxy.authority import found as found_authority
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Nameserver
-from clamproxy.doctor import client as module
-from clamproxy.doctor.client import Client, Subject
+from clamproxy.doctor import client_checks as module
+from clamproxy.doctor.client_checks import Client, Subject
 from clamproxy.doctor.findings import Deadline, Finding, Status, Verdict, examine
-from clamproxy.doctor.tls import Trust, own_trust, trust_of
+from clamproxy.doctor.tls_checks import Trust, own_trust, trust_of
 from clamproxy.doctor.wire import Proxy
 from clamproxy.setup.trust import INSTALLED_FILES, LINUX_FILE, RHEL_FILE
 from tests.support.dns_server import FakeDns, Mode
@@ -404,7 +404,7 @@ class TestTls:
 class TestDns:
     @pytest.fixture(autouse=True)
     def _names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from clamproxy.doctor.names import compare_with_gateway
+        from clamproxy.doctor.dns_checks import compare_with_gateway
 
         monkeypatch.setattr(module, "compare_with_gateway", compare_with_gateway)
 

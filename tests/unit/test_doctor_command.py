@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from clamproxy.cli import doctor as module
 from clamproxy.cli.parameters import parse_gateway
-from clamproxy.doctor import client
+from clamproxy.doctor import client_checks
 from clamproxy.doctor.findings import (
     Check,
     Deadline,
@@ -50,7 +50,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
     monkeypatch.setattr(module, "CLAMAV_KEYS", forge_keys().trusted)
     monkeypatch.setattr(module, "find_conf", lambda: None)
-    monkeypatch.setattr(client, "compare_with_gateway", lambda *_: Verdict(OK, "agrees"))
+    monkeypatch.setattr(client_checks, "compare_with_gateway", lambda *_: Verdict(OK, "agrees"))
 
 
 def invoke(*arguments: str, **environment: str) -> Result:

@@ -28,14 +28,14 @@ from clamproxy.authority import Authority
 from clamproxy.authority import found as found_authority
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.doctor import gateway as module
+from clamproxy.doctor import gateway_checks as module
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine
-from clamproxy.doctor.gateway import GatewaySide, judge_authority, proxy_pid
+from clamproxy.doctor.gateway_checks import GatewayChecks, judge_authority, proxy_pid
 from clamproxy.origin.budget import PER_FILE
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.doctor_rig import answer, gateways
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, MakeCvd, put_cvd
 
 type Found = dict[str, Finding]
@@ -54,19 +54,19 @@ def dns() -> Iterator[FakeDns]:
 
 
 @pytest.fixture
-def origin(origin: Origin, make_cvd: MakeCvd) -> Origin:
+def origin(origin: OriginServer, make_cvd: MakeCvd) -> OriginServer:
     """It has a database, and tells the time."""
     origin.put("daily.cvd", make_cvd(VERSION))
     tell_time(origin, time.time())
     return origin
 
 
-def tell_time(origin: Origin, at: float) -> None:
+def tell_time(origin: OriginServer, at: float) -> None:
     origin.rule("*", faults.Fault(headers={"Date": formatdate(at, usegmt=True)}))
 
 
 @pytest.fixture
-def look(tmp_path: Path, origin: Origin, dns: FakeDns, monkeypatch: pytest.MonkeyPatch) -> Examine:
+def look(tmp_path: Path, origin: OriginServer, dns: FakeDns, monkeypatch: pytest.MonkeyPatch) -> Examine:
     """Examines a gateway with this cache, origin and DNS."""
     for name in [name for name in os.environ if name.startswith("CLAMPROXY_")]:
         monkeypatch.delenv(name)
@@ -87,7 +87,7 @@ def look(tmp_path: Path, origin: Origin, dns: FakeDns, monkeypatch: pytest.Monke
 
 def run(config: str | None) -> Found:
     deadline = Deadline(60)
-    with closing(GatewaySide(config, ["daily"], deadline)) as side:
+    with closing(GatewayChecks(config, ["daily"], deadline)) as side:
         return {finding.subject: finding for finding in examine(side.checks(), deadline)}
 
 
@@ -146,7 +146,7 @@ def test_databases_that_machines_get(
     with closing(Store(cache)) as store:
         put_cvd(store, 9, make_cvd(9, database="valhalla"), database="valhalla")
     look(serving=serving)
-    with closing(GatewaySide(str(cache.parent / "own.yaml"), [], Deadline(60))) as side:
+    with closing(GatewayChecks(str(cache.parent / "own.yaml"), [], Deadline(60))) as side:
         list(examine(side.checks(), Deadline(60)))
         assert side.databases == databases
 
@@ -364,7 +364,7 @@ class TestDns:
 
 
 class TestUpstream:
-    def test_the_request_is_in_the_books(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_the_request_is_in_the_books(self, look: Examine, cache: Path, origin: OriginServer) -> None:
         check(look(), "upstream", OK, "")
         (seen,) = origin.requests()
         assert seen.headers["user-agent"] == AGENT
@@ -373,7 +373,7 @@ class TestUpstream:
             assert len(store.note(f"budget/{P}")) == 1
             assert store.counters() == {"upstream_requests": 1, "upstream_bytes": 512}
 
-    def test_looks_are_counted(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_looks_are_counted(self, look: Examine, cache: Path, origin: OriginServer) -> None:
         """A person needs no pauses; but the CDN limits the number. A connection costs none of it."""
         for _ in range(PER_FILE):
             check(look(), "upstream", OK, "daily 28")
@@ -381,7 +381,9 @@ class TestUpstream:
         check(look(), "upstream", SKIPPED, f"there is a connection to localhost:{origin.port}")
         assert len(origin.requests()) == PER_FILE
 
-    def test_without_a_request_it_is_connected_to(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_without_a_request_it_is_connected_to(
+        self, look: Examine, cache: Path, origin: OriginServer
+    ) -> None:
         note(cache, **{"cooldown/origin": cooldown("unreachable", "Connection refused")})
         origin.refuse()
         found = look()
@@ -390,22 +392,24 @@ class TestUpstream:
         assert "finding" not in found["cool-downs"].remedy
 
     @pytest.mark.parametrize("key", [P, "origin", "client ClamAV/1.4.6"])
-    def test_a_cooldown_is_respected(self, look: Examine, cache: Path, origin: Origin, key: str) -> None:
+    def test_a_cooldown_is_respected(
+        self, look: Examine, cache: Path, origin: OriginServer, key: str
+    ) -> None:
         note(cache, **{f"cooldown/{key}": cooldown("forbidden", "status 403")})
         check(look(), "upstream", SKIPPED, "cool-down until ")
         assert origin.requests() == []
 
-    def test_the_newest_freshclam_is_named(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_the_newest_freshclam_is_named(self, look: Examine, cache: Path, origin: OriginServer) -> None:
         agent = AGENT.replace("1.4.6", "1.5.3")
         note(cache, **{"agent/1.5.3": {"user_agent": agent, "seen_at": time.time()}})
         check(look(), "upstream", OK, "ClamAV/1.5.3")
         assert origin.requests()[0].headers["user-agent"] == agent
 
-    def test_nobody_to_ask_for(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_nobody_to_ask_for(self, look: Examine, cache: Path, origin: OriginServer) -> None:
         check(look(upstream={"user_agent": None}), "upstream", SKIPPED, "no supported freshclam")
         assert origin.requests() == []
 
-    def test_offline(self, look: Examine, cache: Path, origin: Origin) -> None:
+    def test_offline(self, look: Examine, cache: Path, origin: OriginServer) -> None:
         check(look(upstream={"offline": True}), "upstream", SKIPPED, "offline")
         assert origin.requests() == []
 
@@ -422,7 +426,7 @@ class TestUpstream:
         ],
     )
     def test_what_it_answers(
-        self, look: Examine, cache: Path, origin: Origin, fault: faults.Fault, text: str, remedy: str
+        self, look: Examine, cache: Path, origin: OriginServer, fault: faults.Fault, text: str, remedy: str
     ) -> None:
         origin.rule("*", fault)
         check(look(), "upstream", PROBLEM, text, remedy)
@@ -430,7 +434,7 @@ class TestUpstream:
 
     @pytest.mark.parametrize(("status", "key", "wait"), [(403, "client ClamAV/1.4.6", 60), (429, P, 7200)])
     def test_a_refusal_begins_a_cooldown(
-        self, look: Examine, cache: Path, origin: Origin, status: int, key: str, wait: float
+        self, look: Examine, cache: Path, origin: OriginServer, status: int, key: str, wait: float
     ) -> None:
         origin.rule("*", faults.status(status, retry_after="7200" if status == 429 else "0"))
         look()
@@ -440,7 +444,7 @@ class TestUpstream:
         check(look(), "upstream", SKIPPED, "cool-down until")
         assert len(origin.requests()) == 1
 
-    def test_it_is_down(self, look: Examine, origin: Origin) -> None:
+    def test_it_is_down(self, look: Examine, origin: OriginServer) -> None:
         origin.refuse()
         check(look(), "upstream", PROBLEM, "can't be reached: ", "firewall")
         found = look()
@@ -450,7 +454,7 @@ class TestUpstream:
         from tests.support.site import origin_certificates
 
         tls, _ = origin_certificates(tmp_path / "tls")
-        with Origin(tls) as secured:
+        with OriginServer(tls) as secured:
             found = look(upstream={"url": secured.url})
         check(found, "upstream", PROBLEM, "is not trusted", "upstream.ca_bundle")
 
@@ -462,7 +466,7 @@ class TestUpstream:
 
         note(cache, **{f"cooldown/{P}": cooldown("rate limited", "status 429")})
         tls, bundle = origin_certificates(tmp_path / "tls")
-        with Origin(tls) as secured:
+        with OriginServer(tls) as secured:
             found = look(upstream={"url": secured.url} | ({"ca_bundle": str(bundle)} if is_trusted else {}))
             assert secured.requests() == []
         if is_trusted:
@@ -482,7 +486,7 @@ class TestUpstream:
         assert head.startswith("CONNECT database.example.net:443 ")
 
     def test_a_proxy_that_wants_a_password_is_asked_once(
-        self, look: Examine, cache: Path, origin: Origin
+        self, look: Examine, cache: Path, origin: OriginServer
     ) -> None:
         """With each further try, by the doctor or by the gateway, it may lock the account."""
         origin.rule("*", faults.status(407))
@@ -492,7 +496,7 @@ class TestUpstream:
         with closing(Store(cache)) as store:
             assert store.note("cooldown/parent proxy")["failure"] == "proxy authentication"
 
-    def test_its_proxy_is_down(self, look: Examine, origin: Origin) -> None:
+    def test_its_proxy_is_down(self, look: Examine, origin: OriginServer) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
         found = look(upstream={"proxy": f"http://user:s3cret@127.0.0.1:{port}"})
@@ -500,26 +504,26 @@ class TestUpstream:
         check(found, "upstream", SKIPPED, "because of: upstream proxy")
         assert "s3cret" not in str(found)
 
-    def test_its_proxy_is_up(self, look: Examine, origin: Origin) -> None:
+    def test_its_proxy_is_up(self, look: Examine, origin: OriginServer) -> None:
         found = look(upstream={"proxy": f"http://127.0.0.1:{origin.port}"})
         check(found, "upstream proxy", OK, "can be reached")
 
 
 class TestClock:
     @pytest.mark.parametrize(("shift", "text"), [(7290, "2 h behind"), (-200_000, "2 d ahead of")])
-    def test_by_the_origin(self, look: Examine, origin: Origin, shift: float, text: str) -> None:
+    def test_by_the_origin(self, look: Examine, origin: OriginServer, shift: float, text: str) -> None:
         tell_time(origin, time.time() + shift)
         check(look(), "clock", PROBLEM, f"{text} that of the origin", "NTP")
 
     def test_by_the_record(
-        self, look: Examine, dns: FakeDns, origin: Origin, monkeypatch: pytest.MonkeyPatch
+        self, look: Examine, dns: FakeDns, origin: OriginServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         origin.refuse()
         check(look(), "clock", OK, "not behind the version record")
         monkeypatch.setattr(dns, "_text", lambda *_: f"1:62:27800:{int(time.time() + 7200)}:0:90:1:339")
         check(look(), "clock", PROBLEM, "behind that of the version record")
 
-    def test_nobody_tells(self, look: Examine, dns: FakeDns, origin: Origin) -> None:
+    def test_nobody_tells(self, look: Examine, dns: FakeDns, origin: OriginServer) -> None:
         origin.refuse()
         dns.mode = Mode.NXDOMAIN
         check(look(), "clock", SKIPPED, "neither the origin nor DNS has told")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.doctor import machine as module
+from clamproxy.doctor import machine_checks as module
 from clamproxy.doctor.commands import Commands
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine
 from clamproxy.doctor.freshclam import read_conf
 from clamproxy.doctor.local import Local, compare, look_at
-from clamproxy.doctor.machine import MachineSide
+from clamproxy.doctor.machine_checks import MachineChecks
 from clamproxy.doctor.processes import Process, freshclams, lock_holders
 from clamproxy.formats.header import CvdHeader
 from tests.support.doctor_rig import header
@@ -57,7 +57,7 @@ class Machine:
 
     def examine(self, served: Served | None = None) -> Found:
         """What the doctor finds."""
-        side, deadline = MachineSide(self.conf, read_conf(self.conf), served or {}), Deadline(60)
+        side, deadline = MachineChecks(self.conf, read_conf(self.conf), served or {}), Deadline(60)
         return {finding.subject: finding for finding in examine(side.checks(), deadline)}
 
     @contextmanager

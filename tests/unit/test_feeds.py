@@ -1,4 +1,4 @@
-"""The cache of feeds, from a request to a reply: what is stored, shared, revalidated, kept at a restart."""
+"""The cache of feeds, from request to response: what is stored, shared, revalidated, kept at a restart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clamproxy.dates import parse_http_date
 from clamproxy.messages import Body, SourceError
 from tests.support import faults
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.feeds_bench import (
     BIG,
     BODY,
@@ -36,7 +36,7 @@ from tests.unit.feeds_bench import (
 
 
 @pytest.fixture
-def bench(tmp_path: Path, origin: Origin) -> Iterator[Bench]:
+def bench(tmp_path: Path, origin: OriginServer) -> Iterator[Bench]:
     with open_bench(tmp_path, origin) as bench:
         yield bench
 
@@ -59,13 +59,13 @@ async def test_a_file_is_fetched_once(bench: Bench) -> None:
 async def test_an_answer_has_the_fields_that_a_cache_adds(bench: Bench) -> None:
     bench.set_out(Age="100", Set_Cookie="id=1", Connection="close", Cache_Control="max-age=900")
     await bench.get()
-    reply = await bench.ask()
-    assert reply.headers["Via"] == VIA
-    assert int(reply.headers["Age"]) >= 100
-    assert parse_http_date(reply.headers["Date"])
-    assert reply.headers["Cache-Control"] == "max-age=900"
-    assert reply.headers["ETag"]
-    assert not {"Set-Cookie", "Connection", "cf-ray"} & {name for name, _ in reply.headers}
+    response = await bench.ask()
+    assert response.headers["Via"] == VIA
+    assert int(response.headers["Age"]) >= 100
+    assert parse_http_date(response.headers["Date"])
+    assert response.headers["Cache-Control"] == "max-age=900"
+    assert response.headers["ETag"]
+    assert not {"Set-Cookie", "Connection", "cf-ray"} & {name for name, _ in response.headers}
 
 
 async def test_what_goes_to_the_feed(bench: Bench) -> None:
@@ -81,31 +81,31 @@ async def test_what_goes_to_the_feed(bench: Bench) -> None:
 @pytest.mark.parametrize("size", [300_000, 10])
 async def test_two_clients_at_once_cost_one_transfer(bench: Bench, size: int) -> None:
     bench.set_out(BIG[:size])
-    replies = await asyncio.gather(*(bench.get() for _ in range(5)))
-    assert [content for _, _, content in replies] == [BIG[:size]] * 5
-    assert sorted({how for _, how, _ in replies}) == [MISS, f"{MISS}; collapsed"]
+    responses = await asyncio.gather(*(bench.get() for _ in range(5)))
+    assert [content for _, _, content in responses] == [BIG[:size]] * 5
+    assert sorted({how for _, how, _ in responses}) == [MISS, f"{MISS}; collapsed"]
     assert bench.origin.count(PATH) == 1
 
 
 async def test_clients_read_along(bench: Bench) -> None:
     bench.origin.put(NAME, BIG)
     bench.origin.rule(PATH, faults.stall(200_000))
-    reply = await bench.ask()
-    assert isinstance(reply.body, Body)
-    assert reply.headers["Content-Length"] == str(len(BIG))
-    assert await reply.body.source.wait(0) > 0
+    response = await bench.ask()
+    assert isinstance(response.body, Body)
+    assert response.headers["Content-Length"] == str(len(BIG))
+    assert await response.body.source.wait(0) > 0
     bench.origin.heal()  # cuts it
     with pytest.raises(SourceError):
-        await read(reply)
+        await read(response)
     await bench.settle()
     assert bench.feeds.figures()["objects"] == 0
 
 
 async def test_a_transfer_goes_on_without_its_client(bench: Bench) -> None:
     bench.set_out(BIG)
-    reply = await bench.ask()
-    assert isinstance(reply.body, Body)
-    reply.body.source.close()
+    response = await bench.ask()
+    assert isinstance(response.body, Body)
+    response.body.source.close()
     await bench.settle()
     assert await bench.get() == (200, HIT, BIG)
 
@@ -121,12 +121,12 @@ async def test_a_transfer_goes_on_without_its_client(bench: Bench) -> None:
 )
 async def test_what_arrives_in_part_is_neither_stored_nor_served(bench: Bench, fault: Fault) -> None:
     bench.origin.rule(PATH, fault, times=1)
-    reply = await bench.ask()
-    if reply.status == 200:
+    response = await bench.ask()
+    if response.status == 200:
         with pytest.raises(SourceError):
-            await read(reply)
+            await read(response)
     else:
-        assert reply.status == 503
+        assert response.status == 503
     await bench.settle()
     assert bench.feeds.figures()["objects"] == 0
     assert list((bench.directory / "feeds").iterdir()) == []
@@ -134,9 +134,9 @@ async def test_what_arrives_in_part_is_neither_stored_nor_served(bench: Bench, f
 
 async def test_a_chunked_answer_is_stored(bench: Bench) -> None:
     bench.origin.rule(PATH, faults.chunked())
-    reply = await bench.ask()
-    assert reply.headers["Content-Length"] == str(len(BODY))
-    assert await read(reply) == BODY
+    response = await bench.ask()
+    assert response.headers["Content-Length"] == str(len(BODY))
+    assert await read(response) == BODY
     await bench.settle()
     assert await bench.get() == (200, HIT, BODY)
 
@@ -193,8 +193,8 @@ async def test_no_cache_of_a_client_has_the_copy_revalidated(bench: Bench) -> No
 
 
 async def test_only_if_cached(bench: Bench) -> None:
-    reply = await bench.ask(Cache_Control="only-if-cached")
-    assert (reply.status, bench.origin.trace) == (504, "")
+    response = await bench.ask(Cache_Control="only-if-cached")
+    assert (response.status, bench.origin.trace) == (504, "")
     await bench.get()
     assert await bench.get(Cache_Control="only-if-cached") == (200, HIT, BODY)
 
@@ -202,8 +202,8 @@ async def test_only_if_cached(bench: Bench) -> None:
 @pytest.mark.parametrize("control", ["no-store", "private", "private, max-age=60"])
 async def test_what_may_not_be_shared_is_fetched_for_each_client(bench: Bench, control: str) -> None:
     bench.set_out(Cache_Control=control)
-    replies = await asyncio.gather(bench.get(), bench.get())
-    assert [(status, content) for status, _, content in replies] == [(200, BODY)] * 2
+    responses = await asyncio.gather(bench.get(), bench.get())
+    assert [(status, content) for status, _, content in responses] == [(200, BODY)] * 2
     assert bench.origin.count(PATH) == 2
     assert await bench.get() == (200, BYPASS, BODY)
     assert list((bench.directory / "feeds").iterdir()) == []
@@ -213,8 +213,8 @@ async def test_a_client_s_own_validators_are_for_what_may_not_be_shared(bench: B
     bench.set_out(Cache_Control="no-store")
     await bench.get()
     date = http_date(time.time())
-    reply = await bench.ask(If_Modified_Since=date)
-    assert (reply.status, await read(reply)) == (304, b"")
+    response = await bench.ask(If_Modified_Since=date)
+    assert (response.status, await read(response)) == (304, b"")
     assert bench.origin.requests(PATH)[-1].headers["if-modified-since"] == date
     bench.set_out(Cache_Control="max-age=60")
     assert (await bench.get())[1] == BYPASS
@@ -243,8 +243,8 @@ async def test_users_with_a_password_do_not_see_each_other_s_files(bench: Bench)
 async def test_user_and_password_of_the_url_are_sent_and_kept_apart(bench: Bench) -> None:
     bench.set_out(Cache_Control="public, max-age=600")
     url = bench.url().replace("//", "//user:p%40ss@")
-    reply = await bench.ask(url=url)
-    await read(reply)
+    response = await bench.ask(url=url)
+    await read(response)
     await bench.settle()
     assert bench.origin.requests(PATH)[0].headers["authorization"] == "Basic dXNlcjpwQHNz"
     assert (await bench.get())[1] == MISS
@@ -260,8 +260,8 @@ async def test_vary(bench: Bench) -> None:
     assert (await bench.get(User_Agent="a"))[1] == MISS
     assert (await bench.get(User_Agent="a"))[1] == HIT
     assert (await bench.get(User_Agent="b"))[1] == MISS
-    replies = await asyncio.gather(bench.get(User_Agent="c"), bench.get(User_Agent="d"))
-    assert {how for _, how, _ in replies} == {MISS, BYPASS}
+    responses = await asyncio.gather(bench.get(User_Agent="c"), bench.get(User_Agent="d"))
+    assert {how for _, how, _ in responses} == {MISS, BYPASS}
     assert bench.origin.count(PATH) == 4
 
 
@@ -330,14 +330,14 @@ async def test_whatever_happens_at_once_clients_get_whole_files_or_503(bench: Be
     async def client() -> None:
         await asyncio.sleep(dice.random())
         asking = {"Cache_Control": dice.choice(["", "", "no-cache", "no-store"])}
-        reply = await bench.ask(f"/{dice.randrange(4)}", User_Agent=dice.choice("ab"), **asking)
-        assert reply.status in (200, 503), reply
-        if dice.random() < 0.1 and isinstance(reply.body, Body):
-            reply.body.source.close()  # the client leaves
+        response = await bench.ask(f"/{dice.randrange(4)}", User_Agent=dice.choice("ab"), **asking)
+        assert response.status in (200, 503), response
+        if dice.random() < 0.1 and isinstance(response.body, Body):
+            response.body.source.close()  # the client leaves
             return
         with suppress(SourceError):
-            content = await read(reply)
-            assert reply.status == 503 or content in bodies
+            content = await read(response)
+            assert response.status == 503 or content in bodies
 
     for _ in range(8):
         bench.feeds._cooldowns._active.clear()

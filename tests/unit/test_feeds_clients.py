@@ -14,7 +14,7 @@ from clamproxy.feeds.target import Target
 from clamproxy.messages import Body, Result
 from tests.support import faults
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.feeds_bench import (
     BIG,
     BODY,
@@ -30,7 +30,7 @@ from tests.unit.feeds_bench import (
 
 
 @pytest.fixture
-def bench(tmp_path: Path, origin: Origin) -> Iterator[Bench]:
+def bench(tmp_path: Path, origin: OriginServer) -> Iterator[Bench]:
     with open_bench(tmp_path, origin) as bench:
         yield bench
 
@@ -44,9 +44,9 @@ async def test_a_client_that_got_the_copy_here_is_told_that_it_is_right(bench: B
     modified = (await bench.ask()).headers["Last-Modified"]
     assert (await bench.ask(If_Modified_Since=modified)).status == 304
     etag = (await bench.ask()).headers["ETag"]
-    reply = await bench.ask(If_None_Match=etag)
-    assert (reply.status, reply.body, "Content-Length" in reply.headers) == (304, b"", False)
-    assert reply.headers["ETag"] == etag
+    response = await bench.ask(If_None_Match=etag)
+    assert (response.status, response.body, "Content-Length" in response.headers) == (304, b"", False)
+    assert response.headers["ETag"] == etag
 
 
 async def test_a_client_that_got_an_older_copy_here_gets_the_new_one(bench: Bench) -> None:
@@ -58,22 +58,22 @@ async def test_a_client_that_got_an_older_copy_here_gets_the_new_one(bench: Benc
     entry = next(iter(bench.feeds._store._entries.values()))
     assert entry.is_not_newer(entry.obtained_at + 60)
     bench.origin.put(NAME, b"new", http_date(wrote_at - 60))
-    reply = await bench.ask(If_Modified_Since=http_date(wrote_at))
-    assert (reply.status, await read(reply)) == (200, b"new")
-    assert "Last-Modified" not in reply.headers  # libcurl would make a 304 of it
+    response = await bench.ask(If_Modified_Since=http_date(wrote_at))
+    assert (response.status, await read(response)) == (200, b"new")
+    assert "Last-Modified" not in response.headers  # libcurl would make a 304 of it
     await bench.settle()
-    reply = await bench.ask(If_Modified_Since=http_date(wrote_at))
-    assert (reply.status, reply.headers["Cache-Status"]) == (200, f"clamproxy; {REVALIDATED}")
-    assert "Last-Modified" not in reply.headers
-    reply = await bench.ask(If_Modified_Since=http_date(wrote_at - 120))
-    assert (reply.status, "Last-Modified" in reply.headers) == (200, True)
+    response = await bench.ask(If_Modified_Since=http_date(wrote_at))
+    assert (response.status, response.headers["Cache-Status"]) == (200, f"clamproxy; {REVALIDATED}")
+    assert "Last-Modified" not in response.headers
+    response = await bench.ask(If_Modified_Since=http_date(wrote_at - 120))
+    assert (response.status, "Last-Modified" in response.headers) == (200, True)
 
 
 async def test_ranges(bench: Bench) -> None:
     assert (await bench.get(Range="bytes=0-8"))[2] == b"signature"
-    reply = await bench.ask(Range="bytes=10-18")
-    assert (reply.status, reply.body) == (206, b"signature")
-    assert reply.headers["Content-Range"] == f"bytes 10-18/{len(BODY)}"
+    response = await bench.ask(Range="bytes=10-18")
+    assert (response.status, response.body) == (206, b"signature")
+    assert response.headers["Content-Range"] == f"bytes 10-18/{len(BODY)}"
     assert (await bench.ask(Range="bytes=9999-")).status == 416
 
 
@@ -88,9 +88,9 @@ async def test_a_weak_tag_says_nothing_about_bytes(bench: Bench) -> None:
 async def test_head(bench: Bench, size: int) -> None:
     bench.set_out(BIG[:size])
     for _ in range(2):
-        reply = await bench.ask(method="HEAD")
-        assert (reply.status, reply.body) == (200, b"")
-        assert reply.headers["Content-Length"] == str(size)
+        response = await bench.ask(method="HEAD")
+        assert (response.status, response.body) == (200, b"")
+        assert response.headers["Content-Length"] == str(size)
         await bench.settle()
     assert bench.origin.count(PATH) == 1
 
@@ -98,10 +98,10 @@ async def test_head(bench: Bench, size: int) -> None:
 async def test_large_bodies_come_from_the_disk(bench: Bench) -> None:
     bench.set_out(BIG)
     await bench.get()
-    reply = await bench.ask()
-    assert isinstance(reply.body, Body)
-    assert await read(reply) == BIG
-    reply.body.source.close()
+    response = await bench.ask()
+    assert isinstance(response.body, Body)
+    assert await read(response) == BIG
+    response.body.source.close()
 
 
 # Refused requests
@@ -119,8 +119,8 @@ async def test_large_bodies_come_from_the_disk(bench: Bench) -> None:
     ],
 )
 async def test_what_is_no_request_for_a_feed(bench: Bench, url: str) -> None:
-    reply = await bench.ask(url=url)
-    assert (reply.status, reply.result) == (502, Result.REFUSED)
+    response = await bench.ask(url=url)
+    assert (response.status, response.result) == (502, Result.REFUSED)
     assert bench.origin.trace == ""
 
 
@@ -131,8 +131,12 @@ async def test_what_goes_wrong_inside_is_503(
         raise RuntimeError(f"about {bench.url()}")
 
     monkeypatch.setattr(bench.feeds._store, "get", fail)
-    reply = await bench.ask()
-    assert (reply.status, reply.result, KEY.encode() in await read(reply)) == (503, Result.ERROR, False)
+    response = await bench.ask()
+    assert (response.status, response.result, KEY.encode() in await read(response)) == (
+        503,
+        Result.ERROR,
+        False,
+    )
     assert "RuntimeError" in caplog.text
     assert KEY not in caplog.text
 
@@ -155,8 +159,12 @@ async def test_keys_of_subscribers_are_nowhere(bench: Bench, caplog: pytest.LogC
         bench.origin.heal()
         bench.origin.rule("*", fault)
         for url in (plain, query, password, f"http://localhost:1/{KEY}", f"http://[/{KEY}"):
-            reply = await bench.ask(url=url, Cache_Control="no-cache")
-            told += [str(reply.headers), repr(reply), "" if reply.status == 200 else str(await read(reply))]
+            response = await bench.ask(url=url, Cache_Control="no-cache")
+            told += [
+                str(response.headers),
+                repr(response),
+                "" if response.status == 200 else str(await read(response)),
+            ]
             await bench.settle()
     bench.origin.refuse()
     told += [str(await bench.ask(url=query)), str(bench.feeds.figures()), str(bench.notes), caplog.text]
@@ -178,8 +186,8 @@ async def test_a_server_that_has_no_https_is_still_asked_by_http(bench: Bench) -
 
 @pytest.mark.parametrize("rest", ["@127.0.0.1:{port}/x", ".example/x"])
 async def test_a_path_that_names_another_host(bench: Bench, rest: str) -> None:
-    reply = await bench.ask(url="http://localhost" + rest.format(port=bench.origin.port))
-    assert (reply.status, reply.result) == (502, Result.REFUSED)
+    response = await bench.ask(url="http://localhost" + rest.format(port=bench.origin.port))
+    assert (response.status, response.result) == (502, Result.REFUSED)
     assert bench.origin.requests() == []
 
 
@@ -187,10 +195,10 @@ async def test_what_is_under_way_is_told(bench: Bench) -> None:
     """A reload waits for that: clients read along."""
     bench.set_out(BIG)
     bench.origin.rule(PATH, faults.stall(200_000))
-    reply = await bench.ask()
+    response = await bench.ask()
     assert bench.feeds.under_way()
-    assert isinstance(reply.body, Body)
-    reply.body.source.close()
+    assert isinstance(response.body, Body)
+    response.body.source.close()
     bench.feeds.stop()
     await bench.settle()
     assert not bench.feeds.under_way()

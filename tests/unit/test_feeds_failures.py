@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.feeds import transfer
+from clamproxy.feeds import feed_transfer
 from clamproxy.messages import SourceError
 from tests.support import faults
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.site import origin_certificates
 from tests.unit.feeds_bench import (
     BIG,
@@ -32,7 +32,7 @@ from tests.unit.feeds_bench import (
 
 
 @pytest.fixture
-def bench(tmp_path: Path, origin: Origin) -> Iterator[Bench]:
+def bench(tmp_path: Path, origin: OriginServer) -> Iterator[Bench]:
     with open_bench(tmp_path, origin) as bench:
         yield bench
 
@@ -47,9 +47,9 @@ REFUSALS = [401, 402, 403, 429, 451, 400, 500, 502, 503, 504, 206, 204]
 async def test_a_refusal_is_503_and_the_feed_is_left_alone(bench: Bench, code: int) -> None:
     bench.origin.rule("*", faults.status(code, retry_after="100"))
     for _ in range(3):
-        reply = await bench.ask()
-        assert reply.status == 503
-        assert 1 <= int(reply.headers["Retry-After"]) <= 100
+        response = await bench.ask()
+        assert response.status == 503
+        assert 1 <= int(response.headers["Retry-After"]) <= 100
         await bench.settle()
     assert bench.origin.count(PATH) == 1
 
@@ -99,9 +99,9 @@ async def test_a_rate_limit_concerns_the_host_and_survives_a_restart(bench: Benc
     bench.origin.rule(PATH, faults.status(429, retry_after="1000"), times=1)
     assert (await bench.get())[0] == 503
     for _ in range(2):
-        reply = await bench.ask("/other")
-        assert reply.status == 503
-        assert 900 < int(reply.headers["Retry-After"]) <= 1000
+        response = await bench.ask("/other")
+        assert response.status == 503
+        assert 900 < int(response.headers["Retry-After"]) <= 1000
         until = bench.feeds.figures()["hosts"][0]["cooldown_until"]
         assert 900 < until - time.time() <= 1000
         bench.restart()
@@ -138,8 +138,8 @@ async def test_a_feed_that_falls_silent(bench: Bench) -> None:
 
 
 async def test_a_feed_that_trickles_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "STALL_WINDOW", 0.3)
-    monkeypatch.setattr(transfer, "SLOWEST", 10**9)
+    monkeypatch.setattr(feed_transfer, "STALL_WINDOW", 0.3)
+    monkeypatch.setattr(feed_transfer, "SLOWEST", 10**9)
     bench.set_out(BIG)
     bench.origin.rule(PATH, faults.slow(100_000))
     with pytest.raises(SourceError, match="too slow"):
@@ -148,21 +148,21 @@ async def test_a_feed_that_trickles_is_given_up(bench: Bench, monkeypatch: pytes
 
 async def test_what_is_said_of_connections_that_fail(bench: Bench, tmp_path: Path) -> None:
     context, _ = origin_certificates(tmp_path / "certificates")
-    with Origin(context) as tls, Origin() as proxy:
+    with OriginServer(context) as tls, OriginServer() as proxy:
         urls = {
             f"https://localhost:{tls.port}/": b"TLS: unable to get local issuer",
             "http://localhost:1/": b"no connection",
         }
         for url, reason in urls.items():
-            reply = await bench.ask(url=url)
-            assert (reply.status, reason in await read(reply)) == (503, True), (url, reply.body)
+            response = await bench.ask(url=url)
+            assert (response.status, reason in await read(response)) == (503, True), (url, response.body)
         # The fake feed answers what a proxy is asked in absolute form, and refuses CONNECT.
         bench.restart(upstream={"proxy": f"http://user:secret@localhost:{proxy.port}"})
         proxy.rule("*", Fault(status=407))
         for url, reason in ((bench.url("/plain"), b"407"), ("https://localhost:2/tunnel", b"proxy: Tunnel")):
-            reply = await bench.ask(url=url)
-            content = await read(reply)
-            assert (reply.status, reason in content, b"secret" in content) == (503, True, False), content
+            response = await bench.ask(url=url)
+            content = await read(response)
+            assert (response.status, reason in content, b"secret" in content) == (503, True, False), content
         assert "proxy-authorization" in proxy.requests()[0].headers
         assert bench.origin.trace == ""
 
@@ -220,7 +220,7 @@ async def test_a_redirection_that_may_not_be_stored_is_not_shared(bench: Bench) 
 
 
 async def test_credentials_stay_with_their_server(bench: Bench, tmp_path: Path) -> None:
-    with Origin() as other:
+    with OriginServer() as other:
         other.put("x", BODY)
         bench.origin.rule("/a", faults.redirect(f"http://localhost:{other.port}/x"))
         bench.origin.rule("/b", faults.redirect(PATH))

@@ -12,13 +12,13 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from clamproxy.feeds import pairs
-from clamproxy.feeds.entry import Entry
-from clamproxy.feeds.rules import Head
-from clamproxy.feeds.store import FeedStore
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.feed_store import FeedStore
+from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.feeds.target import Target
 from tests.support import faults
 from tests.support.faults import Fault
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.feeds_bench import KEY, MISS, Bench, open_bench, read
 
 FILE = f"/get/{KEY}/file.ndb"
@@ -29,7 +29,7 @@ LONG, SHORT, NONE = "max-age=86400", "max-age=0", ""
 
 
 @pytest.fixture
-def bench(tmp_path: Path, origin: Origin) -> Iterator[Bench]:
+def bench(tmp_path: Path, origin: OriginServer) -> Iterator[Bench]:
     with open_bench(tmp_path, origin) as bench:
         yield bench
 
@@ -158,11 +158,11 @@ async def test_a_subscriber_s_pair_is_not_another_s(bench: Bench) -> None:
 
 def entry(
     obtained: float, validated: float | None = None, life: float = DAY, *, tag: str | None = '"x"'
-) -> Entry:
+) -> StoredResponse:
     """What came first at a time, and was validated last at another."""
     headers = Headers([("Cache-Control", f"max-age={life:.0f}"), *([("ETag", tag)] if tag else [])])
     at = obtained if validated is None else validated
-    return Entry("k", "feed", Head(headers, at, at), {}, 1, "0" * 64, obtained)
+    return StoredResponse("k", "feed", ResponseHead(headers, at, at), {}, 1, "0" * 64, obtained)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def entry(
         pytest.param(entry(0, NOW - HOUR), entry(NOW + DAY), True, id="a clock that was turned back"),
     ],
 )
-def test_what_keeps_step(mine: Entry, other: Entry, keeps: bool) -> None:
+def test_what_keeps_step(mine: StoredResponse, other: StoredResponse, keeps: bool) -> None:
     assert pairs.keeps_step(mine, other, NOW) is keeps
 
 

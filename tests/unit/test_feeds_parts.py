@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from clamproxy.feeds.cooldown import MOST, FeedCooldowns
 from clamproxy.feeds.counts import Counts
+from clamproxy.feeds.feed_cooldowns import MOST, FeedCooldowns
 from clamproxy.feeds.remembered import Remembered
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import Result
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_no_redirection_from_https_to_http() -> None:
 def test_cool_downs_grow_end_and_are_few(tmp_path: Path) -> None:
     now, notes = [1000.0], dict[str, Any]()
     cooldowns = FeedCooldowns(notes.__setitem__, lambda: now[0])
-    delays = [cooldowns.failed("h", "k", Failure.FORBIDDEN, "no", None) for _ in range(3)]
+    delays = [cooldowns.failed("h", "k", FailureKind.FORBIDDEN, "no", None) for _ in range(3)]
     assert delays == [60, 120, 240]
     assert cooldowns.check("h", "k") is not None
     assert cooldowns.check("h", "other") is None
@@ -51,7 +51,7 @@ def test_cool_downs_grow_end_and_are_few(tmp_path: Path) -> None:
     assert cooldowns.check("h", "k") is None
     assert notes["cooldown/k"] is None
     for number in range(MOST + 10):
-        cooldowns.failed("h", str(number), Failure.FORBIDDEN, "no", None)
+        cooldowns.failed("h", str(number), FailureKind.FORBIDDEN, "no", None)
     assert sum(note is not None for note in notes.values()) <= MOST
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
-from clamproxy.feeds import rules
-from clamproxy.feeds.rules import FLOOR, LONGEST_HEURISTIC, Head
+from clamproxy.feeds import sharing_rules
+from clamproxy.feeds.sharing_rules import FLOOR, LONGEST_HEURISTIC, ResponseHead
 
 NOW = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86400.0
@@ -22,14 +22,14 @@ def fields(**values: Any) -> Headers:
     return Headers([(name.replace("_", "-"), str(value)) for name, value in values.items()])
 
 
-def head(limit: float | None = None, *, asked: float = NOW, came: float = NOW, **values: Any) -> Head:
+def head(limit: float | None = None, *, asked: float = NOW, came: float = NOW, **values: Any) -> ResponseHead:
     """A response; `date` and `modified` are Unix seconds."""
     headers = fields(**{name: value for name, value in values.items() if name not in ("date", "modified")})
     if "date" in values:
         headers["Date"] = http_date(values["date"])
     if "modified" in values:
         headers["Last-Modified"] = http_date(values["modified"])
-    return Head(headers, asked, came, limit)
+    return ResponseHead(headers, asked, came, limit)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def head(limit: float | None = None, *, asked: float = NOW, came: float = NOW, *
     ],
 )
 def test_what_a_response_allows_to_share(control: str, shareable: bool) -> None:
-    assert rules.is_shareable(NOTHING, head(cache_control=control)) is shareable
+    assert sharing_rules.is_shareable(NOTHING, head(cache_control=control)) is shareable
 
 
 def test_directives_in_several_fields_count_together() -> None:
-    several = Head(Headers([("Cache-Control", "max-age=9"), ("Cache-Control", "no-store")]), NOW, NOW)
-    assert not rules.is_shareable(NOTHING, several)
+    several = ResponseHead(Headers([("Cache-Control", "max-age=9"), ("Cache-Control", "no-store")]), NOW, NOW)
+    assert not sharing_rules.is_shareable(NOTHING, several)
 
 
 @pytest.mark.parametrize(
@@ -73,16 +73,16 @@ def test_answers_to_a_user_with_a_password_are_shared_only_if_that_is_said(
     control: str, shareable: bool
 ) -> None:
     request = fields(Authorization="Basic eDp5")
-    assert rules.is_shareable(request, head(cache_control=control)) is shareable
+    assert sharing_rules.is_shareable(request, head(cache_control=control)) is shareable
 
 
 def test_what_a_client_wants_kept_nowhere_is_not_stored() -> None:
-    assert not rules.is_shareable(fields(Cache_Control="no-store"), head())
+    assert not sharing_rules.is_shareable(fields(Cache_Control="no-store"), head())
 
 
 def test_vary_of_everything_is_never_shared() -> None:
-    assert not rules.is_shareable(NOTHING, head(vary="*"))
-    assert not rules.is_shareable(NOTHING, head(vary="Accept, *"))
+    assert not sharing_rules.is_shareable(NOTHING, head(vary="*"))
+    assert not sharing_rules.is_shareable(NOTHING, head(vary="Accept, *"))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_vary_of_everything_is_never_shared() -> None:
         (head(500.0, cache_control="max-age=300"), 300),
     ],
 )
-def test_for_how_long_a_response_is_fresh(stored: Head, seconds: float) -> None:
-    assert rules.lifetime(stored) == seconds
+def test_for_how_long_a_response_is_fresh(stored: ResponseHead, seconds: float) -> None:
+    assert sharing_rules.lifetime(stored) == seconds
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_for_how_long_a_response_is_fresh(stored: Head, seconds: float) -> None:
         (head(date=NOW), -5, 0),  # our clock was turned back
     ],
 )
-def test_how_old_a_response_is(stored: Head, later: float, seconds: float) -> None:
-    assert rules.age(stored, NOW + later) == seconds
+def test_how_old_a_response_is(stored: ResponseHead, later: float, seconds: float) -> None:
+    assert sharing_rules.age(stored, NOW + later) == seconds
 
 
 @pytest.mark.parametrize(
@@ -168,16 +168,16 @@ def test_how_old_a_response_is(stored: Head, later: float, seconds: float) -> No
     ],
 )
 def test_what_answers_a_request_without_asking(
-    stored: Head, request_control: str, later: float, fresh: bool
+    stored: ResponseHead, request_control: str, later: float, fresh: bool
 ) -> None:
     request = fields(Cache_Control=request_control) if request_control else NOTHING
-    assert rules.is_fresh(stored, request, NOW + later) is fresh
+    assert sharing_rules.is_fresh(stored, request, NOW + later) is fresh
 
 
 def test_pragma_is_no_cache_unless_cache_control_is_there() -> None:
     stored = head(cache_control="max-age=60")
-    assert not rules.is_fresh(stored, fields(Pragma="no-cache"), NOW)
-    assert rules.is_fresh(stored, fields(Pragma="no-cache", Cache_Control="max-age=50"), NOW)
+    assert not sharing_rules.is_fresh(stored, fields(Pragma="no-cache"), NOW)
+    assert sharing_rules.is_fresh(stored, fields(Pragma="no-cache", Cache_Control="max-age=50"), NOW)
 
 
 @pytest.mark.parametrize(
@@ -198,26 +198,28 @@ def test_pragma_is_no_cache_unless_cache_control_is_there() -> None:
     ],
 )
 def test_what_stands_in_while_a_feed_fails(control: str, later: float, limit: float, serves: bool) -> None:
-    assert rules.serves_on_error(head(cache_control=control), NOW + later, limit) is serves
+    assert sharing_rules.serves_on_error(head(cache_control=control), NOW + later, limit) is serves
 
 
 def test_a_stored_response_is_for_requests_with_the_same_nominated_fields() -> None:
     sent = fields(User_Agent="ClamAV/1.4.6", Accept_Encoding="identity")
-    stored = rules.selection(head(vary="user-agent, Accept-Encoding, Cookie"), sent)
-    assert rules.is_selected(stored, sent)
-    assert rules.is_selected(stored, fields(User_Agent="ClamAV/1.4.6", Accept_Encoding="identity", X="1"))
-    assert not rules.is_selected(stored, fields(User_Agent="other", Accept_Encoding="identity"))
-    assert not rules.is_selected(stored, fields(Accept_Encoding="identity"))
+    stored = sharing_rules.selection(head(vary="user-agent, Accept-Encoding, Cookie"), sent)
+    assert sharing_rules.is_selected(stored, sent)
+    assert sharing_rules.is_selected(
+        stored, fields(User_Agent="ClamAV/1.4.6", Accept_Encoding="identity", X="1")
+    )
+    assert not sharing_rules.is_selected(stored, fields(User_Agent="other", Accept_Encoding="identity"))
+    assert not sharing_rules.is_selected(stored, fields(Accept_Encoding="identity"))
     assert "ClamAV" not in str(stored)
 
 
 def test_validators_of_what_is_stored() -> None:
     date = http_date(NOW)
-    assert rules.validators(head(etag='W/"a"', last_modified=date)) == {
+    assert sharing_rules.validators(head(etag='W/"a"', last_modified=date)) == {
         "If-None-Match": 'W/"a"',
         "If-Modified-Since": date,
     }
-    assert rules.validators(head()) == {}
+    assert sharing_rules.validators(head()) == {}
 
 
 def test_what_is_kept_of_a_response() -> None:
@@ -233,7 +235,7 @@ def test_what_is_kept_of_a_response() -> None:
         "Expires": "x\x7f",
         "Content-Length": "5",
     }
-    assert dict(rules.kept(received)) == {"Content-Type": "text/plain", "Cache-Control": "max-age=1"}
+    assert dict(sharing_rules.kept(received)) == {"Content-Type": "text/plain", "Cache-Control": "max-age=1"}
 
 
 def test_a_304_renews_the_head_but_not_what_describes_the_content() -> None:
@@ -253,14 +255,14 @@ def test_a_304_renews_the_head_but_not_what_describes_the_content() -> None:
         cache_control="max-age=50",
         content_type="y",
     )
-    renewed = rules.renewed(stored, answer)
+    renewed = sharing_rules.renewed(stored, answer)
     assert renewed.received_at == NOW + 100
     assert renewed.headers["Cache-Control"] == "max-age=50"
     assert renewed.headers["Content-Type"] == "text/x"
     assert renewed.headers["Expires"] == http_date(NOW)
     assert "Age" not in renewed.headers
-    assert rules.age(renewed, NOW + 100) == 10  # the delay of the answer
-    assert rules.is_fresh(renewed, NOTHING, NOW + 100)
+    assert sharing_rules.age(renewed, NOW + 100) == 10  # the delay of the answer
+    assert sharing_rules.is_fresh(renewed, NOTHING, NOW + 100)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_a_304_renews_the_head_but_not_what_describes_the_content() -> None:
     ],
 )
 def test_which_response_a_304_is_about(stored: dict[str, Any], answer: dict[str, Any], same: bool) -> None:
-    assert rules.is_confirmed_by(head(**stored), head(**answer)) is same
+    assert sharing_rules.is_confirmed_by(head(**stored), head(**answer)) is same
 
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
@@ -294,39 +296,39 @@ dates = st.one_of(texts, st.integers(0, 2**33).map(http_date))
 
 
 @st.composite
-def heads(draw: st.DrawFn) -> Head:
+def heads(draw: st.DrawFn) -> ResponseHead:
     names = {"Cache-Control": controls, "Date": dates, "Expires": dates, "Last-Modified": dates}
     names |= {"Age": st.one_of(texts, st.integers(-9, 2**70).map(str)), "Vary": texts, "ETag": texts}
     chosen = draw(st.sets(st.sampled_from(sorted(names))))
     came = draw(st.floats(0, 2**33))
     headers = Headers([(name, draw(names[name])) for name in sorted(chosen)])
-    return Head(headers, came - draw(st.floats(0, 100)), came, draw(st.none() | st.floats(0, 1e6)))
+    return ResponseHead(headers, came - draw(st.floats(0, 100)), came, draw(st.none() | st.floats(0, 1e6)))
 
 
 @given(heads(), controls, st.floats(0, 2**33), st.floats(0, 1e8))
 def test_nothing_that_a_feed_or_a_client_writes_breaks_the_rules(
-    stored: Head, control: str, later: float, limit: float
+    stored: ResponseHead, control: str, later: float, limit: float
 ) -> None:
     request, now = fields(Cache_Control=control), stored.received_at + later
-    assert 0 <= rules.lifetime(stored) <= 2**31
-    assert 0 <= rules.age(stored, now) <= 2**31
-    fresh = rules.is_fresh(stored, request, now)
+    assert 0 <= sharing_rules.lifetime(stored) <= 2**31
+    assert 0 <= sharing_rules.age(stored, now) <= 2**31
+    fresh = sharing_rules.is_fresh(stored, request, now)
     if fresh:
         assert "no-cache" not in stored.headers.get("Cache-Control", "")
-        assert rules.age(stored, now) < rules.lifetime(stored)
-    if rules.serves_on_error(stored, now, limit):
-        assert rules.serves_on_error(stored, now, limit + 1)
+        assert sharing_rules.age(stored, now) < sharing_rules.lifetime(stored)
+    if sharing_rules.serves_on_error(stored, now, limit):
+        assert sharing_rules.serves_on_error(stored, now, limit + 1)
         assert "must-revalidate" not in stored.headers.get("Cache-Control", "")
-    if rules.is_shareable(request, stored):
+    if sharing_rules.is_shareable(request, stored):
         assert "no-store" not in control.lower()
         assert not stored.forbids("no-store", "private")
-    assert rules.is_selected(rules.selection(stored, request), request)
+    assert sharing_rules.is_selected(sharing_rules.selection(stored, request), request)
 
 
 @given(heads(), heads())
-def test_a_304_makes_a_response_as_young_as_the_304(stored: Head, answer: Head) -> None:
-    renewed = rules.renewed(stored, answer)
-    assert rules.age(renewed, answer.received_at) == rules.age(answer, answer.received_at)
+def test_a_304_makes_a_response_as_young_as_the_304(stored: ResponseHead, answer: ResponseHead) -> None:
+    renewed = sharing_rules.renewed(stored, answer)
+    assert sharing_rules.age(renewed, answer.received_at) == sharing_rules.age(answer, answer.received_at)
     for name in ("Cache-Control", "Expires", "ETag"):
         expected = answer.headers.get(name, stored.headers.get(name))
         assert renewed.headers.get(name) == expected

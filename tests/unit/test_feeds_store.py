@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from werkzeug.datastructures import Headers
 
-from clamproxy.feeds.entry import Entry
-from clamproxy.feeds.rules import Head
-from clamproxy.feeds.store import OVERHEAD, FeedStore, NoRoomError
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.feed_store import OVERHEAD, FeedStore, NoRoomError
+from clamproxy.feeds.sharing_rules import ResponseHead
 from tests.unit.conftest import Child
 
 LIMIT = 100_000
@@ -29,11 +29,11 @@ def open_store(directory: Path, limit: int = LIMIT) -> FeedStore:
     return store
 
 
-def put(store: FeedStore, number: int, body: bytes, at: float = AT) -> Entry:
+def put(store: FeedStore, number: int, body: bytes, at: float = AT) -> StoredResponse:
     spool = store.create()
     try:
         spool.append(body)
-        head = Head(Headers([("ETag", '"a"')]), at, at)
+        head = ResponseHead(Headers([("ETag", '"a"')]), at, at)
         return store.publish(spool, key_of(number), "feed.example", head, {})
     finally:
         spool.close()
@@ -94,7 +94,7 @@ def test_the_same_body_again_is_as_old_as_it_was(directory: Path) -> None:
 def test_a_renewed_head_is_kept(directory: Path) -> None:
     store = open_store(directory)
     entry = put(store, 1, b"body")
-    store.renew(entry, Head(Headers([("ETag", '"b"')]), AT + 5, AT + 5))
+    store.renew(entry, ResponseHead(Headers([("ETag", '"b"')]), AT + 5, AT + 5))
     renewed = open_store(directory).get(key_of(1))
     assert renewed is not None
     assert renewed.head.headers["ETag"] == '"b"'
@@ -236,7 +236,7 @@ def test_what_a_killed_process_left_is_swept(directory: Path, child: Child) -> N
     code = """
 import os, sys
 from pathlib import Path
-from clamproxy.feeds.store import FeedStore
+from clamproxy.feeds.feed_store import FeedStore
 store = FeedStore(Path(sys.argv[1]), 100000, lambda function: None)
 store.load()
 store.create().append(b"half")

@@ -10,7 +10,7 @@ from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.origin.upstream import OriginError
@@ -87,7 +87,7 @@ async def test_trouble_is_told(bench: Bench, path: str) -> None:
     with pytest.raises(ORIGIN_TROUBLE) as caught:
         await fetch(bench)
     assert isinstance(caught.value, TransferError | OriginError)
-    assert caught.value.failure is Failure.RATE_LIMITED
+    assert caught.value.failure is FailureKind.RATE_LIMITED
 
 
 # Signatures
@@ -167,7 +167,7 @@ async def test_without_a_freshclam_it_says_so(bench: Bench) -> None:
 
 async def test_one_that_is_refused_is_told_why(bench: Bench) -> None:
     """There is nobody else in whose name to ask: the cool-down is what the person hears of."""
-    bench.cooldowns.failed(Failure.FORBIDDEN, "/main.cvd", Requester(AGENT).version, "blocked")
+    bench.cooldowns.failed(FailureKind.FORBIDDEN, "/main.cvd", Requester(AGENT).version, "blocked")
     bench.release(3)
     with pytest.raises(ORIGIN_TROUBLE, match="blocked"):
         await fetch(bench)

@@ -12,7 +12,7 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet import Machine, advertised_to_clients, read_fleet, summary
-from clamproxy.fleet.machine import State
+from clamproxy.fleet.machine import MachineState
 from clamproxy.fleet.observer import Failure
 from tests.unit.conftest import DAY, MakeCvd, cdiff, put, put_cvd
 from tests.unit.fleet_rows import NOW, put_rows, row
@@ -107,16 +107,16 @@ def test_behind_is_not_known_where_nothing_is_advertised(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("versions", "state", "behind"),
     [
-        ({}, State.UNKNOWN, 0),
-        ({"daily": 10}, State.UP_TO_DATE, 0),
-        ({"daily": 10, "main": 62}, State.UP_TO_DATE, 0),
-        ({"daily": 10, "main": 61}, State.BEHIND, 1),
-        ({"daily": 7, "main": 61}, State.BEHIND, 3),
-        ({"daily": 10, "test": 1}, State.UNKNOWN, 0),
-        ({"daily": 7, "test": 1}, State.BEHIND, 3),
+        ({}, MachineState.UNKNOWN, 0),
+        ({"daily": 10}, MachineState.UP_TO_DATE, 0),
+        ({"daily": 10, "main": 62}, MachineState.UP_TO_DATE, 0),
+        ({"daily": 10, "main": 61}, MachineState.BEHIND, 1),
+        ({"daily": 7, "main": 61}, MachineState.BEHIND, 3),
+        ({"daily": 10, "test": 1}, MachineState.UNKNOWN, 0),
+        ({"daily": 7, "test": 1}, MachineState.BEHIND, 3),
     ],
 )
-def test_states(tmp_path: Path, versions: dict[str, Any], state: State, behind: int) -> None:
+def test_states(tmp_path: Path, versions: dict[str, Any], state: MachineState, behind: int) -> None:
     put_rows(tmp_path, row("a", **versions))
     machine = read(tmp_path)[0]
     assert (machine.state, machine.behind) == (state, behind)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clamproxy.config.settings import Fleet as FleetSettings
+from clamproxy.config.settings import FleetSection as FleetSettings
 from clamproxy.fleet import recorder
 from clamproxy.fleet.reading import has_table
 from clamproxy.fleet.table import RELEASES_KEPT, Release, Table, reading

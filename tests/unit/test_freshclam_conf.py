@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from clamproxy.doctor.conf_mistakes import judge
 from clamproxy.doctor.findings import Status
 from clamproxy.doctor.freshclam import FreshclamConf, find_conf, hidden_conf, objection, parse_conf, read_conf
 from clamproxy.doctor.route import Route, bypass, route_of
-from clamproxy.doctor.rules import judge
 from tests.support.freshclam import Freshclam
 
 CDN = "database.clamav.net:80"

@@ -14,7 +14,7 @@ from clamproxy.formats.freshclam_dat import FreshclamDat
 from clamproxy.formats.signatures import InvalidObject
 from tests.support import faults
 from tests.support.freshclam import FORBIDDEN, OK, Freshclam
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 
 UUID = "0738ec71-8d58-4bdf-8241-6ad688adc4fd"
 
@@ -35,7 +35,7 @@ def test_both_sizes(tail: bytes) -> None:
     [(403, None, FORBIDDEN, 86400), (429, "7200", OK, 7200), (429, None, OK, 4 * 3600)],
 )
 def test_of_a_real_freshclam(
-    tmp_path: Path, origin: Origin, status: int, retry_after: str | None, code: int, seconds: int
+    tmp_path: Path, origin: OriginServer, status: int, retry_after: str | None, code: int, seconds: int
 ) -> None:
     """It is refused, and remembers until when; a run after that asks nobody, and ends well."""
     origin.rule("*", faults.status(status, retry_after=retry_after or ""))

@@ -15,10 +15,10 @@ from werkzeug.datastructures import Headers
 from clamproxy.access.users import user_line
 from clamproxy.config.settings import Settings
 from clamproxy.front import Asked, Caller, Destination, Exchange, Front, Routing
-from clamproxy.messages import DOCTOR_FIELD, Reply, Result
-from clamproxy.replies import complete, plain
+from clamproxy.messages import DOCTOR_FIELD, Response, Result
+from clamproxy.responses import complete, plain
 from clamproxy.service import Service
-from clamproxy.stats import COUNTERS, FEED_COUNTERS
+from clamproxy.statistics import COUNTERS, FEED_COUNTERS
 from tests.support.forge import forge_keys
 from tests.unit.front_bench import CDN, CLIENT, OWN_ADDRESS, OWN_PORT, asked, caller
 
@@ -142,9 +142,9 @@ async def test_tunnel(rig: Rig, authority: str, is_admitted: bool) -> None:
         assert (exchange, request.caller.tunnel) == (None, (host, int(port)))
     else:
         assert exchange is not None
-        assert (exchange.reply.status, exchange.reply.result) == (502, Result.REFUSED)
+        assert (exchange.response.status, exchange.response.result) == (502, Result.REFUSED)
         assert request.caller.tunnel is None
-        exchange.end(exchange.reply.length)
+        exchange.end(exchange.response.length)
         assert (await rig.counted())["refused"] == 1
 
 
@@ -156,22 +156,22 @@ async def test_a_login_with_connect_holds_inside_the_tunnel(rig: Rig) -> None:
     by = caller()
     refusal = await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", by=by))
     assert refusal is not None
-    assert (refusal.reply.status, refusal.reply.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
+    assert (refusal.response.status, refusal.response.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
     assert not rig.front.is_known(by)
     fields = Headers({PROXY: LOGIN})
     assert await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT", fields, by)) is None
     assert rig.front.is_known(by)
-    assert (await rig.answer(f"http://{CDN}:80/x", by=by)).reply.status == 404
-    assert (await rig.answer(f"http://{CDN}:80/x")).reply.status == 407, "another connection"
+    assert (await rig.answer(f"http://{CDN}:80/x", by=by)).response.status == 404
+    assert (await rig.answer(f"http://{CDN}:80/x")).response.status == 407, "another connection"
 
 
 @pytest.mark.parametrize("url", [f"http://{CDN}:80/x", f"http://{FEED}:80/x", "http://other.example.com:80/"])
 async def test_a_proxy_asks_for_a_proxys_password(rig: Rig, url: str) -> None:
     rig.install(**USERS)
     exchange = await rig.front.answer(asked(url, headers=Headers({SERVER: LOGIN})))
-    assert (exchange.reply.status, exchange.reply.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
+    assert (exchange.response.status, exchange.response.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
     exchange = await rig.front.answer(asked(url, headers=Headers({PROXY: LOGIN})))
-    assert exchange.reply.status != 407
+    assert exchange.response.status != 407
     assert not rig.front.is_known(exchange.asked.caller), "one request is no connection"
 
 
@@ -179,15 +179,15 @@ async def test_a_server_asks_for_a_servers(rig: Rig) -> None:
     rig.install(**USERS)
     for by in (caller(), caller(is_reverse=True)):
         exchange = await rig.front.answer(asked("/x", headers=Headers({PROXY: LOGIN}), by=by))
-        assert (exchange.reply.status, exchange.reply.headers["WWW-Authenticate"]) == (401, CHALLENGE)
+        assert (exchange.response.status, exchange.response.headers["WWW-Authenticate"]) == (401, CHALLENGE)
         exchange = await rig.front.answer(asked("/x", headers=Headers({SERVER: LOGIN}), by=by))
-        assert exchange.reply.status == 404
+        assert exchange.response.status == 404
 
 
 async def test_health_checks_need_no_user(rig: Rig) -> None:
     rig.install(**USERS)
-    assert (await rig.answer("/livez")).reply.status == 200
-    assert (await rig.answer("/status.json")).reply.status == 401
+    assert (await rig.answer("/livez")).response.status == 200
+    assert (await rig.answer("/status.json")).response.status == 401
 
 
 async def test_a_reload_forgets_who_is_known_if_the_users_change(rig: Rig) -> None:
@@ -217,9 +217,9 @@ LOOPS = [
 @pytest.mark.parametrize("via", LOOPS)
 @pytest.mark.parametrize("url", [f"http://{CDN}:80/daily.cvd", f"http://{FEED}:80/x", "/daily.cvd"])
 async def test_a_loop_ends_here(rig: Rig, url: str, via: str) -> None:
-    reply = (await rig.answer(url, Via=via.format(own=rig.service.via))).reply
-    assert (reply.status, reply.result) == (502, Result.REFUSED)
-    assert "loop" in reply.reason
+    response = (await rig.answer(url, Via=via.format(own=rig.service.via))).response
+    assert (response.status, response.result) == (502, Result.REFUSED)
+    assert "loop" in response.reason
 
 
 @pytest.mark.parametrize("via", LOOPS)
@@ -228,21 +228,21 @@ async def test_a_loop_ends_here_before_it_is_passed_through(rig: Rig, via: str) 
     fields = headers(Via=via.format(own=rig.service.via))
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", headers=fields))
     assert exchange is not None
-    assert (exchange.reply.status, exchange.reply.result) == (502, Result.REFUSED)
-    assert "loop" in exchange.reply.reason
+    assert (exchange.response.status, exchange.response.result) == (502, Result.REFUSED)
+    assert "loop" in exchange.response.reason
 
 
 async def test_requests_through_other_gateways_are_no_loops(rig: Rig) -> None:
     via = "1.1 a, " * 146 + "ab"
-    assert (await rig.answer(f"http://{CDN}:80/x", Via=via)).reply.status == 404
-    assert (await rig.answer(f"http://{FEED}:80/x", Via=via)).reply.status == 503
+    assert (await rig.answer(f"http://{CDN}:80/x", Via=via)).response.status == 404
+    assert (await rig.answer(f"http://{FEED}:80/x", Via=via)).response.status == 503
 
 
 @pytest.mark.parametrize("url", [f"http://{CDN}:80/daily.cvd", f"http://{FEED}:80/x", "/daily.cvd"])
 @pytest.mark.parametrize("method", ["POST", "OPTIONS", "get", "TRACE", "FOO"])
 async def test_methods(rig: Rig, url: str, method: str) -> None:
-    reply = (await rig.answer(url, method)).reply
-    assert (reply.status, reply.result, reply.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
+    response = (await rig.answer(url, method)).response
+    assert (response.status, response.result, response.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
 
 
 # What is passed through
@@ -256,11 +256,11 @@ async def test_max_forwards(rig: Rig, method: str, left: str, status: int) -> No
     rig.install(upstream={})
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x", method, headers(Max_Forwards=left)))
     assert exchange is not None
-    assert exchange.reply.status == status
-    assert exchange.reply.result is (Result.REFUSED if status else Result.PASSED)
+    assert exchange.response.status == status
+    assert exchange.response.result is (Result.REFUSED if status else Result.PASSED)
     if status:
-        assert exchange.reply.headers["Allow"] == "GET, HEAD, OPTIONS"
-        assert (status == 204) == (exchange.reply.body == b"")
+        assert exchange.response.headers["Allow"] == "GET, HEAD, OPTIONS"
+        assert (status == 204) == (exchange.response.body == b"")
 
 
 async def test_nothing_else_is_passed_through(rig: Rig) -> None:
@@ -273,16 +273,16 @@ async def test_nothing_is_passed_through_for_unknown_clients(rig: Rig) -> None:
     rig.install(upstream={}, **USERS)
     exchange = await rig.front.pass_on(asked(f"http://{PASSED}:80/x"))
     assert exchange is not None
-    assert exchange.reply.status == 407
+    assert exchange.response.status == 407
 
 
 async def test_answer_refuses_what_a_reload_has_just_made_passed_through(rig: Rig) -> None:
     rig.install(upstream={})
-    reply = (await rig.answer(f"http://{PASSED}:80/x")).reply
-    assert (reply.status, reply.result) == (503, Result.ERROR)
+    response = (await rig.answer(f"http://{PASSED}:80/x")).response
+    assert (response.status, response.result) == (503, Result.ERROR)
 
 
-# What every reply carries
+# What every response carries
 
 
 @pytest.mark.parametrize(
@@ -301,46 +301,46 @@ async def test_answer_refuses_what_a_reload_has_just_made_passed_through(rig: Ri
         ("/livez", "OPTIONS", 204),
     ],
 )
-async def test_replies_are_complete(rig: Rig, url: str, method: str, status: int) -> None:
-    reply = (await rig.answer(url, method)).reply
-    assert reply.status == status
+async def test_responses_are_complete(rig: Rig, url: str, method: str, status: int) -> None:
+    response = (await rig.answer(url, method)).response
+    assert response.status == status
     for name in ("Cache-Status", "Date", "Via"):
-        assert len(reply.headers.getlist(name)) == 1, name
-    assert reply.headers["Via"] == rig.service.via
-    assert isinstance(reply.body, bytes)
+        assert len(response.headers.getlist(name)) == 1, name
+    assert response.headers["Via"] == rig.service.via
+    assert isinstance(response.body, bytes)
     if status == 204:
-        assert "Content-Length" not in reply.headers
+        assert "Content-Length" not in response.headers
     elif method == "HEAD":
-        assert int(reply.headers["Content-Length"]) > 0
+        assert int(response.headers["Content-Length"]) > 0
     else:
-        assert int(reply.headers["Content-Length"]) == len(reply.body) > 0
-    assert bool(reply.body) is (method != "HEAD" and status != 204)
+        assert int(response.headers["Content-Length"]) == len(response.body) > 0
+    assert bool(response.body) is (method != "HEAD" and status != 204)
 
 
 @pytest.mark.parametrize(
     ("reply", "method", "expected"),
     [
-        pytest.param(Reply(200, Result.HIT, body=b"abc"), "GET", ("3", b"abc"), id="content"),
-        pytest.param(Reply(200, Result.HIT, body=b"abc"), "HEAD", ("3", b""), id="HEAD"),
-        pytest.param(Reply(200, Result.HIT), "GET", ("0", b""), id="empty"),
-        pytest.param(Reply(200, Result.HIT), "HEAD", (None, b""), id="HEAD, length not known"),
+        pytest.param(Response(200, Result.HIT, body=b"abc"), "GET", ("3", b"abc"), id="content"),
+        pytest.param(Response(200, Result.HIT, body=b"abc"), "HEAD", ("3", b""), id="HEAD"),
+        pytest.param(Response(200, Result.HIT), "GET", ("0", b""), id="empty"),
+        pytest.param(Response(200, Result.HIT), "HEAD", (None, b""), id="HEAD, length not known"),
         pytest.param(
-            Reply(200, Result.HIT, Headers({"Content-Length": "9"})), "HEAD", ("9", b""), id="known"
+            Response(200, Result.HIT, Headers({"Content-Length": "9"})), "HEAD", ("9", b""), id="known"
         ),
-        pytest.param(Reply(304, Result.HIT), "GET", (None, b""), id="304"),
+        pytest.param(Response(304, Result.HIT), "GET", (None, b""), id="304"),
         pytest.param(plain(204, Result.REFUSED, "words"), "OPTIONS", (None, b""), id="204"),
     ],
 )
-def test_content(reply: Reply, method: str, expected: tuple[str | None, bytes]) -> None:
-    complete(reply, method)
-    assert (reply.headers.get("Content-Length"), reply.body) == expected
-    assert "Via" not in reply.headers
+def test_content(response: Response, method: str, expected: tuple[str | None, bytes]) -> None:
+    complete(response, method)
+    assert (response.headers.get("Content-Length"), response.body) == expected
+    assert "Via" not in response.headers
 
 
 def test_what_a_feed_says_of_itself_stays() -> None:
-    reply = Reply(200, Result.HIT, Headers({"Date": "then", "Cache-Status": "clamproxy; fwd=bypass"}))
-    complete(reply, "GET", "1.1 me")
-    assert (reply.headers["Date"], reply.headers["Cache-Status"]) == ("then", "clamproxy; fwd=bypass")
+    response = Response(200, Result.HIT, Headers({"Date": "then", "Cache-Status": "clamproxy; fwd=bypass"}))
+    complete(response, "GET", "1.1 me")
+    assert (response.headers["Date"], response.headers["Cache-Status"]) == ("then", "clamproxy; fwd=bypass")
 
 
 # What goes wrong
@@ -354,7 +354,7 @@ async def test_without_a_service(tmp_path: Path) -> None:
         await front.open_tunnel(asked(f"{CDN}:80", "CONNECT")),
     ):
         assert exchange is not None
-        assert (exchange.reply.status, exchange.reply.headers["Via"]) == (503, "1.1 clamproxy")
+        assert (exchange.response.status, exchange.response.headers["Via"]) == (503, "1.1 clamproxy")
         exchange.end(0)
 
 
@@ -371,8 +371,8 @@ async def test_a_defect_is_503(
         await rig.front.open_tunnel(asked(f"{CDN}:80", "CONNECT")),
     ):
         assert exchange is not None
-        assert (exchange.reply.status, exchange.reply.result) == (503, Result.ERROR)
-        assert exchange.reply.headers["Retry-After"] == "1"
+        assert (exchange.response.status, exchange.response.result) == (503, Result.ERROR)
+        assert exchange.response.headers["Retry-After"] == "1"
     assert caplog.text.count(f"A request from {CLIENT} failed.") == 3
 
 
@@ -409,8 +409,8 @@ async def test_what_counts_as_what(
 async def test_unknown_clients_count_as_refused(rig: Rig, host: str) -> None:
     rig.install(**USERS)
     exchange = await rig.answer(f"http://{host}:80/x")
-    exchange.end(exchange.reply.length)
-    assert await rig.counted() == {"requests": 1, "refused": 1, "bytes_served": exchange.reply.length}
+    exchange.end(exchange.response.length)
+    assert await rig.counted() == {"requests": 1, "refused": 1, "bytes_served": exchange.response.length}
     assert rig.service.feeds.figures()["hosts"] == []
 
 
@@ -441,9 +441,9 @@ async def test_the_log_says_what_became_of_it(rig: Rig, caplog: pytest.LogCaptur
 async def test_answers_and_bodies_are_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = asyncio.Event()
 
-    async def wait(_: Asked) -> Reply:
+    async def wait(_: Asked) -> Response:
         await go_on.wait()
-        return Reply(200, Result.HIT)
+        return Response(200, Result.HIT)
 
     monkeypatch.setattr(rig.service.gateway, "handle", wait)
     answering = asyncio.create_task(rig.front.answer(asked()))

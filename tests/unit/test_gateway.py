@@ -1,4 +1,4 @@
-"""The application: requests in, replies out, between a fake CDN and a fake DNS server."""
+"""The application: requests in, responses out, between a fake CDN and a fake DNS server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clamproxy.serving import gateway as gateway_module
 from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_cdiff
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, OLD_AGENT, MakeCvd, stime_of
 from tests.unit.gateway_site import Site
 
@@ -23,7 +23,7 @@ PROBE = {"Range": "bytes=0-511"}
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, make_cvd: MakeCvd) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, make_cvd: MakeCvd) -> AsyncIterator[Site]:
     """Version 5 is advertised and there, as a CVD of 300 KB and a patch."""
     with FakeDns() as dns:
         dns.versions["daily"] = 5
@@ -37,11 +37,11 @@ async def site(tmp_path: Path, origin: Origin, make_cvd: MakeCvd) -> AsyncIterat
 async def test_miss_and_hit(site: Site, make_cvd: MakeCvd) -> None:
     for path, body in (("/daily.cvd", make_cvd(5, 300_000)), ("/daily-5.cdiff", forge_cdiff("daily", 5))):
         for result in (Result.MISS, Result.HIT):
-            reply, content = await site.ask(path)
-            assert (reply.status, reply.result, content, reply.version) == (200, result, body, 5)
-            assert reply.headers["Cache-Status"] == CACHE_STATUS[result]
-            assert reply.headers["Via"].startswith("1.1 clamproxy-")
-            assert "Date" in reply.headers
+            response, content = await site.ask(path)
+            assert (response.status, response.result, content, response.version) == (200, result, body, 5)
+            assert response.headers["Cache-Status"] == CACHE_STATUS[result]
+            assert response.headers["Via"].startswith("1.1 clamproxy-")
+            assert "Date" in response.headers
             await site.settle()
     assert site.origin.trace == "P W D5"
     assert site.dns.queries == ["current.cvd.clamav.net"]
@@ -49,8 +49,8 @@ async def test_miss_and_hit(site: Site, make_cvd: MakeCvd) -> None:
 
 async def test_trap_11_a_probe_on_a_cold_cache_costs_a_probe(site: Site, make_cvd: MakeCvd) -> None:
     for result in (Result.MISS, Result.HIT):
-        reply, content = await site.ask("/daily.cvd", **PROBE)
-        assert (reply.status, reply.result, content) == (206, result, make_cvd(5, 300_000)[:512])
+        response, content = await site.ask("/daily.cvd", **PROBE)
+        assert (response.status, response.result, content) == (206, result, make_cvd(5, 300_000)[:512])
     assert site.origin.trace == "P"
 
 
@@ -80,23 +80,23 @@ async def test_trap_3_news_are_fetched_at_once(site: Site, make_cvd: MakeCvd) ->
     site.dns.versions["daily"] = 6
     site.restart()
     site.service._origin.versions._known.clear()  # the refresh interval has passed
-    reply, _ = await site.ask("/daily.cvd")
-    assert (reply.version, reply.result) == (6, Result.MISS)
+    response, _ = await site.ask("/daily.cvd")
+    assert (response.version, response.result) == (6, Result.MISS)
 
 
 async def test_trap_25_a_demand_is_looked_into(site: Site, make_cvd: MakeCvd) -> None:
     await site.ask("/daily.cvd")
     await site.settle()
     site.origin.put("daily.cvd", make_cvd(6, 300_000))
-    reply, _ = await site.ask("/daily.cvd?version=6")
-    assert (reply.version, reply.result) == (6, Result.MISS)
+    response, _ = await site.ask("/daily.cvd?version=6")
+    assert (response.version, response.result) == (6, Result.MISS)
 
 
 async def test_trap_5_the_cdn_lags_behind_dns(site: Site) -> None:
     site.dns.versions["daily"] = 6
     for result in (Result.MISS, Result.HIT, Result.HIT):
-        reply, _ = await site.ask("/daily.cvd")
-        assert (reply.status, reply.version, reply.result) == (200, 5, result)
+        response, _ = await site.ask("/daily.cvd")
+        assert (response.status, response.version, response.result) == (200, 5, result)
         await site.settle()
     # The patch that would lead on is looked for, once.
     assert site.origin.trace == "P W D6"
@@ -112,9 +112,9 @@ async def test_trap_20_trouble_of_the_origin_is_a_503(site: Site, path: str, fau
     site.origin.rule("*", fault)
     site.origin.put("daily-5.cdiff.sign", b"#clamsign-1.0\n" * 10)
     for _ in range(3):
-        reply, _ = await site.ask(path)
-        assert (reply.status, reply.result) == (503, Result.ERROR)
-        assert int(reply.headers["Retry-After"]) >= 1
+        response, _ = await site.ask(path)
+        assert (response.status, response.result) == (503, Result.ERROR)
+        assert int(response.headers["Retry-After"]) >= 1
     assert len(site.origin.requests()) <= 3
 
 
@@ -126,10 +126,10 @@ async def test_trap_29_stale_rather_than_an_error(site: Site, make_cvd: MakeCvd,
     site.restart()
     site.service._origin.versions._known.clear()
     site.origin.rule("*", fault)
-    reply, body = await site.ask("/daily.cvd")
-    assert (reply.status, reply.version, reply.result) == (200, 5, Result.STALE)
+    response, body = await site.ask("/daily.cvd")
+    assert (response.status, response.version, response.result) == (200, 5, Result.STALE)
     assert body == make_cvd(5, 300_000)
-    assert reply.headers["Cache-Status"] == "clamproxy; fwd=stale"
+    assert response.headers["Cache-Status"] == "clamproxy; fwd=stale"
 
 
 async def test_trap_29_a_new_cvd_that_is_corrupt(site: Site, make_cvd: MakeCvd) -> None:
@@ -142,8 +142,8 @@ async def test_trap_29_a_new_cvd_that_is_corrupt(site: Site, make_cvd: MakeCvd) 
     with pytest.raises(SourceError, match="MD5"):  # who reads along is cut
         await site.ask("/daily.cvd")
     await site.settle()
-    reply, body = await site.ask("/daily.cvd")
-    assert (reply.version, body) == (5, make_cvd(5, 300_000))
+    response, body = await site.ask("/daily.cvd")
+    assert (response.version, body) == (5, make_cvd(5, 300_000))
 
 
 async def test_trap_20_an_old_client_does_not_stop_a_new_one(site: Site) -> None:
@@ -163,28 +163,28 @@ async def test_trap_20_nor_when_the_new_one_joined_it(site: Site) -> None:
 
 async def test_trap_16_a_404_and_its_memory(site: Site) -> None:
     for result in (Result.MISS, Result.NEGATIVE, Result.NEGATIVE):
-        reply, _ = await site.ask("/daily-6.cdiff")
-        assert (reply.status, reply.result) == (404, result)
+        response, _ = await site.ask("/daily-6.cdiff")
+        assert (response.status, response.result) == (404, result)
     assert site.origin.trace == "D6"
 
 
 async def test_trap_22_a_cld_is_not_asked_for(site: Site) -> None:
-    reply, _ = await site.ask("/daily.cld", **PROBE)
-    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    response, _ = await site.ask("/daily.cld", **PROBE)
+    assert (response.status, response.result) == (404, Result.NEGATIVE)
     assert site.origin.requests() == []
 
 
 @pytest.mark.parametrize("path", ["/", "/x.cvd", "/../daily.cvd", "/daily-5.cvd", "/dns.txt"])
 async def test_a_path_that_the_cdn_has_not(site: Site, path: str) -> None:
-    reply, _ = await site.ask(path)
-    assert (reply.status, reply.result) == (404, Result.REFUSED)
+    response, _ = await site.ask(path)
+    assert (response.status, response.result) == (404, Result.REFUSED)
     assert site.origin.requests() == []
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "DELETE", "get"])
 async def test_other_methods(site: Site, method: str) -> None:
-    reply, _ = await site.ask("/daily.cvd", method=method)
-    assert (reply.status, reply.result, reply.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
+    response, _ = await site.ask("/daily.cvd", method=method)
+    assert (response.status, response.result, response.headers["Allow"]) == (405, Result.REFUSED, "GET, HEAD")
     assert site.origin.requests() == []
 
 
@@ -197,16 +197,16 @@ async def test_a_loop_is_cut(site: Site) -> None:
 
 
 async def test_trap_31_head_fetches_no_body(site: Site) -> None:
-    reply, body = await site.ask("/daily.cvd", method="HEAD")
-    assert (reply.status, body) == (200, b"")
-    assert "Content-Length" not in reply.headers  # nobody knows it for sure
+    response, body = await site.ask("/daily.cvd", method="HEAD")
+    assert (response.status, body) == (200, b"")
+    assert "Content-Length" not in response.headers  # nobody knows it for sure
     assert site.origin.trace == "P"
 
 
 async def test_trap_6_nothing_newer(site: Site) -> None:
     for _ in range(2):
-        reply, _ = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
-        assert reply.status == 304
+        response, _ = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
+        assert response.status == 304
     assert site.origin.trace == "P W"  # that nothing is newer is known when the file is here
 
 
@@ -214,8 +214,8 @@ async def test_trap_6_nothing_newer(site: Site) -> None:
 async def test_trap_28_patience_ends(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_module, "PATIENCE", 0.2)
     site.origin.rule("*", faults.silent())
-    reply, _ = await site.ask(path)
-    assert (reply.status, reply.result) == (503, Result.ERROR)
+    response, _ = await site.ask(path)
+    assert (response.status, response.result) == (503, Result.ERROR)
 
 
 async def test_a_bug_is_a_503_and_logged(
@@ -225,8 +225,8 @@ async def test_a_bug_is_a_503_and_logged(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(site.service.store, "open", broken)
-    reply, _ = await site.ask("/daily-5.cdiff")
-    assert (reply.status, reply.result) == (503, Result.ERROR)
+    response, _ = await site.ask("/daily-5.cdiff")
+    assert (response.status, response.result) == (503, Result.ERROR)
     assert "a bug" in caplog.text
 
 
@@ -235,9 +235,9 @@ async def test_a_cooldown_survives_a_restart(site: Site) -> None:
     await site.ask("/daily-5.cdiff")
     await site.settle()
     site.restart()
-    reply, _ = await site.ask("/daily-5.cdiff")
-    assert reply.status == 503
-    assert 1000 < int(reply.headers["Retry-After"]) <= 3600
+    response, _ = await site.ask("/daily-5.cdiff")
+    assert response.status == 503
+    assert 1000 < int(response.headers["Retry-After"]) <= 3600
     assert site.origin.trace == "D5"
 
 
@@ -253,20 +253,20 @@ async def test_what_is_cached_is_served_without_origin_and_dns(site: Site) -> No
 
 
 async def test_a_version_that_a_client_made_up_is_not_asked_for(site: Site) -> None:
-    reply, _ = await site.ask("/daily-11.cdiff")
-    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    response, _ = await site.ask("/daily-11.cdiff")
+    assert (response.status, response.result) == (404, Result.NEGATIVE)
     assert site.origin.requests() == []
-    reply, _ = await site.ask("/daily-10.cdiff")
-    assert (reply.status, reply.result) == (404, Result.MISS)
+    response, _ = await site.ask("/daily-10.cdiff")
+    assert (response.status, response.result) == (404, Result.MISS)
 
 
 async def test_nor_is_a_patch_that_the_cdn_gave_up_long_ago(site: Site) -> None:
     site.dns.versions["daily"] = 5 + OLDEST_CDIFF + 1
-    reply, _ = await site.ask("/daily-5.cdiff")
-    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    response, _ = await site.ask("/daily-5.cdiff")
+    assert (response.status, response.result) == (404, Result.NEGATIVE)
     assert site.origin.requests() == []
-    reply, _ = await site.ask("/daily-6.cdiff")
-    assert (reply.status, reply.result) == (404, Result.MISS)
+    response, _ = await site.ask("/daily-6.cdiff")
+    assert (response.status, response.result) == (404, Result.MISS)
     assert site.origin.trace == "D6"
 
 
@@ -317,9 +317,9 @@ async def test_a_refusal_of_an_odd_one_is_nobody_elses(site: Site) -> None:
     ],
 )
 async def test_a_via_that_cannot_be_true_is_a_loop(site: Site, via: str, status: int) -> None:
-    reply, _ = await site.ask("/daily-5.cdiff", Via=via)
-    assert reply.status == status
-    assert (reply.result is Result.REFUSED) is (status == 502)
+    response, _ = await site.ask("/daily-5.cdiff", Via=via)
+    assert response.status == status
+    assert (response.result is Result.REFUSED) is (status == 502)
     seen = [request.headers["via"] for request in site.origin.requests()]
     assert seen == ([f"{via}, {site.service.via}"] if status == 200 else [])
 
@@ -333,9 +333,9 @@ async def test_trap_20_not_each_version_finds_out_that_the_address_is_blocked(si
     site.origin.forget()
     site.origin.rule("*", faults.status(403))
     for patch in range(4):
-        reply, _ = await site.ask("/daily-5.cdiff", agent=f"ClamAV/1.4.{patch}")
-        assert reply.status == 503
-        assert int(reply.headers["Retry-After"]) >= 1
+        response, _ = await site.ask("/daily-5.cdiff", agent=f"ClamAV/1.4.{patch}")
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) >= 1
         await site.settle()
     agents = [seen.headers["user-agent"] for seen in site.origin.requests()]
     assert agents == ["ClamAV/1.4.0", "ClamAV/1.4.1", "ClamAV/1.4.2"]

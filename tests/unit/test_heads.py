@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from clamproxy.formats.header import CvdHeader
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.origin.heads import Sighting
+from clamproxy.origin.cooldown import Cooldowns, FailureKind
+from clamproxy.origin.header_probes import Sighting
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from tests.support import faults
 from tests.support.forge import info_line
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, NEW, OLD, MakeCvd, until
 from tests.unit.heads_bench import Bench
 
@@ -24,7 +24,7 @@ HEADER = info_line(5).ljust(512)
 
 
 @pytest.fixture
-def bench(origin: Origin) -> Iterator[Bench]:
+def bench(origin: OriginServer) -> Iterator[Bench]:
     bench = Bench(origin)
     yield bench
     bench.upstream.close()
@@ -41,7 +41,7 @@ async def test_nothing_is_known_before(bench: Bench) -> None:
     ids=["206", "200 with the whole file", "chunked"],
 )
 async def test_a_probe_learns_the_header(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, fault: faults.Fault
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, fault: faults.Fault
 ) -> None:
     body = make_cvd(5, 100_000)
     origin.put("daily.cvd", body)
@@ -57,14 +57,14 @@ async def test_a_probe_learns_the_header(
     assert (seen.headers["range"], seen.headers["user-agent"]) == ("bytes=0-511", AGENT)
 
 
-async def test_trap_27_one_probe_for_a_herd(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_trap_27_one_probe_for_a_herd(bench: Bench, origin: OriginServer, make_cvd: MakeCvd) -> None:
     origin.put("daily.cvd", make_cvd(5))
     assert set(await asyncio.gather(*(bench.probe() for _ in range(20)))) == {5}
     assert origin.trace == "P"
 
 
 async def test_a_client_that_leaves_ends_nobody_elses_probe(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:
     origin.put("daily.cvd", make_cvd(5))
     first, second = (asyncio.create_task(bench.probe()) for _ in range(2))
@@ -74,14 +74,16 @@ async def test_a_client_that_leaves_ends_nobody_elses_probe(
     assert origin.trace == "P"
 
 
-async def test_trap_4_an_older_edge_changes_nothing(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_trap_4_an_older_edge_changes_nothing(
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
+) -> None:
     for version, known in ((5, 5), (4, 5), (6, 6)):
         origin.put("daily.cvd", make_cvd(version))
         assert await bench.probe() == known
 
 
 async def test_trap_5_looks_that_bring_nothing_new_are_counted(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:
     for version, fruitless in ((5, 0), (5, 1), (5, 2), (7, 0), (7, 1), (6, 2), (8, 0)):
         origin.put("daily.cvd", make_cvd(version))
@@ -89,7 +91,9 @@ async def test_trap_5_looks_that_bring_nothing_new_are_counted(
         assert bench.heads.sighting("daily").fruitless == fruitless, version
 
 
-async def test_a_failed_look_is_not_a_fruitless_one(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_a_failed_look_is_not_a_fruitless_one(
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
+) -> None:
     origin.put("daily.cvd", make_cvd(5))
     await bench.probe(wanted=6)
     before = bench.heads.sighting("daily")
@@ -99,7 +103,7 @@ async def test_a_failed_look_is_not_a_fruitless_one(bench: Bench, origin: Origin
     assert bench.heads.sighting("daily") == before
 
 
-async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: OriginServer, make_cvd: MakeCvd) -> None:
     origin.put("daily.cvd", make_cvd(5))
     await bench.probe()
     bench.heads.forget("daily")
@@ -118,7 +122,7 @@ async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: Origin, mak
     ],
 )
 async def test_a_head_is_held_against_the_file(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, claimed: int, came: int, is_kept: bool
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, claimed: int, came: int, is_kept: bool
 ) -> None:
     origin.put("daily.cvd", make_cvd(claimed))
     await bench.probe()
@@ -131,7 +135,7 @@ async def test_a_head_is_held_against_the_file(
 
 
 async def test_other_fields_than_the_files_are_wrong_too(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:
     body = make_cvd(5, 100_000)
     origin.put("daily.cvd", body[:20].replace(b"20", b"19") + body[20:])
@@ -141,7 +145,7 @@ async def test_other_fields_than_the_files_are_wrong_too(
 
 
 async def test_each_state_is_one_line_in_the_log(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, caplog: pytest.LogCaptureFixture
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     origin.put("daily.cvd", make_cvd(5))
@@ -168,7 +172,7 @@ async def test_each_state_is_one_line_in_the_log(
         assert len([text for text in caplog.messages if line in text]) == 1, caplog.messages
 
 
-async def test_a_restart_forgets_nothing(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_a_restart_forgets_nothing(bench: Bench, origin: OriginServer, make_cvd: MakeCvd) -> None:
     origin.put("daily.cvd", make_cvd(5))
     await bench.probe()
     again = bench.make()
@@ -202,24 +206,24 @@ async def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -
 @pytest.mark.parametrize(
     ("fault", "failure"),
     [
-        pytest.param(faults.status(403), Failure.FORBIDDEN, id="403"),
-        pytest.param(faults.status(429), Failure.RATE_LIMITED, id="429"),
-        pytest.param(faults.status(500), Failure.SERVER_ERROR, id="500"),
-        pytest.param(faults.status(416), Failure.BAD_CONTENT, id="416"),
-        pytest.param(faults.html(), Failure.BAD_CONTENT, id="trap 19"),
-        pytest.param(faults.empty(), Failure.BAD_CONTENT, id="empty"),
-        pytest.param(faults.replaced(b"ClamAV-VDB:x"), Failure.BAD_CONTENT, id="short"),
-        pytest.param(faults.gzipped(), Failure.BAD_CONTENT, id="trap 32"),
-        pytest.param(faults.short(100), Failure.INTERRUPTED, id="cut"),
+        pytest.param(faults.status(403), FailureKind.FORBIDDEN, id="403"),
+        pytest.param(faults.status(429), FailureKind.RATE_LIMITED, id="429"),
+        pytest.param(faults.status(500), FailureKind.SERVER_ERROR, id="500"),
+        pytest.param(faults.status(416), FailureKind.BAD_CONTENT, id="416"),
+        pytest.param(faults.html(), FailureKind.BAD_CONTENT, id="trap 19"),
+        pytest.param(faults.empty(), FailureKind.BAD_CONTENT, id="empty"),
+        pytest.param(faults.replaced(b"ClamAV-VDB:x"), FailureKind.BAD_CONTENT, id="short"),
+        pytest.param(faults.gzipped(), FailureKind.BAD_CONTENT, id="trap 32"),
+        pytest.param(faults.short(100), FailureKind.INTERRUPTED, id="cut"),
         pytest.param(
             faults.Fault(headers={"Content-Range": "bytes 5-516/9999"}),
-            Failure.BAD_CONTENT,
+            FailureKind.BAD_CONTENT,
             id="another range",
         ),
     ],
 )
 async def test_a_failure_becomes_a_cooldown(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, fault: faults.Fault, failure: Failure
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, fault: faults.Fault, failure: FailureKind
 ) -> None:
     origin.put("daily.cvd", make_cvd(5, 100_000))
     origin.rule("P", fault)
@@ -234,7 +238,7 @@ async def test_a_failure_becomes_a_cooldown(
 
 
 async def test_trap_20_a_refused_client_does_not_stop_another(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:
     origin.put("daily.cvd", make_cvd(5))
     origin.rule("P", faults.status(403), times=1)
@@ -244,7 +248,7 @@ async def test_trap_20_a_refused_client_does_not_stop_another(
     assert set(bench.cooldowns.in_force()) == {f"client {OLD.version}"}
 
 
-async def test_trap_20_nor_one_that_joined_it(bench: Bench, origin: Origin, make_cvd: MakeCvd) -> None:
+async def test_trap_20_nor_one_that_joined_it(bench: Bench, origin: OriginServer, make_cvd: MakeCvd) -> None:
     origin.put("daily.cvd", make_cvd(5))
     origin.rule("P", faults.status(403), times=1)
     refused, served = await asyncio.gather(
@@ -254,7 +258,7 @@ async def test_trap_20_nor_one_that_joined_it(bench: Bench, origin: Origin, make
     assert served == 5
 
 
-async def test_a_missing_file_is_remembered(bench: Bench, origin: Origin) -> None:
+async def test_a_missing_file_is_remembered(bench: Bench, origin: OriginServer) -> None:
     with pytest.raises(NotFoundError):
         await bench.probe("valhalla")
     with pytest.raises(KnownMissingError):
@@ -263,7 +267,7 @@ async def test_a_missing_file_is_remembered(bench: Bench, origin: Origin) -> Non
     assert len(origin.requests()) == 1
 
 
-async def test_stop(bench: Bench, origin: Origin) -> None:
+async def test_stop(bench: Bench, origin: OriginServer) -> None:
     origin.rule("*", faults.silent())
     probe = asyncio.create_task(bench.probe())
     await until(origin.requests)

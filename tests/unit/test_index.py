@@ -16,10 +16,10 @@ import pytest
 
 from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata
-from clamproxy.cache.rows import Row
+from clamproxy.cache.rows import IndexRow
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
-from clamproxy.stats import snapshot
+from clamproxy.statistics import snapshot
 from clamproxy.storage.condition import Condition
 from clamproxy.storage.sealing import seal, unseal
 from tests.support.forge import forge_keys
@@ -399,10 +399,10 @@ def test_a_locked_index_is_served_from_memory(tmp_path: Path, monkeypatch: pytes
 def test_processes_see_each_others_changes(tmp_path: Path) -> None:
     condition = Condition(tmp_path, "The test")
     one, two = Index(tmp_path, condition), Index(tmp_path, condition)
-    one.change({"a": Row("1"), "b": Row("2")})
-    assert (two.get("a"), two.keys("")[-2:]) == (Row("1"), ["a", "b"])
-    two.change({"a": None, "object/x": Row("3", "file")})
-    assert (one.get("a"), one.get("object/x")) == (None, Row("3", "file"))
+    one.change({"a": IndexRow("1"), "b": IndexRow("2")})
+    assert (two.get("a"), two.keys("")[-2:]) == (IndexRow("1"), ["a", "b"])
+    two.change({"a": None, "object/x": IndexRow("3", "file")})
+    assert (one.get("a"), one.get("object/x")) == (None, IndexRow("3", "file"))
     one.close()
     two.close()
 

@@ -14,7 +14,7 @@ from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.formats.verification import verify
-from clamproxy.inspection import Finding, inspect, inspect_all, listed, quarantined, reject
+from clamproxy.inspection import Inspected, inspect, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
 from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, read
@@ -50,7 +50,7 @@ def spoil(store: Store, object_id: ObjectId, change: Callable[[bytes], bytes]) -
     path.write_bytes(change(path.read_bytes()))
 
 
-def look(store: Store, object_id: ObjectId) -> Finding:
+def look(store: Store, object_id: ObjectId) -> Inspected:
     finding = inspect(store, object_id, KEYS)
     assert finding is not None
     return finding

@@ -11,7 +11,7 @@ import pytest
 from clamproxy.cache.retention import SPARED
 from clamproxy.config.units import MIB
 from clamproxy.messages import Result
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import cdiff, cvd, put
 from tests.unit.whole_site import NEWEST, RELEASES, Site, open_site
 
@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """The newest CVD is cached, and the patches are at the origin."""
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         await site.begin(NEWEST)
@@ -37,8 +37,8 @@ async def test_a_patch_is_there_for_all_who_ask(site: Site, sections: dict[str, 
     await site.ask(f"/daily-{NEWEST}.cdiff")
     for result in (Result.MISS, Result.HIT, Result.HIT):
         for version in range(2, NEWEST):
-            reply, content = await site.ask(f"/daily-{version}.{kind}")
-            assert (reply.status, reply.result) == (200, result)
+            response, content = await site.ask(f"/daily-{version}.{kind}")
+            assert (response.status, response.result) == (200, result)
             assert content == RELEASES.cdiff(version) or kind == "cdiff.sign"
         await site.settle()
     assert site.origin.count(f"/daily-2.{kind}") == 1

@@ -14,7 +14,7 @@ from mitmproxy.test import taddons
 
 from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, load_settings
-from clamproxy.config.settings import Listen
+from clamproxy.config.settings import ListenSection
 from clamproxy.config.units import Endpoint, parse_listen
 from clamproxy.proxy.listening import Listening
 from clamproxy.setup.place import nearest, note_proxies, proxies
@@ -40,7 +40,7 @@ def listening(mitmproxy: Setup, **given: object) -> Listening:
     return Listening(known, given.keys(), server)
 
 
-def listen(text: str, write: Write) -> Listen:
+def listen(text: str, write: Write) -> ListenSection:
     return load_settings(write(f"listen: {{{text}}}"), {}).listen
 
 
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken(
         with pytest.raises(ConfigurationError) as caught:
             listening(mitmproxy).check(wanted)
     assert str(caught.value).startswith(f"{what} on {address}:{port}: address already in use")
-    listening(mitmproxy).check(Listen(proxy=(Endpoint("127.0.0.1", port),)))
+    listening(mitmproxy).check(ListenSection(proxy=(Endpoint("127.0.0.1", port),)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.formats.verification import verify
-from clamproxy.mirror import LOCK_FILE, MirrorError, MirrorReport, _locked, update_mirror
+from clamproxy.mirroring import LOCK_FILE, MirrorError, MirrorReport, _locked, update_mirror
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign

@@ -19,7 +19,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
 from clamproxy.announcement import Announcer
-from clamproxy.proxy.names import TTL, CarefulLayer, Names, respond, withdraw
+from clamproxy.proxy.dns_queries import TTL, CarefulLayer, Names, respond, withdraw
 
 PRIMARY = "current.cvd.clamav.net"
 VERSIONS = {"main": 62, "daily": 27800, "test": 6}

@@ -10,7 +10,7 @@ from mitmproxy import options
 from mitmproxy.addons import block, dumper, onboarding, proxyserver
 from mitmproxy.test import taddons
 
-from clamproxy.config.settings import Access, Settings
+from clamproxy.config.settings import AccessSection, Settings
 from clamproxy.proxy.options import DEFAULTS, OwnOptions
 
 
@@ -71,7 +71,7 @@ def test_idle_connections(mitmproxy_options: options.Options, given: int | None,
     if given is not None:
         mitmproxy_options.update(tcp_timeout=given)  # type: ignore[no-untyped-call]
     own.set_defaults(mitmproxy_options)
-    own.follow(mitmproxy_options, Settings(access=Access(idle_timeout=7.2)))
+    own.follow(mitmproxy_options, Settings(access=AccessSection(idle_timeout=7.2)))
     assert mitmproxy_options.tcp_timeout == expected
 
 
@@ -79,5 +79,5 @@ def test_a_reload_changes_the_timeout(mitmproxy_options: options.Options) -> Non
     own = OwnOptions()
     own.set_defaults(mitmproxy_options)
     for seconds in (30.0, 60.0):
-        own.follow(mitmproxy_options, Settings(access=Access(idle_timeout=seconds)))
+        own.follow(mitmproxy_options, Settings(access=AccessSection(idle_timeout=seconds)))
         assert mitmproxy_options.tcp_timeout == seconds

@@ -19,9 +19,9 @@ from clamproxy.formats.cdiff import (
     Close,
     Command,
     Delete,
-    Exchange,
     Move,
     Open,
+    Replace,
     Unlink,
     iter_commands,
 )
@@ -154,22 +154,22 @@ NEW_LINES = st.none() | st.just(b"new line")
 EDITS = st.lists(st.tuples(st.integers(1, 31), NEW_LINES, st.sampled_from([0, 1, 2, 99])), max_size=12)
 
 
-def model(lines: list[bytes], edits: list[Delete | Exchange], additions: list[bytes]) -> list[bytes] | None:
+def model(lines: list[bytes], edits: list[Delete | Replace], additions: list[bytes]) -> list[bytes] | None:
     """The lines afterwards; None if the edits cannot be made."""
     result: list[bytes | None] = [*lines]
     for number, edit in {edit.number: edit for edit in edits}.items():
         if number > len(lines) or not lines[number - 1].startswith(edit.prefix):
             return None
-        result[number - 1] = edit.line if isinstance(edit, Exchange) else None
+        result[number - 1] = edit.line if isinstance(edit, Replace) else None
     return [line for line in result if line is not None] + additions
 
 
-def drawn_edits(lines: list[bytes], edits: list[tuple[int, bytes | None, int]]) -> list[Delete | Exchange]:
+def drawn_edits(lines: list[bytes], edits: list[tuple[int, bytes | None, int]]) -> list[Delete | Replace]:
     """Edits of lines by number; some are behind the end, few have a wrong prefix."""
-    made: list[Delete | Exchange] = []
+    made: list[Delete | Replace] = []
     for number, new, length in edits:
         prefix = lines[number - 1][:length] if number <= len(lines) else b""
-        made.append(Delete(number, prefix) if new is None else Exchange(number, prefix, new))
+        made.append(Delete(number, prefix) if new is None else Replace(number, prefix, new))
     return made
 
 
@@ -240,7 +240,7 @@ def test_info_of_each_version_is_known_from_the_cdiffs() -> None:
         ([], b"Aa\nBb\n"),
         ([Open("daily.ndb"), Delete(77, b"x"), Add(b"x"), Close()], b"Aa\nBb\n"),
         ([Unlink("daily.ndb"), Move("daily.a", "daily.b", 1, b"", 2, b"")], b"Aa\nBb\n"),
-        ([Open("daily.info"), Add(b"Cc"), Exchange(1, b"A", b"Dd"), Close()], b"Dd\nBb\nCc\n"),
+        ([Open("daily.info"), Add(b"Cc"), Replace(1, b"A", b"Dd"), Close()], b"Dd\nBb\nCc\n"),
         ([Open("daily.info"), Delete(1, b"A"), Close(), Open("daily.ndb"), Add(b"x"), Close()], b"Bb\n"),
         ([Open("daily.info"), Add(b"Cc"), Close()] * 2, b"Aa\nBb\nCc\nCc\n"),
     ],
@@ -256,7 +256,7 @@ def test_other_files_do_not_matter(script: list[Command], wanted: bytes) -> None
         [Move("daily.info", "daily.ndb", 1, b"", 2, b"")],
         [Move("daily.ndb", "daily.info", 1, b"", 2, b"")],
         [Open("daily.info"), Delete(3, b""), Close()],
-        [Open("daily.info"), Exchange(1, b"B", b""), Close()],
+        [Open("daily.info"), Replace(1, b"B", b""), Close()],
         [Open("daily.info"), Add(b"Cc")],
         [Open("daily.info"), Add(b"Cc"), Open("daily.info")],
         [Open("daily.info"), Close(), Add(b"Cc")],

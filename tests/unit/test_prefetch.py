@@ -10,15 +10,15 @@ import pytest
 from clamproxy.messages import Requester
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.heads import Heads
-from clamproxy.origin.side import OriginSide
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.header_probes import HeaderProbes
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.lineage import Lineages, ProvenLineage
-from clamproxy.releases.prefetch import AT_A_TIME, Prefetcher
+from clamproxy.releases.prefetcher import AT_A_TIME, Prefetcher
 from tests.support import faults
 from tests.support.forge import forge_keys
 from tests.support.releases import Releases
@@ -38,8 +38,8 @@ class Bench:
     def __init__(self, rig: Rig) -> None:
         self.rig, self.origin, self.store = rig, rig.origin, rig.store
         self.lineages = Lineages(rig.store, forge_keys().trusted)
-        self.heads = Heads(rig.upstream, rig.cooldowns, keep)
-        origin = OriginSide(
+        self.heads = HeaderProbes(rig.upstream, rig.cooldowns, keep)
+        origin = Origin(
             rig.upstream,
             AdvertisedVersions("current.cvd.clamav.net", None, 300.0, keep, keep),
             self.heads,
@@ -224,7 +224,7 @@ async def test_trap_20_a_refused_client_does_not_stop_another(bench: Bench) -> N
         bench.catch_up(2, OLD), bench.catch_up(2, NEW), return_exceptions=True
     )
     assert isinstance(refused, TransferError)
-    assert refused.failure is Failure.FORBIDDEN
+    assert refused.failure is FailureKind.FORBIDDEN
     assert isinstance(served, ProvenLineage)
     assert served.lineage.reached == 2
 

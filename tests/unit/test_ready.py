@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from werkzeug.datastructures import Headers
 
-from clamproxy.cache import files
+from clamproxy.cache import object_files
 from clamproxy.cache.index import LOOK_EVERY
 from clamproxy.cache.store import Store
-from clamproxy.inspection import Finding, reject
+from clamproxy.inspection import Inspected, reject
 from clamproxy.messages import Body, Request, Requester, Result
 from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
-from clamproxy.replies import complete
-from clamproxy.serving.answers import from_object
+from clamproxy.responses import complete
+from clamproxy.serving.database_responses import from_object
 from clamproxy.serving.ready import ReadyAnswers
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, cdiff, cvd, put, read, sign
 from tests.unit.whole_site import PROBE, RELEASES, Site, open_site, since
 
@@ -36,7 +36,7 @@ BOTH = pytest.mark.parametrize("asked", BODIES, ids=lambda one: one.file_name)
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """CVD 1, cdiff 2 and its signature are cached, and looked at."""
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         await site.hold(1, 2)
@@ -62,10 +62,14 @@ async def test_an_answer_from_memory_is_the_one_from_the_disk(site: Site, asked:
     assert (first.status, first.result, content) == (200, Result.HIT, BODIES[asked]())
     spoil(site.service.store, asked)
     for method, body in (("GET", content), ("HEAD", b"")):
-        reply, again = await site.ask(asked.upstream_path, method=method)
+        response, again = await site.ask(asked.upstream_path, method=method)
         assert again == body
-        assert [*reply.headers] == [*first.headers]
-        assert (reply.status, reply.result, reply.version) == (first.status, first.result, first.version)
+        assert [*response.headers] == [*first.headers]
+        assert (response.status, response.result, response.version) == (
+            first.status,
+            first.result,
+            first.version,
+        )
 
 
 @BOTH
@@ -82,8 +86,8 @@ async def test_conditions_and_ranges(
     site: Site, asked: ObjectId, fields: dict[str, str], status: int
 ) -> None:
     for _ in range(2):
-        reply, content = await site.ask(asked.upstream_path, **fields)
-        assert reply.status == status
+        response, content = await site.ask(asked.upstream_path, **fields)
+        assert response.status == status
         assert content == {206: BODIES[asked]()[1:6], 200: BODIES[asked]()}.get(status, b"")
         assert (await site.ask(asked.upstream_path))[1] == BODIES[asked]()
 
@@ -108,7 +112,7 @@ def put_into_quarantine(store: Store, object_id: ObjectId) -> None:
     assert published is not None
     with published:
         inode = Path(published.path).stat().st_ino
-    assert reject(store, Finding(object_id, published.size, "bad", is_damaged=True, inode=inode))
+    assert reject(store, Inspected(object_id, published.size, "bad", is_damaged=True, inode=inode))
 
 
 @BOTH
@@ -120,8 +124,8 @@ async def test_what_is_dropped_is_not_answered_any_more(
         await site.ask(asked.upstream_path)
     site.origin.forget()
     drop(site.service.store, asked)
-    reply, content = await site.ask(asked.upstream_path)
-    assert (reply.result, content) == (Result.MISS, BODIES[asked]())
+    response, content = await site.ask(asked.upstream_path)
+    assert (response.result, content) == (Result.MISS, BODIES[asked]())
     assert site.origin.count(asked.upstream_path) == 1
 
 
@@ -144,8 +148,8 @@ async def test_a_signature_is_compared_again_with_another_file(site: Site) -> No
     store.drop(PATCH)
     put(store, PATCH, forge_cdiff("daily", 2))
     site.origin.put(SIGNATURE.file_name, forge_sign(forge_cdiff("daily", 2)))
-    reply, content = await site.ask(SIGNATURE.upstream_path)
-    assert (reply.result, content) == (Result.MISS, read(store, SIGNATURE))
+    response, content = await site.ask(SIGNATURE.upstream_path)
+    assert (response.result, content) == (Result.MISS, read(store, SIGNATURE))
     assert content != BODIES[SIGNATURE]()
 
 
@@ -153,8 +157,8 @@ async def test_a_signature_is_compared_again_with_another_file(site: Site) -> No
 async def test_damage_is_found_when_a_file_is_read(site: Site, asked: ObjectId) -> None:
     """It was sound when the gateway began."""
     spoil(site.service.store, asked)
-    reply, content = await site.ask(asked.upstream_path)
-    assert (reply.result, content) == (Result.MISS, BODIES[asked]())
+    response, content = await site.ask(asked.upstream_path)
+    assert (response.result, content) == (Result.MISS, BODIES[asked]())
     await site.settle()
     assert read(site.service.store, asked) == BODIES[asked]()
 
@@ -163,8 +167,8 @@ async def test_a_404_is_over_when_the_file_is_here(site: Site) -> None:
     signature = sign(cvd(1))
     site.origin.remove(signature.file_name)
     for result in (Result.MISS, Result.NEGATIVE):
-        reply, _ = await site.ask(signature.upstream_path)
-        assert (reply.status, reply.result) == (404, result)
+        response, _ = await site.ask(signature.upstream_path)
+        assert (response.status, response.result) == (404, result)
     other = Store(site.service.store.directory, tidy=False)
     put(other, signature, forge_sign(RELEASES.cvd(1)))
     other.close()
@@ -192,13 +196,13 @@ async def test_what_is_asked_about_a_cvd_opens_no_file(
 ) -> None:
     site.advertise(1)
     site.service.store.drop(PATCH)
-    reply, content = await site.ask(method=method, **fields)
+    response, content = await site.ask(method=method, **fields)
     await site.settle()  # whoever tidies up opens all of them
     site.service.store.set_note("what", "is of no concern to it")
     opened: list[Path] = []
-    monkeypatch.setattr(files, "open_to_read", opened.append)
+    monkeypatch.setattr(object_files, "open_to_read", opened.append)
     again, same = await site.ask(method=method, **fields)
-    assert (again.status, [*again.headers], same) == (reply.status, [*reply.headers], content)
+    assert (again.status, [*again.headers], same) == (response.status, [*response.headers], content)
     assert opened == []
 
 
@@ -212,8 +216,8 @@ def kept(store: Store, ready: ReadyAnswers, version: int) -> Request:
     published = store.open(cdiff(version))
     assert published is not None
     request = Request("GET", f"/daily-{version}.cdiff", Headers())
-    reply = from_object(request, cdiff(version), published.metadata, published, Result.HIT)
-    assert ready.keep(request, cdiff(version), reply)
+    response = from_object(request, cdiff(version), published.metadata, published, Result.HIT)
+    assert ready.keep(request, cdiff(version), response)
     return request
 
 
@@ -228,7 +232,7 @@ def test_what_was_asked_for_longest_ago_makes_room(store: Store) -> None:
 
 
 def test_a_head_takes_nothing_away_from_others(store: Store) -> None:
-    """Those who ask within the same second are given one reply; it is complete, so nobody changes it."""
+    """Those who ask within the same second are given one response; it is complete, so nobody changes it."""
     ready = ReadyAnswers(store, Signs(store, forge_keys().trusted))
     request = kept(store, ready, 5)
 

@@ -11,7 +11,7 @@ import pytest
 
 from clamproxy.formats.verification import verify
 from clamproxy.objects import Kind, ObjectId
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.releases import Members, Releases, joined
 
 FIRST, LAST = 27_000, 27_012
@@ -110,7 +110,7 @@ def test_headers(releases: Releases) -> None:
     assert releases.stime(FIRST) < releases.stime(FIRST + 1)
 
 
-def test_published(origin: Origin) -> None:
+def test_published(origin: OriginServer) -> None:
     releases = Releases(database="test", first=1)
     releases.publish(origin, 3, base=1)
     with urlopen(f"{origin.url}/test.cvd") as answer:

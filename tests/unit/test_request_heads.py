@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 from mitmproxy.test.tflow import tclient_conn
 
-from clamproxy.proxy.heads import HeadLimits, LimitedServer
+from clamproxy.proxy.header_limits import HeadLimits, LimitedServer
 
 SNIPPETS = st.sampled_from(
     [

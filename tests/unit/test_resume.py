@@ -12,7 +12,7 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind
 from clamproxy.origin.attempt import LARGEST
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import Transfer, TransferError
 from tests.support import faults
 from tests.unit.conftest import NEW, MakeCvd, Rig, cvd, read_all, until
@@ -59,7 +59,7 @@ async def test_a_break_is_resumed_where_it_was(rig: Rig, make_cvd: MakeCvd, faul
 async def test_trap_28_an_origin_that_breaks_for_ever_is_given_up(rig: Rig, make_cvd: MakeCvd) -> None:
     rig.origin.put("daily.cvd", make_cvd(5, SIZE))
     rig.origin.rule("*", faults.short(0))
-    assert (await failure_of(rig, cvd(5))).failure is Failure.INTERRUPTED
+    assert (await failure_of(rig, cvd(5))).failure is FailureKind.INTERRUPTED
     assert len(rig.origin.requests()) == 2
 
 

@@ -17,7 +17,7 @@ from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
-from clamproxy.messages import Reply
+from clamproxy.messages import Response
 from tests.support.scripted import Raw, RawOrigin
 from tests.unit.conftest import until
 from tests.unit.feeds_bench import BYPASS, HIT, MISS, REVALIDATED, ask_feeds, read
@@ -48,7 +48,7 @@ class Bench:
     feeds: Feeds
     server: RawOrigin
 
-    async def ask(self, **headers: str) -> Reply:
+    async def ask(self, **headers: str) -> Response:
         """One request; the transfer has ended then."""
         fields = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
         reply = await ask_feeds(self.feeds, f"{self.server.url}/f.ndb", headers=fields)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from clamproxy.config.settings import Settings
-from clamproxy.feeds import Feeds, transfer
+from clamproxy.feeds import Feeds, feed_transfer
 from clamproxy.messages import SourceError
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.origin.upstream import NotFoundError
@@ -25,7 +25,7 @@ from tests.support.scripted import Raw, RawOrigin
 from tests.support.site import eventually, origin_certificates
 from tests.unit.conftest import NEW, Rig, cdiff, connect, read, until
 from tests.unit.feeds_bench import ask_feeds
-from tests.unit.feeds_bench import read as read_reply
+from tests.unit.feeds_bench import read as read_response
 
 LIMIT = 30
 """Seconds; only a guard."""
@@ -241,14 +241,14 @@ async def by_feed(directory: Path, server: RawOrigin, **upstream: Any) -> bytes 
     feeds = open_feeds(directory, **upstream)
     try:
         async with asyncio.timeout(LIMIT):
-            reply = await ask_feeds(feeds, f"{server.url}/file.ndb")
-            content = await read_reply(reply)
+            response = await ask_feeds(feeds, f"{server.url}/file.ndb")
+            content = await read_response(response)
     except SourceError:
         return None
     finally:
         feeds.stop()
-    assert reply.status in (200, 404, 503)
-    return content if reply.status == 200 else None
+    assert response.status in (200, 404, 503)
+    return content if response.status == 200 else None
 
 
 def rows(path: str) -> pytest.MarkDecorator:
@@ -313,8 +313,8 @@ async def test_a_connection_to_a_feed_is_never_used_again(tmp_path: Path, ending
     with RawOrigin(replace(ending.first, is_deaf=True), Raw(sized(), is_deaf=True)) as server:
         feeds = open_feeds(tmp_path)
         for number in range(3):
-            reply = await ask_feeds(feeds, f"{server.url}/{number}")
-            assert (reply.status, await read_reply(reply)) == (200, FILE)
+            response = await ask_feeds(feeds, f"{server.url}/{number}")
+            assert (response.status, await read_response(response)) == (200, FILE)
         feeds.stop()
         assert [asked.connection for asked in server.asked] == [1, 2, 3]
         assert all("Connection: close" in asked.head for asked in server.asked)
@@ -347,7 +347,7 @@ async def test_where_tls_ends(tmp_path: Path, data: bytes, is_ragged: bool, whol
 async def test_a_body_that_does_not_get_on_ends_with_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, trickle: bytes
 ) -> None:
-    monkeypatch.setattr(transfer, "STALL_WINDOW", 0.2)
+    monkeypatch.setattr(feed_transfer, "STALL_WINDOW", 0.2)
     with RawOrigin(Raw(data, trickle=trickle)) as server:
         assert await by_feed(tmp_path, server) is None
         await until(lambda: "clamproxy-feed" not in [thread.name for thread in threading.enumerate()])

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from clamproxy.config import loading as loading_module
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
-from clamproxy.config.settings import Serving, Settings
+from clamproxy.config.settings import ServingSection, Settings
 from clamproxy.config.units import GIB, MIB, HttpProxy, Nameserver
 from tests.unit.conftest import Write
 
@@ -89,7 +89,7 @@ def test_nothing_said_means_the_defaults(write: Write, text: str) -> None:
     path = write(text)
     config = load_settings(path, {})
     assert config.cache.directory == path.parent / "cache"
-    assert config.serving == Serving()
+    assert config.serving == ServingSection()
 
 
 def test_values_of_the_file(write: Write, tmp_path: Path) -> None:
@@ -170,14 +170,14 @@ def test_settings_are_frozen() -> None:
     ],
 )
 def test_clamav_hosts(host: str, expected: bool) -> None:
-    assert Serving().is_clamav_host(host) is expected
+    assert ServingSection().is_clamav_host(host) is expected
 
 
 def test_pass_through() -> None:
-    serving = Serving(pass_through=("www.example.com", "*.example.org"))
+    serving = ServingSection(pass_through=("www.example.com", "*.example.org"))
     names = ["www.example.com", "example.com", "example.org", "a.example.org", "A.b.example.org.", "x.org"]
     assert [name for name in names if serving.passes_through(name)] == [names[0], names[3], names[4]]
-    assert not any(Serving().passes_through(name) for name in names)
+    assert not any(ServingSection().passes_through(name) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_pass_through() -> None:
     ],
 )
 def test_clients(address: str, expected: bool) -> None:
-    assert Serving().admits(address) is expected
+    assert ServingSection().admits(address) is expected
 
 
 # Where the file is

@@ -12,7 +12,7 @@ from clamproxy.messages import Result
 from clamproxy.objects import ObjectId
 from tests.support import faults
 from tests.support.forge import forge_sign
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import NEW, cdiff, cvd, put, read, sign, until
 from tests.unit.whole_site import RELEASES, Site, open_site
 
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("signature", [CVD_SIGN, CDIFF_SIGN], ids=lambda o
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """CVD 1 and cdiff 2 are cached, without their signatures."""
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         await site.hold(1, 2)
@@ -40,8 +40,8 @@ def right(site: Site, signature: ObjectId) -> bytes:
 async def test_of_the_origin(site: Site, signature: ObjectId) -> None:
     site.origin.put(signature.file_name, WRONG)
     for _ in range(2):
-        reply, _ = await site.ask(signature.upstream_path)
-        assert (reply.status, reply.result) == (503, Result.ERROR)
+        response, _ = await site.ask(signature.upstream_path)
+        assert (response.status, response.result) == (503, Result.ERROR)
     assert not site.service.store.has(signature)
     (rejected,) = site.service.store.quarantined()
     assert rejected.read_bytes() == WRONG
@@ -62,8 +62,8 @@ async def test_in_a_cache_of_an_earlier_version(site: Site, signature: ObjectId)
     put(site.service.store, signature, WRONG)
     body = right(site, signature)
     for result in (Result.MISS, Result.HIT):
-        reply, content = await site.ask(signature.upstream_path)
-        assert (reply.status, reply.result, content) == (200, result, body)
+        response, content = await site.ask(signature.upstream_path)
+        assert (response.status, response.result, content) == (200, result, body)
 
 
 @BOTH
@@ -110,8 +110,8 @@ async def test_that_is_asked_for_while_its_file_is_published(
     monkeypatch.setattr(store, "publish", slow_publish)
     transfers.join(cdiff(3), NEW)
     await verified.wait()
-    reply, _ = await site.ask("/daily-3.cdiff.sign")
-    assert reply.status == 503
+    response, _ = await site.ask("/daily-3.cdiff.sign")
+    assert response.status == 503
 
 
 async def test_of_a_damaged_file_stays(site: Site) -> None:
@@ -120,15 +120,15 @@ async def test_of_a_damaged_file_stays(site: Site) -> None:
     put(store, CDIFF_SIGN, RELEASES.cdiff_sign(2))
     store.drop(cdiff(2))
     put(store, cdiff(2), RELEASES.cdiff(2)[:-3] + b"xyz")
-    reply, _ = await site.ask(CDIFF_SIGN.upstream_path)
-    assert (reply.status, reply.result) == (200, Result.HIT)
+    response, _ = await site.ask(CDIFF_SIGN.upstream_path)
+    assert (response.status, response.result) == (200, Result.HIT)
 
 
 async def test_many_who_ask_at_once_wait_for_one_look(site: Site) -> None:
     put(site.service.store, CVD_SIGN, WRONG)
     body = right(site, CVD_SIGN)
-    replies = await asyncio.gather(*(site.ask(CVD_SIGN.upstream_path) for _ in range(20)))
-    assert {content for _, content in replies} == {body}
+    responses = await asyncio.gather(*(site.ask(CVD_SIGN.upstream_path) for _ in range(20)))
+    assert {content for _, content in responses} == {body}
     assert site.origin.count(CVD_SIGN.upstream_path) == 1
 
 

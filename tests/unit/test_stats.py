@@ -16,8 +16,8 @@ from clamproxy.cache.store import Store
 from clamproxy.cli.tables import counters_table, databases_table
 from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
-from clamproxy.origin.cooldown import Cooldowns, Failure
-from clamproxy.stats import COUNTER_OF_RESULT, COUNTERS, Stats, advertised_versions, snapshot
+from clamproxy.origin.cooldown import Cooldowns, FailureKind
+from clamproxy.statistics import COUNTER_OF_RESULT, COUNTERS, Stats, advertised_versions, snapshot
 from clamproxy.threads import Writer
 from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd, until
 
@@ -139,8 +139,8 @@ def test_a_budget_that_makes_no_sense_is_not_shown(store: Store, value: Any) -> 
 
 def test_cooldowns_in_the_picture(store: Store) -> None:
     cooldowns = Cooldowns(lambda key, value: store.set_note(f"cooldown/{key}", value))
-    first = cooldowns.failed(Failure.RATE_LIMITED, "/daily.cvd", "ClamAV/1", "status 429")
-    second = cooldowns.failed(Failure.UNREACHABLE, "/main.cvd", "ClamAV/1", "refused")
+    first = cooldowns.failed(FailureKind.RATE_LIMITED, "/daily.cvd", "ClamAV/1", "status 429")
+    second = cooldowns.failed(FailureKind.UNREACHABLE, "/main.cvd", "ClamAV/1", "refused")
     store.set_note("cooldown//old.cvd", {"until": 5.0, "failures": 1, "failure": "x", "reason": ""})
     picture = snapshot(store)
     assert set(picture["cooldowns"]) == {"/daily.cvd", "origin"}

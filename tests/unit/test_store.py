@@ -14,7 +14,7 @@ import pytest
 
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.quarantine import QUARANTINE_LIMIT
-from clamproxy.cache.rows import Row
+from clamproxy.cache.rows import IndexRow
 from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
 from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
@@ -340,7 +340,7 @@ def test_orphans_go_when_the_first_process_starts(store: Store, tmp_path: Path) 
 
 
 def test_a_refused_key_is_told(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    store._index.change({"object/../../etc/passwd": Row("text")})
+    store._index.change({"object/../../etc/passwd": IndexRow("text")})
     with caplog.at_level(logging.WARNING):
         assert store.sizes() == {}
     assert "Unknown key" in caplog.text

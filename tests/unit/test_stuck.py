@@ -18,11 +18,11 @@ from clamproxy.releases.stuck import (
     StuckPatches,
     stuck_patches,
 )
-from clamproxy.stats import snapshot
+from clamproxy.statistics import snapshot
 from clamproxy.web.health import find_problems
 from tests.support import faults
 from tests.support.clock import Clock
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, cdiff, hold, put
 from tests.unit.follower_bench import HOUR, Bench
 from tests.unit.whole_site import RELEASES, Site, open_site, since
@@ -116,7 +116,7 @@ class TestStuckPatches:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """CVD 2 is cached, cdiff 2 is damaged at the origin; four failures at once are enough."""
     monkeypatch.setattr(stuck_module, "LEAST_TIME", 0.0)
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
@@ -136,12 +136,12 @@ async def fail(site: Site, times: int = ENOUGH_FAILURES - 1) -> None:
 class TestMachinesThatAreOneBehind:
     async def test_are_told_to_take_the_whole(self, site: Site) -> None:
         await fail(site)
-        reply, content = await site.ask("/daily-2.cdiff")
-        assert (reply.status, reply.result, content) == (200, Result.STALE, b"")
-        assert reply.headers["Content-Length"] == "0"
-        assert reply.headers["Cache-Control"] == "no-store"
-        reply, content = await site.ask(If_Modified_Since=since(1))
-        assert (reply.status, content) == (200, RELEASES.cvd(2))
+        response, content = await site.ask("/daily-2.cdiff")
+        assert (response.status, response.result, content) == (200, Result.STALE, b"")
+        assert response.headers["Content-Length"] == "0"
+        assert response.headers["Cache-Control"] == "no-store"
+        response, content = await site.ask(If_Modified_Since=since(1))
+        assert (response.status, content) == (200, RELEASES.cvd(2))
         assert site.origin.count("W") == 1
         stats = snapshot(site.service.store)
         assert stats["stuck_patches"]["daily-2.cdiff"]["failures"] == ENOUGH_FAILURES
@@ -155,8 +155,8 @@ class TestMachinesThatAreOneBehind:
         await fail(site)
         site.origin.put("daily-2.cdiff", RELEASES.cdiff(2))
         for result in (Result.MISS, Result.HIT):
-            reply, content = await site.ask("/daily-2.cdiff")
-            assert (reply.result, content) == (result, RELEASES.cdiff(2))
+            response, content = await site.ask("/daily-2.cdiff")
+            assert (response.result, content) == (result, RELEASES.cdiff(2))
         assert snapshot(site.service.store)["stuck_patches"] == {}
 
     async def test_during_the_cool_down_too(self, site: Site) -> None:

@@ -13,7 +13,7 @@ from clamproxy.cache.partial import PartialFile
 from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import WITHHELD
 from clamproxy.origin.upstream import NotFoundError
 from tests.support import faults
@@ -186,14 +186,14 @@ async def test_trap_15_an_empty_cdiff_is_data(rig: Rig) -> None:
 async def test_an_empty_cdiff_without_a_length_is_a_lost_connection(rig: Rig) -> None:
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
     rig.origin.rule("D5", faults.short_without_length(0))
-    assert (await failure_of(rig, cdiff(5))).failure is Failure.BAD_CONTENT
+    assert (await failure_of(rig, cdiff(5))).failure is FailureKind.BAD_CONTENT
 
 
 @pytest.mark.parametrize("kind", [Kind.CVD, Kind.CVD_SIGN])
 async def test_nothing_else_may_be_empty(rig: Rig, kind: Kind) -> None:
     object_id = ObjectId("daily", 5, kind)
     rig.origin.put(object_id.upstream_path[1:], b"")
-    assert (await failure_of(rig, object_id)).failure is Failure.BAD_CONTENT
+    assert (await failure_of(rig, object_id)).failure is FailureKind.BAD_CONTENT
 
 
 # Lengths
@@ -287,19 +287,19 @@ async def test_a_length_that_is_no_number(rig: Rig, length: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "failure"),
     [
-        pytest.param(faults.status(403), Failure.FORBIDDEN, id="403"),
-        pytest.param(faults.status(429), Failure.RATE_LIMITED, id="429"),
-        pytest.param(faults.status(503), Failure.SERVER_ERROR, id="503"),
-        pytest.param(faults.status(522), Failure.SERVER_ERROR, id="522"),
-        pytest.param(faults.status(304, b""), Failure.SERVER_ERROR, id="304 to no condition"),
-        pytest.param(faults.html(), Failure.BAD_CONTENT, id="trap 19: an error page with status 200"),
-        pytest.param(faults.gzipped(), Failure.BAD_CONTENT, id="trap 32: compressed"),
-        pytest.param(faults.replaced(b"ClamAV"), Failure.BAD_CONTENT, id="shorter than its magic"),
+        pytest.param(faults.status(403), FailureKind.FORBIDDEN, id="403"),
+        pytest.param(faults.status(429), FailureKind.RATE_LIMITED, id="429"),
+        pytest.param(faults.status(503), FailureKind.SERVER_ERROR, id="503"),
+        pytest.param(faults.status(522), FailureKind.SERVER_ERROR, id="522"),
+        pytest.param(faults.status(304, b""), FailureKind.SERVER_ERROR, id="304 to no condition"),
+        pytest.param(faults.html(), FailureKind.BAD_CONTENT, id="trap 19: an error page with status 200"),
+        pytest.param(faults.gzipped(), FailureKind.BAD_CONTENT, id="trap 32: compressed"),
+        pytest.param(faults.replaced(b"ClamAV"), FailureKind.BAD_CONTENT, id="shorter than its magic"),
     ],
 )
 @pytest.mark.parametrize("object_id", [cdiff(5), cvd(5)], ids=["cdiff", "cvd"])
 async def test_an_answer_that_is_no_file(
-    rig: Rig, make_cvd: MakeCvd, object_id: ObjectId, fault: faults.Fault, failure: Failure
+    rig: Rig, make_cvd: MakeCvd, object_id: ObjectId, fault: faults.Fault, failure: FailureKind
 ) -> None:
     rig.origin.put("daily.cvd", make_cvd(5))
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
@@ -325,20 +325,20 @@ async def test_not_found(rig: Rig, code: int) -> None:
 async def test_a_cvd_that_is_not_there_though_its_header_was(rig: Rig) -> None:
     """As any lie about the file: each client that asked for it again would be a request to the origin."""
     rig.origin.rule("*", faults.status(404))
-    assert (await failure_of(rig, ObjectId("daily", 5, Kind.CVD))).failure is Failure.BAD_CONTENT
+    assert (await failure_of(rig, ObjectId("daily", 5, Kind.CVD))).failure is FailureKind.BAD_CONTENT
 
 
 async def test_trap_18_a_patch_under_another_name(rig: Rig) -> None:
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 6))
     rig.origin.put("main-6.cdiff", forge_cdiff("daily", 6))
     for object_id in (cdiff(5), cdiff(6, "main")):
-        assert (await failure_of(rig, object_id)).failure is Failure.BAD_CONTENT
+        assert (await failure_of(rig, object_id)).failure is FailureKind.BAD_CONTENT
     assert len(rig.store.quarantined()) == 2
 
 
 async def test_an_origin_that_is_gone(rig: Rig) -> None:
     rig.origin.refuse()
-    assert (await failure_of(rig, cdiff(5))).failure is Failure.UNREACHABLE
+    assert (await failure_of(rig, cdiff(5))).failure is FailureKind.UNREACHABLE
 
 
 # Another version than announced
@@ -369,7 +369,7 @@ async def test_the_origin_sends_another_version(
 async def test_another_process_has_the_version_that_is_sent(rig: Rig, make_cvd: MakeCvd) -> None:
     rig.origin.put("daily.cvd", make_cvd(6))
     theirs = PartialFile.claim(rig.store.partials, cvd(6))
-    assert (await failure_of(rig, cvd(5))).failure is Failure.CHANGED
+    assert (await failure_of(rig, cvd(5))).failure is FailureKind.CHANGED
     theirs.release()
 
 
@@ -417,7 +417,7 @@ async def test_a_disk_that_is_full(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(PartialFile, "append", full)
     error = await failure_of(rig, cdiff(5))
-    assert error.failure is Failure.LOCAL
+    assert error.failure is FailureKind.LOCAL
     assert "No space left" in str(error)
 
 
@@ -428,4 +428,4 @@ async def test_a_store_that_cannot_be_written(rig: Rig, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(rig.store), "publish", readonly)
-    assert (await failure_of(rig, cdiff(5))).failure is Failure.LOCAL
+    assert (await failure_of(rig, cdiff(5))).failure is FailureKind.LOCAL

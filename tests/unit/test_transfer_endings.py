@@ -13,21 +13,21 @@ import pytest
 from werkzeug.http import http_date
 
 from clamproxy import service as service_module
-from clamproxy import stats as stats_module
+from clamproxy import statistics as stats_module
 from clamproxy.cache.store import Store
-from clamproxy.config.settings import Versions
+from clamproxy.config.settings import VersionsSection
 from clamproxy.messages import Requester, Result
-from clamproxy.origin import heads as heads_module
+from clamproxy.origin import header_probes as heads_module
 from clamproxy.origin import transfer as transfer_module
 from clamproxy.origin.attempt import Attempt
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import MAX_BREAKS, Transfer, TransferError
 from clamproxy.origin.upstream import OriginError
-from clamproxy.stats import Stats
+from clamproxy.statistics import Stats
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.forge import forge_cdiff
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import (
     AGENT,
     NEW,
@@ -52,7 +52,7 @@ OLDER = Requester(OLDER_AGENT)
 
 
 @pytest.fixture
-def bench(origin: Origin) -> Iterator[Bench]:
+def bench(origin: OriginServer) -> Iterator[Bench]:
     """Header probes at the fake CDN."""
     bench = Bench(origin)
     yield bench
@@ -60,7 +60,7 @@ def bench(origin: Origin) -> Iterator[Bench]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, make_cvd: MakeCvd) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, make_cvd: MakeCvd) -> AsyncIterator[Site]:
     """A gateway to which version 5 is advertised; the origin has that, and a patch far ahead."""
     with FakeDns() as dns:
         dns.versions["daily"] = 5
@@ -91,7 +91,7 @@ async def test_a_continuation_that_is_always_short_is_given_up(
     async with asyncio.timeout(LIMIT):
         with pytest.raises(TransferError) as caught:
             await Transfer(cvd(5), NEW, rig.resources).run()
-    assert caught.value.failure is Failure.INTERRUPTED
+    assert caught.value.failure is FailureKind.INTERRUPTED
     starts = [seen.headers["range"] for seen in rig.origin.requests()]
     assert starts == [f"bytes={BREAK + number * length}-" for number in range(MAX_BREAKS)]
     assert stored(rig, cvd(5)) is None
@@ -151,7 +151,7 @@ async def test_two_transfers_that_meet_at_one_version(rig: Rig, make_cvd: MakeCv
     newer, _ = rig.transfers.join(cvd(6), NEW)
     outcomes = await asyncio.gather(expected.ready(), newer.ready(), return_exceptions=True)
     failures = [error.failure for error in outcomes if isinstance(error, TransferError)]
-    assert failures in ([], [Failure.CHANGED])
+    assert failures in ([], [FailureKind.CHANGED])
     await until(lambda: stored(rig, cvd(6)) is not None)
     assert rig.origin.trace == "W W"
 
@@ -162,7 +162,7 @@ async def test_a_release_between_probe_and_body(site: Site, make_cvd: MakeCvd) -
     body = make_cvd(6)
     site.origin.put("daily.cvd", body)
     answers = await asyncio.gather(site.ask("/daily.cvd"), site.ask("/daily.cvd?version=6"))
-    assert [(reply.status, content == body) for reply, content in answers] == [(200, True)] * 2
+    assert [(response.status, content == body) for response, content in answers] == [(200, True)] * 2
 
 
 # Slow answers
@@ -183,7 +183,7 @@ async def test_what_is_here_already_may_come_again_slowly(rig: Rig, make_cvd: Ma
 
 
 async def test_further_clients_do_not_wait_for_a_probe_that_is_silent(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads_module, "SILENCE", 0.5)
     origin.put("daily.cvd", make_cvd(5))
@@ -207,14 +207,16 @@ async def test_further_clients_do_not_wait_for_a_probe_that_is_silent(
     ("older", "trace"), [(OLDER, "P P P"), (OLD, "P P")], ids=["two old versions", "one old version"]
 )
 async def test_trap_20_two_refused_clients_do_not_stop_a_third(
-    bench: Bench, origin: Origin, make_cvd: MakeCvd, older: Requester, trace: str
+    bench: Bench, origin: OriginServer, make_cvd: MakeCvd, older: Requester, trace: str
 ) -> None:
     origin.put("daily.cvd", make_cvd(5))
     origin.rule("P", faults.status(403), times=len({OLD.version, older.version}))
     *refused, version = await asyncio.gather(
         *(bench.probe(requester=requester) for requester in (OLD, older, NEW)), return_exceptions=True
     )
-    assert [error.failure for error in refused if isinstance(error, OriginError)] == [Failure.FORBIDDEN] * 2
+    assert [error.failure for error in refused if isinstance(error, OriginError)] == [
+        FailureKind.FORBIDDEN
+    ] * 2
     assert version == 5
     assert origin.trace == trace
 
@@ -223,7 +225,7 @@ async def test_trap_20_nor_at_the_gateway(site: Site) -> None:
     site.origin.rule("*", faults.status(403), times=2)
     agents = (OLD_AGENT, OLDER_AGENT, AGENT)
     answers = await asyncio.gather(*(site.ask("/daily.cvd", agent=agent) for agent in agents))
-    assert [reply.status for reply, _ in answers] == [503, 503, 200]
+    assert [response.status for response, _ in answers] == [503, 503, 200]
     assert answers[-1][0].version == 5
 
 
@@ -231,18 +233,18 @@ async def test_trap_20_nor_at_the_gateway(site: Site) -> None:
 
 
 async def test_a_patch_far_ahead_of_fresh_dns_is_not_asked_for(site: Site) -> None:
-    reply, _ = await site.ask("/daily-100.cdiff")
-    assert (reply.status, reply.result) == (404, Result.NEGATIVE)
+    response, _ = await site.ask("/daily-100.cdiff")
+    assert (response.status, response.result) == (404, Result.NEGATIVE)
     assert site.origin.requests() == []
 
 
 async def test_without_dns_it_is(site: Site) -> None:
-    site.settings = site.settings.model_copy(update={"versions": Versions(dns=False)})
+    site.settings = site.settings.model_copy(update={"versions": VersionsSection(dns=False)})
     site.restart()
     assert (await site.ask("/daily.cvd"))[0].version == 5
     await site.settle()
-    reply, body = await site.ask("/daily-100.cdiff")
-    assert (reply.status, body) == (200, forge_cdiff("daily", 100))
+    response, body = await site.ask("/daily-100.cdiff")
+    assert (response.status, body) == (200, forge_cdiff("daily", 100))
     assert site.dns.queries == []
     assert site.origin.count("D100") == 1
 
@@ -254,8 +256,8 @@ async def test_nor_where_dns_is_of_yesterday(site: Site, known: bool) -> None:
         await site.settle()
         site.service._origin.versions._known["daily"] = (5, time.time() - 86400)
     site.dns.mode = Mode.SERVFAIL
-    reply, body = await site.ask("/daily-100.cdiff")
-    assert (reply.status, body) == (200, forge_cdiff("daily", 100))
+    response, body = await site.ask("/daily-100.cdiff")
+    assert (response.status, body) == (200, forge_cdiff("daily", 100))
     assert site.origin.count("D100") == 1
 
 
@@ -270,7 +272,7 @@ async def test_retry_after_is_heeded_while_clients_read_along(rig: Rig, make_cvd
     assert not transfer.published
     assert rig.origin.trace == "W R"
     cooldown = rig.cooldowns.in_force()["/daily.cvd"]
-    assert cooldown.failure is Failure.SERVER_ERROR
+    assert cooldown.failure is FailureKind.SERVER_ERROR
     assert cooldown.until > time.time() + 1800
     assert rig.notes["/daily.cvd"]["until"] == cooldown.until
 
@@ -367,7 +369,7 @@ async def test_a_hundred_patches_at_once_are_served(site: Site, monkeypatch: pyt
     for version in versions:
         site.origin.put(f"daily-{version}.cdiff", forge_cdiff("daily", version))
     answers = await asyncio.gather(*(site.ask(f"/daily-{version}.cdiff") for version in versions))
-    assert {reply.status for reply, _ in answers} == {200}
+    assert {response.status for response, _ in answers} == {200}
     assert [body for _, body in answers] == [forge_cdiff("daily", version) for version in versions]
     assert len(site.origin.requests()) == 100
     assert 1 < gauge.highest <= service_module.MAX_CONNECTIONS
@@ -403,7 +405,7 @@ async def test_giving_up_on_a_transfer_ends_its_thread(rig: Rig, fault: faults.F
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_giving_up_on_a_probe_ends_its_thread(bench: Bench, origin: Origin) -> None:
+async def test_giving_up_on_a_probe_ends_its_thread(bench: Bench, origin: OriginServer) -> None:
     origin.rule("*", faults.silent())
     probe = asyncio.create_task(bench.probe())
     await until(origin.requests)
@@ -424,5 +426,5 @@ async def test_nothing_new_is_said_only_when_it_is_proven(
     body = bytearray(make_cvd(5, SIZE))
     body[-1000] ^= not is_right
     site.origin.put("daily.cvd", bytes(body))
-    reply, content = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
-    assert (reply.status, content if is_right else b"") == (status, b"")
+    response, content = await site.ask("/daily.cvd", If_Modified_Since=http_date(stime_of(5)))
+    assert (response.status, content if is_right else b"") == (status, b"")

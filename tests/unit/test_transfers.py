@@ -14,7 +14,7 @@ from clamproxy.messages import SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.origin import transfer as transfer_module
 from clamproxy.origin import transfers as transfers_module
-from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError, Transfers
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
@@ -151,7 +151,7 @@ async def test_trap_21_a_429_holds_back_one_file(rig: Rig) -> None:
     for requester in (NEW, OLD):
         with pytest.raises(CooldownError) as caught:
             rig.transfers.join(cdiff(5), requester)
-        assert caught.value.cooldown.failure is Failure.RATE_LIMITED
+        assert caught.value.cooldown.failure is FailureKind.RATE_LIMITED
     assert (await ask(rig, cdiff(6))).published
     assert rig.notes["/daily-5.cdiff"]["until"] == caught.value.cooldown.until
 
@@ -170,7 +170,7 @@ async def test_a_running_transfer_is_joined_in_spite_of_a_cooldown(rig: Rig, mak
     rig.origin.put("daily.cvd", make_cvd(5, SIZE))
     rig.origin.rate = 1_000_000
     transfer, _ = rig.transfers.join(cvd(5), NEW)
-    rig.cooldowns.failed(Failure.UNREACHABLE, "/daily.cvd", NEW.version, "another file's trouble")
+    rig.cooldowns.failed(FailureKind.UNREACHABLE, "/daily.cvd", NEW.version, "another file's trouble")
     assert rig.transfers.join(cvd(5), NEW) == (transfer, True)
     await transfer.ready()
     await ended(rig)
@@ -178,7 +178,7 @@ async def test_a_running_transfer_is_joined_in_spite_of_a_cooldown(rig: Rig, mak
 
 async def test_success_ends_a_cooldown(rig: Rig) -> None:
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
-    rig.cooldowns.failed(Failure.FORBIDDEN, "/x", OLD.version, "old")
+    rig.cooldowns.failed(FailureKind.FORBIDDEN, "/x", OLD.version, "old")
     await ask(rig, cdiff(5), NEW)
     assert set(rig.cooldowns.in_force()) == {f"client {OLD.version}"}
 
@@ -195,8 +195,8 @@ async def test_bad_content_is_not_fetched_over_and_over(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("fault", "failure"),
     [
-        pytest.param(None, Failure.BAD_CONTENT, id="corrupt"),
-        pytest.param(faults.short(300_000), Failure.INTERRUPTED, id="broken for ever"),
+        pytest.param(None, FailureKind.BAD_CONTENT, id="corrupt"),
+        pytest.param(faults.short(300_000), FailureKind.INTERRUPTED, id="broken for ever"),
     ],
 )
 async def test_a_failure_after_readers_came_is_a_failure(
@@ -204,7 +204,7 @@ async def test_a_failure_after_readers_came_is_a_failure(
     make_cvd: MakeCvd,
     monkeypatch: pytest.MonkeyPatch,
     fault: faults.Fault | None,
-    failure: Failure,
+    failure: FailureKind,
 ) -> None:
     monkeypatch.setattr(transfer_module, "MAX_BREAKS", 3)
     body = make_cvd(5, SIZE)
@@ -253,7 +253,7 @@ def _a_frame_of_a_context_manager() -> Iterator[None]:
 
 
 def test_a_cooldown_error_passes_through_context_managers() -> None:
-    error = CooldownError(Cooldown(1.0, 1, Failure.LOCAL, "why"))
+    error = CooldownError(Cooldown(1.0, 1, FailureKind.LOCAL, "why"))
     with pytest.raises(CooldownError), _a_frame_of_a_context_manager():
         raise error
     assert "CooldownError" in "".join(traceback.format_exception(error))

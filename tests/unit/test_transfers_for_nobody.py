@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from clamproxy.origin.cooldown import Failure
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.releases.signs import Signs
 from clamproxy.serving.delivery import Delivery
@@ -19,7 +19,7 @@ BREAK = 300_000
 """Bytes of a CVD after which its connection breaks."""
 
 
-async def failure_of(transfer: Transfer) -> Failure:
+async def failure_of(transfer: Transfer) -> FailureKind:
     async with asyncio.timeout(LIMIT):
         with pytest.raises(TransferError) as caught:
             await transfer.finish()
@@ -38,7 +38,7 @@ async def test_the_first_break_ends_it_and_the_next_one_resumes(
     rig.origin.put("daily.cvd", body)
     rig.origin.rule("W", fault, times=1)
     transfer, _ = rig.transfers.join(cvd(5), NEW, for_client=False)
-    assert await failure_of(transfer) is Failure.INTERRUPTED
+    assert await failure_of(transfer) is FailureKind.INTERRUPTED
     await ended(rig)
     for key in rig.cooldowns.in_force():
         rig.cooldowns.succeeded(key, NEW.version)
@@ -63,7 +63,7 @@ async def test_a_small_file_whose_connections_break(rig: Rig, for_client: bool, 
     rig.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
     rig.origin.rule("*", faults.reset())
     transfer, _ = rig.transfers.join(cdiff(5), NEW, for_client=for_client)
-    assert await failure_of(transfer) in (Failure.UNREACHABLE, Failure.INTERRUPTED)
+    assert await failure_of(transfer) in (FailureKind.UNREACHABLE, FailureKind.INTERRUPTED)
     assert rig.origin.trace.split() == ["D5"] * asked
     await ended(rig)
     # What the gateway does by itself makes no client wait.

@@ -8,7 +8,7 @@ import pytest
 
 from clamproxy.origin.upstream import NotFoundError, OriginError, Upstream
 from tests.support import faults
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import AGENT, NEW
 
 PATH = "/daily-5.cdiff"
@@ -52,7 +52,7 @@ def fetch(upstream: Upstream) -> bytes:
         upstream.close()
 
 
-def test_each_request_is_noted_once(origin: Origin, ledger: Ledger) -> None:
+def test_each_request_is_noted_once(origin: OriginServer, ledger: Ledger) -> None:
     origin.put("daily-5.cdiff", b"0123456789")
     assert fetch(ledger.upstream(origin.url)) == b"0123456789"
     assert (ledger.noted, ledger.counts) == ([PATH], [1, 10])
@@ -71,7 +71,7 @@ def test_each_request_is_noted_once(origin: Origin, ledger: Ledger) -> None:
     ],
 )
 def test_a_request_that_fails_is_noted_too(
-    origin: Origin, ledger: Ledger, prepare: Callable[[Origin], None], expected: type[Exception]
+    origin: OriginServer, ledger: Ledger, prepare: Callable[[OriginServer], None], expected: type[Exception]
 ) -> None:
     prepare(origin)
     with pytest.raises(expected):
@@ -79,7 +79,7 @@ def test_a_request_that_fails_is_noted_too(
     assert (ledger.noted, ledger.counts[0]) == ([PATH], 1)
 
 
-def test_offline_nothing_is_asked(origin: Origin, ledger: Ledger) -> None:
+def test_offline_nothing_is_asked(origin: OriginServer, ledger: Ledger) -> None:
     origin.put("daily-5.cdiff", b"0123456789")
     with pytest.raises(NotFoundError, match="offline"):
         fetch(ledger.upstream(origin.url, offline=True))

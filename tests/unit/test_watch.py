@@ -28,9 +28,9 @@ from clamproxy.cache.partial import PartialFile, Validators
 from clamproxy.cache.store import Store
 from clamproxy.cli.tables import plain
 from clamproxy.cli.watch import Look, ask_status, look, partial_files, rates, screen
-from clamproxy.config.settings import Settings, Status
+from clamproxy.config.settings import Settings, StatusSection
 from clamproxy.config.units import Endpoint
-from clamproxy.stats import COUNTERS, FEED_COUNTERS, snapshot
+from clamproxy.statistics import COUNTERS, FEED_COUNTERS, snapshot
 from tests.unit.conftest import MakeCvd, cvd, put_cvd
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ class TestStatusPage:
 
     def test_with_a_token(self) -> None:
         with listening(b'{"ready": true}') as (listen, seen):
-            status = Status.model_validate({"listen": str(listen), "token": "0123456789abcdef"})
+            status = StatusSection.model_validate({"listen": str(listen), "token": "0123456789abcdef"})
             assert ask_status(status) == {"ready": True}
             assert ask_status(status.model_copy(update={"token": None})) == {"ready": True}
         assert seen == ["Bearer 0123456789abcdef", None]
@@ -125,7 +125,8 @@ class TestStatusPage:
         with listening(b"{}") as (listen, seen):
             token = "0123456789abcdef"
             assert (
-                ask_status(Status.model_validate({"listen": f"0.0.0.0:{listen.port}", "token": token})) == {}
+                ask_status(StatusSection.model_validate({"listen": f"0.0.0.0:{listen.port}", "token": token}))
+                == {}
             )
         assert len(seen) == 1
 
@@ -135,13 +136,13 @@ class TestStatusPage:
     )
     def test_something_else_answers(self, body: bytes, status: int) -> None:
         with listening(body, status) as (listen, _):
-            assert ask_status(Status.model_validate({"listen": str(listen)})) == {}
+            assert ask_status(StatusSection.model_validate({"listen": str(listen)})) == {}
 
     def test_nobody_answers(self) -> None:
         with listening(b"") as (listen, _):
             pass
-        assert ask_status(Status.model_validate({"listen": str(listen)})) == {}
-        assert ask_status(Status.model_validate({"listen": None})) == {}
+        assert ask_status(StatusSection.model_validate({"listen": str(listen)})) == {}
+        assert ask_status(StatusSection.model_validate({"listen": None})) == {}
 
     @pytest.mark.parametrize(
         "status", [{}, {"problems": 5, "fleet": []}, {"problems": [None, {}], "fleet": {"total": "x"}}]

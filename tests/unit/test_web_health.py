@@ -11,7 +11,7 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.web import health as health_module
 from clamproxy.web.health import Health, find_problems
 
@@ -25,7 +25,7 @@ def problems(store: Store, *, offline: bool = False, now: float = NOW) -> Health
     return find_problems(store, offline=offline, now=now)
 
 
-def note_unreachable(store: Store, at: float = NOW, failure: Failure = Failure.UNREACHABLE) -> None:
+def note_unreachable(store: Store, at: float = NOW, failure: FailureKind = FailureKind.UNREACHABLE) -> None:
     cooldown = Cooldown(at + 5, 1, failure, "connection refused", at)
     store.set_note("cooldown/origin", asdict(cooldown))
 
@@ -84,9 +84,9 @@ def test_the_disk_is_full(
 async def test_a_degraded_gateway_is_ready_and_says_so(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 1, make_cvd(1))
     assert store.condition.failed(OSError(28, "No space left on device"))
-    reply = await Rig(store).ask("/readyz")
-    assert (reply.status, text_of(reply).splitlines()[0]) == (200, "ok")
-    assert "No space left on device" in text_of(reply)
+    response = await Rig(store).ask("/readyz")
+    assert (response.status, text_of(response).splitlines()[0]) == (200, "ok")
+    assert "No space left on device" in text_of(response)
 
 
 def test_a_file_system_without_inodes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,23 +162,23 @@ def test_the_index_is_damaged(store: Store, make_cvd: MakeCvd) -> None:
 
 async def test_pages(store: Store) -> None:
     rig = Rig(store)
-    reply = await rig.ask("/readyz")
-    assert (reply.status, text_of(reply)) == (200, "ok\n")
+    response = await rig.ask("/readyz")
+    assert (response.status, text_of(response)) == (200, "ok\n")
     note_unreachable(store)
     rig.settings = Settings.model_validate({"upstream": {"offline": True}})
     rig.renew()
-    reply = await rig.ask("/readyz")
-    assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
-    assert "imported" in text_of(reply)
+    response = await rig.ask("/readyz")
+    assert (response.status, response.headers["Retry-After"]) == (503, "5")
+    assert "imported" in text_of(response)
     values = await rig.status()
     assert values["ready"] is False
-    assert [f"{line}" for line in values["problems"]] == text_of(reply).splitlines()
+    assert [f"{line}" for line in values["problems"]] == text_of(response).splitlines()
 
 
 async def test_a_cool_down_is_no_reason(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 1, make_cvd(1))
     rig = Rig(store)
-    rig.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, Failure.RATE_LIMITED, "429")}
+    rig.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, FailureKind.RATE_LIMITED, "429")}
     note_unreachable(store, time.time())  # it counts for seconds only
     assert (await rig.ask("/readyz")).status == 200
     values = await rig.status()

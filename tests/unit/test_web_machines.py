@@ -13,9 +13,9 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.fleet.observer import Failure
-from clamproxy.messages import Reply
+from clamproxy.messages import Response
 from clamproxy.web.machines import LONGEST_SEARCH, Query, fleet_json, select
-from clamproxy.web.picture import MOST_MACHINES
+from clamproxy.web.status import MOST_MACHINES
 from tests.support.machines import machine_of
 
 from .status_site import TOKEN, Rig, machine, text_of
@@ -123,14 +123,14 @@ def test_a_machine_in_json_is_the_same_everywhere() -> None:
     ],
 )
 async def test_queries_that_make_no_sense(store: Store, query: str, words: str) -> None:
-    reply = await Rig(store, machines=[]).ask(f"/fleet.json?{query}")
-    assert reply.status == 400
-    assert words in text_of(reply)
+    response = await Rig(store, machines=[]).ask(f"/fleet.json?{query}")
+    assert response.status == 400
+    assert words in text_of(response)
 
 
-def values_of(reply: Reply) -> dict[str, Any]:
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
-    values: dict[str, Any] = json.loads(text_of(reply))
+def values_of(response: Response) -> dict[str, Any]:
+    assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
+    values: dict[str, Any] = json.loads(text_of(response))
     return values
 
 
@@ -190,7 +190,7 @@ async def test_the_loop_goes_on_meanwhile(store: Store) -> None:
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    replies = await asyncio.gather(*(rig.ask(f"/fleet.json?q=10.0.{n}.") for n in range(8)))
+    responses = await asyncio.gather(*(rig.ask(f"/fleet.json?q=10.0.{n}.") for n in range(8)))
     ticking.cancel()
-    assert {reply.status for reply in replies} == {200}
+    assert {response.status for response in responses} == {200}
     assert ticks > 50

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 import clamproxy
 from clamproxy.cache.store import Store
-from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.cooldown import Cooldown, FailureKind
 
 from .conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 from .status_site import STARTED_AT, Rig, machine, text_of
@@ -28,9 +28,9 @@ PROMETHEUS = (
 
 async def scrape(rig: Rig, accept: str = "") -> tuple[str, str]:
     rig.renew()
-    reply = await rig.ask("/metrics", Accept=accept)
-    assert (reply.status, reply.headers["Vary"]) == (200, "Accept")
-    return text_of(reply), reply.headers["Content-Type"]
+    response = await rig.ask("/metrics", Accept=accept)
+    assert (response.status, response.headers["Vary"]) == (200, "Accept")
+    return text_of(response), response.headers["Content-Type"]
 
 
 def promtool_says(promtool: str, text: str) -> tuple[int, str]:
@@ -67,9 +67,9 @@ def rig(store: Store, make_cvd: MakeCvd) -> Rig:
     rig = Rig(store, machines=[machine(1, daily=0), machine(2, daily=4, eol=True), machine(3)])
     rig.transfers = [(cvd(9), 1, 2)]
     rig.cooldowns = {
-        "/daily.cvd": Cooldown(time.time() + 1000, 1, Failure.RATE_LIMITED, "429"),
-        "/main.cvd": Cooldown(time.time() + 100, 1, Failure.RATE_LIMITED, "429"),
-        "client ClamAV/0.103.2": Cooldown(time.time() + 9000, 2, Failure.FORBIDDEN, "403"),
+        "/daily.cvd": Cooldown(time.time() + 1000, 1, FailureKind.RATE_LIMITED, "429"),
+        "/main.cvd": Cooldown(time.time() + 100, 1, FailureKind.RATE_LIMITED, "429"),
+        "client ClamAV/0.103.2": Cooldown(time.time() + 9000, 2, FailureKind.FORBIDDEN, "403"),
     }
     return rig
 
@@ -177,8 +177,8 @@ async def test_counters_go_on_after_a_restart(rig: Rig) -> None:
 async def test_few_series_whatever_clients_send(rig: Rig) -> None:
     before = set(samples_of((await scrape(rig))[0]))
     for number in range(300):
-        rig.cooldowns[f"/daily-{number}.cdiff"] = Cooldown(time.time() + 9, 1, Failure.SERVER_ERROR, "x")
-        rig.cooldowns[f"client ClamAV/{number}"] = Cooldown(time.time() + 9, 1, Failure.FORBIDDEN, "x")
+        rig.cooldowns[f"/daily-{number}.cdiff"] = Cooldown(time.time() + 9, 1, FailureKind.SERVER_ERROR, "x")
+        rig.cooldowns[f"client ClamAV/{number}"] = Cooldown(time.time() + 9, 1, FailureKind.FORBIDDEN, "x")
         rig.transfers.append((cdiff(number + 1), 0, 0))
     rig.machines = [machine(number, daily=number) for number in range(300)]
     rig.feeds = {"objects": 3, "bytes": 9, "hosts": [{"host": f"{n}.example.com"} for n in range(300)]}

@@ -11,9 +11,9 @@ import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.history import STEPS, Past
-from clamproxy.origin.cooldown import Cooldown, Failure
-from clamproxy.stats import snapshot
-from clamproxy.web.picture import MOST_MACHINES
+from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.statistics import snapshot
+from clamproxy.web.status import MOST_MACHINES
 
 from .conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
 from .status_site import STARTED_AT, Rig, machine
@@ -95,9 +95,9 @@ async def test_transfers(store: Store) -> None:
 async def test_cooldowns(store: Store) -> None:
     rig = Rig(store)
     rig.cooldowns = {
-        "/daily.cvd": Cooldown(5000.0, 1, Failure.RATE_LIMITED, "429\nsecond line"),
-        "client ClamAV/0.103.2": Cooldown(9000.0, 2, Failure.FORBIDDEN, "x" * 5000),
-        "origin": Cooldown(1000.0, 1, Failure.UNREACHABLE, ""),
+        "/daily.cvd": Cooldown(5000.0, 1, FailureKind.RATE_LIMITED, "429\nsecond line"),
+        "client ClamAV/0.103.2": Cooldown(9000.0, 2, FailureKind.FORBIDDEN, "x" * 5000),
+        "origin": Cooldown(1000.0, 1, FailureKind.UNREACHABLE, ""),
     }
     assert (await rig.status())["cooldowns"] == [
         {"what": "client ClamAV/0.103.2", "until": 9000.0, "failure": "forbidden", "reason": "x" * 300},

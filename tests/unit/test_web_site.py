@@ -12,9 +12,9 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.messages import CACHE_STATUS, Reply, Result
-from clamproxy.web import site as site_module
-from clamproxy.web.site import GUARDED, PATHS
+from clamproxy.messages import CACHE_STATUS, Response, Result
+from clamproxy.web import pages as site_module
+from clamproxy.web.pages import GUARDED, PATHS
 from clamproxy.web.sources import Place
 
 from .status_site import TOKEN, Rig, text_of
@@ -36,16 +36,16 @@ def basic(password: str, user: str = "anybody") -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def assert_decent(reply: Reply) -> None:
+def assert_decent(response: Response) -> None:
     """What every answer has in common."""
-    assert reply.status not in (403, 429, 500)
-    assert reply.result is Result.STATUS
-    assert reply.headers["Cache-Status"] == CACHE_STATUS[Result.STATUS]
-    assert reply.headers["X-Content-Type-Options"] == "nosniff"
-    assert reply.headers["Referrer-Policy"] == "no-referrer"
-    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
-    assert "frame-ancestors 'none'" in reply.headers["Content-Security-Policy"]
-    assert "Date" in reply.headers
+    assert response.status not in (403, 429, 500)
+    assert response.result is Result.STATUS
+    assert response.headers["Cache-Status"] == CACHE_STATUS[Result.STATUS]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+    assert "Date" in response.headers
 
 
 SCRIPTS = ("app", "charts", "dom", "fleet", "format", "sections")
@@ -75,10 +75,10 @@ def test_paths() -> None:
 async def test_page(rig: Rig, path: str) -> None:
     expected = CONTENT_TYPES.get(path) or CONTENT_TYPES.get(Path(path).suffix, "text/plain; charset=utf-8")
     for asked in (path, f"{path}?v=1"):
-        reply = await rig.ask(asked)
-        assert_decent(reply)
-        assert (reply.status, reply.headers["Content-Type"]) == (200, expected)
-        assert reply.body
+        response = await rig.ask(asked)
+        assert_decent(response)
+        assert (response.status, response.headers["Content-Type"]) == (200, expected)
+        assert response.body
 
 
 @pytest.mark.parametrize("path", sorted(PATHS - {*site_module._STATIC, "/dns.txt"}))
@@ -89,17 +89,17 @@ async def test_live_pages_are_not_stored(rig: Rig, path: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "get"])
 async def test_other_methods(rig: Rig, method: str) -> None:
     for path in PATHS:
-        reply = await rig.ask(path, method)
-        assert_decent(reply)
-        assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+        response = await rig.ask(path, method)
+        assert_decent(response)
+        assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 async def test_options(rig: Rig) -> None:
     """What haproxy checks the health of a server with by default."""
     for path in (*PATHS, "*"):
-        reply = await rig.ask(path, "OPTIONS", Host="evil.example.com")
-        assert_decent(reply)
-        assert (reply.status, reply.body, reply.headers["Allow"]) == (204, b"", "GET, HEAD, OPTIONS")
+        response = await rig.ask(path, "OPTIONS", Host="evil.example.com")
+        assert_decent(response)
+        assert (response.status, response.body, response.headers["Allow"]) == (204, b"", "GET, HEAD, OPTIONS")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ async def test_options(rig: Rig) -> None:
 )
 async def test_no_such_page(rig: Rig, path: str) -> None:
     rig.guard()
-    reply = await rig.ask(path)
-    assert_decent(reply)
-    assert reply.status == 404
+    response = await rig.ask(path)
+    assert_decent(response)
+    assert response.status == 404
 
 
 async def test_head_is_like_get(rig: Rig) -> None:
@@ -122,18 +122,18 @@ async def test_head_is_like_get(rig: Rig) -> None:
 async def test_conditional_requests_of_files(rig: Rig) -> None:
     tag = (await rig.ask("/app.js")).headers["ETag"]
     for field in (tag, f"W/{tag}", f'"other", {tag}', "*"):
-        reply = await rig.ask("/app.js", If_None_Match=field)
-        assert_decent(reply)
-        assert (reply.status, reply.body, reply.headers["ETag"]) == (304, b"", tag)
+        response = await rig.ask("/app.js", If_None_Match=field)
+        assert_decent(response)
+        assert (response.status, response.body, response.headers["ETag"]) == (304, b"", tag)
     assert (await rig.ask("/app.js", If_None_Match='"other"')).status == 200
     assert (await rig.ask("/livez", If_None_Match="*")).status == 200
 
 
 async def test_a_page_that_was_not_installed(rig: Rig) -> None:
     (site_module._FOLDER / "app.js").unlink()
-    reply = await rig.ask("/app.js")
-    assert_decent(reply)
-    assert reply.status == 404
+    response = await rig.ask("/app.js")
+    assert_decent(response)
+    assert response.status == 404
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,11 @@ async def test_without_the_token(rig: Rig, field: str | None) -> None:
     rig.guard()
     fields = {} if field is None else {"Authorization": field}
     for path, method in itertools.product(sorted(GUARDED), ("GET", "HEAD")):
-        reply = await rig.ask(path, method, None, **fields)
-        assert_decent(reply)
-        assert reply.status == 401
-        assert reply.headers["WWW-Authenticate"].startswith('Basic realm="clamproxy"')
-        assert TOKEN not in text_of(reply)
+        response = await rig.ask(path, method, None, **fields)
+        assert_decent(response)
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"].startswith('Basic realm="clamproxy"')
+        assert TOKEN not in text_of(response)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ async def test_dns_rebinding(rig: Rig, host: str, is_meant: bool) -> None:
     """A page on the internet can have its name lead here, but it has no token."""
     rig.settings = Settings.model_validate({"tls": {"names": ["gateway.example.net"]}})
     for path in GUARDED:
-        reply = await rig.ask(path, Host=host)
-        assert_decent(reply)
-        assert reply.status == (200 if is_meant else 421)
+        response = await rig.ask(path, Host=host)
+        assert_decent(response)
+        assert response.status == (200 if is_meant else 421)
     for path in PATHS - GUARDED:
         assert (await rig.ask(path, Host=host)).status == 200
     rig.guard()
@@ -231,10 +231,10 @@ async def test_a_wrong_token_is_logged_without_it(rig: Rig, caplog: pytest.LogCa
 
 async def test_there_is_no_authority(rig: Rig) -> None:
     rig.authority = None
-    reply = await rig.ask("/ca.pem")
-    assert_decent(reply)
-    assert reply.status == 404
-    assert "clamproxy ca init" in text_of(reply)
+    response = await rig.ask("/ca.pem")
+    assert_decent(response)
+    assert response.status == 404
+    assert "clamproxy ca init" in text_of(response)
 
 
 async def test_the_authority(rig: Rig) -> None:
@@ -242,9 +242,9 @@ async def test_the_authority(rig: Rig) -> None:
 
 
 async def test_the_record(rig: Rig) -> None:
-    reply = await rig.ask("/dns.txt")
-    assert text_of(reply) == f"{rig.record}\n"
-    assert reply.headers["Cache-Control"] == "no-cache"
+    response = await rig.ask("/dns.txt")
+    assert text_of(response) == f"{rig.record}\n"
+    assert response.headers["Cache-Control"] == "no-cache"
     rig.record = None
     assert (await rig.ask("/dns.txt")).status == 503
 
@@ -254,16 +254,16 @@ async def test_the_record(rig: Rig) -> None:
     [("", "http"), ("?mode=https", "https"), ("?mode=mirror", "mirror"), ("?mode=private&x=y", "private")],
 )
 async def test_modes_of_the_configuration(rig: Rig, query: str, mode: str) -> None:
-    reply = await rig.ask(f"/client-config{query}", Host="gateway.example.net:8080")
-    assert text_of(reply) == f"# {mode}\n"
+    response = await rig.ask(f"/client-config{query}", Host="gateway.example.net:8080")
+    assert text_of(response) == f"# {mode}\n"
 
 
 @pytest.mark.parametrize("query", ["?mode=other", "?mode=http&mode=https", "?mode=%3Cscript%3E"])
 async def test_no_such_mode(rig: Rig, query: str) -> None:
-    reply = await rig.ask(f"/client-config{query}")
-    assert_decent(reply)
-    assert (reply.status, rig.configured) == (400, [])
-    assert "script" not in text_of(reply)
+    response = await rig.ask(f"/client-config{query}")
+    assert_decent(response)
+    assert (response.status, rig.configured) == (400, [])
+    assert "script" not in text_of(response)
 
 
 LOCAL = Place("10.0.0.1", 8080)
@@ -300,8 +300,8 @@ async def test_a_place_that_is_not_known(rig: Rig) -> None:
 
 
 async def test_a_name_that_can_not_be_one(rig: Rig) -> None:
-    reply = await rig.ask("/client-config", Host="bad..name")
-    assert (reply.status, text_of(reply)) == (400, "clamproxy: a host name\n")
+    response = await rig.ask("/client-config", Host="bad..name")
+    assert (response.status, text_of(response)) == (400, "clamproxy: a host name\n")
 
 
 async def test_alive_though_nothing_can_be_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,9 +311,9 @@ async def test_alive_though_nothing_can_be_read(rig: Rig, monkeypatch: pytest.Mo
     monkeypatch.setattr(rig.store, "counters", fail)
     assert (await rig.ask("/livez")).status == 200
     for path in ("/status.json", "/metrics"):
-        reply = await rig.ask(path)
-        assert_decent(reply)
-        assert (reply.status, "Retry-After" in reply.headers) == (503, True)
+        response = await rig.ask(path)
+        assert_decent(response)
+        assert (response.status, "Retry-After" in response.headers) == (503, True)
 
 
 async def test_status_json_is_json(rig: Rig) -> None:

@@ -13,16 +13,16 @@ from werkzeug.http import http_date
 
 from clamproxy.messages import Result
 from clamproxy.origin.budget import PER_FILE
-from clamproxy.serving import current as current_module
+from clamproxy.serving import resolution as current_module
 from tests.support import faults
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, OLD_AGENT, cdiff, cvd, until
 from tests.unit.whole_site import NEWEST, PROBE, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         yield site
 
@@ -31,21 +31,21 @@ async def test_a_release_costs_its_patches(site: Site) -> None:
     await site.begin()
     site.release(NEWEST)
     for _ in range(2):
-        reply, content = await site.ask()
-        assert (reply.status, reply.result, content) == (200, Result.HIT, RELEASES.cvd(1))
+        response, content = await site.ask()
+        assert (response.status, response.result, content) == (200, Result.HIT, RELEASES.cvd(1))
     for version in range(2, NEWEST + 1):
-        reply, content = await site.ask(f"/daily-{version}.cdiff")
-        assert (reply.result, content) == (Result.HIT, RELEASES.cdiff(version))
+        response, content = await site.ask(f"/daily-{version}.cdiff")
+        assert (response.result, content) == (Result.HIT, RELEASES.cdiff(version))
     assert sorted(site.origin.trace.split()) == ["D2", "D3", "D4"]
 
 
 async def test_trap_13_the_header_probe_shows_what_is_advertised(site: Site) -> None:
     await site.hold()
-    reply, content = await site.ask(**PROBE)
-    assert (reply.status, reply.result, reply.version) == (206, Result.HIT, NEWEST)
+    response, content = await site.ask(**PROBE)
+    assert (response.status, response.result, response.version) == (206, Result.HIT, NEWEST)
     assert content == RELEASES.cld_header(NEWEST)
-    assert reply.headers["Content-Range"] == "bytes 0-511/*"
-    assert "ETag" not in reply.headers
+    assert response.headers["Content-Range"] == "bytes 0-511/*"
+    assert "ETag" not in response.headers
     assert site.origin.requests() == []
 
 
@@ -68,8 +68,8 @@ async def test_who_would_keep_the_older_version_gets_the_newest_whole(
     site: Site, fields: dict[str, str]
 ) -> None:
     await site.hold()
-    reply, content = await site.ask(**fields)
-    assert reply.version == NEWEST
+    response, content = await site.ask(**fields)
+    assert response.version == NEWEST
     assert RELEASES.cvd(NEWEST).endswith(content)
     assert len(content) >= 100
     assert site.origin.trace == "P W"
@@ -89,23 +89,23 @@ async def test_who_would_keep_the_older_version_gets_the_newest_whole(
 )
 async def test_a_conditional_probe(site: Site, have: str, status: int) -> None:
     await site.hold()
-    reply, _ = await site.ask(**PROBE, If_Modified_Since=have)
-    assert (reply.status, reply.version) == (status, NEWEST)
+    response, _ = await site.ask(**PROBE, If_Modified_Since=have)
+    assert (response.status, response.version) == (status, NEWEST)
     assert site.origin.count("W") == 0
 
 
 async def test_trap_8_a_download_before_the_upload(site: Site) -> None:
     """Built but not uploaded: the origin's own header tells that this client has an older one."""
     await site.hold()
-    reply, content = await site.ask(If_Modified_Since=since(NEWEST, 30))
-    assert (reply.status, content) == (200, RELEASES.cvd(NEWEST))
+    response, content = await site.ask(If_Modified_Since=since(NEWEST, 30))
+    assert (response.status, content) == (200, RELEASES.cvd(NEWEST))
 
 
 async def test_trap_31_head(site: Site) -> None:
     await site.hold()
-    reply, content = await site.ask(method="HEAD")
-    assert (reply.status, content, reply.version) == (200, b"", NEWEST)
-    assert "Content-Length" not in reply.headers
+    response, content = await site.ask(method="HEAD")
+    assert (response.status, content, response.version) == (200, b"", NEWEST)
+    assert "Content-Length" not in response.headers
     assert site.origin.count("W") == 0
 
 
@@ -136,8 +136,8 @@ async def test_where_patches_do_not_lead_on_the_whole_is_fetched(site: Site, spo
     await site.begin()
     site.release(NEWEST)
     spoil(site.origin)
-    reply, content = await site.ask()
-    assert (reply.version, content) == (NEWEST, RELEASES.cvd(NEWEST))
+    response, content = await site.ask()
+    assert (response.version, content) == (NEWEST, RELEASES.cvd(NEWEST))
     assert await site.shown() == NEWEST
     assert site.origin.count("W") == 1
 
@@ -160,8 +160,8 @@ async def test_trap_30_an_origin_that_is_gone(site: Site) -> None:
     assert (await site.ask())[1] == RELEASES.cvd(1)
     assert await site.shown() == NEWEST
     # Who has version 3 wants a newer one, whole, and must not get the base.
-    reply, _ = await site.ask(If_Modified_Since=since(3))
-    assert reply.status in (304, 503)
+    response, _ = await site.ask(If_Modified_Since=since(3))
+    assert response.status in (304, 503)
 
 
 async def test_trap_28_patches_that_do_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ async def test_trap_28_patches_that_do_not_come(site: Site, monkeypatch: pytest.
     monkeypatch.setattr(current_module, "PATIENCE_WITH_STALE", 0.2)
     site.release(NEWEST)
     site.origin.rule("*", faults.silent())
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.STALE, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.result, content) == (Result.STALE, RELEASES.cvd(1))
     assert await site.shown() == 1
     site.origin.heal()
 
@@ -247,8 +247,8 @@ async def test_patches_are_not_fetched_to_be_dropped_again(site: Site) -> None:
     await site.begin()
     site.release(NEWEST, base=1)
     for _ in range(10):
-        reply, _ = await site.ask()
-        assert reply.status == 200
+        response, _ = await site.ask()
+        assert response.status == 200
         await site.settle()
     asked = site.origin.trace.split()
     assert {name: asked.count(name) for name in asked if asked.count(name) > 2} == {}
@@ -276,8 +276,8 @@ async def test_trap_4_what_is_announced_can_be_had_and_never_goes_backwards(site
                 RELEASES.publish(site.origin, version)
             case "whole":
                 have = choose.randint(1, max(1, last))
-                reply, _ = await site.ask(If_Modified_Since=since(have))
-                assert reply.status in (304, 503) or (reply.version or 0) > have
+                response, _ = await site.ask(If_Modified_Since=since(have))
+                assert response.status in (304, 503) or (response.version or 0) > have
             case "restart":
                 site.restart()
         await site.settle()

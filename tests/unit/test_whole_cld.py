@@ -11,13 +11,13 @@ from clamproxy.formats.cld import verify_cld
 from clamproxy.messages import Result
 from clamproxy.objects import Kind, ObjectId
 from tests.support.forge import forge_keys
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import until
 from tests.unit.whole_site import NEWEST, PROBE, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         yield site
 
@@ -25,8 +25,8 @@ async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) 
 async def test_a_cld_where_patches_lead_further(site: Site, tmp_path: Path) -> None:
     await site.hold()
     assert await site.shown("/daily.cld") == NEWEST
-    reply, content = await site.ask("/daily.cld")
-    assert (reply.status, reply.version) == (200, NEWEST)
+    response, content = await site.ask("/daily.cld")
+    assert (response.status, response.version) == (200, NEWEST)
     path = tmp_path / "cld"
     path.write_bytes(content)
     with path.open("rb") as file:
@@ -80,8 +80,8 @@ async def test_a_cld_that_was_promised_is_there_when_the_base_has_been_renewed(
     await site.settle()
     assert site.service.store.newest_version("daily") == NEWEST
     for _ in range(2):
-        reply, content = await site.ask("/daily.cld", If_Modified_Since=since(NEWEST - 1))
-        assert (reply.status, reply.result, reply.version) == (200, Result.HIT, NEWEST)
+        response, content = await site.ask("/daily.cld", If_Modified_Since=since(NEWEST - 1))
+        assert (response.status, response.result, response.version) == (200, Result.HIT, NEWEST)
     path = tmp_path / "cld"
     path.write_bytes(content)
     with path.open("rb") as file:

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from clamproxy.messages import Result
-from clamproxy.origin import heads as heads_module
+from clamproxy.origin import header_probes as heads_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.policy import RECHECK
-from clamproxy.serving import current as current_module
-from clamproxy.serving.current import Patience
+from clamproxy.serving import resolution as current_module
+from clamproxy.serving.resolution import Patience
 from tests.support import faults
 from tests.support.dns_server import Mode
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import cvd
 from tests.unit.whole_site import NEWEST, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """All but budgets and cool-downs goes by the site's clock."""
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         for module in (current_module, heads_module, transfers_module):
@@ -55,8 +55,8 @@ async def test_the_pause_of_its_budget_holds_it_back(site: Site) -> None:
 async def test_a_header_of_its_version_is_news_of_it(site: Site) -> None:
     await look_for_the_next(site)
     RELEASES.publish(site.origin, 2)
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.result, content) == (Result.HIT, RELEASES.cvd(1))
     assert await site.shown() == 2
     assert site.origin.trace == "P D2"
 
@@ -91,8 +91,8 @@ async def test_trap_28_a_new_client_gets_the_base_at_once_and_no_whole_download_
     site.release(NEWEST)
     site.origin.rule(slow, faults.silent())
     for _ in range(3):
-        reply, content = await site.ask()
-        assert (reply.status, reply.result, content) == (200, Result.STALE, RELEASES.cvd(1))
+        response, content = await site.ask()
+        assert (response.status, response.result, content) == (200, Result.STALE, RELEASES.cvd(1))
     assert site.origin.count("W") == 0
     assert site.origin.count(slow) <= 1 or slow == "*"
     site.origin.heal()
@@ -107,8 +107,8 @@ async def test_who_has_a_version_already_is_not_set_back(site: Site, monkeypatch
     site.release(NEWEST)
     site.origin.rule("D3", faults.silent())
     await site.ask()
-    reply, _ = await site.ask(If_Modified_Since=since(2))
-    assert reply.status in (304, 503) or (reply.version or 0) > 2
+    response, _ = await site.ask(If_Modified_Since=since(2))
+    assert response.status in (304, 503) or (response.version or 0) > 2
     site.origin.heal()
 
 
@@ -131,12 +131,12 @@ async def test_one_client_waits_for_it_and_the_others_no_more(
     await site.begin()
     site.release(2)
     site.origin.rule(silent, faults.silent())
-    reply, content = await site.ask()
-    assert (reply.status, reply.result, content) == (200, Result.STALE, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.status, response.result, content) == (200, Result.STALE, RELEASES.cvd(1))
     asked = site.origin.trace
     async with asyncio.timeout(current_module.PATIENCE_WITH_STALE):  # as long as one waits alone
         others = await asyncio.gather(*(site.ask() for _ in range(5)))
-    assert {(reply.result, content) for reply, content in others} == {(Result.STALE, RELEASES.cvd(1))}
+    assert {(response.result, content) for response, content in others} == {(Result.STALE, RELEASES.cvd(1))}
     assert site.origin.trace == asked
     site.origin.heal()
 
@@ -148,8 +148,8 @@ async def test_what_it_says_at_last_is_served(site: Site) -> None:
     assert (await site.ask())[0].result is Result.STALE
     site.origin.heal()
     await site.settle()
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.result, content) == (Result.HIT, RELEASES.cvd(1))
     assert await site.shown() == 2
 
 

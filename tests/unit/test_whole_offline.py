@@ -9,12 +9,12 @@ import pytest
 
 from clamproxy.messages import Result
 from tests.support import faults
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.whole_site import NEWEST, OFFLINE, RELEASES, Site, open_site, since
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         yield site
 
@@ -26,8 +26,8 @@ async def test_offline_the_newest_that_is_cached_is_all_there_is(site: Site) -> 
     site.release(NEWEST + 1)
     asked = len(site.dns.queries)
     assert await site.shown() == NEWEST
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.result, content) == (Result.HIT, RELEASES.cvd(1))
     for version in range(2, NEWEST + 1):
         assert (await site.ask(f"/daily-{version}.cdiff"))[1] == RELEASES.cdiff(version)
     assert (await site.ask("/daily.cld"))[0].version == NEWEST
@@ -41,8 +41,8 @@ async def test_offline_the_newest_that_is_cached_is_all_there_is(site: Site) -> 
 async def test_offline_no_client_is_set_back(site: Site, version: int) -> None:
     await site.hold()
     site.restart(**OFFLINE)
-    reply, _ = await site.ask(If_Modified_Since=since(version))
-    assert reply.status in (304, 404, 503) or (reply.version or 0) > version
+    response, _ = await site.ask(If_Modified_Since=since(version))
+    assert response.status in (304, 404, 503) or (response.version or 0) > version
 
 
 @pytest.mark.parametrize("version", [2, 3, NEWEST])
@@ -56,8 +56,8 @@ async def test_offline_nor_by_a_base_that_was_uploaded_late(site: Site, version:
     await site.ask()
     await site.settle()
     site.restart(**OFFLINE)
-    reply, _ = await site.ask(If_Modified_Since=since(version))
-    assert reply.status in (304, 404, 503) or (reply.version or 0) > version
+    response, _ = await site.ask(If_Modified_Since=since(version))
+    assert response.status in (304, 404, 503) or (response.version or 0) > version
 
 
 async def test_offline_with_nothing_cached(site: Site) -> None:
@@ -95,8 +95,8 @@ async def test_offline_what_was_seen_at_the_origin_does_not_count(site: Site) ->
     site.origin.forget()
     for _ in range(2):
         assert await site.shown() == await site.shown("/daily.cld") == NEWEST
-        reply, content = await site.ask()
-        assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+        response, content = await site.ask()
+        assert (response.result, content) == (Result.HIT, RELEASES.cvd(1))
         for version in range(2, NEWEST + 1):
             assert (await site.ask(f"/daily-{version}.cdiff"))[1] == RELEASES.cdiff(version)
     head, _ = await site.ask(method="HEAD", If_Modified_Since=since(NEWEST))
@@ -113,8 +113,8 @@ async def test_offline_a_base_alone_is_shown_and_sent(site: Site) -> None:
     site.restart(**OFFLINE)
     assert await site.shown() == 1
     for fields in ({}, {"Range": "bytes=0-"}, {"agent": "curl/8.5.0"}, {"If_Modified_Since": since(0)}):
-        reply, content = await site.ask(**fields)
-        assert (reply.version, content) == (1, RELEASES.cvd(1))
+        response, content = await site.ask(**fields)
+        assert (response.version, content) == (1, RELEASES.cvd(1))
 
 
 async def test_online_again_it_counts_again(site: Site) -> None:
@@ -134,8 +134,8 @@ async def test_offline_no_cooldown_matters(site: Site, failure: faults.Fault) ->
     assert site.service._origin.cooldowns.in_force()
     site.restart(**OFFLINE)
     assert await site.shown() == NEWEST
-    reply, content = await site.ask()
-    assert (reply.result, content) == (Result.HIT, RELEASES.cvd(1))
+    response, content = await site.ask()
+    assert (response.result, content) == (Result.HIT, RELEASES.cvd(1))
     assert (await site.ask("/daily.cld"))[0].version == NEWEST
     assert await site.refused("/daily-1.cvd.sign")
     assert await site.refused("/main.cvd")

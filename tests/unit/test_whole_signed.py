@@ -10,7 +10,7 @@ import pytest
 from clamproxy.messages import Result
 from tests.support import faults
 from tests.support.forge import forge_sign
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.unit.conftest import cvd, sign
 from tests.unit.whole_site import NEWEST, OFFLINE, RELEASES, Site, open_site, since
 
@@ -25,7 +25,7 @@ FIPS = agent("1.5.3")
 
 
 @pytest.fixture
-async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """CVD 1 and the patches up to 4 are cached; the origin has the signature of CVD 4 only."""
     async with open_site(tmp_path / "cache", origin, monkeypatch) as site:
         await site.hold()
@@ -35,8 +35,8 @@ async def site(tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("version", ["1.5.0", "1.5.3", "1.6.0", "1.10.0", "2.0", "1.5.0-beta", "devel-2f3a"])
 async def test_get_the_advertised_version_whole(site: Site, version: str) -> None:
-    reply, content = await site.ask(agent=agent(version))
-    assert (reply.status, reply.version, content) == (200, NEWEST, RELEASES.cvd(NEWEST))
+    response, content = await site.ask(agent=agent(version))
+    assert (response.status, response.version, content) == (200, NEWEST, RELEASES.cvd(NEWEST))
     assert (await site.ask(f"/daily-{NEWEST}.cvd.sign", agent=agent(version)))[0].status == 200
     await site.settle()
     assert site.service.store.newest_version("daily") == NEWEST
@@ -54,8 +54,8 @@ async def test_the_new_base_is_everybodys(site: Site) -> None:
     await site.ask(agent=FIPS)
     await site.settle()
     for each in (FIPS, agent("1.4.6")):
-        reply, content = await site.ask(agent=each)
-        assert (reply.result, content) == (Result.HIT, RELEASES.cvd(NEWEST))
+        response, content = await site.ask(agent=each)
+        assert (response.result, content) == (Result.HIT, RELEASES.cvd(NEWEST))
     assert site.origin.count("W") == 1
 
 
@@ -98,9 +98,9 @@ async def test_offline(site: Site) -> None:
 
 async def test_who_only_looks_costs_nothing(site: Site) -> None:
     assert await site.shown() == NEWEST
-    reply, _ = await site.ask(agent=FIPS, Range="bytes=0-511")
-    assert (reply.status, reply.version) == (206, NEWEST)
-    reply, _ = await site.ask(agent=FIPS, If_Modified_Since=since(NEWEST))
-    assert reply.status == 304
+    response, _ = await site.ask(agent=FIPS, Range="bytes=0-511")
+    assert (response.status, response.version) == (206, NEWEST)
+    response, _ = await site.ask(agent=FIPS, If_Modified_Since=since(NEWEST))
+    assert response.status == 304
     assert not site.service.store.has(sign(cvd(1)))
     assert "/daily-1.cvd.sign" not in site.origin.trace

@@ -13,13 +13,13 @@ from werkzeug.http import http_date
 
 from clamproxy.config.settings import Settings
 from clamproxy.formats.header import CvdHeader
-from clamproxy.messages import Body, Reply
+from clamproxy.messages import Body, Response
 from clamproxy.origin import versions as versions_module
 from clamproxy.service import Service
 from tests.support.clock import ClockAhead
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_keys
-from tests.support.origin import Origin
+from tests.support.origin import OriginServer
 from tests.support.releases import Releases
 from tests.unit.conftest import AGENT, read_all, until
 from tests.unit.front_bench import CDN, answer, asked
@@ -34,7 +34,7 @@ OFFLINE = {"upstream": {"offline": True}}
 class Site:
     """A gateway with what is around it. Nothing is fetched ahead unless a test does it."""
 
-    def __init__(self, directory: Path, origin: Origin, dns: FakeDns, clock: ClockAhead) -> None:
+    def __init__(self, directory: Path, origin: OriginServer, dns: FakeDns, clock: ClockAhead) -> None:
         self.directory, self.origin, self.dns, self.clock = directory, origin, dns, clock
         self.service = self.make()
 
@@ -89,22 +89,22 @@ class Site:
 
     async def ask(
         self, path: str = "/daily.cvd", *, method: str = "GET", agent: str = AGENT, **fields: str
-    ) -> tuple[Reply, bytes]:
+    ) -> tuple[Response, bytes]:
         """One request, and its body as a sender reads it."""
         headers = Headers([("User-Agent", agent)])
         for name, value in fields.items():
             headers[name.replace("_", "-")] = value
-        reply = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
-        if not isinstance(reply.body, Body):
-            return reply, reply.body
-        content = await read_all(reply.body.source)
-        reply.body.source.close()
-        return reply, content[reply.body.start : reply.body.start + reply.body.length]
+        response = await answer(self.service, asked(f"http://{CDN}:80{path}", method, headers))
+        if not isinstance(response.body, Body):
+            return response, response.body
+        content = await read_all(response.body.source)
+        response.body.source.close()
+        return response, content[response.body.start : response.body.start + response.body.length]
 
     async def shown(self, path: str = "/daily.cvd") -> int:
         """The version that a header probe shows."""
-        reply, content = await self.ask(path, **PROBE)
-        assert (reply.status, len(content)) == (206, 512), content
+        response, content = await self.ask(path, **PROBE)
+        assert (response.status, len(content)) == (206, 512), content
         return CvdHeader.parse(content).version
 
     async def refused(self, path: str, **fields: str) -> bool:
@@ -112,7 +112,9 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(directory: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def open_site(
+    directory: Path, origin: OriginServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Site]:
     """A site with a fake CDN, and a clock that tests turn on."""
     clock = ClockAhead()
     monkeypatch.setattr(versions_module, "time", clock)

@@ -1,7 +1,7 @@
 """Responses of feeds on disk: bodies as they came, and a text file beside each.
 
     <key>.<sha256>   a body; its name holds the beginning of its digest
-    <key>.json       the `Entry`, written after the body is synced; names the body
+    <key>.json       the `StoredResponse`, written after the body is synced; names the body
     *.part           what is arriving; locked, as another process may use the directory
 
 A crash leaves the old pair, the new pair, or files that no entry names, which are swept.
@@ -22,9 +22,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from clamproxy.cache.files import sync_directory
-from clamproxy.feeds.entry import Entry
-from clamproxy.feeds.rules import Head
+from clamproxy.cache.object_files import sync_directory
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class FeedStore:
         self._clock = clock
         self._lock = threading.RLock()  # never held while anything is synced to the disk
         self._writing = threading.RLock()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, StoredResponse] = {}
         """Least recently used first."""
         self._stored = 0
         self._arriving = 0
@@ -144,12 +144,12 @@ class FeedStore:
             self._sweep()
             self._evict()
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> StoredResponse | None:
         """The stored response of a URL."""
         with self._lock:
             return self._entries.get(key)
 
-    def open(self, entry: Entry) -> int | None:
+    def open(self, entry: StoredResponse) -> int | None:
         """A descriptor of its body, None if it is gone. The entry counts as used now."""
         try:
             descriptor = os.open(self._directory / entry.body_name, os.O_RDONLY | os.O_CLOEXEC)
@@ -172,11 +172,11 @@ class FeedStore:
             self._later(lambda: _touch(self._note(entry.key)))
         return descriptor
 
-    def is_checked(self, entry: Entry) -> bool:
+    def is_checked(self, entry: StoredResponse) -> bool:
         """Whether `check` has nothing to do."""
         return entry.body_name in self._sound
 
-    def check(self, entry: Entry) -> bool:
+    def check(self, entry: StoredResponse) -> bool:
         """Whether the body is as it was stored, by an earlier process perhaps; else it is dropped. Blocks."""
         digest = hashlib.sha256()
         with suppress(OSError), (self._directory / entry.body_name).open("rb") as file:
@@ -197,7 +197,9 @@ class FeedStore:
         """
         return Spool(self, self._directory / f"{secrets.token_hex(16)}.part")
 
-    def publish(self, spool: Spool, key: str, place: str, head: Head, selection: dict[str, str]) -> Entry:
+    def publish(
+        self, spool: Spool, key: str, place: str, head: ResponseHead, selection: dict[str, str]
+    ) -> StoredResponse:
         """Store a body that is complete. Blocks.
 
         Raises:
@@ -207,7 +209,7 @@ class FeedStore:
         with self._writing:
             old = self.get(key)
             same = old is not None and old.sha256 == spool.sha256
-            entry = Entry(
+            entry = StoredResponse(
                 key,
                 place,
                 head,
@@ -230,7 +232,7 @@ class FeedStore:
                 self._unlink(old.body_name)
             return entry
 
-    def renew(self, entry: Entry, head: Head) -> Entry | None:
+    def renew(self, entry: StoredResponse, head: ResponseHead) -> StoredResponse | None:
         """Give a stored response a new head after a 304; None if it is gone. Blocks.
 
         Raises:
@@ -254,7 +256,7 @@ class FeedStore:
             self._entries[key] = changed
         self._later(lambda: self._change(changed, lambda entry: replace(entry, replaced_until=until)))
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: StoredResponse) -> None:
         """Forget a stored response."""
         with self._lock:
             if not self._holds(entry):
@@ -295,7 +297,9 @@ class FeedStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _change(self, entry: Entry, change: Callable[[Entry], Entry]) -> Entry | None:
+    def _change(
+        self, entry: StoredResponse, change: Callable[[StoredResponse], StoredResponse]
+    ) -> StoredResponse | None:
         with self._writing:
             current = self.get(entry.key)
             if current is None or not self._holds(entry):
@@ -309,12 +313,12 @@ class FeedStore:
                 self._entries[entry.key] = changed
             return changed
 
-    def _holds(self, entry: Entry) -> bool:
+    def _holds(self, entry: StoredResponse) -> bool:
         """Whether this is what is stored, apart from its head."""
         current = self._entries.get(entry.key)
         return current is not None and current.body_name == entry.body_name
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: StoredResponse) -> None:
         old = self._entries.pop(entry.key, None)
         self._stored += entry.size - (old.size if old else -OVERHEAD)
         self._entries[entry.key] = entry
@@ -325,9 +329,9 @@ class FeedStore:
         ):
             self.drop(next(iter(self._entries.values())))
 
-    def _read(self, path: Path) -> Entry | None:
+    def _read(self, path: Path) -> StoredResponse | None:
         try:
-            entry = Entry.from_json(unseal(path.stem, path.read_text()) or "")
+            entry = StoredResponse.from_json(unseal(path.stem, path.read_text()) or "")
             sound = path.stem == entry.key
             if sound and (self._directory / entry.body_name).stat().st_size == entry.size:
                 return entry
@@ -346,7 +350,7 @@ class FeedStore:
                 with suppress(OSError):
                     path.unlink()
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: StoredResponse) -> None:
         temporary = self._directory / f"{entry.key}.tmp"
         with temporary.open("w") as file:
             os.fchmod(file.fileno(), 0o600)

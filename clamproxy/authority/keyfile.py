@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clamproxy.authority.certificates import pem_of
-from clamproxy.cache.files import sync_directory
+from clamproxy.cache.object_files import sync_directory
 
 FILE = "authority.json"
 _FORMAT = 1

@@ -15,7 +15,7 @@ from clamproxy.fleet.machine import Machine, summary, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
-from clamproxy.stats import snapshot
+from clamproxy.statistics import snapshot
 from clamproxy.web.health import built_at, find_problems, reading
 from clamproxy.web.sources import Sources
 
@@ -28,7 +28,7 @@ type Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GatewayStatus:
     """The gateway at one moment."""
 
     values: Json
@@ -41,7 +41,7 @@ class Picture:
     """All of the fleet, worst first."""
 
 
-def take_picture(sources: Sources) -> Callable[[], Picture]:
+def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     """Note what lives on the event loop.
 
     Returns:
@@ -51,7 +51,7 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
 
-    def develop() -> Picture:
+    def develop() -> GatewayStatus:
         now, store = time.time(), sources.store
         machines = worst_first(sources.fleet()) if sources.fleet else None
         with reading(store):
@@ -73,7 +73,7 @@ def take_picture(sources: Sources) -> Callable[[], Picture]:
                 "history": past.to_json(stats, now),
             }
         brief = {**values, "fleet": {**values["fleet"], "machines": []}}
-        return Picture(values, _encoded(values), _encoded(brief), machines or ())
+        return GatewayStatus(values, _encoded(values), _encoded(brief), machines or ())
 
     return develop
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clamproxy.origin.cooldown import Cooldown, Failure
+from clamproxy.origin.cooldown import Cooldown, FailureKind
 
-_OF_HOST = frozenset({Failure.RATE_LIMITED, Failure.UNREACHABLE})
+_OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
 _PREFIX = "cooldown/"
 MOST = 4096
 """Cool-downs that are kept; clients choose the URLs."""
@@ -62,7 +62,7 @@ class FeedCooldowns:
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
     def failed(
-        self, server: str, key: str, failure: Failure, reason: str, retry_after: float | None
+        self, server: str, key: str, failure: FailureKind, reason: str, retry_after: float | None
     ) -> float:
         """Note a failure; returns the seconds until the next try."""
         name = server if failure in _OF_HOST else key

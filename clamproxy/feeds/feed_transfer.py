@@ -17,14 +17,21 @@ from typing import Self
 
 from werkzeug.datastructures import Headers
 
-from clamproxy.feeds.entry import Entry
+from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.feed_store import FeedStore, NoRoomError, Spool
 from clamproxy.feeds.fetch import Fetched, Fetcher
-from clamproxy.feeds.rules import Head, is_confirmed_by, is_shareable, renewed, selection, validators
-from clamproxy.feeds.store import FeedStore, NoRoomError, Spool
+from clamproxy.feeds.sharing_rules import (
+    ResponseHead,
+    is_confirmed_by,
+    is_shareable,
+    renewed,
+    selection,
+    validators,
+)
 from clamproxy.feeds.target import Target
 from clamproxy.messages import SourceError
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.upstream import Answer, NotFoundError, OriginError
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse
 from clamproxy.progress import Progress
 from clamproxy.threads import in_thread
 
@@ -44,12 +51,12 @@ class Plan:
     """The fields that are sent to the feed."""
     request: Headers
     """The client's."""
-    stored: Entry | None = None
+    stored: StoredResponse | None = None
     """What is revalidated."""
     conditions: Mapping[str, str] | None = None
     """The client's own validators, where nobody else gets the answer."""
 
-    def allows_sharing(self, head: Head) -> bool:
+    def allows_sharing(self, head: ResponseHead) -> bool:
         """Whether others may have the response, too; a password in the URL counts as sent."""
         asked = Headers(self.request)
         if "Authorization" in self.sent:
@@ -58,13 +65,13 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FetchOutcome:
     """What came of it. Final when a transfer is ready."""
 
-    head: Head
+    head: ResponseHead
     status: int = 200
     """304: the client's own copy is right."""
-    confirmed: Entry | None = None
+    confirmed: StoredResponse | None = None
     """The stored response, which a 304 confirmed."""
     size: int = 0
     """Of the body that arrives, or has arrived."""
@@ -82,13 +89,13 @@ class FeedTransfer:
         self._fetcher = fetcher
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Outcome] = self._loop.create_future()
+        self._ready: asyncio.Future[FetchOutcome] = self._loop.create_future()
         self._progress = Progress(self._on_progress)
         self._lock = threading.Lock()
         self._spool: Spool | None = None
         self._closed = False
         self._is_receiving = False
-        self._answer: Answer | None = None
+        self._answer: OriginResponse | None = None
         self._abandoned = False
         self._have = 0
         self._error: Exception | None = None
@@ -105,7 +112,7 @@ class FeedTransfer:
             with self._lock:
                 self._close()
 
-    async def ready(self) -> Outcome:
+    async def ready(self) -> FetchOutcome:
         """Wait until there is something to answer with.
 
         Raises:
@@ -114,7 +121,7 @@ class FeedTransfer:
         """
         return await asyncio.shield(self._ready)
 
-    def source(self, outcome: Outcome) -> FeedSource:
+    def source(self, outcome: FetchOutcome) -> FeedSource:
         """A reader of the body that an outcome tells of. Only inside the transfer's context."""
         assert self._spool is not None  # noqa: S101
         descriptor = os.dup(self._spool.descriptor)
@@ -133,7 +140,7 @@ class FeedTransfer:
             await self._progress.wait()
         return self._have
 
-    async def run(self, slots: asyncio.Semaphore) -> Outcome:
+    async def run(self, slots: asyncio.Semaphore) -> FetchOutcome:
         """Fetch; all who wait are told.
 
         Args:
@@ -149,26 +156,26 @@ class FeedTransfer:
             async with slots:
                 return await self._watched(in_thread("clamproxy-feed", self._fetch))
         except asyncio.CancelledError:
-            self._fail(OriginError(Failure.LOCAL, "the gateway is stopping"))
+            self._fail(OriginError(FailureKind.LOCAL, "the gateway is stopping"))
             raise
         except (NotFoundError, OriginError) as error:
             self._fail(error)
             raise
         except Exception as error:
-            failure = OriginError(Failure.LOCAL, _local_reason(error))
+            failure = OriginError(FailureKind.LOCAL, _local_reason(error))
             self._fail(failure)
             raise failure from None
         finally:
             self._abandon()
 
-    async def _watched(self, fetching: asyncio.Future[Outcome]) -> Outcome:
+    async def _watched(self, fetching: asyncio.Future[FetchOutcome]) -> FetchOutcome:
         """Wait for the thread, unless it waits for a body that doesn't get on."""
         mark = None
         try:
             while not (await asyncio.wait({fetching}, timeout=STALL_WINDOW))[0]:
                 have = self._spool.have if self._spool is not None and self._is_receiving else None
                 if mark is not None and have is not None and have - mark < SLOWEST * STALL_WINDOW:
-                    raise OriginError(Failure.INTERRUPTED, "too slow")
+                    raise OriginError(FailureKind.INTERRUPTED, "too slow")
                 mark = have
             return fetching.result()
         finally:
@@ -176,17 +183,17 @@ class FeedTransfer:
 
     # In the thread
 
-    def _fetch(self) -> Outcome:
+    def _fetch(self) -> FetchOutcome:
         conditions = self.plan.conditions or {}
         if self.plan.stored is not None:
             conditions = validators(self.plan.stored.head)
         # A 304 about something else than what is here: ask anew.
         outcome = self._fetch_once(conditions) or self._fetch_once({})
         if outcome is None:
-            raise OriginError(Failure.SERVER_ERROR, "a 304 that nothing asked for")
+            raise OriginError(FailureKind.SERVER_ERROR, "a 304 that nothing asked for")
         return outcome
 
-    def _fetch_once(self, conditions: Mapping[str, str]) -> Outcome | None:
+    def _fetch_once(self, conditions: Mapping[str, str]) -> FetchOutcome | None:
         """One request; None if the answer is about something that isn't here."""
         fetched = self._fetcher.get(self.plan.target, {**dict(self.plan.sent), **conditions})
         with self._lock:
@@ -194,16 +201,16 @@ class FeedTransfer:
             abandoned = self._abandoned
         with fetched.answer:
             if abandoned:
-                raise OriginError(Failure.LOCAL, "abandoned")
+                raise OriginError(FailureKind.LOCAL, "abandoned")
             if fetched.status == 304:
                 return self._confirm(fetched.head, conditions)
             return self._receive(fetched)
 
-    def _confirm(self, head: Head, conditions: Mapping[str, str]) -> Outcome | None:
+    def _confirm(self, head: ResponseHead, conditions: Mapping[str, str]) -> FetchOutcome | None:
         """A 304: about what is stored, or about the client's own copy."""
         stored = self.plan.stored
         if stored is None:
-            return self._announce(Outcome(head, 304)) if conditions else None
+            return self._announce(FetchOutcome(head, 304)) if conditions else None
         if not is_confirmed_by(stored.head, head):
             return None
         head = renewed(stored.head, head)
@@ -211,27 +218,27 @@ class FeedTransfer:
             self._store.drop(stored)
             return None
         confirmed = self._store.renew(stored, head)
-        return self._announce(Outcome(head, confirmed=confirmed, shareable=True)) if confirmed else None
+        return self._announce(FetchOutcome(head, confirmed=confirmed, shareable=True)) if confirmed else None
 
-    def _receive(self, fetched: Fetched) -> Outcome:
+    def _receive(self, fetched: Fetched) -> FetchOutcome:
         """A 200: its body goes to the disk."""
         spool = self._store.create()
         with self._lock:
             self._spool = spool
             if self._abandoned:
                 self._close()
-                raise OriginError(Failure.LOCAL, "abandoned")
+                raise OriginError(FailureKind.LOCAL, "abandoned")
         shareable = self.plan.allows_sharing(fetched.head)
         if fetched.length is not None:
             if fetched.length > self._store.largest:
-                raise OriginError(Failure.BAD_CONTENT, "larger than feeds.size_limit")
-            self._announce(Outcome(fetched.head, size=fetched.length, shareable=shareable))
+                raise OriginError(FailureKind.BAD_CONTENT, "larger than feeds.size_limit")
+            self._announce(FetchOutcome(fetched.head, size=fetched.length, shareable=shareable))
         self._is_receiving = True
         self._fill(spool, fetched)
         self._is_receiving = False
         if fetched.length not in (None, spool.have):
-            raise OriginError(Failure.INTERRUPTED, "the answer ended early")
-        outcome = self._announce(Outcome(fetched.head, size=spool.have, shareable=shareable))
+            raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")
+        outcome = self._announce(FetchOutcome(fetched.head, size=spool.have, shareable=shareable))
         if shareable and fetched.ends_visibly:
             self._publish(spool, fetched.head)
         elif self.plan.stored is not None:
@@ -242,25 +249,25 @@ class FeedTransfer:
         for chunk in fetched.answer.chunks():
             with self._lock:
                 if self._abandoned:
-                    raise OriginError(Failure.LOCAL, "abandoned")
+                    raise OriginError(FailureKind.LOCAL, "abandoned")
                 try:
                     spool.append(chunk)
                 except NoRoomError as error:
-                    raise OriginError(Failure.BAD_CONTENT, str(error)) from None
+                    raise OriginError(FailureKind.BAD_CONTENT, str(error)) from None
             self._progress.report()
 
-    def _publish(self, spool: Spool, head: Head) -> None:
+    def _publish(self, spool: Spool, head: ResponseHead) -> None:
         plan = self.plan
         self._store.publish(spool, plan.key, plan.target.place, head, selection(head, plan.sent))
 
-    def _announce(self, outcome: Outcome) -> Outcome:
+    def _announce(self, outcome: FetchOutcome) -> FetchOutcome:
         with suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(self._set_ready, outcome)
         return outcome
 
     # On the loop
 
-    def _set_ready(self, outcome: Outcome) -> None:
+    def _set_ready(self, outcome: FetchOutcome) -> None:
         self._wake()
         if outcome.status == 200 and outcome.confirmed is None:
             self.arriving_since = outcome.head.received_at

@@ -30,7 +30,7 @@ _CONTENT_LENGTH, _TRANSFER_ENCODING = b"content-length", b"transfer-encoding"
 type _Fields = list[tuple[bytes, bytes]]
 
 
-class Response(http.client.HTTPResponse):
+class StrictResponse(http.client.HTTPResponse):
     """A response on a connection."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, is_last: bool = False, **options: Any) -> None:
@@ -144,7 +144,7 @@ def _joined(status_line: bytes, fields: _Fields) -> bytes:
     return status_line + lines + b"\r\n" if status_line else b""
 
 
-class Connection(HTTPConnection):
+class StrictConnection(HTTPConnection):
     """A connection whose responses are read so. After a request with ``Connection: close`` it ends."""
 
     def request(  # type: ignore[override]
@@ -157,5 +157,5 @@ class Connection(HTTPConnection):
     ) -> None:
         """Send a request."""
         is_last = "close" in (headers or {}).get("Connection", "").lower()
-        self.response_class = partial(Response, is_last=is_last)  # type: ignore[assignment]
+        self.response_class = partial(StrictResponse, is_last=is_last)  # type: ignore[assignment]
         super().request(method, url, body, headers, **options)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from clamproxy.authority.authority import Authority
-from clamproxy.authority.state import FILE, AuthorityError
+from clamproxy.authority.keyfile import FILE, AuthorityError
 
 logger = logging.getLogger(__name__)
 

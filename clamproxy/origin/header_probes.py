@@ -22,7 +22,7 @@ from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.connections import CancelScope, in_scope
-from clamproxy.origin.cooldown import Cooldowns, Failure
+from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.policy import RECHECK, plausible
@@ -36,7 +36,7 @@ SILENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ProbedHeader:
     """The header of a CVD or CLD of which only that is here."""
 
     header: CvdHeader
@@ -67,7 +67,7 @@ class _Probe:
     """Loop time at which the first of those began to which the origin owes an answer."""
 
 
-class Heads:
+class HeaderProbes:
     """The newest head of each database. Event loop only."""
 
     def __init__(self, upstream: Upstream, cooldowns: Cooldowns, save: Callable[[str, Any], None]) -> None:
@@ -81,7 +81,7 @@ class Heads:
         self._upstream = upstream
         self._cooldowns = cooldowns
         self._save = save
-        self._heads: dict[str, Head] = {}
+        self._heads: dict[str, ProbedHeader] = {}
         self._sightings: dict[str, Sighting] = {}
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, _Probe] = {}
@@ -97,7 +97,7 @@ class Heads:
             except (InvalidObject, OverflowError, ValueError):
                 self._save(database, None)
 
-    def get(self, database: str) -> Head | None:
+    def get(self, database: str) -> ProbedHeader | None:
         """The newest head that was seen."""
         return self._heads.get(database)
 
@@ -149,7 +149,7 @@ class Heads:
             except OriginError as error:
                 # An old client's 403 is not the others' (trap 20): ask under one's own name.
                 same = probe.requester.version == requester.version
-                if same or error.failure is not Failure.FORBIDDEN:
+                if same or error.failure is not FailureKind.FORBIDDEN:
                     raise
                 await asyncio.sleep(0)  # the failed probe is leaving
 
@@ -232,7 +232,7 @@ class Heads:
         before, self._told[database] = self._told.get(database), state
         return before != state
 
-    async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> Head:
+    async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> ProbedHeader:
         """All that can go wrong becomes an error of the origin: what is cached goes on being served."""
         try:
             return await in_scope(
@@ -241,31 +241,31 @@ class Heads:
                 lambda scope: self._ask(path, requester, scope),
             )
         except TimeoutError as error:
-            raise OriginError(Failure.INTERRUPTED, "the header does not arrive") from error
+            raise OriginError(FailureKind.INTERRUPTED, "the header does not arrive") from error
         except (OriginError, NotFoundError):
             raise
         except Exception as error:
             logger.exception("The header probe of %s failed.", database)
-            raise OriginError(Failure.LOCAL, f"{type(error).__name__}: {error}") from error
+            raise OriginError(FailureKind.LOCAL, f"{type(error).__name__}: {error}") from error
 
-    def _ask(self, path: str, requester: Requester, scope: CancelScope) -> Head:
+    def _ask(self, path: str, requester: Requester, scope: CancelScope) -> ProbedHeader:
         wanted = {"Range": f"bytes=0-{HEADER_SIZE - 1}"}
         try:
             with self._upstream.get(path, requester, wanted, scope) as answer:
                 if answer.start != 0:
-                    raise OriginError(Failure.BAD_CONTENT, "not the range that was asked for")
-                return Head(CvdHeader.parse(answer.beginning(HEADER_SIZE)))
+                    raise OriginError(FailureKind.BAD_CONTENT, "not the range that was asked for")
+                return ProbedHeader(CvdHeader.parse(answer.beginning(HEADER_SIZE)))
         except (InvalidObject, RangeError) as error:
-            raise OriginError(Failure.BAD_CONTENT, f"no CVD header: {error}") from error
+            raise OriginError(FailureKind.BAD_CONTENT, f"no CVD header: {error}") from error
 
     def _as_json(self, database: str) -> dict[str, Any]:
         header = self._heads[database].header.raw.decode("ascii")
         return {"header": header, "seen_at": self._sightings[database].at}
 
 
-def _from_json(value: Any) -> tuple[Head, Sighting]:
+def _from_json(value: Any) -> tuple[ProbedHeader, Sighting]:
     match value:
         case {"header": str(header), "seen_at": int() | float() as seen_at}:
             sighting = Sighting(as_past_time(seen_at, time.time()))
-            return Head(CvdHeader.parse(header.encode("ascii"))), sighting
+            return ProbedHeader(CvdHeader.parse(header.encode("ascii"))), sighting
     raise ValueError("no note of a head")

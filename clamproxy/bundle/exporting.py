@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clamproxy import __version__
-from clamproxy.bundle.contents import Contents, Selection
+from clamproxy.bundle.contents import BundleSelection, Contents
 from clamproxy.bundle.manifest import (
     MANIFEST_NAME,
     BundleError,
@@ -23,14 +23,14 @@ from clamproxy.bundle.manifest import (
 )
 from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
-from clamproxy.cache.files import sync_directory
+from clamproxy.cache.object_files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
 
 
 def write_bundle(
-    store: Store, selection: Selection, stream: BinaryIO, progress: Progress | None = None
+    store: Store, selection: BundleSelection, stream: BinaryIO, progress: Progress | None = None
 ) -> Manifest:
     """Write what was selected. Blocks; each object is read twice, to be hashed and to be written.
 
@@ -73,7 +73,7 @@ def write_bundle(
     return manifest
 
 
-def _bytes_to_read(selection: Selection) -> Mapping[str, int]:
+def _bytes_to_read(selection: BundleSelection) -> Mapping[str, int]:
     """By database; each object is read twice."""
     totals = Counter({name: sum(part.sizes.values()) for name, part in selection.databases.items()})
     for signature, size in selection.signatures.items():

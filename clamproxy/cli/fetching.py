@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
+from clamproxy.cli.bars import shown_downloads
 from clamproxy.cli.common import fail, shown_trouble
-from clamproxy.cli.progress import shown_downloads
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import STANDARD_DATABASES, ObjectId

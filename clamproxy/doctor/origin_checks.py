@@ -25,12 +25,12 @@ from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
 from clamproxy.doctor.bounded import bounded
 from clamproxy.doctor.clock import TOLERANCE, compare_clocks
+from clamproxy.doctor.dns_checks import RecordError, ask, record_time, version_in
 from clamproxy.doctor.findings import Deadline, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
-from clamproxy.doctor.names import RecordError, ask, record_time, version_in
 from clamproxy.doctor.reach import is_own_address, look_up, reach
 from clamproxy.doctor.route import is_official
-from clamproxy.doctor.wire import Answer, TunnelRefused, WireError
+from clamproxy.doctor.wire import PeerResponse, TunnelRefused, WireError
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import Requester
@@ -38,7 +38,7 @@ from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.connections import REDIRECTS_ONLY, make_pool
-from clamproxy.origin.cooldown import Cooldown, Cooldowns, Failure
+from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import reason_of, retry_after_of
 from clamproxy.origin.versions import record_name
@@ -50,24 +50,24 @@ OLD_RECORD = 6 * 3600.0
 _CONNECT_LIMIT = 4.0
 _READ_LIMIT = 5.0
 _FAILURES = {
-    Failure.FORBIDDEN: (
+    FailureKind.FORBIDDEN: (
         "The CDN refuses this version of freshclam as too old, or this site's address.",
         "update the old freshclams (the CDN supports the last versions only); if new ones are refused, "
         "wait: each further try prolongs a block.",
     ),
-    Failure.RATE_LIMITED: (
+    FailureKind.RATE_LIMITED: (
         "The CDN was asked too often for this file from this address.",
         "see that no other machine of the site asks the CDN directly, then wait.",
     ),
-    Failure.UNREACHABLE: (
+    FailureKind.UNREACHABLE: (
         "The origin can't be connected to.",
         "see this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
     ),
-    Failure.BAD_CONTENT: (
+    FailureKind.BAD_CONTENT: (
         "What came was no file of ClamAV's.",
         "look for a device on the way out that replaces answers, and at cache/quarantine.",
     ),
-    Failure.LOCAL: ("Something is wrong on this machine.", "see the gateway's log, and the disk."),
+    FailureKind.LOCAL: ("Something is wrong on this machine.", "see the gateway's log, and the disk."),
 }
 _PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries again by itself.")
 
@@ -81,7 +81,7 @@ def cooldown_in_words(cooldown: Cooldown) -> tuple[str, str]:
     return _FAILURES.get(cooldown.failure, _PASSING)
 
 
-class OriginSide:
+class OriginChecks:
     """The checks of the outside; settings and store come from the checks before."""
 
     def __init__(self, deadline: Deadline) -> None:
@@ -181,13 +181,13 @@ class OriginSide:
     ) -> Verdict:
         url, status = self.settings.upstream.url, response.status
         headers = {name.lower(): value for name, value in response.headers.items()}
-        words = Answer(status, headers, beginning).reason
+        words = PeerResponse(status, headers, beginning).reason
         if explain.is_loop(words):
             return self._loop(f"its answer: {words}")
         if status == 407:
             return self._refused_by_proxy(books, path, requester)
         if status in (403, 429):
-            failure = Failure.FORBIDDEN if status == 403 else Failure.RATE_LIMITED
+            failure = FailureKind.FORBIDDEN if status == 403 else FailureKind.RATE_LIMITED
             wait = retry_after_of(response.headers.get("Retry-After"))
             books.cooldowns.failed(failure, path, requester.version, f"status {status}", wait)
             text, remedy = _FAILURES[failure]
@@ -198,7 +198,7 @@ class OriginSide:
         try:
             header = CvdHeader.parse(beginning)
         except InvalidObject as error:
-            return problem(f"{url}{path} is no CVD: {error}", _FAILURES[Failure.BAD_CONTENT][1])
+            return problem(f"{url}{path} is no CVD: {error}", _FAILURES[FailureKind.BAD_CONTENT][1])
         return ok(f"{url} answers {requester.version}: {self.database} {header.version}")
 
     def judge_clock(self) -> Verdict:
@@ -291,7 +291,7 @@ class OriginSide:
     def _refused_by_proxy(self, books: _Books, path: str, requester: Requester) -> Verdict:
         """Note it for the gateway, too: with each further try the proxy may lock the account."""
         text, remedy = explain.PROXY_USERS
-        books.cooldowns.failed(Failure.PROXY_AUTHENTICATION, path, requester.version, f"{text} (407)")
+        books.cooldowns.failed(FailureKind.PROXY_AUTHENTICATION, path, requester.version, f"{text} (407)")
         return problem(text, remedy)
 
     def _unreachable(self, error: Exception) -> Verdict:
@@ -305,7 +305,7 @@ class OriginSide:
             return problem(*explain.PROXY_USERS)
         return problem(
             f"{url} can't be reached: {shown}",
-            _FAILURES[Failure.UNREACHABLE][1],
+            _FAILURES[FailureKind.UNREACHABLE][1],
         )
 
 

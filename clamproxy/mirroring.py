@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clamproxy.announcement import FIELDS
-from clamproxy.cache.files import sync_directory
+from clamproxy.cache.object_files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.codesign import verify_sign

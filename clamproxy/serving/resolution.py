@@ -11,12 +11,12 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.side import OriginSide
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
 from clamproxy.origin.upstream import NotFoundError
 from clamproxy.policy import Known, must_probe
 from clamproxy.releases.lineage import Lineages, ProvenLineage
-from clamproxy.releases.prefetch import Prefetcher
+from clamproxy.releases.prefetcher import Prefetcher
 
 PATIENCE = 25.0
 """Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout
@@ -59,7 +59,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Resolution:
     """What was found out for one request."""
 
     known: Known
@@ -79,7 +79,7 @@ class CurrentVersions:
         self,
         settings: Settings,
         store: Store,
-        origin: OriginSide,
+        origin: Origin,
         lineages: Lineages,
         prefetcher: Prefetcher,
     ) -> None:
@@ -119,7 +119,7 @@ class CurrentVersions:
         with_patches: bool,
         needs_patches: bool = False,
         patience: Patience | None = None,
-    ) -> Finding:
+    ) -> Resolution:
         """Learn what is current, from DNS, then by the patches that lead there, then from the origin.
 
         Args:
@@ -133,7 +133,7 @@ class CurrentVersions:
         patience = patience or self.patience(latest)
         await self._look_at_dns(latest)
         proven = await self._lineages.get(latest.database) if with_patches else None
-        finding = Finding(self._with(self.known(latest, requester), proven), proven, patience)
+        finding = Resolution(self._with(self.known(latest, requester), proven), proven, patience)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)
@@ -171,8 +171,8 @@ class CurrentVersions:
         return next((n for n in versions if self._store.has(ObjectId(database, n, Kind.CDIFF))), None)
 
     async def _catch_up(
-        self, finding: Finding, latest: Latest, requester: Requester, to: int, *, is_news: bool = False
-    ) -> Finding:
+        self, finding: Resolution, latest: Latest, requester: Requester, to: int, *, is_news: bool = False
+    ) -> Resolution:
         """Fetch the patches that are missing, if delta serving can go on with them.
 
         Args:
@@ -203,7 +203,7 @@ class CurrentVersions:
         known = self._with(self.known(latest, requester), proven)
         return replace(finding, known=known, proven=proven, trouble=trouble)
 
-    async def _probe(self, finding: Finding, latest: Latest, requester: Requester) -> Finding:
+    async def _probe(self, finding: Resolution, latest: Latest, requester: Requester) -> Resolution:
         known, trouble = finding.known, None
         try:
             async with asyncio.timeout_at(finding.patience.until(self._heads.asked_at(latest.database))):

@@ -9,28 +9,28 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds.rules import Head, age
-from clamproxy.feeds.transfer import FeedSource
-from clamproxy.messages import Reply, Request, Result
+from clamproxy.feeds.feed_transfer import FeedSource
+from clamproxy.feeds.sharing_rules import ResponseHead, age
+from clamproxy.messages import Request, Response, Result
 from clamproxy.ranges import Representation, Selection, select
-from clamproxy.replies import content, describe
+from clamproxy.responses import content, describe
 
 
 def from_source(
     request: Request,
-    head: Head,
+    head: ResponseHead,
     source: FeedSource,
     result: Result,
     is_not_newer: Callable[[float], bool],
     *,
     arriving: bool = False,
-) -> Reply:
+) -> Response:
     """Answer with a body, or the part of it that is asked for.
 
     Args:
         request: the request.
         head: of the response.
-        source: its body; closed here unless it becomes the body of the reply.
+        source: its body; closed here unless it becomes the body of the response.
         result: how it came to be here.
         is_not_newer: what If-Modified-Since is held against: see `Entry.is_not_newer`.
         arriving: whether some of the body may not be here yet.
@@ -42,16 +42,16 @@ def from_source(
     except BaseException:
         source.close()
         raise
-    return Reply(selection.status, result, headers, body)
+    return Response(selection.status, result, headers, body)
 
 
-def not_modified(head: Head, result: Result) -> Reply:
+def not_modified(head: ResponseHead, result: Result) -> Response:
     """A 304 of the feed to the client that asked for it."""
-    return Reply(304, result, _fields(head, with_content=False))
+    return Response(304, result, _fields(head, with_content=False))
 
 
 def _select(
-    request: Request, head: Head, size: int, is_not_newer: Callable[[float], bool]
+    request: Request, head: ResponseHead, size: int, is_not_newer: Callable[[float], bool]
 ) -> tuple[Selection, Headers]:
     tag = head.headers.get("ETag", "")
     representation = Representation(
@@ -83,7 +83,7 @@ def _would_be_dropped(conditions: Headers, last_modified: float | None) -> bool:
     return last_modified <= since
 
 
-def _fields(head: Head, *, with_content: bool) -> Headers:
+def _fields(head: ResponseHead, *, with_content: bool) -> Headers:
     headers = Headers(
         [
             (name, value)

@@ -1,4 +1,4 @@
-"""Replies: how an object, a head or a failure is put into an answer."""
+"""Responses: how an object, a head or a failure is put into an answer."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.cache.published import Metadata
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
-from clamproxy.messages import Reply, Request, Result, Source
+from clamproxy.messages import Request, Response, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
-from clamproxy.origin.heads import Head
+from clamproxy.origin.header_probes import ProbedHeader
 from clamproxy.origin.transfer import TransferError, TransferSource
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select
-from clamproxy.replies import content, describe, plain
+from clamproxy.responses import content, describe, plain
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
 
-def take_the_whole(cdiff: ObjectId) -> Reply:
+def take_the_whole(cdiff: ObjectId) -> Response:
     """An empty cdiff, by which the vendor tells a freshclam to take the whole CVD (trap 15).
 
     Here it is the gateway's own word, for this moment: nobody between it and the client may keep it.
     """
-    reply = Reply(200, Result.STALE, version=cdiff.version)
-    reply.headers["Content-Type"] = "application/octet-stream"
-    reply.headers["Content-Length"] = "0"
-    reply.headers["Cache-Control"] = "no-store"
-    return reply
+    response = Response(200, Result.STALE, version=cdiff.version)
+    response.headers["Content-Type"] = "application/octet-stream"
+    response.headers["Content-Length"] = "0"
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
-def unavailable(error: Exception) -> Reply:
+def unavailable(error: Exception) -> Response:
     """The origin can't be asked or doesn't deliver: 503, after which freshclam tries again.
 
     Whatever the origin said, a 403 or 429 would stop the client for hours (trap 20).
     """
-    reply = plain(503, Result.ERROR, explain(error))
+    response = plain(503, Result.ERROR, explain(error))
     wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
     if isinstance(error, TransferError | OriginError):
         wait = error.retry_after
-    reply.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, LONGEST_RETRY_AFTER))))
-    return reply
+    response.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, LONGEST_RETRY_AFTER))))
+    return response
 
 
 def from_object(
@@ -58,14 +58,14 @@ def from_object(
     result: Result,
     *,
     is_newest: bool = True,
-) -> Reply:
+) -> Response:
     """Answer with an object, or the part of it that is asked for.
 
     Args:
         request: the request.
         object_id: what is served.
         metadata: what is known of it.
-        source: its bytes; closed here unless they become the body of the reply.
+        source: its bytes; closed here unless they become the body of the response.
         result: how it came to be here.
         is_newest: whether nothing newer is advertised.
     """
@@ -84,38 +84,38 @@ def _from_source(
     result: Result,
     *,
     is_newest: bool,
-) -> Reply:
-    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
+) -> Response:
+    selection, response = _selected(request, object_id, metadata, result, is_newest=is_newest)
     wanted = selection.length if request.method == "GET" else 0
     is_arriving = isinstance(source, TransferSource)
     if isinstance(source, TransferSource):
         source.last = selection.start + wanted
-    reply.body = content(source, selection.start, wanted, is_arriving=is_arriving)
-    return reply
+    response.body = content(source, selection.start, wanted, is_arriving=is_arriving)
+    return response
 
 
 def from_metadata(
     request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool = True
-) -> Reply | None:
+) -> Response | None:
     """Answer as `from_object` does, but without the object's bytes; None if it takes more than its header."""
-    selection, reply = _selected(request, object_id, metadata, result, is_newest=is_newest)
+    selection, response = _selected(request, object_id, metadata, result, is_newest=is_newest)
     end = selection.start + selection.length
     if request.method == "GET" and selection.length:
         if metadata.header is None or end > HEADER_SIZE:
             return None
-        reply.body = metadata.header.encode("ascii")[selection.start : end]
-    return reply
+        response.body = metadata.header.encode("ascii")[selection.start : end]
+    return response
 
 
 def _selected(
     request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool
-) -> tuple[Selection, Reply]:
+) -> tuple[Selection, Response]:
     """Which bytes of an object answer a request, and the answer without them."""
     header = _parsed(metadata.header) if metadata.header else None
     last_modified = _last_modified(metadata.last_modified, header)
     representation = Representation(metadata.size, object_id.file_name, last_modified)
     selection = _select(request, representation, header, is_newest=is_newest)
-    return selection, _reply(selection, representation, result, object_id)
+    return selection, _response(selection, representation, result, object_id)
 
 
 @lru_cache(64)
@@ -123,9 +123,9 @@ def _parsed(header: str) -> CvdHeader:
     return CvdHeader.parse(header.encode("ascii"))
 
 
-def from_head(
-    request: Request, object_id: ObjectId, head: Head, result: Result, *, is_newest: bool
-) -> Reply | None:
+def from_header(
+    request: Request, object_id: ObjectId, head: ProbedHeader, result: Result, *, is_newest: bool
+) -> Response | None:
     """Answer a header probe about a CVD or CLD of which only the head is here; None for all other requests.
 
     The length of the file isn't known, and its bytes aren't: one whose header was made from patches
@@ -138,22 +138,22 @@ def from_head(
     end = selection.start + selection.length
     if request.method == "GET" and (end > HEADER_SIZE or selection.status == 200):
         return None
-    reply = _reply(selection, representation, result, object_id)
+    response = _response(selection, representation, result, object_id)
     if request.method == "GET":
-        reply.body = head.header.raw[selection.start : end]
-    return reply
+        response.body = head.header.raw[selection.start : end]
+    return response
 
 
-def _reply(
+def _response(
     selection: Selection, representation: Representation, result: Result, object_id: ObjectId
-) -> Reply:
+) -> Response:
     headers = Headers(representation.headers)
     is_mutable_url = object_id.kind in (Kind.CVD, Kind.CLD)
     headers["Cache-Control"] = _REVALIDATE if is_mutable_url else _IMMUTABLE
     if selection.status != 304:
         headers["Content-Type"] = "application/octet-stream"
     describe(headers, selection, representation.size)
-    return Reply(selection.status, result, headers, version=object_id.version)
+    return Response(selection.status, result, headers, version=object_id.version)
 
 
 def _last_modified(origin: float | None, header: CvdHeader | None) -> float | None:

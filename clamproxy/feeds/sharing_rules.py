@@ -44,7 +44,7 @@ _DESCRIBES_CONTENT = frozenset({"content-encoding", "content-language", "content
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHead:
     """The head of a response with content, and when it came."""
 
     headers: Headers
@@ -91,7 +91,7 @@ def wants_no_store(request: Headers) -> bool:
     return _mentions(request, ("no-store",))
 
 
-def is_shareable(request: Headers, head: Head) -> bool:
+def is_shareable(request: Headers, head: ResponseHead) -> bool:
     """Whether a response of status 200 to a GET may be stored and given to others (RFC 9111 3, 3.5)."""
     if head.forbids("no-store", "private") or wants_no_store(request) or "*" in vary(head):
         return False
@@ -101,12 +101,12 @@ def is_shareable(request: Headers, head: Head) -> bool:
     return any(name in directives for name in ("public", "s-maxage", "must-revalidate"))
 
 
-def vary(head: Head) -> frozenset[str]:
+def vary(head: ResponseHead) -> frozenset[str]:
     """The names of the request's fields, in lower case, on which the response depends."""
     return frozenset(name.lower() for name in parse_set_header(_joined(head.headers, "Vary")))
 
 
-def selection(head: Head, sent: Headers) -> dict[str, str]:
+def selection(head: ResponseHead, sent: Headers) -> dict[str, str]:
     """What a later request must have in common with the one that brought the response.
 
     Args:
@@ -129,13 +129,13 @@ def is_selected(wanted: Mapping[str, str], sent: Headers) -> bool:
     return all(_digest(", ".join(sent.get_all(name))) == digest for name, digest in wanted.items())
 
 
-def lifetime(head: Head) -> float:
+def lifetime(head: ResponseHead) -> float:
     """Seconds for which a response is fresh (RFC 9111 4.2.1)."""
     own = _own_lifetime(head)
     return own if head.redirect_lifetime is None else min(own, head.redirect_lifetime)
 
 
-def _own_lifetime(head: Head) -> float:
+def _own_lifetime(head: ResponseHead) -> float:
     explicit = explicit_lifetime(head)
     if explicit is not None:
         return explicit
@@ -144,7 +144,7 @@ def _own_lifetime(head: Head) -> float:
     return max(FLOOR, min(since_change * HEURISTIC_SHARE, LONGEST_HEURISTIC))
 
 
-def explicit_lifetime(head: Head) -> float | None:
+def explicit_lifetime(head: ResponseHead) -> float | None:
     """The same if the response says it. What can't be understood counts as stale."""
     directives = head.directives
     for name, seconds in (("s-maxage", directives.s_maxage), ("max-age", directives.max_age)):
@@ -158,21 +158,21 @@ def explicit_lifetime(head: Head) -> float | None:
     return 0.0 if expires is None else min(max(0.0, expires - _date(head)), _LONGEST)
 
 
-def age(head: Head, now: float) -> float:
+def age(head: ResponseHead, now: float) -> float:
     """Seconds since the origin sent or confirmed a response (RFC 9111 4.2.3)."""
     corrected = _told_age(head) + max(0.0, head.received_at - head.requested_at)
     apparent = max(0.0, head.received_at - _date(head))
     return min(max(apparent, corrected) + max(0.0, now - head.received_at), _LONGEST)
 
 
-def expires_at(head: Head) -> float:
+def expires_at(head: ResponseHead) -> float:
     """When a response stops being fresh, Unix seconds; not before it came."""
     if head.forbids("no-cache"):
         return head.received_at
     return head.received_at + max(0.0, lifetime(head) - age(head, head.received_at))
 
 
-def is_fresh(head: Head, request: Headers, now: float) -> bool:
+def is_fresh(head: ResponseHead, request: Headers, now: float) -> bool:
     """Whether a stored response answers a request without asking (RFC 9111 4)."""
     if head.forbids("no-cache") or now < head.received_at - _CLOCK_STEP:
         return False
@@ -182,7 +182,7 @@ def is_fresh(head: Head, request: Headers, now: float) -> bool:
     return lifetime(head) > current + (wanted.min_fresh or 0)
 
 
-def serves_on_error(head: Head, now: float, limit: float) -> bool:
+def serves_on_error(head: ResponseHead, now: float, limit: float) -> bool:
     """Whether a stored response may stand in while the feed refuses or fails (RFC 5861 4).
 
     Args:
@@ -199,13 +199,13 @@ def serves_on_error(head: Head, now: float, limit: float) -> bool:
     return age(head, now) <= lifetime(head) + limit
 
 
-def validators(head: Head) -> dict[str, str]:
+def validators(head: ResponseHead) -> dict[str, str]:
     """The fields that ask whether a stored response is still right (RFC 9111 4.3.1)."""
     names = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
     return {asking: head.headers[name] for name, asking in names.items() if name in head.headers}
 
 
-def is_confirmed_by(head: Head, answer: Head) -> bool:
+def is_confirmed_by(head: ResponseHead, answer: ResponseHead) -> bool:
     """Whether a 304 is about the stored response (RFC 9111 4.3.4), not about one with another tag or date."""
     tag, answered_tag = head.headers.get("ETag"), answer.headers.get("ETag")
     if tag is not None and answered_tag is not None:
@@ -214,7 +214,7 @@ def is_confirmed_by(head: Head, answer: Head) -> bool:
     return date is None or answered_date is None or date == answered_date
 
 
-def renewed(head: Head, answer: Head) -> Head:
+def renewed(head: ResponseHead, answer: ResponseHead) -> ResponseHead:
     """A stored head after a 304 (RFC 9111 3.2): its fields replace the stored ones.
 
     Those that describe the content stay, as the content does; an old Age and Date end.
@@ -225,12 +225,12 @@ def renewed(head: Head, answer: Head) -> Head:
     return replace(answer, headers=headers)
 
 
-def _date(head: Head) -> float:
+def _date(head: ResponseHead) -> float:
     date = parse_http_date(head.headers.get("Date"))
     return head.received_at if date is None else date
 
 
-def _told_age(head: Head) -> float:
+def _told_age(head: ResponseHead) -> float:
     """Age, of which the first member counts; seconds."""
     first = head.headers.get("Age", "").partition(",")[0].strip()
     if not (first.isascii() and first.isdecimal()):

@@ -11,21 +11,21 @@ from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
 from clamproxy.dates import parse_http_date
-from clamproxy.messages import Reply, Request, Result
+from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.heads import Head, Heads
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.header_probes import HeaderProbes, ProbedHeader
 from clamproxy.origin.transfer import TransferError, TransferSource
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.lineage import ProvenLineage
-from clamproxy.releases.prefetch import Prefetcher
-from clamproxy.replies import plain
-from clamproxy.serving.answers import explain, from_head, from_metadata, from_object
-from clamproxy.serving.current import CurrentVersions, Finding, Patience
+from clamproxy.releases.prefetcher import Prefetcher
+from clamproxy.responses import plain
+from clamproxy.serving.database_responses import explain, from_header, from_metadata, from_object
 from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.resolution import CurrentVersions, Patience, Resolution
 
 PATIENCE_WITH_BUILD = 50.0
 """Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
@@ -33,14 +33,14 @@ _BEFORE_SIGNATURES = re.compile(r"ClamAV/(0\.|1\.[0-4](?![0-9]))")
 """User-Agents of the versions that know no external signatures."""
 
 
-class WholeFiles:
+class WholeDatabases:
     """Answers requests for whole databases and for their headers."""
 
     def __init__(
         self,
         limits: Delta,
         store: Store,
-        heads: Heads,
+        heads: HeaderProbes,
         current: CurrentVersions,
         delivery: Delivery,
         prefetcher: Prefetcher,
@@ -57,7 +57,7 @@ class WholeFiles:
 
     async def answer_cvd(
         self, request: Request, latest: Latest, *, patience: Patience | None = None
-    ) -> Reply:
+    ) -> Response:
         """Answer a request for a CVD.
 
         Args:
@@ -68,8 +68,8 @@ class WholeFiles:
         Raises:
             OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
         """
-        if (reply := self._answer_exactly(request, latest)) is not None:
-            return reply
+        if (response := self._answer_exactly(request, latest)) is not None:
+            return response
         with_patches = self._limits.enabled and latest.demanded is None
         finding = await self._current.find_out(
             latest,
@@ -81,24 +81,26 @@ class WholeFiles:
         choice = choose(finding.known)
         if choice is not None and choice.by_patches and finding.proven is not None:
             whole = await self._find_signed(request, latest, finding, finding.proven)
-            if whole is None and (reply := self._answer_by_patches(request, latest, finding.proven, choice)):
-                return _with_reason(reply, finding)
+            if whole is None and (
+                response := self._answer_by_patches(request, latest, finding.proven, choice)
+            ):
+                return _with_reason(response, finding)
             finding = whole or await self._find_whole(request, latest, finding)
             choice = choose(finding.known)
         if choice is None:
-            raise finding.trouble or OriginError(Failure.UNREACHABLE, "no version is known")
+            raise finding.trouble or OriginError(FailureKind.UNREACHABLE, "no version is known")
         if choice.is_cached:
             return self._answer_from_cache(request, latest, finding, choice)
         return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
 
-    async def _find_whole(self, request: Request, latest: Latest, finding: Finding) -> Finding:
+    async def _find_whole(self, request: Request, latest: Latest, finding: Resolution) -> Resolution:
         """What is current without the patches."""
         patience = finding.patience
         return await self._current.find_out(latest, request.requester, with_patches=False, patience=patience)
 
     async def _find_signed(
-        self, request: Request, latest: Latest, finding: Finding, proven: ProvenLineage
-    ) -> Finding | None:
+        self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage
+    ) -> Resolution | None:
         """A newer CVD that has an external signature, for a client that may refuse the base without one.
 
         None if the client can begin with the base, or no other CVD is better for it.
@@ -115,7 +117,7 @@ class WholeFiles:
         newer = ObjectId(latest.database, choice.version, Kind.CVD)
         return None if await self._lacks_signature(newer, request, whole) else whole
 
-    async def _lacks_signature(self, cvd: ObjectId, request: Request, finding: Finding) -> bool:
+    async def _lacks_signature(self, cvd: ObjectId, request: Request, finding: Resolution) -> bool:
         """Whether it is known that there is no good signature of a CVD. This fetches it if there is one.
 
         It is what the client asks for next in any case.
@@ -131,14 +133,14 @@ class WholeFiles:
         except NotFoundError:
             return True
         except CooldownError as error:
-            return error.cooldown.failure is Failure.BAD_CONTENT
+            return error.cooldown.failure is FailureKind.BAD_CONTENT
         except TransferError as error:
-            return error.failure is Failure.BAD_CONTENT
+            return error.failure is FailureKind.BAD_CONTENT
         except ORIGIN_TROUBLE:
             return False
         return False
 
-    def _answer_exactly(self, request: Request, latest: Latest) -> Reply | None:
+    def _answer_exactly(self, request: Request, latest: Latest) -> Response | None:
         """The very version that cvdupdate asks for, if it is here (protocol.md 9.5)."""
         if latest.demanded is None:
             return None
@@ -150,7 +152,7 @@ class WholeFiles:
 
     def _answer_by_patches(
         self, request: Request, latest: Latest, proven: ProvenLineage, choice: Choice
-    ) -> Reply | None:
+    ) -> Response | None:
         """Answer with what the patches lead to; None if it takes the whole file of that version."""
         result = _result_of(choice)
         if _is_for_new_client(request):
@@ -165,33 +167,35 @@ class WholeFiles:
         if since is not None and since > proven.header.stime:
             return None
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
-        head = Head(proven.header, is_proven=True)
-        return from_head(request, object_id, head, result, is_newest=not choice.stale)
+        head = ProbedHeader(proven.header, is_proven=True)
+        return from_header(request, object_id, head, result, is_newest=not choice.stale)
 
-    def _answer_from_cache(self, request: Request, latest: Latest, finding: Finding, choice: Choice) -> Reply:
+    def _answer_from_cache(
+        self, request: Request, latest: Latest, finding: Resolution, choice: Choice
+    ) -> Response:
         result = Result.STALE if choice.stale or finding.trouble else Result.HIT
         newest = finding.known.newest
         if (found := self._store.newest(latest.database)) is not None:
             is_newest = found[0].version >= newest
-            if (reply := from_metadata(request, *found, result, is_newest=is_newest)) is not None:
-                return _with_reason(reply, finding)
+            if (response := from_metadata(request, *found, result, is_newest=is_newest)) is not None:
+                return _with_reason(response, finding)
         published = self._store.open_newest(latest.database)
         if published is None:
-            raise finding.trouble or TransferError(Failure.LOCAL, "dropped from the cache just now")
+            raise finding.trouble or TransferError(FailureKind.LOCAL, "dropped from the cache just now")
         object_id, is_newest = published.object_id, published.object_id.version >= newest
-        reply = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
-        return _with_reason(reply, finding)
+        response = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
+        return _with_reason(response, finding)
 
     async def _answer_from_origin(
-        self, request: Request, latest: Latest, finding: Finding, choice: Choice, *, again: bool
-    ) -> Reply:
+        self, request: Request, latest: Latest, finding: Resolution, choice: Choice, *, again: bool
+    ) -> Response:
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
         is_newest = choice.version >= finding.known.newest
         head = self._heads.get(latest.database)
         if head is not None:
             result = Result.MISS if finding.was_origin_asked else Result.HIT
-            if reply := from_head(request, object_id, head, result, is_newest=is_newest):
-                return reply
+            if response := from_header(request, object_id, head, result, is_newest=is_newest):
+                return response
         try:
             oldest = (finding.known.cached or 0) + 1
             until = finding.patience.until(self._delivery.asked_at(object_id))
@@ -199,18 +203,18 @@ class WholeFiles:
             delivered = await fetch()
             # An edge of the CDN may have sent an older version than its head announced.
             is_newest = delivered[0].version >= finding.known.newest
-            reply = from_object(request, *delivered, is_newest=is_newest)
-            if reply.status == 304 and isinstance(delivered[2], TransferSource):
+            response = from_object(request, *delivered, is_newest=is_newest)
+            if response.status == 304 and isinstance(delivered[2], TransferSource):
                 # So says the header of a file that is still arriving: nobody knows yet whether it is right.
-                reply = from_object(request, *await fetch(verified=True), is_newest=is_newest)
-            return reply
+                response = from_object(request, *await fetch(verified=True), is_newest=is_newest)
+            return response
         except ORIGIN_TROUBLE as error:
-            if isinstance(error, TransferError) and error.failure is Failure.CHANGED and not again:
+            if isinstance(error, TransferError) and error.failure is FailureKind.CHANGED and not again:
                 # A release in this very moment: look what is current now.
                 return await self.answer_cvd(request, latest, patience=finding.patience)
             return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
 
-    async def answer_cld(self, request: Request, latest: Latest) -> Reply:
+    async def answer_cld(self, request: Request, latest: Latest) -> Response:
         """Answer a request for a CLD: 404 unless patches lead further than the cached CVD.
 
         A client takes a 404 as the sign to ask for the CVD (trap 22).
@@ -234,9 +238,9 @@ class WholeFiles:
             result = _result_of(choice)
             # Who asks for the header asks for the whole file next, if it is newer than its own.
             self._builder.start(latest.database, proven)
-            head = Head(proven.header, is_proven=True)
-            if reply := from_head(request, object_id, head, result, is_newest=not choice.stale):
-                return _with_reason(reply, finding)
+            head = ProbedHeader(proven.header, is_proven=True)
+            if response := from_header(request, object_id, head, result, is_newest=not choice.stale):
+                return _with_reason(response, finding)
             try:
                 async with asyncio.timeout(PATIENCE_WITH_BUILD):
                     published = await self._builder.open(latest.database, proven)
@@ -247,19 +251,19 @@ class WholeFiles:
         return _with_reason(_from_published(request, published, choice), finding)
 
 
-def _with_reason(reply: Reply, finding: Finding) -> Reply:
+def _with_reason(response: Response, finding: Resolution) -> Response:
     """Say for the log why something older is served."""
-    if reply.result is Result.STALE:
+    if response.result is Result.STALE:
         newer = f"{finding.known.newest} is advertised; the origin has not given it yet"
-        reply.reason = explain(finding.trouble) if finding.trouble else newer
-    return reply
+        response.reason = explain(finding.trouble) if finding.trouble else newer
+    return response
 
 
 def _result_of(choice: Choice) -> Result:
     return Result.STALE if choice.stale else Result.HIT
 
 
-def _from_published(request: Request, published: PublishedFile, choice: Choice) -> Reply:
+def _from_published(request: Request, published: PublishedFile, choice: Choice) -> Response:
     result = _result_of(choice)
     object_id, metadata = published.object_id, published.metadata
     return from_object(request, object_id, metadata, published, result, is_newest=not choice.stale)

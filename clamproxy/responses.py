@@ -1,4 +1,4 @@
-"""What all replies have in common, whoever makes them."""
+"""What all responses have in common, whoever makes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.config.units import KIB
 from clamproxy.dates import http_date
-from clamproxy.messages import CACHE_STATUS, Body, Reply, Result, Source
+from clamproxy.messages import CACHE_STATUS, Body, Response, Result, Source
 from clamproxy.ranges import Selection
 
 IN_MEMORY = 128 * KIB
@@ -17,20 +17,20 @@ IN_MEMORY = 128 * KIB
 has some 50 KiB, a signature 10."""
 
 
-def plain(status: int, result: Result, reason: str, version: int | None = None) -> Reply:
+def plain(status: int, result: Result, reason: str, version: int | None = None) -> Response:
     """A short answer in words."""
     text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
-    reply = Reply(status, result, body=text, version=version, reason=reason)
-    reply.headers["Content-Type"] = "text/plain; charset=utf-8"
-    reply.headers["Cache-Control"] = "no-store"
-    return reply
+    response = Response(status, result, body=text, version=version, reason=reason)
+    response.headers["Content-Type"] = "text/plain; charset=utf-8"
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def describe(headers: Headers, selection: Selection, size: int | None) -> None:
     """Add the fields that say which part of a representation follows.
 
     Args:
-        headers: of the reply.
+        headers: of the response.
         selection: the part.
         size: of the whole, in bytes; None: unknown. A HEAD need not tell that (RFC 9110 8.6).
     """
@@ -57,30 +57,30 @@ def content(source: Source, start: int, length: int, *, is_arriving: bool) -> by
         source.close()
 
 
-def complete(reply: Reply, method: str, via: str | None = None) -> None:
-    """Add the fields that every reply carries, and drop content that its method or status doesn't allow.
+def complete(response: Response, method: str, via: str | None = None) -> None:
+    """Add the fields that every response carries, and drop content that its method or status doesn't allow.
 
     Args:
-        reply: is changed. A Date or Cache-Status that it already has is kept.
+        response: is changed. A Date or Cache-Status that it already has is kept.
         method: of the request.
         via: what the gateway adds to Via; None where it is no proxy.
     """
-    if reply.is_complete:
+    if response.is_complete:
         return
-    reply.is_complete = True
-    headers = reply.headers
+    response.is_complete = True
+    headers = response.headers
     there = {name.lower() for name, _ in headers}  # each look-up in `headers` would go through all of them
     if "cache-status" not in there:
-        headers.add("Cache-Status", CACHE_STATUS[reply.result])
+        headers.add("Cache-Status", CACHE_STATUS[response.result])
     if "date" not in there:
         headers.add("Date", http_date(time.time()))
     if via is not None and "via" in there:
         headers["Via"] = via
     elif via is not None:
         headers.add("Via", via)
-    has_content = reply.status not in (204, 304)
+    has_content = response.status not in (204, 304)
     # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
-    if has_content and (reply.length or method != "HEAD") and "content-length" not in there:
-        headers.add("Content-Length", str(reply.length))
+    if has_content and (response.length or method != "HEAD") and "content-length" not in there:
+        headers.add("Content-Length", str(response.length))
     if not has_content or method == "HEAD":
-        reply.body = b""
+        response.body = b""

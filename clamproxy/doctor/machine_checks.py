@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from clamproxy.doctor.commands import Commands
+from clamproxy.doctor.conf_mistakes import CLIENT_CONFIG, judge
 from clamproxy.doctor.findings import Check, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.freshclam import PLACES, FreshclamConf, objection
 from clamproxy.doctor.local import Local, compare, look_at
 from clamproxy.doctor.processes import Process, are_visible, freshclams, lock_holders
 from clamproxy.doctor.route import bypass, route_of
-from clamproxy.doctor.rules import CLIENT_CONFIG, judge
 from clamproxy.formats.freshclam_dat import LARGEST, FreshclamDat
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
@@ -32,7 +32,7 @@ _SECOND = 2.0
 """Seconds by which the start of a process may be off."""
 
 
-class MachineSide:
+class MachineChecks:
     """The checks, in the order in which freshclam meets the obstacles."""
 
     def __init__(self, path: Path, conf: FreshclamConf, served: Mapping[str, CvdHeader | None]) -> None:

@@ -14,13 +14,13 @@ from clamproxy.config.units import MIB, Nameserver
 from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
 from clamproxy.doctor.clock import compare_clocks
+from clamproxy.doctor.dns_checks import compare_with_gateway
 from clamproxy.doctor.findings import Check, Deadline, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
-from clamproxy.doctor.names import compare_with_gateway
 from clamproxy.doctor.reach import look_up
-from clamproxy.doctor.tls import Trust, judge_tls
+from clamproxy.doctor.tls_checks import Trust, judge_tls
 from clamproxy.doctor.wire import (
-    Answer,
+    PeerResponse,
     Proxy,
     TunnelRefused,
     WireError,
@@ -33,7 +33,7 @@ from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.readable import shown_count, shown_span
-from clamproxy.setup.client_config import CDN
+from clamproxy.setup.freshclam_lines import CDN
 
 OLD_DAILY = 4 * 86400.0
 """Seconds: daily.cvd is renewed about once a day (protocol.md 3)."""
@@ -152,7 +152,7 @@ class Client:
         self.served[database] = header
         return self._judge(database, header, answer)
 
-    def _judge(self, database: str, header: CvdHeader, answer: Answer) -> Verdict:
+    def _judge(self, database: str, header: CvdHeader, answer: PeerResponse) -> Verdict:
         age = time.time() - header.stime
         text = f"{database} {header.version}, built {shown_span(max(0.0, age))} ago"
         if answer.status == 200:
@@ -239,7 +239,7 @@ class Client:
     def _address(self) -> tuple[str, int]:
         return self._addresses[0], self._proxy.port
 
-    def _get(self, path: str, span: str | None, largest: int) -> Answer | Verdict:
+    def _get(self, path: str, span: str | None, largest: int) -> PeerResponse | Verdict:
         """Ask as freshclam does; a verdict if there is no answer."""
         target, is_mirror = self._subject.target, self._subject.is_mirror
         host, token = target.removesuffix(":80"), self._proxy.token if is_mirror else ""

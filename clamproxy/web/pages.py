@@ -1,4 +1,4 @@
-"""The pages about the gateway: a request in, a reply out. Knows nothing of mitmproxy and sockets."""
+"""The pages about the gateway: a request in, a response out. Knows nothing of mitmproxy and sockets."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from werkzeug.http import parse_etags
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
-from clamproxy.messages import Reply, Request, Result
+from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import plain_path
-from clamproxy.replies import plain
-from clamproxy.setup.client_config import Mode
+from clamproxy.responses import plain
+from clamproxy.setup.freshclam_lines import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
 from clamproxy.web.machines import Query, fleet_json
 from clamproxy.web.metrics import exposition
-from clamproxy.web.picture import take_picture
 from clamproxy.web.shared import Shared
 from clamproxy.web.sources import Place, Sources
+from clamproxy.web.status import take_status
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ HTTP_PORT = 80
 """Where a Host without a port leads."""
 
 
-class StatusSite:
+class Pages:
     """Serves `PATHS`. Event loop only; reads the cache in threads."""
 
     def __init__(self, sources: Sources) -> None:
@@ -80,10 +80,10 @@ class StatusSite:
             sources: where the figures come from.
         """
         self._sources = sources
-        self._picture = Shared("clamproxy-status", lambda: take_picture(sources))
+        self._picture = Shared("clamproxy-status", lambda: take_status(sources))
         self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
         self._one_at_a_time = asyncio.Lock()
-        self._pages: dict[str, Callable[[Request, Place], Awaitable[Reply]]] = {
+        self._pages: dict[str, Callable[[Request, Place], Awaitable[Response]]] = {
             "/status.json": self._status,
             "/fleet.json": self._fleet,
             "/metrics": self._metrics,
@@ -94,7 +94,7 @@ class StatusSite:
             "/dns.txt": self._dns_txt,
         }
 
-    async def handle(self, request: Request, *, peer: str, place: Place | None = None) -> Reply:
+    async def handle(self, request: Request, *, peer: str, place: Place | None = None) -> Response:
         """Answer a request, whatever happens, and never with 403 or 429.
 
         Args:
@@ -104,30 +104,30 @@ class StatusSite:
                 it came in elsewhere.
         """
         try:
-            reply = await self._dispatch(request, peer, place or Place(None, None))
+            response = await self._dispatch(request, peer, place or Place(None, None))
         except Exception:
             logger.exception("%s %s failed.", request.method, request.path.partition("?")[0])
-            reply = _plain(503, "no figures are available now; see the gateway's log")
-            reply.headers["Retry-After"] = "5"
-        reply.headers.extend(_SECURITY)
-        return reply
+            response = _plain(503, "no figures are available now; see the gateway's log")
+            response.headers["Retry-After"] = "5"
+        response.headers.extend(_SECURITY)
+        return response
 
-    async def _dispatch(self, request: Request, peer: str, place: Place) -> Reply:
+    async def _dispatch(self, request: Request, peer: str, place: Place) -> Response:
         path = plain_path(request.path)
         if request.method == "OPTIONS" and is_page(request.path):
-            return Reply(204, Result.STATUS, Headers({"Allow": _METHODS}))
+            return Response(204, Result.STATUS, Headers({"Allow": _METHODS}))
         if path not in PATHS:
             return _plain(404, "no such page")
         if request.method not in ("GET", "HEAD"):
-            reply = _plain(405, "only GET and HEAD")
-            reply.headers["Allow"] = _METHODS
-            return reply
+            response = _plain(405, "only GET and HEAD")
+            response.headers["Allow"] = _METHODS
+            return response
         if path in GUARDED and not self._is_admitted(request.headers):
             if "Authorization" in request.headers:
                 logger.warning("%s asked for %s with a wrong token.", peer, path)
-            reply = _plain(401, "status.token is needed, as the password of any user")
-            reply.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
-            return reply
+            response = _plain(401, "status.token is needed, as the password of any user")
+            response.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
+            return response
         if path in GUARDED and not self._is_meant(request.headers):
             return _plain(421, "not served under this name; use an IP address, or add the name to tls.names")
         if path in _STATIC:
@@ -157,13 +157,13 @@ class StatusSite:
 
     # Pages
 
-    async def _status(self, request: Request, place: Place) -> Reply:
+    async def _status(self, request: Request, place: Place) -> Response:
         """The picture; with ``machines=0`` without its list of machines, which is long."""
         picture = await self._picture.get()
         is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
         return _live(picture.brief if is_brief else picture.json, "application/json")
 
-    async def _fleet(self, request: Request, place: Place) -> Reply:
+    async def _fleet(self, request: Request, place: Place) -> Response:
         """All machines, or those that the query means, of the same picture."""
         try:
             query = Query.parse(request.path.partition("?")[2])
@@ -178,35 +178,35 @@ class StatusSite:
             )
         return _live(body, "application/json")
 
-    async def _metrics(self, request: Request, place: Place) -> Reply:
+    async def _metrics(self, request: Request, place: Place) -> Response:
         picture = await self._picture.get()
         body, content_type = exposition(picture.values, request.headers.get("Accept", ""))
-        reply = _live(body, content_type)
-        reply.headers["Vary"] = "Accept"
-        return reply
+        response = _live(body, content_type)
+        response.headers["Vary"] = "Accept"
+        return response
 
-    async def _livez(self, request: Request, place: Place) -> Reply:
+    async def _livez(self, request: Request, place: Place) -> Response:
         return _live(b"ok\n", _PLAIN)
 
-    async def _readyz(self, request: Request, place: Place) -> Reply:
+    async def _readyz(self, request: Request, place: Place) -> Response:
         health = await self._health.get()
         reasons = health.reasons
         lines = reasons or ("ok", *health.warnings)
-        reply = _live("\n".join(lines).encode() + b"\n", _PLAIN)
+        response = _live("\n".join(lines).encode() + b"\n", _PLAIN)
         if reasons:
-            reply.status = 503
-            reply.headers["Retry-After"] = "5"
-        return reply
+            response.status = 503
+            response.headers["Retry-After"] = "5"
+        return response
 
-    async def _ca(self, request: Request, place: Place) -> Reply:
+    async def _ca(self, request: Request, place: Place) -> Response:
         bundle = await in_thread("clamproxy-ca", self._sources.authority)
         if bundle is None:
             return _plain(404, "there is no certificate authority: `clamproxy ca init` makes one")
-        reply = _live(bundle, "application/x-pem-file")
-        reply.headers["Content-Disposition"] = 'attachment; filename="clamproxy-ca.pem"'
-        return reply
+        response = _live(bundle, "application/x-pem-file")
+        response.headers["Content-Disposition"] = 'attachment; filename="clamproxy-ca.pem"'
+        return response
 
-    async def _client_config(self, request: Request, place: Place) -> Reply:
+    async def _client_config(self, request: Request, place: Place) -> Response:
         make = self._sources.client_config
         if make is None:
             return _plain(404, "not there")
@@ -220,14 +220,14 @@ class StatusSite:
             return _plain(400, str(error))
         return _live(lines.encode(), _PLAIN)
 
-    async def _dns_txt(self, request: Request, place: Place) -> Reply:
+    async def _dns_txt(self, request: Request, place: Place) -> Response:
         """The version record as a file, as cvdupdate writes it."""
         record = await self._sources.record()
         if record is None:
             return _plain(503, "no version is known")
-        reply = _live(f"{record}\n".encode("ascii"), _PLAIN)
-        reply.headers["Cache-Control"] = "no-cache"
-        return reply
+        response = _live(f"{record}\n".encode("ascii"), _PLAIN)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
     def _asked_place(self, field: str, place: Place) -> Place:
         """Where the client has found the gateway, if others can find it there, too.
@@ -292,7 +292,7 @@ def _shown_secret(field: str) -> bytes:
     return b""
 
 
-def _file(request: Request, name: str) -> Reply:
+def _file(request: Request, name: str) -> Response:
     """A file of the page; some kilobytes."""
     content_type = _TYPES[Path(name).suffix]
     try:
@@ -303,14 +303,14 @@ def _file(request: Request, name: str) -> Reply:
     headers = Headers({"ETag": f'"{etag}"', "Cache-Control": "no-cache", "Content-Type": content_type})
     if parse_etags(request.headers.get("If-None-Match")).contains_weak(etag):
         del headers["Content-Type"]
-        return Reply(304, Result.STATUS, headers)
-    return Reply(200, Result.STATUS, headers, body)
+        return Response(304, Result.STATUS, headers)
+    return Response(200, Result.STATUS, headers, body)
 
 
-def _live(body: bytes, content_type: str) -> Reply:
+def _live(body: bytes, content_type: str) -> Response:
     headers = Headers({"Content-Type": content_type, "Cache-Control": "no-store"})
-    return Reply(200, Result.STATUS, headers, body)
+    return Response(200, Result.STATUS, headers, body)
 
 
-def _plain(status: int, reason: str) -> Reply:
+def _plain(status: int, reason: str) -> Response:
     return plain(status, Result.STATUS, reason)

@@ -29,14 +29,14 @@ from clamproxy.doctor.findings import (
     warning,
 )
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
-from clamproxy.doctor.origin import OriginSide, cooldown_in_words
+from clamproxy.doctor.origin_checks import OriginChecks, cooldown_in_words
 from clamproxy.doctor.processes import PROC, lock_holders
 from clamproxy.inspection import quarantined
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.state import open_store
-from clamproxy.stats import snapshot
+from clamproxy.statistics import snapshot
 
 LEAST_FREE = 512 * MIB
 """Bytes: the standard databases with their successors take about as much."""
@@ -44,7 +44,7 @@ RENEW_CA = 30 * 86400.0
 """Seconds before its end when an authority should be rotated."""
 
 
-class GatewaySide:
+class GatewayChecks:
     """The checks, and what one of them leaves for the next. Close it at the end."""
 
     def __init__(self, config: str | None, databases: Sequence[str], deadline: Deadline) -> None:
@@ -60,7 +60,7 @@ class GatewaySide:
         self._store: Store | None = None
         self._is_foreign = False
         """Whether the cache is another user's: SQLite would leave files there that are not."""
-        self._origin = OriginSide(deadline)
+        self._origin = OriginChecks(deadline)
         self.databases = list(databases)
         """What to look at; if nobody has named any, those that machines get here."""
         self._are_named = bool(databases)

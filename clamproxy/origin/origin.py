@@ -11,7 +11,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns
-from clamproxy.origin.heads import Heads
+from clamproxy.origin.header_probes import HeaderProbes
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
@@ -21,12 +21,12 @@ type Save = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True, slots=True)
-class OriginSide:
+class Origin:
     """The parts that those share who serve and those who fetch ahead. Event loop only."""
 
     upstream: Upstream
     versions: AdvertisedVersions
-    heads: Heads
+    heads: HeaderProbes
     cooldowns: Cooldowns
     agents: Agents
     budget: Budget
@@ -34,7 +34,7 @@ class OriginSide:
     @classmethod
     def open(
         cls, settings: Settings, via: str, saver: Callable[[str], Save], count: Callable[[int, int], None]
-    ) -> OriginSide:
+    ) -> Origin:
         """Prepare all of it; nothing is asked yet.
 
         Args:
@@ -66,7 +66,7 @@ class OriginSide:
                 saver("advertised/"),
                 saver("record/"),
             ),
-            heads=Heads(way, cooldowns, saver("head/")),
+            heads=HeaderProbes(way, cooldowns, saver("head/")),
             cooldowns=cooldowns,
             agents=Agents(upstream.user_agent, saver("agent/")),
             budget=budget,

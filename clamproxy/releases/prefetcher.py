@@ -12,8 +12,8 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.budget import PER_FILE
-from clamproxy.origin.cooldown import Failure
-from clamproxy.origin.side import OriginSide
+from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
@@ -29,7 +29,7 @@ _COST_OF_RENEWAL = 2
 class Prefetcher:
     """Fetches what is missing, each thing once at a time. Owns its tasks. Event loop only."""
 
-    def __init__(self, store: Store, origin: OriginSide, lineages: Lineages, transfers: Transfers) -> None:
+    def __init__(self, store: Store, origin: Origin, lineages: Lineages, transfers: Transfers) -> None:
         """Use the given parts; who makes them also stops them."""
         self._store = store
         self._lineages = lineages
@@ -114,14 +114,14 @@ class Prefetcher:
         is_cvd = object_id.kind is Kind.CVD
         used = self._budget.used(object_id.upstream_path)
         if used + (_COST_OF_RENEWAL if is_cvd else 1) > PER_FILE:
-            raise OriginError(Failure.LOCAL, f"it was asked for {used} times within the last hour")
+            raise OriginError(FailureKind.LOCAL, f"it was asked for {used} times within the last hour")
         if not is_cvd:
             with suppress(NotFoundError):
                 await self.fetch(object_id, requester)
             return
         await self.renew(object_id.database, requester)
         if (self._store.newest_version(object_id.database) or 0) < object_id.version:
-            raise OriginError(Failure.LOCAL, "the origin has only an older version")
+            raise OriginError(FailureKind.LOCAL, "the origin has only an older version")
 
     def asked_at(self, database: str, first: int, last: int) -> float | None:
         """See `Transfers.asked_at`; of the patches of these versions, both included."""
