@@ -182,7 +182,7 @@ def test_import_of_export(store: Store, other: Store, fill: Fill, since: str | N
     assert_nothing_staged(other)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     versions=st.dictionaries(st.sampled_from(["daily", "main", "test"]), st.integers(2, 6), min_size=1),
     patches=st.sets(st.tuples(st.sampled_from(["daily", "main", "test"]), st.integers(2, 9))),

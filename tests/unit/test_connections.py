@@ -368,7 +368,7 @@ def hostile() -> Iterator[tuple[RawServer, Upstream, Upstream]]:
         proxied.close()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(raw=_ANSWERS)
 def test_whatever_comes_is_an_error_of_the_origin(
     hostile: tuple[RawServer, Upstream, Upstream], raw: bytes
@@ -388,7 +388,7 @@ def test_whatever_comes_is_an_error_of_the_origin(
     assert said.isprintable()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=_ANSWERS)
 def test_whatever_a_proxy_says_is_one_too(hostile: tuple[RawServer, Upstream, Upstream], raw: bytes) -> None:
     server, _, upstream = hostile
