@@ -18,7 +18,7 @@ def counters_table(
     """The counters, and the sizes of what is there.
 
     Args:
-        values: as `clamproxy.stats.snapshot` gives them.
+        values: as `clamproxy.statistics.snapshot` gives them.
         growth: of each counter a second; None to leave that out.
         has_feeds: whether to show the counters of other feeds even if nobody has asked for one yet.
     """

@@ -58,7 +58,7 @@ class Look:
     at: float
     """Seconds of the monotonic clock."""
     stats: dict[str, Any]
-    """As `clamproxy.stats.snapshot` gives them."""
+    """As `clamproxy.statistics.snapshot` gives them."""
     transfers: list[Transferring]
     status: dict[str, Any] = field(default_factory=dict)
     """What the status page says besides; empty if it doesn't answer."""

@@ -87,7 +87,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     def no_space(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("clamproxy.cache.files.place", no_space)
+    monkeypatch.setattr("clamproxy.cache.object_files.place", no_space)
     yield store
     store.close()
 

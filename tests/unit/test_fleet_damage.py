@@ -42,7 +42,7 @@ async def test_a_table_that_cannot_be_written(bench: Bench, caplog: pytest.LogCa
 
 
 async def test_another_writer_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clamproxy.storage.file._PATIENCE", 0.05)
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
     fleet = bench.make()
     await bench.written()
     other = sqlite3.connect(bench.path, isolation_level=None)

@@ -152,7 +152,7 @@ from pathlib import Path
 from clamproxy import state as module
 from clamproxy.cache.index import Index
 from clamproxy.cache.store import Store
-from clamproxy.storage import file
+from clamproxy.storage import records_file as file
 from clamproxy.storage.records import Records
 
 cache, state, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -236,7 +236,7 @@ def test_metadata_round_trip() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clamproxy.cache import files
+from clamproxy.cache import object_files as files
 from clamproxy.cache.index import Index
 from clamproxy.objects import ObjectId
 from clamproxy.cache.published import Metadata
