@@ -177,7 +177,7 @@ async def test_it_can_be_read_meanwhile(bench: Bench) -> None:
 WRITES = """
 import asyncio, sys, time
 from pathlib import Path
-from clamproxy.config.settings import Fleet as Settings
+from clamproxy.config.settings import FleetSection as Settings
 from clamproxy.fleet import Fleet
 from clamproxy.threads import Writer
 from tests.unit.fleet_bench import Bench

@@ -318,7 +318,7 @@ async def test_responses_are_complete(rig: Rig, url: str, method: str, status: i
 
 
 @pytest.mark.parametrize(
-    ("reply", "method", "expected"),
+    ("response", "method", "expected"),
     [
         pytest.param(Response(200, Result.HIT, body=b"abc"), "GET", ("3", b"abc"), id="content"),
         pytest.param(Response(200, Result.HIT, body=b"abc"), "HEAD", ("3", b""), id="HEAD"),
