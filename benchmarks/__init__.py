@@ -1,1 +1,1 @@
-"""Benchmarks of clamproxy: `python -m benchmarks.peers` and others, see README.md beside this file."""
+"""Benchmarks of clamproxy: `python -m benchmarks.peers` and others; README.md here describes them."""

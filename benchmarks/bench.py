@@ -1,4 +1,4 @@
-"""One run: the mirror, the contenders, the load, and how they are put together to measure."""
+"""One run: the mirror, the contenders and the load, and how a measurement is made with them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from benchmarks.mirror import MB, Mirror
 from benchmarks.results import Measurement
 
 _PATIENCE = 10.0
-"""Seconds that a load may take; what takes longer is measured in one round only."""
+"""Loads that take longer than this many seconds are measured in one round only."""
 _SETTLING = 1.0
-"""Seconds between the end of a load and the look at the memory that is left."""
+"""Seconds between the end of a load and reading the memory that is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
         rounds: how often each load is repeated.
         crowds: numbers of machines in lock-step.
         seconds: for how long a rate is measured.
         clients: numbers of clients that download a large file at once; the largest is the herd.
-        bulk_size: bytes of that file, about.
-        herd_size: bytes of the file that the herd wants, about.
-        release_clients: number of clients on the day of a release.
+        bulk_size: approximate size of that file in bytes.
+        herd_size: approximate size of the file for the herd in bytes.
+        release_clients: number of clients on release day.
     """
 
     rounds: int = 3
@@ -61,24 +61,23 @@ QUICK = Plan(
 
 
 class Bench:
-    """What the workloads measure with."""
+    """What the workloads measure with; no contender is started before it is needed.
+
+    Args:
+        plan: how much to measure.
+        work: a directory for temporary files.
+        contenders: those that can be started here.
+        load: makes the requests.
+        mirror: where the contenders fetch what they don't have.
+    """
 
     def __init__(
         self, plan: Plan, work: Path, contenders: Sequence[Contender], load: LoadGenerator, mirror: Mirror
     ) -> None:
-        """Start no contender yet.
-
-        Args:
-            plan: how much is measured.
-            work: a directory for temporary files.
-            contenders: those that can be started here.
-            load: makes the requests.
-            mirror: where the contenders fetch what they don't have.
-        """
         self.plan = plan
         self.work = work
         self.errors: dict[tuple[str, str], str] = {}
-        """By workload and contender: what could not be measured, and why."""
+        """By workload and contender: why something could not be measured."""
         self.contenders = contenders
         self.mirror = mirror
         self._load = load
@@ -88,14 +87,13 @@ class Bench:
         """Workloads, cases and contenders that took too long to be measured again."""
 
     def close(self) -> None:
-        """Stop the servers."""
         self._running.close()
 
     def servers(self, workload: str) -> list[Server]:
-        """All contenders, running and with warm caches; if one has died, all are started anew.
+        """All contenders, running and with warm caches; if one has died, all are restarted.
 
         Args:
-            workload: what they are wanted for: the errors of those that don't start are filed under it.
+            workload: errors of contenders that don't start are recorded under it.
         """
         if not self._servers or not all(server.process.alive for server in self._servers):
             self._running.close()
@@ -117,7 +115,7 @@ class Bench:
 
     @contextmanager
     def fresh(self, contender: Contender, mirror: Mirror, *, always_fresh: bool = False) -> Iterator[Server]:
-        """A contender with an empty cache and a directory of its own."""
+        """Run a contender with an empty cache and its own directory."""
         say(f"start {contender.name}")
         with (
             tempfile.TemporaryDirectory(prefix=f"{contender.name}-", dir=self.work) as work,
@@ -145,8 +143,8 @@ class Bench:
         """Put one load on one server.
 
         Args:
-            server: no other one should be busy meanwhile.
-            load: what is asked of it.
+            server: no other server should be busy at the same time.
+            load: the requests.
             measurement: names the workload, case and round; values that it already has are kept.
 
         Raises:
@@ -185,8 +183,7 @@ class Bench:
 
         Args:
             loads: by the name of the server; servers without one are left out.
-            workload: its name.
-            case: which of its loads.
+            case: which of the workload's loads.
             number: of the round, from 0.
         """
         for server in self._servers if number % 2 else reversed(self._servers):
@@ -197,11 +194,10 @@ class Bench:
 
 
 def _figures(outcome: Outcome, cpu: float, cores: int) -> dict[str, float]:
-    """What a load has shown, by the names of `benchmarks.report.QUANTITIES` and some more.
+    """A load's figures, by the names in `benchmarks.report.QUANTITIES` and some more.
 
     Args:
-        outcome: what came of the load.
-        cpu: seconds of processor time that the server took.
+        cpu: processor time used by the server, in seconds.
         cores: how many processors the server can use.
     """
     return {

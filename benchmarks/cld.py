@@ -1,4 +1,4 @@
-"""What a CLD costs, by zlib's level: building, sending, reading: `python -m benchmarks.cld`."""
+"""What a CLD costs at each of zlib's levels, to build, send and read: `python -m benchmarks.cld`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _ADDED, _DELETED = 1750, 60  # lines per cdiff, which takes some 50 kB then
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One CLD, built and read in a process of its own.
+    """One CLD, built and read in its own process.
 
     Attributes:
-        patches: how many cdiffs lie between the base and it.
-        level: zlib's.
+        patches: how many cdiffs lead from the base to it.
+        level: zlib's compression level.
         seconds: to build it.
-        memory: bytes that the process took at most while it built, above what it had before.
-        size: bytes of the CLD.
+        memory: peak memory of the process while it built, in bytes above what it used before.
+        size: of the CLD in bytes.
         verify_seconds: to read it as a client does, which inflates it and hashes its files.
     """
 
@@ -58,11 +58,10 @@ class Build:
     verify_seconds: float
 
     def wait(self, rate: float) -> float:
-        """Seconds of a client that downloads and then verifies, at so many bits per second."""
+        """Seconds for a client to download and then verify it, at `rate` bits per second."""
         return self.size * 8 / rate + self.verify_seconds
 
     def as_row(self) -> tuple[str, ...]:
-        """The figures as a line of the table."""
         return (
             f"{self.patches}",
             f"{self.level}",
@@ -77,7 +76,7 @@ class Build:
 
 
 class Forger:
-    """Draws signatures: the same in each run."""
+    """Generates virus signatures: the same ones in each run."""
 
     def __init__(self) -> None:
         self._chance = random.Random(5)
@@ -93,7 +92,7 @@ class Forger:
         )
 
     def release(self, contents: bytes) -> tuple[bytes, bytes]:
-        """The next version of a file: lines from all over it are gone, new ones are at its end.
+        """The next version of a file: lines are deleted all over it, and new ones added at its end.
 
         Returns:
             The contents, and the script that leads to them.
@@ -110,7 +109,7 @@ class Forger:
 
 
 def forge(work: Path, patches: int, size: int, keys: ForgeKeys) -> None:
-    """Write a CVD of about so many bytes, and the cdiffs that follow it."""
+    """Write a CVD of about `size` bytes, and the cdiffs that follow it."""
     forger = Forger()
     before = forger.lines(max(_DELETED, round(size / _COMPRESSED_LINE)))
     _path(work, BASE_VERSION).write_bytes(forge_database(DATABASE, BASE_VERSION, {FILE: before}, keys))
@@ -128,10 +127,10 @@ def _path(work: Path, version: int) -> Path:
 
 
 def measure(work: Path, patches: int, level: int, keys: TrustedKeys) -> Build:
-    """Build one CLD from what `forge` wrote, and verify it. Wants a process that did nothing else."""
+    """Build one CLD from what `forge` wrote, and verify it. Needs a process that has done nothing else."""
     reached = BASE_VERSION + patches
     expected = ObjectId(DATABASE, reached, Kind.CLD)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     memory = _peak_memory()
     with tempfile.TemporaryDirectory(dir=work) as directory, ExitStack() as stack:
         workspace, target = Path(directory) / "unpacked", Path(directory) / expected.file_name
@@ -157,7 +156,7 @@ def _peak_memory() -> int:
 
 
 def table(builds: Sequence[Build]) -> Table:
-    """The figures, a line per CLD."""
+    """The figures, one line for each CLD."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     headings = ["patches", "level", "build\ns", "memory\nMiB", "size\nMB", "verify\ns"]
     headings += ["wait, s\n100 Mbit/s", "wait, s\n1 Gbit/s", f"GB for\n{FLEET}"]
@@ -185,7 +184,8 @@ def main(patches: tuple[int, ...], megabytes: int) -> None:
         work = Path(directory)
         forge(work, max(patches), megabytes * MB, keys)
         base, cdiff = (_path(work, version).stat().st_size for version in (BASE_VERSION, BASE_VERSION + 1))
-        # A new process for each: memory that one took from the system would not show in the next.
+        # A new process for each: memory that one build has already got from the system would not show up in
+        # the next.
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
             cases = [(count, level) for count in patches for level in LEVELS]
             jobs = [pool.submit(measure, work, *case, keys.trusted) for case in cases]

@@ -22,30 +22,28 @@ MB = 1_000_000
 ORIGIN_RATE = 50 * MB
 """Bytes per second."""
 VERSION = 27800
-"""Of daily, at first."""
+"""The initial version of daily."""
 
 _CDIFF_SCRIPT = 37_500
-"""Random bytes in the script of a cdiff, which then has 50 kB."""
+"""Random bytes in the script of a cdiff, which makes the cdiff about 50 kB."""
 
 
 class Mirror:
-    """The files of the CDN, as they are at this moment.
+    """The CDN's files at this moment; there are none before `publish`.
+
+    Args:
+        work: an empty directory.
+        dns: advertises the versions.
 
     Attributes:
         keys: directory of the keys that the files are signed with.
-        origin: counts the requests.
+        origin: serves the files, and counts the requests.
         port: where the origin listens.
-        tls_address: where it listens on port 443 with TLS; empty if that is forbidden.
+        tls_address: where it listens on port 443 with TLS; empty if that isn't permitted.
         version: of daily.
     """
 
     def __init__(self, work: Path, dns: FakeDns) -> None:
-        """Make the keys; there are no files yet.
-
-        Args:
-            work: an empty directory.
-            dns: advertises the versions.
-        """
         self.keys = work / "keys"
         self.port = 0
         self.tls_address = ""
@@ -59,34 +57,32 @@ class Mirror:
 
     @property
     def url(self) -> str:
-        """Where the origin is."""
+        """The origin's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def nameserver(self) -> str:
-        """Where the DNS server is, as ``address:port``."""
+        """The DNS server as ``address:port``."""
         return self._dns.nameserver
 
     @property
     def cdiff(self) -> str:
-        """The name of daily's newest cdiff; its signature has ``.sign`` behind it."""
+        """The name of daily's newest cdiff; with ``.sign`` appended, that of its signature."""
         return f"daily-{self.version}.cdiff"
 
     def fetch(self, name: str) -> Fetch:
-        """The request for a file, which checks all of the answer."""
+        """The request for a file, which checks the whole response."""
         path = self._files / name
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Fetch(f"/{name}", path.stat().st_size, digest)
 
     def publish(self, database: str, version: int, size: int, *, hours_ago: int = 24) -> None:
-        """Make a database, with the newest cdiff and its signature, and advertise it.
+        """Make a database with its newest cdiff and that one's signature, and advertise it.
 
         Args:
-            database: its name.
-            version: its version.
-            size: bytes of the CVD, about.
-            hours_ago: when it was built, and last modified.
+            size: approximate size of the CVD in bytes.
+            hours_ago: when it was built and last modified.
         """
         built = int(time.time()) - 3600 * hours_ago
         new = self._files / "new"
@@ -110,8 +106,8 @@ def open_mirror(work: Path, *, daily: int, main: int = 0) -> Iterator[Mirror]:
 
     Args:
         work: an empty directory.
-        daily: bytes of daily.cvd.
-        main: bytes of main.cvd; 0 for none.
+        daily: approximate size of daily.cvd in bytes.
+        main: approximate size of main.cvd in bytes; 0 for none.
     """
     authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""The origin: an HTTP server for a directory, with a limited rate, which counts what it is asked for."""
+"""The origin: an HTTP server for a directory that limits its rate and counts its requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counts:
 
 
 class Pace:
-    """A limit on the rate of all connections together, in bytes per second."""
+    """A rate limit for all connections together, in bytes per second."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -50,7 +50,7 @@ class Pace:
         self._free_at = 0.0
 
     def wait(self, count: int) -> None:
-        """Sleep until another `count` bytes may have been sent."""
+        """Sleep until another `count` bytes may be sent."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic() - _BURST) + count / self._rate
             delay = self._free_at - time.monotonic()
@@ -59,22 +59,21 @@ class Pace:
 
 
 class Origin:
-    """The files of a directory, with ETag, Last-Modified and Range; anything else is a 404."""
+    """The files of a directory, with ETag, Last-Modified and Range; anything else is a 404.
+
+    Args:
+        directory: its files are served, by `serve`.
+        rate: bytes per second, for all connections together.
+    """
 
     def __init__(self, directory: Path, rate: float) -> None:
-        """Serve nothing yet: see `serve`.
-
-        Args:
-            directory: its files are served.
-            rate: bytes per second, of all connections together.
-        """
         self.pace = Pace(rate)
         self._directory = directory
         self._counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._lock = threading.Lock()
 
     def find(self, path: str) -> Path | None:
-        """The file behind the path of a URL."""
+        """The file for the path of a URL."""
         file = self._directory / path.removeprefix("/")
         return file if file.parent == self._directory and file.is_file() else None
 
@@ -90,13 +89,13 @@ class Origin:
             counts.body_bytes += body_bytes
 
     def snapshot(self, path: str | None = None) -> Counts:
-        """The counts of this moment: of one path, or all together."""
+        """The present counts: of one path, or of all together."""
         with self._lock:
             chosen = self._counts.values() if path is None else [self._counts[path]]
             return Counts(*(sum(each) for each in zip(*map(astuple, chosen), strict=True)))
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Start counting from 0."""
         with self._lock:
             self._counts.clear()
 
@@ -107,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     _size: int
     _modified: int
-    """Seconds since 1970."""
+    """The file's modification time in Unix seconds."""
     _etag: str
 
     def __init__(self, origin: Origin, *args: object) -> None:
@@ -115,14 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)  # type: ignore[arg-type]
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
-        """Answer without a body."""
         self._answer(with_body=False)
 
     def do_GET(self) -> None:
-        """Answer with the file, a range of it, or a reason why not."""
         self._answer(with_body=True)
 
     def _answer(self, with_body: bool) -> None:
@@ -133,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        # Opened before it is described: it may be replaced at any moment.
+        # Opened before its size and time are read, as it may be replaced at any moment.
         with file.open("rb") as content:
             state = os.fstat(content.fileno())
             self._size, self._modified = state.st_size, int(state.st_mtime)
@@ -160,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_body(content, start, end)
 
     def _span(self) -> tuple[int, int] | None:
-        """First byte and end of what is asked for; None for an impossible range."""
+        """First byte and end of the requested range; None if it can't be satisfied."""
         whole = (0, self._size)
         condition = self.headers.get("If-Range")
         if "Range" not in self.headers or condition not in (None, self._etag, http_date(self._modified)):
@@ -198,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
                 self._origin.count(self.path, body_bytes=len(piece))
                 start += len(piece)
-        except OSError:  # the reader went away
+        except OSError:  # the client has gone away
             self.close_connection = True
 
 
@@ -215,11 +212,11 @@ def serve(
     """Serve an origin from threads of this process; yields the port.
 
     Raises:
-        PermissionError: the port is forbidden.
+        PermissionError: this user may not use the port.
     """
     with _Server(address, partial(_Handler, origin)) as server:
         if tls is not None:
-            # The handshake is left to the thread of the connection.
+            # The connection's own thread does the handshake, so that it holds up no other connection.
             server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()

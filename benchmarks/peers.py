@@ -1,4 +1,4 @@
-"""clamproxy beside nginx, squid and Varnish, at what machines do: `python -m benchmarks.peers`."""
+"""How clamproxy, nginx, squid and Varnish serve machines, compared: `python -m benchmarks.peers`."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, st
 def measure(
     plan: Plan, contenders: list[Contender], workloads: list[Workload], results: Results, file: Path | None
 ) -> None:
-    """Measure workload by workload; one that fails doesn't keep the next from being measured.
+    """Measure one workload after the other; a failure of one doesn't prevent the next.
 
     Args:
-        plan: how much is measured.
+        plan: how much to measure.
         contenders: those that can be started here.
         workloads: what they have to do.
         results: the measurements are added to these.
-        file: where the results are saved after each workload; None for nowhere.
+        file: where to save the results after each workload; None for nowhere.
     """
     with (
         tempfile.TemporaryDirectory(prefix="clamproxy-bench-") as directory,
         LoadGenerator() as load,
     ):
         work = Path(directory)
-        # squid gives up root's rights, and must still reach its directory in there.
+        # squid drops root's privileges, and must still reach its directory in there.
         work.chmod(0o711)
         site = work / "mirror"
         site.mkdir()
@@ -98,7 +98,7 @@ def main(
         plan = replace(plan, rounds=rounds)
     results = Results.load(file) if resume and file is not None and file.exists() else Results()
     allow_files()
-    # Ended by a signal, the program still stops its servers and removes its files.
+    # So that the program stops its servers and removes its files even if a signal ends it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     present = []
     for name in contenders:

@@ -28,13 +28,13 @@ RELEASES = 90
 FLEETS = (1, 100, 10_000)
 """Numbers of clients."""
 CVD = 60_000_000
-"""Bytes of a daily.cvd (protocol.md 9.4: up to 62 MB)."""
+"""Size of a daily.cvd in bytes (protocol.md 9.4: up to 62 MB)."""
 SIGN = 9_000
-"""Bytes of a `.sign` file (protocol.md 6: 8.87 KiB)."""
+"""Size of a `.sign` file in bytes (protocol.md 6: 8.87 KiB)."""
 SMALLEST_CDIFF, LARGEST_CDIFF = 5_000, 100_000
-"""Bytes."""
+"""Sizes in bytes."""
 RENEWALS = (7, 30, 90)
-"""Values of `delta.renew_after` that are compared."""
+"""Values of `delta.renew_after` to compare."""
 BARS = {30: 25, 90: 60}
 """By `delta.renew_after`: how many times less than cvdupdate the gateway has to fetch."""
 REFERENCE = "cvdupdate"
@@ -42,11 +42,11 @@ REFERENCE = "cvdupdate"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is simulated.
+    """What to simulate.
 
     Attributes:
-        seed: of the sizes of the cdiffs, and of the days of the new installs.
-        new_clients: share of the clients that are installed anew each day, from 0 to 1.
+        seed: for the sizes of the cdiffs, and the days of new installations.
+        new_clients: share of the clients that are newly installed each day, from 0 to 1.
         whole_file_clients: share of the clients with `ScriptedUpdates no`, from 0 to 1.
     """
 
@@ -57,11 +57,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """A release, and how many clients want what of it.
+    """A release, and how many clients want what on its day.
 
     Attributes:
         version: of the release, from 1; the clients were installed with version 0.
-        cdiff: bytes of the patch that leads to it.
+        cdiff: size of the patch that leads to it, in bytes.
         new: clients without a database: they take the whole CVD that they are given.
         patching: clients that take the cdiff.
         whole: clients with `ScriptedUpdates no`: they take this version's whole CVD.
@@ -76,14 +76,14 @@ class Day:
 
 @dataclass(slots=True)
 class Bill:
-    """What one way to serve a site took from the origin.
+    """What one way to serve a site fetched from the origin.
 
     Attributes:
         way: its name.
-        first_day: bytes of the first day, with version 0.
-        total: bytes of all releases after it.
-        whole_files: whole CVDs among these.
-        patches: for each day, how many patches a client applies that is installed early on it.
+        first_day: bytes on the first day, with version 0.
+        total: bytes for all later releases.
+        whole_files: number of whole CVDs among these.
+        patches: for each day, how many patches a client has to apply if it is installed early that day.
     """
 
     way: str
@@ -93,7 +93,7 @@ class Bill:
     patches: list[int] = field(default_factory=list)
 
     def add_patch(self, cdiff: int, times: int = 1) -> None:
-        """Count a cdiff of so many bytes and its `.sign`."""
+        """Count a cdiff of that size and its `.sign`."""
         self.total += times * (cdiff + SIGN)
 
     def add_whole_file(self, times: int = 1) -> None:
@@ -103,7 +103,7 @@ class Bill:
 
 
 def draw_days(clients: int, plan: Plan) -> list[Day]:
-    """The releases, the same for every fleet of a seed, and what this fleet does on each day."""
+    """The releases, the same for every fleet with this seed, and what this fleet does on each day."""
     sizes = random.Random(plan.seed)
     logarithms = math.log(SMALLEST_CDIFF), math.log(LARGEST_CDIFF)
     cdiffs = [round(math.exp(sizes.uniform(*logarithms))) for _ in range(RELEASES)]
@@ -115,7 +115,7 @@ def draw_days(clients: int, plan: Plan) -> list[Day]:
 
 
 def _draw_installs(clients: int, plan: Plan) -> list[int]:
-    """New installs on each day; there is one at least, or a single client would mostly have none."""
+    """New installations on each day: at least one in all, or a single client would mostly have none."""
     chance = random.Random(f"{plan.seed}/{clients}")
     installs = [chance.binomialvariate(clients, plan.new_clients) for _ in range(RELEASES)]
     if plan.new_clients and not any(installs):
@@ -124,11 +124,11 @@ def _draw_installs(clients: int, plan: Plan) -> list[int]:
 
 
 def gateway(days: Sequence[Day], limits: Delta) -> Bill:
-    """This gateway, which prefetches the cdiffs, with the product's decisions on the base.
+    """This gateway, which prefetches the cdiffs and decides about the base as the product does.
 
-    A new client comes early, before a renewal that its day brings: it gets the old base while a
-    renewal `AT_ONCE` goes on, and the one `IN_A_QUIET_HOUR` comes at the end of the day. A whole CVD
-    that is here for another reason is the base from then on, and saves that day's renewal.
+    A new client comes early, before a renewal on its day: it gets the old base while a renewal `AT_ONCE`
+    is in progress; the renewal `IN_A_QUIET_HOUR` comes at the end of the day. A whole CVD that was
+    fetched for another reason becomes the base, and saves that day's renewal.
     """
     way = f"gateway, renew_after {limits.renew_after}" if limits.enabled else "gateway, delta off"
     bill = Bill(way, first_day=HEADER_SIZE + CVD + SIGN)
@@ -138,7 +138,7 @@ def gateway(days: Sequence[Day], limits: Delta) -> Bill:
         bill.add_patch(day.cdiff)
         lineage = replace(lineage, reached=day.version, patch_bytes=lineage.patch_bytes + day.cdiff)
         bill.patches.append(lineage.patches if limits.enabled else 0)
-        # Without delta serving a new client, too, gets the advertised version.
+        # Without delta serving, new clients get the advertised version as well.
         is_wanted = bool(day.whole or (day.new and not limits.enabled))
         if is_wanted or renewal(lineage, limits) is not Renewal.NOT_NEEDED:
             bill.add_whole_file()
@@ -157,7 +157,7 @@ def cvdupdate(days: Sequence[Day]) -> Bill:
 
 
 def plain_cache(days: Sequence[Day]) -> Bill:
-    """An ideal pull-through cache: each file that some client asks for, once per release."""
+    """An ideal pull-through cache: it fetches each file that a client asks for once per release."""
     bill = Bill("pull-through cache", first_day=CVD + SIGN)
     for day in days:
         bill.add_patch(day.cdiff, times=day.patching > 0)
@@ -167,7 +167,7 @@ def plain_cache(days: Sequence[Day]) -> Bill:
 
 
 def no_cache(days: Sequence[Day], clients: int) -> Bill:
-    """Each client by itself."""
+    """Every client fetches for itself."""
     bill = Bill("no cache", first_day=clients * (CVD + SIGN))
     for day in days:
         bill.add_patch(day.cdiff, times=day.patching)
@@ -178,13 +178,13 @@ def no_cache(days: Sequence[Day], clients: int) -> Bill:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A way's figures beside those of cvdupdate, and its bar.
+    """A way's figures compared with those of cvdupdate, and its bar.
 
     Attributes:
         clients: size of the fleet.
-        bill: what the way took.
-        reference: what cvdupdate took for the same fleet.
-        bar: how many times less than cvdupdate's the bytes have to be; None for no bar.
+        bill: what this way fetched.
+        reference: what cvdupdate fetched for the same fleet.
+        bar: how many times fewer bytes than cvdupdate it may fetch; None for no bar.
     """
 
     clients: int
@@ -194,7 +194,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Bytes over those of cvdupdate."""
+        """Bytes relative to those of cvdupdate."""
         return self.bill.total / self.reference.total
 
     @property
@@ -203,7 +203,7 @@ class Result:
         return None if self.bar is None else self.bill.total * self.bar <= self.reference.total
 
     def as_json(self) -> dict[str, Any]:
-        """The figures with units in their names."""
+        """The figures, with units in their names."""
         patches = self.bill.patches
         return {
             "clients": self.clients,
@@ -222,7 +222,6 @@ class Result:
         }
 
     def as_row(self) -> Iterator[str]:
-        """The figures as a line of the table."""
         figures = self.as_json()
         yield self.bill.way
         yield f"{figures['bytes_per_release'] / MB:,.2f}"
@@ -245,7 +244,7 @@ def simulate(clients: int, plan: Plan) -> list[Result]:
 
 
 def tables(results: Sequence[Result]) -> Iterator[Table]:
-    """A table per fleet."""
+    """One table for each fleet."""
     for clients in dict.fromkeys(result.clients for result in results):
         title = f"{clients:,} client{'s' if clients > 1 else ''}"
         table = Table(

@@ -1,4 +1,4 @@
-"""The report: what is shown of the measurements, the ratios, and the bars that clamproxy has to reach."""
+"""The report: which measurements are shown, the ratios, and the bars that clamproxy has to meet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.results import Measurement, Results
 
 OURS = "clamproxy"
 _COLUMN = 13
-"""Characters of a column."""
+"""Width of a column in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class Quantity:
 
     Attributes:
         label: what is shown, with the unit.
-        factor: from the unit of the measurement to the one that is shown.
+        factor: from the unit of the measurement to the unit shown.
         decimals: how many are shown.
-        sum_up: makes one value of those of all rounds.
-        compared: whether the report has clamproxy's ratios to the others.
+        sum_up: makes one value from those of all rounds.
+        compared: whether the report shows the ratio of clamproxy's value to each of the others.
     """
 
     label: str
@@ -62,7 +62,7 @@ SHOWN = {
     "probe": ("failures", "origin_bytes"),
     "release": ("failures", "stale", "origin_requests"),
 }
-"""The quantities that the report shows of each workload, in this order."""
+"""The quantities that the report shows for each workload, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,10 @@ class Bar:
     """What clamproxy has to reach.
 
     Attributes:
-        workload: its name.
         case: how the names of its cases begin.
         quantity: a key of `QUANTITIES`.
-        sign: whether the limit is the largest or the least value.
-        limit: in the unit of the report; with a peer, the ratio to its value.
+        sign: whether the limit is the largest or the smallest acceptable value.
+        limit: in the unit of the report; with a peer, the ratio to the peer's value.
         peer: the contender that clamproxy is compared with; empty for none.
     """
 
@@ -86,7 +85,7 @@ class Bar:
     peer: str = ""
 
     def met_by(self, value: float) -> bool:
-        """Whether a value, or a ratio, reaches the bar."""
+        """Whether a value, or a ratio, meets the bar."""
         return value <= self.limit if self.sign == "<=" else value >= self.limit
 
     def __str__(self) -> str:
@@ -125,7 +124,6 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached."""
         return self.bar.met_by(self.value)
 
     def __str__(self) -> str:
@@ -137,13 +135,12 @@ class Line:
     """One quantity of one case, summed up over the rounds.
 
     Attributes:
-        workload: its name.
-        case: which of its loads.
+        case: which of the workload's loads.
         quantity: a key of `QUANTITIES`.
         values: by contender, in the unit of the report.
-        ratios: of clamproxy's value to each of the others': the median of the ratios within a round.
+        ratios: of clamproxy's value to each of the others: the median of the ratios within a round.
         limited: the contenders whose value says more about the load, or the machine, than about them.
-        verdicts: of the bars that apply.
+        verdicts: on the bars that apply.
     """
 
     workload: str
@@ -155,7 +152,6 @@ class Line:
     verdicts: tuple[Verdict, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The line as JSON."""
         bars = [{"bar": str(v.bar), "value": v.value, "met": v.met} for v in self.verdicts]
         return {
             "workload": self.workload,
@@ -207,7 +203,7 @@ def _line(workload: str, case: str, quantity: str, rows: Sequence[Measurement]) 
 
 
 def _is_limited(row: Measurement) -> bool:
-    """Whether the server could have done more than the load asked of it."""
+    """Whether the server could have done more than the load demanded."""
     server, load = row.values["server_busy"], row.values["load_busy"]
     return server < _BUSY and load > server
 
@@ -226,7 +222,6 @@ def report(results: Results, titles: dict[str, str]) -> Iterator[str]:
     """The table, and the lines before and after it.
 
     Args:
-        results: what was measured.
         titles: of the workloads, by name.
     """
     for name, words in results.about.items():

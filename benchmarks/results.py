@@ -1,4 +1,4 @@
-"""What was measured: numbers by workload, case, contender and round, kept as JSON."""
+"""The measurements: numbers by workload, case, contender and round, saved as JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ class Measurement:
     """One contender under one load, once.
 
     Attributes:
-        workload: its name.
         case: which of the workload's loads.
-        contender: its name.
         round: number of the round, from 0.
-        values: by name of the quantity (see `benchmarks.report.QUANTITIES`).
+        values: by the name of the quantity, as in `benchmarks.report.QUANTITIES`.
         failures: what went wrong, by kind.
     """
 
@@ -38,15 +36,14 @@ class Results:
         """Each contender's version and configuration in words, or why it is missing."""
         self.measurements: list[Measurement] = []
         self.errors: dict[str, dict[str, str]] = {}
-        """By workload and contender: what could not be measured, and why."""
+        """By workload and contender: why something could not be measured."""
 
     def add(
         self, workload: str, measured: Iterable[Measurement], errors: Mapping[tuple[str, str], str]
     ) -> None:
-        """Replace what is known of a workload.
+        """Replace the results of a workload.
 
         Args:
-            workload: its name.
             measured: all that was measured.
             errors: by workload and contender.
         """
@@ -62,11 +59,10 @@ class Results:
         return workload not in self.errors and any(m.workload == workload for m in self.measurements)
 
     def save(self, path: Path, figures: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Write them into a file, whole or not at all.
+        """Write the results to a file, completely or not at all.
 
         Args:
-            path: the file.
-            figures: what the report makes of them.
+            figures: the lines of the report, as JSON.
         """
         content = {
             "about": self.about,

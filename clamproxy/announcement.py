@@ -1,4 +1,4 @@
-"""Version records as the gateway announces them itself, by DNS and as dns.txt (protocol.md 3)."""
+"""Version records as the gateway itself announces them, by DNS and as dns.txt (protocol.md 3)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 FIELDS: Mapping[str, int] = {"main": 1, "daily": 2, "safebrowsing": 6, "bytecode": 7}
-"""Where the primary record has each database's version."""
+"""Position of each database's version in the primary record."""
 RECORD_TIME_FIELD = 3
 LONGEST_RECORD = 255
-"""Bytes of a character-string (RFC 1035 3.3); freshclam reads the first one only."""
+"""Size limit of a character-string in bytes (RFC 1035 3.3); freshclam reads only the first one."""
 PATIENCE = 0.8
-"""Seconds that who asks for a record may wait for news from the origin's DNS: in all, an answer
-takes less than a second, and resolvers ask again after one or more."""
+"""How long a caller waits for a fresh record, in seconds. The whole answer must take less than a second, as
+resolvers repeat their question after a second or more."""
 
-# Old and without the flag, so that no client warns of a release that nobody has told of.
+# An old release without the warning flag: no client shall warn of a release that was never announced.
 _TEMPLATE = ("0.103.0", "-", "-", "0", "0", "90", "-", "-")
 _UNKNOWN = "-"
-"""No number: freshclam then asks the record of that database, then HTTP. Not empty: freshclam
-takes two colons for one (cli_strtok), and all fields behind would move."""
+"""Stands for an unknown version. As it is not a number, freshclam asks for that database's own record, then
+falls back to HTTP. It must not be empty: freshclam reads two colons as one (cli_strtok), which would
+shift all later fields."""
 
 
 def compose(versions: Mapping[str, int], template: str | None, now: float) -> str:
     """The primary record: ``release:main:daily:time:warn:flevel:safebrowsing:bytecode``.
 
     Args:
-        versions: of databases; those without a place in the record are left out.
+        versions: by database; databases without a place in the record are left out.
         template: the origin's last good record, from which all other fields are taken.
         now: Unix seconds, the time of the record. Clients distrust an old one (trap 36).
 
     Returns:
-        ASCII, at most `LONGEST_RECORD` long.
+        ASCII, at most `LONGEST_RECORD` bytes.
     """
+    # The origin's other fields might make the record too long; the default ones never do.
     for fields in (_fields_of(template), list(_TEMPLATE)):
         fields[RECORD_TIME_FIELD] = str(int(now))
         for database, position in FIELDS.items():
@@ -50,7 +52,7 @@ def compose_single(version: int, now: float) -> str:
 
 
 def _fields_of(template: str | None) -> list[str]:
-    """The fields of a record; those that are missing or no printable ASCII have the default."""
+    """The fields of a record, with defaults for those that are missing or not printable ASCII."""
     given = template.split(":") if template else []
     fields = list(_TEMPLATE)
     for position, field in enumerate(given):
@@ -63,7 +65,13 @@ def _fields_of(template: str | None) -> list[str]:
 
 
 class Announcer:
-    """Composes the records of this moment."""
+    """Composes the records for the present moment.
+
+    Args:
+        announced: the version of a database that clients shall know of; None if there is none.
+        template: the origin's last good primary record.
+        look: refreshes what is known of a database. It may take long, but is cancelled after `PATIENCE`.
+    """
 
     def __init__(
         self,
@@ -71,27 +79,19 @@ class Announcer:
         template: Callable[[], str | None],
         look: Callable[[str], Awaitable[object]],
     ) -> None:
-        """Announce what the given functions say.
-
-        Args:
-            announced: the version of a database that clients shall know of; None if there is none.
-            template: the origin's last good primary record.
-            look: refreshes what is known of a database. It may take long: it is not waited for
-                to its end, and must bear that.
-        """
         self._announced = announced
         self._template = template
         self._look = look
 
     async def primary(self) -> str | None:
-        """The primary record; None while no version in it is known."""
+        """The primary record; None while none of its versions is known."""
         await self._refresh("daily")
         versions = {database: self._announced(database) for database in FIELDS}
         known = {database: version for database, version in versions.items() if version is not None}
         return compose(known, self._template(), time.time()) if known else None
 
     async def single(self, database: str) -> str | None:
-        """The record of one database; None while its version is not known."""
+        """The record of one database; None while its version is unknown."""
         await self._refresh(database)
         version = self._announced(database)
         return None if version is None else compose_single(version, time.time())

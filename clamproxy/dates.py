@@ -1,4 +1,4 @@
-"""HTTP dates: read from clients and origins, which send all sorts of things, and written for responses."""
+"""HTTP dates: parsed leniently, as clients and origins send all sorts of them, and written for responses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from werkzeug.http import http_date as _http_date
 from werkzeug.http import parse_date
 
 _LAST = 253_402_300_799.0
-"""The end of the year 9999; no later date can be written."""
+"""The end of the year 9999, as later dates can't be written."""
 LONGEST_DATE = 64
-"""Characters that are looked at; a date of HTTP has at most 33 (RFC 9110 5.6.7)."""
+"""Longer fields are not parsed; an HTTP date has at most 33 characters (RFC 9110 5.6.7)."""
 
 
 def parse_http_date(field: str | None) -> float | None:
-    """Unix seconds of an HTTP date, None for anything else."""
+    """The Unix seconds of an HTTP date; None for anything else."""
     return _parse(field) if field is not None and len(field) <= LONGEST_DATE else None
 
 
@@ -25,13 +25,13 @@ def _parse(field: str) -> float | None:
     try:
         date = parse_date(field)
         seconds = -1.0 if date is None else date.astimezone(UTC).timestamp()
-    except (ValueError, OverflowError):  # a year or an hour that no calendar has
+    except (ValueError, OverflowError):  # an impossible year or hour
         return None
     return seconds if 0 <= seconds <= _LAST else None
 
 
 def http_date(seconds: float) -> str:
-    """A date as HTTP has it, of Unix seconds."""
+    """Unix seconds as an HTTP date."""
     return _format(int(seconds))
 
 
@@ -44,14 +44,10 @@ _END_OF_TIME = 2**40
 
 
 def as_past_time(value: Any, now: float) -> float:
-    """A time that was noted earlier, in Unix seconds; one in the future was noted by a wrong clock.
-
-    Args:
-        value: what was read back.
-        now: the present time.
+    """Check a saved time in Unix seconds; a time in the future came from a wrong clock and becomes `now`.
 
     Raises:
-        ValueError: this is no time.
+        ValueError: the value is not a time.
     """
     if not isinstance(value, int | float) or not 0 <= value < _END_OF_TIME:
         raise ValueError(f"not a time: {value!r:.40}")

@@ -1,4 +1,4 @@
-"""The last day in steps of five minutes: how much was asked, and what it cost."""
+"""The last day in steps of five minutes: how many requests there were, and what they cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clamproxy.threads import in_thread
 logger = logging.getLogger(__name__)
 
 STEP = 300
-"""Seconds."""
+"""Length of a step in seconds."""
 STEPS = 288
-"""A day; the last one is the step that runs now."""
+"""A day; the last step is the current one."""
 SERIES = ("requests", "hits", "misses", "errors", "bytes_served", "upstream_bytes")
-"""The counters that are followed, by their names in `clamproxy stats`."""
+"""The counters to follow, by their names in `clamproxy stats`."""
 
 type Amounts = tuple[int, ...]
 """One number for each of `SERIES`."""
@@ -26,28 +26,28 @@ type Amounts = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was counted in each step. A value: a sample makes a new one."""
+    """What was counted in each step. Immutable: a sample makes a new one."""
 
     steps: Mapping[int, Amounts] = field(default_factory=dict)
-    """By the number of the step: Unix seconds divided by `STEP`."""
+    """By the number of the step, which is Unix seconds divided by `STEP`."""
     step: int | None = None
-    """The step in which the counters were last read; None: they never were."""
+    """The step in which the counters were last read; None if they never were."""
     counters: Amounts = ()
-    """As they stood then."""
+    """The values of the counters when they were last read."""
 
     def noted(self, counters: Mapping[str, int], now: float) -> Self:
-        """The past as it is known after a look at the counters.
+        """The past after another reading of the counters.
 
-        Whatever was counted since the last look belongs to the step that ran then: a look is
-        taken at the beginning of each step, unless the gateway wasn't there.
+        What was counted since the last reading belongs to the step of that reading: the counters are read
+        at the beginning of each step, unless the gateway wasn't running.
 
         Args:
-            counters: as they stand; they are shared by all processes and survive restarts.
+            counters: their present values; they are shared by all processes and survive restarts.
             now: Unix seconds.
         """
         present, step = tuple(counters.get(name, 0) for name in SERIES), int(now // STEP)
         steps = {number: amounts for number, amounts in self.steps.items() if step - STEPS <= number <= step}
-        # A clock that was set back must not have the present counted as a step that is to come.
+        # If the clock was set back, nothing may be counted in a step that is still to come.
         if self.step is not None:
             running = min(self.step, step)
             before = steps.get(running, (0,) * len(SERIES))
@@ -57,10 +57,10 @@ class Past:
         return type(self)(steps, step, present)
 
     def to_json(self, counters: Mapping[str, int], now: float) -> dict[str, Any]:
-        """The last day for status.json, up to this moment.
+        """The last day for status.json, up to now.
 
         Args:
-            counters: as they stand.
+            counters: their present values.
             now: Unix seconds.
         """
         current = self if self.step is None else self.noted(counters, now)
@@ -76,7 +76,7 @@ class Past:
         }
 
     def saved(self) -> dict[str, Any]:
-        """As JSON, to be kept over a restart."""
+        """The past as JSON, to keep it over a restart."""
         steps = [[number, *amounts] for number, amounts in sorted(self.steps.items())]
         return {"series": list(SERIES), "steps": steps, "step": self.step, "counters": list(self.counters)}
 
@@ -92,7 +92,14 @@ class Past:
 
 
 class History:
-    """Looks at the counters every five minutes and keeps the last day. Event loop only."""
+    """Reads the counters every five minutes and keeps the last day. Event loop only.
+
+    Args:
+        read: returns the counters. It blocks, is called in a thread, and must release whatever it holds
+            for that thread.
+        save: is given the past as JSON whenever it has changed, to keep it over a restart.
+        clock: returns Unix seconds.
+    """
 
     def __init__(
         self,
@@ -100,14 +107,6 @@ class History:
         save: Callable[[Any], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Start without a past.
-
-        Args:
-            read: gives the counters. Blocks, is called in a thread, and must release what it
-                holds for that thread.
-            save: is given the past as JSON whenever it has changed, to keep over a restart.
-            clock: gives Unix seconds.
-        """
         self._read = read
         self._save = save
         self._clock = clock
@@ -116,25 +115,24 @@ class History:
 
     @property
     def past(self) -> Past:
-        """What is known; it doesn't change."""
         return self._past
 
     def restore(self, saved: Any) -> None:
-        """Take over an earlier process's past, if it is one."""
+        """Continue an earlier process's past; start an empty one if it is invalid."""
         self._past = Past.parse(saved)
 
     def start(self) -> None:
-        """Take samples from now on, in the background."""
+        """Start to read the counters, in the background."""
         self._task = asyncio.create_task(self._run(), name="history")
 
     def stop(self) -> None:
-        """Take no more of them. What was counted since the last one is seen after the next start."""
+        """Stop reading. What has been counted since the last reading is seen after the next start."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
     async def sample(self) -> None:
-        """Look at the counters now."""
+        """Read the counters now."""
         counters = await in_thread("clamproxy-history", self._read)
         self._past = self._past.noted(counters, self._clock())
         self._save(self._past.saved())
@@ -143,13 +141,14 @@ class History:
         while True:
             try:
                 await self.sample()
-            except Exception as error:  # the next one may be had
+            except Exception as error:  # the next reading may work
                 logger.warning("No sample for the history: %s", error)
             await asyncio.sleep(STEP - self._clock() % STEP)
 
 
 def _difference(present: Amounts, before: Amounts) -> Amounts:
-    """What was added to each counter; one that is smaller than before has begun anew, as the cache has."""
+    """What was added to each counter."""
+    # A counter that has become smaller began again at 0, together with the cache.
     return tuple(new - old if new >= old else new for new, old in zip(present, before, strict=True))
 
 

@@ -1,7 +1,7 @@
-"""Inspection: whether what the cache holds is still what ClamAV signed. Blocks.
+"""Inspection: whether the objects in the cache are still what ClamAV signed. Blocks.
 
-Safe while the proxy runs: an object that goes meanwhile is no finding, and one that was replaced
-since it was looked at stays.
+It is safe while the proxy runs: an object that disappears in the meantime is not reported, and one that
+has been replaced since it was checked is kept.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from clamproxy.formats.verification import verify
 from clamproxy.objects import ObjectId
 
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
-"""Errors that tell of this process, not of the file."""
+"""Errors that are due to this process, not to the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What was found out about one object."""
+    """The result of checking one object."""
 
     object_id: ObjectId
     size: int
-    """Bytes; 0 if there is no file of the right length."""
+    """Size in bytes; 0 if there is no file of the right length."""
     problem: str | None = None
-    """What is wrong, one line; None if all is well."""
+    """What is wrong, in one line; None if nothing is."""
     is_damaged: bool = False
-    """Whether the object is bad for sure; else it could not be checked."""
+    """Whether the object is certainly bad, rather than impossible to check."""
     inode: int | None = None
-    """Of its file, if there is one."""
+    """Inode of its file, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Rejected:
 
     path: Path
     name: str
-    """Of the object that it was meant to be."""
+    """File name of the object that it was supposed to be."""
     at: float
-    """When it was put there, Unix seconds."""
+    """When it was put into the quarantine, in Unix seconds."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     reason: str
 
 
@@ -63,17 +63,16 @@ def prove(
     keys: TrustedKeys,
     payload: PayloadDigest | None = None,
 ) -> None:
-    """As `verify`, and hold a ``.sign`` against the file that it signs, if the cache has that file.
+    """Like `verify`, and also check a ``.sign`` against the file that it signs, if that is in the cache.
 
-    Where it doesn't, a signature is only known to be undamaged. It is held against its file when both
-    are here; see `clamproxy.releases.signs`.
+    If it isn't, only damage to the signature itself can be found. It is checked against its file once
+    both are there, by `clamproxy.releases.signs`.
 
     Args:
-        store: the cache.
         path: the file, inside the cache or on its way there.
         object_id: the object that it must be.
-        keys: whose signatures count.
-        payload: of a CVD, if it was taken while the file grew.
+        keys: the keys that signatures must verify with.
+        payload: the digest of a CVD's payload, if it was computed while the file grew.
 
     Raises:
         InvalidObject: it is something else, or damaged.
@@ -87,13 +86,13 @@ def prove(
         try:
             verify_sign(file, object_id, content)
         except InvalidObject:
-            # A file that is damaged itself says nothing about its signature.
+            # If the signed file itself is damaged, that says nothing about its signature.
             if not _check(store, signed, keys).is_damaged:
                 raise
 
 
 def belongs(store: Store, signature: ObjectId) -> bool:
-    """Whether the cache has a ``.sign``, and the file that it signs. Reads both."""
+    """Whether the cache has this ``.sign`` and the file that it signs. Reads both."""
     with ExitStack() as stack:
         streams = []
         for published in (store.open(signature), store.open(signature.signed)):
@@ -110,26 +109,23 @@ def belongs(store: Store, signature: ObjectId) -> bool:
 
 
 def listed(store: Store, databases: Collection[str] = ()) -> list[ObjectId]:
-    """All objects that the index names, sorted; what it holds no readable file of included.
+    """All objects in the index, sorted, including those whose file is missing or unreadable.
 
     Args:
-        store: the cache.
-        databases: only these; all if there are none.
+        databases: only these; if empty, all.
     """
     names = store.object_ids()
     return sorted(name for name in names if not databases or name.database in databases)
 
 
 def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Inspected | None:
-    """Check one object's length and signature.
+    """Check the length and signature of one object.
 
     Args:
-        store: the cache.
-        object_id: the object.
-        keys: whose signatures count.
+        keys: the keys that signatures must verify with.
 
     Returns:
-        None if the cache doesn't hold the object any more.
+        The result; None if the cache no longer has the object.
     """
     try:
         published = store.open(object_id)
@@ -150,13 +146,11 @@ def inspect_all(
     keys: TrustedKeys,
     progress: Callable[[ObjectId], object] = lambda _: None,
 ) -> Iterator[Inspected]:
-    """Check these objects, one after the other.
+    """Check some objects, one after the other.
 
     Args:
-        store: the cache.
-        names: the objects.
-        keys: whose signatures count.
-        progress: called with each object that has been looked at, or was gone.
+        keys: the keys that signatures must verify with.
+        progress: called for each object after it has been checked, or found to be gone.
     """
     for name in names:
         finding = inspect(store, name, keys)
@@ -169,7 +163,7 @@ def reject(store: Store, finding: Inspected) -> bool:
     """Drop a bad object from the cache, and put its file into the quarantine.
 
     Returns:
-        Whether it was dropped; not if it is gone, or another file has taken its place.
+        Whether it was dropped; it isn't if it is gone, or if another file has taken its place.
     """
     object_id = finding.object_id
     published = store.open(object_id)
@@ -181,14 +175,14 @@ def reject(store: Store, finding: Inspected) -> bool:
     with published:
         if os.fstat(published.fileno()).st_ino != finding.inode:
             return False
-        with suppress(OSError):  # a full disk: what is bad must go nevertheless
+        with suppress(OSError):  # a bad object must go even if the disk is too full for the quarantine
             _quarantine(store, published, finding.problem or "")
         store.drop(object_id)
     return True
 
 
 def quarantined(store: Store) -> list[Rejected]:
-    """What is in the quarantine, oldest first."""
+    """The files in the quarantine, oldest first."""
     found = []
     for path in store.quarantined():
         name, _, at = path.name.rpartition(".")
@@ -198,7 +192,7 @@ def quarantined(store: Store) -> list[Rejected]:
 
 
 def discard(rejected: Rejected) -> None:
-    """Delete a file in the quarantine, and the reason beside it."""
+    """Delete a file in the quarantine, and the file with its reason."""
     rejected.path.unlink(missing_ok=True)
     _reason_file(rejected.path).unlink(missing_ok=True)
 
@@ -207,7 +201,7 @@ def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Inspect
     object_id, size = published.object_id, published.size
     inode = os.fstat(published.fileno()).st_ino
     try:
-        # By its descriptor: the name may go at any time.
+        # By its descriptor, as the name can disappear at any time.
         prove(store, Path(f"/dev/fd/{published.fileno()}"), object_id, keys)
         _compare_header(published)
         if published.has_changed():
@@ -220,7 +214,7 @@ def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Inspect
 
 
 def _compare_header(published: PublishedFile) -> None:
-    """Some of a header's fields are signed by nobody, but they are what clients are shown first."""
+    # Some fields of a header are not signed, but the header is what clients see first.
     header = published.metadata.header
     if header is None:
         return
@@ -234,7 +228,7 @@ def _unreadable(object_id: ObjectId, size: int, inode: int | None, error: OSErro
 
 
 def _quarantine(store: Store, published: PublishedFile, reason: str) -> None:
-    """Give the file a second name, and have the quarantine take that."""
+    """Give the file a second name, and have that moved into the quarantine."""
     workspace = store.directory / "build"  # where leftovers are removed after a day
     workspace.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rejected.", dir=workspace) as directory:
@@ -251,5 +245,5 @@ def _reason_of(path: Path) -> str:
 
 
 def _reason_file(path: Path) -> Path:
-    """Where `Store.quarantine` puts it."""
+    """Where `Store.quarantine` writes the reason."""
     return path.with_name(f"{path.name}.reason")

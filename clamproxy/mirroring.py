@@ -1,7 +1,7 @@
 """A mirror: a directory in cvdupdate's layout, to be served by any web server.
 
-``<db>.cvd``, ``<db>-<version>.cdiff``, their ``.sign`` files under the names that clients ask for,
-and ``dns.txt`` with what DNS would advertise (protocol.md 9.5).
+It holds ``<db>.cvd``, ``<db>-<version>.cdiff``, their ``.sign`` files under the names that clients ask
+for, and ``dns.txt`` with what DNS would advertise (protocol.md 9.5).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ DNS_FILE = "dns.txt"
 LOCK_FILE = ".clamproxy.lock"
 TEMPORARY_SUFFIX = ".clamproxy-part"
 
-_READABLE = 0o444
+_READABLE = 0o444  # the web server may run as any user
 _PIECE = 2**18
 
 
 class MirrorError(Exception):
-    """The mirror can't be made; the text is one line for the operator."""
+    """The mirror can't be updated; the text is one line for the operator."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class MirrorReport:
     """What a run has done."""
 
     versions: dict[str, int] = field(default_factory=dict)
-    """Of the CVDs that are in the directory now."""
+    """Versions of the CVDs that are in the directory now."""
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -52,15 +52,15 @@ class _Update:
 
     newest: ObjectId
     earlier: int | None
-    """The version of the CVD that is there before."""
+    """The version of the CVD that the directory has so far."""
     kept: set[int]
-    """Versions of the cdiffs, whether they are here or only there."""
+    """Versions of the cdiffs to keep, whether they are in the cache or only in the directory."""
 
     def is_superseded(self, object_id: ObjectId) -> bool:
-        """Whether a file of this database is to go."""
+        """Whether a file of this database shall be removed."""
         if object_id.kind in (Kind.CDIFF, Kind.CDIFF_SIGN):
             return object_id.version not in self.kept
-        # Who has just fetched the CVD of before asks for its signature next (trap 24).
+        # A client that has just fetched the previous CVD asks for its signature next (trap 24).
         return object_id.kind is Kind.CVD_SIGN and object_id.version not in (
             self.newest.version,
             self.earlier,
@@ -70,21 +70,20 @@ class _Update:
 def update_mirror(
     store: Store, directory: Path, databases: Iterable[str], keep_cdiffs: int, dns_text: str
 ) -> MirrorReport:
-    """Bring a directory to what the cache has. Blocks.
+    """Update a directory from the cache. Blocks.
 
-    It is complete at any moment: first comes what clients ask for after a new CVD, then the CVDs,
-    then what advertises them; what is superseded goes last.
+    The mirror is consistent at any moment: first comes what clients ask for after a new CVD, then the
+    CVDs, then dns.txt, which advertises them; superseded files are removed last.
 
     Args:
-        store: the cache.
-        directory: of the mirror; it is made if it is not there.
-        databases: whose files are managed; all other files are left alone.
-        keep_cdiffs: how many cdiffs of each database, the newest ones; those after the CVD are
+        directory: the mirror; created if it doesn't exist.
+        databases: whose files to manage; all other files are left alone.
+        keep_cdiffs: how many cdiffs of each database to keep, the newest ones; those after the CVD are
             kept in any case.
         dns_text: the contents of ``dns.txt``.
 
     Raises:
-        MirrorError: another run is at it, or the cache has none of the databases.
+        MirrorError: another run is in progress, or the cache has none of the databases.
         OSError: the directory can't be written to.
     """
     databases = sorted(set(databases))
@@ -98,6 +97,7 @@ def update_mirror(
         updates = _plan(store, directory, databases, keep_cdiffs, report)
         for update in updates:
             _add_companions(store, directory, update, report)
+        # Synced between the steps, so that even a crash can't leave a CVD without its companions.
         sync_directory(directory)
         for update in updates:
             _add(store, directory, update.newest, report)
@@ -151,7 +151,7 @@ def _kept_cdiffs(everything: set[ObjectId], database: str, newest: int, keep_cdi
 
 
 def _version_in(path: Path) -> int | None:
-    """The version of a CVD; None for no file, or one that is damaged."""
+    """The version of a CVD; None if there is no file, or a damaged one."""
     try:
         with path.open("rb") as file:
             return CvdHeader.parse(file.read(HEADER_SIZE)).version
@@ -167,14 +167,14 @@ def _files_of(directory: Path, database: str) -> dict[Path, ObjectId]:
             object_id = ObjectId.parse(path.name)
         except ValueError:
             continue
-        # A file such as daily-27800.cvd is not of the layout: somebody else's.
+        # A file such as daily-27800.cvd is not part of the layout, so it is somebody else's.
         if object_id.kind not in (Kind.CVD, Kind.CLD) and (path.is_symlink() or path.is_file()):
             files[path] = object_id
     return files
 
 
 def _add_companions(store: Store, directory: Path, update: _Update, report: MirrorReport) -> None:
-    """What clients ask for before and after they take the new CVD: signatures, then patches upwards."""
+    """Add what clients ask for around a new CVD: signatures, then patches upwards."""
     database = update.newest.database
     cdiffs = [ObjectId(database, version, Kind.CDIFF) for version in sorted(update.kept)]
     for signature in [object_id.signature for object_id in (*cdiffs, update.newest)]:
@@ -187,7 +187,7 @@ def _add_companions(store: Store, directory: Path, update: _Update, report: Mirr
 
 
 def _remove_stray(store: Store, directory: Path, signature: ObjectId, report: MirrorReport) -> None:
-    """Take away a signature that an earlier run put there, if it belongs to another file."""
+    """Remove a signature that an earlier run added, if it belongs to another file."""
     target, signed = directory / signature.file_name, directory / signature.signed.file_name
     if not target.is_file():
         return
@@ -208,7 +208,7 @@ def _remove_stray(store: Store, directory: Path, signature: ObjectId, report: Mi
 
 
 def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorReport) -> None:
-    """Put an object under its name, if the cache has it and it is not there yet."""
+    """Add an object under its name, if the cache has it and the directory doesn't."""
     is_cvd = object_id.kind is Kind.CVD
     target = directory / (f"{object_id.database}.cvd" if is_cvd else object_id.file_name)
     temporary = _temporary(target)
@@ -243,7 +243,7 @@ def _is_there(store: Store, object_id: ObjectId, target: Path) -> bool:
 
 
 def _is_same(published: PublishedFile, present: Path) -> bool:
-    """Whether nothing is to be replaced; a file that the web server can't read is."""
+    """Whether the file can stay; a file that the web server can't read is replaced."""
     if present.is_symlink() or not present.is_file():
         return False
     there, here = present.stat(), os.fstat(published.fileno())
@@ -274,7 +274,7 @@ def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: li
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o644)  # whatever the umask
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -282,7 +282,7 @@ def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: li
 
 
 def _never_lower(text: str, present: str, left_alone: dict[str, int]) -> str:
-    """The new text, but with what the directory has of databases that were left alone."""
+    """The new text, but with the directory's versions for databases that were left alone."""
     fields, earlier = text.split(":"), present.split(":")
     for database, version in left_alone.items():
         place = FIELDS.get(database)

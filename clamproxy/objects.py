@@ -1,8 +1,8 @@
-"""Names: the immutable objects that the cache holds, and the URL paths that lead to them.
+"""Names: the immutable objects in the cache, and the URL paths that lead to them.
 
-Every file that ClamAV's CDN serves is either an *object*, named by database, version and
-kind and never changed once published (``/daily-27800.cdiff``), or the *latest* CVD or CLD
-of a database, a mutable URL (``/daily.cvd``) that resolves to an object at request time.
+Every file that ClamAV's CDN serves is either an *object*, named by database, version and kind and never
+changed once published (``/daily-27800.cdiff``), or the *latest* CVD or CLD of a database, a mutable URL
+(``/daily.cvd``) that resolves to an object at request time.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Self
 from urllib.parse import parse_qs
 
 MAX_VERSION = 2**31 - 1
-"""Versions travel as C ints in freshclam; nothing above is a version (protocol.md 1.2)."""
+"""freshclam keeps versions in C ints, so nothing greater is a version (protocol.md 1.2)."""
 
 STANDARD_DATABASES = ("main", "daily", "bytecode")
-"""What each freshclam wants (protocol.md 1.2)."""
+"""The databases that every freshclam wants (protocol.md 1.2)."""
 
 
 class Kind(StrEnum):
-    """What a file is; the value is its file name extension."""
+    """The kind of a file; the value is its file name extension."""
 
     CVD = "cvd"
     CLD = "cld"
@@ -46,7 +46,7 @@ class ObjectId:
 
     @property
     def file_name(self) -> str:
-        """``daily-27800.cdiff``: unique, and for all but CVD and CLD the name in the URL."""
+        """Such as ``daily-27800.cdiff``: unique, and except for CVD and CLD also the name in the URL."""
         return f"{self.database}-{self.version}.{self.kind}"
 
     @property
@@ -72,7 +72,7 @@ class ObjectId:
         """The ``.sign`` file of this object: the inverse of `signed`.
 
         Raises:
-            ValueError: there is none of a CLD or a ``.sign``.
+            ValueError: this is a CLD or a ``.sign``, for which there is none.
         """
         return type(self)(self.database, self.version, Kind(f"{self.kind}.sign"))
 
@@ -96,7 +96,7 @@ class Latest:
     database: str
     kind: Kind
     demanded: int | None = None
-    """The least version that will do: cvdupdate's ``?version=N`` (protocol.md 9.5)."""
+    """The lowest acceptable version: cvdupdate's ``?version=N`` (protocol.md 9.5)."""
 
     @property
     def upstream_path(self) -> str:
@@ -114,7 +114,8 @@ _LATEST_PATH = re.compile(r"/(?P<database>[a-z]+)\.(?P<kind>cvd|cld)")
 
 
 _USUAL_LENGTH = 64
-"""Characters of a path; the longest name of a file has some 40. What clients invent shall fill no memory."""
+"""Longer paths are not cached, so that invented ones can't fill the memory; the longest file name has some
+40 characters."""
 
 
 def parse_path(path: str, databases: frozenset[str]) -> Target | None:
@@ -125,7 +126,7 @@ def parse_path(path: str, databases: frozenset[str]) -> Target | None:
         databases: the names of the databases that are served.
 
     Returns:
-        None if it names nothing that ClamAV's CDN has: the answer is a 404.
+        None if it is nothing that ClamAV's CDN has: the response is a 404.
     """
     parse = _parse_path if len(path) <= _USUAL_LENGTH else _parse_path.__wrapped__
     return parse(path, databases)
@@ -141,14 +142,14 @@ def _parse_path(path: str, databases: frozenset[str]) -> Target | None:
         object_id = ObjectId.parse(name.removeprefix("/")) if name.startswith("/") else None
     except ValueError:
         return None
-    # The CDN has no /daily-27800.cvd: whole files exist under their mutable name only.
+    # The CDN has no /daily-27800.cvd: whole files exist only under their mutable name.
     if object_id is None or object_id.kind in (Kind.CVD, Kind.CLD):
         return None
     return object_id if object_id.database in databases else None
 
 
 def plain_path(target: str) -> str:
-    """The path of a request target, without its query, and with one slash in front.
+    """The path of a request target, without its query, and with a single slash at the beginning.
 
     freshclam asks for ``//daily.cvd`` if the URL of its mirror ends in a slash.
     """

@@ -1,16 +1,16 @@
-"""Decisions about versions: pure functions of what is known, asked and the clock.
+"""Decisions about versions: pure functions of what is known, what is asked for, and the time.
 
 The rules, each with the trap of protocol.md section 10 that it answers:
 
 * a cached CVD is current while nothing newer is advertised, however old it is (3);
-* the header probe, the whole file and all clients see one version at a time (13);
+* the header probe, the whole file and all clients see the same version at any moment (13);
 * that version never goes backwards (4);
-* when DNS is ahead of the origin, the origin is asked for its header again after a minute, then
-  less and less often, and what is there is served (5);
-* where the cached patches lead on from the cached CVD, the version that they lead to counts as
+* while DNS is ahead of the origin, the cached version is served, and the origin is asked for its
+  header again after a minute, then less and less often (5);
+* where the cached patches continue from the cached CVD, the version that they lead to counts as
   cached;
 * what is announced can be delivered: while the newest CVD can't be fetched, the newest cached
-  one is the one that is announced (29, 30).
+  one is announced (29, 30).
 """
 
 from __future__ import annotations
@@ -22,60 +22,61 @@ from clamproxy.objects import Kind, ObjectId
 RECHECK = 60.0
 """Seconds after which an origin that lags behind DNS is asked for its header again."""
 LONGEST_RECHECK = 900.0
-"""The same after some fruitless looks: the CDN allows some ten requests per hour for a file."""
+"""The longest pause between requests for the origin's header while they bring nothing new, in seconds: the
+CDN allows some ten requests per hour for a file."""
 PLAUSIBLE_LEAD = 5
-"""Versions that a client may know of before the gateway does."""
+"""How many versions a client may be ahead of what the gateway knows."""
 OLDEST_CDIFF = 120
-"""Versions below the advertised one at which no cdiff comes back: the CDN keeps about 90
+"""A missing cdiff this many versions below the advertised one won't come back: the CDN keeps about 90
 (protocol.md 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the gateway knows of one database at one moment. Times are in Unix seconds."""
+    """What the gateway knows about one database at one moment. Times are in Unix seconds."""
 
     now: float
     refresh: float
-    """Seconds for which an answer of DNS, or without DNS of the origin, counts."""
+    """How long an answer from DNS is valid, or without DNS one from the origin, in seconds."""
     advertised: int | None = None
     advertised_is_fresh: bool = False
     demanded: int | None = None
-    """The version that the client asks for by ``?version=N``."""
+    """The version that the client demands by ``?version=N``."""
     cached: int | None = None
     """The newest CVD in the store."""
     patched: int | None = None
-    """The version that the cached patches lead to from that CVD on, where that counts."""
+    """The version that the cached patches lead to from that CVD, where that counts."""
     seen: int | None = None
-    """The newest version whose header was seen at the origin."""
+    """The newest version in a header from the origin."""
     seen_at: float = 0.0
     """When the origin last answered with a header."""
     probed_advertised: int = 0
-    """The version that was advertised then."""
+    """The version that was advertised when the origin last answered."""
     probed_for: int = 0
-    """The version that was wanted then."""
+    """The version that was wanted when the origin last answered."""
     fruitless: int = 0
-    """How often in a row the origin answered with nothing new."""
+    """How often in a row the origin had nothing new."""
     can_fetch: bool = True
-    """Whether no cool-down holds back the whole file."""
+    """Whether no cool-down prevents fetching the whole file."""
 
     @property
     def held(self) -> int:
-        """The newest version that can be served from the cache; 0 if none."""
+        """The newest version that can be served from the cache; 0 if there is none."""
         return max(self.cached or 0, self.patched or 0)
 
     @property
     def best(self) -> int:
-        """The newest version that has been seen at all; 0 if none."""
+        """The newest version that has been seen at all; 0 if there is none."""
         return max(self.held, self.seen or 0)
 
     @property
     def wanted(self) -> int:
-        """The version that a client hopes for; 0 if nothing says so."""
+        """The newest version that is advertised or demanded; 0 if there is none."""
         return max(self.advertised or 0, self.demanded or 0)
 
     @property
     def newest(self) -> int:
-        """The newest version that is known or hoped for."""
+        """The newest version that has been seen, advertised or demanded."""
         return max(self.best, self.wanted)
 
 
@@ -86,9 +87,9 @@ class Choice:
     version: int
     is_cached: bool
     stale: bool
-    """Whether something newer should be there, but could not be had."""
+    """Whether there should be a newer version, which is not available."""
     by_patches: bool = False
-    """Whether it is not the cached CVD itself, but what the cached patches make of it."""
+    """Whether clients reach it from the cached CVD by the cached patches."""
 
 
 def must_probe(known: Known) -> bool:
@@ -102,39 +103,40 @@ def must_probe(known: Known) -> bool:
 
 
 def _pause(first: float, fruitless: int) -> float:
-    """Seconds until the next look at the origin's header: doubling while it has nothing new."""
+    """Seconds until the next request for the origin's header: doubled while it has nothing new."""
     doublings = min(max(0, fruitless - 1), 32)
     return max(first, min(first * float(2**doublings), LONGEST_RECHECK))
 
 
 def _is_news(known: Known) -> bool:
-    """Whether a version is wanted of which nobody had heard when the origin last answered."""
+    """Whether a version is wanted that nobody had heard of when the origin last answered."""
     best, advertised = known.best, known.advertised or 0
     heard = plausible(known.probed_advertised, best)
     if advertised != known.probed_advertised and advertised > max(best, heard):
         return True
-    # What a client demands may be invented: it is looked into at once if it is plausible.
+    # A client may demand an invented version; only a plausible one is looked into at once.
     return plausible(known.probed_for, best) < known.wanted <= best + PLAUSIBLE_LEAD
 
 
 def plausible(version: int, best: int) -> int:
-    """A version that somebody spoke of, 0 if it can't be: it must not make later news look old.
+    """The version itself, or 0 if it can't be right: a wrong one must not make later news look old.
 
     Args:
-        version: that DNS gave once, or a client demanded.
+        version: once advertised by DNS, or demanded by a client.
         best: the newest version that has been seen.
     """
     return version if version <= best + PLAUSIBLE_LEAD else 0
 
 
 def choose(known: Known) -> Choice | None:
-    """The one version of a database; None if there is none to be had.
+    """The one version of a database to serve; None if none is available.
 
-    To be called after the probe that `must_probe` asked for, whatever became of it.
+    Call it after the probe that `must_probe` asked for, whatever came of that.
     """
     if not known.best:
         return None
     seen = known.seen or 0
+    # While the newest can't be fetched, what is cached is served, as announced (29, 30).
     if seen > known.held and (known.can_fetch or not known.cached):
         return Choice(seen, is_cached=False, stale=False)
     if not known.cached:
@@ -145,11 +147,11 @@ def choose(known: Known) -> Choice | None:
 
 
 def shown_last_modified(origin: float | None, stime: int) -> float:
-    """The Last-Modified of a CVD that is sent to clients, in Unix seconds.
+    """The Last-Modified that is sent to clients with a CVD, in Unix seconds.
 
-    libcurl throws away a body whose Last-Modified is not after the If-Modified-Since that
-    freshclam sent, the build time of its own version (trap 7). The origin's value, the time of
-    the upload, is right for all kinds of clients (trap 8), and never before the build.
+    libcurl throws away a body whose Last-Modified is not later than the If-Modified-Since that freshclam
+    sent, the build time of its own version (trap 7). The origin's value, the time of the upload, is right
+    for all kinds of clients (trap 8), and is never before the build.
     """
     return max(origin or 0.0, float(stime))
 
@@ -157,16 +159,16 @@ def shown_last_modified(origin: float | None, stime: int) -> float:
 def is_not_modified(since: float, stime: int, last_modified: float, is_newest: bool) -> bool:
     """Whether a CVD is not newer than what the client has (traps 6 to 9, 30).
 
+    Between build and upload, the two kinds of clients can't be told apart. If the CVD is the newest there
+    is, nobody can have a newer one, so the client downloaded an older one before the upload. Otherwise
+    the client may have a newer one, which an older one must not replace.
+
     Args:
-        since: the client's If-Modified-Since: the build time of its own version, or for a
-            DatabaseCustomURL the time when it downloaded its copy.
+        since: the client's If-Modified-Since: the build time of its own version or, for a
+            DatabaseCustomURL, the time when it downloaded its copy.
         stime: build time of the CVD that would be served.
         last_modified: the Last-Modified that would be sent with it.
-        is_newest: whether that CVD is what is advertised.
-
-    Between build and upload the two kinds of clients can't be told apart. If the CVD is the
-    newest there is, nobody can have a newer one: the client downloaded an older one before the
-    upload. Otherwise it may have a newer one, which must not be replaced by an older one.
+        is_newest: whether that CVD is the advertised version.
     """
     if since >= last_modified or since == stime:
         return True
@@ -176,8 +178,8 @@ def is_not_modified(since: float, stime: int, last_modified: float, is_newest: b
 def negative_ttl(object_id: ObjectId, advertised: int | None) -> float:
     """Seconds for which a 404 is remembered (traps 16 and 23).
 
-    A patch near the advertised version is published late, one far below is gone. A signature
-    may be published after its CVD, and each freshclam 1.5 asks again at every check.
+    A patch near the advertised version is published late; one far below it is gone. A signature may be
+    published after its CVD, and every freshclam 1.5 asks for it again at each check.
     """
     if object_id.kind.is_signature:
         return 120.0

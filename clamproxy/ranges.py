@@ -1,7 +1,7 @@
 """Conditional and Range requests: which bytes of a representation answer a request.
 
-Pure: no I/O and no clock. RFC 9110 sections 13 and 14, with what freshclam does about the
-answers (protocol.md section 10, traps 11, 12, 14 and 37).
+Pure: no I/O and no clock. RFC 9110 sections 13 and 14, with regard to how freshclam reacts to the
+responses (protocol.md section 10, traps 11, 12, 14 and 37).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _EMPTY_SUFFIX = re.compile(r"\s*bytes\s*=\s*-0+\s*")
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """What validators and ranges are held against."""
+    """What validators and ranges are compared with."""
 
     size: int | None
-    """In bytes; None if only its beginning is known."""
+    """Size in bytes; None if only its beginning is known."""
     etag: str | None
-    """Opaque tag without quotes, always strong; None if its bytes aren't known for sure."""
+    """Opaque tag without quotes, always strong; None if the exact bytes aren't known."""
     last_modified: float | None = None
     """Unix seconds."""
 
     @property
     def headers(self) -> Headers:
-        """The validator fields that go with every answer about this representation."""
+        """The validator fields for every response about this representation."""
         headers = Headers([("Accept-Ranges", "bytes")])
         if self.etag is not None:
             headers["ETag"] = f'"{self.etag}"'
@@ -57,13 +57,13 @@ def select(
     *,
     method: str = "GET",
 ) -> Selection:
-    """Decide status and bytes.
+    """Decide on the status and the bytes.
 
     Args:
         headers: of the request.
         representation: the selected representation.
-        not_modified_since: whether nothing newer than the given If-Modified-Since time (Unix
-            seconds) is there; by default, the comparison with Last-Modified.
+        not_modified_since: whether there is nothing newer than the given If-Modified-Since (Unix
+            seconds); by default, Last-Modified is compared.
         method: ranges are defined for GET only (RFC 9110 14.2).
 
     Returns:
@@ -72,17 +72,17 @@ def select(
     if _is_not_modified(headers, representation, not_modified_since):
         return Selection(304)
     whole = Selection(200, 0, representation.size or 0)
-    # No range of an empty object is satisfiable, and a 416 is an error to freshclam while an
-    # empty cdiff is a valid answer: trap 12.
+    # No range of an empty object is satisfiable. But freshclam takes a 416 as an error, and an empty cdiff
+    # as a valid response: trap 12.
     if method != "GET" or representation.size == 0 or not _range_applies(headers, representation):
         return whole
     return _select_range(headers.get("Range", ""), representation.size) or whole
 
 
 def is_precondition_met(headers: Headers, representation: Representation) -> bool:
-    """Tell whether a request may be carried out as it wants the file to be: else the answer is 412.
+    """Whether If-Match and If-Unmodified-Since allow the request; if not, the response is 412.
 
-    For a server whose file it is; a cache leaves it to the origin (RFC 9110 13.2.2).
+    For origin servers only: a cache leaves these fields to the origin (RFC 9110 13.2.2).
     """
     if (if_match := _list_field(headers, "If-Match")) is not None:
         return representation.etag is None or parse_etags(if_match).contains(representation.etag)
@@ -105,7 +105,7 @@ def _is_not_modified(
 
 
 def _list_field(headers: Headers, name: str) -> str | None:
-    """A list, which may come in several fields (RFC 9110 5.3); None if there is none."""
+    """The value of a list field, which may be sent as several fields (RFC 9110 5.3); None if it is absent."""
     return ", ".join(headers.getlist(name)) if name in headers else None
 
 
@@ -114,18 +114,18 @@ def _range_applies(headers: Headers, representation: Representation) -> bool:
     if if_range is None:
         return True
     date = parse_http_date(if_range)
-    if date is not None:
+    if date is not None:  # only an exact match counts: RFC 9110 13.1.5
         return representation.last_modified is not None and int(representation.last_modified) == date
     # A weak tag never matches: RFC 9110 13.1.5.
     return representation.etag is not None and if_range.strip() == f'"{representation.etag}"'
 
 
 def _select_range(field: str, size: int | None) -> Selection | None:
-    """The single range that is asked for; None where the field is to be ignored."""
+    """The single range that is asked for; None if the field must be ignored."""
     if size is not None and _EMPTY_SUFFIX.fullmatch(field):
         return Selection(416, content_range=f"bytes */{size}")  # well-formed, never satisfiable
     parsed = parse_range_header(field)
-    # Several ranges at once are never sent by freshclam; the whole is a legal answer to them.
+    # freshclam never asks for several ranges at once; the whole is a legal response to them.
     if parsed is None or parsed.units != "bytes" or len(parsed.ranges) != 1:
         return None
     first, end = parsed.ranges[0]
@@ -139,7 +139,7 @@ def _select_range(field: str, size: int | None) -> Selection | None:
 
 
 def _select_of_unknown(first: int, end: int | None) -> Selection | None:
-    """A range that doesn't depend on the length; * stands for that in RFC 9110 14.4."""
+    """A range that doesn't depend on the length, for which RFC 9110 14.4 writes ``*``."""
     if first < 0 or end is None:
         return None
     return Selection(206, first, end - first, f"bytes {first}-{end - 1}/*")

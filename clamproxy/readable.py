@@ -1,4 +1,4 @@
-"""Figures for people: sizes, times, spans and counts, in the same words wherever they are shown."""
+"""Figures for people: sizes, times, spans and counts in the same form wherever they are shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def shown_size(value: float) -> str:
-    """Bytes: ``512 B``, ``1.5 MiB``."""
+    """A number of bytes as ``512 B`` or ``1.5 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
@@ -17,28 +17,28 @@ def shown_size(value: float) -> str:
 
 
 def shown_share(value: float | None) -> str:
-    """A share from 0 to 1: ``97.4%``; only what is perfect is called 100%. None: there is none."""
+    """A share from 0 to 1 as ``97.4%``, and as 100% only if it is exactly 1; ``-`` for None."""
     if value is None:
         return "-"
     return f"{value:.0%}" if value in (0, 1) else f"{min(value * 100, 99.9):.1f}%"
 
 
 def shown_time(seconds: float | None, *, exact: bool = False) -> str:
-    """A moment, in the zone of this machine: ``2026-11-22 08:05``.
+    """A moment in this machine's time zone as ``2026-11-22 08:05``.
 
     Args:
-        seconds: Unix time; None if there is none.
-        exact: whether to show its seconds.
+        seconds: Unix time; ``-`` is shown for None.
+        exact: whether to show the seconds as well.
     """
     form = "%Y-%m-%d %H:%M:%S" if exact else "%Y-%m-%d %H:%M"
     try:
         return "-" if seconds is None else time.strftime(form, time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):  # what no clock has ever shown
+    except (OverflowError, ValueError, OSError):  # out of range
         return "?"
 
 
 def shown_span(seconds: float) -> str:
-    """A span of time, in the largest unit of which it has two: ``2 d``, ``90 min``; or ``a moment``."""
+    """A span of time in the largest unit of which there are two: ``2 d``, ``90 min``; or ``a moment``."""
     seconds = round(seconds)
     for length, unit in _SPANS:
         if seconds >= 2 * length:
@@ -47,21 +47,19 @@ def shown_span(seconds: float) -> str:
 
 
 def shown_count(number: int, noun: str) -> str:
-    """A number of things: ``1 file``, ``2,000 files``.
+    """A number of things as ``1 file`` or ``2,000 files``.
 
     Args:
-        number: how many.
-        noun: of one; more of them end in s.
+        noun: the singular; the plural must end in s.
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def shortened(text: str, length: int) -> str:
-    """A text that may be too long, cut between two words where it has some.
+    """A text shortened, if necessary, at the end of a word if there is one.
 
     Args:
-        text: the text.
-        length: characters that are shown at most, with the sign that there were more.
+        length: characters to show at most, including the sign that there were more.
     """
     if len(text) <= length:
         return text

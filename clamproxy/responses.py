@@ -1,4 +1,4 @@
-"""What all responses have in common, whoever makes them."""
+"""What all responses have in common, wherever they are made."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clamproxy.messages import CACHE_STATUS, Body, Response, Result, Source
 from clamproxy.ranges import Selection
 
 IN_MEMORY = 128 * KIB
-"""Bodies up to this size are read at once; longer ones are moved from disk to the socket. A cdiff of daily
-has some 50 KiB, a signature 10."""
+"""Bodies up to this many bytes are read at once; longer ones are sent from disk. A cdiff of daily has some
+50 KiB, a signature 10."""
 
 
 def plain(status: int, result: Result, reason: str, version: int | None = None) -> Response:
-    """A short answer in words."""
+    """A short response in plain text."""
     text = f"clamproxy: {reason}\n".encode("ascii", "backslashreplace")
     response = Response(status, result, body=text, version=version, reason=reason)
     response.headers["Content-Type"] = "text/plain; charset=utf-8"
@@ -31,8 +31,8 @@ def describe(headers: Headers, selection: Selection, size: int | None) -> None:
 
     Args:
         headers: of the response.
-        selection: the part.
-        size: of the whole, in bytes; None: unknown. A HEAD need not tell that (RFC 9110 8.6).
+        size: of the whole representation in bytes; None if unknown. The response to a HEAD need not tell
+            it (RFC 9110 8.6).
     """
     if selection.status != 304 and not (selection.status == 200 and size is None):
         headers["Content-Length"] = str(selection.length)
@@ -41,13 +41,13 @@ def describe(headers: Headers, selection: Selection, size: int | None) -> None:
 
 
 def content(source: Source, start: int, length: int, *, is_arriving: bool) -> bytes | Body:
-    """Bytes of a source, or the span of it that is to be sent from there.
+    """Bytes of a source, or the span of it to send later.
 
     Args:
         source: closed here unless it is part of what is returned.
         start: offset of the first byte.
-        length: how many; 0 for the answer to a HEAD, say.
-        is_arriving: whether some of the bytes may not be here yet.
+        length: how many bytes; 0 for the response to a HEAD, for example.
+        is_arriving: whether some of the bytes may not have arrived yet.
     """
     if length and (is_arriving or length > IN_MEMORY):
         return Body(source, start, length)
@@ -58,18 +58,18 @@ def content(source: Source, start: int, length: int, *, is_arriving: bool) -> by
 
 
 def complete(response: Response, method: str, via: str | None = None) -> None:
-    """Add the fields that every response carries, and drop content that its method or status doesn't allow.
+    """Add the fields that every response has, and drop content that its method or status doesn't allow.
 
     Args:
-        response: is changed. A Date or Cache-Status that it already has is kept.
+        response: changed in place. A Date or Cache-Status that it already has is kept.
         method: of the request.
-        via: what the gateway adds to Via; None where it is no proxy.
+        via: what the gateway adds to Via; None if it doesn't act as a proxy.
     """
     if response.is_complete:
         return
     response.is_complete = True
     headers = response.headers
-    there = {name.lower() for name, _ in headers}  # each look-up in `headers` would go through all of them
+    there = {name.lower() for name, _ in headers}  # each lookup in `headers` would search all of them
     if "cache-status" not in there:
         headers.add("Cache-Status", CACHE_STATUS[response.result])
     if "date" not in there:
@@ -79,7 +79,7 @@ def complete(response: Response, method: str, via: str | None = None) -> None:
     elif via is not None:
         headers.add("Via", via)
     has_content = response.status not in (204, 304)
-    # The answer to a HEAD may leave out a length that isn't known (RFC 9110 8.6).
+    # The response to a HEAD may omit an unknown length (RFC 9110 8.6).
     if has_content and (response.length or method != "HEAD") and "content-length" not in there:
         headers.add("Content-Length", str(response.length))
     if not has_content or method == "HEAD":

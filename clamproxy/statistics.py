@@ -1,4 +1,4 @@
-"""Statistics: exact counters that survive a restart, and the picture of the whole gateway."""
+"""Statistics: exact counters that survive a restart, and the figures about the whole gateway."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from clamproxy.releases.stuck import stuck_patches
 from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1
-"""Seconds from a change until it is on disk, where `clamproxy stats` reads it."""
+"""Seconds until a change is on disk, where `clamproxy stats` reads it."""
 FLUSH_DELAY_AFTER_ERROR = 10.0
-"""The same while the disk is full, say."""
+"""Seconds until the next attempt while writing fails, for example because the disk is full."""
 
 LONGEST_SILENCE = 86400.0
-"""Seconds for which what DNS has said counts more than the origin's own header."""
+"""For this many seconds, what DNS has said counts more than the origin's own header."""
 
 COUNTER_OF_RESULT = {
     Result.HIT: "hits",
@@ -60,11 +60,11 @@ class Stats:
         self._delay = FLUSH_DELAY
 
     def count_request(self, result: Result, length: int) -> None:
-        """A request has been answered with so many bytes of content."""
+        """Count a request that was answered with `length` bytes of content."""
         self._add({"requests": 1, COUNTER_OF_RESULT[result]: 1, "bytes_served": length})
 
     def count_feed_request(self, result: Result, length: int) -> None:
-        """The same for a request on another feed's host; they are counted apart."""
+        """Count a request to another feed's host; these are counted separately."""
         amounts = {"feed_requests": 1, "feed_bytes_served": length}
         if result is Result.ERROR:
             amounts["feed_errors"] = 1
@@ -73,11 +73,11 @@ class Stats:
         self._add(amounts)
 
     def count_upstream(self, requests: int, length: int) -> None:
-        """The origin has been asked, or has sent so many bytes of content."""
+        """Count requests to the origin, or bytes of content from it."""
         self._add({"upstream_requests": requests, "upstream_bytes": length})
 
     def count_feed_upstream(self, requests: int, length: int) -> None:
-        """A feed has been asked, or has sent so many bytes."""
+        """Count requests to a feed, or bytes from it."""
         self._add({"feed_upstream_requests": requests, "feed_upstream_bytes": length})
 
     def flush(self) -> None:
@@ -94,12 +94,12 @@ class Stats:
             is_written = self._store.add_to_counters(amounts)
         finally:
             self._delay = FLUSH_DELAY if is_written else FLUSH_DELAY_AFTER_ERROR
-            if not is_written:
+            if not is_written:  # count it again, for the next attempt
                 self._add(amounts)
 
     def _add(self, amounts: dict[str, int]) -> None:
         with self._lock:
-            first = not self._pending
+            first = not self._pending  # then one flush is scheduled, for everything until then
             for name, amount in amounts.items():
                 self._pending[name] += amount
         if first and not self._loop.is_closed():
@@ -107,10 +107,10 @@ class Stats:
 
 
 def snapshot(store: Store) -> dict[str, Any]:
-    """The statistics as the store has them, whether the proxy runs or not. Blocks.
+    """The statistics in the store, whether or not the proxy is running. Blocks.
 
     Returns:
-        The keys that design.md fixes, and some more. Times are Unix seconds, sizes bytes.
+        The keys that design.md fixes, and some more. Times are in Unix seconds, sizes in bytes.
     """
     counters = store.counters()
     sizes = store.sizes()
@@ -144,7 +144,7 @@ def snapshot(store: Store) -> dict[str, Any]:
 
 
 def _storage(store: Store) -> dict[str, Any]:
-    """What is wrong with the disk: each None if nothing is."""
+    """What is wrong with each disk; None if nothing is."""
     cache, records = store.condition.state, store.records.condition.state
     return {
         "cache": None if cache is None else {"state": str(cache.trouble), "reason": cache.reason},
@@ -156,9 +156,9 @@ def _storage(store: Store) -> dict[str, Any]:
 def _ratios(counters: Mapping[str, int]) -> dict[str, float | None]:
     """Hit ratios from 0 to 1; None while there is nothing to divide by.
 
-    By requests: answers that cost the origin nothing, out of these, the misses and the errors. What the
-    cache has no say in, refused and passed, is left out. By bytes: what was served without fetching it,
-    out of what was served; 0 where more was fetched, ahead of the machines.
+    By requests: responses that cost the origin nothing, divided by these plus misses and errors. Requests
+    in which the cache has no say, refused or passed through, are left out. By bytes: the share of the
+    bytes served that was not fetched for it; 0 if more was fetched, in advance of the machines.
     """
     free = sum(counters.get(name, 0) for name in map(COUNTER_OF_RESULT.__getitem__, FROM_CACHE))
     asked = free + counters.get("misses", 0) + counters.get("errors", 0)
@@ -172,7 +172,7 @@ def _ratios(counters: Mapping[str, int]) -> dict[str, float | None]:
 def advertised_versions(store: Store) -> dict[str, int]:
     """The version of each database that is known to be advertised. Blocks.
 
-    By DNS; where that is silent for a day or not asked, by the header of the CVD at the origin.
+    By DNS; if DNS isn't asked or has been silent for a day, by the header of the CVD at the origin.
     """
     versions = {database: _probed_version(note) for database, note in store.notes("head/").items()}
     for database, note in store.notes("advertised/").items():
@@ -198,7 +198,7 @@ def _ends_after(cooldown: Any, now: float) -> bool:
 
 
 def _budget(store: Store) -> dict[str, Any]:
-    """How often each file was asked of the origin within the last hour, by its path."""
+    """How often the origin was asked for each file within the last hour, by path."""
     now = time.time()
     used = {
         path: sum(1 for at in times if isinstance(at, int | float) and now - at < WINDOW)

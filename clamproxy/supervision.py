@@ -1,7 +1,7 @@
-"""What the service manager is told: sd_notify(3) of systemd, and its watchdog.
+"""What the service manager is told, by systemd's sd_notify(3), and its watchdog.
 
 The protocol is a datagram of ``NAME=value`` lines to the socket that ``NOTIFY_SOCKET`` names. Without
-that variable, everything here does nothing.
+that variable, nothing here does anything.
 """
 
 from __future__ import annotations
@@ -18,48 +18,46 @@ logger = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Tells the service manager what the process does, and that its event loop still turns."""
+    """Tells the service manager what the process does, and that its event loop is still alive.
+
+    Args:
+        environ: the environment, as the service manager has set it.
+    """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Prepare.
-
-        Args:
-            environ: the environment, as the service manager has set it.
-        """
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self.watchdog_interval = _interval(environ) if self._address is not None else None
-        """Seconds between two signs of life, None if nobody waits for them."""
+        """Seconds between two signs of life; None if none are expected."""
         self._task: asyncio.Task[None] | None = None
         self._failed = False
 
     def ready(self, status: str = "") -> None:
-        """The process does its work, for the first time or with what it has read anew.
+        """The process has started, or works with a new configuration.
 
         Args:
-            status: one line that ``systemctl status`` shows.
+            status: one line for ``systemctl status``.
         """
         self._tell("READY=1", status)
 
     def reloading(self, status: str = "Reading the configuration anew") -> None:
-        """The configuration is being read; `ready` has to follow, however that ends."""
-        # CLOCK_MONOTONIC: systemd 253 and later match it with their own request (sd_notify(3)).
+        """The configuration is being read; `ready` must follow, however that ends."""
+        # CLOCK_MONOTONIC, which systemd 253 and later compare with the time of their request (sd_notify(3)).
         self._tell(
             f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}", status
         )
 
     def stopping(self, status: str = "Stopping") -> None:
-        """The process is about to end."""
         self._tell("STOPPING=1", status)
 
     def start(self) -> None:
-        """Give signs of life from the running event loop, until `stop`. A loop that hangs gives none."""
+        """Give signs of life from the running event loop until `stop`. A loop that hangs gives none."""
         if self.watchdog_interval is not None and self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._give_signs(self.watchdog_interval), name="watchdog of the service manager"
             )
 
     def stop(self) -> None:
-        """No more signs of life; once systemd knows that the process stops it doesn't wait for any."""
+        """Give no more signs of life; systemd expects none once it knows that the process is stopping."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -89,7 +87,7 @@ class Supervisor:
 
 
 def _address(name: str) -> str | None:
-    """The socket's address: a path, or ``@name`` for Linux's abstract ones; others are not for us."""
+    """The socket's address: a path, or ``@name`` for Linux's abstract ones; other forms are ignored."""
     if name.startswith("@"):
         return "\0" + name[1:]
     return name if name.startswith("/") else None

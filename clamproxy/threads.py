@@ -1,4 +1,4 @@
-"""Threads: blocking work that must not hold up the event loop, nor the end of the process."""
+"""Threads for blocking work, which must hold up neither the event loop nor the end of the process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def in_thread[T](name: str, function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a function in a daemon thread of its own.
+    """Run a function in its own daemon thread.
 
-    asyncio.to_thread would make the end of the process wait for a connection that hangs.
-    Cancelling the future abandons the thread; it can't be stopped from outside.
+    With asyncio.to_thread, a connection that hangs would keep the process from ending. Cancelling the
+    future abandons the thread, which can't be stopped from outside.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -43,24 +43,23 @@ def in_thread[T](name: str, function: Callable[[], T]) -> asyncio.Future[T]:
 
 
 class Writer:
-    """The one thread that writes to the store: in order, without locking itself out."""
+    """The only thread that writes to the store, in order: several threads would wait for each other's locks.
+
+    Args:
+        explains: is given the error of a function that nobody waits for; returns whether it has logged
+            it, as trouble with the disk.
+    """
 
     def __init__(self, explains: Callable[[BaseException], bool] = lambda _: False) -> None:
-        """Start without work.
-
-        Args:
-            explains: is given what a function raised that nobody waits for; whether that has been
-                logged, as trouble of the disk.
-        """
         self._executor = ThreadPoolExecutor(1, "clamproxy-store")
         self._explains = explains
 
     async def run[T](self, function: Callable[[], T]) -> T:
-        """Run a function after all that were handed in before, and wait for it."""
+        """Run a function after everything submitted before, and wait for it."""
         return await asyncio.wrap_future(self._executor.submit(function))
 
     def submit(self, function: Callable[[], object]) -> None:
-        """Run a function some time soon; what it raises is logged."""
+        """Run a function soon; an error is logged."""
 
         def run() -> None:
             try:
@@ -73,5 +72,5 @@ class Writer:
             self._executor.submit(run)
 
     def close(self) -> None:
-        """Finish what was handed in; this takes milliseconds."""
+        """Finish what has been submitted; this takes milliseconds."""
         self._executor.shutdown(wait=True)

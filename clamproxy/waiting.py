@@ -1,4 +1,4 @@
-"""Waiting for what nobody announces."""
+"""Waiting for changes that nothing announces."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import suppress
 
 
 async def wait_while(condition: Callable[[], object], limit: float, every: float) -> None:
-    """Look again and again while something holds.
+    """Wait while a condition holds, by checking it repeatedly.
 
-    For what several parts decide together, or another program's: no event tells of its end.
+    For conditions that depend on several parts, or on another program: no event tells when they end.
 
     Args:
-        condition: whether to go on waiting. Quick.
-        limit: seconds after which that is enough.
-        every: seconds between looks.
+        condition: whether to go on waiting. Must be quick.
+        limit: seconds after which to stop waiting in any case.
+        every: seconds between checks.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):

@@ -1,1 +1,1 @@
-"""The contenders: servers that a site may put in front of its machines, each in a module of its own."""
+"""The contenders: servers that a site may put in front of its machines, each in its own module."""

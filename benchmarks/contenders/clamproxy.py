@@ -1,4 +1,4 @@
-"""clamproxy as it is shipped, except for directories, port, origin and DNS server."""
+"""clamproxy as shipped, except for directories, port, origin and DNS server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clamproxy.config.settings import ServingSection
 from tests.support.gateway import free_ports
 
 ADDON = PROJECT / "tests" / "support" / "forged_addon.py"
-"""clamproxy, made to trust the test keys; which keys are trusted is decided in code alone."""
+"""clamproxy, made to trust the test keys; only code can change which keys are trusted."""
 
 
 class Clamproxy:
@@ -47,10 +47,10 @@ class Clamproxy:
             *("--listen-host", "127.0.0.1", "-p", str(port)),
             *("--set", f"clamproxy_config={work}/proxy.yaml", "--set", f"confdir={work}/confdir"),
         ]
-        # The user's own settings must not get into the run.
+        # The user's own settings must not affect the run.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLAMPROXY_")}
         environment = {**inherited, "PYTHONPATH": str(PROJECT), "CLAMPROXY_TEST_KEYS": str(mirror.keys)}
-        # A name that no database has is a 404 from the gateway itself: the origin isn't asked.
+        # For a name that isn't a database's, the gateway itself responds 404, without asking the origin.
         ready = f"http://{HOST}/ready"
         with running(command, work, lambda: answers(port, ready), environment) as process:
             yield Server(

@@ -19,7 +19,7 @@ class Server:
     Attributes:
         name: of the contender.
         process: its processes.
-        machine: how machines reach it; by CONNECT if it can answer that from its cache.
+        machine: how machines reach it; by CONNECT if it can serve that from its cache.
         plain: how plain HTTP reaches it: absolute-form if it is a proxy, else origin-form.
         tls: how TLS reaches it; None if it has none.
         mimic: the same, on a port where it first connects to the mirror, to mimic its certificate.
@@ -44,7 +44,7 @@ class Contender(Protocol):
         """Why it can't be started here; empty if it can."""
 
     def version(self) -> str:
-        """What it calls itself, and the facts about its configuration that matter."""
+        """Its version, and the facts about its configuration that matter."""
 
     def start(
         self, mirror: Mirror, work: Path, *, always_fresh: bool = False

@@ -1,4 +1,4 @@
-"""nginx as a caching reverse proxy: the obvious choice for a site that can change its machines' mirror."""
+"""nginx as a caching reverse proxy: the obvious choice for sites that can change their machines' mirror."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's processes: how they are started, measured by means of /proc, and stopped."""
+"""A server's processes: starting them, measuring them by means of /proc, and stopping them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether the first process runs."""
+        """Whether the first process is running."""
         return self._process.poll() is None
 
     def cpu_seconds(self) -> float:
-        """Processor time since the start, of all processes and threads, also of those that ended."""
+        """Processor time since the start, of all processes and threads, including those that have ended."""
         total = 0
         for pid in self._pids():
             # proc(5): after the name in brackets, utime, stime, cutime and cstime are 11 fields on.
@@ -51,11 +51,11 @@ class Process:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_mib(self) -> float:
-        """Peak resident memory since `reset_peak`, of all processes added up."""
+        """Peak resident memory since `reset_peak`, of all processes together."""
         return self._memory("VmHWM")
 
     def resident_mib(self) -> float:
-        """Resident memory now, of all processes added up."""
+        """Resident memory now, of all processes together."""
         return self._memory("VmRSS")
 
     def _memory(self, name: str) -> float:
@@ -77,17 +77,17 @@ class Process:
 
 
 def find_program(name: str) -> str | None:
-    """The path of a server; these are often outside an ordinary user's PATH. None if it isn't installed."""
+    """The path of a server, which is often outside an ordinary user's PATH; None if it isn't installed."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
 
 def program(name: str) -> str:
-    """The path of a server that is installed."""
+    """The path of an installed server."""
     return find_program(name) or name
 
 
 def answers(port: int, url: str) -> bool:
-    """Whether a server answers a request with anything but a failure of its own."""
+    """Whether a server responds with anything but a failure of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", url, headers={"Host": HOST, "Connection": "close"})
@@ -110,7 +110,7 @@ def running(
     Args:
         command: must stay in the foreground.
         work: where its output goes, into ``output.log``.
-        ready: whether it serves.
+        ready: whether it is serving.
         environment: replaces this process's; None to inherit that.
 
     Raises:

@@ -1,7 +1,7 @@
-"""squid as a caching forward proxy, with two ports that open TLS (ssl-bump), each in another way.
+"""squid as a caching forward proxy, with two ports that open TLS (ssl-bump) in different ways.
 
-One opens TLS at once, with a certificate for the name in CONNECT. The other follows squid's documentation: it
-connects to the mirror first, to mimic its certificate.
+One opens TLS at once, with a certificate for the name in CONNECT. The other follows squid's
+documentation: it connects to the mirror first, to mimic its certificate.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tests.support.gateway import free_ports
 
 _CERTIFICATES = Path("/usr/lib/squid/security_file_certgen")
 _USER = "proxy"
-"""The user that Debian's squid runs as when root starts it."""
+"""Debian's squid runs as this user when root starts it."""
 
-# By default the extras include the client's name, for which squid would ask DNS.
+# The default of the extras includes the client's name, for which squid would ask DNS.
 _CONFIG = r"""
 http_port 127.0.0.1:{plain}
 http_port 127.0.0.1:{tls} ssl-bump generate-host-certificates=on tls-cert={work}/ca-and-key.pem
@@ -74,7 +74,7 @@ refresh_pattern . {minutes} 100% {minutes} override-lastmod
 
 
 class Squid:
-    """Caches in memory, collapses requests and finishes what a client began: squid's best, measured."""
+    """Caches in memory, collapses requests and finishes what a client began: the best that was measured."""
 
     name = "squid"
 
@@ -121,7 +121,7 @@ class Squid:
         with running(command, work, lambda: answers(plain, ready) and answers(tls, ready)) as process:
             way = Entry(plain, Form.ABSOLUTE)
             secure, mimic = (Entry(port, Form.TUNNEL, str(work / "ca.pem")) for port in (tls, mimicking))
-            # An https URL is fetched from port 443, which not every user's mirror can have.
+            # squid fetches https URLs from port 443, where not every user may let the mirror listen.
             if mirror.tls_address:
                 yield Server(self.name, process, way, way, secure, mimic)
             else:
@@ -129,7 +129,7 @@ class Squid:
 
 
 def _give_away(work: Path) -> None:
-    """Make squid's user the owner of the directory and what is in it."""
+    """Make squid's user the owner of the directory and of everything in it."""
     user = pwd.getpwnam(_USER)
     for path in (work, *work.rglob("*")):
         shutil.chown(path, user.pw_uid, user.pw_gid)

@@ -1,1 +1,1 @@
-"""The load: machines that ask as freshclam does, cheap enough that the server is the limit."""
+"""The load: machines that send freshclam's requests, cheap enough that the server is the limit."""

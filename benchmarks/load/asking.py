@@ -10,7 +10,7 @@ HOST = "database.clamav.net"
 
 
 class Form(StrEnum):
-    """How a request names what it wants (RFC 9112, 3.2)."""
+    """How a request names its target (RFC 9112, 3.2)."""
 
     ORIGIN = "origin-form"
     """``GET /path``: the server is the mirror."""
@@ -22,11 +22,11 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One way into a server.
+    """One way to reach a server.
 
     Attributes:
         port: on 127.0.0.1.
-        form: of the requests.
+        form: the form of the requests.
         ca_file: certificates to trust; None for plain HTTP.
     """
 
@@ -37,14 +37,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """One request, and what its answer has to be.
+    """One request, and what the response must be.
 
     Attributes:
         path: the path in the URL.
         size: bytes of the body; None for whatever is announced.
         sha256: hex digest of the body, for a machine that checks it.
-        probe: ask for the first 512 bytes only, as freshclam does to learn the version.
-        version: the least version in the header of the CVD; an older one is stale.
+        probe: ask only for the first 512 bytes, as freshclam does to learn the version.
+        version: the lowest acceptable version in the header of the CVD; an older one is stale.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Fetch:
 
 
 def agent() -> str:
-    """The User-Agent of one more machine, with a new UUID (protocol.md 1.1)."""
+    """The User-Agent of another machine, with a new UUID (protocol.md 1.1)."""
     return f"ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: {uuid.uuid4()})"
 
 
@@ -73,7 +73,7 @@ def tunnel_request(entry: Entry, user_agent: str) -> bytes:
 
 
 def request(entry: Entry, fetch: Fetch, user_agent: str, *, keep_alive: bool = False) -> bytes:
-    """The head of a GET, its fields in freshclam's order (protocol.md 1.1)."""
+    """The head of a GET, with the fields in freshclam's order (protocol.md 1.1)."""
     absolute = entry.form is Form.ABSOLUTE
     url = f"http://{HOST}{fetch.path}" if absolute else fetch.path
     return _head(

@@ -1,4 +1,4 @@
-"""The processes that the machines run in, and what comes of a load."""
+"""The processes that the machines run in, and the outcome of a load."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from benchmarks.load.machine import FetchError, Machine, Tally
 
 PROCESSES = 2
 GIVE_UP = 180.0
-"""Seconds after which machines that haven't ended are counted as failed."""
+"""Seconds after which machines that haven't finished count as failed."""
 
 _HEAD_START = 0.05
-"""Seconds between handing out a run and its start, so that all processes start together."""
+"""Seconds between handing out a run and its start, so that all processes start at the same time."""
 _SPARE_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A number of machines that start at once, each with an address of its own.
+    """A number of machines that start at once, each with its own address.
 
     Attributes:
         entry: how they reach the server.
-        scripts: what they ask for, one after the other: the first machine has the first script, and so on.
+        scripts: what each machine asks for, in order: the first machine has the first script, and so on.
         machines: how many.
-        keep_alive: each machine keeps its connection for all requests, instead of opening one for each.
-        seconds: the machines repeat their scripts for so long; None: they go through them once.
+        keep_alive: each machine uses one connection for all requests, instead of one for each.
+        seconds: how long the machines repeat their scripts; None: they go through them once.
         verify: one machine checks SHA-256, for which it has to copy and hash what it reads.
     """
 
@@ -50,17 +50,18 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a load.
+    """The outcome of a load.
 
     Attributes:
         machines: how many there were.
-        done: how many of them ended without a failure.
-        requests: that were answered as they should be.
+        done: how many of them finished without a failure.
+        requests: how many got the right response.
         size: bytes of all bodies.
         failures: by kind.
         wall: seconds from the start to the end of the last machine.
-        cpu: seconds of processor time that the machines took.
-        first_bytes: for each request, seconds from before its connection to the first bytes of the answer.
+        cpu: processor time used by the machines, in seconds.
+        first_bytes: for each request, seconds from before its connection to the first bytes of the
+            response.
     """
 
     machines: int
@@ -74,13 +75,13 @@ class Outcome:
 
     @property
     def first_byte(self) -> float:
-        """Median seconds to the first byte; 0 if there was none."""
+        """Median time to the first byte, in seconds; 0 if there was none."""
         return statistics.median(self.first_bytes) if self.first_bytes else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """One process's part of an outcome; times in seconds of the machine's monotonic clock."""
+    """One process's part of an outcome; times in seconds of the computer's monotonic clock."""
 
     tally: Tally
     start: float
@@ -89,7 +90,7 @@ class _Share:
 
 
 class _Loop:
-    """One epoll loop for all machines of a process, with nothing between it and them."""
+    """One epoll loop for all machines of a process, with nothing in between."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -97,7 +98,7 @@ class _Loop:
         self._unfinished: set[Machine] = set()
 
     def watch(self, machine: Machine, fd: int, events: int) -> None:
-        # A socket leaves the set of the epoll by itself when it is closed.
+        # epoll removes a socket by itself when it is closed.
         self._by_fd[fd] = machine
         self._epoll.register(fd, events)
 
@@ -105,16 +106,16 @@ class _Loop:
         self._epoll.modify(fd, events)
 
     def run(self, machines: list[Machine], give_up: float) -> None:
-        """Run the machines to their ends; those that haven't ended by `give_up` have failed."""
+        """Run all machines to their end; those that haven't finished by `give_up` have failed."""
         self._unfinished.update(machines)
         for machine in machines:
             self._step(machine)
-        by_fd, poll, looked = self._by_fd, self._epoll.poll, time.monotonic()
+        by_fd, poll, checked_at = self._by_fd, self._epoll.poll, time.monotonic()
         while self._unfinished:
             for fd, _ in poll(1.0):
                 self._step(by_fd[fd])
-            if (now := time.monotonic()) - looked > 1:
-                looked = now
+            if (now := time.monotonic()) - checked_at > 1:
+                checked_at = now
                 self._end_the_late(now, give_up)
         self._epoll.close()
 
@@ -133,7 +134,7 @@ class _Loop:
 
 
 def _address(index: int) -> str:
-    """An address of the loopback network for each machine."""
+    """A different loopback address for each machine."""
     return f"127.{64 + (index >> 16)}.{index >> 8 & 255}.{index & 255}"
 
 
@@ -173,7 +174,7 @@ def allow_files() -> int:
 
 
 def most_machines() -> int:
-    """How many connections a server of one process can hold."""
+    """How many connections a single-process server can hold."""
     return allow_files() - _SPARE_FILES
 
 
@@ -199,7 +200,7 @@ class LoadGenerator:
         """Run the machines of a load, half of them in each process."""
         half = -(-load.machines // PROCESSES)
         parts = [(first, min(half, load.machines - first)) for first in range(0, load.machines, half)]
-        # Building thousands of machines takes a moment, too.
+        # Creating thousands of machines takes a moment as well.
         start_at = time.monotonic() + _HEAD_START + load.machines * 30e-6
         jobs = [self._pool.submit(_run_share, load, *part, start_at) for part in parts]
         shares = [job.result(GIVE_UP + 60) for job in jobs]

@@ -1,4 +1,4 @@
-"""A machine: a client with an address of its own, written as a generator that one epoll loop drives."""
+"""A machine: a client with its own address, written as a generator that an epoll loop drives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from benchmarks.load.asking import HOST, Entry, Fetch, agent, request, tunnel_re
 from clamproxy.formats.header import HEADER_SIZE
 
 CONNECT_TIMEOUT = 30.0
-"""Seconds until the tunnel, or TLS, must stand (freshclam's ConnectTimeout, protocol.md 1.1)."""
+"""Seconds until the tunnel, or TLS, must be established (freshclam's ConnectTimeout, protocol.md 1.1)."""
 RECEIVE_TIMEOUT = 60.0
 """Seconds without a byte after which a machine gives up (ReceiveTimeout)."""
 
 _HEAD_LIMIT = 1 << 16
 _RECORD = 1 << 14
-"""Bytes of the largest TLS record. Records are read whole: epoll doesn't know of the rest of one."""
+"""Size of the largest TLS record. Records are read whole, as epoll doesn't know about an unread rest."""
 _TLS_BITES = 16
-"""TLS records that one machine reads before the next has its turn."""
+"""How many TLS records a machine reads before it is the next one's turn."""
 _BUFFER = memoryview(bytearray(1 << 20))
 _BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 
@@ -33,7 +33,7 @@ type Steps = Generator[None, None, None]
 
 
 class FetchError(Exception):
-    """A request that failed. The message is the kind of failure under which it is counted."""
+    """A request that failed. The message is the kind of failure that is counted."""
 
 
 class Watcher(Protocol):
@@ -51,11 +51,12 @@ class Tally:
     """What the machines of one process have done.
 
     Attributes:
-        done: machines that ended without a failure.
-        requests: that were answered as they should be.
+        done: machines that finished without a failure.
+        requests: how many got the right response.
         size: bytes of their bodies.
         failures: by kind.
-        first_bytes: for each request, seconds from before its connection to the first bytes of the answer.
+        first_bytes: for each request, seconds from before its connection to the first bytes of the
+            response.
     """
 
     done: int = 0
@@ -66,12 +67,23 @@ class Tally:
 
 
 class Machine:
-    """Fetches some objects, one after the other, once or again and again.
+    """Fetches some objects, one after the other, once or repeatedly.
+
+    Args:
+        loop: wakes it.
+        entry: how it reaches the server.
+        fetches: what it asks for, in this order.
+        tally: counts what it has done.
+        address: its own address.
+        tls: for an entry with TLS.
+        keep_alive: use one connection for all requests; freshclam opens one for each.
+        until: repeat everything until then, in monotonic seconds; None: do it once.
+        verify: check SHA-256.
 
     Attributes:
-        steps: what it does.
+        steps: what it does; nothing happens before the first step.
         phase: what it waits for: connect or receive.
-        deadline: when that has taken too long, in seconds of the monotonic clock.
+        deadline: when that has taken too long, in monotonic seconds.
     """
 
     def __init__(
@@ -87,19 +99,6 @@ class Machine:
         until: float | None = None,
         verify: bool = False,
     ) -> None:
-        """Describe a machine; it does nothing before the first of its steps.
-
-        Args:
-            loop: what wakes it.
-            entry: how it reaches the server.
-            fetches: what it asks for, in this order.
-            tally: where it counts.
-            address: its own address.
-            tls: for an entry with TLS.
-            keep_alive: use one connection for all requests; freshclam opens one for each.
-            until: repeat everything until then, in seconds of the monotonic clock; None: do it once.
-            verify: check SHA-256.
-        """
         user_agent = agent()
         self.steps = self._run()
         self.phase = "connect"
@@ -117,7 +116,7 @@ class Machine:
         self._sock: socket.socket | None = None
 
     def _run(self) -> Steps:
-        """Fetch everything. A failure is counted and ends the machine: nothing is tried again."""
+        """Fetch everything. A failure is counted and ends the machine: nothing is retried."""
         try:
             while True:
                 for fetch, head in self._asked:
@@ -137,7 +136,7 @@ class Machine:
         sock = self._sock
         if sock is None:
             self.phase, self.deadline = "connect", start + CONNECT_TIMEOUT
-            # What needs neither tunnel nor TLS goes out with the connection's first segment.
+            # Without tunnel and TLS, the request is sent with the connection's first segment.
             early = not self._tunnel and not self._tls
             sock = yield from self._connect(head if early else self._tunnel)
             if not early:
@@ -156,14 +155,14 @@ class Machine:
             self._close()
 
     def _connect(self, first: bytes) -> Generator[None, None, socket.socket]:
-        """Open a connection with its tunnel and TLS, if it has any. `first` is sent before those."""
+        """Open a connection, with its tunnel and TLS if it has any; `first` is sent before TLS."""
         sock = self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        # The port is chosen on connecting, so that only pairs of addresses must differ (ip(7)).
+        # The port is chosen when connecting, so that only the pairs of addresses must differ (ip(7)).
         sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
         sock.bind((self._address, 0))
         sock.connect_ex(("127.0.0.1", self._entry.port))
         try:
-            # Over loopback the connection usually stands by now.
+            # Over loopback, the connection is usually established by now.
             sock.send(first)
             self._loop.watch(self, sock.fileno(), select.EPOLLIN)
         except BlockingIOError:
@@ -192,7 +191,7 @@ class Machine:
 
     @staticmethod
     def _read_head(sock: socket.socket) -> Generator[None, None, tuple[bytes, bytes]]:
-        """Read up to the empty line; returns the head of a success, and what came behind it."""
+        """Read up to the empty line; returns the head of a success, and what followed it."""
         data = b""
         while True:
             yield
@@ -216,7 +215,7 @@ class Machine:
         count = len(rest)
         digest = hashlib.sha256(rest) if self._verify and fetch.sha256 else None
         header = rest[:HEADER_SIZE]
-        # Bytes that nobody looks at are thrown away inside the kernel, uncopied (tcp(7)).
+        # Bytes that aren't looked at are discarded inside the kernel, without copying them (tcp(7)).
         discard = self._tls is None and digest is None
         flags = socket.MSG_TRUNC if discard else 0
         bites = 1 if self._tls is None else _TLS_BITES
@@ -250,7 +249,7 @@ class Machine:
 
 
 def _announced(head: bytes, fetch: Fetch) -> int:
-    """The Content-Length; fails if it isn't what it should be."""
+    """The Content-Length; fails if it isn't the expected one."""
     start = head.find(b"\r\ncontent-length:")
     if start < 0:
         raise FetchError("no Content-Length")

@@ -21,7 +21,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _case(bench: Bench, fetch: Fetch, way: str, clients: int) -> Iterator[Measurement]:
-    # Few clients are done soon, and vary most.
+    # A single client is done quickly, and its figures vary most.
     for number in range(bench.plan.rounds * (3 if clients == 1 else 1)):
         entries = {s.name: s.tls if way == "TLS" else s.plain for s in bench.servers(NAME)}
         loads = {name: Load(entry, ((fetch,),), clients) for name, entry in entries.items() if entry}

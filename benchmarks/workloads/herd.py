@@ -1,4 +1,4 @@
-"""All clients at the same moment, with an empty cache and a limited rate at the origin; then once more."""
+"""All clients at the same moment, with an empty cache and a rate limit at the origin; then once more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs upstream when a client asks for a CVD's header before anybody has fetched the file."""
+"""What it costs upstream when a client asks for a CVD's header before anyone has fetched the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(bench: Bench) -> Iterator[Measurement]:
 
 
 def _bytes_in_the_end(origin: Origin) -> int:
-    """Wait until the server fetches no more."""
+    """Bytes fetched from the origin, after waiting until the server fetches no more."""
     before, now = -1, origin.snapshot().body_bytes
     while now != before:
         time.sleep(_QUIET)

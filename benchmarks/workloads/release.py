@@ -1,7 +1,7 @@
-"""The day of a release: everybody asks for what was just published, and nobody may get the old version.
+"""Release day: everybody asks for what was just published, and nobody may get the old version.
 
 One client in six wants the whole file; the others look at the header, then fetch the cdiff and its
-signature. The contenders are configured to be out of date for a second at most.
+signature. The contenders are configured to be out of date for at most one second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests per second for small objects, from clients that ask again and again."""
+"""Requests per second for small objects, from clients that ask repeatedly."""
 
 from __future__ import annotations
 

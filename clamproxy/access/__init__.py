@@ -1,1 +1,1 @@
-"""Who may use the gateway, and how much of it at a time."""
+"""Who may use the gateway, and with how many connections at a time."""

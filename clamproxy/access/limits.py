@@ -1,4 +1,4 @@
-"""Limits: how many connections there are, of all clients and of each."""
+"""Limits on the number of connections: of all clients together, and of each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections import Counter
 from contextlib import suppress
 
 DESCRIPTORS_PER_CONNECTION = 2
-"""The socket, and the file that is sent."""
+"""File descriptors for a connection: the socket, and the file that is being sent."""
 OTHER_DESCRIPTORS = 256
-"""Of the cache's index, the origin's connections, the log."""
+"""File descriptors for the cache's index, connections to the origin and the log."""
 
 
 class ConnectionLimits:
-    """Counts connections. Not safe to share between threads."""
+    """Counts connections. Not safe to share between threads.
+
+    Args:
+        in_all: how many connections may be open at a time.
+        per_client: the same for one address.
+    """
 
     def __init__(self, in_all: int, per_client: int) -> None:
-        """Start without any.
-
-        Args:
-            in_all: connections that may be open at a time.
-            per_client: the same for one address.
-        """
         self.in_all = in_all
         self.per_client = per_client
         self._open: Counter[str] = Counter()
@@ -29,14 +28,15 @@ class ConnectionLimits:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many connections are open as may be."""
+        """Whether as many connections are open as allowed."""
         return self._total >= self.in_all
 
     def take(self, address: str) -> str | None:
-        """A client has connected: count it, if the limits admit it.
+        """Count a new connection, if the limits allow it.
 
         Returns:
-            The limit that is reached, by the name of its setting; then it isn't counted.
+            The limit that has been reached, by the name of its setting; then the connection isn't
+            counted.
         """
         if self.is_full:
             return "access.max_connections"
@@ -47,7 +47,7 @@ class ConnectionLimits:
         return None
 
     def leave(self, address: str) -> None:
-        """One that was counted is gone."""
+        """A connection that was counted has been closed."""
         self._total -= 1
         self._open[address] -= 1
         if self._open[address] <= 0:
@@ -55,14 +55,14 @@ class ConnectionLimits:
 
 
 def provide_descriptors(connections: int) -> int:
-    """Raise the process's own limit of open files as far as is needed and allowed.
+    """Raise the process's own limit on open files, as far as needed and allowed.
 
     Args:
-        connections: that are to be open at a time.
+        connections: how many shall be open at a time.
 
     Returns:
-        How many connections the limit leaves room for; less than `connections` where the hard
-        limit is lower.
+        How many connections the limit leaves room for; fewer than `connections` if the hard limit is too
+        low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections * DESCRIPTORS_PER_CONNECTION + OTHER_DESCRIPTORS

@@ -1,7 +1,7 @@
-"""Users: name and password as freshclam sends them (RFC 7617), compared with hashes.
+"""Users: names and passwords as freshclam sends them (RFC 7617), compared with hashes.
 
-A hash is slow to check by design; freshclam connects anew for each file. So what has been checked is
-remembered, as a keyed digest, and the checks run in threads, few at a time.
+Checking a hash is slow by design, and freshclam makes a new connection for each file. So the result of a
+check is remembered under a keyed digest, and checks run in threads, only a few at a time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from werkzeug.security import check_password_hash, generate_password_hash
 
 MOST_REMEMBERED = 1024
 AT_A_TIME = 2
-"""Checks; more would take the processor from those who are known."""
+"""Checks at a time; more would take the processor away from users who are known already."""
 
 
 class Users:
-    """The users that are configured. Event loop only."""
+    """The configured users. Event loop only.
+
+    Args:
+        lines: ``name:hash``, as `user_line` makes them. The last one for a name counts.
+    """
 
     def __init__(self, lines: Iterable[str]) -> None:
-        """Take over the users.
-
-        Args:
-            lines: ``name:hash``, as `user_line` makes them. The last one counts for a name.
-        """
         self._hashes = dict(line.split(":", 1) for line in lines)
         self._nobody = generate_password_hash(secrets.token_hex()) if self._hashes else ""
         self._key = secrets.token_bytes(32)
@@ -35,21 +34,21 @@ class Users:
         self._slots = asyncio.Semaphore(AT_A_TIME)
 
     def __bool__(self) -> bool:
-        """Whether anybody has to say who they are."""
+        """Whether clients have to authenticate at all."""
         return bool(self._hashes)
 
     async def admit(self, field: str | None, *, at_once: bool = False) -> bool:
-        """Whether a Proxy-Authorization or Authorization field names a user and its password.
+        """Whether a Proxy-Authorization or Authorization field holds a user's name and password.
 
         Args:
-            field: its value, whatever the client sent; None if there is none.
-            at_once: rather refuse than queue for a check.
+            field: the field's value, whatever the client sent; None if it sent none.
+            at_once: refuse rather than wait until a check is possible.
         """
         if not self._hashes:
             return True
         try:
             given = Authorization.from_header(field)
-        except ValueError:  # characters that no base64 has
+        except ValueError:  # not base64
             return False
         if given is None or given.type != "basic" or not given.username:
             return False
@@ -59,7 +58,7 @@ class Users:
             return known
         if at_once and self._slots.locked():
             return False
-        # An unknown name takes as long as a wrong password: else names could be tried out.
+        # An unknown name takes as long as a wrong password, or the time would tell which names exist.
         pwhash = self._hashes.get(name, self._nobody)
         async with self._slots:
             known = await asyncio.to_thread(check_password_hash, pwhash, password) and name in self._hashes
@@ -69,7 +68,7 @@ class Users:
     def _remember(self, digest: bytes, known: bool) -> None:
         self._checked[digest] = known
         if len(self._checked) > MOST_REMEMBERED:
-            # Wrong ones first: whoever tries passwords must not push out who is known.
+            # Wrong ones first: somebody who tries out passwords must not displace known users.
             wrong = next((key for key, admitted in self._checked.items() if not admitted), None)
             del self._checked[wrong if wrong is not None else next(iter(self._checked))]
 
@@ -78,11 +77,10 @@ def user_line(name: str, password: str) -> str:
     """A line for ``access.users``.
 
     Args:
-        name: without a colon, which ends it in what clients send (RFC 7617 2).
-        password: anything.
+        name: without a colon, which would end it in what clients send (RFC 7617 2).
 
     Raises:
-        ValueError: the name is empty, too long, or has a colon or white space.
+        ValueError: the name is empty, too long, or contains a colon or white space.
     """
     if not name or len(name) > 128 or ":" in name or any(character.isspace() for character in name):
         raise ValueError("a name of at most 128 characters, without colons and white space")

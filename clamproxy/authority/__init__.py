@@ -1,9 +1,9 @@
 """The certificate authority for clients that use https.
 
-It may sign for ClamAV's hosts and those of the configuration only, by critical name constraints
-(RFC 5280 4.2.1.10): whoever steals its key can impersonate nothing else. Clients trust a root whose key
-is no more; the key that there is belongs to a certificate below it, because not every verifier looks at
-the constraints of a root. All is in one file, so that each change of it happens as a whole.
+Critical name constraints (RFC 5280 4.2.1.10) restrict it to ClamAV's hosts and those in the
+configuration: somebody who steals its key can impersonate nothing else. Clients trust a root whose key no
+longer exists. The key that is kept belongs to a certificate below the root, because not every verifier
+checks the constraints of a root. Everything is in one file, so that it changes as a whole.
 """
 
 from clamproxy.authority.authority import Authority, ForeignName

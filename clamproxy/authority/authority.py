@@ -1,4 +1,4 @@
-"""The authority as it is used: it signs for hosts, and tells what clients have to trust."""
+"""The authority in use: it signs certificates for hosts, and knows what clients have to trust."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from clamproxy.authority.keyfile import FILE, AuthorityError, Generation, read_s
 from clamproxy.config.units import parse_host_name
 
 MAX_LEAVES = 256
-"""Certificates of hosts that are kept for the next handshake."""
+"""How many certificates of hosts are kept for later handshakes."""
 
 
 class ForeignName(Exception):
-    """The authority may not sign for a host."""
+    """The authority may not sign for this host."""
 
 
 class Authority:
-    """The generations of an authority, and the certificates that it has signed lately."""
+    """The generations of an authority, and the certificates that it has signed lately.
+
+    Args:
+        directory: where the generations were read from.
+        generations: one or more, oldest first.
+
+    Raises:
+        ValueError: one of them has no name constraints.
+    """
 
     def __init__(self, directory: Path, generations: Sequence[Generation]) -> None:
-        """Prepare.
-
-        Args:
-            directory: where they are from.
-            generations: one or more, oldest first.
-
-        Raises:
-            ValueError: one of them has no name constraints.
-        """
         self.directory = directory
         self.generations = tuple(generations)
         self._permitted = {
@@ -43,7 +42,7 @@ class Authority:
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
-        """Read what is kept; None if there is no authority. Blocks for a moment.
+        """Read an authority; None if there is none. Blocks for a moment.
 
         Raises:
             AuthorityError: it is damaged.
@@ -56,29 +55,28 @@ class Authority:
             raise AuthorityError(f"{directory / FILE} is damaged: {error}") from error
 
     def signer(self, now: float | None = None) -> Generation:
-        """The generation that signs at a time (Unix seconds), by default now."""
+        """The generation that signs at a given time (Unix seconds, by default now)."""
         now = time.time() if now is None else now
         begun = [generation for generation in self.generations if generation.signs_from <= now]
         return (begun or self.generations[:1])[-1]
 
     def successor(self, now: float | None = None) -> Generation | None:
-        """The generation that will sign when an overlap is over; None if there is no overlap."""
+        """The generation that will sign once the overlap is over; None if there is no overlap."""
         last = self.generations[-1]
         return None if last is self.signer(now) else last
 
     def permitted(self, now: float | None = None) -> PermittedNames:
-        """The names that can be signed for."""
+        """The names that the authority can sign for at that time."""
         return self._permitted[self.signer(now)]
 
     def names_of(self, generation: Generation) -> PermittedNames:
-        """The names that a generation can sign for."""
         return self._permitted[generation]
 
     def certificate_for(self, host: str, now: float | None = None) -> Leaf:
-        """The certificate of a host; it is made if there is none that is good for a while.
+        """The certificate of a host: a kept one while it is fresh, else a new one.
 
         Args:
-            host: a host name or an IPv4 address, as a client says it.
+            host: a host name or an IPv4 address, as sent by a client.
             now: Unix seconds, by default the present time.
 
         Raises:
@@ -97,7 +95,7 @@ class Authority:
         return leaf
 
     def bundle(self, now: float | None = None) -> bytes:
-        """All roots, which clients have to trust, as PEM; first that of the generation that signs."""
+        """All roots, which clients have to trust, as PEM; the root of the signing generation comes first."""
         signer = self.signer(now)
         others = [generation for generation in self.generations if generation is not signer]
         return b"".join(pem_of(generation.root) for generation in (signer, *others))

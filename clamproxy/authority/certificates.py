@@ -1,4 +1,4 @@
-"""The certificates themselves: of an authority, and of the hosts that it signs for."""
+"""The certificates themselves: those of an authority, and of the hosts that it signs for."""
 
 from __future__ import annotations
 
@@ -17,54 +17,52 @@ from clamproxy.authority.constraints import PermittedNames
 AUTHORITY_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=30)
 RENEWED_AFTER = 2 / 3
-"""This share of its life, a leaf is made anew."""
+"""A host's certificate is replaced after this share of its life."""
 BACKDATED = timedelta(days=1)
-"""Clients whose clocks are behind by less accept a new certificate at once."""
+"""Clients whose clocks are slow by less than this accept a new certificate at once."""
 _LONGEST_HOST = 24
-"""Characters; a common name has at most 64 (RFC 5280 appendix A.1)."""
+"""Characters of the host name that are used; a common name has at most 64 (RFC 5280 appendix A.1)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A certificate for one host, with a key of its own. Each is equal to itself only."""
+    """A certificate for one host, with its own key. Compared by identity."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
     issuer: x509.Certificate
-    """Goes to the client with it."""
+    """Sent to the client together with the certificate."""
 
     def is_fresh(self, now: float) -> bool:
-        """Whether clients will accept it for some time (`now` in Unix seconds)."""
+        """Whether clients will accept it for some time yet (`now` in Unix seconds)."""
         start = self.certificate.not_valid_before_utc.timestamp()
         end = self.certificate.not_valid_after_utc.timestamp()
         return start <= now < start + (end - start) * RENEWED_AFTER
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A key on the curve P-256."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def make_authority(
     key: ec.EllipticCurvePrivateKey, names: PermittedNames, now: datetime
 ) -> tuple[x509.Certificate, x509.Certificate]:
-    """Make the certificates of an authority: for TLS servers with certain names only.
+    """Make the certificates of an authority for TLS servers with certain names only.
 
-    Verifiers need not look at the constraints of what they trust (RFC 5280 6.1.1, RFC 5937), and
-    Java's doesn't. So clients trust a root whose key is thrown away here and now; what it has signed is
-    one certificate below it, whose constraints count for all.
+    Verifiers need not check the constraints of a certificate that they trust (RFC 5280 6.1.1, RFC 5937),
+    and Java's doesn't. So clients trust a root whose key is thrown away at the end of this function. It
+    has signed only one certificate, and the constraints of that one are checked by all verifiers.
 
     Args:
-        key: of the certificate below the root.
-        names: what it may sign for.
-        now: the present time.
+        key: the key of the certificate below the root.
+        names: the names that it may sign for.
 
     Returns:
         The root, and the certificate that signs for hosts.
     """
     root_key, serial = new_key(), x509.random_serial_number()
     host = socket.gethostname()[:_LONGEST_HOST]
-    # Two of the same day have to be told apart, by people and by what looks for an issuer.
+    # Two authorities made on the same day must differ, for people and for programs that look for an issuer.
     title = f"clamproxy CA {host} {now:%Y-%m-%d} {f'{serial:x}'[:6]}"
     start, end = now - BACKDATED, now + AUTHORITY_LIFE
     root_id = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
@@ -94,13 +92,12 @@ def make_leaf(
     issuer_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
     now: datetime,
 ) -> Leaf:
-    """Make the certificate of a host; whether the issuer may do that is not looked at.
+    """Make the certificate of a host, without checking whether the issuer may sign for it.
 
     Args:
         host: a host name in ASCII, or an IP address.
         issuer: the authority's certificate.
         issuer_key: the key that belongs to it.
-        now: the present time.
     """
     key = new_key()
     start = max(now - BACKDATED, issuer.not_valid_before_utc)
@@ -108,7 +105,7 @@ def make_leaf(
     issuer_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
         _builder(key, x509.random_serial_number(), start, end)
-        .subject_name(x509.Name([]))  # the alternative name says all, and is critical then (RFC 5280 4.2.1.6)
+        .subject_name(x509.Name([]))  # then the alternative name must be critical (RFC 5280 4.2.1.6)
         .issuer_name(issuer.subject)
         .add_extension(x509.SubjectAlternativeName([general_name(host)]), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -123,28 +120,27 @@ def make_leaf(
 
 
 def pem_of(certificate: x509.Certificate) -> bytes:
-    """A certificate as text."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """The SHA-256 of a certificate, as openssl prints it."""
+    """The SHA-256 fingerprint of a certificate, in the form that openssl prints."""
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def title_of(certificate: x509.Certificate) -> str:
-    """The common name of an authority."""
+    """The common name of an authority's certificate."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return "".join(str(name.value) for name in names)
 
 
 def utc(seconds: float) -> datetime:
-    """Unix seconds as certificates have them: without fractions."""
+    """Unix seconds as a time for certificates, which have no fractions of a second."""
     return datetime.fromtimestamp(int(seconds), UTC)
 
 
 def utc_text(seconds: float) -> str:
-    """Unix seconds for people, to the minute."""
+    """Unix seconds as text for people, to the minute."""
     return f"{utc(seconds):%Y-%m-%d %H:%M} UTC"
 
 
@@ -190,7 +186,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """A host name in ASCII, or an IP address, as certificates have it."""
+    """A host name in ASCII or an IP address, in the form for certificates."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Changes of an authority: it is founded, a next certificate is made, the former one is dropped."""
+"""Changes to an authority: creating it, adding the next certificate, and dropping the previous one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from clamproxy.authority.keyfile import AuthorityError, Generation, locked, writ
 
 
 def found(directory: Path, names: PermittedNames, now: float) -> Authority:
-    """Make an authority where there is none.
+    """Create an authority.
 
     Args:
-        directory: where it is kept.
-        names: what it may sign for.
+        directory: where to keep it.
+        names: the names that it may sign for.
         now: Unix seconds.
 
     Raises:
-        AuthorityError: there is one.
+        AuthorityError: there is one already.
         OSError: it can't be written.
     """
     with locked(directory, make=True):
@@ -36,13 +36,13 @@ def found(directory: Path, names: PermittedNames, now: float) -> Authority:
 def rotate(directory: Path, names: PermittedNames, now: float, overlap: float) -> Authority:
     """Make the next certificate. The present one signs until the overlap is over.
 
-    Those that have ceased to sign are dropped.
+    Certificates that no longer sign are dropped.
 
     Args:
         directory: where the authority is kept.
-        names: what the next one may sign for.
+        names: the names that the next certificate may sign for.
         now: Unix seconds.
-        overlap: seconds, in which all clients have to get the next one.
+        overlap: seconds in which all clients have to install the next root.
 
     Raises:
         AuthorityError: there is no authority, or an overlap is not over.
@@ -57,12 +57,12 @@ def rotate(directory: Path, names: PermittedNames, now: float, overlap: float) -
 
 
 def finish_rotation(directory: Path, now: float, *, early: bool = False) -> Authority:
-    """Drop all certificates but the last one.
+    """Drop all certificates except the last one.
 
     Args:
         directory: where the authority is kept.
         now: Unix seconds.
-        early: whether to end an overlap that is not over: the last one signs from now on.
+        early: end an overlap that is not over yet: the last certificate signs from now on.
 
     Raises:
         AuthorityError: there is no authority, nothing to drop, or an overlap is not over.
@@ -79,11 +79,12 @@ def finish_rotation(directory: Path, now: float, *, early: bool = False) -> Auth
 
 @contextmanager
 def _held(directory: Path) -> Iterator[Authority]:
-    """The authority, which nobody else changes meanwhile."""
+    """The authority, locked against changes by other processes."""
     authority = Authority.load(directory)
     if authority is None:
         raise AuthorityError(f"there is no authority in {directory}; `clamproxy ca init` makes one")
     with locked(directory):
+        # Another process may have changed it before the lock was taken.
         authority = Authority.load(directory) or authority
         yield authority
 

@@ -1,4 +1,4 @@
-"""The names that an authority may sign for, as name constraints have them."""
+"""The names that an authority may sign for, in the form of name constraints."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cryptography import x509
 from clamproxy.config.settings import Settings
 
 ALWAYS = "clamav.net"
-"""Permitted with all names below, whatever is configured."""
+"""Permitted together with all names below it, whatever is configured."""
 _NOBODY = "invalid"
 """A domain that never exists (RFC 2606)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PermittedNames:
-    """Domains, each with all names below it, and addresses."""
+    """IP addresses, and domains with all names below them."""
 
     domains: tuple[str, ...]
     addresses: tuple[IPv4Address, ...] = ()
 
     @classmethod
     def of_certificate(cls, certificate: x509.Certificate) -> Self:
-        """Read them from an authority's certificate.
+        """Read the permitted names from an authority's certificate.
 
         Raises:
             ValueError: it has no name constraints.
@@ -45,26 +45,26 @@ class PermittedNames:
         return cls(tuple(domains), tuple(addresses))
 
     def cover(self, name: str) -> bool:
-        """Tell whether a host name in lower case, or an IP address, is among them."""
+        """Whether a host name in lower case, or an IP address, is permitted."""
         try:
             return ipaddress.ip_address(name) in self.addresses
         except ValueError:
             return any(name == domain or name.endswith(f".{domain}") for domain in self.domains)
 
     def missing(self, wanted: PermittedNames) -> list[str]:
-        """Those of others that are not among them."""
+        """The wanted names that are not permitted."""
         names = [*wanted.domains, *map(str, wanted.addresses)]
         return [name for name in names if not self.cover(name)]
 
     def constraints(self) -> x509.NameConstraints:
-        """The extension.
+        """The extension for the authority's certificate.
 
-        A form of names that it doesn't mention is unrestricted. So addresses are excluded, but for
-        those that are permitted, and so are mail addresses and URIs, as nothing but names of a
-        domain that doesn't exist is permitted. Directory names can't be treated so: a critical
-        constraint on them is refused by Go's verifier as a whole. What a certificate has as its common
-        name does no harm: verifiers that still take it for a host name hold it against these
-        constraints (OpenSSL, GnuTLS, NSS, Java).
+        A type of name that the extension doesn't mention is unrestricted. So all addresses are excluded
+        except the permitted ones, and mail addresses and URIs are permitted only for a domain that
+        doesn't exist. This isn't possible for directory names: Go's verifier rejects every certificate
+        that has a critical constraint on them. The common name of a certificate does no harm: verifiers
+        that still take it for a host name check it against these constraints (OpenSSL, GnuTLS, NSS,
+        Java).
         """
         addresses = [x509.IPAddress(ipaddress.ip_network(address)) for address in self.addresses]
         permitted: list[x509.GeneralName] = [x509.DNSName(domain) for domain in self.domains]
@@ -80,10 +80,10 @@ class PermittedNames:
 
 
 def configured_names(settings: Settings) -> tuple[PermittedNames, list[str]]:
-    """What the authority of a gateway has to sign for.
+    """The names that the authority of a gateway has to sign for.
 
     Returns:
-        The names, and the host patterns that no name constraint can stand for.
+        The names, and the host patterns that can't be expressed as a name constraint.
     """
     domains, addresses, impossible = [ALWAYS], [], []
     for pattern in (*settings.serving.hosts, *settings.feeds.hosts, *settings.tls.names):
@@ -99,13 +99,13 @@ def configured_names(settings: Settings) -> tuple[PermittedNames, list[str]]:
 
 
 def _domain_of(pattern: str) -> str | None:
-    """The domain below which all names of a pattern are; None if that is as wide as a top-level domain."""
+    """The domain that contains all names of a pattern; None if that is as wide as a top-level domain."""
     _, wildcard, rest = pattern.rpartition("*")
     domain = rest.removeprefix(".")
     return domain if domain and (not wildcard or "." in domain) else None
 
 
 def _without_lower(domains: Iterable[str]) -> tuple[str, ...]:
-    """Each once, and none that is below another."""
+    """Each domain once, without those that are below another."""
     unique = list(dict.fromkeys(domains))
     return tuple(name for name in unique if not any(name.endswith(f".{other}") for other in unique))

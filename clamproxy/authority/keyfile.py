@@ -1,4 +1,4 @@
-"""What an authority keeps: its certificates and keys, in one file that is replaced as a whole."""
+"""The file of an authority: all certificates and keys, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 class AuthorityError(Exception):
-    """The authority can't be used, or not so; the text is one line for the operator."""
+    """The authority can't be used, or not like this; the text is one line for the operator."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generation:
-    """One of the authorities that follow each other. Each is equal to itself only."""
+    """One of the certificates that follow each other, with its root. Compared by identity."""
 
     root: x509.Certificate
-    """What clients trust; its key is no more."""
+    """The certificate that clients trust; its key no longer exists."""
     certificate: x509.Certificate
-    """What signs for hosts."""
+    """The certificate that signs for hosts."""
     key: ec.EllipticCurvePrivateKey
     signs_from: float
-    """Unix seconds. The last one whose time has come signs."""
+    """Unix seconds. Of the generations whose time has come, the last one signs."""
 
 
 def read_state(directory: Path) -> tuple[Generation, ...]:
@@ -65,14 +65,14 @@ def write_state(directory: Path, generations: Sequence[Generation]) -> None:
     """Replace the file; after a crash there is either the old one or the new one.
 
     Args:
-        directory: held by `locked`.
+        directory: must be `locked`.
         generations: oldest first.
 
     Raises:
         OSError: it can't be written.
     """
     part = directory / f"{FILE}.part"
-    part.unlink(missing_ok=True)  # a crash has left it, perhaps with other rights
+    part.unlink(missing_ok=True)  # a crash may have left one, perhaps with other permissions
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(_serialize(generations))
@@ -84,14 +84,13 @@ def write_state(directory: Path, generations: Sequence[Generation]) -> None:
 
 @contextmanager
 def locked(directory: Path, *, make: bool = False) -> Iterator[None]:
-    """Keep other processes from changing the authority meanwhile.
+    """Keep other processes from changing the authority in the meantime.
 
     Args:
-        directory: of the authority.
-        make: whether to make it if it is not there.
+        make: create the directory if it doesn't exist.
 
     Raises:
-        AuthorityError: another process has it, or others may write there.
+        AuthorityError: another process has locked it, or other users may write to it.
         OSError: it can't be used.
     """
     if make and not directory.is_dir():

@@ -1,4 +1,4 @@
-"""The authority of a process that runs for long, while `clamproxy ca` changes it."""
+"""The authority for a long-running process, while `clamproxy ca` may change it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from clamproxy.authority.keyfile import FILE, AuthorityError
 logger = logging.getLogger(__name__)
 
 type _Look = tuple[int, int, int] | None
-"""What tells a file from the one that was there before."""
+"""Inode, time and size, by which a replaced file is told from the previous one; None if there is none."""
 
 
 class CurrentAuthority:
-    """Gives the authority as it is now: the file is read again when it has been replaced."""
+    """Returns the present authority: the file is read again when it has been replaced."""
 
     def __init__(self, directory: Path) -> None:
-        """Read it. Blocks for a moment.
-
-        Args:
-            directory: where it is kept, if it is.
+        """Read the authority. Blocks for a moment.
 
         Raises:
             AuthorityError: it can't be read, or is damaged.
@@ -35,10 +32,10 @@ class CurrentAuthority:
             raise AuthorityError(f"certificate authority: {error.filename}: {error.strerror}") from error
 
     def __call__(self) -> Authority | None:
-        """The authority, None if none has been founded.
+        """The authority; None if none has been created.
 
-        One that can't be read any more, or is gone, goes on as it was: falling back to mitmproxy's,
-        which may sign for any name, is for the operator to decide, by a restart.
+        If it disappears or can't be read any more, the last one remains in use. Falling back to
+        mitmproxy's authority, which may sign for any name, is the operator's decision, by a restart.
         """
         try:
             look = _look_at(self._directory)

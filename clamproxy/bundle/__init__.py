@@ -1,8 +1,8 @@
-"""Bundles: a cache's contents in one file, for a gateway without a way to the origin.
+"""Bundles: a cache's contents in one file, for a gateway that can't reach the origin.
 
-A bundle is a plain tar. Its first member, ``manifest.json``, says what follows and which version
-of each database it leads to; then come the objects under their names. Who imports one trusts
-nothing in it but the vendor's signatures on the objects.
+A bundle is a plain tar. Its first member, ``manifest.json``, says what follows and which version of each
+database it leads to. Then come the objects under their names. An import trusts nothing in it except the
+vendor's signatures on the objects.
 """
 
 from clamproxy.bundle.contents import BundleSelection, Since, select

@@ -1,4 +1,4 @@
-"""What goes into a bundle: everything that the cache has of a database, or what another lacks."""
+"""What goes into a bundle: everything that the cache has of a database, or what another gateway lacks."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from clamproxy.inspection import belongs
 from clamproxy.objects import MAX_VERSION, Kind, ObjectId
 
 RECENT = 30
-"""Patches whose signatures go into a bundle again: they may have come after the earlier one was written."""
+"""How many recent patches have their signatures exported again: these may have been published after the
+previous bundle was written."""
 
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """The versions that the other side has."""
+    """The versions that the other gateway already has."""
 
     default: int | None = None
-    """Of every database that is not named and can have it."""
+    """The version of every database that isn't named and can have this version."""
     named: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, database: str) -> int | None:
-        """The version of a database; None if nothing is said of it."""
+        """The version of a database; None if it isn't known."""
         return self.named.get(database, self.default)
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Self:
-        """Read ``27790`` or ``daily=27790``, several ones also separated by commas.
+        """Read ``27790`` or ``daily=27790``; several of them may also be separated by commas.
 
         Raises:
-            ValueError: something else, or two versions for the same database; the text says what.
+            ValueError: something else, or two versions for the same database; the text says which.
         """
         default: int | None = None
         named: dict[str, int] = {}
@@ -53,23 +54,24 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What of one database goes into a bundle."""
+    """What goes into a bundle for one database."""
 
     version: int
-    """That the other side has after the import."""
+    """The version that the other gateway has after the import."""
     base: int
-    """Version of the CVD; without one, what the other side must have before the import."""
+    """Version of the CVD; without a CVD, the version that the other gateway must have before the import."""
     sizes: Mapping[ObjectId, int]
-    """The objects, with their bytes, in the order in which they are written."""
+    """The objects with their sizes in bytes, in the order in which they are written."""
 
 
 @dataclass(slots=True)
 class BundleSelection:
-    """What goes into a bundle, and what there is to say about it."""
+    """What goes into a bundle, and remarks for the user about it."""
 
     databases: dict[str, Contents] = field(default_factory=dict)
     signatures: dict[ObjectId, int] = field(default_factory=dict)
-    """Of objects that the other side has already, with their bytes: they may have come too late for it."""
+    """Signatures, with their sizes in bytes, of objects that the other gateway has already: they may have
+    been published too late for it."""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -77,9 +79,8 @@ def select(store: Store, databases: Iterable[str] = (), since: Since | None = No
     """Choose what goes into a bundle. Takes milliseconds for a thousand objects.
 
     Args:
-        store: the cache.
-        databases: names; none: all of which there is a CVD.
-        since: what the other side has; databases for which it says nothing go in whole.
+        databases: names; if empty, all databases with a cached CVD.
+        since: what the other gateway has; a database that it doesn't mention goes in as a whole.
     """
     since = since or Since()
     sizes = store.sizes()
@@ -101,8 +102,8 @@ def select(store: Store, databases: Iterable[str] = (), since: Since | None = No
 
 
 def _strays(store: Store, own: Mapping[ObjectId, int]) -> list[ObjectId]:
-    """Signatures that are not proven to belong to what is here."""
-    return sorted(one for one in own if one.kind.is_signature and not belongs(store, one))
+    """Signatures that are not proven to belong to the cached objects."""
+    return sorted(name for name in own if name.kind.is_signature and not belongs(store, name))
 
 
 def _select_database(
@@ -129,7 +130,7 @@ def _select_database(
 
 
 def _whole(sizes: Mapping[ObjectId, int], newest: int, reached: int, known: int) -> Contents:
-    """The newest CVD, and the cdiffs after a version that is known on the other side."""
+    """The newest CVD, and the cdiffs after the version that the other gateway has."""
     chosen = [
         object_id
         for object_id in sizes
@@ -142,16 +143,20 @@ def _whole(sizes: Mapping[ObjectId, int], newest: int, reached: int, known: int)
 def _late_signatures(
     selection: BundleSelection, sizes: Mapping[ObjectId, int], known: int
 ) -> dict[ObjectId, int]:
-    """Those of the CVDs and the recent patches up to a version that is known on the other side."""
+    """Signatures of CVDs and recent patches, up to the version that the other gateway has."""
     oldest = {Kind.CVD_SIGN: 1, Kind.CDIFF_SIGN: known - RECENT + 1}
     chosen = {object_id for contents in selection.databases.values() for object_id in contents.sizes}
-    late = {one for one in sizes.keys() - chosen if oldest.get(one.kind, known + 1) <= one.version <= known}
+    late = {
+        object_id
+        for object_id in sizes.keys() - chosen
+        if oldest.get(object_id.kind, known + 1) <= object_id.version <= known
+    }
     return {object_id: sizes[object_id] for object_id in sorted(late, key=publishing_order)}
 
 
 def _in_order(objects: Iterable[ObjectId], sizes: Mapping[ObjectId, int]) -> dict[ObjectId, int]:
-    """The objects with their signatures, in the order in which they may become known to clients."""
-    everything = (each for object_id in objects for each in _with_signature(object_id) if each in sizes)
+    """The objects with their signatures, in the order in which clients may learn of them."""
+    everything = (name for object_id in objects for name in _with_signature(object_id) if name in sizes)
     return {object_id: sizes[object_id] for object_id in sorted(everything, key=publishing_order)}
 
 
@@ -161,9 +166,9 @@ def _with_signature(object_id: ObjectId) -> Iterator[ObjectId]:
 
 
 def publishing_order(object_id: ObjectId) -> tuple[bool, bool, int, str]:
-    """Sorts objects so that each is preceded by what clients ask for next.
+    """Sort key by which an object comes after everything that clients ask for next.
 
-    Signatures, then patches upwards, CVDs last: whoever is given one finds the rest.
+    Signatures first, then patches upwards, CVDs last: a client that gets one finds the rest.
     """
     is_cvd = object_id.kind is Kind.CVD
     return is_cvd, not object_id.kind.is_signature, object_id.version, object_id.file_name

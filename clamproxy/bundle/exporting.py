@@ -32,28 +32,23 @@ from clamproxy.objects import ObjectId
 def write_bundle(
     store: Store, selection: BundleSelection, stream: BinaryIO, progress: Progress | None = None
 ) -> Manifest:
-    """Write what was selected. Blocks; each object is read twice, to be hashed and to be written.
+    """Write what was selected. Blocks; each object is read twice, to hash it and to write it.
 
     Args:
-        store: the cache.
-        selection: what goes in.
         stream: where the bundle goes; it need not be seekable.
-        progress: hears how far it is.
-
-    Returns:
-        The manifest.
+        progress: is told how many bytes have been read.
 
     Raises:
-        BundleError: nothing is selected, or an object is not in the cache any more.
+        BundleError: nothing is selected, or an object is no longer in the cache.
         OSError: the stream can't be written to.
     """
     if not selection.databases:
         raise BundleError("there is nothing to export")
     progress = progress or NoProgress()
     progress.begin(_bytes_to_read(selection))
-    signatures = tuple(_list_object(store, one, progress) for one in selection.signatures)
+    signatures = tuple(_list_object(store, signature, progress) for signature in selection.signatures)
     manifest = Manifest(
-        format=2 if signatures else 1,
+        format=2 if signatures else 1,  # 1 whenever possible, for older versions of clamproxy
         created=int(time.time()),
         clamproxy=__version__,
         databases={name: _list(store, part, progress) for name, part in selection.databases.items()},
@@ -74,7 +69,7 @@ def write_bundle(
 
 
 def _bytes_to_read(selection: BundleSelection) -> Mapping[str, int]:
-    """By database; each object is read twice."""
+    """Bytes by database; each object is read twice."""
     totals = Counter({name: sum(part.sizes.values()) for name, part in selection.databases.items()})
     for signature, size in selection.signatures.items():
         totals[signature.database] += size
@@ -118,10 +113,10 @@ def _pieces(published: PublishedFile, progress: Progress) -> Iterator[bytes]:
 
 @contextmanager
 def written_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
+    """Write a file that appears complete or not at all, whatever happens in the meantime.
 
     Args:
-        path: the file. What is written stands in ``<path>.part`` until the end.
+        path: the file; until the end, the data are in ``<path>.part``.
 
     Raises:
         BundleError: another process is writing the same file.
@@ -133,6 +128,7 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BundleError(f"{part}: another process is writing it") from None
+        # Between opening and locking it, another process may have renamed it.
         if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
             raise BundleError(f"{part}: another process has just written it")
         try:

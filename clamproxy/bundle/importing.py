@@ -1,4 +1,4 @@
-"""Importing a bundle: unpacked beside the cache, verified as a whole, then published."""
+"""Importing a bundle: unpacked next to the cache, verified as a whole, then published."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ from clamproxy.inspection import prove
 from clamproxy.objects import Kind, ObjectId
 
 _CLOCK_DIFFERENCE = 86400.0
+"""How far the clock of the exporting gateway may be ahead, in seconds."""
 
 STAGING = "staging"
-"""Directory in the cache directory, so that what was verified there can be linked into the cache."""
+"""Inside the cache directory, so that verified files can be linked into the cache."""
 
 
 def import_bundle(
@@ -48,23 +49,19 @@ def import_bundle(
     allow_older: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Take a bundle into the cache. Blocks.
+    """Import a bundle into the cache. Blocks.
 
-    Nothing is published before all of it has been verified, also what the cache has already. After
-    an interruption, importing the same bundle again goes on with what is complete.
+    Nothing is published before everything has been verified, including what the cache has already. If an
+    import is interrupted, importing the same bundle again continues with what is complete.
 
     Args:
-        store: the cache.
         stream: the bundle; it need not be seekable.
-        keys: whose signatures count.
+        keys: the keys that signatures must verify with.
         allow_older: whether the bundle may lead to older versions than the cache has.
-        progress: hears how far it is.
-
-    Returns:
-        The bundle's manifest.
+        progress: is told how many bytes have been read.
 
     Raises:
-        BundleError: the bundle is refused; the cache is as it was before.
+        BundleError: the bundle is refused; the cache is unchanged.
         OSError: the stream can't be read, or the cache can't be written to.
     """
     with _staging(store.directory) as staging:
@@ -92,7 +89,7 @@ def _import(
 
 @contextmanager
 def _staging(cache: Path) -> Iterator[Path]:
-    """The directory in which bundles are unpacked, for this process alone; emptied after a success."""
+    """The directory where bundles are unpacked, locked for this process; it is emptied after a success."""
     staging = cache / STAGING
     staging.mkdir(mode=0o700, exist_ok=True)
     with (staging / "lock").open("ab") as lock:
@@ -107,12 +104,12 @@ def _staging(cache: Path) -> Iterator[Path]:
 
 @contextmanager
 def _area(staging: Path, manifest: bytes) -> Iterator[Path]:
-    """The directory for the objects of one bundle, which stays if the same bundle could go on there."""
+    """The directory for the objects of one bundle; it is kept if importing the same bundle again can help."""
     area = staging / hashlib.sha256(manifest).hexdigest()
     area.mkdir(mode=0o700, exist_ok=True)
     try:
         yield area
-    except TarCutOffError:
+    except TarCutOffError:  # the rest may come with the next attempt
         raise
     except (BundleError, TarError):
         shutil.rmtree(area)
@@ -135,7 +132,7 @@ def _read_manifest(members: Iterator[TarMember]) -> bytes:
 
 
 def _check_direction(database: str, part: ListedDatabase, current: int | None, allow_older: bool) -> None:
-    """Whether the bundle leads on from what the cache has."""
+    """Check that the bundle continues from what the cache has."""
     if current is not None and part.version < current and not allow_older:
         raise BundleError(
             f"the bundle leads to {database} {part.version}, the cache already has {current}; "
@@ -150,7 +147,7 @@ def _check_direction(database: str, part: ListedDatabase, current: int | None, a
 
 
 def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Progress) -> None:
-    """Put each object under its name into `area`, compared with the manifest."""
+    """Write each object under its name into `area`, checked against the manifest."""
     missing = manifest.objects
     for member in members:
         listed = missing.pop(member.name, None)
@@ -169,7 +166,7 @@ def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progre
 
 
 def _is_complete(path: Path, listed: ListedObject) -> bool:
-    """Whether an earlier, interrupted import has got this object."""
+    """Whether an earlier, interrupted import has already got this object."""
     if not path.is_file() or path.stat().st_size != listed.size:
         return False
     with path.open("rb") as file:
@@ -195,7 +192,7 @@ def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Ite
 
 
 def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
-    """Prove that every object is what its name says, then each signature one of its object."""
+    """Prove that every object is what its name says, then that each signature signs its object."""
     own = {listed.name for part in manifest.databases.values() for listed in part.objects}
     for listed in sorted(manifest.objects.values(), key=lambda listed: listed.object_id.kind.is_signature):
         path, object_id = area / listed.name, listed.object_id
@@ -228,9 +225,9 @@ def _header(path: Path, listed: ListedObject) -> CvdHeader | None:
 
 
 def _publish(store: Store, manifest: Manifest, area: Path, keys: TrustedKeys) -> None:
-    """Publish it all, each object after what clients ask for next, and note the versions at the end.
+    """Publish everything, each object after what clients ask for next; note the versions at the end.
 
-    Of what the cache has already, its own copy stays, but for a signature of another file.
+    What the cache has already is not replaced, except a signature that belongs to another file.
     """
     now = int(time.time())
     useless = [
@@ -250,7 +247,7 @@ def _publish(store: Store, manifest: Manifest, area: Path, keys: TrustedKeys) ->
 
 
 def _fits(store: Store, path: Path, signature: ObjectId, keys: TrustedKeys) -> bool:
-    """Whether the cache has the file that a signature signs."""
+    """Whether the cache has the file that the signature signs."""
     try:
         prove(store, path, signature, keys)
     except InvalidObject:
@@ -259,7 +256,7 @@ def _fits(store: Store, path: Path, signature: ObjectId, keys: TrustedKeys) -> b
 
 
 def _make_room(store: Store, path: Path, signature: ObjectId) -> None:
-    """Drop what the cache has in place of a signature that belongs to its file."""
+    """Drop the cached signature if it differs from this one, which is known to belong to its file."""
     present = store.open(signature)
     if present is not None:
         with present:
@@ -269,7 +266,7 @@ def _make_room(store: Store, path: Path, signature: ObjectId) -> None:
 
 
 def _last_modified(listed: ListedObject, header: CvdHeader | None, now: float) -> float | None:
-    """The listed Last-Modified, unless it can't be: clients decide by it whether to take the body."""
+    """The listed Last-Modified unless it is impossible: by it, clients decide whether to accept the body."""
     built = header.stime if header else 0
     if listed.last_modified is None or not built <= listed.last_modified <= now + _CLOCK_DIFFERENCE:
         return None

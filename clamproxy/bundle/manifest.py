@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what follows it in the tar, and where that leads."""
+"""The manifest of a bundle: what follows it in the tar, and which versions that leads to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from clamproxy.objects import MAX_VERSION, Kind, ObjectId
 from clamproxy.origin.attempt import LARGEST
 
 MANIFEST_NAME = "manifest.json"
-"""The first member."""
+"""Name of the first member of the tar."""
 MANIFEST_LIMIT = 4 * 2**20
-"""Bytes; a full cache of six databases takes a tenth of it."""
+"""Size limit in bytes; a full cache with six databases needs a tenth of it."""
 _LAST_DATE = 253_402_300_799
+"""The end of the year 9999 in Unix seconds."""
 
 Version = Annotated[int, Field(strict=True, ge=0, le=MAX_VERSION)]
 UnixTime = Annotated[float, Field(ge=0, le=_LAST_DATE, allow_inf_nan=False)]
@@ -31,21 +32,21 @@ class _Part(BaseModel):
 
 
 class ListedObject(_Part):
-    """An object that is in the bundle."""
+    """An object in the bundle."""
 
     name: str
-    """`ObjectId.file_name`."""
+    """The object's file name, from `ObjectId.file_name`."""
     size: Annotated[int, Field(strict=True, ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     version: Version
     built: Annotated[int, Field(strict=True, ge=0)] | None = None
-    """Of a CVD: the build time in its header, Unix seconds."""
+    """For a CVD, the build time in its header, in Unix seconds."""
     last_modified: UnixTime | None = None
-    """The origin's Last-Modified, Unix seconds."""
+    """The origin's Last-Modified, in Unix seconds."""
 
     @property
     def object_id(self) -> ObjectId:
-        """What the name says; it has been checked."""
+        """The object that the name stands for; the name has been checked."""
         return ObjectId.parse(self.name)
 
     @model_validator(mode="after")
@@ -62,19 +63,19 @@ class ListedDatabase(_Part):
     """What the bundle holds of one database."""
 
     version: Version
-    """That one has after the import: of the CVD, or of the last of the patches that follow it."""
+    """The version after the import: that of the CVD, or of the last of the patches that follow it."""
     base: Version
-    """Of the CVD; or, where there is none, the version that must be there before the import."""
+    """Version of the CVD; without a CVD, the version that must be there before the import."""
     objects: tuple[ListedObject, ...]
 
     @property
     def is_whole(self) -> bool:
-        """Whether the CVD is in the bundle; else there are only patches."""
+        """Whether the CVD is in the bundle, and not just patches."""
         return any(listed.object_id.kind is Kind.CVD for listed in self.objects)
 
     @property
     def size(self) -> int:
-        """Bytes of its objects."""
+        """Total size of its objects in bytes."""
         return sum(listed.size for listed in self.objects)
 
     @model_validator(mode="after")
@@ -95,16 +96,14 @@ class ListedDatabase(_Part):
 
 
 class Manifest(_Part):
-    """What a bundle holds."""
-
     format: Literal[1, 2] = 1
-    """Changes when older versions of clamproxy can't import the bundle: 2 is one with `signatures`."""
+    """2 if there are `signatures`; changes when older versions of clamproxy can't import the bundle."""
     created: UnixTime
     clamproxy: str
-    """The version of clamproxy that wrote it."""
+    """The version of clamproxy that wrote the bundle."""
     databases: dict[str, ListedDatabase]
     signatures: tuple[ListedObject, ...] = ()
-    """Of objects that are not in the bundle, as the other side has them already."""
+    """Signatures of objects that are not in the bundle because the other gateway has them already."""
 
     @property
     def objects(self) -> dict[str, ListedObject]:
@@ -113,7 +112,7 @@ class Manifest(_Part):
         return {listed.name: listed for part in (self.signatures, *parts) for listed in part}
 
     def bytes_by_database(self) -> Mapping[str, int]:
-        """What there is to read of each database."""
+        """How many bytes there are to read for each database."""
         totals: Counter[str] = Counter()
         for listed in self.objects.values():
             totals[listed.object_id.database] += listed.size
@@ -129,7 +128,7 @@ class Manifest(_Part):
         """The inverse of `to_bytes`.
 
         Raises:
-            BundleError: this is no manifest, or contradicts itself.
+            BundleError: this is not a manifest, or it contradicts itself.
         """
         try:
             return cls.model_validate_json(data)
@@ -147,20 +146,20 @@ class Manifest(_Part):
         for database, name, object_id in listed:
             if object_id.database != database:
                 raise ValueError(f"{name} is listed under {database}")
-        names = [name for _, name, _ in listed] + [one.name for one in self.signatures]
+        names = [name for _, name, _ in listed] + [signature.name for signature in self.signatures]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if self.signatures and self.format == 1:
             raise ValueError("format 1 has no signatures without their objects")
-        for one in self.signatures:
-            if not one.object_id.kind.is_signature or one.object_id.signed.file_name in names:
-                raise ValueError(f"{one.name} is no signature of something that is there already")
+        for late in self.signatures:
+            if not late.object_id.kind.is_signature or late.object_id.signed.file_name in names:
+                raise ValueError(f"{late.name} is no signature of something that is there already")
         if twice or not self.databases:
             raise ValueError(f"{twice[0]} is listed twice" if twice else "there are no databases")
         return self
 
 
 def sha256_of(pieces: Iterable[bytes]) -> str:
-    """The SHA-256 of some bytes in lower-case hex digits."""
+    """The SHA-256 of some bytes as lower-case hex digits."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""How a long operation reports its progress."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Hears of bytes that have been handled."""
+    """Is told how many bytes have been handled."""
 
     def begin(self, totals: Mapping[str, int]) -> None:
-        """Work starts: bytes to handle for each database."""
+        """The work starts; `totals` are the bytes to handle by database."""
 
     def advance(self, database: str, size: int) -> None:
-        """So many more bytes of a database have been handled."""
+        """`size` more bytes of a database have been handled."""
 
 
 class NoProgress:
-    """Nobody wants to know."""
+    """Ignores the reports."""
 
     def begin(self, totals: Mapping[str, int]) -> None:
-        """Ignored."""
+        pass
 
     def advance(self, database: str, size: int) -> None:
-        """Ignored."""
+        pass

@@ -1,7 +1,7 @@
-"""A tar with nothing but regular files, written and read as a stream.
+"""A tar with only regular files, written and read as a stream.
 
-`tarfile` writes and checks the headers. It does not read the archive itself: it would follow
-links and take extension records of any size into memory, and the file comes from outside.
+`tarfile` writes and checks the headers. It does not read the archive itself: it would follow links and
+read extension records of any size into memory, and the file comes from outside.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 PIECE = 2**18
-"""Bytes that are read, hashed and written at a time."""
+"""How many bytes are read, hashed and written at a time."""
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class TarError(Exception):
-    """The stream is not such a tar, or is damaged."""
+    """The stream is not a tar of this kind, or is damaged."""
 
 
 class TarCutOffError(TarError):
-    """The stream ends too early: what there is of it is right so far."""
+    """The stream ends too early; what came before the end is valid."""
 
 
 class TarMember:
@@ -34,10 +34,10 @@ class TarMember:
         self._left = size
 
     def pieces(self) -> Iterator[bytes]:
-        """The contents, from where they were left; to be read before the next member is asked for.
+        """The part of the contents that hasn't been read yet; read it before asking for the next member.
 
         Raises:
-            TarCutOffError: the stream ends inside them.
+            TarCutOffError: the stream ends inside the contents.
         """
         while self._left:
             piece = self._stream.read(min(self._left, PIECE))
@@ -47,7 +47,12 @@ class TarMember:
             yield piece
 
     def skip(self) -> None:
-        """Leave the rest of the contents and the padding behind."""
+        """Read past the rest of the contents and the padding.
+
+        Raises:
+            TarCutOffError: the stream ends too early.
+            TarError: the padding is damaged.
+        """
         for _ in self.pieces():
             pass
         length = -self.size % tarfile.BLOCKSIZE
@@ -62,11 +67,10 @@ def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes]
     """Add a file.
 
     Args:
-        stream: the tar.
         name: ASCII, at most 100 characters.
-        size: bytes of the contents.
+        size: size of the contents in bytes.
         pieces: the contents.
-        time: of the last modification, Unix seconds.
+        time: time of the last modification, in Unix seconds.
 
     Raises:
         TarError: the contents have another size.
@@ -85,16 +89,16 @@ def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes]
 
 
 def write_end(stream: BinaryIO) -> None:
-    """Add the mark behind the last member."""
+    """Add the end-of-archive mark after the last member."""
     stream.write(_END)
 
 
 def read_members(stream: BinaryIO) -> Iterator[TarMember]:
-    """The members, one at a time; contents that nobody reads are skipped. Reads the stream to its end.
+    """The members, one at a time; contents that aren't read are skipped. Reads the stream to its end.
 
     Raises:
         TarCutOffError: the stream ends too early.
-        TarError: this is not such a tar, or it is damaged.
+        TarError: this is not a tar of this kind, or it is damaged.
         OSError: the stream can't be read.
     """
     while True:

@@ -1,1 +1,1 @@
-"""What is wrong between a machine and its signatures, and what to do about it."""
+"""The doctor: what is wrong between a machine and its virus signatures, and what to do about it."""

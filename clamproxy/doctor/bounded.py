@@ -1,4 +1,4 @@
-"""A time limit for what has none of its own: the system's resolver, a peer that drips."""
+"""A time limit for calls that have none of their own: the system's resolver, a peer that sends slowly."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from clamproxy.readable import shown_span
 
 
 def bounded[T](function: Callable[[], T], seconds: float) -> T:
-    """Run a function in a thread, which is left to itself when the time is over.
+    """Run a function in a thread, which is abandoned when the time is up.
 
     Args:
-        function: what to run.
         seconds: how long to wait for it.
 
     Raises:
@@ -28,6 +27,7 @@ def bounded[T](function: Callable[[], T], seconds: float) -> T:
         except Exception as error:
             failures.append(error)
 
+    # A daemon: one that hangs must not keep the program from ending.
     thread = threading.Thread(target=run, name="clamproxy-doctor", daemon=True)
     thread.start()
     thread.join(seconds)

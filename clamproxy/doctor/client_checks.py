@@ -1,4 +1,4 @@
-"""The client's side: what a freshclam would meet on its way through the gateway."""
+"""The client's side: what freshclam would meet on its way through the gateway."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ from clamproxy.readable import shown_count, shown_span
 from clamproxy.setup.freshclam_lines import CDN
 
 OLD_DAILY = 4 * 86400.0
-"""Seconds: daily.cvd is renewed about once a day (protocol.md 3)."""
+"""Seconds after which a daily.cvd is old: it is renewed about once a day (protocol.md 3)."""
 LARGEST_PATCH = 64 * MIB
 
 _CONNECT_LIMIT = 5.0
 _ANSWER_LIMIT = 10.0
-"""Seconds for one step. The gateway may wait longer than that for the origin, but then that is the news."""
+"""Seconds for one step. The gateway may wait longer for the origin, but then that is worth reporting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is examined, and how."""
+    """What to examine, and how."""
 
     proxy: Proxy
     databases: Sequence[str]
-    """Of the first one, a patch is fetched, too."""
+    """For the first of them, a patch is fetched as well."""
     keys: TrustedKeys
     trusts: Sequence[Trust] = ()
-    """What https clients may trust; nothing: they are not looked at."""
+    """What https clients may trust; if empty, https is not examined."""
     nameservers: Sequence[Nameserver] = ()
-    """Who is asked for the version record; none: the servers of the system."""
+    """The servers to ask for the version record; if empty, those of the system."""
     target: str = f"{CDN}:80"
-    """The server that is asked for, host and port."""
+    """The server that is asked for, as host and port."""
     is_mirror: bool = False
-    """Whether the gateway is itself that server, and not asked as a proxy."""
+    """Whether the gateway is that server itself, rather than a proxy."""
 
 
 class Client:
-    """The checks, and what one of them leaves for the next."""
+    """The checks, and what each of them leaves for the next."""
 
     def __init__(self, subject: Subject, deadline: Deadline) -> None:
         self._subject = subject
@@ -71,11 +71,12 @@ class Client:
         self._deadline = deadline
         self._addresses: list[str] = []
         self.served: dict[str, CvdHeader | None] = {}
-        """The headers that the gateway has given; None: it has said that there is none."""
+        """The headers that the gateway has sent, by database; None if it said that there is no such
+        database."""
         self._date: float | None = None
 
     def checks(self) -> list[Check]:
-        """In the order in which a client would meet the obstacles."""
+        """The checks, in the order in which a client would meet the obstacles."""
         others = [
             Check(f"header {name}", partial(self._probe, name), ["proxy"])
             for name in self._subject.databases[1:]
@@ -240,7 +241,7 @@ class Client:
         return self._addresses[0], self._proxy.port
 
     def _get(self, path: str, span: str | None, largest: int) -> PeerResponse | Verdict:
-        """Ask as freshclam does; a verdict if there is no answer."""
+        """Ask as freshclam does; returns a verdict if there is no response."""
         target, is_mirror = self._subject.target, self._subject.is_mirror
         host, token = target.removesuffix(":80"), self._proxy.token if is_mirror else ""
         try:

@@ -1,4 +1,4 @@
-"""The clock: certificates and version records count for as long as it says."""
+"""The clock: whether certificates and version records are valid depends on it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from clamproxy.doctor.findings import Verdict, ok, problem
 from clamproxy.readable import shown_span
 
 TOLERANCE = 300.0
-"""Seconds that two clocks may differ."""
+"""How far two clocks may differ, in seconds."""
 
 _REMEDY = "set the clock of whichever of the two is wrong, and let NTP keep it (timedatectl set-ntp true)."
 
 
 def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
-    """Judge this machine's clock by another's.
+    """Judge this machine's clock by another one.
 
     Args:
         theirs: Unix seconds.
-        ours: likewise.
-        whose: the other one.
+        ours: Unix seconds.
+        whose: owner of the other clock, for the text.
     """
     difference = ours - theirs
     if abs(difference) <= TOLERANCE:

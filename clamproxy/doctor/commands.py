@@ -1,4 +1,4 @@
-"""The commands that mend a machine, as its administrator can paste them into a root shell."""
+"""Commands that repair a machine, ready for its administrator to paste into a root shell."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from clamproxy.doctor.freshclam import PLACES
 from clamproxy.doctor.processes import Process
 
 UNIT = "clamav-freshclam"
-"""The service of Debian's, Ubuntu's and Fedora's packages."""
+"""The service in the packages of Debian, Ubuntu and Fedora."""
 
 _UNIT_FILES = tuple(
     Path(directory) / f"{UNIT}.service"
     for directory in ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 )
 _BOOTED = Path("/run/systemd/system")
-"""It is there where systemd runs (sd_booted(3))."""
+"""Exists where systemd is running (sd_booted(3))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,15 @@ class Commands:
     """Commands for one freshclam."""
 
     run: str
-    """Runs it once."""
+    """Command that runs freshclam once."""
     unit: str | None
     """Its service, if it has one."""
     pid: int | None
-    """Its daemon, if that is running."""
+    """Process ID of its daemon, if that is running."""
 
     @classmethod
     def of(cls, conf: Path, daemon: Process | None) -> Commands:
-        """Those for a configuration, and for the daemon that has it."""
+        """The commands for a configuration, and for the daemon that uses it."""
         run = "freshclam" if conf in PLACES else f"freshclam --config-file={shlex.quote(str(conf))}"
         if daemon is not None:
             return cls(run, daemon.unit and daemon.unit.removesuffix(".service"), daemon.pid)
@@ -41,21 +41,21 @@ class Commands:
         return cls(run, UNIT if has_unit else None, None)
 
     def start(self) -> str:
-        """Have a daemon."""
+        """Start a daemon, now and at every boot if there is a service."""
         return f"systemctl enable --now {self.unit}" if self.unit else f"{self.run} --daemon"
 
     def restart(self) -> str:
-        """Have the daemon read its configuration, and forget a cool-down that it has in memory."""
+        """Make the daemon read its configuration, and forget a cool-down that it has in memory."""
         return f"systemctl restart {self.unit}" if self.unit else f"{self._stop()} && {self.run} --daemon"
 
     def run_once(self) -> str:
-        """Run freshclam by hand: not beside the daemon, which keeps the log locked."""
+        """Run freshclam by hand; the daemon, which keeps the log locked, is stopped for that time."""
         if self.pid is None:
             return self.run
         return f"{self._stop()} && {self.run}; {self._start_again()}"
 
     def without(self, file: Path) -> str:
-        """Delete a file that a daemon would write again, and try anew."""
+        """Delete a file that a running daemon would write again, then update."""
         delete = f"rm {shlex.quote(str(file))}"
         if self.pid is None:
             return f"{delete} && {f'systemctl restart {self.unit}' if self.unit else self.run}"

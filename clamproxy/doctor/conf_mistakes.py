@@ -1,6 +1,6 @@
-"""What in a freshclam.conf keeps a machine from the gateway, though freshclam can read it.
+"""Lines in a freshclam.conf that keep a machine from the gateway, although freshclam can read them.
 
-Each rule is what freshclam 1.4.6 was seen to do; what it can't even read, it says itself.
+Each rule describes how freshclam 1.4.6 was seen to behave. What it can't even read, it reports itself.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from clamproxy.doctor.route import Route, is_official
 
 CLIENT_CONFIG = "`clamproxy client-config`, on the gateway, prints the lines that belong there."
 MOST_CHECKS = 50
-"""freshclam takes from one check a day to this number."""
+"""freshclam accepts from 1 to this many checks a day."""
 
 
 def judge(path: Path, conf: FreshclamConf, route: Route | None, mode: int) -> Verdict | None:
-    """The worst that is wrong; None if nothing is.
+    """The worst mistake; None if there is none.
 
     Args:
-        path: of the configuration, for the commands.
-        conf: what it says.
-        route: where requests go by it.
+        path: the configuration, for the commands in the remedy.
+        conf: its contents.
+        route: where requests go with this configuration.
         mode: the permission bits of the file.
     """
     verdicts = [
@@ -128,7 +128,7 @@ def _twice(conf: FreshclamConf) -> Verdict | None:
 
 
 def _past_the_gateway(conf: FreshclamConf, route: Route | None) -> Verdict | None:
-    """Another server is tried when the gateway fails: so it, too, can put the machine on a cool-down."""
+    # freshclam tries the other server when the gateway fails, and that one can put it on a cool-down.
     if route is None or not route.is_mirror:
         return None
     others = [mirror for mirror in conf.mirrors if is_official(urlsplit(mirror).hostname or "")]

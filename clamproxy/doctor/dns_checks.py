@@ -1,4 +1,4 @@
-"""The version record in DNS, as freshclam and the gateway see it (protocol.md 3)."""
+"""The version record in DNS, as seen by freshclam and by the gateway (protocol.md 3)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from clamproxy.origin.versions import parse_primary, parse_single, record_name
 from clamproxy.readable import shortened
 
 DOMAIN = "current.cvd.clamav.net"
-"""What freshclam asks for."""
+"""The name that freshclam asks for."""
 
 _LONGEST_REASON = 160
-"""Characters."""
+"""How many characters of a reason are shown."""
 _NO_DNS = (
     "nothing, if this machine isn't meant to resolve names outside: freshclam then asks the gateway "
     "(start it with --no-dns to spare it the wait); else repair its DNS."
@@ -29,11 +29,11 @@ _NO_DNS = (
 
 
 class RecordError(Exception):
-    """There is no version record, or none that counts; the text is one line."""
+    """There is no version record, or no valid one; the text is one line."""
 
 
 def ask(resolver: Resolver, name: str) -> str:
-    """The text of a record; takes as long as the resolver allows itself.
+    """The text of a record; takes as long as the resolver's own time limit.
 
     Raises:
         RecordError: there is none.
@@ -52,7 +52,7 @@ def ask(resolver: Resolver, name: str) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """Why there is no record; of many tries with the same servers, each answer once."""
+    """Why there is no record; if the same servers were asked repeatedly, each answer is given once."""
     if isinstance(error, dns.resolver.LifetimeTimeout | dns.resolver.NoNameservers):
         answers = (_answer_of(*entry[:4]) for entry in error.kwargs.get("errors", ()))
         return f"no name server has an answer ({', '.join(dict.fromkeys(answers))})"
@@ -83,7 +83,7 @@ def version_in(text: str, database: str, now: float) -> int:
 
 
 def record_time(text: str, database: str) -> float | None:
-    """When a record was made, in Unix seconds."""
+    """When a record was made, in Unix seconds; None if it doesn't say."""
     fields = text.split(":")
     position = RECORD_TIME_FIELD if database in FIELDS else 1
     field = fields[position] if len(fields) > position else ""
@@ -93,12 +93,12 @@ def record_time(text: str, database: str) -> float | None:
 def compare_with_gateway(
     databases: Sequence[str], served: Mapping[str, int], nameservers: Sequence[Nameserver]
 ) -> Verdict:
-    """What a freshclam in DNS mode learns, beside what the gateway serves.
+    """Compare what freshclam learns in DNS mode with what the gateway serves.
 
     Args:
         databases: their names.
-        served: the versions, as the gateway's headers say, where they are known.
-        nameservers: who is asked; none: those of the system.
+        served: the versions in the headers that the gateway sent, as far as known.
+        nameservers: the servers to ask; if empty, those of the system.
     """
     names = {database: record_name(database, DOMAIN) for database in databases}
     records = {name: _look_up(name, nameservers) for name in dict.fromkeys(names.values())}

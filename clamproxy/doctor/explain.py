@@ -1,4 +1,4 @@
-"""Answers and errors of the gateway, in words, with what to do about each."""
+"""Explains the gateway's responses and errors in words, with what to do about each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clamproxy.doctor.wire import Closed, Garbage, PeerResponse, Proxy, Silent, 
 
 ON_GATEWAY = "on the gateway, run `clamproxy doctor`; it tells more there."
 HERE = "see what was found on this gateway, above, and its log."
-"""The same where it has just been done."""
+"""Used instead of `ON_GATEWAY` when the doctor has just examined this gateway itself."""
 CHANGED_REMEDY = (
     "look for a device between here and the gateway that changes or cuts answers, and exempt the gateway."
 )
@@ -38,7 +38,7 @@ _WRONG_USER = "correct user or password; `clamproxy hash-password NAME` makes a 
 
 
 def connection(error: OSError | UnicodeError) -> str:
-    """Why there is no connection."""
+    """Why a connection could not be made."""
     if isinstance(error, TimeoutError):
         return "no answer; a firewall drops it, or the machine is off"
     if isinstance(error, UnicodeError):
@@ -51,7 +51,7 @@ def connection(error: OSError | UnicodeError) -> str:
 
 
 def no_answer(error: Exception, request: str) -> Verdict:
-    """A connection that stands brings no answer."""
+    """A connection was made, but brought no response."""
     match error:
         case Silent():
             busy = "its origin may be slow, or it has as many connections as access.max_connections allows"
@@ -107,7 +107,7 @@ def _refused(answer: PeerResponse, target: str) -> Verdict:
 
 
 def other_proxy(answer: PeerResponse) -> Verdict:
-    """Something answers, but no clamproxy had a hand in it."""
+    """Something responds, but no clamproxy was involved."""
     return problem(
         f"this is not clamproxy: no Via or Cache-Status of clamproxy in the answer ({_name(answer)}, "
         f"status {answer.status})",
@@ -116,17 +116,17 @@ def other_proxy(answer: PeerResponse) -> Verdict:
 
 
 def is_loop(reason: str) -> bool:
-    """Whether a gateway, or one behind it, says that requests come back to it."""
+    """Whether this reason, from a gateway or one further upstream, says that requests come back to it."""
     return _LOOP in reason
 
 
 def is_refused_by_proxy(reason: str) -> bool:
-    """Whether a reason is that the parent proxy wants to know who asks."""
+    """Whether the reason is that the parent proxy demands authentication."""
     return re.search(r"\b407\b", reason) is not None
 
 
 def status(answer: PeerResponse, path: str, proxy: Proxy) -> Verdict:
-    """The gateway answers, but not with the file."""
+    """The gateway responds, but not with the file."""
     if not answer.is_clamproxy:
         return other_proxy(answer)
     reason = answer.reason or "no reason given"
@@ -144,7 +144,7 @@ def status(answer: PeerResponse, path: str, proxy: Proxy) -> Verdict:
 
 
 def refusal_in_words(reason: str) -> str:
-    """What the CDN means by a status, if a reason mentions one."""
+    """What the CDN means by a status code, if the reason mentions one."""
     if "status 403" in reason:
         return (
             " - the CDN refuses this version of freshclam as too old, or this site's address; "
@@ -156,6 +156,6 @@ def refusal_in_words(reason: str) -> str:
 
 
 def _name(answer: PeerResponse) -> str:
-    """What the other side says it is."""
+    """How the other side identifies itself."""
     named = [f"{name}: {answer[name]}" for name in ("via", "server", "x-squid-error") if answer[name]]
     return "another server" + (f" ({', '.join(named)})" if named else "")

@@ -1,4 +1,4 @@
-"""Findings, and the checks that lead to them: in order, each only where it makes sense."""
+"""Findings, and the checks that produce them: in order, and each only where it makes sense."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 from clamproxy.readable import shortened
 
 LONGEST_TEXT = 400
-"""Characters of a finding that are shown: some of them are what another program said."""
+"""How many characters of a finding are shown; some findings quote other programs."""
 
 
 class Status(StrEnum):
@@ -23,7 +23,7 @@ class Status(StrEnum):
 
     @property
     def severity(self) -> int:
-        """How bad it is: the exit code of a doctor who finds nothing worse."""
+        """The exit code of a doctor that finds nothing worse."""
         return _EXIT_CODES.get(self, 0)
 
 
@@ -39,10 +39,10 @@ class Finding:
     text: str
     """One line."""
     remedy: str = ""
-    """What to do, one line; for problems, and for warnings that something can be done about."""
+    """What to do, in one line: for problems, and for warnings that can be acted on."""
 
     def to_json(self) -> dict[str, str | None]:
-        """For programs; the remedy is null where there is none."""
+        """For programs; the remedy is null if there is none."""
         return {**asdict(self), "status": self.status.value, "remedy": self.remedy or None}
 
 
@@ -56,7 +56,6 @@ class Verdict:
 
 
 def ok(text: str) -> Verdict:
-    """All is well."""
     return Verdict(Status.OK, text)
 
 
@@ -71,7 +70,7 @@ def problem(text: str, remedy: str) -> Verdict:
 
 
 def skipped(reason: str) -> Verdict:
-    """There is nothing to check, or no way to."""
+    """There is nothing to check, or no way to check it."""
     return Verdict(Status.SKIPPED, reason)
 
 
@@ -82,11 +81,11 @@ class Check:
     subject: str
     look: Callable[[], Verdict]
     needs: Sequence[str] = ()
-    """Subjects of earlier checks without whose success this one makes no sense."""
+    """Subjects of earlier checks; unless those succeed, this one makes no sense."""
 
 
 class Deadline:
-    """The end of all checks: each gets as much time as is left, or what it wants at most."""
+    """The end of all checks together: a check gets the time that it wants, or what is left."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -94,18 +93,17 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds, not below 0."""
+        """Seconds left, never below 0."""
         return max(0.0, self._end - self._clock())
 
     def allow(self, seconds: float) -> float:
-        """Seconds that something may take that wants so many; a little even when the time is over."""
+        """Seconds for a step that wants `seconds`: at most what is left, and a little when the time is up."""
         return max(0.1, min(seconds, self.left))
 
 
 def examine(checks: Iterable[Check], deadline: Deadline) -> Iterator[Finding]:
-    """Run checks in order, and give each finding as it comes."""
-    causes: dict[str, str] = {}
-    """Of each check that led nowhere, the one that is to blame."""
+    """Run checks in order, and yield each finding as soon as it is there."""
+    causes: dict[str, str] = {}  # for each check without success, the check that is to blame
     for check in checks:
         cause = next((causes[subject] for subject in check.needs if subject in causes), None)
         if cause is not None:
@@ -120,12 +118,12 @@ def examine(checks: Iterable[Check], deadline: Deadline) -> Iterator[Finding]:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """2 with problems, 1 with warnings, else 0."""
+    """2 if there are problems, 1 if there are warnings, else 0."""
     return max((finding.status.severity for finding in findings), default=0)
 
 
 def one_line(text: str) -> str:
-    """A text of somebody else's, so that it can't do anything to a terminal."""
+    """Make foreign text safe to print: it must not be able to control a terminal."""
     line = "".join(c if c.isprintable() else " " for c in text).strip()
     return shortened(line, LONGEST_TEXT)
 

@@ -1,4 +1,4 @@
-"""The freshclam of this machine: what its configuration says, and how it introduces itself."""
+"""This machine's freshclam: what its configuration says, and how it identifies itself."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ PLACES = (
     Path("/usr/local/etc/freshclam.conf"),
 )
 DATABASE_DIRECTORIES = (Path("/var/lib/clamav"), Path("/usr/local/share/clamav"))
-"""Where databases are without DatabaseDirectory: as distributions build freshclam, and as ClamAV does."""
+"""Where databases are without DatabaseDirectory: in distributions' builds, and in ClamAV's own."""
 STANDARD_DATABASES = ("daily", "main", "bytecode")
 """In the order in which freshclam updates them (protocol.md 1.1)."""
 ANY_VERSION = "1.4.3"
-"""What a machine without freshclam says: one that ClamAV supports."""
+"""The version to claim on a machine without freshclam: one that ClamAV supports."""
 
 _NO = ("no", "false", "0")
 _RUN_LIMIT = 3.0
-"""Seconds for freshclam to say its version."""
+"""Seconds for freshclam to print its version."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreshclamConf:
-    """The lines of a freshclam.conf, of which nothing shows the password."""
+    """The options in a freshclam.conf; the password is not shown in its repr."""
 
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """The values of each option, in their order."""
 
     def first(self, option: str) -> str | None:
-        """The value that counts: of an option that is there twice, freshclam 1.4.6 takes the first."""
+        """The value that counts: if an option is given twice, freshclam 1.4.6 takes the first."""
         return next(iter(self.options.get(option, ())), None)
 
     def all(self, option: str) -> tuple[str, ...]:
-        """The values of an option that may be there more than once."""
+        """The values of an option that may be given more than once."""
         return self.options.get(option, ())
 
     @property
@@ -53,14 +53,14 @@ class FreshclamConf:
 
     @property
     def database_directory(self) -> Path:
-        """Where the databases are, and freshclam.dat."""
+        """The directory of the databases and of freshclam.dat."""
         if (named := self.first("DatabaseDirectory")) is not None:
             return Path(named)
         return next((path for path in DATABASE_DIRECTORIES if path.is_dir()), DATABASE_DIRECTORIES[0])
 
     @property
     def databases(self) -> list[str]:
-        """The databases of ClamAV that it keeps up to date."""
+        """The ClamAV databases that it keeps up to date."""
         excluded = set(self.all("ExcludeDatabase"))
         if (self.first("Bytecode") or "yes").lower() in _NO:
             excluded.add("bytecode")
@@ -70,7 +70,7 @@ class FreshclamConf:
 
 
 def find_conf(places: Iterable[Path] = PLACES) -> Path | None:
-    """The configuration of the freshclam here, if it can be read."""
+    """The configuration of this machine's freshclam, if it can be read."""
     for path in places:
         try:
             with path.open("rb"):
@@ -81,7 +81,7 @@ def find_conf(places: Iterable[Path] = PLACES) -> Path | None:
 
 
 def hidden_conf(places: Iterable[Path] = PLACES) -> Path | None:
-    """A configuration that this user may not read."""
+    """A configuration that exists but may not be read by this user."""
     return next((path for path in places if path.exists() and not os.access(path, os.R_OK)), None)
 
 
@@ -95,7 +95,7 @@ def read_conf(path: Path) -> FreshclamConf:
 
 
 def parse_conf(text: str) -> FreshclamConf:
-    """See `read_conf`; what freshclam itself would refuse stands as it is."""
+    """Parse the text of a freshclam.conf; lines that freshclam itself would refuse are kept as they are."""
     options: dict[str, list[str]] = {}
     for line in text.split("\n"):
         option, *value = line.split(maxsplit=1) or [""]
@@ -105,7 +105,7 @@ def parse_conf(text: str) -> FreshclamConf:
 
 
 def user_agent() -> str:
-    """As the freshclam of this machine introduces itself, without the machine's UUID."""
+    """The User-Agent of this machine's freshclam, without the machine's UUID."""
     system = os.uname()
     match = re.match(r"ClamAV (\d+(?:\.\d+){1,2})", (_run("--version") or ("", ""))[0])
     version = match[1] if match else ANY_VERSION
@@ -115,7 +115,7 @@ def user_agent() -> str:
 def objection(path: Path) -> str | None:
     """Why freshclam itself refuses its configuration, in its own words; None if it doesn't.
 
-    It reads the file before it says its version, and does nothing else.
+    For ``--version`` freshclam reads its configuration first, and does nothing else.
     """
     output, errors = _run("--version", f"--config-file={path}") or ("", "")
     if output.startswith("ClamAV "):
@@ -125,7 +125,7 @@ def objection(path: Path) -> str | None:
 
 
 def _run(*arguments: str) -> tuple[str, str] | None:
-    """What freshclam prints, and what as errors; None if there is no freshclam."""
+    """What freshclam prints to stdout and stderr; None if there is no freshclam."""
     program = shutil.which("freshclam")
     if program is None:
         return None
@@ -139,7 +139,7 @@ def _run(*arguments: str) -> tuple[str, str] | None:
 
 
 def _official(mirror: str) -> str:
-    """DatabaseMirror without a scheme is https, and so is all that looks like db.*.clamav.net."""
+    """As freshclam reads DatabaseMirror: https without a scheme, and for everything like db.*.clamav.net."""
     if mirror.startswith("db.") and ".clamav.net" in mirror:
         return f"https://{CDN}"
     return mirror if "://" in mirror else f"https://{mirror}"

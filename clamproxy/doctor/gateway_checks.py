@@ -1,4 +1,4 @@
-"""The gateway's side: its configuration, its directory, and what it has met so far."""
+"""The gateway's side: its configuration, its directory, and the troubles it has had so far."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ from clamproxy.state import open_store
 from clamproxy.statistics import snapshot
 
 LEAST_FREE = 512 * MIB
-"""Bytes: the standard databases with their successors take about as much."""
+"""Bytes that should be free: the standard databases and their successors need about this much."""
 RENEW_CA = 30 * 86400.0
-"""Seconds before its end when an authority should be rotated."""
+"""How long before its end an authority should be rotated, in seconds."""
 
 
 class GatewayChecks:
-    """The checks, and what one of them leaves for the next. Close it at the end."""
+    """The checks, and what each of them leaves for the next. Close it at the end.
+
+    Args:
+        config: the configuration file that the user named, if any.
+        databases: the header and the record of the first one are requested; if empty, those in use are
+            chosen.
+        deadline: the end of all checks.
+    """
 
     def __init__(self, config: str | None, databases: Sequence[str], deadline: Deadline) -> None:
-        """Prepare; nothing is looked at yet.
-
-        Args:
-            config: the configuration file that the user named, if any.
-            databases: the first one's header and record are asked for; none: those that are in use.
-            deadline: of all checks.
-        """
         self._config = config
         self._settings = Settings()
         self._store: Store | None = None
         self._is_foreign = False
-        """Whether the cache is another user's: SQLite would leave files there that are not."""
+        """Whether the cache is another user's: SQLite would leave files of this user in it."""
         self._origin = OriginChecks(deadline)
         self.databases = list(databases)
-        """What to look at; if nobody has named any, those that machines get here."""
+        """What to look at; unless the user named some, the databases that machines get here."""
         self._are_named = bool(databases)
 
     def checks(self) -> list[Check]:
-        """In the order in which the gateway itself would meet the obstacles."""
+        """The checks, in the order in which the gateway itself would meet the obstacles."""
         configured, cached = ["configuration"], ["configuration", "cache directory"]
         return [
             Check("configuration", self._load, []),
@@ -85,7 +85,6 @@ class GatewayChecks:
         ]
 
     def close(self) -> None:
-        """Release what was opened."""
         if self._store is not None:
             self._store.close()
 
@@ -164,7 +163,7 @@ class GatewayChecks:
         reached = {name: versions["reached"] for name, versions in figures["databases"].items()}
         cached = [name for name, version in reached.items() if version]
         if not self._are_named:
-            # Others may be enabled that ClamAV has given up: who asks the origin for those gets nothing.
+            # Not all enabled ones: ClamAV has given up some, and the origin has nothing for those.
             also = [name for name in cached if name in self._settings.serving.databases]
             self.databases = list(dict.fromkeys([*self.databases, *also]))
         databases = ", ".join(f"{name} {reached[name]}" for name in cached)
@@ -256,10 +255,10 @@ class GatewayChecks:
 
 
 def judge_authority(bundle: bytes, now: float) -> Verdict:
-    """For how long the authority's certificates count.
+    """How long the authority's certificates are still valid.
 
     Args:
-        bundle: PEM, first the one that signs; during a rotation there are two.
+        bundle: PEM, the signing authority's root first; during a rotation there are two.
         now: Unix seconds.
     """
     signer, *others = x509.load_pem_x509_certificates(bundle)
@@ -281,7 +280,7 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
 
 
 def proxy_pid(directory: Path, locks: Path = PROC / "locks") -> int | None:
-    """The process that has a cache open, if there is one and the system tells."""
+    """The process that has the cache open, if there is one and the system tells."""
     holders = lock_holders(directory / "owners.lock", "FLOCK", locks)
     return next((pid for pid in holders if pid != os.getpid() and _may_look_at(pid)), None)
 
@@ -302,7 +301,7 @@ def _owner(path: Path) -> str:
 
 
 def _bytes_below(directory: Path) -> int:
-    """What the files of the cache take, as far as they can be seen."""
+    """How many bytes the cache's files have, as far as they can be seen."""
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:

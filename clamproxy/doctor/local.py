@@ -1,4 +1,4 @@
-"""The databases of this machine, beside what the gateway has for it."""
+"""The databases on this machine, compared with those of the gateway."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.readable import shown_count
 
 GRACE = 86400.0
-"""Seconds since a build within which a machine may be one version behind: its next check fetches that."""
+"""A machine may be one version behind for this many seconds after a build: its next check fetches that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A database as it lies in DatabaseDirectory."""
+    """A database in DatabaseDirectory."""
 
     version: int | None = None
-    """None: there is none that can be used."""
+    """None if there is no usable file."""
     trouble: str = ""
-    """Why a file that is there can't be used, in one line."""
+    """Why an existing file can't be used, in one line."""
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a file at all."""
         return self.version is not None or bool(self.trouble)
 
 
 def look_at(directory: Path, database: str) -> Local:
-    """The database of a machine: its CVD, or the CLD that patches have made of it."""
+    """A machine's database: its CVD, or the CLD that patches have turned it into."""
     versions, troubles = list[int](), list[str]()
     for path in (directory / f"{database}.cld", directory / f"{database}.cvd"):
         try:
@@ -52,12 +51,12 @@ def compare(local: Mapping[str, Local], served: Mapping[str, CvdHeader | None], 
     """How far a machine is behind.
 
     Args:
-        local: what it has.
-        served: the headers that the gateway gave; None: it has said that there is no such database.
+        local: what the machine has.
+        served: the headers that the gateway sent; None if it said that there is no such database.
         now: Unix seconds.
 
     Returns:
-        Where the machine itself can do something about it, the remedy has a place for ``{command}``.
+        The verdict; if the machine itself can be told to act, the remedy contains ``{command}``.
     """
     verdicts = [_compare(name, found, served.get(name), name in served, now) for name, found in local.items()]
     worst = max(verdicts, key=lambda verdict: verdict.status.severity, default=ok("none are configured"))

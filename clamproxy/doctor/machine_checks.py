@@ -1,4 +1,4 @@
-"""The machine's side: why its freshclam asks nobody, or asks somebody else, though the gateway is well."""
+"""The machine's side: why its freshclam asks nobody, or another server, although the gateway is well."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ SCHEDULES = (
     Path("/etc/cron.daily/freshclam"),
     Path("/etc/systemd/system/timers.target.wants/clamav-freshclam-once.timer"),
 )
-"""What runs freshclam now and then in place of a daemon, on Debian and Fedora."""
+"""Files by which Debian and Fedora run freshclam periodically instead of as a daemon."""
 _SECOND = 2.0
-"""Seconds by which the start of a process may be off."""
+"""Tolerance for the start time of a process, in seconds."""
 
 
 class MachineChecks:
-    """The checks, in the order in which freshclam meets the obstacles."""
+    """The checks, in the order in which freshclam meets the obstacles.
+
+    Args:
+        path: the freshclam.conf.
+        conf: its contents.
+        served: the headers of the databases as sent by the gateway; filled by checks that run earlier.
+            None means that the gateway has no such database.
+    """
 
     def __init__(self, path: Path, conf: FreshclamConf, served: Mapping[str, CvdHeader | None]) -> None:
-        """Prepare; nothing is looked at yet.
-
-        Args:
-            path: of freshclam.conf.
-            conf: what it says.
-            served: the headers of the databases, as the gateway gives them; filled by checks that run before.
-                None: the gateway has said that there is none.
-        """
         self._path = path.absolute()
         self._conf = conf
         self._served = served
@@ -52,7 +51,7 @@ class MachineChecks:
         self._is_cooling = False
 
     def checks(self) -> list[Check]:
-        """All of them; none needs another."""
+        """All checks; none of them needs another."""
         return [
             Check("freshclam.conf", self._judge_conf),
             Check("environment", self._look_at_environment),
@@ -100,7 +99,7 @@ class MachineChecks:
         is_group = status.st_gid == gid and status.st_mode & 0o020
         if uid in (0, status.st_uid) or is_group or status.st_mode & 0o002:
             return ok(f"user {owner} may write to {directory}")
-        if os.geteuid() and os.access(directory, os.W_OK):  # without root, freshclam stays who it is
+        if os.geteuid() and os.access(directory, os.W_OK):  # only root's freshclam changes to DatabaseOwner
             return ok(f"this user may write to {directory}")
         text = f"user {owner} may not write to {directory}, so freshclam fails (or can't keep its cool-down)"
         return problem(text, f"as root: chown {owner} {directory}")
@@ -186,7 +185,6 @@ class MachineChecks:
 
     @property
     def _is_new(self) -> bool:
-        """Whether freshclam has not run yet."""
         try:
             return not self._dat.exists() and not any(local.is_there for local in self._local.values())
         except PermissionError:
@@ -194,11 +192,11 @@ class MachineChecks:
 
     @cached_property
     def _running(self) -> list[Process]:
-        """Those with this configuration."""
+        """The freshclam processes with this configuration."""
         return [process for process in freshclams() if self._is_its(process.config)]
 
     def _is_its(self, config: Path | None) -> bool:
-        # Relative to a directory that freshclam has left since.
+        # The path may be relative to a directory that freshclam has left since.
         return self._path in PLACES if config is None else self._path.match(str(config))
 
     @property
@@ -211,7 +209,7 @@ class MachineChecks:
 
     @property
     def _environment(self) -> Mapping[str, str]:
-        """The daemon's, if it may be seen; else that of this process, as for a freshclam by hand."""
+        """The daemon's environment if it can be read, else this process's, as for a freshclam run by hand."""
         environment = self._daemon.environment if self._daemon else None
         return os.environ if environment is None else environment
 

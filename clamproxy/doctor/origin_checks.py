@@ -1,8 +1,8 @@
 """What is beyond the gateway: DNS, the proxy on the way out, and the origin itself.
 
-The CDN blocks who asks too often. So it is asked once at most, only as long as the gateway itself would
-be allowed to, and the request is noted in the gateway's own books. Where it may not be asked, a
-connection is made and nothing sent.
+The CDN blocks clients that ask too often. So the doctor asks it once at most, only if the gateway itself
+would be allowed to, and records the request as the gateway's own. If a request isn't allowed, it connects
+and sends nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from clamproxy.origin.versions import record_name
 from clamproxy.readable import shown_count, shown_span, shown_time
 
 OLD_RECORD = 6 * 3600.0
-"""Seconds; ClamAV renews the record every half hour, and it counts for twelve."""
+"""Seconds after which a record is old: ClamAV renews it every half hour, and it is valid for twelve hours."""
 
 _CONNECT_LIMIT = 4.0
 _READ_LIMIT = 5.0
@@ -73,7 +73,7 @@ _PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries a
 
 
 def cooldown_in_words(cooldown: Cooldown) -> tuple[str, str]:
-    """What a cool-down means, and what to do."""
+    """What a cool-down means, and what to do about it."""
     if explain.is_loop(cooldown.reason):
         return "Requests come back to this gateway.", explain.LOOP_REMEDY
     if explain.is_refused_by_proxy(cooldown.reason):
@@ -82,12 +82,12 @@ def cooldown_in_words(cooldown: Cooldown) -> tuple[str, str]:
 
 
 class OriginChecks:
-    """The checks of the outside; settings and store come from the checks before."""
+    """The checks of the outside; the settings and the store come from earlier checks."""
 
     def __init__(self, deadline: Deadline) -> None:
         self.settings = Settings()
         self.database = STANDARD_DATABASES[0]
-        """Whose header and record are asked for."""
+        """The database whose header and record are asked for."""
         self.store: Store | None = None
         """The cache, if it could be opened."""
         self._deadline = deadline
@@ -146,7 +146,7 @@ class OriginChecks:
             )
 
     def probe(self) -> Verdict:
-        """Ask the origin for the first bytes of a CVD, if that is allowed."""
+        """Request the first bytes of a CVD from the origin, if that is allowed."""
         path = Latest(self.database, Kind.CVD).upstream_path
         if self.settings.upstream.offline:
             return skipped("upstream.offline is set")
@@ -202,7 +202,7 @@ class OriginChecks:
         return ok(f"{url} answers {requester.version}: {self.database} {header.version}")
 
     def judge_clock(self) -> Verdict:
-        """Compare with the origin's Date, else with the time of the version record."""
+        """Compare the clock with the origin's Date, else with the time of the version record."""
         now = time.time()
         if self._date is not None:
             return compare_clocks(self._date, now, "the origin")
@@ -213,16 +213,16 @@ class OriginChecks:
         return ok("this machine's clock is not behind the version record")
 
     def _is_own(self) -> bool:
-        """Whether ClamAV's own name leads to this machine, as a local DNS zone may have it."""
+        """Whether ClamAV's own name resolves to this machine, as a local DNS zone may arrange."""
         if self.settings.upstream.proxy is not None or not is_official(self._host):
             return False
         return any(map(is_own_address, self._addresses()))
 
     def _loop(self, sign: str) -> Verdict:
-        """Name the loop.
+        """Report a loop.
 
         Args:
-            sign: what shows it.
+            sign: what shows that there is one.
         """
         url, addresses = self.settings.upstream.url, ", ".join(self._addresses())
         where = f"{url}, with the address {addresses}" if addresses else url
@@ -239,14 +239,14 @@ class OriginChecks:
             return []
 
     def _connect(self, reason: str) -> Verdict:
-        """Where no request may be made: see whether one could be. It costs none.
+        """If no request is allowed, check whether one would be possible, by connecting only.
 
         Args:
-            reason: why none may be made.
+            reason: why no request is allowed.
         """
         if explain.is_loop(reason):
             return self._loop(reason)
-        if explain.is_refused_by_proxy(reason):  # a try more, and the account may be locked
+        if explain.is_refused_by_proxy(reason):  # another attempt might lock the account
             return problem(*explain.PROXY_USERS)
         limit = self._deadline.allow(_CONNECT_LIMIT)
         try:
@@ -256,7 +256,7 @@ class OriginChecks:
         return skipped(f"{reason}; so there was no request, but there is {reached}")
 
     def _requester(self) -> Requester | str:
-        """In whose name the gateway itself would ask; why there is nobody, if that is so."""
+        """In whose name the gateway itself would ask; if there is nobody, the reason as text."""
         if self.store is None and _may_exist(self.settings.cache.directory):
             return "without the index it isn't known whether the origin may be asked now"
         agents = Agents(self.settings.upstream.user_agent, lambda *_: None)
@@ -267,7 +267,7 @@ class OriginChecks:
         )
 
     def _ask(self, path: str, requester: Requester) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """The answer, and the beginning of its body."""
+        """The response, and the beginning of its body."""
         upstream = self.settings.upstream
         timeout = Timeout(
             connect=min(upstream.connect_timeout, self._deadline.allow(_CONNECT_LIMIT)),
@@ -278,6 +278,7 @@ class OriginChecks:
             "Accept": "*/*",
             "Accept-Encoding": "identity",
             "Range": f"bytes=0-{HEADER_SIZE - 1}",
+            # So that a parent gateway doesn't count the request as a machine's (`Request.is_relayed`).
             "Via": "1.1 clamproxy-doctor",
         }
         how: dict[str, Any] = {"preload_content": False, "decode_content": False, "retries": REDIRECTS_ONLY}
@@ -289,7 +290,7 @@ class OriginChecks:
             pool.clear()
 
     def _refused_by_proxy(self, books: _Books, path: str, requester: Requester) -> Verdict:
-        """Note it for the gateway, too: with each further try the proxy may lock the account."""
+        """Record it for the gateway too: further attempts might make the proxy lock the account."""
         text, remedy = explain.PROXY_USERS
         books.cooldowns.failed(FailureKind.PROXY_AUTHENTICATION, path, requester.version, f"{text} (407)")
         return problem(text, remedy)
@@ -310,12 +311,12 @@ class OriginChecks:
 
 
 def _is_refused_by_proxy(error: Exception) -> bool:
-    # Of a tunnel, the status is in what urllib3 wraps.
+    # The status of a refused tunnel is only in the exception that urllib3 wraps.
     return explain.is_refused_by_proxy(reason_of(error)) or "Tunnel connection failed: 407" in str(error)
 
 
 class _Books:
-    """What the gateway keeps of its requests to the origin."""
+    """The gateway's own records of its requests to the origin."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
@@ -331,14 +332,14 @@ class _Books:
         if cooldown is not None:
             until = shown_time(cooldown.until, exact=True)
             return f"cool-down until {until}: {cooldown.reason}{explain.refusal_in_words(cooldown.reason)}"
-        # The growing pauses are for what the gateway does by itself: a person asks once.
+        # The growing pauses apply to what the gateway does by itself; a person asks just once.
         if (used := self.budget.used(path)) >= PER_FILE:
             times = shown_count(used, "time")
             return f"{path} was asked for {times} within the last hour, and the CDN limits that"
         return None
 
     def count(self, length: int) -> None:
-        """A request was made, and brought so many bytes."""
+        """Count a request that brought `length` bytes."""
         if self._store is not None:
             self._store.add_to_counters({"upstream_requests": 1, "upstream_bytes": length})
 
@@ -351,7 +352,7 @@ class _Books:
 
 
 def _may_exist(path: Path) -> bool:
-    """Whether a path is there, as far as can be seen: what it is in may be closed."""
+    """Whether a path exists, or might: the directory that it is in may be closed to this user."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Processes of this machine, as far as /proc shows them to this user."""
+"""Processes on this machine, as far as this user can see them in /proc."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Process:
     pid: int
     arguments: tuple[str, ...]
     started_at: float
-    """Unix seconds."""
+    """Start time in Unix seconds."""
     unit: str | None
     """The systemd service that it belongs to."""
 
     @property
     def is_daemon(self) -> bool:
-        """Whether it stays, and looks for updates again and again."""
+        """Whether it keeps running, and checks for updates periodically."""
         return any(_DAEMON.fullmatch(argument) for argument in self.arguments)
 
     @property
     def config(self) -> Path | None:
-        """The configuration that it was given; None: its default."""
+        """The configuration file on its command line; None if it uses the default."""
         for argument, following in zip(self.arguments, [*self.arguments[1:], ""], strict=True):
             name, _, value = argument.partition("=")
             if name == _CONFIG and (value or following):
@@ -43,7 +43,7 @@ class Process:
 
     @property
     def environment(self) -> dict[str, str] | None:
-        """Its environment; None if this user may not see it."""
+        """Its environment variables; None if this user may not see them."""
         try:
             raw = (PROC / str(self.pid) / "environ").read_bytes()
         except OSError:
@@ -53,17 +53,17 @@ class Process:
 
 
 def are_visible() -> bool:
-    """Whether this user sees the processes of others (not with hidepid, see proc(5))."""
+    """Whether this user sees the processes of others, which proc(5)'s option hidepid prevents."""
     return (PROC / "1" / "stat").exists()
 
 
 def freshclams() -> Iterator[Process]:
-    """Those that run here; not those of containers, which have databases of their own."""
+    """The freshclams that run here, without those in containers, which have their own databases."""
     depth = _namespaces(PROC / "self")
     for directory in PROC.iterdir():
         if not directory.name.isdecimal():
             continue
-        with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+        with suppress(OSError, ValueError, IndexError):  # it has ended in the meantime
             if (directory / "comm").read_text().strip() != "freshclam" or _namespaces(directory) != depth:
                 continue
             if (process := _read(directory)) is not None:
@@ -71,12 +71,11 @@ def freshclams() -> Iterator[Process]:
 
 
 def lock_holders(path: Path, kind: str, locks: Path = PROC / "locks") -> list[int]:
-    """The processes that have locked a file, as far as the system tells; the file is not opened for that.
+    """The processes that have locked a file, as far as the system tells. The file itself is not opened.
 
     Args:
-        path: the file.
         kind: ``FLOCK`` or ``POSIX``, as in proc_locks(5).
-        locks: where the system lists them.
+        locks: where the system lists its locks.
     """
     try:
         status = path.stat()
@@ -90,14 +89,14 @@ def lock_holders(path: Path, kind: str, locks: Path = PROC / "locks") -> list[in
 
 
 def _read(directory: Path) -> Process | None:
-    """A process; None if it is a zombie.
+    """Read a process; None if it is a zombie.
 
     Raises:
         OSError: it has ended.
         ValueError: its files are not as expected.
     """
     arguments = os.fsdecode((directory / "cmdline").read_bytes()).rstrip("\0").split("\0")
-    # Behind the name in parentheses: the state is the third field of proc_pid_stat(5), the start the 22nd.
+    # After the name in parentheses: the state is the 3rd field of proc_pid_stat(5), the start time the 22nd.
     fields = (directory / "stat").read_text().rpartition(")")[2].split()
     if fields[0] == "Z":
         return None
@@ -114,7 +113,7 @@ def _booted_at() -> float:
 
 
 def _namespaces(directory: Path) -> int:
-    """How deep a process is in containers, as seen from here."""
+    """How deeply a process is nested in containers, as seen from here."""
     for line in (directory / "status").read_text().splitlines():
         if line.startswith("NSpid:"):
             return len(line.split()) - 1

@@ -1,4 +1,4 @@
-"""The way to a server without a request: DNS, TCP and TLS, as far as they are the gateway's own."""
+"""The way to a server without a request: DNS, TCP and TLS, as the gateway itself would use them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def reach(upstream: UpstreamSection, seconds: float) -> str:
-    """Connect to the origin, ask for nothing, and leave.
+    """Connect to the origin, request nothing, and disconnect.
 
     Args:
         upstream: how the gateway gets there.
-        seconds: for each of the steps.
+        seconds: time limit for each step.
 
     Returns:
-        What was reached, in the form that follows "there is".
+        What was reached, in a form that can follow "there is".
 
     Raises:
         OSError: it can't be reached, or its certificate is not trusted.
-        WireError: the proxy on the way doesn't answer.
-        TunnelRefused: it makes no tunnel.
+        WireError: the proxy on the way doesn't respond.
+        TunnelRefused: the proxy refuses to make a tunnel.
     """
     is_secure, origin = _endpoint(upstream.url)
     context, name = _context(upstream), host_and_port(*origin)
@@ -40,10 +40,10 @@ def reach(upstream: UpstreamSection, seconds: float) -> str:
     with connected(address, seconds) as stream, ExitStack() as stack:
         if proxy_is_secure:
             stream = stack.enter_context(context.wrap_socket(stream, server_hostname=address[0]))
-        if not is_secure:  # the proxy would be given the request itself
+        if not is_secure:  # without a tunnel, only the request itself would show more
             return f"a connection to {upstream.proxy.url}"
         open_tunnel(stream, Proxy(*address, _USER_AGENT, upstream.proxy.credentials), name)
-        # What is in TLS already can't be wrapped once more by Python's sockets.
+        # Python's sockets can't wrap a TLS connection in TLS once more.
         return f"a tunnel to {name}" if proxy_is_secure else _secured(stream, context, origin)
 
 
@@ -61,10 +61,10 @@ def look_up(host: str, seconds: float) -> list[str]:
 
 
 def is_own_address(address: str) -> bool:
-    """Whether an address is one of this machine's: packets to it leave from itself."""
+    """Whether an address is this machine's own: packets to it are then sent from the same address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # of a datagram socket: nothing is sent
+        probe.connect((address, 9))  # a datagram socket: nothing is sent
         return str(probe.getsockname()[0]) == address
     return False
 

@@ -1,4 +1,4 @@
-"""The route of freshclam's requests: past or through which proxy, to which server (protocol.md 1.4)."""
+"""The route of freshclam's requests: through which proxy, if any, and to which server (protocol.md 1.4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clamproxy.doctor.freshclam import FreshclamConf
 from clamproxy.setup.freshclam_lines import CDN
 
 DEFAULT_PORT = 8080
-"""Of the proxy, without HTTPProxyPort (protocol.md 1.4)."""
+"""The proxy's port if HTTPProxyPort is not set (protocol.md 1.4)."""
 
 _PORTS = {"http": 80, "https": 443}
 _OFFICIAL = "clamav.net"
@@ -19,27 +19,26 @@ _OFFICIAL = "clamav.net"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a machine gets to the gateway."""
+    """How a machine reaches the gateway."""
 
     host: str
-    """Of the gateway."""
+    """The gateway's name or address."""
     port: int = DEFAULT_PORT
     credentials: str | None = field(default=None, repr=False)
-    """``user:password``."""
+    """As ``user:password``."""
     uses_https: bool = False
-    """Whether there is TLS to the server, in the gateway's tunnel."""
+    """Whether TLS is used with the server, inside the gateway's tunnel."""
     target: str = f"{CDN}:80"
-    """The server that is asked for through the gateway."""
+    """The server that is asked for through the gateway, as host and port."""
     is_mirror: bool = False
-    """The gateway is itself the server, not a proxy."""
+    """Whether the gateway is the server itself, rather than a proxy."""
 
 
 def route_of(conf: FreshclamConf, environ: Mapping[str, str]) -> Route | None:
-    """The way to the gateway; None if requests go to ClamAV's servers without one.
+    """The way to the gateway; None if requests go to ClamAV's servers directly.
 
     Args:
-        conf: of freshclam.
-        environ: freshclam's environment: without HTTPProxyServer libcurl takes the proxy from there.
+        environ: freshclam's environment; without HTTPProxyServer, libcurl takes the proxy from there.
     """
     servers = [server for url in conf.mirrors if (server := _split(url))]
     is_https = any(server.scheme == "https" for server in servers)
@@ -55,6 +54,7 @@ def route_of(conf: FreshclamConf, environ: Mapping[str, str]) -> Route | None:
             return Route(host, port, _credentials(server), target=_target(server), is_mirror=True)
     proxy = _split(_proxy_in(environ, is_https=is_https)) if servers else None
     if proxy is not None and proxy.hostname:
+        # Without a port in the variable, libcurl uses 1080 (CURLOPT_PROXY(3)).
         return Route(proxy.hostname, proxy.port or 1080, _credentials(proxy), is_https, target)
     return None
 
@@ -65,17 +65,16 @@ def is_official(host: str) -> bool:
 
 
 def bypass(conf: FreshclamConf, environ: Mapping[str, str]) -> str | None:
-    """The variable that sends requests past the proxy, with its value: it counts more than freshclam.conf.
+    """The variable, with its value, that makes requests bypass the proxy; it overrides freshclam.conf.
 
     Args:
-        conf: of freshclam.
         environ: freshclam's environment.
     """
     for name in ("no_proxy", "NO_PROXY"):
         if (value := environ.get(name)) is None:
             continue
         hosts = [server.hostname or "" for url in conf.mirrors if (server := _split(url))]
-        # The second is not looked at where there is the first.
+        # If the first variable is set, the second is ignored.
         return f"{name}={value}" if any(_is_listed(host, value) for host in hosts) else None
     return None
 
@@ -87,7 +86,7 @@ def _is_listed(host: str, value: str) -> bool:
 
 
 def _proxy(server: str, option: str | None) -> tuple[str, int]:
-    """Host and port; libcurl takes the port behind the host rather than HTTPProxyPort."""
+    """Host and port; a port after the host name takes precedence over HTTPProxyPort in libcurl."""
     parts = _split(server if "://" in server else f"//{server}")
     number = int(option) if option and option.isascii() and option.isdecimal() else 0
     if parts is None or not parts.hostname:
@@ -96,7 +95,7 @@ def _proxy(server: str, option: str | None) -> tuple[str, int]:
 
 
 def _proxy_in(environ: Mapping[str, str], *, is_https: bool) -> str:
-    """The proxy that libcurl takes: HTTP_PROXY in capitals is not among them."""
+    """The proxy that libcurl takes from the environment; it ignores HTTP_PROXY in capitals."""
     names = ("https_proxy", "HTTPS_PROXY") if is_https else ("http_proxy",)
     value = next((environ[name] for name in (*names, "all_proxy", "ALL_PROXY") if environ.get(name)), "")
     return value if "://" in value or not value else f"http://{value}"
@@ -109,16 +108,16 @@ def _credentials(parts: SplitResult) -> str | None:
 
 
 def _target(server: SplitResult) -> str:
-    """The server as CONNECT names it; what is asked for is tried without TLS first."""
+    """The server in the form for CONNECT, with the port for plain HTTP: that is tried first."""
     port = server.port if server.scheme == "http" else None
     return host_and_port(server.hostname or CDN, port or _PORTS["http"])
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of a URL; None if it is none."""
+    """The parts of a URL; None if it is invalid."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises if it is no number
+        parts.port  # noqa: B018 - raises if it is not a number
     except ValueError:
         return None
     return parts if parts.netloc else None

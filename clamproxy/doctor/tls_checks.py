@@ -1,4 +1,4 @@
-"""TLS with the gateway's certificate: who trusts it, and why not."""
+"""TLS with the gateway's certificate: whether clients trust it, and if not, why."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SYSTEM_BUNDLES = (
 """Where libcurl was built to look, whatever SSL_CERT_FILE says (protocol.md 7)."""
 
 _EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED = 10, 9, 62, 47
-"""Of X509_verify_cert(3)."""
+"""Error codes of X509_verify_cert(3)."""
 _OF_A_TRUSTED_AUTHORITY = (_EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED)
-"""Other certificates wouldn't help."""
+"""Errors that trusting other certificates would not cure."""
 _SECOND_LOOK = 3.0
-"""Seconds in which the certificate is fetched that was not trusted."""
+"""Seconds in which the distrusted certificate is fetched for a closer look."""
 _INSTALL = (
     "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here; "
     "DatabaseMirror http://database.clamav.net needs none."
@@ -47,14 +47,14 @@ class Trust:
     """The certificates that freshclam would trust."""
 
     bundle: Path | None
-    """None: whatever OpenSSL takes by default."""
+    """The file that holds them; None for OpenSSL's defaults."""
     origin: str
-    """Why that file."""
+    """Why it is that file."""
     certificates: str | None = None
-    """In place of those in the file, as PEM."""
+    """Certificates as PEM that are used in place of those in the file."""
 
     def context(self) -> ssl.SSLContext:
-        """As freshclam's.
+        """A TLS context like freshclam's.
 
         Raises:
             OSError: the file can't be read, or holds no certificate.
@@ -76,14 +76,13 @@ class Trust:
 def trust_of(
     ca: Path | None, environ: Mapping[str, str] = os.environ, installed: Iterable[str] = INSTALLED_FILES
 ) -> list[Trust]:
-    """What freshclam may trust here, the likeliest first.
+    """What freshclam may trust on this machine, the likeliest first.
 
-    By libcurl's rules that is CURL_CA_BUNDLE, else the system's bundle. But a service has the variable
-    from its unit, where nobody else sees it: so the files count, too, that the unit is told to name.
+    By libcurl's rules that is CURL_CA_BUNDLE, else the system's bundle. But a service gets the variable
+    from its unit, where nobody else sees it, so the files that the unit is told to name count as well.
 
     Args:
-        ca: the file that the user gave, if any; nothing else counts then.
-        environ: the environment.
+        ca: the file that the user gave, if any; then nothing else counts.
         installed: where `clamproxy ca install` puts the certificates.
     """
     if ca is not None:
@@ -98,14 +97,14 @@ def trust_of(
 
 
 def own_trust(directory: Path) -> list[Trust]:
-    """The authority of the gateway that this machine is; none if there is none, or it can't be read.
+    """The authority of the gateway on this machine; empty if there is none, or if it can't be read.
 
     Args:
         directory: tls.directory.
     """
     try:
         authority = Authority.load(directory)
-    except (OSError, AuthorityError):  # the finding about the authority tells
+    except (OSError, AuthorityError):  # reported by the check of the authority
         return []
     if authority is None:
         return []
@@ -124,16 +123,16 @@ def judge_tls(
     """Do what a client with https does.
 
     Args:
-        trusts: what it may trust, one after the other; one of them is enough.
+        trusts: what the client may trust, tried one after the other; one of them is enough.
         proxy: the gateway.
-        address: where it is.
-        host: of the CDN.
-        path: of a CVD, of which the header is asked for.
-        seconds: for all of it.
-        date: the gateway's time, in Unix seconds, if it is known.
+        address: address and port of the gateway.
+        host: the CDN's name.
+        path: path of a CVD, whose header is requested.
+        seconds: time limit for everything together.
+        date: the gateway's time in Unix seconds, if it is known.
     """
     deadline, unusable, distrusted = Deadline(seconds), list[Verdict](), list[ssl.SSLCertVerificationError]()
-    looked = ", ".join(map(str, trusts))
+    tried = ", ".join(map(str, trusts))
     for trust in trusts:
         try:
             context = trust.context()
@@ -151,7 +150,7 @@ def judge_tls(
     if not distrusted:
         return unusable[0]
     certificate = _presented(proxy, address, host, deadline.allow(_SECOND_LOOK))
-    return _distrusted(distrusted[-1], looked, certificate, date)
+    return _distrusted(distrusted[-1], tried, certificate, date)
 
 
 def _ask(
@@ -163,7 +162,7 @@ def _ask(
     path: str,
     seconds: float,
 ) -> Verdict:
-    """Ask for a header.
+    """Request a header.
 
     Raises:
         ssl.SSLCertVerificationError: the certificate is not trusted.
@@ -191,7 +190,7 @@ def _ask(
 
 def _distrusted(
     error: ssl.SSLCertVerificationError,
-    looked: str,
+    tried: str,
     certificate: x509.Certificate | None,
     date: float | None,
 ) -> Verdict:
@@ -208,7 +207,7 @@ def _distrusted(
             "add the name to serving.hosts or tls.names on the gateway, then `clamproxy ca rotate` there.",
         )
     text = (
-        f"the certificate authority{issuer} is not trusted, says {error.verify_message!r}; looked in {looked}"
+        f"the certificate authority{issuer} is not trusted, says {error.verify_message!r}; looked in {tried}"
     )
     return problem(text, _INSTALL)
 
@@ -237,7 +236,7 @@ def _outside_its_time(code: int, certificate: x509.Certificate | None, date: flo
 
 
 def _presented(proxy: Proxy, address: tuple[str, int], host: str, seconds: float) -> x509.Certificate | None:
-    """The certificate that the gateway shows; it is only looked at."""
+    """The certificate that the gateway presents, without verifying it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

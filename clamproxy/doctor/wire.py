@@ -1,7 +1,8 @@
-"""Requests as freshclam makes them, each on a connection of its own, in bounded time.
+"""Requests like freshclam's, each on its own connection, in bounded time.
 
-Not by an HTTP library: what the peer gets is what freshclam sends (protocol.md 1.1 and 1.4), and one field
-more, so that the gateway doesn't count it as a machine's; and what went wrong must be known exactly.
+No HTTP library is used: the peer must get exactly what freshclam sends (protocol.md 1.1 and 1.4), plus
+one field by which the gateway knows not to count it as a machine's; and what goes wrong must be known
+exactly.
 """
 
 from __future__ import annotations
@@ -25,55 +26,53 @@ _IS_DOCTOR = f"{DOCTOR_FIELD}: yes"
 
 
 class WireError(Exception):
-    """There is no answer; the text says what happened, in a form that follows "the gateway"."""
+    """There is no response; the text says what happened, in a form that can follow "the gateway"."""
 
 
 class Closed(WireError):
-    """The peer ended the connection."""
+    """The peer closed the connection."""
 
 
 class Silent(WireError):
-    """The peer didn't answer, or not to the end, in time."""
+    """The peer didn't respond, or didn't finish, in time."""
 
 
 class Garbage(WireError):
-    """What came is no HTTP."""
+    """What arrived is not HTTP."""
 
 
 class NoTls(WireError):
-    """TLS didn't come about, for another reason than a certificate's."""
+    """TLS could not be established, for a reason other than a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerResponse:
-    """An answer of the peer."""
-
     status: int
     headers: dict[str, str]
-    """Names in lower case; several fields of a name are joined."""
+    """Names are in lower case; several fields with the same name are joined."""
     body: bytes
     complete: bool = True
-    """Whether the body came to its end, and wasn't too long to be read."""
+    """Whether the body was read to its end; not if it was cut off or too long."""
 
     def __getitem__(self, name: str) -> str:
-        """A field's value, "" if there is none."""
+        """A field's value; "" if there is none."""
         return self.headers.get(name, "")
 
     @property
     def reason(self) -> str:
-        """The words in a gateway's plain answer, without its name."""
+        """The text of a gateway's plain-text response, without the gateway's name."""
         text = self.body[:1000].decode("utf-8", "replace").strip()
         is_plain = self["content-type"].partition(";")[0] in ("", "text/plain")
         return text.removeprefix("clamproxy: ") if is_plain else ""
 
     @property
     def is_clamproxy(self) -> bool:
-        """Whether a clamproxy made or passed on this answer."""
+        """Whether a clamproxy made or passed on this response."""
         return "clamproxy" in f"{self['via']} {self['cache-status']}" or self.body.startswith(b"clamproxy: ")
 
 
 class TunnelRefused(Exception):
-    """CONNECT was answered with another status than 200."""
+    """CONNECT was answered with a status other than 200."""
 
     def __init__(self, answer: PeerResponse) -> None:
         super().__init__(f"CONNECT was answered with {answer.status}")
@@ -88,14 +87,14 @@ class Proxy:
     port: int
     user_agent: str
     credentials: str | None = field(default=None, repr=False)
-    """``user:password``."""
+    """As ``user:password``."""
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)
 
     @property
     def token(self) -> str:
-        """The credentials as HTTP has them (RFC 7617), "" if there are none."""
+        """The credentials in the form for HTTP (RFC 7617); "" if there are none."""
         if self.credentials is None:
             return ""
         return "Basic " + base64.b64encode(self.credentials.encode()).decode("ascii")
@@ -103,13 +102,14 @@ class Proxy:
 
 @contextmanager
 def connected(address: tuple[str, int], seconds: float) -> Iterator[socket.socket]:
-    """A connection that is cut after so many seconds, however busy it is.
+    """A connection that is cut after `seconds`, however busy it is.
 
     Raises:
         OSError: it can't be made.
         Silent: it was cut.
     """
     cut = threading.Event()
+    # The timer has its own descriptor, because TLS takes over that of the stream.
     with socket.create_connection(address, timeout=seconds) as stream, stream.dup() as handle:
 
         def end() -> None:
@@ -132,10 +132,10 @@ def connected(address: tuple[str, int], seconds: float) -> Iterator[socket.socke
 
 
 def open_tunnel(stream: socket.socket, proxy: Proxy, target: str) -> None:
-    """Send CONNECT, and read its answer.
+    """Send CONNECT, and read the response.
 
     Raises:
-        WireError: there is no answer.
+        WireError: there is no response.
         TunnelRefused: its status isn't 200.
     """
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
@@ -174,19 +174,19 @@ def get(
     largest: int,
     token: str = "",
 ) -> PeerResponse:
-    """Ask for a file, with freshclam's header fields.
+    """Request a file, with freshclam's header fields.
 
     Args:
-        stream: a tunnel to the server, with or without TLS; or a connection to it.
-        host: of the URL.
-        path: of the URL.
-        user_agent: freshclam's.
-        span: the range of bytes, ``0-511``.
-        largest: bytes of the body that are read.
-        token: the credentials that the server itself wants.
+        stream: a tunnel to the server, with or without TLS, or a connection to it.
+        host: the host in the URL.
+        path: the path in the URL.
+        user_agent: freshclam's User-Agent.
+        span: the range of bytes, such as ``0-511``.
+        largest: how many bytes of the body to read at most.
+        token: the credentials that the server itself demands.
 
     Raises:
-        WireError: there is no answer.
+        WireError: there is no response.
     """
     fields = [f"Host: {host}", *([f"Range: bytes={span}"] if span else [])]
     fields += [f"Authorization: {token}"] if token else []
@@ -195,17 +195,17 @@ def get(
 
 
 def converse(stream: socket.socket, lines: list[str], *, method: str, largest: int) -> PeerResponse:
-    """Send a request, and read the answer to it.
+    """Send a request, and read the response to it.
 
     Raises:
         WireError: there is none.
     """
     try:
         stream.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace"))
-        # Closing it leaves the socket open.
+        # Closing the response leaves the socket open.
         with http.client.HTTPResponse(stream, method=method) as response:
             response.begin()
-            # The 200 of CONNECT has no end: the tunnel follows.
+            # A 200 to CONNECT has no body: the tunnel follows.
             is_tunnel = method == "CONNECT" and response.status == 200
             return _answer(response, 0 if is_tunnel else largest)
     except TimeoutError:

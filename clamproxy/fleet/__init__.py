@@ -1,4 +1,4 @@
-"""The fleet: which machine has which version, learned from what their freshclams ask for."""
+"""The fleet: which machine has which database version, learned from the requests of their freshclams."""
 
 from clamproxy.fleet.machine import Machine, summary
 from clamproxy.fleet.reading import UnreadableFleetError, advertised_to_clients, read_fleet

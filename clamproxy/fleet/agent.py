@@ -1,9 +1,9 @@
-"""Agents: what a User-Agent says about the machine behind it (protocol.md 1.1).
+"""Agents: what a User-Agent says about the client's machine (protocol.md 1.1).
 
 freshclam sends ``ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: <uuid4>)``, where the UUID
-names the installation. Whoever sends no UUID can't be told from others and is no machine here:
-cvdupdate, curl, a freshclam with HTTPUserAgent. The field comes from outside: whatever is not of the
-expected form is left out, and nothing else gets into the table, to pages or terminals.
+identifies the installation. A client without a UUID can't be told from others and isn't counted as a
+machine: cvdupdate, curl, a freshclam with HTTPUserAgent. The field comes from outside, so any part that
+doesn't have the expected form is left out; nothing else reaches the table, pages or terminals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 from clamproxy.config.units import client_ip
 
 LONGEST = 255
-"""Characters; freshclam's have at most 127."""
+"""Length of a User-Agent in characters, at most; freshclam's have no more than 127."""
 _LONGEST_ADDRESS = 64
 
 _FRESHCLAM = re.compile(r"ClamAV/([^ ]+) \(([^()]*)\)", re.ASCII)
@@ -26,7 +26,7 @@ _SYSTEM = re.compile(r"[0-9A-Za-z.+/_-][0-9A-Za-z .+/_-]{0,31}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A freshclam and its machine; None: not said, or not in a form that any freshclam sends."""
+    """A freshclam and its machine; None for what wasn't sent, or not in a form that any freshclam sends."""
 
     uuid: str
     freshclam: str | None
@@ -35,12 +35,12 @@ class Agent:
 
 
 _REMEMBERED = 16_384
-"""User-Agents and addresses, some 500 bytes each: those of a fleet of ten thousand machines."""
+"""User-Agents and addresses to cache, some 500 bytes each: enough for a fleet of ten thousand machines."""
 
 
 @lru_cache(_REMEMBERED)
 def parse_agent(user_agent: str) -> Agent | None:
-    """The machine behind a User-Agent; None if it is none."""
+    """The machine that a User-Agent identifies; None if it identifies none."""
     match = _FRESHCLAM.fullmatch(user_agent) if len(user_agent) <= LONGEST else None
     if match is None:
         return None
@@ -58,7 +58,7 @@ def parse_agent(user_agent: str) -> Agent | None:
 
 @lru_cache(_REMEMBERED)
 def shown_address(address: str) -> str:
-    """A client's address without its zone; an IPv4-mapped one as IPv4."""
+    """A client's address without its zone; an IPv4-mapped IPv6 address as IPv4."""
     ip = client_ip(address)
     if ip is None:  # a Unix socket, for example
         return address[:_LONGEST_ADDRESS].encode("unicode_escape").decode("ascii")[:_LONGEST_ADDRESS]

@@ -1,4 +1,4 @@
-"""Machines: what the fleet tells about each client, and about all of them together."""
+"""Machines: what the fleet knows about each client, and about all of them together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clamproxy.fleet.observer import Failure
 
 
 class MachineState(StrEnum):
-    """How a machine stands; the values are what `summary` calls them."""
+    """How up to date a machine is; the values are the keys of `summary`."""
 
     BEHIND = "behind"
     UNKNOWN = "unknown"
@@ -20,19 +20,18 @@ class MachineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What is known of a database on a machine. Times are Unix seconds."""
+    """What is known about a database on a machine. Times are in Unix seconds."""
 
     version: int
-    """The last that is known; the machine may have got a newer one elsewhere."""
+    """The last known version; the machine may have got a newer one elsewhere."""
     behind: int | None
-    """By how many releases it is behind the advertised version; None while none is known."""
+    """How many releases it is behind the advertised version; None while no version is advertised."""
     behind_since: float | None
-    """When the release came out that it lacks first, see `reading.ReleaseHistory`; None if unknown."""
+    """When the first release that it lacks came out (`reading.ReleaseHistory`); None if unknown."""
     seen_at: float
-    """When the version was learned."""
+    """When the gateway learned that the machine has this version."""
 
     def to_json(self) -> dict[str, Any]:
-        """The form for programs."""
         return {
             "version": self.version,
             "behind": self.behind,
@@ -41,9 +40,9 @@ class Database:
         }
 
     def is_behind(self, releases: int, seconds: float, now: float) -> bool:
-        """Whether it is at least so many releases behind, and has been for so long.
+        """Whether it is at least `releases` releases behind, and has been for at least `seconds`.
 
-        Where nobody knows since when, it counts: a warning too many is better than silence.
+        If it is unknown since when, it counts as behind: one warning too many is better than silence.
         """
         if (self.behind or 0) < max(releases, 1):
             return False
@@ -52,7 +51,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A client: an installation of freshclam at an address. Times are Unix seconds."""
+    """A client: an installation of freshclam at an address. Times are in Unix seconds."""
 
     uuid: str
     address: str
@@ -61,25 +60,24 @@ class Machine:
     arch: str | None
     first_seen: float
     last_seen: float
-    """Of its last request. In DNS mode it has no reason for one while it is up to date."""
+    """The time of its last request. In DNS mode it makes none while it is up to date."""
     end_of_life: bool
-    """Whether ClamAV supports its freshclam no more."""
+    """Whether ClamAV no longer supports its freshclam."""
     databases: Mapping[str, Database]
-    """Only those of which a version is known."""
+    """By name; only databases with a known version."""
     last_error: Failure | None
 
     @property
     def behind(self) -> int:
-        """By how many releases it is known to be behind, in the database where these are most."""
+        """How many releases it is known to be behind, in the database that is furthest behind."""
         return max((database.behind or 0 for database in self.databases.values()), default=0)
 
     def is_behind(self, now: float, *, releases: int = 1, seconds: float = 0.0) -> bool:
-        """Whether it is so far behind in one of its databases; see `Database.is_behind`."""
-        return any(one.is_behind(releases, seconds, now) for one in self.databases.values())
+        """Whether one of its databases is that far behind, as `Database.is_behind` counts it."""
+        return any(database.is_behind(releases, seconds, now) for database in self.databases.values())
 
     @property
     def state(self) -> MachineState:
-        """How it stands."""
         if self.behind:
             return MachineState.BEHIND
         known = [database.behind is not None for database in self.databases.values()]
@@ -87,12 +85,12 @@ class Machine:
 
     @property
     def trouble(self) -> Failure | None:
-        """Its last error, if nothing was heard of its databases since."""
+        """Its last error, unless something has been learned about its databases since."""
         last = max((database.seen_at for database in self.databases.values()), default=0.0)
         return self.last_error if self.last_error is not None and self.last_error.at >= last else None
 
     def to_json(self) -> dict[str, Any]:
-        """The form for programs; times are Unix seconds, None is what isn't known."""
+        """For programs: times are in Unix seconds, and None means unknown."""
         error = self.last_error
         return {
             "uuid": self.uuid,
@@ -109,20 +107,20 @@ class Machine:
 
 
 def worst_first(machines: Iterable[Machine]) -> list[Machine]:
-    """Machines in the order in which they need a look; of equal ones, the longest silent first."""
+    """Machines in the order in which they need attention; among equals, the longest silent first."""
     return sorted(
         machines,
-        key=lambda one: (
-            -one.behind,
-            not one.end_of_life,
-            one.state is MachineState.UP_TO_DATE,
-            one.last_seen,
+        key=lambda machine: (
+            -machine.behind,
+            not machine.end_of_life,
+            machine.state is MachineState.UP_TO_DATE,
+            machine.last_seen,
         ),
     )
 
 
 def summary(machines: Iterable[Machine]) -> dict[str, int]:
-    """How many machines there are, in which state, and how many with a freshclam past its end of life."""
+    """The number of machines: in total, in each state, and with a freshclam past its end of life."""
     counts = {
         "total": 0,
         **{state.value: 0 for state in (MachineState.UP_TO_DATE, MachineState.BEHIND, MachineState.UNKNOWN)},

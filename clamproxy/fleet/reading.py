@@ -1,4 +1,4 @@
-"""Reading the fleet: for commands and pages, whether the proxy runs or not. Blocks."""
+"""Reads the fleet for commands and pages, whether or not the proxy is running. Blocks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from clamproxy.statistics import advertised_versions
 
 
 class UnreadableFleetError(OSError):
-    """There is a table of clients that can't be read; the text is one line."""
+    """The table of clients exists but can't be read; the text is one line."""
 
 
 def has_table(directory: Path) -> bool:
-    """Whether a table was ever made in a state directory."""
+    """Whether the table was ever created in this state directory."""
     return (directory / FILE_NAME).exists()
 
 
 def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> list[Machine]:
-    """Every machine of the table, worst first; none if there is no table. Blocks for some 100 ms.
+    """Every machine in the table, worst first; none if there is no table. Blocks for some 100 ms.
 
     Args:
         directory: the state directory.
-        advertised: the version of each database that counts as current; see `advertised_to_clients`.
+        advertised: the current version of each database, from `advertised_to_clients`.
         now: Unix seconds.
 
     Raises:
@@ -49,7 +49,8 @@ def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> li
 def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
     """The version of each database that clients can be expected to have. Takes milliseconds.
 
-    What DNS advertises; offline, what has been imported: nobody can have a newer one.
+    That is the version that DNS advertises. Offline it is what has been imported, as no client can have
+    anything newer.
     """
     if settings.upstream.offline:
         reached = {name: store.reached_version(name) for name in store.databases()}
@@ -58,20 +59,18 @@ def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
 
 
 class ReleaseHistory:
-    """When which version of each database came out.
+    """When each version of each database came out.
 
-    That is its build time: a machine is behind since the release, not since the gateway has heard of it.
-    Where the build time isn't known, it is when the version was first seen advertised.
+    That is its build time: a machine is behind since the release, not since the gateway heard of it. If
+    the build time is unknown, it is the time when the version was first seen advertised.
+
+    Args:
+        releases: all known releases, oldest version first.
+        advertised: the current version of each database.
+        now: Unix seconds; later times come from a wrong clock and are replaced by it.
     """
 
     def __init__(self, releases: Iterable[Release], advertised: Mapping[str, int], now: float) -> None:
-        """Take over the releases, which come oldest version first.
-
-        Args:
-            releases: all that are remembered.
-            advertised: the current ones.
-            now: Unix seconds; a later time was noted by a wrong clock.
-        """
         self._advertised = advertised
         self._versions: dict[str, list[int]] = {}
         self._came_out: dict[str, list[float]] = {}
@@ -82,14 +81,14 @@ class ReleaseHistory:
                 self._came_out.setdefault(release.database, []).append(min(*times, now))
 
     def compare(self, database: str, holding: Holding) -> Database:
-        """How a version that a machine has stands."""
+        """How up to date a machine's version is."""
         current = self._advertised.get(database)
         behind = None if current is None else max(0, current - holding.version)
         since = self._newer_since(database, holding.version) if behind else None
         return Database(holding.version, behind, since, holding.seen_at)
 
     def _newer_since(self, database: str, version: int) -> float | None:
-        """When the first version above this one came out, among those that are remembered."""
+        """When the first known version above this one came out."""
         versions = self._versions.get(database, [])
         following = bisect_right(versions, version)
         return self._came_out[database][following] if following < len(versions) else None

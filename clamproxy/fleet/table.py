@@ -1,4 +1,4 @@
-"""The table: what is known of machines and releases, in a file of records."""
+"""The table of machines and releases, in a file in the state directory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from clamproxy.fleet.observer import Failure, Holding, Knowledge
 from clamproxy.storage.records_file import Damage, RecordsFile
 
 FILE_NAME = "fleet.sqlite"
-"""In the state directory."""
+"""Name of the file in the state directory."""
 RELEASES_KEPT = 400
-"""Versions of each database of which it is remembered when they came; daily has one or two a day."""
+"""How many versions of each database are kept with their release times; daily has one or two a day."""
 
 _FORM = 1
-"""The version of the schema, in SQLite's user_version."""
+"""Version of the schema, stored in SQLite's user_version."""
 _COLUMNS = "uuid, address, freshclam, os, arch, first_seen, last_seen, databases, error_at, error"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS machines (
@@ -38,14 +38,14 @@ CREATE TABLE IF NOT EXISTS releases (
 _ADDED = (
     "CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID"
 )
-"""What the schema has got since; older versions of clamproxy pass over it."""
+"""Added to the schema later, without a new version: older versions of clamproxy ignore it."""
 _FORGOTTEN_KEPT = 86400.0
-"""Seconds for which it is remembered who was forgotten; no visit waits as long to be written."""
+"""Seconds for which forgotten machines are remembered; no visit waits that long to be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """A machine as the table has it."""
+    """A machine as it is stored."""
 
     agent: Agent
     address: str
@@ -56,8 +56,6 @@ class MachineRow:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version of a database."""
-
     database: str
     version: int
     first_seen: float | None = None
@@ -65,17 +63,17 @@ class Release:
     built_at: int | None = None
     """When it was built, in Unix seconds."""
     is_proven: bool = False
-    """Whether its signature says so; else the header of an answer does. Not kept."""
+    """Whether a verified signature states the build time, not just the header of a response. Not stored."""
 
 
 class Rows:
-    """The rows, within one transaction."""
+    """The rows of the table, within one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def known(self, uuid: str, address: str) -> tuple[float, Knowledge] | None:
-        """When a machine was first seen, and what is known of it; None if it is new."""
+        """When a machine was first seen, and what is known about it; None if it is new."""
         query = "SELECT first_seen, databases, error_at, error FROM machines WHERE uuid = ? AND address = ?"
         fields = self._connection.execute(query, (uuid, address)).fetchone()
         return None if fields is None else (fields[0], _knowledge(*fields[1:]))
@@ -88,18 +86,16 @@ class Rows:
         )
 
     def all(self) -> Iterator[MachineRow]:
-        """Every machine."""
         return map(_row, self._connection.execute(f"SELECT {_COLUMNS} FROM machines"))  # noqa: S608
 
     def forget(self, uuid: str, at: float) -> int:
-        """Drop a machine at all its addresses, and what is still to be written of its visits until now.
+        """Drop a machine at all its addresses, and its visits until now that are yet to be written.
 
         Args:
-            uuid: the machine.
-            at: now, in Unix seconds.
+            at: the present time in Unix seconds.
 
         Returns:
-            How many rows it had; if there are none, nothing is changed.
+            How many rows it had; if it had none, nothing is changed.
         """
         dropped = self._connection.execute("DELETE FROM machines WHERE uuid = ?", (uuid,)).rowcount
         if dropped:
@@ -107,12 +103,12 @@ class Rows:
         return dropped
 
     def forgotten(self, now: float) -> dict[str, float]:
-        """When machines were last forgotten, by UUID: earlier visits of theirs don't count."""
+        """When machines were last forgotten, by UUID: their earlier visits don't count."""
         self._connection.execute("DELETE FROM forgotten WHERE at < ?", (now - _FORGOTTEN_KEPT,))
         return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
 
     def limit(self, count: int, silent_since: float) -> None:
-        """Drop machines that are silent since some time, and the longest silent of too many."""
+        """Drop machines that have been silent since `silent_since`, and the longest silent above `count`."""
         self._connection.execute("DELETE FROM machines WHERE last_seen < ?", (silent_since,))
         (total,) = self._connection.execute("SELECT count(*) FROM machines").fetchone()
         if total > count:
@@ -123,7 +119,7 @@ class Rows:
             )
 
     def note(self, release: Release) -> None:
-        """Add what is known of a release; what was known already stays, but for what is proven."""
+        """Add what is known about a release. It replaces what is stored only if it is proven."""
         self._connection.execute(
             "INSERT INTO releases (database, version, first_seen, built_at) VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET first_seen = coalesce(first_seen, excluded.first_seen), "
@@ -137,13 +133,13 @@ class Rows:
         )
 
     def find_build(self, database: str, built_at: int) -> int | None:
-        """The version that was built at a time, if that is certain."""
+        """The version that was built at a certain time, if there is exactly one."""
         query = "SELECT version FROM releases WHERE database = ? AND built_at = ? LIMIT 2"
         found = self._connection.execute(query, (database, built_at)).fetchall()
         return int(found[0][0]) if len(found) == 1 else None
 
     def check(self) -> None:
-        """Read the whole file.
+        """Check the whole file.
 
         Raises:
             sqlite3.DatabaseError: it is damaged.
@@ -153,32 +149,27 @@ class Rows:
             raise Damage(verdict.splitlines()[0])
 
     def releases(self) -> Iterator[Release]:
-        """Every release that is remembered, oldest version first."""
+        """Every known release, oldest version first."""
         query = "SELECT database, version, first_seen, built_at FROM releases ORDER BY version"
         return (Release(*fields) for fields in self._connection.execute(query))
 
 
 class Table:
-    """The file, for the process that keeps it. Blocks: for a thread."""
+    """The table for the process that owns it. Blocks, so it is used in a thread."""
 
     def __init__(self, directory: Path) -> None:
-        """Prepare; nothing is opened yet.
-
-        Args:
-            directory: the state directory.
-        """
         self._file = _file(directory)
 
     @contextmanager
     def writing(self) -> Iterator[Rows]:
-        """A transaction that changes the table; see `RecordsFile.writing`."""
+        """A transaction that changes the table, as in `RecordsFile.writing`."""
         with self._file.writing() as connection:
             yield Rows(connection)
 
 
 @contextmanager
 def reading(directory: Path) -> Iterator[Rows | None]:
-    """The table as it is now, for any process that may read it; None if there is none. Blocks.
+    """The table's present state, for any process that may read it; None if there is none. Blocks.
 
     Raises:
         sqlite3.Error: it can't be read.
@@ -192,7 +183,7 @@ def _file(directory: Path) -> RecordsFile:
 
 
 def _fields(row: MachineRow) -> tuple[Any, ...]:
-    """What `_COLUMNS` are for a row."""
+    """The values of `_COLUMNS` for a row."""
     agent, error = row.agent, row.known.last_error
     holdings = {name: [one.version, one.seen_at] for name, one in row.known.holdings.items()}
     machine = (agent.uuid, row.address, agent.freshclam, agent.os, agent.arch)
@@ -207,7 +198,7 @@ def _row(fields: tuple[Any, ...]) -> MachineRow:
 
 
 def _knowledge(databases: str, error_at: float, error: str | None) -> Knowledge:
-    """What the columns say; no databases if a bad disk has changed that one."""
+    """What the columns say; no databases if theirs has been damaged on disk."""
     last_error = None if error is None else Failure(error_at, error)
     try:
         held = json.loads(databases).items()

@@ -1,4 +1,4 @@
-"""Visits: one answered request on a ClamAV host, as far as the fleet is concerned."""
+"""Visits: requests to a ClamAV host that have been answered, as far as they matter to the fleet."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from clamproxy.objects import Target
 
 
-@dataclass(slots=True)  # not frozen: that would be the larger part of what a visit costs the event loop
+@dataclass(slots=True)  # not frozen: that would cost the event loop more than the rest of a visit
 class Visit:
-    """A request and what became of it. Nothing in it is trusted but what the gateway itself says."""
+    """A request and what became of it. Only what the gateway itself says in it can be trusted."""
 
     address: str
-    """Of the client, as a socket gives it."""
+    """The client's address, as the socket gives it."""
     user_agent: str | None
-    """The field as it was sent: anything, of any length."""
+    """The User-Agent field as the client sent it: anything, of any length."""
     target: Target | None
-    """What the path asked for; None if it is no file of ClamAV's."""
+    """What the path asks for; None if it is not one of ClamAV's files."""
     range_probe: bool
-    """Whether only a part was asked for: the header of a CVD or CLD (protocol.md 1.3)."""
+    """Whether only a part was asked for, such as the header of a CVD or CLD (protocol.md 1.3)."""
     if_modified_since: str | None
-    """The field as it was sent: for freshclam the build time of its own version (protocol.md 1.1)."""
+    """The field If-Modified-Since as sent: for freshclam, its own version's build time (protocol.md 1.1)."""
     status: int
-    """Of the answer."""
+    """Status code of the response."""
     version: int | None
-    """The version that the answer was about; None if it was about none."""
+    """The version that the response was about; None if it was about none."""
     length: int
-    """Bytes of content that were sent."""
+    """Bytes of content sent."""
     complete: bool
-    """Whether the answer reached its end."""
+    """Whether the response was sent to its end."""
     at: float
-    """When it did, in Unix seconds."""
+    """When the response ended, in Unix seconds."""
     method: str = "GET"
-    """freshclam sends nothing but GET; HEAD comes from monitoring (trap 31)."""
+    """freshclam sends only GET; HEAD comes from monitoring (trap 31)."""
     head: bytes = b""
-    """The first bytes of the answer where they are in memory: a probe's tell the build time."""
+    """The first bytes of the response if they are in memory: those of a probe tell the build time."""
     is_relayed: bool = False
-    """Whether another gateway asks: in a client's name, but for what it wants itself."""
+    """Whether another gateway sent the request: in a client's name, but for its own needs."""

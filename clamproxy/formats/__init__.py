@@ -1,1 +1,1 @@
-"""ClamAV's files: CVDs, cdiffs and signatures, read and proven."""
+"""ClamAV's files: reading CVDs, CLDs, cdiffs and signatures, and proving that they are genuine."""

@@ -1,8 +1,8 @@
 """cdiff files: patches from one version of a database to the next.
 
-A cdiff is ``ClamAV-Diff:<version>:<size>:``, a gzip stream with a script, ``:`` and a signature
-of everything in front of that colon (protocol.md 5.1, libclamav_rust/src/cdiff.rs). An empty
-file is a cdiff too: with it the vendor tells clients to take the whole CVD (trap 15).
+A cdiff is ``ClamAV-Diff:<version>:<size>:``, a gzip stream with a script, ``:``, and a signature of
+everything before that colon (protocol.md 5.1, libclamav_rust/src/cdiff.rs). An empty file is a cdiff too:
+with it the vendor tells clients to take the whole CVD (trap 15).
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
 from clamproxy.objects import MAX_VERSION, ObjectId
 
 CDIFF_MAGIC = b"ClamAV-Diff:"
-"""How every cdiff begins that is not empty."""
+"""The first bytes of every cdiff that isn't empty."""
 
 LINE_LIMIT = 16 * 2**20
-"""Bytes that a line of a script may take."""
+"""The longest line that a script may have, in bytes."""
 
 _FOOTER_WINDOW = 350  # cdiff.rs: MAX_DSIG_SIZE; the last colon lies within these bytes
 _HEADER = re.compile(rb"ClamAV-Diff:([0-9]{1,10}):([0-9]{1,10}):")
-_HEADER_LIMIT = 64
+_HEADER_LIMIT = 64  # more than the longest match of `_HEADER`
+# What freshclam 1.5 accepts. Up to 1.4 it refuses "_", and then takes the whole CVD (protocol.md 5.2).
 _FILE_NAME = re.compile(rb"[A-Za-z0-9._]{1,99}")
 _LINE_NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
 class CdiffContainer:
-    """Where the parts of a cdiff lie, and what its header says."""
+    """Where the parts of a cdiff are, and what its header says."""
 
     version: int
     """The version that the patch leads to."""
     script_size: int
-    """Bytes of the script as the header gives them; clients do not enforce it."""
+    """Size of the unpacked script in bytes, as the header gives it; clients don't check it."""
     script_start: int
     """Offset of the gzip stream."""
     script_end: int
-    """Offset of the colon behind the gzip stream; the signature covers all bytes in front of it."""
+    """Offset of the colon after the gzip stream; the signature covers all bytes before it."""
     dsig: bytes
-    """The signature in ClamAV's digits."""
+    """The signature in ClamAV's own base-64 digits."""
 
     @classmethod
     def parse(cls, file: BinaryIO) -> Self:
-        """Read header and footer of a cdiff that is not empty.
+        """Read the header and the footer of a cdiff that isn't empty.
 
         Args:
             file: the whole file, seekable; its position is moved.
@@ -66,7 +67,7 @@ class CdiffContainer:
         if match is None or not 1 <= int(match[1]) <= MAX_VERSION:
             raise InvalidObject("malformed header")
         size = file.seek(0, os.SEEK_END)
-        if size < _FOOTER_WINDOW:
+        if size < _FOOTER_WINDOW:  # refused by cdiff.rs as well (protocol.md 5.1)
             raise InvalidObject(f"cut off after {size} bytes")
         file.seek(size - _FOOTER_WINDOW)
         _, colon, dsig = file.read(_FOOTER_WINDOW).rpartition(b":")
@@ -85,14 +86,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Append a line to the open file, behind all other edits."""
+    """Append a line to the open file, after all other edits."""
 
     line: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete a line of the open file, which must begin with the prefix."""
+    """Delete a line of the open file; it must begin with the prefix."""
 
     number: int
     prefix: bytes
@@ -100,7 +101,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Replace a line of the open file, which must begin with the prefix."""
+    """Replace a line of the open file; it must begin with the prefix."""
 
     number: int
     prefix: bytes
@@ -114,7 +115,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move lines, the first and the last included, from one file to the end of another."""
+    """Move the lines from `first` to `last`, both included, to the end of another file."""
 
     source: str
     target: str
@@ -135,16 +136,16 @@ type Command = Open | Add | Delete | Replace | Close | Move | Unlink
 
 
 def iter_commands(file: BinaryIO, container: CdiffContainer, database: str) -> Iterator[Command]:
-    """The commands of a cdiff's script, one at a time; numbers of lines count from 1.
+    """The commands of a cdiff's script, one at a time; line numbers count from 1.
 
     Args:
-        file: the whole file, seekable; not to be used otherwise until the iterator has ended.
-        container: what `CdiffContainer.parse` found in it.
+        file: the whole file, seekable; not to be used for anything else until the iterator has ended.
+        container: what `CdiffContainer.parse` found in the file.
         database: the database whose files the script may touch.
 
     Raises:
-        InvalidObject: the script is damaged, or no script for this database. Commands that came
-            in front of the damage have been yielded by then.
+        InvalidObject: the script is damaged, or belongs to another database. The commands before the
+            damage have been yielded by then.
     """
     for line in _iter_lines(FilePart(file, container.script_start, container.script_end)):
         if line.startswith(b"#"):
@@ -155,19 +156,18 @@ def iter_commands(file: BinaryIO, container: CdiffContainer, database: str) -> I
 def verify_cdiff(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     """Prove that a file is the cdiff of the expected database and version.
 
-    Neither name nor version are compared by clients: a cdiff with a good signature under
-    another name makes each of them fetch a whole CVD (protocol.md 5.2). So that is done here.
+    Clients compare neither the name nor the version. A well-signed cdiff under the wrong name makes each
+    of them fetch a whole CVD (protocol.md 5.2), so the gateway checks both.
 
     Args:
         file: the whole file, seekable; its position is moved.
-        expected: the database and version that it must have.
-        keys: whose signatures count.
+        keys: the keys that the signature must verify with.
 
     Raises:
         InvalidObject: it is something else, or damaged.
     """
     if file.seek(0, os.SEEK_END) == 0:
-        return
+        return  # the vendor's signal to take the whole CVD (trap 15)
     container = CdiffContainer.parse(file)
     if container.version != expected.version:
         raise InvalidObject(f"header names version {container.version}, not {expected.version}")
@@ -175,12 +175,12 @@ def verify_cdiff(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     digest = hashlib.file_digest(signed, "sha256").digest()
     if not keys.cdiff.verifies_sha256(digest, container.dsig):
         raise InvalidObject("wrong signature")
+    # Parsing to the end checks every command, and that each file name belongs to the database.
     for _ in iter_commands(file, container, expected.database):
         pass
 
 
 def _iter_lines(script: FilePart) -> Iterator[bytes]:
-    """The lines of a compressed script, without their newlines."""
     try:
         with gzip.GzipFile(fileobj=script, mode="rb") as stream:
             while line := stream.readline(LINE_LIMIT):
@@ -210,6 +210,7 @@ def _parse_command(line: bytes, database: str) -> Command:
             return Replace(_line_number(number), prefix, new)
         case b"MOVE", b" ":
             return _parse_move(rest, database)
+    # This includes empty lines, which cdiff.rs refuses too (protocol.md 5.2).
     raise InvalidObject(f"unknown command {command[:20].decode('ascii', 'backslashreplace')!r} in the script")
 
 
@@ -226,12 +227,12 @@ def _parse_move(rest: bytes, database: str) -> Move:
 
 
 def _first_word(rest: bytes) -> bytes:
-    # cdiff.rs: DelOp, MoveOp: a prefix ends at a blank, and what comes behind it does not count.
+    # cdiff.rs: DelOp, MoveOp: a prefix ends at a space, and what follows it is ignored.
     return rest.partition(b" ")[0]
 
 
 def _arguments(rest: bytes, count: int, command: bytes) -> list[bytes]:
-    """At least `count` words; the last one is all that remains of the line."""
+    """Exactly `count` words; the last one is the whole rest of the line, spaces included."""
     words = rest.split(b" ", count - 1)
     if len(words) < count:
         raise InvalidObject(f"{command.decode()} with too few arguments in the script")

@@ -1,7 +1,7 @@
-"""CLD files: built from a CVD and cdiffs as freshclam does it, and proven.
+"""CLD files: building them from a CVD and cdiffs as freshclam does, and verifying them.
 
-A CLD's header carries no signature. The signed ``.info`` inside repeats the header and lists each
-other file with its hash, so all but COPYING is proven (protocol.md 4.4 and 5.3, trap 42).
+A CLD's header carries no signature. The signed ``.info`` inside repeats the header and lists every other
+file with its hash, so everything except COPYING is proven (protocol.md 4.4 and 5.3, trap 42).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import ObjectId
 
 UNPACKED_LIMIT = 4 * 2**30
-"""Bytes that the files of a database may take together; daily's take some 200 MiB."""
+"""The most bytes that the files of a database may have together; daily's have some 200 MiB."""
 
 COPYING_LIMIT = 2**20
-"""Bytes that COPYING may take, which no signature covers; ClamAV's takes 18 KiB."""
+"""The most bytes that COPYING may have, which no signature covers; ClamAV's has 18 KiB."""
 
 _PIECE = 256 * 2**10
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,17 +46,17 @@ def build_cld(
 ) -> CvdHeader:
     """Build the CLD of a version from an earlier version and the cdiffs in between.
 
-    Memory stays at some MiB; the workspace takes the size of the unpacked database, and once
-    more that of its largest file.
+    Memory use stays at a few MiB. The workspace needs room for the unpacked database, and for its largest
+    file once more.
 
     Args:
-        base: a CVD or CLD, verified; seekable.
-        patches: the cdiffs from the version behind the base's on, in order, verified; seekable.
-        expected: the database and the version that must come out.
-        workspace: an empty directory; what is left in it is of no use to anybody.
-        target: the file to write; it is not there after a failure.
-        keys: whose signatures count.
-        level: zlib's level of compression; 0 for a plain tar, as freshclam writes it.
+        base: a verified CVD or CLD, seekable.
+        patches: the verified cdiffs in order, from the version after the base's on; seekable.
+        expected: the database and the version to build.
+        workspace: an empty directory; what is left in it afterwards is of no use.
+        target: the file to write; it doesn't exist after a failure.
+        keys: the keys that the signature of ``.info`` must verify with.
+        level: zlib's compression level; 0 for a plain tar, which is what freshclam writes.
 
     Returns:
         The header of the CLD.
@@ -87,14 +87,13 @@ def build_cld(
 def verify_cld(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     """Prove that a file is a CLD of the expected database and version.
 
-    CLDs of one version are alike in their files but not in their bytes: their builders order
-    and compress the files each in their own way. Nothing else may differ. COPYING, the licence,
-    is the only contents that nobody signs.
+    CLDs of the same version hold the same files but differ in their bytes: each builder orders and
+    compresses the files in its own way. Nothing else may differ. COPYING, the licence, is the only
+    content that is not signed.
 
     Args:
         file: the whole file, seekable; its position is moved.
-        expected: the database and version that it must have.
-        keys: whose signatures count.
+        keys: the keys that the signature of ``.info`` must verify with.
 
     Raises:
         InvalidObject: it is something else, or damaged.
@@ -105,6 +104,7 @@ def verify_cld(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     info = verify_info(read_info(file, expected.database), expected.database, keys)
     if header.raw != info.header.raw:
         raise InvalidObject("header differs from the first line of .info")
+    # The optional fields of a gzip header would be bytes that nothing proves.
     beginning = _read_at(file, HEADER_SIZE, 10)
     if not beginning.startswith(COPYING.encode()) and not _GZIP_HEADER.fullmatch(beginning):
         raise InvalidObject("payload begins neither with COPYING nor with a usual gzip header")
@@ -122,13 +122,13 @@ def _check_member(member: Member, info: Info, database: str) -> None:
     if member.name == COPYING:
         if member.size > COPYING_LIMIT:
             raise InvalidObject(f"{COPYING} of {member.size} bytes")
-    elif member.name != f"{database}.info":  # which is the one that was read before
+    elif member.name != f"{database}.info":  # verified already, with its signature
         for _ in _checked(member.pieces(), member.name, member.size, info):
             pass
 
 
 def _checked(pieces: Iterable[bytes], name: str, size: int, info: Info) -> Iterator[bytes]:
-    """The contents of a file, with an error at their end unless they are what ``.info`` lists."""
+    """Pass on the contents of a file; raise at their end if they are not what ``.info`` lists."""
     listed = info.files.get(name)
     if listed is None:
         raise InvalidObject(f"{name} is not listed in .info")
@@ -165,7 +165,7 @@ def _apply(patch: BinaryIO, result: ObjectId, workspace: Path) -> None:
 
 
 def _verified_info(workspace: Path, expected: ObjectId, keys: TrustedKeys) -> Info:
-    """The ``.info`` of the unpacked files; their names are compared with it, their contents not yet."""
+    """The ``.info`` of the unpacked files; it matches their names, but their contents are not checked yet."""
     path = workspace / f"{expected.database}.info"
     if not path.is_file() or path.stat().st_size > INFO_LIMIT:
         raise InvalidObject(f"no {path.name}, or a huge one")
@@ -179,7 +179,7 @@ def _verified_info(workspace: Path, expected: ObjectId, keys: TrustedKeys) -> In
 
 
 def _tar(workspace: Path, info: Info, database: str) -> Iterator[bytes]:
-    """The tar of a CLD in freshclam's order; where that has none, sorted by name."""
+    """The tar of a CLD in freshclam's order; where freshclam has none, sorted by name."""
     unlisted = [COPYING, f"{database}.info"]
     config = f"{database}.cfg"
     for name in unlisted + sorted(info.files, key=lambda name: (name != config, name)):
@@ -192,7 +192,7 @@ def _tar(workspace: Path, info: Info, database: str) -> Iterator[bytes]:
 
 
 def _compressed(pieces: Iterable[bytes], level: int) -> Iterator[bytes]:
-    """One gzip member, without a time in it: the same contents give the same bytes."""
+    """One gzip member without a timestamp: the same contents always give the same bytes."""
     compressor = zlib.compressobj(level, wbits=zlib.MAX_WBITS | 16)
     for piece in pieces:
         yield compressor.compress(piece)

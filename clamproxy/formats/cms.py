@@ -1,8 +1,8 @@
-"""Detached CMS signatures (RFC 5652, once PKCS #7): which digest they vouch for, and whether they hold.
+"""Detached CMS signatures (RFC 5652, formerly PKCS #7): which digest they vouch for, and whether they hold.
 
-Own code: of a signature, `cryptography` gives the certificates only, and its parser of declared
-structures refuses the order in which OpenSSL writes them. Whether anybody should trust the signer is not
-decided here.
+This is own code because `cryptography` reads only the certificates of a signature, and its parser for
+declared structures refuses the order in which OpenSSL writes them. Whether the signer can be trusted is
+not decided here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clamproxy.formats.signatures import FilePart, InvalidObject
 _INTEGER, _OCTETS, _OID, _SEQUENCE, _SET = 0x02, 0x04, 0x06, 0x30, 0x31
 _CONTEXT_0 = 0xA0
 _LONGEST_LENGTH = 4
-"""Bytes of a length, RFC 5652's structures being far smaller than 4 GiB."""
+"""The most bytes in which a length may be given; the structures of RFC 5652 are far smaller than 4 GiB."""
 
 type _Element = tuple[int, bytes]
 """Tag and content."""
@@ -45,23 +45,24 @@ _ECDSA = [bytes.fromhex(f"2a8648ce3d0403{number:02x}") for number in (1, 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """One SignerInfo (RFC 5652 5.3) with an algorithm that is known here."""
+    """One SignerInfo (RFC 5652 5.3) whose algorithms are known here."""
 
     hash: hashes.HashAlgorithm
     attributes: bytes | None
-    """The signed attributes as they are hashed; None if the signature is over the content itself."""
+    """The signed attributes in the form that is hashed; None if the signature is over the content itself."""
     digest: bytes | None
-    """The digest of the content that these attributes state."""
+    """The digest of the content, as these attributes state it."""
     algorithm: bytes
     signature: bytes
     key: PublicKeyTypes | None
-    """The signer's, if the signature brings its certificate along."""
+    """The signer's public key, if the signature carries its certificate."""
 
     def check(self, content: BinaryIO | None) -> None:
-        """Whether this is a signature of the content, by the certificate that came with it.
+        """Check that this is a signature of the content, by the certificate that came with it.
 
         Args:
-            content: the file that must have been signed, seekable; its position is moved. None: any file.
+            content: the file that must have been signed, seekable; its position is moved. None accepts
+                any file.
 
         Raises:
             InvalidObject: it is not.
@@ -77,7 +78,7 @@ class Signer:
         return hashlib.file_digest(whole, self.hash.name).digest()
 
     def _verify(self, found: bytes | None) -> bool:
-        """Verify the signature itself; returns whether that could be done."""
+        """Verify the signature itself; returns whether that was possible."""
         data = self.attributes or found
         algorithm = self.hash if self.attributes else Prehashed(self.hash)
         if data is None:
@@ -90,7 +91,7 @@ class Signer:
                     key.verify(self.signature, data, ec.ECDSA(algorithm))
                 case _:
                     return False
-        except (InvalidSignature, ValueError):  # such as a key that is too short for the digest
+        except (InvalidSignature, ValueError):  # ValueError: a key too short for the digest, for example
             raise InvalidObject("wrong signature") from None
         except UnsupportedAlgorithm:
             return False
@@ -98,7 +99,7 @@ class Signer:
 
 
 def is_signed_data(der: bytes) -> bool:
-    """Whether this is exactly one ContentInfo that holds one SignedData, whatever is in it."""
+    """Whether this is exactly one ContentInfo that holds one SignedData, whatever is in that."""
     try:
         _signed_data(der)
     except InvalidObject:
@@ -109,7 +110,7 @@ def is_signed_data(der: bytes) -> bool:
 def parse_signers(der: bytes) -> list[Signer]:
     """The signers of a ContentInfo with SignedData (RFC 5652 3 and 5.1).
 
-    Those who use a digest that is not known here are left out.
+    Signers that use an unknown digest algorithm are left out.
 
     Raises:
         InvalidObject: it is malformed.
@@ -141,18 +142,18 @@ def _parse_signer(info: bytes, keys: Mapping[bytes, PublicKeyTypes]) -> Signer |
         return None
     return Signer(
         hash=hash_,
-        # RFC 5652 5.4: hashed as a SET, though encoded with another tag.
+        # RFC 5652 5.4: hashed as a SET, though they are encoded with another tag.
         attributes=None if attributes is None else _encode(_SET, attributes),
         digest=None if attributes is None else _message_digest(attributes),
         algorithm=_algorithm(rest[0]),
         signature=_expect(rest[1], _OCTETS),
-        # IssuerAndSerialNumber (RFC 5652 10.2.4); a SubjectKeyIdentifier leads to none.
+        # By IssuerAndSerialNumber (RFC 5652 10.2.4); a SubjectKeyIdentifier finds no key.
         key=keys.get(sid[1]),
     )
 
 
 def _message_digest(attributes: bytes) -> bytes:
-    """RFC 5652 5.3 and 11.2: where there are signed attributes, this one is among them, once."""
+    """The digest in the signed attributes: if there are any, they hold exactly one (RFC 5652 5.3, 11.2)."""
     found = []
     for attribute in _elements(attributes):
         kind, values = _exactly(_expect(attribute, _SEQUENCE), 2)
@@ -168,10 +169,10 @@ def _algorithm(element: _Element) -> bytes:
 
 
 def _public_keys(certificates: bytes) -> dict[bytes, PublicKeyTypes]:
-    """The keys in some certificates (RFC 5280 4.1), by issuer and serial number.
+    """The public keys in some certificates (RFC 5280 4.1), by issuer and serial number.
 
-    Not by x509's own parser: certificates of ClamAV have had a serial number of 0, which it refuses.
-    Those that can't be read are left out.
+    Certificates that can't be read are left out. They aren't parsed with x509: some of ClamAV's
+    certificates have had the serial number 0, which it refuses.
     """
     keys = {}
     for certificate in _elements(certificates):
@@ -186,7 +187,11 @@ def _public_keys(certificates: bytes) -> dict[bytes, PublicKeyTypes]:
 
 
 def _elements(data: bytes) -> Iterator[_Element]:
-    """The elements that follow each other. Raises `InvalidObject`."""
+    """The ASN.1 elements, one after the other.
+
+    Raises:
+        InvalidObject: the data are malformed.
+    """
     offset = 0
     while offset < len(data):
         header = data[offset : offset + 2]

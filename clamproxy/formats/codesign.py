@@ -1,8 +1,7 @@
 """External signatures: the ``.sign`` files that freshclam asks for since ClamAV 1.5.
 
-The first line is ``#clamsign-1.0``; each further line is one signature,
-``<least level>:<greatest level>:pkcs7-pem:<base64 of a DER PKCS#7>`` (protocol.md 6,
-libclamav_rust/src/codesign.rs).
+The first line is ``#clamsign-1.0``; each further line is one signature, ``<lowest level>:<highest
+level>:pkcs7-pem:<base64 of a DER PKCS#7>`` (protocol.md 6, libclamav_rust/src/codesign.rs).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
 
 SIGN_MAGIC = b"#clamsign"
-"""How every ``.sign`` begins, whatever its format's version."""
+"""The first bytes of every ``.sign``, whatever the version of its format."""
 
 SIGN_LIMIT = 2**20
-"""Bytes that a ``.sign`` may take; ClamAV's take less than 10 KiB."""
+"""The most bytes that a ``.sign`` may have; ClamAV's have less than 10 KiB."""
 
 _FIRST_LINE = "#clamsign-1.0"
 _SIGNATURE = re.compile(r"[0-9]{1,10}:[0-9]{0,10}:pkcs7-pem:([A-Za-z0-9+/]+={0,2})")
@@ -29,10 +28,10 @@ _SIGNATURE = re.compile(r"[0-9]{1,10}:[0-9]{0,10}:pkcs7-pem:([A-Za-z0-9+/]+={0,2
 def parse_sign(data: bytes) -> list[bytes]:
     """The PKCS#7 signatures of a ``.sign`` file, DER encoded.
 
-    Lines in a format that is not known are left out: one that clients understand is enough.
+    Lines in an unknown format are left out: one signature that clients understand is enough.
 
     Raises:
-        InvalidObject: this is not a ``.sign`` file, or nothing in it is a signature.
+        InvalidObject: this is not a ``.sign`` file, or no line of it is a signature.
     """
     if len(data) > SIGN_LIMIT:
         raise InvalidObject(f"longer than {SIGN_LIMIT} bytes")
@@ -49,20 +48,20 @@ def parse_sign(data: bytes) -> list[bytes]:
 
 
 def verify_sign(file: BinaryIO, expected: ObjectId, signed: BinaryIO | None = None) -> None:
-    """Check that a file is an external signature, and one of the file that it should sign.
+    """Check that a file is an external signature, and that it signs the right file.
 
-    Each signature is held against that file, and verified with the certificate that it brings along.
-    Who issued that certificate is not looked at: clients have ClamAV's, and do.
+    Each signature is checked against that file, with the certificate that the signature carries. Who
+    issued the certificate is not checked here: clients have ClamAV's root certificate, and do that.
 
     Args:
         file: the whole file, seekable; its position is moved.
         expected: the signature that it should be.
-        signed: the file that it should sign, seekable; its position is moved. Without it, only that
-            the signature is not damaged can be told: nothing in it names the file.
+        signed: the file that it should sign, seekable; its position is moved. Without it, only damage to
+            the signature itself can be found: nothing in it names the file.
 
     Raises:
         InvalidObject: it is something else, damaged, or signs another file.
-        ValueError: `expected` is no signature.
+        ValueError: `expected` is not a signature.
     """
     if not expected.kind.is_signature:
         raise ValueError(f"{expected.file_name} is not a signature")
@@ -75,7 +74,7 @@ def verify_sign(file: BinaryIO, expected: ObjectId, signed: BinaryIO | None = No
 
 
 def _signers(der: bytes) -> list[Signer]:
-    """The signers of a line; none of one that clients can't read either: they go on with the next."""
+    """The signers of one line; none if clients can't read it either, as they go on to the next line."""
     try:
         return parse_signers(der)
     except InvalidObject:
@@ -83,7 +82,7 @@ def _signers(der: bytes) -> list[Signer]:
 
 
 def _parse_line(line: str) -> bytes | None:
-    # A comment or an empty line does not match either.
+    # Comments and empty lines don't match either.
     match = _SIGNATURE.fullmatch(line)
     if match is None:
         return None

@@ -1,8 +1,8 @@
-"""CVD files: the proof that a file is the named database and version.
+"""CVD files: the proof that a file is the database and version that its name says.
 
-The header itself is not covered by the signature over the payload, and the payload names its
-database only in the names of its members. What binds them is the ``.info`` member, whose first
-line repeats the header (protocol.md 4.1 and 4.4, trap 18).
+The signature covers the payload but not the header, and the payload names its database only in the names
+of its members. What binds them together is the ``.info`` member, whose first line repeats the header
+(protocol.md 4.1 and 4.4, trap 18).
 """
 
 from __future__ import annotations
@@ -20,36 +20,34 @@ from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import ObjectId
 
 INFLATED_LIMIT = 64 * 2**20
-"""Bytes of the inflated payload in which ``.info`` must be found; writers put it second."""
+"""``.info`` must be within this many bytes of the inflated payload; ClamAV writes it second."""
 _PIECE = 2**18
 
 
 type Read = Callable[[int, int], bytes]
-"""Reads at most so many bytes of a file from an offset on."""
+"""Reads at most that many bytes (first argument) of a file, from an offset (second) on."""
 
 
 class PayloadDigest:
-    """The MD5 of a CVD's payload, taken while the file grows: so nobody waits for it at the end."""
+    """The MD5 of a CVD's payload, computed while the file grows so that nobody waits for it at the end."""
 
     def __init__(self) -> None:
-        """Begin with an empty file."""
         self._md5 = _md5()
         self.end = HEADER_SIZE
-        """Offset behind what was taken in."""
+        """Offset after the last byte that the digest covers."""
 
     def follow(self, read: Read, end: int) -> None:
-        """Take in what the file has got. What it had before must not have changed.
+        """Digest what has been added to the file. What was digested before must not have changed.
 
         Args:
-            read: reads the file.
-            end: offset behind the bytes to take in.
+            end: offset after the last byte to digest.
         """
         while self.end < end and (piece := read(min(end - self.end, _PIECE), self.end)):
             self._md5.update(piece)
             self.end += len(piece)
 
     def digest(self) -> bytes:
-        """Of what was taken in."""
+        """The MD5 hash of all that has been digested so far."""
         return self._md5.digest()
 
 
@@ -58,13 +56,12 @@ def verify_cvd(
 ) -> None:
     """Prove that a file is the CVD of the expected database and version.
 
-    Memory stays small whatever the file holds; the file is read once, and its beginning twice.
+    Memory use stays small whatever the file holds. The file is read once, its beginning twice.
 
     Args:
         file: the whole file, seekable; its position is moved.
-        expected: the database and version that it must have.
-        keys: whose signatures count.
-        payload: has followed the file: then only the rest of it is read.
+        keys: the keys that the signatures must verify with.
+        payload: a digest that has followed the file while it grew; then only what it lacks is read.
 
     Raises:
         InvalidObject: it is something else, or damaged.
@@ -86,14 +83,13 @@ def verify_cvd(
 
 
 def read_info(file: BinaryIO, database: str) -> bytes:
-    """The ``.info`` member of a CVD or CLD, found without unpacking more than leads to it.
+    """The ``.info`` member of a CVD or CLD; nothing that comes after it is unpacked.
 
     Args:
         file: the whole file, seekable; its position is moved.
-        database: whose file it is.
 
     Raises:
-        InvalidObject: there is none, or it lies too far behind.
+        InvalidObject: there is none, or not within the first `INFLATED_LIMIT` bytes.
     """
     wanted = f"{database}.info"
     position = 0
@@ -116,5 +112,5 @@ def _read(file: BinaryIO, length: int, offset: int) -> bytes:
 
 
 def _md5() -> hashlib._Hash:
-    # The format demands MD5; an OpenSSL in FIPS mode refuses it for anything called security.
+    # The format demands MD5; in FIPS mode OpenSSL refuses it unless it is declared not to be for security.
     return hashlib.md5(usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""freshclam.dat, in which a freshclam keeps its UUID and its cool-down (protocol.md 2.4)."""
+"""freshclam.dat, where freshclam keeps its UUID and its cool-down (protocol.md 2.4)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,30 @@ from typing import Self
 from clamproxy.formats.signatures import InvalidObject
 
 LARGEST = 4096
-"""Bytes that are worth reading; a real one has 90 at most."""
+"""How many bytes to read at most; a real file has no more than 90."""
 
 _MAGIC = b"FreshClamData"
 _RECORD = struct.Struct("<I37s7xq")
-"""As a 64-bit little-endian machine writes it: version, UUID with its NUL, padding, time_t."""
+"""The layout on a 64-bit little-endian machine: version, UUID with its NUL, padding, time_t."""
 _SIZES = (len(_MAGIC) + _RECORD.size, len(_MAGIC) + _RECORD.size + 21)
-"""Bytes: before 1.4.0, and since then, with the last cf-ray at the end."""
+"""Sizes in bytes: before 1.4.0, and since then, with the last cf-ray at the end."""
 _VERSION = 1
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\0")
 
 
 @dataclass(frozen=True, slots=True)
 class FreshclamDat:
-    """What the file says."""
-
     uuid: str
-    """The name of this installation, by which the fleet knows it."""
+    """The identity of this installation, by which the fleet knows it."""
     retry_after: int
-    """Unix seconds until which freshclam asks nobody; 0: it is on no cool-down."""
+    """Unix time until which freshclam asks no server; 0 if it is not on a cool-down."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read one.
+        """Read the contents of a freshclam.dat.
 
         Raises:
-            InvalidObject: it is damaged, or was written by a machine with other sizes or byte order.
+            InvalidObject: it is damaged, or comes from a machine with another byte order or other sizes.
         """
         if not data.startswith(_MAGIC):
             raise InvalidObject(f"does not begin with {_MAGIC.decode()}")

@@ -1,4 +1,4 @@
-"""The 512-byte header in front of every CVD and CLD (protocol.md 4.1, libclamav/cvd.c)."""
+"""The 512-byte header that begins every CVD and CLD (protocol.md 4.1, libclamav/cvd.c)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import MAX_VERSION
 
 HEADER_SIZE = 512
-"""Bytes of a CVD's or CLD's header, padding included."""
+"""Size of a CVD's or CLD's header in bytes, padding included."""
 
 CVD_MAGIC = b"ClamAV-VDB:"
-"""How every CVD and CLD begins."""
+"""The first bytes of every CVD and CLD."""
 
 _PRINTABLE = re.compile(rb"[ -~]*")
 _NUMBER = re.compile(r"[0-9]{1,10}")
@@ -25,28 +25,28 @@ class CvdHeader:
     """The header of a CVD or CLD."""
 
     raw: bytes
-    """The 512 bytes as they were."""
+    """The 512 bytes, unchanged."""
     build_time: str
-    """When it was built, for people: ``22 Jun 2021 21-34 -0400``."""
+    """When the database was built, for people to read: ``22 Jun 2021 21-34 -0400``."""
     version: int
     signatures: int
-    """How many signatures the database holds."""
+    """How many virus signatures the database holds."""
     functionality_level: int
-    """The least functionality level of an engine that can load it."""
+    """The lowest functionality level of an engine that can load the database."""
     md5: str
-    """MD5 of everything behind the header, 32 lower-case hex digits; ``X`` in a CLD."""
+    """MD5 of everything after the header, 32 lower-case hex digits; ``X`` in a CLD."""
     dsig: str
-    """Signature of that MD5 in ClamAV's digits; ``X`` in a CLD."""
+    """Signature of that MD5 in ClamAV's own base-64 digits; ``X`` in a CLD."""
     builder: str
     stime: int
-    """When it was built, seconds since 1970 UTC; 0 in ancient files that do not say."""
+    """When the database was built, in Unix seconds; 0 in ancient files, which do not say."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read the header at the beginning of a file.
 
-        As strict as freshclam's header probe and libclamav's C and Rust parsers are together:
-        what one of them would refuse or read otherwise is refused.
+        This is as strict as freshclam's header probe and libclamav's C and Rust parsers together: what
+        any of them would refuse or read differently is refused.
 
         Args:
             data: the beginning of the file, 512 bytes or more.
@@ -61,7 +61,7 @@ class CvdHeader:
             raise InvalidObject(f"header cut off after {len(raw)} bytes")
         if not _PRINTABLE.fullmatch(raw):
             raise InvalidObject("unprintable bytes in the header")
-        # An empty field shifts the fields behind it in the C parser, so none may be empty.
+        # The C parser skips an empty field and so shifts all later ones; therefore none may be empty.
         _, *fields = raw.decode("ascii").rstrip(" ").split(":")
         if len(fields) not in (7, 8) or "" in fields:
             raise InvalidObject("header with missing, empty or surplus fields")
@@ -97,10 +97,10 @@ def _number(text: str, what: str) -> int:
 
 
 def parse_cvd_header(data: bytes) -> CvdHeader:
-    """Read the header of a CVD, which unlike a CLD's has a hash.
+    """Read the header of a CVD, which has an MD5, unlike that of a CLD.
 
     Raises:
-        InvalidObject: this is not a CVD's header.
+        InvalidObject: this is not the header of a CVD.
     """
     header = CvdHeader.parse(data)
     if header.md5 == "X":

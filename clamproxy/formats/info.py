@@ -1,7 +1,7 @@
-"""The ``.info`` member of a CVD or CLD: what its files must be, signed.
+"""The ``.info`` member of a CVD or CLD: a signed list of what its files must be.
 
-Line 1 is the header of a CLD; then come lines ``<name>:<size>:<SHA-256>``, then ``DSIG:`` and a
-signature of all in front of it (protocol.md 4.4, libclamav/readdb.c:cli_loadinfo).
+Line 1 is the header of a CLD. Lines ``<name>:<size>:<SHA-256>`` follow, then ``DSIG:`` and a signature of
+everything before it (protocol.md 4.4, libclamav/readdb.c:cli_loadinfo).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clamproxy.formats.members import COPYING, belongs_to
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 
 INFO_LIMIT = 16 * 2**20
-"""Bytes that an ``.info`` member may take."""
+"""The most bytes that an ``.info`` member may have."""
 
 _LISTED = re.compile(rb"([A-Za-z0-9][A-Za-z0-9._-]{0,98}):([0-9]{1,12}):([0-9a-f]{64})")
 _DSIG = b"DSIG:"
@@ -25,33 +25,31 @@ _DSIG = b"DSIG:"
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """What ``.info`` says of one file."""
+    """What ``.info`` says about one file."""
 
     size: int
-    """In bytes."""
+    """Size in bytes."""
     sha256: str
     """64 lower-case hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """An ``.info`` member."""
-
     raw: bytes
-    """The whole member as it was."""
+    """The whole member, unchanged."""
     header: CvdHeader
-    """The header of the CLD that the member belongs in; a CVD's has a hash and a signature besides."""
+    """The header of the CLD that the member belongs to; a CVD's has a hash and a signature as well."""
     files: Mapping[str, ListedFile]
-    """The files of the database, all but COPYING and the ``.info`` itself."""
+    """The files of the database by name, without COPYING and the ``.info`` itself."""
     dsig: bytes
-    """The signature in ClamAV's digits."""
+    """The signature in ClamAV's own base-64 digits."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read an ``.info`` member; `verify_info` proves it, too.
+        """Read an ``.info`` member without verifying its signature; `verify_info` does both.
 
         Raises:
-            InvalidObject: this is not one.
+            InvalidObject: this is not an ``.info`` member.
         """
         *lines, signature, rest = [b"", b"", *data.split(b"\n")]
         if not signature.startswith(_DSIG) or rest:
@@ -64,18 +62,18 @@ class Info:
 
 
 def verify_info(data: bytes, database: str, keys: TrustedKeys) -> Info:
-    """Prove that the vendor signed an ``.info`` member, and that it is one of this database.
+    """Prove that the vendor signed an ``.info`` member, and that it belongs to this database.
 
     Args:
         data: the whole member.
-        database: whose files it must list.
-        keys: whose signatures count.
+        database: the database whose files it must list.
+        keys: the keys that the signature must verify with.
 
     Raises:
         InvalidObject: it is something else, or damaged.
     """
     info = Info.parse(data)
-    signed = data[: -len(_DSIG) - len(info.dsig) - 1]  # with the newline in front of DSIG:
+    signed = data[: -len(_DSIG) - len(info.dsig) - 1]  # including the newline before DSIG:
     if not keys.info.verifies_sha256(hashlib.sha256(signed).digest(), info.dsig):
         raise InvalidObject("wrong signature of .info")
     for name in info.files:

@@ -1,7 +1,7 @@
 """The tar inside a CVD or CLD, read as a stream by the rules of libclamav/cvd.c:cli_tgzload.
 
-A CVD's tar is one gzip member. A CLD's is plain, or compressed in the same way; what the bytes
-behind the header are decides, not the name of the file (protocol.md 4.4).
+A CVD's tar is one gzip member. A CLD's is plain, or compressed in the same way. Which one it is follows
+from the bytes after the header, not from the name of the file (protocol.md 4.4).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.formats.signatures import FilePart, InvalidObject
 
 BLOCK_SIZE = 512
-"""Bytes of a member's header; its contents are padded to a multiple of them."""
+"""Size of a member's header in bytes; contents are padded to a multiple of it."""
 
 COPYING = "COPYING"
-"""The member that comes first, whose name tells a plain tar from a compressed one."""
+"""The name of the first member, by which a plain tar is told from a compressed one."""
 
 _PIECE = 64 * 2**10
 _NAME = re.compile(rb"[ -.0-~]*")
@@ -35,7 +35,7 @@ class Member:
 
         Args:
             block: the header.
-            stream: the tar, right behind the header.
+            stream: the tar, positioned right after the header.
 
         Raises:
             InvalidObject: this is not a header.
@@ -52,14 +52,14 @@ class Member:
 
     @property
     def padding_size(self) -> int:
-        """Bytes between the contents and the next member."""
+        """How many bytes there are between the contents and the next member."""
         return -self.size % BLOCK_SIZE
 
     def pieces(self) -> Iterator[bytes]:
-        """The contents, from where they were left; to be read before the next member is asked for.
+        """The part of the contents that hasn't been read yet; read it before asking for the next member.
 
         Raises:
-            InvalidObject: the payload ends inside them.
+            InvalidObject: the payload ends inside the contents.
         """
         while self._left:
             piece = self._stream.read(min(self._left, _PIECE))
@@ -69,26 +69,26 @@ class Member:
             yield piece
 
     def read(self) -> bytes:
-        """The whole contents; mind their size."""
+        """The whole contents, in memory: check `size` first."""
         return b"".join(self.pieces())
 
     def read_padding(self) -> bytes:
-        """What follows the contents; less than `padding_size` bytes at the end of the payload."""
+        """What follows the contents; shorter than `padding_size` at the end of the payload."""
         for _ in self.pieces():
             pass
         return self._stream.read(self.padding_size)
 
 
 def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
-    """The members of a tar, one at a time; contents that nobody reads are skipped.
+    """The members of a tar, one at a time; contents that aren't read are skipped.
 
     Args:
-        stream: the tar, as `open_payload` gives it.
-        exact: refuse all that ClamAV's writer would not write: then no byte is left that could
-            change without a change of names, sizes or contents.
+        stream: the tar, as `open_payload` returns it.
+        exact: refuse everything that ClamAV's writer would not write. Then no byte can change unless a
+            name, a size or contents change.
 
     Raises:
-        InvalidObject: this is not a tar, or not the exact one.
+        InvalidObject: this is not a tar, or not an exact one.
     """
     while block := stream.read(BLOCK_SIZE):
         if len(block) < BLOCK_SIZE:
@@ -106,28 +106,28 @@ def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The header in front of a member, as ClamAV's common/tar.c writes it.
+    """The header of a member, as ClamAV's common/tar.c writes it.
 
     Args:
-        name: of the file, ASCII, less than 100 characters.
-        size: of its contents in bytes.
+        name: the file's name, ASCII, shorter than 100 characters.
+        size: size of the contents in bytes.
     """
     block = bytearray(BLOCK_SIZE)
     block[: len(name)] = name.encode("ascii")
     digits = f"{size:o}".encode()
     block[124 : 124 + len(digits)] = digits
-    # The sum counts the 8 bytes that the checksum itself takes as blanks.
+    # The sum counts the 8 bytes of the checksum itself as spaces.
     checksum = f"{sum(block) + 8 * ord(' '):06o}".encode()
     block[148 : 148 + len(checksum)] = checksum
     return bytes(block)
 
 
 def belongs_to(name: str, database: str) -> bool:
-    """Whether a file of this name can be a part of the database.
+    """Whether a file with this name can be part of the database.
 
-    Most names begin with the database's. bytecode.cvd is made of ``<any name>.cbc``, and each
-    database may have bytecodes and a ``last.hdb`` too (sigtool/sigtool.c:build). What tells the
-    databases apart for sure is ``<db>.info``.
+    Most names begin with the database's. bytecode.cvd consists of ``<any name>.cbc``, and every database
+    may have bytecode files and a ``last.hdb`` too (sigtool/sigtool.c:build). What reliably tells the
+    databases apart is ``<db>.info``.
     """
     if name.endswith(".info"):
         return name == f"{database}.info"
@@ -135,13 +135,13 @@ def belongs_to(name: str, database: str) -> bool:
 
 
 def open_payload(file: BinaryIO) -> BinaryIO:
-    """The tar inside a CVD or CLD, inflated if need be.
+    """The tar inside a CVD or CLD, inflated if necessary.
 
     Args:
-        file: the whole file, seekable; not to be used otherwise while the tar is read.
+        file: the whole file, seekable; not to be used for anything else while the tar is read.
 
     Returns:
-        A stream whose reading raises `InvalidObject` where the file is damaged.
+        A stream that raises `InvalidObject` on reading if the file is damaged.
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(HEADER_SIZE)
@@ -151,7 +151,7 @@ def open_payload(file: BinaryIO) -> BinaryIO:
 
 
 class _GzipMember(io.RawIOBase):
-    """What is in a gzip member, behind which nothing may follow; `gzip.GzipFile` is not so strict."""
+    """The contents of one gzip member with nothing after it; `gzip.GzipFile` is not that strict."""
 
     def __init__(self, compressed: FilePart) -> None:
         self._compressed = compressed

@@ -1,7 +1,7 @@
-"""Cdiffs carried out: from the files of one version of a database to those of the next.
+"""Applying cdiffs: from the files of one version of a database to those of the next.
 
-The rules are those of libclamav_rust/src/cdiff.rs (protocol.md 5.2). Whether the outcome is
-right is for the hashes in ``.info`` to say.
+The rules are those of libclamav_rust/src/cdiff.rs (protocol.md 5.2). Whether the result is right is
+decided later, by the hashes in ``.info``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clamproxy.formats.cdiff import Add, Close, Command, Delete, Move, Open, Rep
 from clamproxy.formats.signatures import InvalidObject
 
 _BLOCK = 2**20
-_FEW_LINES = 16  # so many are found one by one
+_FEW_LINES = 16  # up to this many lines are found one by one
 _LINE_GUESS = 128  # bytes; most lines of signatures are shorter
 _SCRATCH = ".patched"  # no file of a database begins with a dot
 
@@ -24,15 +24,15 @@ _SCRATCH = ".patched"  # no file of a database begins with a dot
 def apply_commands(commands: Iterator[Command], directory: Path) -> None:
     """Carry out a script on the files of an unpacked database.
 
-    Memory holds the edits of one file, but never a file; files are not searched line by line,
-    and one that only grows is not rewritten.
+    Memory holds the edits of one file, but never a file. Files are not searched line by line, and a file
+    that only grows is not rewritten.
 
     Args:
         commands: the script, from `clamproxy.formats.cdiff.iter_commands`.
-        directory: where the files are. After a failure they are of no use any more.
+        directory: where the files are; after a failure they are no longer usable.
 
     Raises:
-        InvalidObject: the script is damaged, or it does not fit to the files.
+        InvalidObject: the script is damaged, or doesn't fit these files.
         OSError: the files cannot be read or written.
     """
     for step in _steps(commands):
@@ -44,18 +44,17 @@ def apply_commands(commands: Iterator[Command], directory: Path) -> None:
 
 
 def patch_info(info: bytes, commands: Iterator[Command], database: str) -> bytes:
-    """The ``.info`` member of the next version, from a script and the one of this version.
+    """Apply a script to the ``.info`` member of one version, which gives that of the next version.
 
-    No other file is needed: so the signed contents of each later version are known from a base
-    and the cdiffs alone.
+    No other file is needed. So the signed list of contents of every later version follows from a base and
+    the cdiffs alone.
 
     Args:
-        info: the ``.info`` member to which the script applies.
+        info: the ``.info`` member of the version that the script starts from.
         commands: the script, from `clamproxy.formats.cdiff.iter_commands`.
-        database: whose script it is.
 
     Raises:
-        InvalidObject: the script is damaged, or does not fit to this ``.info``.
+        InvalidObject: the script is damaged, or doesn't fit this ``.info``.
     """
     name = f"{database}.info"
     for step in _steps(_touching(commands, name)):
@@ -71,12 +70,12 @@ class _Edits:
 
     name: str
     changes: dict[int, Delete | Replace] = field(default_factory=dict)
-    """By the numbers of lines in the file as it was before; the later one of two counts."""
+    """Changes by line number in the original file; of two changes to a line the later one counts."""
     additions: bytearray = field(default_factory=bytearray)
 
 
 def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
-    """The script as whole steps, in their order."""
+    """The script as whole steps, in order."""
     edits: _Edits | None = None
     for command in commands:
         if isinstance(command, Open | Move | Unlink) != (edits is None):
@@ -98,7 +97,6 @@ def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
 
 
 def _touching(commands: Iterator[Command], name: str) -> Iterator[Command]:
-    """The commands that concern one file."""
     touched = False
     for command in commands:
         match command:
@@ -128,7 +126,7 @@ def _edit_file(directory: Path, edits: _Edits) -> None:
             _change_lines(source, target, edits.changes)
         scratch.replace(path)
     if edits.additions:
-        # Like cdiff.rs: a missing file is created, and nobody looks at the end of the old one.
+        # Like cdiff.rs: a missing file is created, and an existing one may end without a newline.
         with path.open("ab") as target:
             target.write(edits.additions)
 
@@ -143,24 +141,24 @@ def _edited(contents: bytes, edits: _Edits) -> bytes:
 
 def _change_lines(source: BinaryIO, target: BinaryIO, changes: dict[int, Delete | Replace]) -> None:
     lines = _LineReader(source)
-    behind = 1  # the number of the first line that is not copied yet
+    next_number = 1
     for number in sorted(changes):
         change = changes[number]
-        lines.copy(number - behind, target)
+        lines.copy(number - next_number, target)
         lines.expect(change.prefix)
         lines.copy(1, None)
-        behind = number + 1
+        next_number = number + 1
         if isinstance(change, Replace):
             target.write(change.line + b"\n")
     lines.copy_rest(target)
 
 
 def _move_lines(directory: Path, move: Move) -> None:
-    # cdiff.rs looks for the last line only behind the first one, so a single line never ends.
+    # cdiff.rs looks for the last line only after the first one, so a range of one line would never end.
     if move.first >= move.last or move.source == move.target:
         raise InvalidObject("script moves lines in a way that cannot be carried out")
     source, target, scratch = directory / move.source, directory / move.target, directory / _SCRATCH
-    # Not "ab" for the target: it must be there.
+    # Not "ab", which would create a target that is missing: cdiff.rs demands that it exists.
     with source.open("rb") as file, target.open("r+b") as moved, scratch.open("wb") as rest:
         moved.seek(0, io.SEEK_END)
         lines = _LineReader(file)
@@ -174,18 +172,18 @@ def _move_lines(directory: Path, move: Move) -> None:
 
 
 class _LineReader:
-    """A file whose lines are copied by number, in large blocks, without a look at each."""
+    """Copies the lines of a file by number, in large blocks, without looking at each line."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Begin at the first line.
+        """Start at the first line.
 
         Raises:
             InvalidObject: the last line has no newline.
         """
         self._file = file
         self._block = b""
-        self._start = 0  # of what is left of the block
-        self._newlines = 0  # in what is left of the block
+        self._start = 0  # offset in the block of what hasn't been copied yet
+        self._newlines = 0  # how many there are from there on
         if file.seek(0, io.SEEK_END):
             file.seek(-1, io.SEEK_END)
             if file.read(1) != b"\n":
@@ -193,10 +191,10 @@ class _LineReader:
         file.seek(0)
 
     def expect(self, prefix: bytes) -> None:
-        """Check how the next line begins; the line stays the next one.
+        """Check how the next line begins; it remains the next line.
 
         Raises:
-            InvalidObject: it begins otherwise, or the file is at its end.
+            InvalidObject: it begins differently, or the file has ended.
         """
         while len(self._block) - self._start < max(1, len(prefix)):
             self._read_block()
@@ -205,10 +203,10 @@ class _LineReader:
             raise InvalidObject("script edits a line that does not begin as it should")
 
     def copy(self, count: int, target: BinaryIO | None) -> None:
-        """Copy the next lines, or skip them.
+        """Copy the next lines, or skip them if there is no target.
 
         Raises:
-            InvalidObject: the file has less lines.
+            InvalidObject: the file has fewer lines.
         """
         while count > self._newlines:
             count -= self._newlines
@@ -218,7 +216,6 @@ class _LineReader:
             self._take(self._offset_behind(count), count, target)
 
     def copy_rest(self, target: BinaryIO) -> None:
-        """Copy all that is left."""
         self._take(len(self._block), self._newlines, target)
         while block := self._file.read(_BLOCK):
             target.write(block)
@@ -238,8 +235,9 @@ class _LineReader:
         self._newlines -= newlines
 
     def _offset_behind(self, count: int) -> int:
-        """The offset in the block behind so many lines, which must be there."""
+        """The offset in the block after `count` lines, all of which must be in the block."""
         start, end = self._start, len(self._block)
+        # Narrow down by counting newlines, so that only the last few are looked for one by one.
         while count > _FEW_LINES:
             middle = min((start + end) // 2, start + count * _LINE_GUESS)
             newlines = self._block.count(b"\n", start, middle)

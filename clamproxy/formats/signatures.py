@@ -1,8 +1,8 @@
 """ClamAV's own signatures: their number encoding, the public keys and the two RSA schemes.
 
-CVD headers carry a textbook RSA signature over an MD5 hash; cdiffs and ``.info`` members carry
-RSASSA-PSS over SHA-256, in ClamAV's own reading of it. Both write the signature as a number in
-ClamAV's own base-64 digits (protocol.md 4.2 and 4.3, libclamav/dsig.c).
+CVD headers carry a textbook RSA signature over an MD5 hash; cdiffs and ``.info`` members carry RSASSA-PSS
+over SHA-256, in ClamAV's own reading of it. Both write the signature as a number in ClamAV's own base-64
+digits (protocol.md 4.2 and 4.3, libclamav/dsig.c).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 PSS_SALT_LENGTH = 32
-"""Bytes of salt in an RSASSA-PSS signature (protocol.md 4.3)."""
+"""Length of the salt in an RSASSA-PSS signature, in bytes (protocol.md 4.3)."""
 
 _MD5_LENGTH = 16
 _SHA256_LENGTH = 32
@@ -25,11 +25,11 @@ _DIGIT_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
 
 
 class InvalidObject(Exception):
-    """A file is not the object that it should be; the message is the reason, in one line."""
+    """A file is not the object that it should be; the message gives the reason in one line."""
 
 
 def decode_number(digits: bytes) -> int:
-    """The number that ClamAV's base-64 digits stand for, least significant digit first.
+    """Decode a number in ClamAV's base-64 digits, least significant digit first.
 
     Raises:
         ValueError: a character is not a digit.
@@ -43,7 +43,7 @@ def decode_number(digits: bytes) -> int:
 
 
 def encode_number(number: int) -> bytes:
-    """The inverse of `decode_number`, without leading zeros; nothing at all for 0."""
+    """The inverse of `decode_number`, without leading zeros; 0 gives no digit at all."""
     digits = bytearray()
     while number:
         digits.append(_DIGITS[number & 63])
@@ -53,25 +53,25 @@ def encode_number(number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RsaPublicKey:
-    """A public key with the two ways in which ClamAV uses one."""
+    """A public key, with the two ways in which ClamAV uses one."""
 
     modulus: int
     exponent: int
 
     @property
     def byte_length(self) -> int:
-        """Bytes that the modulus takes, and with it every signature."""
+        """Length of the modulus, and so of every signature, in bytes."""
         return (self.modulus.bit_length() + 7) // 8
 
     def verifies_md5(self, digest: bytes, signature: bytes) -> bool:
-        """Whether a signature in a CVD header is one of this hash.
+        """Whether this signature from a CVD header is valid for the hash.
 
-        The recovered number is the hash, aligned to the right: libclamav before 1.5 aligned it
-        to the left and refused hashes that begin with a zero byte (protocol.md 4.2).
+        The recovered number is the hash, aligned to the right: libclamav before 1.5 aligned it to the
+        left and refused hashes that begin with a zero byte (protocol.md 4.2).
 
         Args:
             digest: the 16 bytes of an MD5 hash.
-            signature: ClamAV's digits.
+            signature: in ClamAV's own base-64 digits.
         """
         number = self._signature_number(signature)
         if number is None or len(digest) != _MD5_LENGTH:
@@ -79,11 +79,11 @@ class RsaPublicKey:
         return pow(number, self.exponent, self.modulus) == int.from_bytes(digest)
 
     def verifies_sha256(self, digest: bytes, signature: bytes) -> bool:
-        """Whether a signature of a cdiff or an ``.info`` is one of this hash.
+        """Whether this signature from a cdiff or an ``.info`` is valid for the hash.
 
         Args:
             digest: the 32 bytes of a SHA-256 hash.
-            signature: ClamAV's digits.
+            signature: in ClamAV's own base-64 digits.
         """
         number = self._signature_number(signature)
         if number is None or self.byte_length != _PSS_LENGTH or len(digest) != _SHA256_LENGTH:
@@ -91,8 +91,9 @@ class RsaPublicKey:
         return _is_pss_encoding(pow(number, self.exponent, self.modulus).to_bytes(_PSS_LENGTH), digest)
 
     def _signature_number(self, signature: bytes) -> int | None:
-        # One spelling per signature: a number above the modulus or digits with leading zeros
-        # would let a file change without its signature failing, and then its .sign fails.
+        # Each signature has exactly one spelling. With numbers above the modulus or leading zeros, the
+        # bytes of a file could change while its own signature stays valid, and its .sign would then fail.
+        # The length first: a line of `.info` can be megabytes long, and decoding takes quadratic time.
         if len(signature) > self.modulus.bit_length() // 6 + 1:
             return None
         try:
@@ -104,11 +105,11 @@ class RsaPublicKey:
 
 
 def _is_pss_encoding(encoded: bytes, digest: bytes) -> bool:
-    """Whether this is an encoding of the hash: RFC 8017 9.1.2, as libclamav has it.
+    """Whether this encodes the hash: RFC 8017 9.1.2, as libclamav implements it.
 
-    libclamav/dsig.c:cli_versig2 takes every modulus for one of 2048 bits and clears one bit of
-    the mask. ClamAV's moduli have 2047 bits, for which the RFC wants two bits clear: a verifier
-    that goes by the RFC refuses many good signatures, the one in test-5.cvd for instance.
+    libclamav/dsig.c:cli_versig2 treats every modulus as one of 2048 bits and clears one bit of the mask.
+    ClamAV's moduli have 2047 bits, for which the RFC wants two bits cleared. A verifier that follows the
+    RFC refuses many good signatures, such as the one in test-5.cvd.
     """
     masked, salted_hash, trailer = encoded[:_PSS_MASKED], encoded[_PSS_MASKED:-1], encoded[-1:]
     mask = _mgf1(salted_hash, _PSS_MASKED)
@@ -123,21 +124,21 @@ def _is_pss_encoding(encoded: bytes, digest: bytes) -> bool:
 
 
 def _mgf1(seed: bytes, length: int) -> bytes:
-    """The mask that a seed stands for (RFC 8017 B.2.1, with SHA-256)."""
+    """The mask generated from a seed (RFC 8017 B.2.1, with SHA-256)."""
     blocks = -(-length // _SHA256_LENGTH)
     return b"".join(hashlib.sha256(seed + i.to_bytes(4)).digest() for i in range(blocks))[:length]
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedKeys:
-    """The keys that a vendor signs with, one for each use."""
+    """The public keys of a vendor, one for each use."""
 
     cvd: RsaPublicKey
-    """Over the MD5 of a CVD's payload."""
+    """Signs the MD5 of a CVD's payload."""
     info: RsaPublicKey
-    """Over the ``.info`` member inside a CVD or CLD."""
+    """Signs the ``.info`` member inside a CVD or CLD."""
     cdiff: RsaPublicKey
-    """Over a cdiff."""
+    """Signs a cdiff."""
 
 
 CLAMAV_KEYS = TrustedKeys(
@@ -181,26 +182,23 @@ CLAMAV_KEYS = TrustedKeys(
 
 
 class FilePart(io.RawIOBase):
-    """Some bytes of a seekable file, as a stream of their own: what a signature covers."""
+    """A part of a seekable file as a stream, such as the bytes that a signature covers."""
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        """Make the stream; it moves the position of the file that it reads.
+        """Make the stream; reading it moves the position of the file.
 
         Args:
-            file: the whole file.
             start: offset of the first byte.
-            end: offset behind the last byte.
+            end: offset after the last byte.
         """
         self._file = file
         self._left = max(0, end - start)
         file.seek(start)
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        """Read what fits; 0 at the end of the part."""
         data = self._file.read(min(len(buffer), self._left))
         self._left -= len(data)
         buffer[: len(data)] = data

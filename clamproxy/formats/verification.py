@@ -1,4 +1,4 @@
-"""What a file must pass before it enters the cache (protocol.md, traps 18 and 19)."""
+"""The checks that a file must pass before it enters the cache (protocol.md, traps 18 and 19)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAGIC = {
 
 
 def _verify_sign(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
-    # The keys belong to ClamAV's own signatures; a .sign leads to a certificate instead.
+    # The keys are those of ClamAV's own signature format; a .sign relies on certificates instead.
     verify_sign(file, expected)
 
 
@@ -42,10 +42,10 @@ def verify(path: Path, object_id: ObjectId, keys: TrustedKeys, payload: PayloadD
     """Prove that a finished file is the object that it was fetched or built as.
 
     Args:
-        path: the file.
         object_id: the object that it must be.
-        keys: whose signatures count; `clamproxy.formats.signatures.CLAMAV_KEYS` but for tests.
-        payload: of a CVD, if it was taken while the file grew.
+        keys: the keys that signatures must verify with: `clamproxy.formats.signatures.CLAMAV_KEYS`,
+            except in tests.
+        payload: the digest of a CVD's payload, if it was computed while the file grew.
 
     Raises:
         InvalidObject: it is something else, or damaged.
@@ -61,15 +61,15 @@ def verify(path: Path, object_id: ObjectId, keys: TrustedKeys, payload: PayloadD
 def check_beginning(kind: Kind, beginning: bytes) -> None:
     """Check the first bytes of a body while the rest is still to come.
 
-    Cheap, and enough to keep out the error pages that arrive with status 200 (trap 19). It can
-    be called again as more bytes arrive; too few bytes to tell, or none, pass.
+    This is cheap, and enough to keep out the error pages that arrive with status 200 (trap 19). It can be
+    called again as more bytes arrive. Too few bytes to tell are accepted.
 
     Args:
-        kind: what is being fetched.
+        kind: the kind of object that is being fetched.
         beginning: the body from its first byte, as far as it has arrived.
 
     Raises:
-        InvalidObject: no object of this kind begins so.
+        InvalidObject: no object of this kind begins like this.
     """
     magic = _MAGIC[kind]
     if beginning[: len(magic)] != magic[: len(beginning)]:

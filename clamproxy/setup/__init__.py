@@ -1,1 +1,1 @@
-"""What an administrator puts on the machines of the site."""
+"""What an administrator installs on the machines of the site."""

@@ -1,4 +1,4 @@
-"""The directory in which mitmproxy keeps an authority of its own: system users have no home for it."""
+"""The directory where mitmproxy keeps its own authority; system users have no home directory for it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 
 DEFAULT = "~/.mitmproxy"
-"""mitmproxy's own."""
+"""mitmproxy's default."""
 
 
 def find_confdir(settings: Settings) -> Path | None:
-    """Find a directory for mitmproxy, and make it if need be.
+    """Find a directory for mitmproxy, and create it if necessary.
 
     Returns:
-        The directory; None if mitmproxy's default serves.
+        The directory; None if mitmproxy's default can be used.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: no directory can be used.
     """
-    home = Path(os.path.expanduser(DEFAULT))  # noqa: PTH111  # Path's raises where there is no home
+    home = Path(os.path.expanduser(DEFAULT))  # noqa: PTH111  # Path.expanduser raises without a home directory
     if home.is_absolute() and _can_hold_authority(home):
         return None
     for directory in (settings.tls.directory, settings.cache.directory):
@@ -35,7 +35,7 @@ def find_confdir(settings: Settings) -> Path | None:
 
 
 def _can_hold_authority(directory: Path) -> bool:
-    """Whether mitmproxy finds its authority there, or can make it."""
+    """Whether mitmproxy finds its authority there, or can create one."""
     if os.access(directory / "mitmproxy-ca.pem", os.R_OK):
         return True
     place = directory if os.access(directory, os.F_OK) else directory.parent
@@ -43,7 +43,7 @@ def _can_hold_authority(directory: Path) -> bool:
 
 
 def _is_made(directory: Path) -> bool:
-    """Make a directory that only its owner can look into, if it isn't there."""
+    """Create a directory for its owner alone, unless it exists; returns whether there is one then."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:

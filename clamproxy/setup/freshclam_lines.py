@@ -1,4 +1,4 @@
-"""The lines that a machine has in its freshclam.conf to use this gateway."""
+"""The lines that a machine needs in its freshclam.conf to use this gateway."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from clamproxy.config.units import parse_host_name
 
 CDN = "database.clamav.net"
 DEFAULT_PORT = 8080
-"""What the proxy listens on by default, as mitmproxy does."""
+"""The port that the proxy listens on by default, like mitmproxy."""
 USER, PASSWORD = "USERNAME", "PASSWORD"
-"""Placeholders: the configuration has the hashes of passwords only."""
+"""Placeholders: the configuration holds only hashes of passwords."""
 
 _SOMEWHERE = ("192.0.2.1", "2001:db8::1")
-"""Addresses for documentation: nothing is sent to them."""
+"""Addresses reserved for documentation; nothing is sent to them."""
 
 
 class Mode(StrEnum):
-    """The ways in which a machine gets to the gateway."""
+    """The ways in which a machine can use the gateway."""
 
     HTTP = "http"
-    """As a proxy, with plain HTTP inside: nothing has to be trusted."""
+    """As a proxy, with plain HTTP inside: no certificate has to be trusted."""
     HTTPS = "https"
     """As a proxy that intercepts TLS."""
     MIRROR = "mirror"
     """As the mirror, without a proxy."""
     PRIVATE = "private"
-    """The same, but without DNS and with whole files only."""
+    """As the mirror, but without DNS and only for whole files."""
 
 
 _TITLES = {
@@ -58,21 +58,19 @@ _USERS_IN_URL = (
 def client_config(
     settings: Settings, mode: Mode, gateway: str, port: int, *, names_user: bool = False
 ) -> str:
-    """The lines for one way to the gateway, with short comments.
+    """The lines for one way to use the gateway, with short comments.
 
     Args:
-        settings: of the gateway.
-        mode: the way.
         gateway: a host name or an IP address by which machines reach the gateway.
-        port: of the proxy.
-        names_user: whether to name the user, if there is but one; else a placeholder stands there. The
-            lines that anybody may fetch must not tell it.
+        port: the proxy's port.
+        names_user: whether to name the user if there is just one, instead of a placeholder. Lines that
+            anybody may fetch must not reveal the name.
 
     Returns:
         Whole lines of ASCII, which can be appended to a freshclam.conf.
 
     Raises:
-        ValueError: the name or the port can't be one; the text says what was expected.
+        ValueError: the name or the port is invalid; the text says what was expected.
     """
     host = _shown_host(gateway)
     if not 1 <= port <= 65535:
@@ -104,7 +102,7 @@ def own_name() -> str | None:
 
 
 def _user(settings: Settings, names_user: bool) -> str | None:
-    """The user, or what stands for one; None if there are no users."""
+    """The user's name or the placeholder for one; None if there are no users."""
     users = [line.partition(":")[0] for line in settings.access.users]
     if not users:
         return None
@@ -112,14 +110,14 @@ def _user(settings: Settings, names_user: bool) -> str | None:
 
 
 def _cdn(settings: Settings) -> str:
-    """A name that the gateway answers to as the CDN."""
+    """A name of the CDN that the gateway answers to."""
     if settings.serving.is_clamav_host(CDN):
         return CDN
     return next((host for host in settings.serving.hosts if "*" not in host), CDN)
 
 
 def _shown_host(gateway: str) -> str:
-    """The name as it stands in URLs, which nothing but a name gets through: it may come from a request."""
+    """The name in the form for URLs; it may come from a request, so anything but a valid name is refused."""
     if "%" in gateway:  # a zone, which means something on this machine only
         raise ValueError("a host name or an IP address")
     with suppress(ValueError):
@@ -128,7 +126,7 @@ def _shown_host(gateway: str) -> str:
 
 
 def _is_public(name: str) -> bool:
-    """Whether a name leads to an address that isn't only this machine's own view of itself."""
+    """Whether a name resolves to addresses other than this machine's loopback addresses."""
     try:
         parse_host_name(name)
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -139,10 +137,10 @@ def _is_public(name: str) -> bool:
 
 
 def _own_address() -> str | None:
-    """The address that packets to the outside leave from."""
+    """The address from which packets to the outside are sent."""
     for family, somewhere in zip((socket.AF_INET, socket.AF_INET6), _SOMEWHERE, strict=True):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((somewhere, 9))  # of a datagram socket: nothing is sent
+            probe.connect((somewhere, 9))  # a datagram socket: nothing is sent
             address = str(probe.getsockname()[0])
             if not ipaddress.ip_address(address).is_loopback:
                 return address

@@ -1,4 +1,4 @@
-"""Where the proxy of this machine listens, or can: commands don't know its command line."""
+"""Where this machine's proxy listens, or could listen: commands don't know its command line."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ def note_proxies(store: Store, endpoints: Sequence[Endpoint] | None) -> None:
     """Note where the proxy listens. Blocks.
 
     Args:
-        store: the cache.
-        endpoints: from its command line; None if the configuration says it.
+        endpoints: from the proxy's command line; None if the configuration decides.
     """
     store.set_note(_NOTE, [str(endpoint) for endpoint in endpoints] if endpoints else None)
 
 
 def proxies(settings: Settings) -> Sequence[Endpoint]:
-    """Where the proxy of this machine listens, or did when it last ran. Blocks."""
+    """Where this machine's proxy listens, or did when it last ran. Blocks."""
     return _noted(settings) or settings.listen.proxy
 
 
 def nearest(endpoint: Endpoint) -> tuple[str, int]:
-    """The address and port by which a program on this machine gets to an endpoint."""
+    """The address and port by which a program on this machine reaches an endpoint."""
     if endpoint.host == ANY:
         return "127.0.0.1", endpoint.port
     address = ip_address(endpoint.host)
@@ -51,7 +50,7 @@ def nearest(endpoint: Endpoint) -> tuple[str, int]:
 
 def _noted(settings: Settings) -> list[Endpoint]:
     directory = settings.cache.directory
-    # Whoever may not read the cache goes by the configuration.
+    # A user who may not read the cache gets what the configuration says.
     with suppress(OSError, sqlite3.Error, diskcache.Timeout, TypeError, ValueError):
         if directory.is_dir():
             with closing(Store(directory, tidy=False)) as store:
@@ -60,23 +59,24 @@ def _noted(settings: Settings) -> list[Endpoint]:
 
 
 def refusal(endpoint: Endpoint, kind: socket.SocketKind = socket.SOCK_STREAM) -> str | None:
-    """Why the system doesn't let one listen there; None if it does."""
+    """Why the system doesn't allow listening there; None if it does."""
     host = None if endpoint.host == ANY else endpoint.host
     try:
         places = socket.getaddrinfo(host, endpoint.port, type=kind, flags=socket.AI_PASSIVE)
     except OSError as error:
         return f"the address isn't known: {error.strerror or error}"
     errors = (_error_of_bind(family, kind, address) for family, *_, address in places)
-    # A machine may have no IPv6: that doesn't keep it from listening on "all addresses".
+    # A machine without IPv6 can still listen on "all addresses".
     counts = _REASONS.keys() - ({errno.EADDRNOTAVAIL} if host is None else set())
     return next((_REASONS[error] for error in errors if error in counts), None)
 
 
 def _error_of_bind(family: socket.AddressFamily, kind: socket.SocketKind, address: Any) -> int:
-    """0 if there is none."""
+    """The errno of an attempt to bind; 0 if it worked."""
     try:
         with socket.socket(family, kind) as probe:
-            if kind is socket.SOCK_STREAM:  # as servers do; of datagrams it would let two have one port
+            # As servers do. With datagrams it would let two sockets share a port.
+            if kind is socket.SOCK_STREAM:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

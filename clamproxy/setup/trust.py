@@ -1,9 +1,9 @@
-"""What makes a machine's freshclam trust the gateway's certificate authority.
+"""How to make a machine's freshclam trust the gateway's certificate authority.
 
-freshclam on Linux and BSD takes its trust from the file that ``CURL_CA_BUNDLE`` names, and from no other
-then; on macOS and Windows it takes the system's, and nothing else (protocol.md 7;
-common/mac/cert_util_mac.m and common/win/cert_util_win.c of ClamAV). The snippets hold the certificates
-themselves: what was fetched from the gateway over plain http could be anybody's.
+On Linux and BSD, freshclam trusts the certificates in the file that ``CURL_CA_BUNDLE`` names, and then no
+others; on macOS and Windows it trusts those of the system, and only those (protocol.md 7;
+common/mac/cert_util_mac.m and common/win/cert_util_win.c of ClamAV). The snippets contain the
+certificates themselves, because anything fetched from the gateway over plain http could be forged.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from textwrap import dedent, indent
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
 LINUX_FILE = "/usr/local/share/ca-certificates/clamproxy.pem"
-"""Debian's AppArmor profile lets freshclam read it (protocol.md 7)."""
+"""Debian's AppArmor profile lets freshclam read this file (protocol.md 7)."""
 RHEL_FILE = "/etc/pki/clamproxy/clamproxy.pem"
-"""Below /etc/pki everything has the type that SELinux lets freshclam read."""
+"""Everything below /etc/pki has a type that SELinux lets freshclam read."""
 KUBERNETES_FILE = "/etc/clamproxy/clamproxy.pem"
 INSTALLED_FILES = (LINUX_FILE, RHEL_FILE, KUBERNETES_FILE)
-"""Where a machine has the certificates that the snippets install, if not in the system's trust."""
+"""Where the snippets put the certificates on a machine, unless they go into the system's trust store."""
 
 
 def install_snippet(target: str, bundle: str) -> str:
-    """Compose what an administrator runs or applies.
+    """The script or manifest for an administrator to run or apply.
 
     Args:
         target: one of `TARGETS`.
@@ -110,7 +110,7 @@ def _alpine(certificates: list[str]) -> str:
 
 
 def _file(path: str, public: str, certificates: list[str]) -> str:
-    """The lines of a shell script that write the certificates into a file."""
+    """Lines of a shell script that write the certificates into a file."""
     return (
         "#\n"
         "# freshclam then trusts nothing but this file. If it also fetches from https hosts that the\n"
@@ -160,7 +160,7 @@ def _windows(certificates: list[str]) -> str:
             Remove-Item $file
         }
         """
-    # The end of a here-string stands at the beginning of its line.
+    # The end of a here-string must be at the beginning of a line.
     strings = ",\n".join(f"@'\n{certificate}'@" for certificate in certificates)
     return f"{dedent(head)}\n$certificates = @(\n{strings}\n)\n{dedent(tail)}"
 
@@ -274,4 +274,4 @@ TARGETS: Mapping[str, Callable[[list[str]], str]] = {
     "kubernetes": _kubernetes,
     "ansible": _ansible,
 }
-"""What there are snippets for."""
+"""The systems and tools for which there are snippets."""

@@ -1,1 +1,1 @@
-"""The gateway's pages about itself: status, metrics, health, and what clients need to be set up."""
+"""The gateway's own pages: status, metrics, health, and what is needed to set up clients."""

@@ -1,4 +1,4 @@
-"""Whether clients should be sent here: the real reasons not to, and what else is wrong."""
+"""Whether clients should be sent to this gateway: the real reasons not to, and what else is wrong."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from clamproxy.web.sources import Sources
 LEAST_SPACE = 64 * MIB
 """Bytes that must be free on the disk: about one daily.cvd."""
 RECENT = 600
-"""Seconds for which a failed try at the origin says that it can't be reached."""
+"""How long a failed attempt counts as a sign that the origin can't be reached, in seconds."""
 EARLIEST = 1_767_225_600
-"""The year 2026: no clock that is right shows an earlier one."""
+"""Start of the year 2026 in Unix seconds: no correct clock shows an earlier time."""
 FUTURE = 86_400
-"""Seconds; what ClamAV has built so much after the present time was built before it."""
+"""If a database was built more than this many seconds in the future, the clock must be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is wrong, one line each."""
+    """What is wrong, one line for each problem."""
 
     reasons: tuple[str, ...] = ()
-    """Not to send clients here."""
+    """Reasons not to send clients here."""
     warnings: tuple[str, ...] = ()
-    """Not so bad: clients get what they need."""
+    """Lesser problems: clients still get what they need."""
 
 
 def prepare_check(sources: Sources) -> Callable[[], Health]:
-    """A check of the gateway as it is now: without any request, but it reads the disk.
+    """A check of the gateway's present state, which makes no request but reads the disk.
 
     Returns:
-        What carries it out; it blocks.
+        The function that carries it out; it blocks.
     """
     store, offline = sources.store, sources.settings().upstream.offline
 
@@ -53,7 +53,6 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     """Look at the disk, the clock and the cache. Blocks.
 
     Args:
-        store: the cache.
         offline: whether the origin is never asked.
         now: Unix seconds.
     """
@@ -62,7 +61,8 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     unreachable = None if offline else _unreachable(store.note("cooldown/origin"), now)
     reasons = _clock_problems(built, now)
     is_empty = not any(store.newest_version(name) for name in built)
-    # What is cached is served, and small files pass through, whether the disk takes something or not.
+    # With something in the cache, a disk that can't be written to is only a warning: cached objects are
+    # served all the same, and small files are passed on.
     warnings = _shown_state(store.records.condition)
     (reasons if is_empty else warnings).extend(_disk_problems(store))
     if is_empty and offline:
@@ -79,7 +79,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
 
 
 def built_at(store: Store, database: str) -> int | None:
-    """When the newest cached CVD of a database was built, Unix seconds. Blocks."""
+    """When the newest cached CVD of a database was built, in Unix seconds. Blocks."""
     newest = store.open_newest(database)
     if newest is None:
         return None
@@ -89,7 +89,7 @@ def built_at(store: Store, database: str) -> int | None:
 
 @contextmanager
 def reading(store: Store) -> Iterator[None]:
-    """Release this thread's connection to the database afterwards."""
+    """Release this thread's connection to the cache's index afterwards."""
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def _clock_problems(built: dict[str, int | None], now: float) -> list[str]:
 
 
 def _unreachable(cooldown: Any, now: float) -> str | None:
-    """Why the origin could not be reached, if that is its latest news."""
+    """Why the origin could not be reached, if that is the latest that is known about it."""
     match cooldown:
         case {"failure": "unreachable", "reason": str(reason), "until": int() | float() as until}:
             return reason if abs(now - until) < RECENT else None

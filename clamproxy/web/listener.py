@@ -1,4 +1,4 @@
-"""The admin listener: the pages about the gateway without the proxy, on an address of their own."""
+"""The admin listener: serves the gateway's pages on an address of their own, without the proxy."""
 
 from __future__ import annotations
 
@@ -23,36 +23,29 @@ from clamproxy.web.pages import Pages
 logger = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 64
-"""At a time; further ones are closed."""
+"""Connections at a time; further ones are closed."""
 LARGEST_HEADER = 16 * KIB
-"""Bytes of a request line and its fields."""
+"""Size limit of a request line and its header fields, in bytes."""
 IDLE_TIMEOUT = 60.0
-"""Seconds for which a connection may wait for, or take over, a request."""
+"""How long a connection may wait for a request or take to send one, in seconds."""
 BACKLOG = 64
 
 
 class Listener:
-    """Takes connections and has their requests answered by the site. Event loop only."""
+    """Accepts connections and passes their requests to the pages. Event loop only."""
 
     def __init__(self, endpoint: Endpoint, site: Pages) -> None:
-        """Prepare; nothing listens yet.
-
-        Args:
-            endpoint: where to listen.
-            site: answers the requests.
-        """
         self._endpoint = endpoint
         self._site = site
         self._server: _Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self.port = endpoint.port
-        """Where it listens: another than the endpoint's if that is 0."""
+        """The port that it listens on; differs from the endpoint's if that is 0."""
 
     def start(self) -> bool:
-        """Listen. A failure is logged: the proxy is worth more than its pages.
+        """Start to listen; returns whether that worked.
 
-        Returns:
-            Whether it listens.
+        A failure is only logged: the proxy matters more than its pages.
         """
         try:
             sockets = bind_sockets(self._endpoint.port, self._endpoint.host, backlog=BACKLOG)
@@ -74,7 +67,7 @@ class Listener:
         return True
 
     def stop(self) -> None:
-        """Listen no more, and close all connections."""
+        """Stop listening, and close all connections."""
         server, self._server = self._server, None
         if server is not None:
             server.stop()
@@ -83,7 +76,6 @@ class Listener:
             task.cancel()
 
     def _take(self, request: HTTPServerRequest) -> None:
-        """Called by tornado with each request."""
         task = asyncio.get_running_loop().create_task(self._answer(request), name="status page")
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
@@ -100,7 +92,7 @@ class Listener:
         for name, value in response.headers:
             fields.add(name, value)
         body = response.body if isinstance(response.body, bytes) else b""
-        # tornado knows "close" alone in one field.
+        # tornado recognises "close" only if it is the whole value of a single field.
         is_last = "close" in parse_set_header(", ".join(headers.getlist("Connection")))
         if is_last:
             fields["Connection"] = "close"
@@ -115,28 +107,26 @@ class Listener:
                 await written
             if is_last:
                 connection.close()
-        except TimeoutError:  # the reader doesn't read
+        except TimeoutError:  # the client doesn't read
             connection.stream.close()
         except StreamClosedError:
-            pass  # the reader has left
+            pass  # the client has left
 
 
 class _Server(HTTPServer):
-    """tornado's, with a limit of connections, and an end that doesn't take long."""
+    """tornado's server with a limit on connections, and without waiting for them at the end."""
 
     def initialize(self, *arguments: object, **options: object) -> None:
         super().initialize(*arguments, **options)  # type: ignore[arg-type]
         self._streams: WeakSet[IOStream] = WeakSet()
 
     def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
-        """A connection has come."""
-        if sum(1 for one in self._streams if not one.closed()) >= MOST_CONNECTIONS:
+        if sum(1 for other in self._streams if not other.closed()) >= MOST_CONNECTIONS:
             stream.close()
             return
         self._streams.add(stream)
         super().handle_stream(stream, address)
 
     def close_streams(self) -> None:
-        """Close all connections at once."""
         for stream in list(self._streams):
             stream.close()

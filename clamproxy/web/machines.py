@@ -1,4 +1,4 @@
-"""fleet.json: machines, searched, sorted and page by page."""
+"""fleet.json: the machines, filtered, sorted and split into pages."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from urllib.parse import parse_qs
 from clamproxy.fleet.machine import Machine, MachineState
 
 LONGEST_SEARCH = 200
-"""Characters."""
+"""Length of the search text in characters, at most."""
 _MOST = 9
-"""Digits of a number in the query."""
+"""Digits of a number in the query, at most."""
 
 OVERDUE, END_OF_LIFE = "overdue", "end_of_life"
 STATES = (*MachineState, OVERDUE, END_OF_LIFE)
-"""What ``state`` may be: the names of the counts."""
+"""The values that ``state`` may have, named like the counts."""
 
 _SORTS: Mapping[str, Callable[[Machine], Any] | None] = {
-    "worst": None,  # as they come
-    "address": lambda one: (_address_order(one.address), one.uuid),
-    "last_seen": lambda one: one.last_seen,
-    "first_seen": lambda one: one.first_seen,
-    "freshclam": lambda one: _version_order(one.freshclam),
+    "worst": None,  # the order in which they come
+    "address": lambda machine: (_address_order(machine.address), machine.uuid),
+    "last_seen": lambda machine: machine.last_seen,
+    "first_seen": lambda machine: machine.first_seen,
+    "freshclam": lambda machine: _version_order(machine.freshclam),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which machines are asked for."""
+    """Which machines are asked for, and in which order."""
 
     words: tuple[str, ...] = ()
-    """All of which have to be in what is known of a machine; in lower case."""
+    """Words in lower case, all of which must occur in what is known about a machine."""
     state: str | None = None
-    """One of `STATES`; None: any."""
+    """One of `STATES`; None for any."""
     sort: str = "worst"
     descending: bool = False
     offset: int = 0
-    """How many of those found are left out at the beginning."""
+    """How many of the machines found to skip at the beginning."""
     limit: int | None = None
-    """How many are given at most; None: all."""
+    """How many machines to list at most; None for all."""
 
     @classmethod
     def parse(cls, text: str) -> Query:
-        """Read the query of a URL; parameters that have no meaning here are passed over.
+        """Read the query of a URL; unknown parameters are ignored.
 
         Raises:
-            ValueError: a value makes no sense; the text says what was expected.
+            ValueError: a value is invalid; the text says what was expected.
         """
         given = {name: values[-1] for name, values in parse_qs(text, max_num_fields=50).items()}
         searched = given.get("q", "")
@@ -71,35 +71,34 @@ class Query:
 
 
 def fleet_json(machines: Sequence[Machine], counts: Mapping[str, Any], query: Query, now: float) -> bytes:
-    """The machines that are asked for, as JSON. Blocks: some 100 ms for ten thousand.
+    """The selected machines as JSON. Blocks for some 100 ms with ten thousand machines.
 
     Args:
-        machines: all, worst first.
-        counts: what is said of all of them, as status.json has it.
-        query: which are asked for.
+        machines: all machines, worst first.
+        counts: the figures about all machines, as in status.json.
         now: Unix seconds.
     """
     found = select(machines, query, counts["behind_for"], now)
     end = None if query.limit is None else query.offset + query.limit
     head = {**counts, "now": now, "found": len(found), "offset": query.offset}
-    # One by one: a single call for megabytes of JSON would hold up the event loop.
-    listed = [json.dumps(one.to_json(), separators=(",", ":")) for one in found[query.offset : end]]
+    # One by one: a single call for megabytes of JSON would hold the GIL, and so stop the event loop.
+    listed = [json.dumps(machine.to_json(), separators=(",", ":")) for machine in found[query.offset : end]]
     return f'{json.dumps(head)[:-1]}, "machines": [{",\n".join(listed)}]}}\n'.encode()
 
 
 def select(machines: Sequence[Machine], query: Query, behind_for: float, now: float) -> Sequence[Machine]:
-    """All machines that a query means, in its order.
+    """All machines that match a query, in its order; its offset and limit are ignored.
 
     Args:
-        machines: all, worst first.
-        query: it; offset and limit don't count.
-        behind_for: seconds after which a machine that is behind is overdue.
+        machines: all machines, worst first.
+        behind_for: seconds after which a machine that is behind counts as overdue.
         now: Unix seconds.
     """
     found = [
-        one
-        for one in machines
-        if _is_in_state(one, query.state, behind_for, now) and (not query.words or _has_all(one, query.words))
+        machine
+        for machine in machines
+        if _is_in_state(machine, query.state, behind_for, now)
+        and (not query.words or _has_all(machine, query.words))
     ]
     key = _SORTS[query.sort]
     if key is not None:
@@ -118,13 +117,13 @@ def _is_in_state(machine: Machine, state: str | None, behind_for: float, now: fl
 def _has_all(machine: Machine, words: tuple[str, ...]) -> bool:
     error = machine.last_error.what if machine.last_error else None
     known = [machine.address, machine.uuid, machine.freshclam, machine.os, machine.arch]
-    known += [f"{name} {one.version}" for name, one in machine.databases.items()]
+    known += [f"{name} {database.version}" for name, database in machine.databases.items()]
     text = "\n".join(filter(None, [*known, error])).lower()
     return all(word in text for word in words)
 
 
 def _address_order(address: str) -> tuple[int, int, str]:
-    """10.0.0.9 before 10.0.0.10, IPv4 before IPv6, and what is no address at the end."""
+    """10.0.0.9 before 10.0.0.10, IPv4 before IPv6, and anything that isn't an address last."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -133,7 +132,7 @@ def _address_order(address: str) -> tuple[int, int, str]:
 
 
 def _version_order(version: str | None) -> list[tuple[int, str]]:
-    """1.4.9 before 1.4.10, and what isn't known at the beginning."""
+    """1.4.9 before 1.4.10, and unknown versions first."""
     parts = (version or "").replace("-", ".").replace("+", ".").split(".")
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 

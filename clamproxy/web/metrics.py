@@ -1,4 +1,4 @@
-"""The picture as Prometheus reads it: conventional names, and labels with few values."""
+"""The status as Prometheus metrics: conventional names, and labels with few values."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def exposition(values: Values, accept: str) -> tuple[bytes, str]:
     """All metrics as text.
 
     Args:
-        values: the picture, as status.json has it.
-        accept: what the reader takes (the field Accept).
+        values: the status, as in status.json.
+        accept: the Accept field of the request.
 
     Returns:
-        The text and its Content-Type: OpenMetrics for who asks for it, else the older format.
+        The text and its Content-Type: OpenMetrics if the client asks for it, else the older format.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(values))
     ProcessCollector(registry=registry)
-    if any(one.partition(";")[0].strip().lower() == OPENMETRICS for one in accept.split(",")):
+    if any(media_type.partition(";")[0].strip().lower() == OPENMETRICS for media_type in accept.split(",")):
         text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class StatusCollector(Collector):
-    """Makes metrics of a picture.
+    """Turns a status into metrics.
 
-    The counters are those that the cache keeps: they go on after a restart, and count for all
+    The counters are the ones kept in the cache: they continue after a restart, and count for all
     processes that share the cache.
     """
 
@@ -54,7 +54,7 @@ class StatusCollector(Collector):
         self._values = values
 
     def collect(self) -> Iterator[Metric]:
-        """Each metric with its samples; a value that isn't known has none."""
+        """Every metric with its samples; an unknown value gives no sample."""
         for family in (_about, _traffic, _cache, _origin, _fleet, _feeds):
             yield from family(self._values)
 
@@ -104,19 +104,19 @@ def _cache(values: Values) -> Iterator[Metric]:
         "database_version",
         "The version of a database that DNS advertises, the newest CVD cached, the one clients get to.",
         ("database", "state"),
-        [((one["name"], state), one[state]) for one in databases for state in VERSIONS],
+        [((database["name"], state), database[state]) for database in databases for state in VERSIONS],
     )
     yield _gauge(
         "database_build_timestamp_seconds",
         "When the newest cached CVD of a database was built, Unix time.",
         ("database",),
-        [((one["name"],), one["built_at"]) for one in databases],
+        [((database["name"],), database["built_at"]) for database in databases],
     )
     yield _gauge(
         "database_size_bytes",
         "Size of the newest cached CVD of a database.",
         ("database",),
-        [((one["name"],), one["size"]) for one in databases],
+        [((database["name"],), database["size"]) for database in databases],
     )
 
 
@@ -140,7 +140,7 @@ def _origin(values: Values) -> Iterator[Metric]:
 
 
 def _kind_of(what: str) -> str:
-    """Clients choose files and versions: as labels they would pile up."""
+    # Clients choose the files and versions, so as labels they could grow without limit.
     if what.startswith("/"):
         return "file"
     return "client" if what.startswith("client ") else "origin"
@@ -166,7 +166,7 @@ def _fleet(values: Values) -> Iterator[Metric]:
 
 
 def _feeds(values: Values) -> Iterator[Metric]:
-    """In all: their hosts are as many as clients find below the domains that are configured."""
+    """Totals only: clients find any number of hosts below the configured domains."""
     feeds, stats = values["feeds"], values["stats"]
     yield _gauge("feed_objects", "Cached files of other feeds.", value=feeds["objects"])
     yield _gauge("feed_bytes", "Bytes of the cached files of other feeds.", value=feeds["bytes"])
@@ -182,7 +182,7 @@ _FEED_COUNTERS = {
     "feed_upstream_requests": ("feed_upstream_requests", "Requests sent to feeds."),
     "feed_upstream_bytes": ("feed_upstream_bytes", "Bytes received from feeds."),
 }
-"""Counters of the statistics, by their names as metrics."""
+"""Name of the metric: its counter in the statistics, and its help text."""
 
 
 def _gauge(

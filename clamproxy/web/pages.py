@@ -1,4 +1,4 @@
-"""The pages about the gateway: a request in, a response out. Knows nothing of mitmproxy and sockets."""
+"""The gateway's own pages: from a request to a response, without knowledge of mitmproxy or sockets."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _STATIC = {"/": _INDEX} | {
     for file in sorted(_FOLDER.glob("*"))
     if file.suffix in _TYPES and file.name != _INDEX
 }
-"""The files of the page, by path."""
+"""The static files, by URL path."""
 GUARDED = frozenset({*_STATIC, "/status.json", "/fleet.json", "/metrics"})
-"""Need the token, if there is one: they tell of machines."""
+"""Pages that need the token, if one is set, because they tell about machines."""
 PATHS = GUARDED | {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
-"""All that is served."""
+"""All paths that are served."""
 
 _METHODS = "GET, HEAD, OPTIONS"
-"""OPTIONS is what haproxy checks the health of a server with, unless it is told otherwise."""
+"""OPTIONS is allowed because haproxy's health checks use it by default."""
 _PLAIN = "text/plain; charset=utf-8"
 _SECURITY = {
     "Content-Security-Policy": (
@@ -67,18 +67,13 @@ _SECURITY = {
 }
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?")
 HTTP_PORT = 80
-"""Where a Host without a port leads."""
+"""The port that a Host field without one means."""
 
 
 class Pages:
-    """Serves `PATHS`. Event loop only; reads the cache in threads."""
+    """Serves `PATHS`. Use it on the event loop only; it reads the cache in threads."""
 
     def __init__(self, sources: Sources) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            sources: where the figures come from.
-        """
         self._sources = sources
         self._picture = Shared("clamproxy-status", lambda: take_status(sources))
         self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
@@ -95,13 +90,13 @@ class Pages:
         }
 
     async def handle(self, request: Request, *, peer: str, place: Place | None = None) -> Response:
-        """Answer a request, whatever happens, and never with 403 or 429.
+        """Respond to a request, whatever happens, and never with 403 or 429.
 
         Args:
-            request: with its path in origin form.
-            peer: the address of who asks, for the log.
-            place: where the request has reached the proxy; None where that isn't known, or where
-                it came in elsewhere.
+            request: its path is in origin form.
+            peer: the client's address, for the log.
+            place: where the client reached the proxy; None if that isn't known, or if the request didn't
+                come through the proxy.
         """
         try:
             response = await self._dispatch(request, peer, place or Place(None, None))
@@ -142,13 +137,13 @@ class Pages:
         return hmac.compare_digest(shown, token.get_secret_value().encode())
 
     def _is_meant(self, headers: Headers) -> bool:
-        """Whether the name that a browser has for the gateway can be the gateway's.
+        """Whether the name by which a browser knows the gateway is really the gateway's.
 
-        A page on the internet whose name leads to a private address (DNS rebinding) must not read
-        what is here. It can't have a token, nor a name without a dot.
+        A page on the internet whose name resolves to a private address (DNS rebinding) must not read
+        these pages. It can have neither the token nor a name without a dot.
         """
         settings, field = self._sources.settings(), headers.get("Host")
-        if settings.status.token is not None or field is None:  # no browser leaves it out
+        if settings.status.token is not None or field is None:  # browsers always send Host
             return True
         host = host_of(field)
         if host is None:
@@ -158,13 +153,13 @@ class Pages:
     # Pages
 
     async def _status(self, request: Request, place: Place) -> Response:
-        """The picture; with ``machines=0`` without its list of machines, which is long."""
+        """The status; with ``machines=0`` without the list of machines, which is long."""
         picture = await self._picture.get()
         is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
         return _live(picture.brief if is_brief else picture.json, "application/json")
 
     async def _fleet(self, request: Request, place: Place) -> Response:
-        """All machines, or those that the query means, of the same picture."""
+        """All machines, or those that the query selects, from the same status as status.json."""
         try:
             query = Query.parse(request.path.partition("?")[2])
         except ValueError as error:
@@ -172,7 +167,7 @@ class Pages:
         picture = await self._picture.get()
         now, counts = picture.values["gateway"]["now"], dict(picture.values["fleet"])
         del counts["machines"]
-        async with self._one_at_a_time:  # many who search must not take all of the processor
+        async with self._one_at_a_time:  # many searches at once must not use up the processor
             body = await in_thread(
                 "clamproxy-fleet", lambda: fleet_json(picture.machines, counts, query, now)
             )
@@ -221,7 +216,7 @@ class Pages:
         return _live(lines.encode(), _PLAIN)
 
     async def _dns_txt(self, request: Request, place: Place) -> Response:
-        """The version record as a file, as cvdupdate writes it."""
+        """The version record as a file, in the form that cvdupdate writes."""
         record = await self._sources.record()
         if record is None:
             return _plain(503, "no version is known")
@@ -230,9 +225,9 @@ class Pages:
         return response
 
     def _asked_place(self, field: str, place: Place) -> Place:
-        """Where the client has found the gateway, if others can find it there, too.
+        """Where the client reached the gateway, if others can reach it there too.
 
-        That can be another port than the proxy's own: of a container, a service, a load balancer.
+        Its port can differ from the proxy's own: that of a container, a service or a load balancer.
         """
         host = host_of(field)
         if host is None or host == self._sources.settings().status.host or is_local_name(host):
@@ -241,18 +236,18 @@ class Pages:
 
 
 def is_page(target: str) -> bool:
-    """Whether a request's target is one of these pages, or the gateway as a whole (RFC 9112 3.2.4)."""
+    """Whether a request's target is one of these pages, or ``*``, the gateway as a whole (RFC 9112 3.2.4)."""
     return target == "*" or plain_path(target) in PATHS
 
 
 def own_names(settings: Settings) -> set[str]:
-    """The names that are the gateway's own, whatever leads to it: `status.host` and those of the machine."""
+    """The gateway's own names, however they resolve: `status.host`, `tls.names` and its host name."""
     names = {*settings.tls.names, normal_host(socket.gethostname())}
     return names | {settings.status.host} if settings.status.host is not None else names
 
 
 def host_of(field: str) -> str | None:
-    """The host that a field Host names, without port; None if it isn't one. IPv6 is in brackets."""
+    """The host in a Host field, without the port and with brackets around IPv6; None if it is malformed."""
     match = _HOST.fullmatch(field)
     return normal_host(match["host"]) if match else None
 
@@ -263,7 +258,6 @@ def _port_of(field: str) -> int:
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is given by its IP address."""
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -272,7 +266,7 @@ def is_address(host: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a host name or address means this very machine."""
+    """Whether a host name or address always means this very machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -280,7 +274,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _shown_secret(field: str) -> bytes:
-    """The token of a bearer, or the password of whomever (RFC 6750 2.1, RFC 7617 2)."""
+    """The bearer token, or the password of any user (RFC 6750 2.1, RFC 7617 2)."""
     scheme, _, value = field.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode()
@@ -293,7 +287,6 @@ def _shown_secret(field: str) -> bytes:
 
 
 def _file(request: Request, name: str) -> Response:
-    """A file of the page; some kilobytes."""
     content_type = _TYPES[Path(name).suffix]
     try:
         body = (_FOLDER / name).read_bytes()

@@ -1,4 +1,4 @@
-"""What the pages are made of: functions that the service fills in."""
+"""What the pages show comes from functions that the service provides."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Place:
     """Where a client reaches the gateway."""
 
     host: str | None
-    """A name or an address; None: unknown."""
+    """A name or an address; None if unknown."""
     port: int | None
-    """Of the proxy; None: unknown."""
+    """The proxy's port; None if unknown."""
 
 
 async def _no_record() -> str | None:
@@ -30,31 +30,31 @@ async def _no_record() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the pages get their figures from; who makes it owns what is behind it.
+    """Where the pages get their figures from; whoever makes it owns what it refers to.
 
-    What isn't said to block is called on the event loop and takes microseconds.
+    Unless noted otherwise, a function is called on the event loop and takes microseconds.
     """
 
     settings: Callable[[], Settings]
     """The configuration in force; a reload changes it."""
     store: Store
-    """Read in threads of the site's own."""
+    """The cache; read only in the pages' own threads."""
     started_at: float
-    """When the gateway was started, Unix seconds."""
+    """When the gateway was started, in Unix seconds."""
     under_way: Callable[[], Sequence[tuple[ObjectId, int, int]]] = lambda: ()
-    """See `Transfers.under_way`."""
+    """The transfers that are running, from `Transfers.under_way`."""
     cooldowns: Callable[[], Mapping[str, Cooldown]] = dict
-    """See `Cooldowns.in_force`."""
+    """The cool-downs in force, from `Cooldowns.in_force`."""
     past: Callable[[], Past] = Past
-    """The last day, see `History.past`."""
+    """The last day, from `History.past`."""
     fleet: Callable[[], Sequence[Machine]] | None = None
-    """All machines, see `read_fleet`. Blocks. None: no table is kept."""
+    """All machines, from `read_fleet`. Blocks. None if no table is kept."""
     feeds: Callable[[], Mapping[str, Any]] | None = None
-    """The feeds as status.json has them, see `Feeds.figures`. None: there are none."""
+    """The feeds as in status.json, from `Feeds.figures`. None if there are none."""
     authority: Callable[[], bytes | None] = lambda: None
-    """The certificates that clients have to trust, PEM. Blocks. None: there is no authority."""
+    """The certificates that clients have to trust, as PEM; None if there is no authority. Blocks."""
     client_config: Callable[[str, Place], str] | None = None
-    """The lines of freshclam.conf: mode and place of the gateway. Blocks. ValueError: there is no such
-    mode, or it can't be had; the text says why."""
+    """The lines for freshclam.conf, by mode and by the place of the gateway. Blocks. Raises ValueError with
+    the reason if the mode is unknown or unavailable."""
     record: Callable[[], Awaitable[str | None]] = _no_record
-    """The primary version record, see `Announcer.primary`."""
+    """The primary version record, from `Announcer.primary`."""

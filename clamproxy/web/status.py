@@ -1,4 +1,4 @@
-"""The picture of the gateway: status.json, and what the metrics are made of."""
+"""The status of the gateway at one moment: for status.json, fleet.json and the metrics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from clamproxy.web.health import built_at, find_problems, reading
 from clamproxy.web.sources import Sources
 
 MOST_MACHINES = 500
-"""That are listed, the worst first; all are counted, and are in fleet.json."""
+"""How many machines status.json lists, worst first; all are counted, and fleet.json lists all."""
 LONGEST_LINE = 300
-"""Characters of a reason."""
+"""Length of a reason in characters, at most."""
 
 type Json = dict[str, Any]
 
@@ -32,20 +32,20 @@ class GatewayStatus:
     """The gateway at one moment."""
 
     values: Json
-    """As status.json has them."""
+    """The content of status.json."""
     json: bytes
-    """The same, encoded."""
+    """`values`, encoded."""
     brief: bytes
-    """Without the list of machines."""
+    """`values` without the list of machines, encoded."""
     machines: Sequence[Machine]
-    """All of the fleet, worst first."""
+    """All machines of the fleet, worst first."""
 
 
 def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
-    """Note what lives on the event loop.
+    """Copy what belongs to the event loop.
 
     Returns:
-        What reads the rest and puts it together; it blocks.
+        A function that reads the rest and puts the status together; it blocks.
     """
     settings, past = sources.settings(), sources.past()
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
@@ -105,7 +105,10 @@ def _databases(store: Store, stats: Mapping[str, Any]) -> list[Json]:
 
 
 def _transfers(under_way: Sequence[tuple[ObjectId, int, int]]) -> list[Json]:
-    return [{"name": one.file_name, "have": have, "size": size or None} for one, have, size in under_way]
+    return [
+        {"name": object_id.file_name, "have": have, "size": size or None}
+        for object_id, have, size in under_way
+    ]
 
 
 def _cooldowns(cooldowns: Mapping[str, Cooldown]) -> list[Json]:
@@ -121,10 +124,9 @@ def _cooldowns(cooldowns: Mapping[str, Cooldown]) -> list[Json]:
 
 
 def _quarantine(store: Store) -> list[Json]:
-    """Newest first."""
     return [
-        {"name": one.name, "at": one.at, "size": one.size, "reason": _line(one.reason)}
-        for one in reversed(quarantined(store))
+        {"name": file.name, "at": file.at, "size": file.size, "reason": _line(file.reason)}
+        for file in reversed(quarantined(store))  # newest first
     ]
 
 
@@ -134,7 +136,7 @@ def _line(text: str) -> str:
 
 
 def _fleet(machines: Sequence[Machine] | None, behind_for: float, now: float) -> Json:
-    """The machines, counted, and the first of them listed; None: no table is kept."""
+    """Counts of the machines, and a list of the worst; `machines` is None if no table is kept."""
     found = machines or ()
     return {
         "enabled": machines is not None,
