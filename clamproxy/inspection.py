@@ -128,7 +128,7 @@ def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Inspected |
         The result; None if the cache no longer has the object.
     """
     try:
-        published = store.open(object_id)
+        published = store.open_or_fail(object_id)
     except OSError as error:
         return _unreadable(object_id, 0, None, error)
     if published is None:

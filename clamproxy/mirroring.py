@@ -6,7 +6,6 @@ for, and ``dns.txt`` with what DNS would advertise (protocol.md 9.5).
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clamproxy.announcement import FIELDS
-from clamproxy.cache.object_files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.files import replacing, sync_directory, try_lock
 from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
@@ -111,10 +110,8 @@ def update_mirror(
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     with (directory / LOCK_FILE).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MirrorError(f"{directory}: another run is at work there") from None
+        if not try_lock(lock):
+            raise MirrorError(f"{directory}: another run is at work there")
         yield
 
 
@@ -268,17 +265,8 @@ def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: li
     target = directory / DNS_FILE
     present = target.read_text(errors="replace") if target.is_file() else ""
     text = _never_lower(dns_text.strip(), present.strip(), left_alone) + "\n"
-    temporary = _temporary(target)
-    try:
-        with temporary.open("x") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # whatever the umask
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(directory)
+    with replacing(target, mode=0o644, suffix=TEMPORARY_SUFFIX) as file:
+        file.write(text.encode())
 
 
 def _never_lower(text: str, present: str, left_alone: dict[str, int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clamproxy.authority.certificates import pem_of
-from clamproxy.cache.object_files import sync_directory
+from clamproxy.files import replacing, sync_directory, try_lock
 
 FILE = "authority.json"
 _FORMAT = 1
@@ -71,15 +70,10 @@ def write_state(directory: Path, generations: Sequence[Generation]) -> None:
     Raises:
         OSError: it can't be written.
     """
-    part = directory / f"{FILE}.part"
-    part.unlink(missing_ok=True)  # a crash may have left one, perhaps with other permissions
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    for leftover in directory.glob(f"*{FILE}*.part"):  # of a crash; nobody else is at work here
+        leftover.unlink(missing_ok=True)
+    with replacing(directory / FILE) as file:
         file.write(_serialize(generations))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / FILE)
-    sync_directory(directory)
 
 
 @contextmanager
@@ -101,10 +95,8 @@ def locked(directory: Path, *, make: bool = False) -> Iterator[None]:
     try:
         if os.fstat(descriptor).st_mode & _WRITABLE_BY_OTHERS:
             raise AuthorityError(f"other users may write to {directory}; give it mode 0700")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AuthorityError(f"another process is changing {directory}") from None
+        if not try_lock(descriptor):
+            raise AuthorityError(f"another process is changing {directory}")
         yield
     finally:
         os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections import Counter
@@ -23,9 +22,9 @@ from clamproxy.bundle.manifest import (
 )
 from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
-from clamproxy.cache.object_files import sync_directory
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.files import identity_of, sync, sync_directory, try_lock
 from clamproxy.objects import ObjectId
 
 
@@ -124,18 +123,15 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f"{path.name}.part")
     with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(f"{part}: another process is writing it") from None
+        if not try_lock(file):
+            raise BundleError(f"{part}: another process is writing it")
         # Between opening and locking it, another process may have renamed it.
-        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+        if identity_of(part) != identity_of(file.fileno()):
             raise BundleError(f"{part}: another process has just written it")
         try:
             file.truncate(0)
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)

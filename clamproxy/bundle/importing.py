@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ from clamproxy.bundle.tar import PIECE, TarCutOffError, TarError, TarMember, rea
 from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
+from clamproxy.files import try_lock
 from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
@@ -93,10 +93,8 @@ def _staging(cache: Path) -> Iterator[Path]:
     staging = cache / STAGING
     staging.mkdir(mode=0o700, exist_ok=True)
     with (staging / "lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError("another import is under way") from None
+        if not try_lock(lock):
+            raise BundleError("another import is under way")
         _sweep(staging, older_than=LONGEST_KEPT)
         yield staging
         _sweep(staging, older_than=0)

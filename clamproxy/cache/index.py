@@ -16,8 +16,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from typing import Any
 import diskcache
 from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
 
-from clamproxy.cache import object_files, rows
+from clamproxy.cache import rows
 from clamproxy.cache.rows import SHAPE_KEY, IndexRow
-from clamproxy.storage.condition import Condition, Trouble, look, trouble_of
+from clamproxy.files import Identity, identity_of, set_aside
+from clamproxy.storage.condition import Condition, LockedError, Trouble, look, trouble_of
 from clamproxy.storage.sealing import seal
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Index:
         self._numbers = itertools.count()
         self._reader: sqlite3.Connection | None = None
         self._cache: diskcache.Cache | None = None
-        self._identity: tuple[int, int] | None = None
+        self._identity: Identity | None = None
         self._version = 0
         self._damage: str | None = None
         self._generation = 0
@@ -216,7 +217,7 @@ class Index:
         """Take over what other processes have changed. Some microseconds if that is nothing."""
         self._looked_at = time.monotonic()
         try:
-            if _identity(self.path) != self._identity:
+            if identity_of(self.path) != self._identity:
                 self._open(thorough=False)
             elif self._reader is not None and rows.data_version(self._reader) != self._version:
                 self._read(self._reader, thorough=False)
@@ -228,7 +229,7 @@ class Index:
         """Open the file that is there now, and read it."""
         self._close_reader()
         self._cache = None
-        self._identity, self._damage = _identity(self.path), None
+        self._identity, self._damage = identity_of(self.path), None
         if self._identity is None:
             self._keep_all()  # it was deleted, or there was none yet
             return
@@ -302,11 +303,11 @@ class Index:
             changes = {key: self._rows.get(key) for key in waiting}
             damage, identity = self._damage, self._identity
         if damage is not None:
-            self._move_aside(identity)
+            set_aside(self.path, identity, self.path.with_name(DBNAME + DAMAGED_SUFFIX))
         elif identity is not None and not waiting:
             return
         cache = self._cache if damage is None and self._cache is not None else self._make()
-        with cache.transact():
+        with _transaction(cache):
             for key, row in changes.items():
                 _write(cache, key, row)
         with self._lock:
@@ -314,8 +315,8 @@ class Index:
             for key, number in waiting.items():
                 if self._waiting.get(key) == number:
                     del self._waiting[key]
-            if _identity(self.path) != self._identity or self._reader is None:
-                self._identity, self._damage = _identity(self.path), None
+            if identity_of(self.path) != self._identity or self._reader is None:
+                self._identity, self._damage = identity_of(self.path), None
                 self._close_reader()
                 self._reader = rows.connect(self.path)
                 self._version = 0
@@ -335,24 +336,23 @@ class Index:
         with self._lock:
             if (row := self._rows.get(SHAPE_KEY)) is None or row.text != shape:
                 self._rows[SHAPE_KEY] = IndexRow(shape)
-                with cache.transact():
+                with _transaction(cache):
                     _write(cache, SHAPE_KEY, IndexRow(shape))
         return cache
-
-    def _move_aside(self, identity: tuple[int, int] | None) -> None:
-        """Put a damaged file out of the way, unless another process has done so."""
-        if identity is None or _identity(self.path) != identity:
-            return
-        # A log that is left would be applied to the next file of that name.
-        for suffix in ("-wal", "-shm"):
-            object_files.remove(self.path.with_name(DBNAME + suffix))
-        aside = self.path.with_name(DBNAME + DAMAGED_SUFFIX)
-        object_files.remove(aside)  # it may be a directory, which nothing can be renamed to
-        self.path.replace(aside)
 
     def _is_trouble(self, error: Exception) -> bool:
         """Whether the disk or what is on it is to blame: all keys and values are ours, and right."""
         return trouble_of(error) is not None or isinstance(error, _OF_DISKCACHE)
+
+
+@contextmanager
+def _transaction(cache: diskcache.Cache) -> Iterator[None]:
+    try:
+        with cache.transact():
+            yield
+    except diskcache.Timeout as error:
+        # It says so whatever was wrong, and leaves SQLite's reason in the context only.
+        raise LockedError("the index is locked by another program") from error.__context__
 
 
 def _write(cache: diskcache.Cache, key: str, row: IndexRow | None) -> None:
@@ -362,12 +362,3 @@ def _write(cache: diskcache.Cache, key: str, row: IndexRow | None) -> None:
         cache.set(key, _Placed(row.filename), tag=seal(key, row.text))
     else:
         cache.set(key, seal(key, row.text))
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file has a name now."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

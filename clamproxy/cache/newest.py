@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata, PublishedFile
@@ -13,56 +15,55 @@ from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow
 from clamproxy.objects import Kind, ObjectId
 
 type _Mark = tuple[int, int, int]
-"""What tells whether a file has changed since: its inode, length and time of change."""
+"""What tells whether a file has changed since: its length, inode and time of change."""
 
 
 @dataclass(slots=True)
 class _Cvd:
     object_id: ObjectId
-    row: IndexRow | None
-    path: str = ""
-    mark: _Mark | None = None
-    """That of its file when it was last opened."""
-    metadata: Metadata | None = None
+    row: IndexRow
+    path: str
+    metadata: Metadata
+    refused: _Mark | None = None
+    """That of its file when it couldn't be opened."""
 
 
 class NewestCvds:
     """The newest CVD of each database, in step with the index and the files. Thread-safe."""
 
-    def __init__(self, index: Index, open_object: Callable[[ObjectId], PublishedFile | None]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        path_of: Callable[[ObjectId, IndexRow], Path],
+        open_object: Callable[[ObjectId], PublishedFile | None],
+    ) -> None:
         """Read nothing yet.
 
         Args:
             index: says which CVDs there are.
+            path_of: gives the file of one.
             open_object: opens one, if its file is there and can be read.
         """
         self._index = index
+        self._path_of = path_of
         self._open_object = open_object
         self._listed: tuple[int, dict[str, list[_Cvd]]] = (-1, {})
 
     def open(self, database: str) -> PublishedFile | None:
         """The newest one of a database for reading, or None. Quick."""
         for cvd in self._list().get(database, ()):
-            if (published := self._open(cvd)) is not None:
+            if (published := self._open_object(cvd.object_id)) is not None:
                 return published
+            cvd.refused = _mark_of(cvd.path)
         return None
 
     def known(self, database: str) -> tuple[ObjectId, Metadata] | None:
-        """The same without its content. Quicker: for a file that was opened before, one stat() is enough."""
+        """The same by the index alone. Opens nothing: one stat() tells whether the file is still there."""
         for cvd in self._list().get(database, ()):
-            if cvd.metadata is not None and cvd.mark == _mark_of(cvd.path):
+            mark = _mark_of(cvd.path)
+            if mark is not None and mark[0] == cvd.metadata.size and mark != cvd.refused:
                 return cvd.object_id, cvd.metadata
-            if (published := self._open(cvd)) is not None:
-                with published:
-                    return cvd.object_id, published.metadata
         return None
-
-    def _open(self, cvd: _Cvd) -> PublishedFile | None:
-        published = self._open_object(cvd.object_id)
-        if published is not None:
-            cvd.path, cvd.metadata = published.path, published.metadata
-            cvd.mark = _mark_of(published.fileno())
-        return published
 
     def _list(self) -> dict[str, list[_Cvd]]:
         """The CVDs of each database, the newest first."""
@@ -72,20 +73,29 @@ class NewestCvds:
             listed = {}
             for key in self._index.keys(OBJECT_PREFIX, f".{Kind.CVD}"):
                 with suppress(ValueError):
-                    object_id, row = ObjectId.parse(key.removeprefix(OBJECT_PREFIX)), self._index.get(key)
-                    known = before.get(object_id)
-                    if known is None or known.row != row:
-                        known = _Cvd(object_id, row)
-                    listed.setdefault(object_id.database, []).append(known)
+                    object_id = ObjectId.parse(key.removeprefix(OBJECT_PREFIX))
+                    cvd = self._cvd(object_id, self._index.get(key), before.get(object_id))
+                    if cvd is not None:
+                        listed.setdefault(object_id.database, []).append(cvd)
             for cvds in listed.values():
                 cvds.sort(key=lambda cvd: cvd.object_id.version, reverse=True)
             self._listed = now, listed
         return listed
 
+    def _cvd(self, object_id: ObjectId, row: IndexRow | None, before: _Cvd | None) -> _Cvd | None:
+        if before is not None and before.row == row:
+            return before
+        metadata = None if row is None else Metadata.from_json(row.text)
+        if row is None or metadata is None:
+            return None
+        return _Cvd(object_id, row, str(self._path_of(object_id, row)), metadata)
 
-def _mark_of(file: str | int) -> _Mark | None:
+
+def _mark_of(path: str) -> _Mark | None:
     try:
-        status = os.stat(file)  # noqa: PTH116 -- a descriptor, too, and ten times quicker than a Path
+        status = os.stat(path)  # noqa: PTH116 -- ten times quicker than a Path
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_ctime_ns
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_ino, status.st_ctime_ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from clamproxy.config.units import MIB
+from clamproxy.files import identity_of, try_lock, unlock
 from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, free_bytes
@@ -85,13 +85,9 @@ class PartialFile:
         path = directory / f"{object_id.file_name}.part"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # It may have been published, and its name removed, between open and lock.
-            if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
+            if not try_lock(descriptor) or identity_of(path) != identity_of(descriptor):
                 raise BusyError(object_id.file_name)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise BusyError(object_id.file_name) from error
         except BaseException:
             os.close(descriptor)
             raise
@@ -167,7 +163,7 @@ class PartialFile:
             self.path.unlink(missing_ok=True)
         if not self.path.exists():
             self._sidecar.unlink(missing_ok=True)
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        unlock(self.descriptor)
         os.close(self.descriptor)
         self.descriptor = -1
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Self
 
+from clamproxy.files import link_or_copy, open_to_read
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
 
 _LINKED_MODE = 0o444
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Another file system, one without links, too many links, or a name just dropped from the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,28 @@ class Metadata:
             return Metadata(**json.loads(text))
         except (TypeError, ValueError):
             return None
+
+
+def open_published(object_id: ObjectId, path: Path, text: str) -> PublishedFile | None:
+    """Open an object; None if there is no file, or one of another length. Quick.
+
+    Args:
+        object_id: the object.
+        path: its file.
+        text: its `Metadata`, as in the index.
+
+    Raises:
+        OSError: there is a file, but it can't be read.
+    """
+    metadata = Metadata.from_json(text)
+    try:
+        file = open_to_read(path)
+    except FileNotFoundError:
+        return None
+    if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
+        return PublishedFile(object_id, metadata, file)
+    file.close()
+    return None
 
 
 class PublishedFile:
@@ -116,25 +135,13 @@ class PublishedFile:
         Raises:
             OSError: the file can't be put there.
         """
-        try:
-            os.link(self._file.name, target)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            self._copy(target)
+        link_or_copy(Path(self.path), target, self.fileno())
         # Both names are one file: what is set here holds for the cache's name, too. There nobody
         # else gets at it, as the cache directory admits its owner only; and nobody may write to
         # it under either name. Its date is what a web server sends as Last-Modified (trap 7).
         target.chmod(_LINKED_MODE)
         date = self.metadata.last_modified or self.metadata.built_at or self.metadata.fetched_at
         os.utime(target, (date, date))
-
-    def _copy(self, target: Path) -> None:
-        with open(self.fileno(), "rb", closefd=False) as source, target.open("xb") as copy:
-            source.seek(0)
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
 
     def __enter__(self) -> Self:
         return self

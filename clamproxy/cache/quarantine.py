@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from clamproxy.cache.object_files import sync_directory
+from clamproxy.files import sync_directory
 
 QUARANTINE_LIMIT = 5
 """Rejected files that are kept for a look; each may be as large as main.cvd."""

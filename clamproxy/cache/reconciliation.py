@@ -6,76 +6,105 @@ The files tell what they are, so the index can be made anew from them; each is v
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import os
 from contextlib import suppress
 from pathlib import Path
 
-from clamproxy.cache import object_files
+from clamproxy.cache import layout
+from clamproxy.cache.identification import identify, metadata_of
 from clamproxy.cache.index import Index
+from clamproxy.cache.published import open_published
 from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
+from clamproxy.files import sync_directory
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.objects import ObjectId
 
 logger = logging.getLogger(__name__)
 
 
-def reconcile(
-    index: Index, directory: Path, keys: TrustedKeys, spoilt: Collection[str], *, alone: bool
-) -> None:
-    """Take in files without a row, or remove them. Blocks: reads and verifies each of them.
+def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> None:
+    """Forget lost files, take in those without a row or remove them, give all their places.
+
+    Blocks: verifies what it takes in.
 
     Args:
         index: the rows; none is left that has no file.
-        directory: where the files are.
+        root: the cache directory.
         keys: whose signatures count.
-        spoilt: files that are not as long as their rows said. A signature verifies by itself, cut or not.
         alone: whether no other process is about to publish: its file is there before its row.
     """
+    spoilt = _forget_lost(index, root)
     if not alone and index.was_complete:
         return
-    rows = _object_rows(index)
-    named = {row.filename for row in rows.values()}
-    found: dict[str, IndexRow | None] = {}
-    for filename, _ in list(object_files.scan(directory)):
-        if filename in named:
+    known = _objects(index)
+    named = {os.path.realpath(layout.locate(root, one, row.filename)) for one, row in known.items()}
+    found: dict[ObjectId, IndexRow] = {}
+    for path in list(layout.scan(root)):
+        if os.path.realpath(path) in named:
             continue
-        path = directory / filename
-        object_id = None if filename in spoilt else object_files.identify(path, keys)
-        if object_id is not None and object_key(object_id) not in rows | found:
+        object_id = None if path in spoilt else identify(path, keys)
+        if object_id is not None and object_id not in known | found:
             with suppress(OSError):
-                found[object_key(object_id)] = IndexRow(
-                    object_files.metadata_of(path, object_id).to_json(), filename
-                )
-        elif alone:
+                text = metadata_of(path, object_id).to_json()
+                move = layout.move if alone else layout.name_in_row
+                if (filename := move(root, object_id, path)) is not None:
+                    found[object_id] = IndexRow(text, filename)
+        elif alone and os.access(path, os.R_OK):  # else nobody knows what it is
             with suppress(OSError):
                 path.unlink()
     if found:
-        index.change_later(found)
+        index.change_later({object_key(object_id): row for object_id, row in found.items()})
         logger.warning("Files that were missing from the index, verified and added: %d.", len(found))
     if alone:
-        _name(index, directory)
-        object_files.remove_empty_directories(directory)
+        _take_over(index, root)
+        layout.tidy(root)
 
 
-def _name(index: Index, directory: Path) -> None:
-    """Give the files of earlier versions their names."""
-    changes: dict[str, IndexRow | None] = {}
-    old: list[Path] = []
+def _forget_lost(index: Index, root: Path) -> set[Path]:
+    """Forget the objects whose files are gone, or are not as long as they were.
+
+    Returns:
+        The files of these. A signature would verify by itself, cut or not.
+    """
+    spoilt: set[Path] = set()
+    lost: dict[str, IndexRow | None] = {}
+    for object_id, row in _objects(index).items():
+        path = layout.locate(root, object_id, row.filename)
+        with suppress(OSError):  # what can't be read now is not lost
+            published = open_published(object_id, path, row.text)
+            if published is not None:
+                published.close()
+                continue
+            logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
+            spoilt.add(path)
+            lost[object_key(object_id)] = None
+    index.change_later(lost)
+    return spoilt
+
+
+def _take_over(index: Index, root: Path) -> None:
+    """Move the files of earlier versions to their places: by renaming, then in their rows.
+
+    If that ends between the two, the next start finds them in either place.
+    """
+    moved: dict[ObjectId, IndexRow] = {}
+    for object_id, row in _objects(index).items():
+        if row.filename is not None and layout.is_former(row.filename, object_id):
+            path = layout.locate(root, object_id, row.filename)
+            with suppress(OSError):  # on a read-only disk, they are served from where they are
+                moved[object_id] = IndexRow(row.text, layout.move(root, object_id, path))
     with suppress(OSError):
-        for key, row in _object_rows(index).items():
-            object_id = ObjectId.parse(key.removeprefix(OBJECT_PREFIX))
-            if row.filename not in (None, object_files.file_name(object_id)) and object_files.stays_inside(
-                row.filename
-            ):
-                path = directory / row.filename
-                changes[key] = IndexRow(row.text, object_files.place(directory, object_id, path))
-                old.append(path)
-    if changes:
-        index.change(changes)
-        for path in old:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        for directory in {(root / row.filename).parent for row in moved.values() if row.filename}:
+            sync_directory(directory)
+    if moved:
+        index.change({object_key(object_id): row for object_id, row in moved.items()})
+        logger.info("Moved from %s to %s: %d objects.", layout.INDEX, layout.OBJECTS, len(moved))
 
 
-def _object_rows(index: Index) -> dict[str, IndexRow]:
-    return {key: row for key in index.keys(OBJECT_PREFIX) if (row := index.get(key)) is not None}
+def _objects(index: Index) -> dict[ObjectId, IndexRow]:
+    objects = {}
+    for key in index.keys(OBJECT_PREFIX):
+        with suppress(ValueError):  # a name of no object, which is dropped when it is listed
+            if (row := index.get(key)) is not None:
+                objects[ObjectId.parse(key.removeprefix(OBJECT_PREFIX))] = row
+    return objects

@@ -27,6 +27,22 @@ def is_spared(object_id: ObjectId, age: float, spare_for: float) -> bool:
     return object_id.kind not in (Kind.CVD, Kind.CLD) and 0 <= age < spare_for
 
 
+def to_drop(
+    sizes: Mapping[ObjectId, int], keep_cdiffs: int, size_limit: int, spared: Collection[ObjectId] = ()
+) -> list[ObjectId]:
+    """What is superseded, then what doesn't fit, first to last.
+
+    Args:
+        sizes: bytes of each object that the cache holds.
+        keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
+        size_limit: bytes.
+        spared: what must not go; see `is_spared`.
+    """
+    gone = superseded(sizes, keep_cdiffs, spared)
+    left = {object_id: size for object_id, size in sizes.items() if object_id not in gone}
+    return sorted(gone) + over_limit(left, size_limit, spared)
+
+
 def superseded(
     objects: Iterable[ObjectId], keep_cdiffs: int, spared: Collection[ObjectId] = ()
 ) -> set[ObjectId]:

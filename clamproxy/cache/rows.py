@@ -13,6 +13,8 @@ from clamproxy.storage.sealing import checksum, unseal
 
 OBJECT_PREFIX = "object/"
 """Begins the keys of objects; what follows is the object's name."""
+NOTE_PREFIX = "note/"
+"""Begins the keys of notes."""
 SHAPE_KEY = "meta/shape"
 """Under it is what `_shape` gave when the file was made."""
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from clamproxy.cache import object_files
+from clamproxy.cache.identification import is_valid
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import TrustedKeys
@@ -103,7 +103,7 @@ def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str |
         if (has_changed := published.has_changed()) is not None:
             return "is damaged" if has_changed else None
         # An earlier version noted no digest.
-        if not object_files.is_valid(path, published.object_id, keys):
+        if not is_valid(path, published.object_id, keys):
             return "is damaged"
         store.note_digest(published, published.digest())
     except OSError as error:

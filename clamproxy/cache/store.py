@@ -1,6 +1,7 @@
 """The store: published objects, partial files and quarantine below one directory.
 
-    index/        diskcache: rows; below objects/ the published files
+    index/        diskcache: rows
+    objects/      published files, by database; see `layout`
     partial/      transfers that are under way or were interrupted
     quarantine/   what failed verification, with the reason
 
@@ -10,36 +11,34 @@ thread. Trouble with the disk stops neither: what can't be written waits in memo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from clamproxy.cache import object_files
+from clamproxy.cache import layout
+from clamproxy.cache.earlier_counters import earlier_counters, hand_over
 from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
 from clamproxy.cache.newest import NewestCvds
+from clamproxy.cache.owners import Owners
 from clamproxy.cache.partial import PartialFile
-from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.cache.published import Metadata, PublishedFile, open_published
 from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
-from clamproxy.cache.retention import is_spared, over_limit, superseded
-from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
+from clamproxy.cache.retention import is_spared, to_drop
+from clamproxy.cache.rows import NOTE_PREFIX, OBJECT_PREFIX, IndexRow, object_key
+from clamproxy.files import file_sha256, remove, sync
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
-from clamproxy.storage.records import HISTORY, Records
+from clamproxy.storage.records import Records
 
 logger = logging.getLogger(__name__)
-
-_NOTE_PREFIX = "note/"
-_COUNTER_PREFIX = "counter/"
 
 
 class Store:
@@ -69,58 +68,24 @@ class Store:
         self.directory = directory
         self.partials = directory / "partial"
         self.condition = Condition(directory, "The cache directory")
-        self._files = directory / "index"
         self._quarantine = Quarantine(directory / "quarantine")
         self.records = records or Records(directory)
         self._held = HeldObjects(hold)
-        self._lock = self._prepare()
+        index = directory / layout.INDEX
+        parts = (self.partials, self._quarantine.directory, index, directory / layout.OBJECTS)
+        self._owners = Owners(directory, parts, self.condition)
         try:
-            alone = tidy and self._lock is not None and _lock_alone(self._lock)
-            self._index = Index(self._files, self.condition)
-            self._newest = NewestCvds(self._index, self.open)
+            alone = tidy and self._owners.is_alone()
+            self._index = Index(index, self.condition)
+            self._newest = NewestCvds(self._index, self._path, self.open)
             if tidy or not self._index.was_complete:
-                reconcile(self._index, self._files, keys, self._forget_lost(), alone=alone)
+                reconcile(self._index, directory, keys, alone=alone)
             if tidy:
                 self._index.mend()
-            if self._lock is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._owners.join()
         except BaseException:
-            if self._lock is not None:
-                self._lock.close()
+            self._owners.leave()
             raise
-
-    def _prepare(self) -> IO[bytes] | None:
-        """Make what isn't there, as far as the disk takes it; returns the file to lock."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = self.directory / "owners.lock"
-        try:
-            # Whoever can write here can choose what the site's scanners load.
-            self.directory.chmod(0o700)
-            for path in (self.partials, self._quarantine.directory, self._files):
-                path.mkdir(mode=0o700, exist_ok=True)
-            look(self.directory)
-            return lock.open("ab")
-        except OSError as error:
-            list(self.directory.iterdir())  # what can't be read either can't be served
-            is_foreign = isinstance(error, PermissionError) and self.directory.stat().st_uid != os.geteuid()
-            if is_foreign or not self.condition.failed(error):
-                raise
-        with suppress(OSError):
-            return lock.open("rb")
-        return None
-
-    def _forget_lost(self) -> set[str]:
-        """Forget the objects whose files are gone, or are not as long as they were; returns these files."""
-        lost: dict[str, IndexRow | None] = {}
-        spoilt = set()
-        for object_id in self.object_ids():
-            if not self.holds(object_id):
-                logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
-                row = self._index.get(object_key(object_id))
-                spoilt.add(row.filename if row and row.filename else object_files.file_name(object_id))
-                lost[object_key(object_id)] = None
-        self._index.change_later(lost)
-        return spoilt
 
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
@@ -130,8 +95,7 @@ class Store:
         """Close the database connections of this thread and leave the directory's owners."""
         self._index.close()
         self._held.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._owners.leave()
 
     # Trouble
 
@@ -191,22 +155,23 @@ class Store:
 
     def open(self, object_id: ObjectId) -> PublishedFile | None:
         """An object for reading, or None if the cache doesn't hold it. Quick."""
+        try:
+            return self.open_or_fail(object_id)
+        except OSError as error:
+            if not self.condition.failed(error):
+                raise
+            return None
+
+    def open_or_fail(self, object_id: ObjectId) -> PublishedFile | None:
+        """The same for whom it matters why: None if there is no file, or one of another length. Quick.
+
+        Raises:
+            OSError: there is a file, but it can't be read.
+        """
         if (held := self._held.open(object_id)) is not None:
             return held
         row = self._index.get(object_key(object_id))
-        if row is None:
-            return None
-        metadata = Metadata.from_json(row.text)
-        try:
-            file = object_files.open_to_read(self._path(row, object_id))
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError) and not self.condition.failed(error):
-                raise
-        else:
-            if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
-                return PublishedFile(object_id, metadata, file)
-            file.close()
-        return None
+        return None if row is None else open_published(object_id, self._path(object_id, row), row.text)
 
     def has(self, object_id: ObjectId) -> bool:
         """Whether the cache holds an object, by the index alone. Quick."""
@@ -267,7 +232,7 @@ class Store:
 
     def newest_version(self, database: str) -> int | None:
         """The version of the newest CVD of a database, or None. Quick."""
-        newest = self.newest(database)
+        newest = self._newest.known(database)
         return None if newest is None else newest[0].version
 
     def reached_version(self, database: str) -> int | None:
@@ -308,9 +273,9 @@ class Store:
 
     def _place(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
         with path.open("rb") as file:
-            os.fsync(file.fileno())
-        known = replace(metadata, sha256=object_files.sha256_of(path))
-        name = object_files.place(self._files, object_id, path)
+            sync(file)
+        known = replace(metadata, sha256=file_sha256(path))
+        name = layout.place(self.directory, object_id, path)
         self._index.change({object_key(object_id): IndexRow(known.to_json(), name)})
 
     def databases(self) -> set[str]:
@@ -335,24 +300,18 @@ class Store:
         """Drop what no client asks for, then what doesn't fit. Blocks.
 
         Args:
-            keep_cdiffs: see `superseded`.
+            keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
             size_limit: bytes.
             spare_for: seconds for which patches and signatures stay in any case after they came.
 
         Returns:
             The dropped objects. Who reads one of them goes on reading: descriptors stay valid.
         """
-        contents, now = self._contents(), time.time()
-        spared = {
-            object_id
-            for object_id, metadata in contents.items()
-            if is_spared(object_id, now - metadata.fetched_at, spare_for)
-        }
+        contents = self._contents()
         sizes = {object_id: metadata.size for object_id, metadata in contents.items()}
-        dropped = sorted(superseded(sizes, keep_cdiffs, spared))
-        for object_id in dropped:
-            del sizes[object_id]
-        dropped += over_limit(sizes, size_limit, spared)
+        now = time.time()
+        spared = {one for one, known in contents.items() if is_spared(one, now - known.fetched_at, spare_for)}
+        dropped = to_drop(sizes, keep_cdiffs, size_limit, spared)
         for object_id in dropped:
             self.drop(object_id)
         return dropped
@@ -364,7 +323,7 @@ class Store:
         self._index.change({object_key(object_id): None})
         # Not before its row is gone for other processes, too.
         if row is not None:
-            object_files.remove(self._path(row, object_id))
+            remove(self._path(object_id, row))
 
     def object_ids(self) -> Iterator[ObjectId]:
         """What the index has, whether its file can be read or not, and what is held in memory."""
@@ -379,13 +338,8 @@ class Store:
                 if object_id not in held:
                     yield object_id
 
-    def _path(self, row: IndexRow, object_id: ObjectId) -> Path:
-        """Where an object's file is."""
-        filename = row.filename or object_files.file_name(object_id)
-        if not object_files.stays_inside(filename):
-            logger.warning("The index holds a file outside of the directory under %s.", object_id.file_name)
-            filename = object_files.file_name(object_id)
-        return self._files / filename
+    def _path(self, object_id: ObjectId, row: IndexRow) -> Path:
+        return layout.locate(self.directory, object_id, row.filename)
 
     def note_digest(self, published: PublishedFile, sha256: str) -> None:
         """Remember the digest of an object that an earlier version published. Quick."""
@@ -412,7 +366,7 @@ class Store:
 
     def note(self, key: str) -> Any:
         """A value that was noted, or None. Quick."""
-        row = self._index.get(_NOTE_PREFIX + key)
+        row = self._index.get(NOTE_PREFIX + key)
         try:
             return None if row is None else json.loads(row.text)
         except ValueError:
@@ -420,15 +374,15 @@ class Store:
 
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
-        whole = _NOTE_PREFIX + prefix
-        keys = [key.removeprefix(_NOTE_PREFIX) for key in self._index.keys(whole)]
+        whole = NOTE_PREFIX + prefix
+        keys = [key.removeprefix(NOTE_PREFIX) for key in self._index.keys(whole)]
         return {key.removeprefix(prefix): self.note(key) for key in keys}
 
     def set_note(self, key: str, value: Any) -> None:
         """Note a JSON value; None removes it. Blocks."""
         row = None if value is None else IndexRow(json.dumps(value))
-        if row != self._index.get(_NOTE_PREFIX + key):
-            self._index.change({_NOTE_PREFIX + key: row})
+        if row != self._index.get(NOTE_PREFIX + key):
+            self._index.change({NOTE_PREFIX + key: row})
 
     # Counters
 
@@ -438,30 +392,8 @@ class Store:
 
     def counters(self) -> dict[str, int]:
         """The counters as last written, with those that still have to be handed over. Blocks."""
-        return self.records.counters(self._earlier_counters())
-
-    def _earlier_counters(self) -> dict[str, int]:
-        """What an earlier version has left in the index."""
-        return {
-            key.removeprefix(_COUNTER_PREFIX): int(row.text)
-            for key in self._index.keys(_COUNTER_PREFIX)
-            if (row := self._index.get(key)) is not None and row.text.isdecimal()
-        }
+        return self.records.counters(earlier_counters(self._index))
 
     def hand_over_counters(self) -> None:
         """Give the records the counters that earlier versions kept in the index. Blocks."""
-        counters = self._earlier_counters()
-        if counters and self.records.take_over(counters, self.note(HISTORY)):
-            gone = [*self._index.keys(_COUNTER_PREFIX), _NOTE_PREFIX + HISTORY]
-            self._index.change(dict.fromkeys(gone))
-            if not self._index.waits():
-                self.records.forget_takeover()
-
-
-def _lock_alone(lock: IO[bytes]) -> bool:
-    """Whether no other process has the store open; from then on, none can open it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        hand_over(self._index, self.records)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import diskcache
 
+from clamproxy.cache.layout import require_readable
 from clamproxy.cache.store import Store
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import (
@@ -118,14 +118,15 @@ def opened_store(directory: Path, *, make: bool = False, state: Path | None = No
         state: the state directory, for whom counters matter.
     """
     try:
-        if not make and not directory.is_dir():
+        if not make and not directory.exists():
             fail(f"{directory}: no such cache directory; has the proxy been started?")
+        require_readable(directory)
         store = Store(directory, tidy=False, records=Records(state or directory))
-    except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+    except (OSError, sqlite3.Error) as error:
         fail(shown_trouble(directory, error))
     try:
         yield store
-    except (sqlite3.Error, diskcache.Timeout) as error:
+    except sqlite3.Error as error:
         fail(shown_trouble(directory, error))
     finally:
         store.close()
@@ -142,13 +143,13 @@ def shown_trouble(directory: Path, error: Exception) -> str:
 
     Args:
         directory: it.
-        error: what came of trying: of the system, of SQLite or of diskcache.
+        error: what came of trying: of the system, or of SQLite.
     """
     causes = (error, error.__cause__)
     is_refused = any(isinstance(cause, PermissionError | sqlite3.OperationalError) for cause in causes)
     if is_refused and (whose := _whose(directory)):
         return whose
-    reason = shown_error(error) if isinstance(error, OSError) else str(error) or "the index is locked"
+    reason = shown_error(error) if isinstance(error, OSError) else str(error)
     return reason if reason.startswith(str(directory)) else f"{directory}: {reason}"
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import diskcache
 
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import (
@@ -203,7 +202,7 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
             raise UnknownError(f"{directory}: no table of machines; has the proxy been started?")
         advertised = _advertised(settings.cache.directory, settings)
         return read_fleet(directory, advertised, now), advertised
-    except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+    except (OSError, sqlite3.Error) as error:
         raise UnknownError(shown_trouble(directory, error)) from error
 
 

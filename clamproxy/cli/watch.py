@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -25,6 +24,7 @@ from clamproxy.cache.store import Store
 from clamproxy.cli.common import opened_store
 from clamproxy.cli.tables import cooldowns_table, counters_table, databases_table, plain
 from clamproxy.config.settings import Settings, StatusSection
+from clamproxy.files import try_lock
 from clamproxy.readable import shown_size, shown_time
 from clamproxy.state import state_directory
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, snapshot
@@ -87,11 +87,7 @@ def partial_files(store: Store) -> list[Transferring]:
 def _is_locked(path: Path) -> bool:
     """Whether a process is writing to a partial file; see `cache.partial`."""
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(file, shared=True)
 
 
 def _announced_size(path: Path) -> int | None:

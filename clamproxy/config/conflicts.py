@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint, host_and_port
 
-_TIDIED = ("index", "partial", "quarantine", "feeds")
+_TIDIED = ("index", "objects", "partial", "quarantine", "feeds")
 """Directories of the cache from which the gateway removes what it doesn't know."""
 _PORTS = {"http": 80, "https": 443}
 

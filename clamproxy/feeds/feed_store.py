@@ -9,7 +9,6 @@ A crash leaves the old pair, the new pair, or files that no entry names, which a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,9 +21,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from clamproxy.cache.object_files import sync_directory
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.sharing_rules import ResponseHead
+from clamproxy.files import replacing, sync_directory, try_lock
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Spool:
         self.have = 0
         """Bytes that have arrived."""
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(self.descriptor)
         self._store = store
         self._reserved = 0
         self._digest = hashlib.sha256()
@@ -351,13 +350,8 @@ class FeedStore:
                     path.unlink()
 
     def _write(self, entry: StoredResponse) -> None:
-        temporary = self._directory / f"{entry.key}.tmp"
-        with temporary.open("w") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(seal(entry.key, entry.to_json()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._note(entry.key))
+        with replacing(self._note(entry.key), suffix=".tmp") as file:
+            file.write(seal(entry.key, entry.to_json()).encode())
 
     def _note(self, key: str) -> Path:
         return self._directory / f"{key}.json"
@@ -391,9 +385,8 @@ def _is_left_over(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return try_lock(descriptor, shared=True)
     except OSError:
         return False
     finally:
         os.close(descriptor)
-    return True

@@ -8,7 +8,6 @@ on, or have become many, a new CVD.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import random
 import time
@@ -18,6 +17,7 @@ from typing import IO
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.files import try_lock
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
@@ -131,9 +131,7 @@ class Follower:
         try:
             if self._lock is None:
                 self._lock = (self._store.directory / "follower.lock").open("ab")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return try_lock(self._lock)
         except OSError as error:
             # On a disk that takes nothing, each process fetches for its own memory.
             if not self._store.condition.failed(error):
@@ -300,11 +298,12 @@ class Follower:
         """
         proven = await self._lineages.get(database)
         oldest = max(1, advertised - self._settings.delta.max_patches + 1)
-        wanted = [ObjectId(database, version, Kind.CDIFF_SIGN) for version in range(oldest, advertised + 1)]
+        wanted = [ObjectId(database, version, Kind.CDIFF) for version in range(oldest, advertised + 1)]
         if proven is not None:
-            wanted.insert(0, ObjectId(database, proven.lineage.base, Kind.CVD_SIGN))
-        for signature in wanted:
-            if signature in self._settled or not self._store.has(signature.signed):
+            wanted.insert(0, ObjectId(database, proven.lineage.base, Kind.CVD))
+        for signed in wanted:
+            signature = signed.signature
+            if signature in self._settled or not self._store.has(signed):
                 continue
             await self._signs.examine(signature)
             if self._store.has(signature):

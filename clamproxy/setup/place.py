@@ -10,8 +10,6 @@ from contextlib import closing, suppress
 from ipaddress import ip_address
 from typing import Any
 
-import diskcache
-
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import ANY, Endpoint, parse_listen
@@ -51,7 +49,7 @@ def nearest(endpoint: Endpoint) -> tuple[str, int]:
 def _noted(settings: Settings) -> list[Endpoint]:
     directory = settings.cache.directory
     # A user who may not read the cache gets what the configuration says.
-    with suppress(OSError, sqlite3.Error, diskcache.Timeout, TypeError, ValueError):
+    with suppress(OSError, sqlite3.Error, TypeError, ValueError):
         if directory.is_dir():
             with closing(Store(directory, tidy=False)) as store:
                 return [parse_listen(text) for text in store.note(_NOTE) or ()]

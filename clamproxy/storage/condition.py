@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import diskcache
-
 from clamproxy.config.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -38,6 +36,10 @@ class Trouble(StrEnum):
     """It can't be reached or read: an error of the hardware, or a directory that is gone."""
     LOCKED = "locked"
     DAMAGED = "damaged"
+
+
+class LockedError(Exception):
+    """Another program has locked a file for longer than any of ours does."""
 
 
 _BY_ERRNO = {
@@ -78,7 +80,7 @@ def trouble_of(error: BaseException) -> Trouble | None:
             return _BY_CODE.get(getattr(one, "sqlite_errorcode", 0) & 0xFF, Trouble.DAMAGED)
         if isinstance(one, OSError) and one.errno in _BY_ERRNO:
             return _BY_ERRNO[one.errno]
-    return Trouble.LOCKED if isinstance(error, diskcache.Timeout) else None
+    return Trouble.LOCKED if isinstance(error, LockedError) else None
 
 
 @dataclass(frozen=True, slots=True)

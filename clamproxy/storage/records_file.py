@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from clamproxy.files import Identity, identity_of, remove, set_aside
+
 logger = logging.getLogger(__name__)
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -102,12 +104,12 @@ class RecordsFile:
                 return connection
         raise failure or sqlite3.OperationalError("can't be opened")
 
-    def _make(self) -> int:
-        """Make the file, for the owner alone; returns its inode."""
+    def _make(self) -> Identity | None:
+        """Make the file, for the owner alone."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            return os.fstat(descriptor).st_ino
+            return identity_of(descriptor)
         finally:
             os.close(descriptor)
 
@@ -122,17 +124,15 @@ class RecordsFile:
         # What was committed last may be lost with the power, the file stays whole.
         connection.execute("PRAGMA synchronous = NORMAL")
 
-    def _move_aside(self, inode: int, error: Exception) -> None:
+    def _move_aside(self, damaged: Identity | None, error: Exception) -> None:
         """Losing what is recorded is cheaper than not to start."""
-        if not self.path.exists() or self.path.stat().st_ino != inode:
-            return  # another process has done so
-        for earlier in self.path.parent.glob(f"{self.path.name}.damaged-*"):
-            earlier.unlink(missing_ok=True)
+        earlier = list(self.path.parent.glob(f"{self.path.name}.damaged-*"))
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
-        self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        logger.warning("%s is damaged (%s): moved to %s, starting anew.", self.what, error, aside)
+        if set_aside(self.path, damaged, aside):
+            for path in earlier:
+                if path != aside:
+                    remove(path)
+            logger.warning("%s is damaged (%s): moved to %s, starting anew.", self.what, error, aside)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -86,7 +86,7 @@ def test_full(site: Site, disk: Disk, left: int, restart: bool) -> None:
     assert eventually(lambda: storage(site) is None and readiness(site)[1] != text)
     assert eventually(lambda: lines(site, "The cache directory can be written to again") == 1)
     # What was held in memory is on the disk now.
-    assert eventually((disk.path / "cache" / "index" / "objects" / f"test-{NEWEST}.cdiff").exists)
+    assert eventually((disk.path / "cache" / "objects" / "test" / f"test-{NEWEST}.cdiff").exists)
     site.gateway.kill()
     site.gateway.start()
     site.origin.forget()
@@ -110,7 +110,7 @@ def test_read_only(site: Site, disk: Disk) -> None:
     disk.make_writable()
     assert eventually(lambda: storage(site) is None)
     assert eventually(lambda: site.gateway.stats()["requests"] > asked)
-    assert eventually((disk.path / "cache" / "index" / "objects" / f"test-{NEWEST}.cdiff").exists)
+    assert eventually((disk.path / "cache" / "objects" / "test" / f"test-{NEWEST}.cdiff").exists)
 
 
 def test_a_whole_file_without_room_is_not_fetched_in_vain(site: Site, disk: Disk) -> None:
@@ -182,11 +182,11 @@ def test_damaged_objects_are_not_served(make_site: MakeSite, damage: str) -> Non
     """Whatever their kind: from the next start on."""
     site = make_site(delta=ROOMY)
     hold(site, 2, HELD)
-    whole = {path.name: path.read_bytes() for path in (site.gateway.cache / "index" / "objects").iterdir()}
+    whole = {path.name: path.read_bytes() for path in (site.gateway.cache / "objects" / "test").iterdir()}
     assert {"test-2.cvd", "test-2.cvd.sign", "test-3.cdiff", "test-3.cdiff.sign"} <= set(whole)
     site.gateway.kill()
     for name, body in whole.items():
-        path = site.gateway.cache / "index" / "objects" / name
+        path = site.gateway.cache / "objects" / "test" / name
         path.chmod(0o600)
         path.write_bytes(flipped(body) if damage == "a bit" else body[:-1])
     site.gateway.start()

@@ -59,7 +59,7 @@ def cvd(version: int, database: str = "daily") -> ObjectId:
 
 
 def sign(object_id: ObjectId) -> ObjectId:
-    return ObjectId(object_id.database, object_id.version, Kind(f"{object_id.kind}.sign"))
+    return object_id.signature
 
 
 def stime_of(version: int) -> int:

@@ -222,7 +222,7 @@ def test_what_is_damaged_on_the_disk_is_not_exported(
 ) -> None:
     fill(store, None, range(6, 8))
     put_cvd(store, 5, make_cvd(5))
-    path = store.directory / "index" / "objects" / name
+    path = store.directory / "objects" / "daily" / name
     body = path.read_bytes()
     path.write_bytes(body[:-9] + bytes([body[-9] ^ 1]) + body[-8:])
     with pytest.raises(BundleError, match="is damaged"):
@@ -233,7 +233,7 @@ def test_a_damaged_signature_is_left_out(store: Store, fill: Fill, make_cvd: Mak
     """As one that is not there yet: a later bundle brings it."""
     fill(store, None, range(6, 8))
     put_cvd(store, 5, make_cvd(5))
-    path = store.directory / "index" / "objects" / "daily-6.cdiff.sign"
+    path = store.directory / "objects" / "daily" / "daily-6.cdiff.sign"
     body = path.read_bytes()
     path.write_bytes(body[:-9] + bytes([body[-9] ^ 1]) + body[-8:])
     members = unpacked(exported(store))

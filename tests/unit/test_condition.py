@@ -9,14 +9,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import diskcache
 import pytest
 
 from clamproxy.cache.partial import NoRoomError, PartialFile, Validators
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.storage.condition import Condition, Trouble, trouble_of
+from clamproxy.storage.condition import Condition, LockedError, Trouble, trouble_of
 from tests.unit.conftest import cdiff, cvd, put, read
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -53,9 +52,9 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (of_sqlite(sqlite3.SQLITE_NOTADB), Trouble.DAMAGED),
         (of_sqlite(sqlite3.SQLITE_CORRUPT_INDEX), Trouble.DAMAGED),
         (of_sqlite(sqlite3.SQLITE_ERROR), Trouble.DAMAGED),  # no such table, no such column
-        (diskcache.Timeout(), Trouble.LOCKED),
-        # diskcache says Timeout whatever the reason.
-        (caused(diskcache.Timeout(), of_sqlite(sqlite3.SQLITE_READONLY)), Trouble.READ_ONLY),
+        (LockedError(), Trouble.LOCKED),
+        # diskcache gives up whatever the reason.
+        (caused(LockedError(), of_sqlite(sqlite3.SQLITE_READONLY)), Trouble.READ_ONLY),
     ],
 )
 def test_what_an_error_means(error: BaseException, trouble: Trouble | None) -> None:
@@ -87,7 +86,7 @@ def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     def no_space(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("clamproxy.cache.object_files.place", no_space)
+    monkeypatch.setattr("clamproxy.cache.layout.place", no_space)
     yield store
     store.close()
 
@@ -100,7 +99,7 @@ def test_what_is_small_is_held_and_published_later(full: Store, monkeypatch: pyt
     monkeypatch.undo()
     full.mend()
     assert full.condition.state is None
-    assert (full.directory / "index" / "objects" / "daily-5.cdiff").read_bytes() == b"patch"
+    assert (full.directory / "objects" / "daily" / "daily-5.cdiff").read_bytes() == b"patch"
     assert read(full, cdiff(5)) == b"patch"
 
 

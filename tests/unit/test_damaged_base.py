@@ -42,7 +42,7 @@ async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyP
 def rot(site: Site, version: int, damage: Damage) -> None:
     """Spoil a cached CVD in place."""
     body = RELEASES.cvd(version)
-    (file,) = (path for path in (site.directory / "index").rglob("objects/*") if path.read_bytes() == body)
+    (file,) = (path for path in site.directory.glob("objects/*/*") if path.read_bytes() == body)
     spoilt = damage(body) if damage is not bytes else bytes(len(body))
     assert len(spoilt) == len(body)
     file.chmod(0o600)

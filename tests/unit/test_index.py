@@ -20,7 +20,7 @@ from clamproxy.cache.rows import IndexRow
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
 from clamproxy.statistics import snapshot
-from clamproxy.storage.condition import Condition
+from clamproxy.storage.condition import Condition, Trouble
 from clamproxy.storage.sealing import seal, unseal
 from tests.support.forge import forge_keys
 from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, read
@@ -303,7 +303,7 @@ def test_damage_under_a_running_gateway_is_mended(tmp_path: Path, damage: Callab
 def test_what_is_not_what_its_name_says_is_not_taken_in(tmp_path: Path) -> None:
     directory = tmp_path / "cache"
     filled(directory)
-    objects = directory / "index" / "objects"
+    objects = directory / "objects" / "daily"
     (objects / "daily-3.cdiff").write_bytes(RELEASES.cdiff(2))
     shutil.copy(objects / "daily-4.cdiff", objects / "main-4.cdiff")
     body = (objects / "daily-2.cdiff").read_bytes()
@@ -311,40 +311,6 @@ def test_what_is_not_what_its_name_says_is_not_taken_in(tmp_path: Path) -> None:
     spoil(directory, Path.unlink)
     with closing(Store(directory, keys=KEYS)) as store:
         assert set(store.sizes()) == {cvd(1), cdiff(4)}
-
-
-def test_files_of_earlier_versions_get_their_names(tmp_path: Path) -> None:
-    """diskcache named them, and their rows were not sealed."""
-    directory = tmp_path / "cache"
-    filled(directory)
-    index = directory / "index"
-    (index / "3f" / "a0").mkdir(parents=True)
-    with closing(sqlite3.connect(index / "cache.db")) as database:
-        query = "SELECT rowid, key, filename FROM Cache WHERE filename IS NOT NULL"
-        for rowid, key, filename in database.execute(query).fetchall():
-            old = f"3f/a0/{rowid}.val"
-            (index / filename).rename(index / old)
-            size = (index / old).stat().st_size
-            row = (old, Metadata(size, 1.0).to_json(), key)
-            database.execute("UPDATE Cache SET filename = ?, tag = ? WHERE key = ?", row)
-        database.commit()
-    for damage in (lambda _: None, Path.unlink):
-        with closing(Store(directory, keys=KEYS)) as store:
-            check(store)
-        assert len(list((index / "objects").iterdir())) == 4
-        assert not (index / "3f").exists()
-        spoil(directory, damage)
-
-
-def test_nameless_files_are_told_by_their_content(tmp_path: Path) -> None:
-    directory = tmp_path / "cache"
-    filled(directory)
-    index = directory / "index"
-    for number, path in enumerate(list((index / "objects").iterdir())):
-        path.rename(index / f"{number}.val")
-    spoil(directory, Path.unlink)
-    with closing(Store(directory, keys=KEYS)) as store:
-        check(store)
 
 
 FLIPS = 60
@@ -377,15 +343,21 @@ def test_single_bits(tmp_path: Path) -> None:
             assert (store.note("x"), store.holds(cdiff(9))) == (bit, True), bit
 
 
-def test_a_locked_index_is_served_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_written", [False, True])
+def test_a_locked_index_is_served_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_written: bool
+) -> None:
     monkeypatch.setattr("clamproxy.cache.index._PATIENCE", 0.05)
     directory = tmp_path / "cache"
     filled(directory)
     with closing(Store(directory, keys=KEYS)) as store:
+        if has_written:
+            store.set_note("x", 5)
         with closing(sqlite3.connect(directory / "index" / "cache.db")) as other:
             other.execute("BEGIN IMMEDIATE")
             put(store, cdiff(6), RELEASES.cdiff(6))
             assert store.condition.state is not None
+            assert store.condition.state.trouble is Trouble.LOCKED
             check(store)
             assert read(store, cdiff(6)) == RELEASES.cdiff(6)
             store.mend()

@@ -154,7 +154,7 @@ class TestInspect:
         finding = look(filled, cvd(5))
         assert (finding.problem, finding.is_damaged) == (f"can't be read: {os.strerror(number)}", is_damaged)
         monkeypatch.undo()
-        monkeypatch.setattr(filled, "open", refuse)
+        monkeypatch.setattr(filled, "open_or_fail", refuse)
         assert look(filled, cvd(5)).is_damaged == is_damaged
 
 

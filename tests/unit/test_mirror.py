@@ -358,7 +358,7 @@ def test_what_is_damaged_on_the_disk_is_not_mirrored(
     tmp_path: Path, store: Store, release: Release, name: str
 ) -> None:
     release(7)
-    path = store.directory / "index" / "objects" / name
+    path = store.directory / "objects" / "daily" / name
     body = path.read_bytes()
     path.write_bytes(body[:-9] + bytes([body[-9] ^ 1]) + body[-8:])
     with pytest.raises(MirrorError, match=f"{name} is damaged"):

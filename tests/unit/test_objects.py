@@ -170,6 +170,13 @@ def test_what_a_signature_signs(kind: Kind, signed: Kind | None) -> None:
             _ = object_id.signed
     else:
         assert object_id.signed == ObjectId("daily", 5, signed)
+        assert object_id.signed.signature == object_id
+
+
+@pytest.mark.parametrize("kind", [Kind.CLD, Kind.CVD_SIGN, Kind.CDIFF_SIGN])
+def test_what_has_no_signature(kind: Kind) -> None:
+    with pytest.raises(ValueError, match="sign"):
+        _ = ObjectId("daily", 5, kind).signature
 
 
 def test_file_names_stay_in_their_directory() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from werkzeug.datastructures import Headers
 
-from clamproxy.cache import object_files
 from clamproxy.cache.index import LOOK_EVERY
 from clamproxy.cache.store import Store
 from clamproxy.inspection import Inspected, reject
@@ -200,7 +199,7 @@ async def test_what_is_asked_about_a_cvd_opens_no_file(
     await site.settle()  # whoever tidies up opens all of them
     site.service.store.set_note("what", "is of no concern to it")
     opened: list[Path] = []
-    monkeypatch.setattr(object_files, "open_to_read", opened.append)
+    monkeypatch.setattr("clamproxy.cache.published.open_to_read", opened.append)
     again, same = await site.ask(method=method, **fields)
     assert (again.status, [*again.headers], same) == (response.status, [*response.headers], content)
     assert opened == []

@@ -27,7 +27,7 @@ def files_below(directory: Path) -> list[Path]:
 
 
 def objects_below(directory: Path) -> list[Path]:
-    return [path for path in files_below(directory) if path.parent.name == "objects"]
+    return files_below(directory / "objects")
 
 
 # Objects
@@ -124,7 +124,7 @@ def test_it_survives_reopening(store: Store, tmp_path: Path, make_cvd: MakeCvd) 
 @pytest.mark.parametrize("damage", ["gone", "cut", "longer"])
 def test_a_lost_file_is_a_miss_and_can_be_published_again(store: Store, tmp_path: Path, damage: str) -> None:
     put(store, cvd(5), b"whole file")
-    (file,) = objects_below(tmp_path / "cache" / "index")
+    (file,) = objects_below(tmp_path / "cache")
     if damage == "gone":
         file.unlink()
     else:
@@ -139,7 +139,7 @@ def test_a_lost_file_is_a_miss_and_can_be_published_again(store: Store, tmp_path
 def test_after_a_loss_the_next_start_points_at_what_is_there(store: Store, tmp_path: Path) -> None:
     put(store, cvd(4), b"older")
     put(store, cvd(5), b"newer cvd")
-    (tmp_path / "cache" / "index" / "objects" / "daily-5.cvd").unlink()
+    (tmp_path / "cache" / "objects" / "daily" / "daily-5.cvd").unlink()
     store.close()
     again = Store(tmp_path / "cache")
     assert again.newest_version("daily") == 4
@@ -153,7 +153,7 @@ def test_garbage_collection(store: Store, tmp_path: Path) -> None:
     assert store.collect_garbage(3, MANY) == sorted([cdiff(1), cdiff(2), cvd(1), cvd(2), cvd(3)])
     assert store.collect_garbage(3, 120) == [cvd(4), cdiff(3)]
     assert set(store.sizes()) == {cdiff(4), cdiff(5), cvd(5)}
-    assert len(objects_below(tmp_path / "cache" / "index")) == 3
+    assert len(objects_below(tmp_path / "cache")) == 3
     assert store.newest_version("daily") == 5
 
 
@@ -236,7 +236,7 @@ def test_metadata_round_trip() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from clamproxy.cache import object_files as files
+from clamproxy.cache import layout
 from clamproxy.cache.index import Index
 from clamproxy.objects import ObjectId
 from clamproxy.cache.published import Metadata
@@ -251,7 +251,7 @@ def die(*args, **kwargs):
 if moment == "before the link":
     os.link = die
 elif moment == "after the link":
-    files.sync_directory = die
+    layout.sync_directory = die
 elif moment == "before the commit":
     Index.change = die
 elif moment == "after the commit":
@@ -282,7 +282,7 @@ def test_a_kill_in_the_middle_of_publishing_loses_nothing(
     assert read(store, cvd(5)) == (b"whole file" if published else None)
     assert store.newest_version("daily") == (5 if published else None)
     assert partial.read_bytes() == b"whole file"
-    assert len(objects_below(directory / "index")) == published  # no file without a row is left
+    assert len(objects_below(directory)) == published  # no file without a row is left
     store.publish(cvd(5), partial, Metadata(10, 1.0))
     assert read(store, cvd(5)) == b"whole file"
     assert not partial.exists()
@@ -387,7 +387,7 @@ def test_the_newest_cvd_is_one_whose_file_is_there(store: Store, lose: Callable[
         newest = store.newest("daily")
         assert newest is not None
         assert (newest[0], newest[1].header) == (cvd(5), "5" * 512)
-    lose(store.directory / "index" / "objects" / "daily-5.cvd")
+    lose(store.directory / "objects" / "daily" / "daily-5.cvd")
     assert store.newest_version("daily") == 4
     store.drop(cvd(5))
     put(store, cvd(5), b"CVD 5 again")
@@ -397,7 +397,7 @@ def test_the_newest_cvd_is_one_whose_file_is_there(store: Store, lose: Callable[
 def test_a_directory_in_the_place_of_an_object(store: Store, make_cvd: MakeCvd) -> None:
     """It is no file: the object counts as lost, can be dropped, and be published again."""
     put_cvd(store, 5, make_cvd(5))
-    path = store.directory / "index" / "objects" / "daily-5.cvd"
+    path = store.directory / "objects" / "daily" / "daily-5.cvd"
     path.unlink()
     (path / "inside").mkdir(parents=True)
     assert store.open(cvd(5)) is None
@@ -411,7 +411,7 @@ def test_a_directory_in_the_place_of_an_object(store: Store, make_cvd: MakeCvd) 
 def test_a_fifo_in_the_place_of_an_object(store: Store) -> None:
     """Nobody waits for its other end."""
     put(store, cdiff(5), b"patch")
-    path = store.directory / "index" / "objects" / "daily-5.cdiff"
+    path = store.directory / "objects" / "daily" / "daily-5.cdiff"
     path.unlink()
     os.mkfifo(path)
     assert store.open(cdiff(5)) is None

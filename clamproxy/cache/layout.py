@@ -1,0 +1,163 @@
+"""Where objects lie: each under its own name, in the directory of its database.
+
+    objects/daily/daily-27800.cdiff
+    objects/daily/daily-27800.cdiff.sign
+
+The place follows from what an object is. So an administrator finds it, and the index can be made anew
+from the files. Earlier versions kept the files in ``index/objects``, before that in ``index`` under
+diskcache's names (``3f/a0/….val``); they are served from there until a start moves them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from diskcache.core import DBNAME
+
+from clamproxy.files import link_or_copy, remove, sync_directory
+from clamproxy.objects import ObjectId
+
+INDEX = "index"
+OBJECTS = "objects"
+
+_BY_DISKCACHE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]+\.val")
+
+
+def file_name(object_id: ObjectId) -> str:
+    """Where an object's file is, below the cache directory."""
+    return f"{OBJECTS}/{object_id.database}/{object_id.file_name}"
+
+
+def is_former(filename: str, object_id: ObjectId) -> bool:
+    """Whether a row names a file as earlier versions did, below the directory of the index.
+
+    Nothing else that a row says is followed: one flipped bit could lead to another object's file.
+    """
+    return filename == f"{OBJECTS}/{object_id.file_name}" or _BY_DISKCACHE.fullmatch(filename) is not None
+
+
+def locate(root: Path, object_id: ObjectId, filename: str | None) -> Path:
+    """The file of an object, which need not be there. Quick.
+
+    Args:
+        root: the cache directory.
+        object_id: the object.
+        filename: what its row says.
+    """
+    name = file_name(object_id)
+    own = root / name
+    if filename is None or filename == name or not is_former(filename, object_id):
+        return own
+    former = root / INDEX / filename
+    # A start that was killed has moved it, but its row doesn't say so yet.
+    has_moved = os.path.lexists(own) and not os.path.lexists(former)
+    return own if has_moved else former
+
+
+def place(root: Path, object_id: ObjectId, path: Path) -> str:
+    """Give a finished file its place, with another name or as a copy. Blocks.
+
+    Args:
+        root: the cache directory.
+        object_id: what it is.
+        path: the file; it keeps this name, too.
+
+    Returns:
+        Its new name, below the cache directory. After a crash it is there, complete, or it isn't.
+
+    Raises:
+        OSError: the disk is full, for one.
+    """
+    target = _prepared(root, object_id)
+    temporary = target.with_name(f".{object_id.file_name}.{secrets.token_hex(4)}")
+    try:
+        link_or_copy(path, temporary)
+        temporary.replace(target)
+    finally:
+        # Renaming one name of a file to another name of the same file does nothing.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_directory(target.parent)
+    return file_name(object_id)
+
+
+def move(root: Path, object_id: ObjectId, path: Path) -> str:
+    """Move a file within the cache to its place; nothing if it is there already. Quick: copies nothing.
+
+    The caller syncs the directory before it relies on the new name.
+
+    Raises:
+        OSError: the disk is read-only, or the directories are on different ones.
+    """
+    if path != root / file_name(object_id):
+        path.rename(_prepared(root, object_id))
+    return file_name(object_id)
+
+
+def _prepared(root: Path, object_id: ObjectId) -> Path:
+    target = root / file_name(object_id)
+    if not target.parent.is_dir():
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_directory(target.parent.parent)
+        sync_directory(root)
+    if target.is_dir():  # nothing can be renamed to that
+        remove(target)
+    return target
+
+
+def name_in_row(root: Path, object_id: ObjectId, path: Path) -> str | None:
+    """How a row names the file of an object where it is now; None if it can't."""
+    if path == root / file_name(object_id):
+        return file_name(object_id)
+    if not path.is_relative_to(root / INDEX):
+        return None
+    former = str(path.relative_to(root / INDEX))
+    return former if is_former(former, object_id) else None
+
+
+def require_readable(root: Path) -> None:
+    """See that what is cached can be read: else the cache would look empty. Quick.
+
+    Raises:
+        PermissionError: not by this user.
+    """
+    for directory in (root / INDEX, root / OBJECTS):
+        if directory.is_dir():
+            list(directory.iterdir())
+    if (database := root / INDEX / DBNAME).is_file():
+        database.open("rb").close()
+
+
+def scan(root: Path) -> Iterator[Path]:
+    """All files of objects, and what else lies between them. Takes milliseconds for a thousand.
+
+    What is neither a file nor a directory is left out: opening a FIFO may wait for ever.
+    """
+    for top in (root / OBJECTS, root / INDEX):
+        for below, _, names in os.walk(top):
+            for name in names:
+                path = Path(below) / name
+                with suppress(OSError):
+                    if not name.startswith(DBNAME) and stat.S_ISREG(path.stat().st_mode):
+                        yield path
+
+
+def tidy(root: Path) -> None:
+    """Remove empty directories, and let the version before this one find the objects, too. Blocks.
+
+    It resolves the names in rows below ``index``, as diskcache does: after a downgrade, nothing has to be
+    fetched again.
+    """
+    for top in (root / OBJECTS, root / INDEX):
+        for below, _, _ in os.walk(top, topdown=False):
+            if Path(below) != top:
+                with suppress(OSError):  # it isn't empty
+                    Path(below).rmdir()
+    with suppress(OSError):
+        (root / INDEX / OBJECTS).symlink_to(f"../{OBJECTS}")

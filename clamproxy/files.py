@@ -1,0 +1,212 @@
+"""Files: locks, replacement as a whole, and damaged SQLite files set aside.
+
+Whatever is written here survives a kill -9 at any moment: under a name stands the former file or the new
+one, and nothing in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, BinaryIO
+
+type Identity = tuple[int, int]
+"""Which file it is, whatever its name: device and inode."""
+
+_NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT)
+"""Another file system, one without links, too many links, or a name that has just gone."""
+_NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
+
+# Locks
+
+
+def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
+    """Lock a file against other processes, unless one of them has locked it. Quick.
+
+    The lock belongs to the open file: it goes with its last descriptor, however the process ends.
+
+    Args:
+        file: the file, or its descriptor.
+        shared: whether others may hold such a lock, too.
+
+    Returns:
+        Whether it is locked now.
+
+    Raises:
+        OSError: the file system has no locks, for one.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def share_lock(file: int | IO[bytes]) -> None:
+    """Hold a lock together with others, as soon as no process holds it alone. Blocks.
+
+    Raises:
+        OSError: the file system has no locks, for one.
+    """
+    fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def unlock(file: int | IO[bytes]) -> None:
+    """Give a lock up while duplicates of the descriptor stay open."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def identity_of(file: int | Path) -> Identity | None:
+    """Which file has a descriptor, or a name at this moment; None if there is none."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 -- a descriptor, too
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+# Writing
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterator[BinaryIO]:
+    """Write a file that takes its name when it is complete and synced. Blocks.
+
+    Args:
+        path: the file. What is written stands beside it, under a name that nobody else chooses.
+        mode: the rights of the new file.
+        suffix: of that name; what a kill leaves can be told by it.
+
+    Raises:
+        OSError: it can't be written. The former file is as it was.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
+    try:
+        with part.open("xb") as file:
+            os.fchmod(file.fileno(), mode)
+            yield file
+            sync(file)
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
+    """Give a file another name, or copy it where that can't be done. Blocks.
+
+    Args:
+        path: the file.
+        target: the new name, which nobody has.
+        content: a descriptor of the file, from which it is copied even if `path` is gone meanwhile.
+
+    Raises:
+        OSError: the file can't be put there.
+    """
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno not in _NOT_LINKABLE or (content is None and not path.exists()):
+            raise
+        # By a descriptor of its own: others read by this one, and move its position.
+        source = path if content is None else Path(f"/proc/self/fd/{content}")
+        with source.open("rb") as original, target.open("xb") as copy:
+            shutil.copyfileobj(original, copy)
+            sync(copy)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Make what was written to a file survive a power failure. Blocks."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power failure. Blocks."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+def open_to_read(path: Path) -> BinaryIO:
+    """Open a file; what else has its name counts as no file. Quick.
+
+    Raises:
+        OSError: there is none, or it can't be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise FileNotFoundError(errno.ENOENT, "not a file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
+    return open(path, "rb", opener=lambda *_: descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal. Blocks.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Removing
+
+
+def remove(path: Path) -> None:
+    """Remove what has a name, even if that is a directory; nothing if nothing has it. Blocks.
+
+    Raises:
+        OSError: the disk is read-only, for one.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
+    except NotADirectoryError:
+        return
+
+
+def set_aside(database: Path, damaged: Identity | None, aside: Path) -> bool:
+    """Move a damaged SQLite file out of the way, unless another process has done so. Blocks.
+
+    Args:
+        database: its name.
+        damaged: which file is damaged; another one of that name stays.
+        aside: its new name; what has it is removed, even a directory.
+
+    Returns:
+        Whether it was moved.
+
+    Raises:
+        OSError: the disk is read-only, for one.
+    """
+    if damaged is None or identity_of(database) != damaged:
+        return False
+    # A log that is left would be applied to the next file of that name.
+    for suffix in ("-wal", "-shm"):
+        remove(database.with_name(database.name + suffix))
+    remove(aside)
+    database.replace(aside)
+    return True

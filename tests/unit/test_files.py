@@ -1,0 +1,148 @@
+"""Locks, files that are replaced as a whole, and damaged databases that are set aside."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clamproxy.files import (
+    identity_of,
+    link_or_copy,
+    open_to_read,
+    remove,
+    replacing,
+    set_aside,
+    try_lock,
+    unlock,
+)
+from tests.support.killing import killed_at
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(False, False, False), (False, True, False), (True, False, False), (True, True, True)],
+    ids=["both alone", "alone, shared", "shared, alone", "both shared"],
+)
+def test_who_may_lock_besides(tmp_path: Path, first: bool, second: bool, expected: bool) -> None:
+    with (tmp_path / "lock").open("ab") as one, (tmp_path / "lock").open("ab") as other:
+        assert try_lock(one, shared=first)
+        assert try_lock(other, shared=second) is expected
+        duplicate = os.dup(one.fileno())
+        unlock(one)
+        assert try_lock(other)
+        os.close(duplicate)
+
+
+def test_a_lock_ends_with_the_last_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("ab") as other:
+        with path.open("ab") as one:
+            assert try_lock(one)
+            duplicate = os.dup(one.fileno())
+        assert not try_lock(other)
+        os.close(duplicate)
+        assert try_lock(other)
+
+
+def replace_it(path: Path, body: bytes = b"new" * 1000) -> None:
+    with replacing(path, mode=0o640) as file:
+        file.write(body)
+
+
+def test_a_replaced_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for body in (b"first", b"second"):
+        replace_it(path, body)
+        assert path.read_bytes() == body
+        assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fill_the_disk(path: Path) -> None:
+    with replacing(path) as file:
+        file.write(b"half of")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_what_can_not_be_written_replaces_nothing(tmp_path: Path, was_there: bool) -> None:
+    path = tmp_path / "file"
+    if was_there:
+        path.write_bytes(b"former")
+    with pytest.raises(OSError, match="No space"):
+        fill_the_disk(path)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == (
+        {"file": b"former"} if was_there else {}
+    )
+
+
+def test_a_kill_leaves_the_former_file_or_the_new_one(tmp_path: Path) -> None:
+    path, step, found = tmp_path / "file", 0, set()
+    path.write_bytes(b"former")
+    while killed_at(step, lambda: replace_it(path)):
+        found.add(path.read_bytes())
+        step += 1
+    found.add(path.read_bytes())
+    assert step >= 2  # making the file, renaming it
+    assert found == {b"former", b"new" * 1000}
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_copy_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_gone: bool
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"body")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with source.open("rb") as file:
+        file.seek(2)
+        if is_gone:
+            source.unlink()
+        link_or_copy(source, target, file.fileno())
+        assert file.tell() == 2  # others read by it
+    assert target.read_bytes() == b"body"
+
+
+def test_neither_linked_nor_copied(tmp_path: Path) -> None:
+    (tmp_path / "source").touch()
+    (tmp_path / "target").touch()
+    with pytest.raises(FileExistsError):
+        link_or_copy(tmp_path / "source", tmp_path / "target")
+    with pytest.raises(FileNotFoundError):
+        link_or_copy(tmp_path / "nothing", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: None, Path.mkdir, os.mkfifo], ids=["nothing", "directory", "FIFO"]
+)
+def test_what_is_no_file_can_not_be_read(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "it")
+    with pytest.raises(FileNotFoundError):
+        open_to_read(tmp_path / "it")
+    remove(tmp_path / "it")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_in_the_way", [False, True])
+def test_a_damaged_database_is_set_aside_with_its_log_deleted(tmp_path: Path, is_in_the_way: bool) -> None:
+    database, aside = tmp_path / "db", tmp_path / "db.damaged"
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(f"db{suffix}").write_text(suffix)
+    if is_in_the_way:
+        (aside / "inside").mkdir(parents=True)
+    damaged = identity_of(database)
+    assert set_aside(database, damaged, aside)
+    assert [path.name for path in tmp_path.iterdir()] == [aside.name]
+    database.write_text("another process has made it anew")
+    assert not set_aside(database, damaged, aside)
+    assert not set_aside(database, None, aside)
+    assert database.exists()
