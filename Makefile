@@ -40,7 +40,7 @@ bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases or cld
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.
-requirements: $(VENV)/.dev ## Compile the requirements files anew
+requirements: $(VENV)/.dev ## Compile the requirements files again
 	$(COMPILE) $(ARGS) --group build pyproject.toml -o requirements.txt
 	$(COMPILE) $(ARGS) --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	$(COMPILE) $(ARGS) --group bootstrap -c requirements-dev.txt -o requirements-bootstrap.txt

@@ -134,7 +134,7 @@ def inspect(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Inspected |
     if published is None:
         if not store.has(object_id):
             return None
-        problem = "its file is lost, or has another length than was published"
+        problem = "its file is missing, or its length has changed since it was published"
         return Inspected(object_id, 0, problem, is_damaged=True)
     with published:
         return _check(store, published, keys)

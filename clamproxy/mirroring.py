@@ -111,7 +111,7 @@ def update_mirror(
 def _locked(directory: Path) -> Iterator[None]:
     with (directory / LOCK_FILE).open("ab") as lock:
         if not try_lock(lock):
-            raise MirrorError(f"{directory}: another run is at work there")
+            raise MirrorError(f"{directory}: another run is using it")
         yield
 
 
@@ -126,7 +126,7 @@ def _plan(
         if newest is None or (earlier is not None and earlier > newest):
             there = "has none" if earlier is None else f"already has {earlier}"
             here = "none" if newest is None else f"only {newest}"
-            report.warnings.append(f"{database} is left alone: {directory} {there}, the cache {here}.")
+            report.warnings.append(f"{database} is left as it is: {directory} {there}, the cache has {here}.")
             if earlier is not None:
                 report.versions[database] = earlier
         else:
@@ -213,7 +213,7 @@ def _add(store: Store, directory: Path, object_id: ObjectId, report: MirrorRepor
         return
     try:
         if _is_damaged(store, object_id):
-            raise MirrorError(f"{object_id.file_name} is damaged: see `clamproxy verify --repair`")
+            raise MirrorError(f"{object_id.file_name} is damaged; run `clamproxy verify --repair`")
         if store.link(object_id, temporary):
             temporary.replace(target)
             report.added.append(target.name)

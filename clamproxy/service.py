@@ -232,7 +232,7 @@ class Service:
             try:
                 await self.writer.run(self.store.mend)
             except OSError:
-                logger.exception("The cache can't be mended.")
+                logger.exception("The cache can't be repaired.")
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -321,7 +321,7 @@ class Service:
     def _client_lines(self, mode: str, place: Place) -> str:
         gateway = place.host or own_name()
         if gateway is None:
-            raise ValueError("the gateway doesn't know its name; ask it by the one that machines use")
+            raise ValueError("the gateway doesn't know its own name; ask it under the name that machines use")
         port = place.port or self.surroundings.port() or self.settings.listen.proxy[0].port
         return client_config(self.settings, Mode(mode), gateway, port)
 

@@ -39,7 +39,7 @@ class Supervisor:
         """
         self._tell("READY=1", status)
 
-    def reloading(self, status: str = "Reading the configuration anew") -> None:
+    def reloading(self, status: str = "Reloading the configuration") -> None:
         """The configuration is being read; `ready` must follow, however that ends."""
         # CLOCK_MONOTONIC, which systemd 253 and later compare with the time of their request (sd_notify(3)).
         self._tell(
@@ -80,7 +80,7 @@ class Supervisor:
                 sender.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
             if not self._failed:
-                logger.warning("The service manager can't be told anything: %s.", error.strerror or error)
+                logger.warning("Can't notify the service manager: %s.", error.strerror or error)
             self._failed = True
         else:
             self._failed = False

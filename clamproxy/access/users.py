@@ -83,5 +83,5 @@ def user_line(name: str, password: str) -> str:
         ValueError: the name is empty, too long, or contains a colon or white space.
     """
     if not name or len(name) > 128 or ":" in name or any(character.isspace() for character in name):
-        raise ValueError("a name of at most 128 characters, without colons and white space")
+        raise ValueError("a name of at most 128 characters, without colons or white space")
     return f"{name}:{generate_password_hash(password)}"

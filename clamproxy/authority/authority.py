@@ -104,9 +104,9 @@ class Authority:
         try:
             name = parse_host_name(host)
         except ValueError:
-            raise ForeignName(f"{host!r:.80} is no host name") from None
+            raise ForeignName(f"{host!r:.80} is not a host name") from None
         if not self._permitted[signer].cover(name):
             raise ForeignName(
-                f"the certificate authority may not sign for {name}, but for {self._permitted[signer]}"
+                f"the certificate authority may not sign for {name}, only for {self._permitted[signer]}"
             )
         return name

@@ -28,7 +28,7 @@ def found(directory: Path, names: PermittedNames, now: float) -> Authority:
     with locked(directory, make=True):
         if Authority.load(directory) is not None:
             raise AuthorityError(
-                f"there is an authority in {directory}; `clamproxy ca rotate` makes the next one"
+                f"there is already an authority in {directory}; `clamproxy ca rotate` renews it"
             )
         return _write(directory, [_new_generation(names, now, now)])
 
@@ -70,7 +70,7 @@ def finish_rotation(directory: Path, now: float, *, early: bool = False) -> Auth
     """
     with _held(directory) as authority:
         if len(authority.generations) == 1:
-            raise AuthorityError("there is one certificate only; nothing is to be dropped")
+            raise AuthorityError("there is only one certificate, so there is nothing to drop")
         if not early:
             _require_no_overlap(authority, now)
         last = authority.generations[-1]
@@ -93,7 +93,7 @@ def _require_no_overlap(authority: Authority, now: float) -> None:
     successor = authority.successor(now)
     if successor is not None:
         date = utc_text(successor.signs_from)
-        raise AuthorityError(f"the last rotation is not over: its certificate signs from {date} on")
+        raise AuthorityError(f"the last rotation is not over yet: its certificate signs from {date} on")
 
 
 def _new_generation(names: PermittedNames, now: float, signs_from: float) -> Generation:

@@ -123,10 +123,10 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _parse(content: Any) -> tuple[Generation, ...]:
     if content["format"] != _FORMAT:
-        raise ValueError("its format is of another version of clamproxy")
+        raise ValueError("its format is that of another version of clamproxy")
     generations = tuple(_parse_generation(row) for row in content["generations"])
     if not generations:
-        raise ValueError("there is no certificate in it")
+        raise ValueError("it contains no certificate")
     return generations
 
 
@@ -139,5 +139,5 @@ def _parse_generation(row: Any) -> Generation:
     try:
         certificate.verify_directly_issued_by(root)
     except InvalidSignature:
-        raise ValueError("a certificate is not by its root") from None
+        raise ValueError("a certificate is not signed by its root") from None
     return Generation(root, certificate, key, float(row["signs_from"]))

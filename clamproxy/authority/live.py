@@ -56,7 +56,7 @@ class CurrentAuthority:
     def _complain(self, reason: str) -> None:
         if reason != self._complaint:
             self._complaint = reason
-            logger.warning("The certificate authority is used as it was before: %s.", reason)
+            logger.warning("The certificate authority stays as it was: %s.", reason)
 
 
 def _look_at(directory: Path) -> _Look:

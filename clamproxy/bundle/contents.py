@@ -44,7 +44,7 @@ class Since:
             if match is None or int(match[2]) > MAX_VERSION:
                 raise ValueError(f"{item!r} is not a version such as 27790 or daily=27790")
             if match[1] in named or (match[1] is None and default is not None):
-                raise ValueError(f"{item!r} is the second version for the same")
+                raise ValueError(f"{item!r} is a second version for the same databases")
             if match[1] is None:
                 default = int(match[2])
             else:
@@ -124,8 +124,8 @@ def _select_database(
             selection.databases[database] = Contents(reached, known, _in_order(patches, sizes))
             return
         gap = next(patch.version for patch in patches if not sizes.get(patch))
-        reason = f"no patch leads from {gap - 1} to {gap}"
-        selection.remarks.append(f"{database} goes in with its whole CVD: {reason}.")
+        reason = f"there is no patch from {gap - 1} to {gap}"
+        selection.remarks.append(f"{database} is exported with its whole CVD: {reason}.")
         selection.databases[database] = _whole(sizes, newest, reached, known)
 
 

@@ -84,7 +84,7 @@ def _list_object(store: Store, object_id: ObjectId, progress: Progress) -> Liste
     with _open(store, object_id) as published:
         digest = sha256_of(_pieces(published, progress))
         if published.metadata.sha256 not in (None, digest):
-            raise BundleError(f"{object_id.file_name} is damaged: see `clamproxy verify --repair`")
+            raise BundleError(f"{object_id.file_name} is damaged; run `clamproxy verify --repair`")
         return ListedObject(
             name=object_id.file_name,
             size=published.size,

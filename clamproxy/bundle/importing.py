@@ -123,7 +123,7 @@ def _sweep(staging: Path, older_than: float) -> None:
 def _read_manifest(members: Iterator[TarMember]) -> bytes:
     first = next(members, None)
     if first is None or first.name != MANIFEST_NAME:
-        raise BundleError(f"this is no bundle: it doesn't begin with {MANIFEST_NAME}")
+        raise BundleError(f"this is not a bundle: it doesn't begin with {MANIFEST_NAME}")
     if first.size > MANIFEST_LIMIT:
         raise BundleError("the manifest is too large")
     return b"".join(first.pieces())
@@ -133,14 +133,14 @@ def _check_direction(database: str, part: ListedDatabase, current: int | None, a
     """Check that the bundle continues from what the cache has."""
     if current is not None and part.version < current and not allow_older:
         raise BundleError(
-            f"the bundle leads to {database} {part.version}, the cache already has {current}; "
-            "with --allow-older it is imported nevertheless"
+            f"the bundle has {database} {part.version}, but the cache already has {current}; "
+            "--allow-older imports it anyway"
         )
     if not part.is_whole and (current is None or current < part.base):
         has = "none" if current is None else f"only {current}"
         raise BundleError(
-            f"the bundle's patches need {database} {part.base}, the cache has {has}; "
-            "export it with an earlier --since, or without"
+            f"the bundle's patches need {database} {part.base}, but the cache has {has}; "
+            "export it again with an earlier --since, or without one"
         )
 
 
@@ -151,9 +151,11 @@ def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progre
         listed = missing.pop(member.name, None)
         if listed is None:
             known = member.name in manifest.objects
-            raise BundleError(f"the bundle holds {member.name!r} {'twice' if known else 'unlisted'}")
+            raise BundleError(
+                f"the bundle contains {member.name!r} {'twice' if known else 'without listing it'}"
+            )
         if member.size != listed.size:
-            raise BundleError(f"{listed.name} has {member.size} bytes in place of {listed.size}")
+            raise BundleError(f"{listed.name} has {member.size} bytes instead of {listed.size}")
         target = area / listed.name
         if not _is_complete(target, listed):
             _write(member, target, listed, progress)
@@ -200,7 +202,7 @@ def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progres
             if object_id.kind.is_signature and listed.name in own:
                 _check_signature(path, object_id, area / object_id.signed.file_name)
         except InvalidObject as error:
-            raise BundleError(f"{listed.name} is not what it should be: {error}") from error
+            raise BundleError(f"{listed.name} failed verification: {error}") from error
         progress.advance(object_id.database, listed.size)
 
 
@@ -212,7 +214,7 @@ def _check_signature(path: Path, signature: ObjectId, signed: Path) -> None:
 def _check_build_time(path: Path, listed: ListedObject) -> None:
     header = _header(path, listed)
     if header is not None and listed.built not in (None, header.stime):
-        raise InvalidObject("its build time is not the one in the manifest")
+        raise InvalidObject("its build time differs from the manifest")
 
 
 def _header(path: Path, listed: ListedObject) -> CvdHeader | None:

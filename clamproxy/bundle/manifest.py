@@ -53,7 +53,7 @@ class ListedObject(_Part):
     def _check(self) -> ListedObject:
         object_id = ObjectId.parse(self.name)
         if object_id.kind not in LARGEST or object_id.version != self.version:
-            raise ValueError(f"{self.name} is no object of version {self.version}")
+            raise ValueError(f"{self.name} is not a file of version {self.version}")
         if self.size > LARGEST[object_id.kind]:
             raise ValueError(f"{self.name} is too large")
         return self
@@ -91,7 +91,7 @@ class ListedDatabase(_Part):
         if reached != self.version or not (cvds or patches):
             raise ValueError(f"the objects lead to version {reached}, not {self.version}")
         if any(object_id.kind.is_signature and object_id.signed not in sizes for object_id in sizes):
-            raise ValueError("a signature without its object")
+            raise ValueError("there is a signature without its file")
         return self
 
 
@@ -137,7 +137,7 @@ class Manifest(_Part):
         if detail["loc"] == ("format",):
             raise BundleError("the bundle is in a format that this version of clamproxy doesn't know")
         place = ".".join(map(str, detail["loc"]))
-        text = ": ".join(filter(None, ("the manifest is not right", place, detail["msg"])))
+        text = ": ".join(filter(None, ("the manifest is invalid", place, detail["msg"])))
         raise BundleError(text.encode("ascii", "backslashreplace").decode())
 
     @model_validator(mode="after")
@@ -152,7 +152,7 @@ class Manifest(_Part):
             raise ValueError("format 1 has no signatures without their objects")
         for late in self.signatures:
             if not late.object_id.kind.is_signature or late.object_id.signed.file_name in names:
-                raise ValueError(f"{late.name} is no signature of something that is there already")
+                raise ValueError(f"{late.name} is not a signature of a file that is there already")
         if twice or not self.databases:
             raise ValueError(f"{twice[0]} is listed twice" if twice else "there are no databases")
         return self

@@ -58,9 +58,9 @@ class TarMember:
         length = -self.size % tarfile.BLOCKSIZE
         padding = self._stream.read(length)
         if any(padding):
-            raise TarError(f"is damaged behind {self.name}")
+            raise TarError(f"is damaged after {self.name}")
         if len(padding) < length:
-            raise TarCutOffError(f"is cut off behind {self.name}")
+            raise TarCutOffError(f"is cut off after {self.name}")
 
 
 def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes], time: float) -> None:
@@ -84,7 +84,7 @@ def write_member(stream: BinaryIO, name: str, size: int, pieces: Iterable[bytes]
         stream.write(piece)
         written += len(piece)
     if written != size:
-        raise TarError(f"holds {written} bytes of {name} in place of {size}")
+        raise TarError(f"has {written} bytes of {name} instead of {size}")
     stream.write(bytes(-size % tarfile.BLOCKSIZE))
 
 
@@ -110,12 +110,12 @@ def read_members(stream: BinaryIO) -> Iterator[TarMember]:
         try:
             header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         except (tarfile.HeaderError, ValueError) as error:
-            raise TarError("is damaged, or no bundle") from error
+            raise TarError("is damaged, or not a bundle") from error
         if header.type != tarfile.REGTYPE:
-            raise TarError(f"holds {header.name!r}, which is not a regular file")
+            raise TarError(f"contains {header.name!r}, which is not a regular file")
         member = TarMember(header.name, header.size, stream)
         yield member
         member.skip()
     while rest := stream.read(PIECE):
         if any(rest):
-            raise TarError("goes on behind its end")
+            raise TarError("continues after its end")

@@ -75,7 +75,9 @@ def _forget_lost(index: Index, root: Path) -> set[Path]:
             if published is not None:
                 published.close()
                 continue
-            logger.warning("%s is lost or cut, and dropped from the cache.", object_id.file_name)
+            logger.warning(
+                "%s was missing or truncated, and has been dropped from the cache.", object_id.file_name
+            )
             spoilt.add(path)
             lost[object_key(object_id)] = None
     index.change_later(lost)

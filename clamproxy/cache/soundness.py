@@ -37,7 +37,7 @@ def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> bool:
     with published:
         problem = _problem(store, published, keys)
     if problem is not None:
-        logger.warning("%s %s, and dropped from the cache.", object_id.file_name, problem)
+        logger.warning("%s %s, and has been dropped from the cache.", object_id.file_name, problem)
         try:
             store.drop(object_id)
         except OSError as error:  # its row is gone, and it is not served
@@ -101,11 +101,11 @@ def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str |
     path = Path(f"/proc/self/fd/{published.fileno()}")
     try:
         if (has_changed := published.has_changed()) is not None:
-            return "is damaged" if has_changed else None
+            return "was damaged" if has_changed else None
         # An earlier version noted no digest.
         if not is_valid(path, published.object_id, keys):
-            return "is damaged"
+            return "was damaged"
         store.note_digest(published, published.digest())
     except OSError as error:
-        return f"can't be read ({error.strerror})"
+        return f"could not be read ({error.strerror})"
     return None

@@ -53,14 +53,15 @@ def _since(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) ->
     metavar="VERSION",
     multiple=True,
     callback=_since,
-    help="Only the patches after this version: 27790, or daily=27790,bytecode=339.",
+    help="Only the patches after this version, such as 27790, or daily=27790,bytecode=339.",
 )
-@database_option("all that are cached")
+@database_option("all cached ones")
 @config_option
 def export(file: str, since: Since, databases: tuple[str, ...], config: str | None) -> None:
-    """Write what is cached to FILE, for another gateway.
+    """Write the cached files to FILE, for another gateway.
 
-    FILE is a tar for `clamproxy import`; - is the standard output. Works whether the proxy runs or not.
+    FILE is a tar archive for `clamproxy import`; - means the standard output. This works whether the
+    proxy runs or not.
     """
     settings = settings_of(config)
     require_owner(settings.cache.directory)
@@ -81,10 +82,10 @@ def export(file: str, since: Since, databases: tuple[str, ...], config: str | No
 @click.option("--allow-older", is_flag=True, help="Import even if the cache has newer versions.")
 @config_option
 def import_(file: str, allow_older: bool, config: str | None) -> None:
-    """Take FILE, written by `clamproxy export`, into the cache.
+    """Import FILE, written by `clamproxy export`, into the cache.
 
-    - is the standard input. All of it is verified with ClamAV's keys before anything is published.
-    Works whether the proxy runs or not.
+    - means the standard input. Everything is verified with ClamAV's keys before anything is published.
+    This works whether the proxy runs or not.
     """
     cache = settings_of(config, creates=True).cache
     require_owner(cache.directory)
@@ -117,7 +118,7 @@ def _output(file: str) -> Iterator[BinaryIO]:
         return
     stdout = binary_output()
     if stdout.isatty():
-        fail("the standard output is a terminal; a bundle is no text")
+        fail("the standard output is a terminal, but a bundle is not text")
     yield stdout
     stdout.flush()
 

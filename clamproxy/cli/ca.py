@@ -36,8 +36,8 @@ SHORT_REST = 90 * 86400.0
 def ca() -> None:
     """The certificate authority for clients that use https.
 
-    It can sign for ClamAV's hosts, serving.hosts, feeds.hosts and tls.names only: with its key
-    nobody can impersonate anything else. A running proxy takes up each change at once.
+    It can sign only for ClamAV's hosts, serving.hosts, feeds.hosts and tls.names: nobody can use its
+    key to impersonate anything else. A running proxy takes up each change at once.
     """
 
 
@@ -46,14 +46,14 @@ def ca() -> None:
 def init(config: str | None) -> None:
     """Make the authority, in tls.directory.
 
-    From then on the proxy uses it in place of mitmproxy's.
+    From then on, the proxy uses it instead of mitmproxy's.
     """
     settings = _writable_settings(config)
     names = _names(settings)
     with _refusals(settings):
         authority = found(settings.tls.directory, names, time.time())
     tell(f"{title_of(authority.signer().root)} is in {authority.directory} and signs for {names}.")
-    tell("`clamproxy ca install --for …` prints what makes a machine trust it; see --help.")
+    tell("`clamproxy ca install --for …` prints a script that makes a machine trust it; see --help.")
 
 
 @ca.command("rotate")
@@ -63,20 +63,20 @@ def init(config: str | None) -> None:
     default="30d",
     show_default=True,
     callback=duration("a duration such as 30d, at most 3650d", longest=LONGEST_OVERLAP),
-    help="How long the present certificate goes on to sign, while clients get the next one.",
+    help="How long the current certificate goes on signing while you install the next one on the clients.",
 )
-@click.option("--finish", is_flag=True, help="Drop the former certificate after the overlap.")
-@click.option("--early", is_flag=True, help="With --finish: end an overlap that is not over.")
+@click.option("--finish", is_flag=True, help="Drop the old certificate, after the overlap.")
+@click.option("--early", is_flag=True, help="With --finish: end the overlap early.")
 @config_option
 def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> None:
-    """Make the next certificate, with the names configured now.
+    """Make the next certificate, for the names configured now.
 
-    Both are in what `ca export` prints and in /ca.pem, and clients should trust both until the
-    overlap is over. Then the next one signs by itself. The former one stays in the bundle until
-    `ca rotate --finish`, or the rotation after this one.
+    `ca export` and /ca.pem then give both certificates, and clients should trust both until the
+    overlap is over. From then on, the next one signs. The old one stays in the bundle until
+    `ca rotate --finish`, or until the rotation after this one.
     """
     if early and not finish:
-        raise click.UsageError("--early goes with --finish.")
+        raise click.UsageError("--early needs --finish.")
     settings = _writable_settings(config)
     with _refusals(settings):
         if finish:
@@ -87,17 +87,17 @@ def rotate_(overlap: float, finish: bool, early: bool, config: str | None) -> No
     last = authority.generations[-1]
     title = title_of(last.root)
     if authority.successor() is None:
-        tell(f"{title} signs from now on; clients that don't trust it yet get nothing by https.")
+        tell(f"{title} signs from now on; clients that don't trust it yet get nothing over https.")
     else:
         tell(f"{title} will sign from {utc_text(last.signs_from)} on; it is in the bundle now.")
-        tell("Until then put what `clamproxy ca install --for …` prints on the machines once more.")
+        tell("Before then, run `clamproxy ca install --for …` again, and what it prints on each machine.")
 
 
 @ca.command()
-@click.option("--pem", is_flag=True, help="The certificates themselves, as `ca export` prints them.")
+@click.option("--pem", is_flag=True, help="Print the certificates themselves, like `ca export`.")
 @config_option
 def show(pem: bool, config: str | None) -> None:
-    """Print the certificates, which one signs, and their names."""
+    """Show the certificates, which one signs, and for which names."""
     settings = settings_of(config)
     authority = _authority(settings)
     if pem:
@@ -109,11 +109,12 @@ def show(pem: bool, config: str | None) -> None:
     missing = authority.names_of(authority.generations[-1]).missing(wanted)
     if missing:
         tell(
-            f"Warning: not among the names, as configured later: {', '.join(missing)}; `clamproxy ca rotate`."
+            f"Warning: configured later, so the certificate doesn't permit them: {', '.join(missing)}; "
+            "run `clamproxy ca rotate`."
         )
     rest = authority.generations[-1].root.not_valid_after_utc.timestamp() - time.time()
     if rest < SHORT_REST:
-        tell("Warning: the last certificate expires soon: `clamproxy ca rotate`.")
+        tell("Warning: the last certificate expires soon; run `clamproxy ca rotate`.")
 
 
 @ca.command()
@@ -127,9 +128,9 @@ def export(config: str | None) -> None:
 @click.option("--for", "target", type=click.Choice(tuple(TARGETS)), default="debian", show_default=True)
 @config_option
 def install(target: str, config: str | None) -> None:
-    """Print what makes a machine's freshclam trust the authority.
+    """Print a script that makes freshclam trust the authority.
 
-    The certificates are in it: nothing has to be fetched, so nothing can be forged on the way.
+    It contains the certificates: nothing has to be fetched, so nothing can be forged on the way.
     """
     click.echo(install_snippet(target, _authority(settings_of(config)).bundle().decode()), nl=False)
 
@@ -145,7 +146,9 @@ def _writable_settings(config: str | None) -> Settings:
 def _names(settings: Settings) -> PermittedNames:
     names, impossible = configured_names(settings)
     for pattern in impossible:
-        tell(f"Warning: {pattern} is left out: that can't be limited to one domain. List hosts in tls.names.")
+        tell(
+            f"Warning: {pattern} is left out: it can't be limited to one domain. List its hosts in tls.names."
+        )
     return names
 
 
@@ -187,7 +190,7 @@ def _signs(authority: Authority, generation: Generation) -> str:
     if generation is successor:
         return f"from {utc_text(generation.signs_from)} on"
     if generation is not authority.signer():
-        return "no more; `clamproxy ca rotate --finish` drops it"
+        return "no longer; `clamproxy ca rotate --finish` drops it"
     return "now" if successor is None else f"now, until {utc_text(successor.signs_from)}"
 
 

@@ -18,14 +18,19 @@ from clamproxy.setup.place import proxies
     show_default=True,
     help="How the machines use the gateway.",
 )
-@click.option("--gateway", metavar="NAME", help="Name or address of the gateway; default: this machine's.")
-@click.option("--port", type=int, help="Port of the proxy; default: where it listens.")
+@click.option(
+    "--gateway",
+    metavar="NAME",
+    help="The gateway's name or address, as machines reach it; default: this machine's.",
+)
+@click.option("--port", type=int, help="The proxy's port; default: the one that it listens on.")
 @config_option
 def client_config(mode: str, gateway: str | None, port: int | None, config: str | None) -> None:
-    """Print the lines of freshclam.conf for its machines.
+    """Print the lines that machines need in freshclam.conf.
 
-    http: a proxy, nothing to trust. https: a proxy, with the gateway's certificate authority.
-    mirror: no proxy setting. private: whole files, no DNS.
+    With http and https, the gateway is their proxy; with https, they have to trust its certificate
+    authority. With mirror, it is their DatabaseMirror; with private, their PrivateMirror, which means
+    whole files and no DNS.
     """
     settings = settings_of(config)
     port = proxies(settings)[0].port if port is None else port
@@ -41,5 +46,5 @@ def _guess() -> str:
     name = own_name()
     if name is None:
         fail("this machine has no name or address that others can reach; give one with --gateway")
-    tell(f"Warning: {name} is a guess; if machines reach the gateway by another name, give --gateway.")
+    tell(f"Warning: {name} is a guess; if machines reach the gateway by another name, use --gateway.")
     return name

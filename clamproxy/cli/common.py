@@ -35,7 +35,7 @@ type _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def _one_file(_: click.Context, option: click.Parameter, files: tuple[str, ...]) -> str | None:
     if len(files) > 1:
-        raise click.BadParameter(f"{len(files)} are given; expected one file", param=option)
+        raise click.BadParameter(f"given {len(files)} times, expected once", param=option)
     return files[0] if files else None
 
 
@@ -56,7 +56,7 @@ def database_option(default: str) -> _Decorator:
         metavar="NAME",
         multiple=True,
         callback=parsed_by(lambda names: tuple(map(parse_database, names))),
-        help=f"Only this database; may be given several times. Default: {default}.",
+        help=f"Only this database; can be given more than once. Default: {default}.",
     )
 
 
@@ -184,7 +184,7 @@ def require_known(names: Iterable[str], settings: Settings, cached: set[str]) ->
     known = cached.union(settings.serving.databases)
     for name in names:
         if name not in known:
-            fail(f"there is no database {name} here, but {', '.join(sorted(known))}.")
+            fail(f"there is no database {name} here, only {', '.join(sorted(known))}.")
 
 
 def shown_error(error: OSError) -> str:

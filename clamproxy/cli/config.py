@@ -22,9 +22,14 @@ def config() -> None:
 
 @config.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: bytes, seconds and shares as numbers.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON, with sizes in bytes, durations in seconds and shares as numbers.",
+)
 def show(config: str | None, as_json: bool) -> None:
-    """Print each value that counts, and where it came from. Secrets are masked."""
+    """Print the values in force, and where each comes from. Secrets are masked."""
     try:
         path = find_config(config, Path.cwd())
         values = effective_values(path, os.environ)
@@ -41,9 +46,9 @@ def show(config: str | None, as_json: bool) -> None:
 @config.command()
 @config_option
 def check(config: str | None) -> None:
-    """Tell whether the configuration is valid.
+    """Check whether the configuration is valid.
 
-    Exit code 0, or 1 with the first problem in a line.
+    The exit code is 0 if it is; otherwise 1, with the first problem in one line.
     """
     try:
         path = find_config(config, Path.cwd())

@@ -50,28 +50,32 @@ _SUBJECT_WIDTH = 16
     "--gateway",
     metavar="HOST[:PORT]",
     callback=parsed_by(parse_gateway),
-    help="The gateway to try as a client; default: this machine if it is one, else freshclam's proxy.",
+    help="The gateway to test as a client; default: this machine if it is one, or else freshclam's proxy.",
 )
-@click.option("--local/--no-local", default=None, help="Whether to look at the gateway on this machine, too.")
-@click.option("--https", is_flag=True, help="Try https as well, with the certificates that are trusted here.")
+@click.option("--local/--no-local", default=None, help="Whether to check the gateway on this machine, too.")
+@click.option(
+    "--https", is_flag=True, help="Test https as well, with the certificates that this machine trusts."
+)
 @click.option(
     "--ca", metavar="FILE", type=click.Path(path_type=Path), help="The CA to trust; implies --https."
 )
 @click.option(
-    "--user", metavar="NAME", help=f"HTTPProxyUsername; the password is ${PASSWORD_VARIABLE}, or asked."
+    "--user",
+    metavar="NAME",
+    help=f"HTTPProxyUsername. The password comes from ${PASSWORD_VARIABLE} or a prompt.",
 )
-@database_option("those of freshclam.conf; on the gateway, those that it has")
+@database_option("those in freshclam.conf; on the gateway, the cached ones")
 @click.option(
     "--nameserver",
     metavar="ADDRESS",
     callback=parsed_by(parse_nameserver),
-    help="Ask this DNS server as a client.",
+    help="The DNS server to ask as a client.",
 )
 @click.option(
     "--freshclam-conf",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Where freshclam's settings are.",
+    help="freshclam's configuration file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @config_option
@@ -89,10 +93,10 @@ def doctor(
 ) -> None:
     """Find out what is wrong, and what to do about it.
 
-    Asks the gateway for what a freshclam asks for: the header of each database, and one patch; no whole
-    database. The gateway doesn't count that as a machine's. On a machine it looks at freshclam's
-    configuration, cool-down, daemon and databases as well; on the gateway at configuration, cache, disk,
-    clock, DNS and upstream.
+    The doctor asks the gateway for what freshclam would: the header of each database and one patch, but
+    no whole database. The gateway doesn't count these requests. On a machine, the doctor also checks
+    freshclam's configuration, cool-down, daemon and databases; on the gateway, it checks configuration,
+    cache, disk, clock, DNS and upstream.
 
     Exit code: 0 all is well, 1 warnings, 2 problems.
     """
@@ -165,7 +169,7 @@ class _Visit:
             for finding in examine(machine.checks(), Deadline(LIMIT)):
                 yield _MACHINE, finding
         elif self.left_alone is not None:
-            text = f"{self.left_alone} doesn't lead to this gateway; --freshclam-conf looks at it anyway"
+            text = f"{self.left_alone} doesn't point to this gateway; use --freshclam-conf to check it anyway"
             yield _MACHINE, Finding(Status.SKIPPED, "freshclam.conf", text)
 
     def _subject(self, databases: Sequence[str]) -> Subject:
@@ -189,9 +193,9 @@ def _route(given: tuple[str, int] | None, configured: Route | None) -> Route:
     if configured is not None and given in (None, (configured.host, configured.port)):
         return configured
     if given is None and (hidden := hidden_conf()) is not None:
-        fail(f"which gateway? {hidden} can't be read by this user; run this with sudo, or give --gateway")
+        fail(f"which gateway? {hidden} can't be read by this user; run this with sudo, or use --gateway")
     if given is None:
-        fail("which gateway? freshclam.conf has no HTTPProxyServer here; give --gateway HOST:PORT")
+        fail("which gateway? freshclam.conf has no HTTPProxyServer here; use --gateway HOST:PORT")
     return Route(*given)
 
 
@@ -226,7 +230,7 @@ def _read(path: Path) -> FreshclamConf:
 def _password(user: str) -> str:
     if (password := os.environ.get(PASSWORD_VARIABLE)) is not None:
         return password
-    return str(click.prompt(f"Password of {user}", hide_input=True, err=True))
+    return str(click.prompt(f"Password for {user}", hide_input=True, err=True))
 
 
 class _Shown:

@@ -37,25 +37,26 @@ from clamproxy.storage.records_file import DamagedFileError
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 """Exit codes of a Nagios plugin."""
 _EXIT_CODES = """\b
-Exit codes, as a Nagios plugin has them:
-  0  OK        none of what follows
-  1  WARNING   there is a freshclam past its end of life
+Exit codes, as for a Nagios plugin:
+  0  OK        none of the below
+  1  WARNING   a machine's freshclam is past its end of life
   2  CRITICAL  --behind, --behind-for or --stale lists a machine; never
-               without them
-  3  UNKNOWN   table, configuration or command line can't be read, or no
-               advertised version is known (but --stale lists what it lists)
+               without these options
+  3  UNKNOWN   the table or the configuration can't be read, the command
+               line is wrong, or no advertised version is known (--stale
+               works even then)
 
 \b
 Times are in this machine's time zone.
 """
 _FORGET_EXIT_CODES = """\b
 Exit codes:
-  0  all of them are forgotten
+  0  all these machines are forgotten
   1  there was no such machine, or the table can't be written
   2  the command line is wrong
 """
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-_NOT_ADVERTISED = "no advertised version is known, so who is behind isn't known either"
+_NOT_ADVERTISED = "no advertised version is known, so it isn't known which machines are behind"
 
 
 class UnknownError(Exception):
@@ -92,7 +93,7 @@ def _misuse_is_unknown() -> Iterator[None]:
     cls=_Plugin, epilog=_EXIT_CODES, invoke_without_command=True, subcommand_metavar="[forget UUID...]"
 )
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of machines as JSON.")
 @click.option(
     "--behind",
     metavar="N",
@@ -103,13 +104,15 @@ def _misuse_is_unknown() -> Iterator[None]:
     "--behind-for",
     metavar="TIME",
     callback=duration("a duration such as 24h"),
-    help="Only machines that have been behind for longer than this, such as 24h. With --behind: both.",
+    help="Only machines that have been behind for longer than this, such as 24h. "
+    "With --behind, both must hold.",
 )
 @click.option(
     "--stale",
     metavar="TIME",
     callback=duration("a duration such as 2d"),
-    help="Only machines that have sent no request for this long, such as 2d. With the others: either.",
+    help="Only machines that have sent no request for this long, such as 2d. "
+    "With the other options, either is enough.",
 )
 @click.pass_context
 def fleet(
@@ -122,13 +125,13 @@ def fleet(
 ) -> None:
     """List the machines and their databases, worst first.
 
-    A machine is an installation of freshclam that asked the gateway for something. Where versions are
-    learned from DNS, one that is up to date has no reason to ask: "no request since" does not say that
-    it is switched off.
+    A machine is an installation of freshclam that has asked the gateway for something. If it learns
+    versions from DNS, it has no reason to ask while it is up to date: "no request since" doesn't mean
+    that it is switched off.
     """
     if context.invoked_subcommand is not None:
         if as_json or (behind, behind_for, stale) != (None, None, None):
-            raise _Misuse("with a command, only --config can be given here.")
+            raise _Misuse("with a command, only --config is allowed here.")
         return
     now = time.time()
     try:
@@ -154,14 +157,14 @@ def fleet(
     context.exit(code)
 
 
-@fleet.command(epilog=_FORGET_EXIT_CODES, short_help="Drop machines that are gone.")
+@fleet.command(epilog=_FORGET_EXIT_CODES, short_help="Remove machines that are gone.")
 @config_option
 @click.argument("uuids", metavar="UUID...", nargs=-1, required=True)
 @click.pass_context
 def forget(context: click.Context, config: str | None, uuids: tuple[str, ...]) -> None:
-    """Drop machines that are gone from the table, at all their addresses.
+    """Remove machines that are gone from the table, with all their addresses.
 
-    The proxy may run meanwhile. A machine that asks again is listed again.
+    The proxy may be running. A machine that asks again is listed again.
     """
     settings = settings_of(config or (context.parent.params["config"] if context.parent else None))
     directory = state_directory(settings)

@@ -13,10 +13,10 @@ from clamproxy.cli.common import fail, tell
 @click.command("hash-password")
 @click.argument("name")
 def hash_password(name: str) -> None:
-    """Print the line for a user, for access.users in proxy.yaml.
+    """Print a user's line for access.users in proxy.yaml.
 
-    It begins with "- ", as the items of a list do in YAML, and goes below "users:". The password is
-    asked for on a terminal, and else is the first line of the standard input.
+    It begins with "- ", like any item of a YAML list, and goes below "users:". On a terminal, you are
+    asked for the password; otherwise it is the first line of the standard input.
     """
     if sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

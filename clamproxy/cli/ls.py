@@ -59,14 +59,14 @@ class Entry:
 
 @click.command()
 @config_option
-@database_option("all that are cached")
+@database_option("all cached ones")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
-    """List what is cached, whether the proxy runs or not.
+    """List the cached files, whether the proxy runs or not.
 
-    Of other feeds (feeds.hosts), the number of files and their size are told, if there are any.
-    FETCHED is when an object came, or a CLD was built here; BUILT is when ClamAV built that version.
-    Both are in this machine's time zone.
+    FETCHED is when a file was fetched (or a CLD built here), BUILT is when ClamAV built that version;
+    both are in this machine's time zone. For other feeds (feeds.hosts), only the number of files and
+    their total size are shown.
     """
     settings = settings_of(config)
     directory = settings.cache.directory

@@ -31,14 +31,14 @@ from clamproxy.readable import shown_count
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@database_option("main, daily, bytecode and all that are cached")
+@database_option("main, daily, bytecode and all cached ones")
 @click.option(
     "--keep-cdiffs",
     metavar="N",
     type=click.IntRange(min=1),
-    help="How many patches of each database; default: cache.keep_cdiffs.",
+    help="How many patches to keep of each database; default: cache.keep_cdiffs.",
 )
-@click.option("--cached-only", is_flag=True, help="Take what is cached, ask nobody.")
+@click.option("--cached-only", is_flag=True, help="Use what is cached, and fetch nothing.")
 @config_option
 def mirror(
     directory: Path,
@@ -47,10 +47,10 @@ def mirror(
     cached_only: bool,
     config: str | None,
 ) -> None:
-    """Bring DIR to the layout of cvdupdate, for a web server.
+    """Fill DIR for a web server, in the layout of cvdupdate.
 
-    First the newest CVDs are fetched, unless --cached-only is given or upstream.offline is set.
-    The exit code is 2 if the origin doesn't deliver them: then DIR has what is cached.
+    First, the newest CVDs are fetched, unless --cached-only or upstream.offline is set. If the origin
+    doesn't deliver them, DIR gets what is cached, and the exit code is 2.
     """
     settings = settings_of(config, creates=True)
     require_owner(settings.cache.directory)
@@ -61,7 +61,7 @@ def mirror(
     wanted = list(databases or default_databases(settings, cached))
     failures = _fetch(settings, wanted) if asks else {}
     for database, reason in failures.items():
-        tell(f"Warning: {database} is not renewed: {reason}.")
+        tell(f"Warning: {database} could not be updated: {reason}.")
     keep = settings.cache.keep_cdiffs if keep_cdiffs is None else keep_cdiffs
     with opened_store(settings.cache.directory) as store:
         try:

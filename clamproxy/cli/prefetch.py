@@ -24,20 +24,20 @@ from clamproxy.statistics import advertised_versions
 
 @click.command()
 @config_option
-@database_option("main, daily, bytecode and all that are cached")
+@database_option("main, daily, bytecode and all cached ones")
 def prefetch(config: str | None, databases: tuple[str, ...]) -> None:
     """Fetch the newest version of each database.
 
-    That is patches, the whole CVD, and the signatures. What is here already is not fetched again. The
-    proxy may run meanwhile: it serves at once what was fetched, and a file that it is fetching itself
-    is waited for. If no freshclam has used the cache yet, upstream.user_agent has to be set. The exit
-    code is 2 if the origin doesn't deliver everything.
+    This includes patches, the whole CVD, and signatures. Files that are cached already are not fetched
+    again. The proxy may be running: it serves each new file at once, and if it is fetching a file
+    itself, this command waits for it. If no freshclam has used the cache yet, upstream.user_agent has
+    to be set. The exit code is 2 if the origin doesn't deliver everything.
     """
     settings = settings_of(config, creates=True)
     directory = settings.cache.directory
     require_owner(directory)
     if settings.upstream.offline:
-        fail("upstream.offline is set: nobody is asked.")
+        fail("upstream.offline is set, so nothing can be fetched.")
     with opened_store(directory, make=True) as store:
         cached = cached_databases(store)
     require_known(databases, settings, cached)
@@ -56,14 +56,16 @@ def prefetch(config: str | None, databases: tuple[str, ...]) -> None:
 def _here(store: Store, database: str) -> str:
     version, reached = store.newest_version(database), store.reached_version(database)
     if version is None:
-        return "nothing is here"
+        return "nothing is cached"
     return f"CVD {version}" + (f", patches up to {reached}" if reached != version else "")
 
 
 def _missing(store: Store, database: str, advertised: int | None) -> str:
     reached = store.reached_version(database)
     if advertised is None:
-        return "the newest version can't be had" if reached is None else "a newer one can't be asked for"
+        return (
+            "the newest version is not known" if reached is None else "not known whether there is a newer one"
+        )
     if reached is None or reached < advertised:
         return f"{advertised} is missing"
-    return "something of it is missing"
+    return "a part of it is missing"

@@ -42,19 +42,23 @@ _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 @click.command()
 @config_option
-@database_option("all that are cached")
+@database_option("all cached ones")
 @click.option(
-    "--kind", "kinds", multiple=True, type=click.Choice(list(_KINDS)), help="Only these; default: all kinds."
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(list(_KINDS)),
+    help="Only this kind; can be given more than once. Default: all.",
 )
 @click.option(
     "--older-than",
     metavar="AGE",
     callback=duration("a duration such as 30d"),
-    help="Only what came before that, such as 30d.",
+    help="Only files fetched longer ago than this, such as 30d.",
 )
-@click.option("--quarantine", is_flag=True, help="Delete rejected files, instead of what is cached.")
-@click.option("--dry-run", is_flag=True, help="Print the names of what would be deleted, and stop.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--quarantine", is_flag=True, help="Delete rejected files instead of cached ones.")
+@click.option("--dry-run", is_flag=True, help="Only print the names of the files that would be deleted.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 def purge(
     config: str | None,
     databases: tuple[str, ...],
@@ -64,11 +68,11 @@ def purge(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Delete what is cached, or a part of it.
+    """Delete cached files.
 
-    The signature of a CVD or patch goes with it. The proxy may run meanwhile: who is reading a file
-    goes on reading, and what clients ask for later is fetched anew. Not deleted are counters,
-    cool-downs and interrupted transfers.
+    The signature of a CVD or patch is deleted with it. The proxy may be running: clients that are
+    reading a file get all of it, and a file that is asked for later is fetched again. Counters,
+    cool-downs and interrupted transfers are not deleted.
     """
     settings = settings_of(config)
     directory = settings.cache.directory
@@ -151,7 +155,7 @@ def _is_meant(names: list[str], what: str, *, dry_run: bool, yes: bool) -> bool:
     if yes:
         return True
     if not _can_ask():
-        fail(f"{what} would be deleted; the standard input is no terminal to ask at, so say --yes.")
+        fail(f"{what} would be deleted; use --yes, as the standard input is not a terminal to ask at.")
     click.confirm(f"Delete {what}?", abort=True, err=True)
     return True
 

@@ -22,7 +22,10 @@ _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), help="Port to listen on, instead of that in listen.proxy."
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port to listen on, instead of the one in listen.proxy.",
 )
 @config_option
 @click.argument("mitmdump_options", nargs=-1, type=click.UNPROCESSED)
@@ -60,7 +63,7 @@ def _require_options(arguments: Sequence[str]) -> None:
     for before, argument in pairwise(("", *arguments)):
         if argument.startswith("-") or before.startswith("-"):
             continue
-        hint = "only options may follow `clamproxy run`"
+        hint = "`clamproxy run` takes only options"
         if argument.endswith((".yaml", ".yml")) or Path(argument).is_file():
             hint = f"did you mean --config {argument}?"
         elif argument.isdecimal():

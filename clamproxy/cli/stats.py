@@ -19,7 +19,7 @@ LONGEST_INTERVAL = 3600.0
 @click.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--watch", "live", is_flag=True, help="Show them on the terminal, live, until Ctrl-C.")
+@click.option("--watch", "live", is_flag=True, help="Show them live on the terminal, until Ctrl-C.")
 @click.option(
     "--interval",
     metavar="TIME",
@@ -31,18 +31,18 @@ LONGEST_INTERVAL = 3600.0
         longest=LONGEST_INTERVAL,
         in_seconds=True,
     ),
-    help="With --watch: time between looks.",
+    help="With --watch: time between updates.",
 )
 def stats(config: str | None, as_json: bool, live: bool, interval: float) -> None:
     """Print the statistics, whether the proxy runs or not.
 
-    The hit ratio is the share of answers that cost the origin nothing, the byte hit ratio that of bytes.
-    Times are in this machine's time zone.
+    The hit ratio is the share of answers that cost the origin nothing; the byte hit ratio is the same for
+    bytes. Times are in this machine's time zone.
 
-    With --watch: databases, running transfers, cool-downs, and counters with their growth.
+    --watch shows databases, running transfers, cool-downs, and the counters with their growth.
     """
     if live and as_json:
-        raise click.UsageError("--watch is for people, --json for programs: give one of them.")
+        raise click.UsageError("--watch is for people, --json for programs: use one of them.")
     settings = settings_of(config)
     directory = settings.cache.directory
     try:
@@ -51,7 +51,7 @@ def stats(config: str | None, as_json: bool, live: bool, interval: float) -> Non
             from clamproxy.cli.watch import is_terminal, watch
 
             if not is_terminal():
-                fail("--watch needs a terminal; for programs there is stats --json.")
+                fail("--watch needs a terminal; for programs, use stats --json.")
             watch(settings, interval)
             return
         with opened_store(directory, state=state_directory(settings)) as store:

@@ -22,7 +22,7 @@ def counters_table(
         growth: of each counter a second; None to leave that out.
         has_feeds: whether to show the counters of other feeds even if nobody has asked for one yet.
     """
-    table = Table(title="Since the cache was made", show_header=False)
+    table = Table(title="Totals since the first start", show_header=False)
     has_feeds = has_feeds or any(values[name] for name in FEED_COUNTERS)
     for name in (*COUNTERS, *(FEED_COUNTERS if has_feeds else ())):
         row = [name.replace("_", " "), _shown(name, values[name])]
@@ -55,7 +55,7 @@ def databases_table(values: Mapping[str, Any]) -> Table:
 def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
     """What is not asked of the origin; nothing if there is nothing."""
     if values["cooldowns"]:
-        table = Table("not asked of the origin", "until", "why", title="Cool-downs")
+        table = Table("not requested", "until", "why", title="Cool-downs")
         for name, cooldown in values["cooldowns"].items():
             table.add_row(plain(name), shown_time(cooldown["until"], exact=True), plain(cooldown["reason"]))
         yield table
@@ -64,7 +64,7 @@ def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
 def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
     """What was asked of the origin; nothing if there is nothing."""
     if values["budget"]:
-        table = Table("file", "requests", title="Asked of the origin within the last hour")
+        table = Table("file", "requests", title="Requested from the origin within the last hour")
         for path, spent in values["budget"].items():
             table.add_row(plain(path), str(spent["used"]))
         yield table

@@ -63,22 +63,23 @@ class _Case:
 
 @click.command()
 @config_option
-@database_option("all that are cached")
-@click.option("--repair", is_flag=True, help="Move bad objects to the quarantine and fetch them anew.")
-@click.option("--no-fetch", is_flag=True, help="With --repair: fetch nothing; clients will have it fetched.")
+@database_option("all cached ones")
+@click.option("--repair", is_flag=True, help="Move bad files to the quarantine and fetch them again.")
+@click.option(
+    "--no-fetch", is_flag=True, help="With --repair: fetch nothing now; it happens when clients ask."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     config: str | None, databases: tuple[str, ...], repair: bool, no_fetch: bool, as_json: bool
 ) -> None:
-    """Check what is cached: each length, each signature.
+    """Check the length and the signature of each cached file.
 
-    The signatures are checked with ClamAV's keys. The proxy may run meanwhile. The exit code is 1 if
-    an object is bad or could not be checked; with --repair, only if it could not be made up for:
-    because the origin can't be asked now (upstream.offline, --no-fetch, a cool-down), or doesn't
-    deliver.
+    The signatures are checked with ClamAV's keys. The proxy may be running. The exit code is 1 if a file
+    is bad or could not be checked. With --repair, it is 1 only if a bad file could not be replaced: the
+    origin can't be asked now (upstream.offline, --no-fetch, a cool-down), or doesn't deliver it.
     """
     if no_fetch and not repair:
-        raise click.UsageError("--no-fetch goes with --repair.")
+        raise click.UsageError("--no-fetch needs --repair.")
     settings = settings_of(config)
     directory = settings.cache.directory
     require_owner(directory)
@@ -125,7 +126,7 @@ def _fetch_anew(settings: Settings, cases: Iterable[_Case], *, asks: bool) -> No
     wanted = {object_id for object_id, case in dropped.items() if case.outcome == "dropped"}
     if not wanted:
         return
-    failures = refetch(settings, _in_order(wanted)) if asks else dict.fromkeys(wanted, "nobody was asked")
+    failures = refetch(settings, _in_order(wanted)) if asks else dict.fromkeys(wanted, "not fetched")
     for object_id in wanted:
         dropped[object_id].remark = failures.get(object_id)
         if object_id not in failures:

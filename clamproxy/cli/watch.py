@@ -150,7 +150,7 @@ def screen(now: Look, before: Look | None, width: int) -> RenderableType:
         before: the one before, for rates.
         width: columns of the terminal.
     """
-    heading = Text(f"clamproxy  {shown_time(time.time(), exact=True)}  Ctrl-C ends", style="bold")
+    heading = Text(f"clamproxy  {shown_time(time.time(), exact=True)}  Ctrl-C to quit", style="bold")
     states = [databases_table(now.stats)]
     if now.transfers:
         states.append(_transfers_table(now.transfers))

@@ -28,7 +28,7 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
     pages = settings.status.listen
     for endpoint in listening:
         if pages is not None and endpoint.clashes(pages):
-            return f"status.listen is {pages}; expected a port of its own, as the proxy is on {endpoint}"
+            return f"status.listen is {pages}; expected another port, as the proxy listens on {endpoint}"
     return (
         _loop(settings, listening)
         or _dns_loop(settings)
@@ -43,7 +43,7 @@ def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
         urls["upstream.proxy"] = settings.upstream.proxy.url
     for key, url in urls.items():
         if any(_leads_to(url, endpoint) for endpoint in listening):
-            return f"{key} is {url}; expected another place, as this gateway itself is there"
+            return f"{key} is {url}; expected another address, as that is this gateway itself"
     return None
 
 
@@ -53,7 +53,7 @@ def _dns_loop(settings: Settings) -> str | None:
             if server.port == endpoint.port and _is_own(server.host, endpoint):
                 return (
                     f"versions.nameservers has {host_and_port(*server)}; "
-                    "expected another place, as this gateway itself is there"
+                    "expected another address, as that is this gateway itself"
                 )
     return None
 
@@ -68,7 +68,7 @@ def _hidden_host(settings: Settings) -> str | None:
     for key, hosts in named.items():
         for host in hosts:
             if not host.startswith("*.") and settings.serving.is_clamav_host(host):
-                return f"{key} has {host}; expected none of serving.hosts, which are answered as the CDN"
+                return f"{key} has {host}; expected none of serving.hosts, which the gateway answers itself"
     return None
 
 
@@ -77,7 +77,7 @@ def _records_among_objects(settings: Settings) -> str | None:
     directory = settings.state.directory
     for name in _TIDIED:
         if directory is not None and directory.is_relative_to(settings.cache.directory / name):
-            return f"state.directory is {directory}; expected a place outside of the cache's own {name}"
+            return f"state.directory is {directory}; expected a directory outside of the cache's own {name}"
     return None
 
 

@@ -78,13 +78,13 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
         try:
             if path.is_dir():
                 named = path if explicit is None else explicit
-                raise ConfigurationError(f"{named}: there is no such configuration file, but a directory")
+                raise ConfigurationError(f"{named}: this is a directory, not a configuration file")
             if path.exists():
                 return path
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if explicit is not None:
-        raise ConfigurationError(f"{explicit}: there is no such configuration file")
+        raise ConfigurationError(f"{explicit}: no such configuration file")
     if (misnamed := (cwd / LOCAL_CONFIG).with_suffix(".yml")).exists():
         raise ConfigurationError(f"{misnamed}: expected the name {LOCAL_CONFIG}, or --config {misnamed.name}")
     return None
@@ -147,7 +147,7 @@ def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.upper().startswith(ENVIRONMENT_PREFIX) or _is_foreign(name, text):
             continue
         if name not in _VARIABLES:
-            raise ConfigurationError(f"environment variable {_masked(name)} names no setting{_meant(name)}")
+            raise ConfigurationError(f"environment variable {_masked(name)} is not a setting{_meant(name)}")
         overrides[name] = _parse_yaml(text, f"environment variable {name}")
     return overrides
 
@@ -179,7 +179,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        None, None, f"the key {_masked(key.value)} is there twice", key.start_mark
+                        None, None, f"the key {_masked(key.value)} occurs twice", key.start_mark
                     )
                 seen.add(key.value)
         return node
@@ -190,7 +190,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(value, int) and value.bit_length() > 63:
                 raise OverflowError
         except (ArithmeticError, AttributeError, LookupError, ValueError):  # !!int "", 2024-13-45, ...
-            raise yaml.MarkedYAMLError(None, None, "an impossible number or date", node.start_mark) from None
+            raise yaml.MarkedYAMLError(None, None, "an invalid number or date", node.start_mark) from None
         return value
 
 
@@ -210,7 +210,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         problem = "a character that YAML does not allow"
     except (ArithmeticError, ValueError):  # "\UFFFFFFFF", %YAML 1.<5000 digits>
         place = f"line {loader.line + 1}, column {loader.column + 1}: "
-        problem = "an impossible number"
+        problem = "an invalid number"
     except RecursionError:
         place, problem = "", "nested too deeply"
     raise ConfigurationError(f"{source}: {place}not valid YAML: {problem}")

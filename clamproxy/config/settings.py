@@ -63,7 +63,7 @@ def _absolute_path(value: object, info: ValidationInfo) -> Path:
     if not text or b"\0" in os.fsencode(text):
         raise ValueError("a path")
     if text[0] in "~$":
-        raise PydanticCustomError("conflict", "a path without ~ and variables")
+        raise PydanticCustomError("conflict", "a path without ~ or variables")
     base: Path = info.context["base"] if info.context else Path.cwd()
     return base / text
 
@@ -100,7 +100,7 @@ class _Section(BaseModel):
 
 
 class ListenSection(_Section):
-    """Where clients reach the gateway; the command line may say otherwise."""
+    """Where the gateway listens; options on the command line override it."""
 
     proxy: Endpoints = Field(
         (Endpoint(ANY, 8080),),
@@ -117,13 +117,13 @@ class ListenSection(_Section):
         for endpoint in endpoints:
             for other, where in taken:
                 if endpoint.clashes(other):
-                    raise PydanticCustomError("conflict", f"a port of its own, as {other} is in {where}")
+                    raise PydanticCustomError("conflict", f"another port, as {other} is already in {where}")
             taken.append((endpoint, "the same list"))
         return endpoints
 
 
 class CacheSection(_Section):
-    """Where objects are kept, and how many."""
+    """Where cached files are kept, and how many."""
 
     directory: AbsolutePath = Field(
         default=Path("cache"),
@@ -135,17 +135,17 @@ class CacheSection(_Section):
 
 
 class StateSection(_Section):
-    """Where records are kept that are no cache: the fleet, counters and their history."""
+    """Where the records are kept, which can't be fetched again: the fleet, the counters and their history."""
 
     directory: AbsolutePath | None = Field(None, description="the path of a directory, or null")
 
 
 class UpstreamSection(_Section):
-    """Where misses are fetched; timeouts in seconds."""
+    """Where to fetch files that aren't cached; timeouts in seconds."""
 
     url: BaseUrl = Field(
         "https://database.clamav.net",
-        description="an http:// or https:// URL without credentials, query and fragment",
+        description="an http:// or https:// URL without credentials, query or fragment",
     )
     proxy: Annotated[HttpProxy, PlainValidator(parse_http_proxy)] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
@@ -157,12 +157,12 @@ class UpstreamSection(_Section):
     read_timeout: Duration = Field(30.0, gt=0, le=3600, description=_TIMEOUT)
     offline: Switch = Field(False, description=_SWITCH)
     user_agent: Annotated[str, Field(strict=True, pattern=r"^[!-~][ -~]{0,254}$")] | None = Field(
-        None, description="a text such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null"
+        None, description="a string such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null"
     )
 
 
 class VersionsSection(_Section):
-    """How advertised versions are learned; `refresh` in seconds."""
+    """How the gateway learns the advertised versions; `refresh` in seconds."""
 
     dns: Switch = Field(True, description=_SWITCH)
     domain: HostName = Field("current.cvd.clamav.net", description="a host name")
@@ -189,7 +189,7 @@ DEFAULT_CLIENTS: tuple[Network, ...] = tuple(
 
 
 class ServingSection(_Section):
-    """What is answered, and to whom."""
+    """What is served, and to whom."""
 
     hosts: tuple[Annotated[str, BeforeValidator(parse_host_pattern)], ...] = Field(
         ("database.clamav.net", "db.local.clamav.net", "db.*.clamav.net"),
@@ -241,10 +241,10 @@ class Delta(_Section):
 
 
 class AccessSection(_Section):
-    """How much of the gateway a client may take, and whether it must say who it is."""
+    """How much of the gateway clients may use, and whether they have to log in."""
 
     users: tuple[Annotated[str, BeforeValidator(parse_user)], ...] = Field(
-        (), description="a list; each line begins with - , as `clamproxy hash-password` prints it"
+        (), description="a list of lines that `clamproxy hash-password` printed, each beginning with - "
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
     max_connections_per_client: Count = Field(200, ge=1, description="a whole number, at least 1")
@@ -271,7 +271,7 @@ class TlsSection(_Section):
 
 
 class FleetSection(_Section):
-    """The table of clients; `keep` and `behind_for` in seconds."""
+    """The table of machines; `keep` and `behind_for` in seconds."""
 
     enabled: Switch = Field(True, description=_SWITCH)
     max_clients: Count = Field(20_000, ge=1, le=1_000_000, description="a whole number from 1 to 1000000")
@@ -294,7 +294,7 @@ class StatusSection(_Section):
     token: Annotated[SecretStr, PlainValidator(parse_token)] | None = Field(
         None,
         validate_default=True,
-        description="a text of at least 16 characters out of A-Z, a-z, 0-9 and -._~, or null",
+        description="a string of at least 16 characters from A-Z, a-z, 0-9 and -._~, or null",
     )
 
     @field_validator("token", mode="after")
@@ -303,7 +303,7 @@ class StatusSection(_Section):
         """Whoever can reach the listener can read the names of all machines."""
         listen = info.data.get("listen")
         if token is None and listen is not None and not listen.is_loopback:
-            raise PydanticCustomError("conflict", "a token, as status.listen is not a loopback address")
+            raise PydanticCustomError("conflict", "a token, because status.listen is not a loopback address")
         return token
 
 
@@ -330,7 +330,7 @@ class FeedsSection(_Section):
 
 
 class Settings(_Section):
-    """The whole configuration; ``Settings()`` is the default one."""
+    """The whole configuration."""
 
     listen: ListenSection = Field(default_factory=ListenSection)
     cache: CacheSection = Field(default_factory=CacheSection)

@@ -248,7 +248,7 @@ def _host(value: object, pattern: re.Pattern[str], expected: str) -> str:
 def parse_database(value: object) -> str:
     """Read the name of a database."""
     if not isinstance(value, str) or not re.fullmatch(r"[a-z]+", value):
-        raise ValueError("a name of the letters a to z such as daily")
+        raise ValueError("a name made of the letters a to z, such as daily")
     return value
 
 
@@ -346,7 +346,7 @@ def parse_token(value: object) -> SecretStr:
 def parse_user(value: object) -> str:
     """Read a user and the hash of a password, as `clamproxy hash-password` prints them."""
     if not isinstance(value, str) or not _USER.fullmatch(value):
-        raise ValueError("a line that `clamproxy hash-password` printed, which begins with - ")
+        raise ValueError("a line that `clamproxy hash-password` printed, beginning with - ")
     return value
 
 
@@ -372,7 +372,7 @@ def parse_http_proxy(value: object) -> HttpProxy:
 def _split_url(value: object) -> SplitResult:
     text = require_text(value)
     if not _URL_CHARACTERS.fullmatch(text):
-        raise ValueError("a query, a fragment or a character that URLs do not have")
+        raise ValueError("a query, a fragment or a character that URLs can't contain")
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or parts.port == 0:
         raise ValueError("not http or https, or an impossible port")

@@ -104,8 +104,8 @@ class Client:
                 "check the spelling of HTTPProxyServer, and this machine's DNS; or use an IP address.",
             )
         if self._addresses == [host]:
-            return ok(f"{host} is an address")
-        return ok(f"{host} is {', '.join(self._addresses)}")
+            return ok(f"{host} is an IP address")
+        return ok(f"{host} resolves to {', '.join(self._addresses)}")
 
     def _connect(self) -> Verdict:
         limit, failure = self._deadline.allow(_CONNECT_LIMIT), ""
@@ -147,7 +147,7 @@ class Client:
             header = CvdHeader.parse(answer.body)
         except InvalidObject as error:
             return problem(
-                f"{path} begins with something that is no CVD header: {error}",
+                f"the answer for {path} has no CVD header: {error}",
                 "look for a device between here and the gateway that changes answers.",
             )
         self.served[database] = header
@@ -157,11 +157,13 @@ class Client:
         age = time.time() - header.stime
         text = f"{database} {header.version}, built {shown_span(max(0.0, age))} ago"
         if answer.status == 200:
-            return warning(f"{text}; the answer has status 200 in place of 206", explain.CHANGED_REMEDY)
+            return warning(f"{text}; the answer has status 200 instead of 206", explain.CHANGED_REMEDY)
         if "fwd=stale" in answer["cache-status"]:
-            return warning(f"{text}; there is a newer one that the origin doesn't give", explain.ON_GATEWAY)
+            return warning(
+                f"{text}; there is a newer one, but the origin doesn't deliver it", explain.ON_GATEWAY
+            )
         if database == "daily" and age > OLD_DAILY:
-            return warning(f"{text}; there should be a newer one each day", explain.ON_GATEWAY)
+            return warning(f"{text}; a newer one should appear each day", explain.ON_GATEWAY)
         return ok(text)
 
     def _compare_clocks(self) -> Verdict:
@@ -177,17 +179,17 @@ class Client:
         if answer.status == 404 and answer.is_clamproxy:
             return warning(
                 f"there is no {patch.file_name}: machines that are one version behind can't be patched",
-                "wait for a moment and try again: patches come a little later than versions.",
+                "wait a moment and try again: patches appear a little later than versions.",
             )
         if answer.status != 200:
             return explain.status(answer, patch.upstream_path, self._proxy)
         if not answer.complete:
             return problem(
-                f"{patch.file_name} ends after {shown_count(len(answer.body), 'byte')}, too early",
+                f"{patch.file_name} is incomplete: it ends after {shown_count(len(answer.body), 'byte')}",
                 explain.CHANGED_REMEDY,
             )
         if not answer.body:
-            return ok(f"{patch.file_name} is empty: ClamAV wants this version to be fetched whole")
+            return ok(f"{patch.file_name} is empty: ClamAV wants clients to fetch this version whole")
         return self._verify(patch, answer.body)
 
     def _verify(self, patch: ObjectId, body: bytes) -> Verdict:
@@ -208,16 +210,16 @@ class Client:
             return answer
         status = answer["cache-status"]
         if "clamproxy; hit" in status:
-            return ok(f"the second time it comes from the cache ({status})")
+            return ok(f"the second request was answered from the cache ({status})")
         return warning(
-            f"the second time it doesn't come from the cache ({status or 'no Cache-Status'})",
-            f"look at the gateway's log, and there: {explain.ON_GATEWAY}",
+            f"the second request wasn't answered from the cache ({status or 'no Cache-Status'})",
+            f"see the gateway's log; {explain.ON_GATEWAY}",
         )
 
     def _try_tls(self) -> Verdict:
         trusts = self._subject.trusts
         if not trusts:
-            return skipped("machines with http://… in freshclam.conf don't need it; --https tries it")
+            return skipped("machines with http://… in freshclam.conf don't need it; use --https to test it")
         path = Latest(self._first, Kind.CVD).upstream_path
         limit, host = self._deadline.allow(_ANSWER_LIMIT), self._subject.target.rpartition(":")[0]
         return judge_tls(trusts, self._proxy, self._address, host, path, limit, self._date)

@@ -8,7 +8,7 @@ from clamproxy.readable import shown_span
 TOLERANCE = 300.0
 """How far two clocks may differ, in seconds."""
 
-_REMEDY = "set the clock of whichever of the two is wrong, and let NTP keep it (timedatectl set-ntp true)."
+_REMEDY = "correct whichever clock is wrong, and let NTP keep it right (timedatectl set-ntp true)."
 
 
 def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
@@ -24,4 +24,4 @@ def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
         return ok(f"this machine's clock agrees with that of {whose}")
     direction = "ahead of" if difference > 0 else "behind"
     text = f"this machine's clock is {shown_span(abs(difference))} {direction} that of {whose}"
-    return problem(f"{text}: certificates and version records seem invalid then", _REMEDY)
+    return problem(f"{text}, so certificates and version records seem invalid", _REMEDY)

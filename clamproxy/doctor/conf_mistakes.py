@@ -12,7 +12,7 @@ from clamproxy.doctor.findings import Verdict, problem, warning
 from clamproxy.doctor.freshclam import FreshclamConf
 from clamproxy.doctor.route import Route, is_official
 
-CLIENT_CONFIG = "`clamproxy client-config`, on the gateway, prints the lines that belong there."
+CLIENT_CONFIG = "`clamproxy client-config` on the gateway prints the right lines."
 MOST_CHECKS = 50
 """freshclam accepts from 1 to this many checks a day."""
 
@@ -45,7 +45,7 @@ def _line_ends(path: Path, conf: FreshclamConf) -> Verdict | None:
     if not any(value.endswith("\r") for values in conf.options.values() for value in values):
         return None
     return problem(
-        f"the lines of {path} end in CR LF, as on Windows: freshclam takes the CR for a part of the value",
+        f"the lines of {path} end in CR LF, as on Windows: freshclam takes the CR for part of the value",
         f"as root: sed -i 's/\\r$//' {path}",
     )
 
@@ -55,7 +55,7 @@ def _password(path: Path, conf: FreshclamConf, mode: int) -> Verdict | None:
         return None
     return problem(
         f"{path} holds HTTPProxyPassword and has mode {mode & 0o777:04o}: freshclam doesn't start "
-        "unless only its owner may read it",
+        "unless only its owner can read it",
         f"as root: chmod 600 {path}",
     )
 
@@ -75,8 +75,8 @@ def _checks(conf: FreshclamConf) -> Verdict | None:
     if not checks.isdecimal() or 1 <= int(checks) <= MOST_CHECKS:
         return None
     return problem(
-        f"Checks {checks}: the daemon doesn't start with that",
-        f"a number from 1 to {MOST_CHECKS}; 24 is once an hour.",
+        f"Checks {checks}: the daemon doesn't start with this number",
+        f"set a number from 1 to {MOST_CHECKS}; 24 is once an hour.",
     )
 
 
@@ -85,7 +85,7 @@ def _private(conf: FreshclamConf) -> Verdict | None:
     if not names:
         return None
     return problem(
-        f"PrivateMirror {names[0]}: freshclam doesn't start with a name of ClamAV there", CLIENT_CONFIG
+        f"PrivateMirror {names[0]}: freshclam doesn't start with one of ClamAV's names there", CLIENT_CONFIG
     )
 
 
@@ -95,7 +95,7 @@ def _scheme(conf: FreshclamConf) -> Verdict | None:
         return None
     return problem(
         f"HTTPProxyServer {server}: clamproxy is an HTTP proxy, and speaks neither TLS nor SOCKS on its port",
-        "write the host alone: HTTPProxyServer gateway.example.net",
+        "write only the host: HTTPProxyServer gateway.example.net",
     )
 
 
@@ -104,8 +104,8 @@ def _brackets(conf: FreshclamConf) -> Verdict | None:
     if server.count(":") < 2 or "[" in server or "://" in server:
         return None
     return problem(
-        f"HTTPProxyServer {server}: libcurl takes an IPv6 address in brackets only",
-        f"HTTPProxyServer [{server}]",
+        f"HTTPProxyServer {server}: libcurl needs brackets around an IPv6 address",
+        f"write HTTPProxyServer [{server}]",
     )
 
 
@@ -121,7 +121,7 @@ def _twice(conf: FreshclamConf) -> Verdict | None:
         if len(set(values)) > 1:
             shown = "" if "Pass" in option else f", {values[0]}"
             return warning(
-                f"{option} is there {len(values)} times: freshclam takes the first{shown}",
+                f"{option} is there {len(values)} times: freshclam uses the first{shown}",
                 f"remove the others. {CLIENT_CONFIG}",
             )
     return None
@@ -136,5 +136,5 @@ def _past_the_gateway(conf: FreshclamConf, route: Route | None) -> Verdict | Non
         return None
     return warning(
         f"when the gateway fails, freshclam asks {others[0]} itself",
-        "leave the gateway as the only DatabaseMirror: it serves what it has while the CDN fails.",
+        "make the gateway the only DatabaseMirror: it serves what it has while the CDN fails.",
     )

@@ -23,8 +23,8 @@ DOMAIN = "current.cvd.clamav.net"
 _LONGEST_REASON = 160
 """How many characters of a reason are shown."""
 _NO_DNS = (
-    "nothing, if this machine isn't meant to resolve names outside: freshclam then asks the gateway "
-    "(start it with --no-dns to spare it the wait); else repair its DNS."
+    "nothing, if this machine isn't meant to resolve outside names: freshclam then asks the gateway "
+    "(start it with --no-dns to avoid the wait). Otherwise, repair its DNS."
 )
 
 
@@ -55,13 +55,13 @@ def _in_words(error: Exception) -> str:
     """Why there is no record; if the same servers were asked repeatedly, each answer is given once."""
     if isinstance(error, dns.resolver.LifetimeTimeout | dns.resolver.NoNameservers):
         answers = (_answer_of(*entry[:4]) for entry in error.kwargs.get("errors", ()))
-        return f"no name server has an answer ({', '.join(dict.fromkeys(answers))})"
+        return f"no name server gives an answer ({', '.join(dict.fromkeys(answers))})"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _answer_of(server: str, _tcp: bool, port: int, answer: object) -> str:
     address = server.partition(":")[2].rpartition("@")[0] or server
-    said = "is silent" if isinstance(answer, dns.exception.Timeout) else f"says {answer}"
+    said = "doesn't answer" if isinstance(answer, dns.exception.Timeout) else f"says {answer}"
     return f"{host_and_port(address, port)} {said}"
 
 
@@ -129,10 +129,10 @@ def _compare(database: str, served: int | None, name: str, record: str | RecordE
         return ok(f"DNS advertises {database} {version}, which is what the gateway serves")
     if version < served:
         return warning(
-            f"DNS here advertises {database} {version}, the gateway serves {served} already",
-            "nothing, if it's over within half an hour: resolvers keep an answer for that long.",
+            f"DNS here advertises {database} {version}, but the gateway already serves {served}",
+            "nothing, if this passes within half an hour: resolvers keep an answer for that long.",
         )
     text = f"DNS advertises {database} {version}, but the gateway serves {served}"
     if version == served + 1:
-        return warning(f"{text}: a new release, perhaps", f"if that stays so for an hour, {ON_GATEWAY}")
+        return warning(f"{text}: perhaps a new release", f"if this lasts for an hour, {ON_GATEWAY}")
     return problem(f"{text}: {version - served} releases behind", ON_GATEWAY)

@@ -8,45 +8,48 @@ import re
 from clamproxy.doctor.findings import Verdict, problem
 from clamproxy.doctor.wire import Closed, Garbage, PeerResponse, Proxy, Silent, TunnelRefused
 
-ON_GATEWAY = "on the gateway, run `clamproxy doctor`; it tells more there."
-HERE = "see what was found on this gateway, above, and its log."
+ON_GATEWAY = "run `clamproxy doctor` on the gateway, where it can check more."
+HERE = "see the findings about this gateway, above, and its log."
 """Used instead of `ON_GATEWAY` when the doctor has just examined this gateway itself."""
 CHANGED_REMEDY = (
-    "look for a device between here and the gateway that changes or cuts answers, and exempt the gateway."
+    "look for a device between here and the gateway that changes or truncates answers, "
+    "and exempt the gateway."
 )
 CONNECT_REMEDY = (
-    "see that clamproxy runs there (`clamproxy run`), on this port and not on 127.0.0.1 only, "
-    "and that no firewall is in between."
+    "check that clamproxy is running there (`clamproxy run`), on this port and not only on 127.0.0.1, "
+    "and that no firewall is in the way."
 )
 LOOP_REMEDY = (
     "correct upstream.url and upstream.proxy; where a local DNS zone sends ClamAV's names to the gateway, "
     "give the gateway a name server without that zone."
 )
 PROXY_USERS = (
-    "upstream.proxy wants a user and a password (407)",
-    "upstream.proxy: http://user:password@host:port, percent-encoded.",
+    "upstream.proxy requires a user and a password (407)",
+    "set upstream.proxy to http://user:password@host:port, percent-encoded.",
 )
 _LOOP = "loop: "
 _WRONG_PLACE = "correct HTTPProxyServer and HTTPProxyPort: they must name clamproxy's host and port."
 _NETWORKS = (
-    "add this machine's network to serving.clients on the gateway; its log says why it closed, "
-    "for example that access.max_connections_per_client was reached."
+    "add this machine's network to serving.clients on the gateway; its log says why it closed the "
+    "connection, for example that access.max_connections_per_client was reached."
 )
-_USERS = "set HTTPProxyUsername and HTTPProxyPassword; for this check, give --user NAME."
-_USERS_OF_MIRROR = "DatabaseMirror http://USER:PASSWORD@gateway:8080, percent-encoded."
-_WRONG_USER = "correct user or password; `clamproxy hash-password NAME` makes a new line for access.users."
+_USERS = "set HTTPProxyUsername and HTTPProxyPassword; for this check, use --user NAME."
+_USERS_OF_MIRROR = "set DatabaseMirror http://USER:PASSWORD@gateway:8080, percent-encoded."
+_WRONG_USER = (
+    "correct the user or the password; `clamproxy hash-password NAME` prints a new line for access.users."
+)
 
 
 def connection(error: OSError | UnicodeError) -> str:
     """Why a connection could not be made."""
     if isinstance(error, TimeoutError):
-        return "no answer; a firewall drops it, or the machine is off"
+        return "no answer: a firewall drops the packets, or the machine is off"
     if isinstance(error, UnicodeError):
-        return "an impossible name"
+        return "an invalid name"
     if error.errno == errno.ECONNREFUSED:
-        return "refused; nothing listens on this port"
+        return "refused: nothing listens on this port"
     if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return "there is no way to this network"
+        return "there is no route to this network"
     return error.strerror or str(error)
 
 
@@ -59,7 +62,7 @@ def no_answer(error: Exception, request: str) -> Verdict:
         case Closed():
             return problem(f"the gateway {error}: {request}", _NETWORKS)
         case Garbage():
-            return problem(f"what listens there {error}, but no HTTP proxy does that", _WRONG_PLACE)
+            return problem(f"whatever listens there {error}, which an HTTP proxy never does", _WRONG_PLACE)
         case OSError():
             return problem(f"no connection for {request}: {connection(error)}", CONNECT_REMEDY)
     return problem(f"the gateway {error}: {request}", ON_GATEWAY)
@@ -90,7 +93,7 @@ def _unauthorised(answer: PeerResponse, proxy: Proxy) -> Verdict:
     said = f"{answer.status} ({challenge})" if challenge else str(answer.status)
     if proxy.credentials is None:
         remedy = _USERS if answer.status == 407 else _USERS_OF_MIRROR
-        return problem(f"the gateway wants a user and a password: {said}", remedy)
+        return problem(f"the gateway requires a user and a password: {said}", remedy)
     user = proxy.credentials.partition(":")[0]
     return problem(f"the gateway doesn't accept user {user} with this password: {said}", _WRONG_USER)
 
@@ -111,7 +114,7 @@ def other_proxy(answer: PeerResponse) -> Verdict:
     return problem(
         f"this is not clamproxy: no Via or Cache-Status of clamproxy in the answer ({_name(answer)}, "
         f"status {answer.status})",
-        f"{_WRONG_PLACE[:-1]}; or there is another proxy in between.",
+        f"{_WRONG_PLACE[:-1]}; or there may be another proxy in between.",
     )
 
 
@@ -133,7 +136,7 @@ def status(answer: PeerResponse, path: str, proxy: Proxy) -> Verdict:
     if is_loop(reason):
         return problem(f"requests run in a loop: {reason}", f"on the gateway, {LOOP_REMEDY}")
     if answer.status == 503:
-        return problem(f"the gateway can't give {path}: {reason}{refusal_in_words(reason)}", ON_GATEWAY)
+        return problem(f"the gateway can't deliver {path}: {reason}{refusal_in_words(reason)}", ON_GATEWAY)
     if answer.status == 404:
         return problem(
             f"the gateway has no {path}: {reason}", "see serving.databases on the gateway, and its log."
@@ -148,10 +151,10 @@ def refusal_in_words(reason: str) -> str:
     if "status 403" in reason:
         return (
             " - the CDN refuses this version of freshclam as too old, or this site's address; "
-            "repeating it makes it worse"
+            "repeated requests make it worse"
         )
     if "status 429" in reason:
-        return " - the CDN was asked too often for this file from this site's address, by whomever"
+        return " - the CDN got too many requests for this file from this site's address, whoever sent them"
     return ""
 
 

@@ -107,9 +107,9 @@ def examine(checks: Iterable[Check], deadline: Deadline) -> Iterator[Finding]:
     for check in checks:
         cause = next((causes[subject] for subject in check.needs if subject in causes), None)
         if cause is not None:
-            verdict = skipped(f"not looked at because of: {cause}")
+            verdict = skipped(f"not checked because of: {cause}")
         elif not deadline.left:
-            verdict = skipped("the time is over")
+            verdict = skipped("there was no time left")
         else:
             verdict = _look(check)
         if verdict.status in (Status.PROBLEM, Status.SKIPPED):
@@ -133,4 +133,4 @@ def _look(check: Check) -> Verdict:
         return check.look()
     except Exception as error:  # one check that fails must not hide what the others find
         reason = str(error) or type(error).__name__
-        return problem(f"the check itself failed: {reason}", "report this as a bug of clamproxy, please.")
+        return problem(f"the check itself failed: {reason}", "please report this as a bug in clamproxy.")

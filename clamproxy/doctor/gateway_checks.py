@@ -102,32 +102,32 @@ class GatewayChecks:
             self.databases or [name for name in STANDARD_DATABASES if name in serves] or [*serves]
         )
         self._origin.database = self.databases[0]
-        return ok(f"{path} is valid" if path else "there is none: everything has its default")
+        return ok(f"{path} is valid" if path else "there is no file: every key has its default")
 
     def _look_at_directory(self) -> Verdict:
         directory = self._settings.cache.directory
         try:
             status = directory.stat()
         except FileNotFoundError:
-            return skipped(f"{directory} isn't there yet: the first start makes it")
+            return skipped(f"{directory} doesn't exist yet: the first start creates it")
         except OSError as error:
             return problem(f"{directory}: {error.strerror or error}", "run this as the proxy's user.")
         if not directory.is_dir():
-            return problem(f"{directory} is no directory", "move it away, or correct cache.directory.")
+            return problem(f"{directory} is not a directory", "move it away, or correct cache.directory.")
         if status.st_uid != os.geteuid():
             owner, self._is_foreign = _owner(directory), True
             return warning(
-                f"{directory} belongs to user {owner}, so its contents are not looked at",
-                f"run this as the proxy's user, {owner}; if the proxy runs as another one, change the owner.",
+                f"{directory} belongs to user {owner}, so its contents are not checked",
+                f"run this as the proxy's user, {owner}; or if that is another one, change the owner.",
             )
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
             return problem(
-                f"{directory} can't be written",
+                f"{directory} can't be written to",
                 "mount its file system writable; under systemd, name it in ReadWritePaths=.",
             )
         mode = status.st_mode & 0o777
         if mode != 0o700:
-            text = f"{directory} has mode {mode:04o}: whoever can write there chooses what scanners load"
+            text = f"{directory} has mode {mode:04o}: anybody who can write there decides what scanners load"
             return warning(text, f"chmod 700 {directory}")
         return ok(f"{directory} is writable, and closed to others")
 
@@ -135,8 +135,8 @@ class GatewayChecks:
         directory, limit = self._settings.cache.directory, self._settings.cache.size_limit
         place = next(path for path in (directory, *directory.parents) if os.path.isdir(path))  # noqa: PTH112
         free, used = shutil.disk_usage(place).free, _bytes_below(directory)
-        has = "something that can't be seen" if self._is_foreign else shown_size(used)
-        text = f"{shown_size(free)} are free; the cache has {has}, and may grow to {shown_size(limit)}"
+        has = "an unknown amount" if self._is_foreign else shown_size(used)
+        text = f"{shown_size(free)} are free; the cache takes up {has}, and may grow to {shown_size(limit)}"
         if free < LEAST_FREE and used + free < limit:
             return problem(f"{text}: new releases may not fit", f"make room on the disk of {place}.")
         if used + free < limit:
@@ -145,7 +145,7 @@ class GatewayChecks:
 
     def _open_index(self) -> Verdict:
         if self._is_foreign:
-            return skipped("it is another user's")
+            return skipped("it belongs to another user")
         try:
             self._store = open_store(self._settings)
             figures = snapshot(self._store)
@@ -157,7 +157,7 @@ class GatewayChecks:
         self._origin.store = self._store
         if (damage := self._store.index_damage) is not None:
             return warning(
-                f"the index is damaged, what is cached was read from the files: {damage}",
+                f"the index is damaged, so the cached files were read instead: {damage}",
                 "start the proxy: it rebuilds the index.",
             )
         reached = {name: versions["reached"] for name, versions in figures["databases"].items()}
@@ -172,22 +172,22 @@ class GatewayChecks:
     def _look_into_quarantine(self) -> Verdict:
         files = quarantined(self._opened)
         if not files:
-            return ok("nothing that came was rejected")
+            return ok("no file has been rejected")
         newest = files[-1]
         return warning(
             f"{shown_count(len(files), 'rejected file')}, the last one {newest.name}: {newest.reason}",
             f"see {newest.path.parent}: if it was an error page, something between here and the origin "
-            "made it; `clamproxy purge --quarantine` when done.",
+            "made it. When done, run `clamproxy purge --quarantine`.",
         )
 
     def _look_at_patches(self) -> Verdict:
         stuck = stuck_patches(self._opened, time.time())
         if not stuck:
-            return ok("none that keeps failing verification")
+            return ok("no patch keeps failing verification")
         name, trouble = max(stuck.items(), key=lambda item: item[1].last)
         since = shown_span(time.time() - trouble.since)
         return warning(
-            f"{name} failed verification {trouble.failures} times within {since}: where the whole CVD is "
+            f"{name} failed verification {trouble.failures} times within {since}: if the whole CVD is "
             "cached, machines are told to take that",
             "usually nothing, as the patch is fetched again; the quarantine holds what arrived. If something "
             "on the way from the origin changes files, repair that.",
@@ -198,7 +198,7 @@ class GatewayChecks:
         cooldowns.restore(self._opened.notes("cooldown/"))
         in_force = cooldowns.in_force()
         if self._settings.upstream.offline or not in_force:
-            return ok("the origin may be asked for everything")
+            return ok("none: the origin may be asked for everything")
         what, longest = max(in_force.items(), key=lambda item: item[1].until)
         more = f" (and {len(in_force) - 1} more: `clamproxy stats`)" if len(in_force) > 1 else ""
         meaning, remedy = cooldown_in_words(longest)
@@ -210,16 +210,16 @@ class GatewayChecks:
         connections = self._settings.access.max_connections
         wanted = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
         pid = proxy_pid(self._settings.cache.directory)
-        whose = f"the proxy (process {pid})" if pid else "a process that is started here"
+        whose = f"the proxy (process {pid})" if pid else "a process started here"
         soft, hard = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
         allowed = soft if pid else hard  # the proxy raises its own limit when it starts
         if allowed == resource.RLIM_INFINITY:
-            return ok(f"{whose} may open as many files as it wants")
+            return ok(f"{whose} may open any number of files")
         text = f"{whose} may have {allowed:,} files open"
         if allowed < wanted:
             return warning(
-                f"{text}; access.max_connections: {connections} may take {wanted:,}",
-                f"LimitNOFILE={wanted} in the systemd unit (ulimit -Hn {wanted} in a shell), "
+                f"{text}; access.max_connections: {connections} may need {wanted:,}",
+                f"set LimitNOFILE={wanted} in the systemd unit (ulimit -Hn {wanted} in a shell), "
                 "or a lower access.max_connections.",
             )
         return ok(text)
@@ -232,7 +232,7 @@ class GatewayChecks:
             return warning(f"{directory} can't be read by this user", "run this as the proxy's user.")
         except (OSError, AuthorityError) as error:
             return problem(
-                f"{directory}: {error}", "run this as the proxy's user; `clamproxy ca` tells more."
+                f"{directory}: {error}", "run this as the proxy's user; `clamproxy ca show` tells more."
             )
         if authority is None:
             return skipped(
@@ -243,7 +243,8 @@ class GatewayChecks:
         if missing:
             return warning(
                 f"the authority may not sign for {', '.join(missing)}, which the configuration names",
-                "`clamproxy ca rotate`, then install the new one on the machines (`clamproxy ca install`).",
+                "run `clamproxy ca rotate`, then install the new certificate on the machines "
+                "(`clamproxy ca install`).",
             )
         return judge_authority(authority.bundle(), time.time())
 
@@ -265,16 +266,17 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
     begin, end = signer.not_valid_before_utc, signer.not_valid_after_utc
     left = end.timestamp() - now
     if begin.timestamp() > now:
-        return problem(f"the authority is not valid before {begin:%Y-%m-%d}", "set this machine's clock.")
+        return problem(f"the authority is not valid before {begin:%Y-%m-%d}", "correct this machine's clock.")
     if left <= 0:
         return problem(
-            f"the authority has expired on {end:%Y-%m-%d}",
-            "`clamproxy ca rotate`, then install the new one on the machines (`clamproxy ca install`).",
+            f"the authority expired on {end:%Y-%m-%d}",
+            "run `clamproxy ca rotate`, then install the new certificate on the machines "
+            "(`clamproxy ca install`).",
         )
     if left < RENEW_CA and not others:
         return warning(
             f"the authority expires on {end:%Y-%m-%d}, in {shown_span(left)}",
-            "`clamproxy ca rotate`, then install the new one on the machines before that.",
+            "run `clamproxy ca rotate`, then install the new certificate on the machines before that.",
         )
     return ok(f"the authority is valid until {end:%Y-%m-%d}")
 

@@ -67,7 +67,7 @@ def compare(local: Mapping[str, Local], served: Mapping[str, CvdHeader | None], 
 def _compare(name: str, local: Local, header: CvdHeader | None, is_known: bool, now: float) -> Verdict:
     if is_known and header is None and name not in STANDARD_DATABASES:
         return warning(
-            f"the gateway's origin has no {name}: freshclam stops at it, and skips the databases after it",
+            f"the gateway's origin has no {name}: freshclam stops there, and skips the databases after it",
             f"remove ExtraDatabase {name} from freshclam.conf.",
         )
     if local.version is None:
@@ -79,7 +79,7 @@ def _compare(name: str, local: Local, header: CvdHeader | None, is_known: bool, 
         text = f"{name} {local.version} is newer than the gateway's {header.version}"
         return warning(text, ON_GATEWAY)
     if missing == 0:
-        return ok(f"{name} {local.version}, as the gateway has it")
+        return ok(f"{name} {local.version}, the same as on the gateway")
     text = (
         f"{name} {local.version} is {shown_count(missing, 'version')} behind the gateway's {header.version}"
     )

@@ -69,7 +69,7 @@ class MachineChecks:
         route = route_of(self._conf, self._environment)
         verdict = judge(self._path, self._conf, route, self._path.stat().st_mode)
         if verdict is not None or route is None:
-            return verdict or skipped(f"{self._path} doesn't lead to the gateway")
+            return verdict or skipped(f"{self._path} doesn't point to the gateway")
         how = "as its mirror" if route.is_mirror else f"for {route.target}"
         return ok(f"{self._path} names {route.host}:{route.port} {how}")
 
@@ -82,7 +82,7 @@ class MachineChecks:
             return ok(f"no variable {whose} bypasses the proxy")
         return problem(
             f"{variable} in the environment {whose}: freshclam connects directly, not through the proxy",
-            "take the server's name out of it, or set it for other programs only.",
+            "remove the server's name from it, or set it only for other programs.",
         )
 
     def _look_at_directory(self) -> Verdict:
@@ -95,13 +95,15 @@ class MachineChecks:
         try:
             uid, gid = pwd.getpwnam(owner)[2:4]
         except KeyError:
-            return problem(f"there is no user {owner}, as whom freshclam is to run", "correct DatabaseOwner.")
+            return problem(
+                f"there is no user {owner}, which freshclam should run as", "correct DatabaseOwner."
+            )
         is_group = status.st_gid == gid and status.st_mode & 0o020
         if uid in (0, status.st_uid) or is_group or status.st_mode & 0o002:
-            return ok(f"user {owner} may write to {directory}")
+            return ok(f"user {owner} can write to {directory}")
         if os.geteuid() and os.access(directory, os.W_OK):  # only root's freshclam changes to DatabaseOwner
-            return ok(f"this user may write to {directory}")
-        text = f"user {owner} may not write to {directory}, so freshclam fails (or can't keep its cool-down)"
+            return ok(f"this user can write to {directory}")
+        text = f"user {owner} can't write to {directory}, so freshclam fails (or can't keep its cool-down)"
         return problem(text, f"as root: chown {owner} {directory}")
 
     def _look_at_cooldown(self) -> Verdict:
@@ -112,7 +114,7 @@ class MachineChecks:
             if self._daemon is None:
                 return ok(f"none: there is no {self._dat}")
             return warning(
-                f"{self._dat} was deleted under the daemon, which keeps a cool-down in memory",
+                f"{self._dat} was deleted while the daemon was running, which keeps a cool-down in memory",
                 f"as root: {self._commands.restart()}",
             )
         except PermissionError:
@@ -124,9 +126,10 @@ class MachineChecks:
             return ok(f"none (this machine's UUID is {dat.uuid})")
         self._is_cooling = True
         return problem(
-            f"freshclam contacts no server before {shown_time(dat.retry_after)}, for {shown_span(left)} "
-            "more, and exits with 0: a server has answered it with 403 or 429, which the gateway never does",
-            f"as root: {self._commands.without(self._dat)} (it gets a new UUID: to the fleet, a new machine)",
+            f"freshclam contacts no server until {shown_time(dat.retry_after)} (another {shown_span(left)}) "
+            "and exits with 0: a server has answered it with 403 or 429, which the gateway never does",
+            f"as root: {self._commands.without(self._dat)} "
+            "(this gives it a new UUID, so the fleet lists a new machine)",
         )
 
     def _look_for_daemon(self) -> Verdict:
@@ -136,27 +139,30 @@ class MachineChecks:
         since = f"freshclam is running (process {daemon.pid}), since {shown_time(daemon.started_at)}"
         if self._path.stat().st_mtime > daemon.started_at + _SECOND:
             return problem(
-                f"{since}; {self._path} was changed after that, and a daemon doesn't read it again",
+                f"{since}; {self._path} was changed after that, but a daemon reads it only when it starts",
                 f"as root: {self._commands.restart()}",
             )
         log = self._conf.first("UpdateLogFile")
         if log is not None and daemon.pid in lock_holders(Path(log), "POSIX"):
             by_hand = self._commands.run_once()
-            return ok(f'{since}; by hand, it "failed to lock the log file" meanwhile: as root, {by_hand}')
+            return ok(
+                f'{since}; another one says "failed to lock the log file". '
+                f"To run it by hand, as root: {by_hand}"
+            )
         return ok(since)
 
     def _no_daemon(self) -> Verdict:
         if self._others:
             return ok(f"freshclam is running right now (process {self._others[0].pid})")
         if not are_visible():
-            return skipped("this user can't see the processes of others; run this with sudo")
+            return skipped("this user can't see other users' processes; run this with sudo")
         if (schedule := next((path for path in SCHEDULES if os.path.lexists(path)), None)) is not None:
-            return ok(f"none; {schedule} runs freshclam")
+            return ok(f"no daemon: {schedule} runs freshclam")
         if self._is_new:
             return skipped("freshclam is not running, and has not run yet")
         return warning(
             "freshclam is not running, so nothing is updated unless something else starts it; after a 403, "
-            "a daemon ends for good",
+            "a daemon exits for good",
             f"as root: {self._commands.start()}",
         )
 
@@ -171,7 +177,7 @@ class MachineChecks:
         log = self._conf.first("UpdateLogFile") or "the system's log"
         then = f"then see {log}; docs/troubleshooting.md explains what it says."
         if self._is_cooling:
-            return Verdict(verdict.status, verdict.text, "end the cool-down, as above.")
+            return Verdict(verdict.status, verdict.text, "end the cool-down as above.")
         command = self._commands.restart() if self._daemon else self._commands.run_once()
         return Verdict(
             verdict.status, verdict.text, verdict.remedy.format(command=f"as root: {command}; {then}")

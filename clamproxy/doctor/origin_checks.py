@@ -52,24 +52,24 @@ _READ_LIMIT = 5.0
 _FAILURES = {
     FailureKind.FORBIDDEN: (
         "The CDN refuses this version of freshclam as too old, or this site's address.",
-        "update the old freshclams (the CDN supports the last versions only); if new ones are refused, "
-        "wait: each further try prolongs a block.",
+        "update old versions of freshclam (the CDN supports only the latest ones); "
+        "if current ones are refused, wait: each further request prolongs the block.",
     ),
     FailureKind.RATE_LIMITED: (
-        "The CDN was asked too often for this file from this address.",
-        "see that no other machine of the site asks the CDN directly, then wait.",
+        "The CDN got too many requests for this file from this address.",
+        "make sure that no other machine of the site asks the CDN directly, then wait.",
     ),
     FailureKind.UNREACHABLE: (
-        "The origin can't be connected to.",
-        "see this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
+        "The origin can't be reached.",
+        "check this machine's DNS and default route, and the firewall; behind a proxy, set upstream.proxy.",
     ),
     FailureKind.BAD_CONTENT: (
-        "What came was no file of ClamAV's.",
-        "look for a device on the way out that replaces answers, and at cache/quarantine.",
+        "The answer was not one of ClamAV's files.",
+        "look for a device on the way out that replaces answers, and look into cache/quarantine.",
     ),
-    FailureKind.LOCAL: ("Something is wrong on this machine.", "see the gateway's log, and the disk."),
+    FailureKind.LOCAL: ("Something is wrong on this machine.", "check the gateway's log, and the disk."),
 }
-_PASSING = ("That passes, mostly.", "see whether it goes on; the gateway tries again by itself.")
+_PASSING = ("This usually passes.", "wait and see; the gateway tries again by itself.")
 
 
 def cooldown_in_words(cooldown: Cooldown) -> tuple[str, str]:
@@ -102,7 +102,7 @@ class OriginChecks:
         settings, resolver = self.settings, make_resolver(self.settings)
         if resolver is None:
             why = "upstream.offline is set" if settings.upstream.offline else "versions.dns is false"
-            return skipped(f"the gateway asks no DNS: {why}")
+            return skipped(f"the gateway doesn't ask DNS: {why}")
         name = record_name(self.database, settings.versions.domain)
         try:
             text = ask(resolver, name)
@@ -111,14 +111,14 @@ class OriginChecks:
         except RecordError as error:
             return warning(
                 f"no version from {name}: {error}; the CDN is asked for the header of each CVD instead",
-                "set versions.nameservers to servers that resolve names outside, or versions.doh; "
-                "if there is no DNS to the outside, versions.dns: false spares the wait.",
+                "set versions.nameservers to servers that resolve outside names, or versions.doh; "
+                "if there is no outside DNS, versions.dns: false avoids the wait.",
             )
         age = time.time() - (self._recorded or 0.0)
         if age > OLD_RECORD:
             return warning(
-                f"the version record is {shown_span(age)} old; after 12 h nobody believes it",
-                "see whether the clock is right, and whether the name server answers with old records.",
+                f"the version record is {shown_span(age)} old; after 12 h it is no longer believed",
+                "check the clock, and whether the name server gives old records.",
             )
         also = " and the other databases" if self.database in FIELDS else ""
         return ok(f"DNS advertises {self.database} {version}{also}, {shown_span(max(0.0, age))} ago")
@@ -142,7 +142,7 @@ class OriginChecks:
             self._proxy_fails = True
             return problem(
                 f"upstream.proxy {upstream.proxy.url} can't be reached: {explain.connection(error)}",
-                "correct upstream.proxy, or have the proxy started.",
+                "correct upstream.proxy, or start the proxy.",
             )
 
     def probe(self) -> Verdict:
@@ -151,7 +151,7 @@ class OriginChecks:
         if self.settings.upstream.offline:
             return skipped("upstream.offline is set")
         if self._proxy_fails:
-            return skipped("not looked at because of: upstream proxy")
+            return skipped("not checked because of: upstream proxy")
         if self._is_own():
             return self._loop("this machine itself")
         requester, books = self._requester(), _Books(self.store)
@@ -198,7 +198,7 @@ class OriginChecks:
         try:
             header = CvdHeader.parse(beginning)
         except InvalidObject as error:
-            return problem(f"{url}{path} is no CVD: {error}", _FAILURES[FailureKind.BAD_CONTENT][1])
+            return problem(f"{url}{path} is not a CVD: {error}", _FAILURES[FailureKind.BAD_CONTENT][1])
         return ok(f"{url} answers {requester.version}: {self.database} {header.version}")
 
     def judge_clock(self) -> Verdict:
@@ -207,7 +207,7 @@ class OriginChecks:
         if self._date is not None:
             return compare_clocks(self._date, now, "the origin")
         if self._recorded is None:
-            return skipped("there is nothing to compare it with: neither the origin nor DNS has told a time")
+            return skipped("there is nothing to compare it with: neither the origin nor DNS gave a time")
         if self._recorded - now > TOLERANCE:
             return compare_clocks(self._recorded, now, "the version record")
         return ok("this machine's clock is not behind the version record")
@@ -253,7 +253,7 @@ class OriginChecks:
             reached = bounded(lambda: reach(self.settings.upstream, limit), limit + 1)
         except (OSError, UnicodeError, WireError, TunnelRefused) as error:
             return self._unreachable(error)
-        return skipped(f"{reason}; so there was no request, but there is {reached}")
+        return skipped(f"{reason}, so no request was sent; but there is {reached}")
 
     def _requester(self) -> Requester | str:
         """In whose name the gateway itself would ask; if there is nobody, the reason as text."""
@@ -262,7 +262,7 @@ class OriginChecks:
         agents = Agents(self.settings.upstream.user_agent, lambda *_: None)
         agents.restore(self.store.notes("agent/") if self.store is not None else {})
         return agents.requester() or (
-            "no supported freshclam has come by yet, in whose name the CDN could be asked, "
+            "no supported freshclam has used the gateway yet, whose User-Agent it could send to the CDN, "
             "and upstream.user_agent is not set"
         )
 
@@ -335,7 +335,7 @@ class _Books:
         # The growing pauses apply to what the gateway does by itself; a person asks just once.
         if (used := self.budget.used(path)) >= PER_FILE:
             times = shown_count(used, "time")
-            return f"{path} was asked for {times} within the last hour, and the CDN limits that"
+            return f"{path} was requested {times} within the last hour, and the CDN limits that"
         return None
 
     def count(self, length: int) -> None:
@@ -366,5 +366,5 @@ def _remedy_of(status: int) -> str:
     if status == 404:
         return "correct upstream.url: ClamAV's files must be right below it."
     if status >= 500:
-        return "that is the origin's trouble, or a proxy's on the way; the gateway tries again by itself."
+        return "the problem is at the origin, or at a proxy on the way; the gateway tries again by itself."
     return "correct upstream.url and upstream.proxy."

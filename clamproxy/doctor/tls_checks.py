@@ -37,7 +37,7 @@ _OF_A_TRUSTED_AUTHORITY = (_EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED)
 _SECOND_LOOK = 3.0
 """Seconds in which the distrusted certificate is fetched for a closer look."""
 _INSTALL = (
-    "`clamproxy ca install`, on the gateway, tells how to install its authority's certificate here; "
+    "`clamproxy ca install` on the gateway prints a script that installs its certificate here; "
     "DatabaseMirror http://database.clamav.net needs none."
 )
 
@@ -218,20 +218,20 @@ def _outside_its_time(code: int, certificate: x509.Certificate | None, date: flo
         return problem(
             f"this machine's clock is wrong: it is {shown_span(abs(now - date))} off the gateway's, "
             "and so the certificate seems " + ("expired" if code == _EXPIRED else "not valid yet"),
-            "set the clock, and let NTP keep it (timedatectl set-ntp true).",
+            "correct the clock, and let NTP keep it right (timedatectl set-ntp true).",
         )
     if code == _NOT_YET:
         return problem(
             "the gateway's certificate is not valid yet: the gateway's clock was ahead when it was made",
-            "correct the clock of the gateway, then make the authority anew (`clamproxy ca rotate` there).",
+            "correct the clock of the gateway, then make a new certificate (`clamproxy ca rotate` there).",
         )
     moment = datetime.fromtimestamp(now, UTC)
     if certificate is not None and certificate.not_valid_after_utc < moment:
-        what = f"the gateway's certificate has expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+        what = f"the gateway's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
         return problem(what, "restart clamproxy on the gateway: it makes a new one.")
     return problem(
         "the certificate authority of the gateway has expired",
-        f"`clamproxy ca rotate` on the gateway, then here: {_INSTALL}",
+        f"run `clamproxy ca rotate` on the gateway, then here: {_INSTALL}",
     )
 
 

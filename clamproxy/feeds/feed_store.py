@@ -157,7 +157,9 @@ class FeedStore:
             return None
         if os.fstat(descriptor).st_size != entry.size:
             os.close(descriptor)
-            logger.warning("A stored file of %s was cut on the disk and is dropped.", entry.place)
+            logger.warning(
+                "A cached file from %s was truncated on the disk, and has been dropped.", entry.place
+            )
             self.drop(entry)
             return None
         with self._lock:
@@ -184,7 +186,7 @@ class FeedStore:
         if digest.hexdigest() == entry.sha256:
             self._sound.add(entry.body_name)
             return True
-        logger.warning("A stored file of %s was damaged and is dropped.", entry.place)
+        logger.warning("A cached file from %s was damaged, and has been dropped.", entry.place)
         self.drop(entry)
         return False
 
@@ -336,7 +338,7 @@ class FeedStore:
                 return entry
         except (OSError, ValueError):
             pass
-        logger.warning("A damaged note of a feed is dropped.")
+        logger.warning("A damaged record of a feed has been dropped.")
         with suppress(OSError):
             path.unlink()
         return None

@@ -190,7 +190,7 @@ class FeedTransfer:
         # A 304 about something else than what is here: ask anew.
         outcome = self._fetch_once(conditions) or self._fetch_once({})
         if outcome is None:
-            raise OriginError(FailureKind.SERVER_ERROR, "a 304 that nothing asked for")
+            raise OriginError(FailureKind.SERVER_ERROR, "an unexpected 304")
         return outcome
 
     def _fetch_once(self, conditions: Mapping[str, str]) -> FetchOutcome | None:

@@ -158,7 +158,7 @@ class Feeds:
                 raise TargetError("not in feeds.hosts")  # whatever the caller took for its host
             response = await self._answer(request, target)
         except TargetError as error:
-            response = plain(502, Result.REFUSED, f"no feed: {error}")
+            response = plain(502, Result.REFUSED, f"not a feed: {error}")
         except Exception as error:
             # A trace would end with the text of the error, and that may hold the URL.
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -169,7 +169,7 @@ class Feeds:
                 where.filename,
                 where.lineno,
             )
-            response = plain(503, Result.ERROR, "internal error; see the log of the gateway")
+            response = plain(503, Result.ERROR, "internal error; see the gateway's log")
             response.headers["Retry-After"] = "1"
         if response.result is not Result.REFUSED:
             self._counts.add(place, response.result)
@@ -188,7 +188,7 @@ class Feeds:
             entry = None
         wants = sharing_rules.request_directives(request.headers)
         if wants.only_if_cached:
-            return plain(504, Result.ERROR, "nothing fresh is stored, and only that is wanted")
+            return plain(504, Result.ERROR, "nothing fresh is cached, and the request accepts nothing else")
         if ask.key in self._missing and not wants.no_cache:
             return plain(404, Result.NEGATIVE, "the feed has no such file")
         if wants.no_cache:

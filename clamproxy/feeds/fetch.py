@@ -141,7 +141,7 @@ class Fetcher:
             lasting = explicit_lifetime(head)
             if lasting is not None or response.status not in _LASTING:
                 freshness.append(lasting or 0.0)
-        raise OriginError(FailureKind.SERVER_ERROR, "too many redirections")
+        raise OriginError(FailureKind.SERVER_ERROR, "too many redirects")
 
     def close(self) -> None:
         """Close idle connections, if there ever was one."""
@@ -180,9 +180,9 @@ class Fetcher:
         except TargetError:
             following = None
         if following is None or not location:
-            raise OriginError(FailureKind.SERVER_ERROR, "a redirection that can't be followed")
+            raise OriginError(FailureKind.SERVER_ERROR, "a redirect that can't be followed")
         if not self._feeds.covers(following.host):
-            reason = f"a redirection to {following.host}, which is not in feeds.hosts"
+            reason = f"a redirect to {following.host}, which is not in feeds.hosts"
             raise OriginError(FailureKind.SERVER_ERROR, reason)
         return following
 

@@ -45,7 +45,7 @@ class Target:
         if parts.scheme not in _PORTS or not host or port == 0:
             raise TargetError("not an http or https URL")
         if any(character <= " " or character > "~" for character in url):
-            raise TargetError("a character that URLs do not have")
+            raise TargetError("a character that URLs can't contain")
         path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
         credentials = None if user is None else _basic(user, password or "")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], path, credentials)

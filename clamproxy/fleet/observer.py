@@ -100,7 +100,7 @@ def _observe_whole(visit: Visit, latest: Latest, known: Knowledge, find_build: F
     since = parse_http_date(visit.if_modified_since)
     if visit.if_modified_since is None:
         if database in known.holdings:
-            known = known.failing(f"asked for {_name(latest)} as if it had none", visit.at)
+            known = known.failing(f"asked for {_name(latest)} as if it had no version", visit.at)
         known = known.holding(database, None, visit.at)
     elif since is not None and (version := find_build(database, int(since))) is not None:
         known = known.holding(database, version, visit.at)
@@ -118,7 +118,7 @@ def _failure(visit: Visit) -> str | None:
     if visit.status >= 400:
         is_normal = visit.status == 404 and _may_be_missing(target)
         return None if is_normal else f"{_name(target)}: status {visit.status}"
-    return None if visit.complete else f"{_name(target)}: broken off after {visit.length:,} bytes"
+    return None if visit.complete else f"{_name(target)}: interrupted after {visit.length:,} bytes"
 
 
 def _may_be_missing(target: Target) -> bool:

@@ -145,7 +145,7 @@ class Fleet:
                 continue
             except (sqlite3.Error, OSError) as error:
                 if not self._is_failing:
-                    logger.warning("The table of clients can't be written: %s", error)
+                    logger.warning("The table of machines can't be written: %s", error)
                 self._is_failing = True
                 return False
             self._is_failing = False

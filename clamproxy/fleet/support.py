@@ -64,7 +64,7 @@ def explain_end_of_life(freshclam: str | None, now: float) -> str | None:
     if release <= NEWEST_BLOCKED:
         access = "ClamAV's CDN refuses it"
     elif served < _day(now):
-        access = f"ClamAV's CDN may refuse it since {served}"
+        access = f"ClamAV's CDN may have refused it since {served}"
     else:
         access = f"ClamAV's CDN serves it until {served}"
     return f"freshclam {release[0]}.{release[1]}: support ended on {support.until}; {access}"

@@ -179,7 +179,7 @@ def reading(directory: Path) -> Iterator[Rows | None]:
 
 
 def _file(directory: Path) -> RecordsFile:
-    return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of clients", _ADDED)
+    return RecordsFile(directory / FILE_NAME, _SCHEMA, _FORM, "The table of machines", _ADDED)
 
 
 def _fields(row: MachineRow) -> tuple[Any, ...]:

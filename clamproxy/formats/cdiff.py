@@ -73,7 +73,7 @@ class CdiffContainer:
         _, colon, dsig = file.read(_FOOTER_WINDOW).rpartition(b":")
         script_end = size - len(dsig) - 1
         if not colon or script_end <= match.end():
-            raise InvalidObject("no script with a signature behind it")
+            raise InvalidObject("no script followed by a signature")
         return cls(int(match[1]), int(match[2]), match.end(), script_end, dsig)
 
 
@@ -188,7 +188,7 @@ def _iter_lines(script: FilePart) -> Iterator[bytes]:
                     raise InvalidObject("script with an endless or unfinished line")
                 yield line[:-1]
     except (gzip.BadGzipFile, zlib.error, EOFError):
-        raise InvalidObject("script is not a whole gzip stream") from None
+        raise InvalidObject("script is not a complete gzip stream") from None
 
 
 def _parse_command(line: bytes, database: str) -> Command:
@@ -250,5 +250,5 @@ def _file_name(text: bytes, database: str) -> str:
         raise InvalidObject("malformed file name in the script")
     name = text.decode("ascii")
     if not belongs_to(name, database):
-        raise InvalidObject(f"script touches {name[:40]}, no file of {database}")
+        raise InvalidObject(f"script changes {name[:40]}, which is not a file of {database}")
     return name

@@ -111,7 +111,7 @@ def verify_cld(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     seen: set[str] = set()
     for member in iter_members(open_payload(file), exact=True):
         if member.name in seen or (member.name == COPYING) != (not seen):
-            raise InvalidObject(f"{member.name} at the wrong place of the payload")
+            raise InvalidObject(f"{member.name} in the wrong place of the payload")
         seen.add(member.name)
         _check_member(member, info, expected.database)
     if missing := info.files.keys() - seen:
@@ -157,7 +157,7 @@ def _unpack(base: BinaryIO, workspace: Path) -> None:
 def _apply(patch: BinaryIO, result: ObjectId, workspace: Path) -> None:
     container = CdiffContainer.parse(patch)
     if container.version != result.version:
-        raise InvalidObject(f"patch to version {container.version} in the place of {result.version}")
+        raise InvalidObject(f"patch to version {container.version} instead of {result.version}")
     try:
         apply_commands(iter_commands(patch, container, result.database), workspace)
     except InvalidObject as error:

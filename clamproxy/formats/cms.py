@@ -160,7 +160,7 @@ def _message_digest(attributes: bytes) -> bytes:
         if kind == (_OID, _MESSAGE_DIGEST):
             found += [_expect(value, _OCTETS) for value in _elements(_expect(values, _SET))]
     if len(found) != 1:
-        raise InvalidObject("not one message digest among the signed attributes")
+        raise InvalidObject("not exactly one message digest among the signed attributes")
     return found[0]
 
 
@@ -206,7 +206,7 @@ def _elements(data: bytes) -> Iterator[_Element]:
             length = int.from_bytes(data[offset : offset + count])
             offset += count
         if offset + length > len(data):
-            raise InvalidObject("ASN.1 that is cut off")
+            raise InvalidObject("truncated ASN.1")
         yield tag, data[offset : offset + length]
         offset += length
 
@@ -221,7 +221,7 @@ def _exactly(data: bytes, count: int) -> list[_Element]:
 def _at_least(data: bytes, count: int) -> list[_Element]:
     elements = list(_elements(data))
     if len(elements) < count:
-        raise InvalidObject("ASN.1 that lacks something")
+        raise InvalidObject("incomplete ASN.1")
     return elements
 
 

@@ -68,7 +68,7 @@ def verify_sign(file: BinaryIO, expected: ObjectId, signed: BinaryIO | None = No
     file.seek(0)
     signers = [signer for der in parse_sign(file.read(SIGN_LIMIT + 1)) for signer in _signers(der)]
     if not signers:
-        raise InvalidObject("no signature that can be held against a file")
+        raise InvalidObject("no signature that can be compared with a file")
     for signer in signers:
         signer.check(signed)
 

@@ -64,7 +64,7 @@ class CvdHeader:
         # The C parser skips an empty field and so shifts all later ones; therefore none may be empty.
         _, *fields = raw.decode("ascii").rstrip(" ").split(":")
         if len(fields) not in (7, 8) or "" in fields:
-            raise InvalidObject("header with missing, empty or surplus fields")
+            raise InvalidObject("header with missing, empty or extra fields")
         build_time, version, signatures, level, md5, dsig, builder, stime = [*fields, "0"][:8]
         if md5 != "X" and not _MD5.fullmatch(md5):
             raise InvalidObject("header with a malformed MD5")

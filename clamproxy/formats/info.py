@@ -78,7 +78,7 @@ def verify_info(data: bytes, database: str, keys: TrustedKeys) -> Info:
         raise InvalidObject("wrong signature of .info")
     for name in info.files:
         if not belongs_to(name, database) or name in (COPYING, f"{database}.info"):
-            raise InvalidObject(f".info lists {name}, no file of {database}")
+            raise InvalidObject(f".info lists {name}, which is not a file of {database}")
     return info
 
 

@@ -95,14 +95,14 @@ def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
             raise InvalidObject("payload ends inside the header of a member")
         if block[0] == 0:
             if exact:
-                raise InvalidObject("surplus bytes behind the last member")
+                raise InvalidObject("extra bytes after the last member")
             return
         member = Member(block, stream)
         if exact and block != member_header(member.name, member.size):
             raise InvalidObject(f"unusual header of {member.name}")
         yield member
         if member.read_padding() != bytes(member.padding_size) and exact:
-            raise InvalidObject(f"unusual bytes behind {member.name}")
+            raise InvalidObject(f"unusual bytes after {member.name}")
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -164,7 +164,7 @@ class _GzipMember(io.RawIOBase):
         try:
             piece = self._inflate(len(buffer))
         except zlib.error:
-            raise InvalidObject("payload is not a whole gzip stream") from None
+            raise InvalidObject("payload is not a complete gzip stream") from None
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -174,7 +174,7 @@ class _GzipMember(io.RawIOBase):
             if piece := self._inflater.decompress(data, limit):
                 return piece
             if not data:
-                raise InvalidObject("payload is not a whole gzip stream")
+                raise InvalidObject("payload is not a complete gzip stream")
         if self._inflater.unused_data or self._compressed.read(1):
-            raise InvalidObject("surplus bytes behind the gzip stream")
+            raise InvalidObject("extra bytes after the gzip stream")
         return b""

@@ -40,7 +40,7 @@ def apply_commands(commands: Iterator[Command], directory: Path) -> None:
             _carry_out(step, directory)
         except FileNotFoundError as error:
             name = Path(str(error.filename)).name
-            raise InvalidObject(f"script touches {name}, which is not there") from None
+            raise InvalidObject(f"script changes {name}, which does not exist") from None
 
 
 def patch_info(info: bytes, commands: Iterator[Command], database: str) -> bytes:
@@ -79,7 +79,7 @@ def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
     edits: _Edits | None = None
     for command in commands:
         if isinstance(command, Open | Move | Unlink) != (edits is None):
-            raise InvalidObject(f"{type(command).__name__} at the wrong place of the script")
+            raise InvalidObject(f"{type(command).__name__} in the wrong place of the script")
         if isinstance(command, Move | Unlink):
             yield command
         elif isinstance(command, Open):
@@ -223,7 +223,7 @@ class _LineReader:
     def _read_block(self) -> None:
         block = self._file.read(_BLOCK)
         if not block:
-            raise InvalidObject("script edits a line behind the end of a file")
+            raise InvalidObject("script edits a line past the end of a file")
         self._block = self._block[self._start :] + block
         self._newlines += block.count(b"\n")
         self._start = 0

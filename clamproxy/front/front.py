@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY = 0.1
 """Seconds."""
 _CACHES = (Destination.DATABASES, Destination.FEED)
-_FAILURE = "the gateway has an error; see its log"
+_FAILURE = "internal error; see the gateway's log"
 _JUST_CHANGED = "the configuration has just changed"
 _NAMELESS = "1.1 clamproxy"
 """Via without a service, which has a name of its own."""

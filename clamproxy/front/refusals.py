@@ -26,7 +26,7 @@ def unfit(request: Request, pseudonym: str) -> Response | None:
         return response
     if request.method in ("GET", "HEAD"):
         return None
-    response = plain(405, Result.REFUSED, "only GET and HEAD")
+    response = plain(405, Result.REFUSED, "only GET and HEAD are supported")
     response.headers["Allow"] = "GET, HEAD"
     return response
 
@@ -36,7 +36,7 @@ def loop(request: Request, pseudonym: str) -> Response | None:
     via = request.via
     if pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable():
         return None
-    return plain(502, Result.REFUSED, "loop: this request came through this gateway before")
+    return plain(502, Result.REFUSED, "loop: this request has come through this gateway before")
 
 
 def unknown_client(*, is_proxy: bool) -> Response:
@@ -45,7 +45,9 @@ def unknown_client(*, is_proxy: bool) -> Response:
     Args:
         is_proxy: whether the client asks the gateway as its proxy.
     """
-    response = plain(407 if is_proxy else 401, Result.REFUSED, "a user of access.users is needed")
+    response = plain(
+        407 if is_proxy else 401, Result.REFUSED, "a user and password from access.users are required"
+    )
     response.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
     return response
 
@@ -58,7 +60,7 @@ def no_tunnel(host: str, port: int) -> Response:
 def nobody(host: str) -> Response:
     """Refuse a request for a host that isn't configured."""
     place = "is not in serving.hosts, feeds.hosts or serving.pass_through"
-    return plain(502, Result.REFUSED, f"{host} {place}; if it is the gateway itself, put it in tls.names")
+    return plain(502, Result.REFUSED, f"{host} {place}; if it is the gateway itself, add it to tls.names")
 
 
 def forwards_left(request: Request) -> int | None:

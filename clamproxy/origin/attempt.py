@@ -113,7 +113,7 @@ class Attempt:
         partial, known = self._arrival.partial, self._arrival.validators
         same = answer.etag is None or known.etag is None or answer.etag == known.etag
         if not partial.resumable or answer.start != partial.have or answer.size != known.size or not same:
-            raise RangeError("the answer does not continue what is here")
+            raise RangeError("the answer does not continue the partial file")
 
     def _receive_whole(self, answer: OriginResponse) -> None:
         """A 200: the file from its beginning, wanted or not."""

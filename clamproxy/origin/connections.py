@@ -196,7 +196,7 @@ class _Connection(StrictConnection):
         try:
             super().request(*args, **kwargs)
         except OSError as error:
-            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+            raise StaleConnectionError(f"a reused connection had ended: {error}") from error
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Wait for the head of the answer.
@@ -211,15 +211,15 @@ class _Connection(StrictConnection):
     def _response_of_reused(self) -> urllib3.HTTPResponse:
         limit = min(PATIENCE_WITH_REUSED, self.timeout or PATIENCE_WITH_REUSED)
         if not wait_for_read(self.sock, limit):
-            raise StaleConnectionError("an old connection is silent")
+            raise StaleConnectionError("a reused connection is silent")
         try:
             return super().getresponse()
         except TimeoutError as error:
             if error.errno is None:  # the answer has begun
                 raise
-            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+            raise StaleConnectionError(f"a reused connection had ended: {error}") from error
         except OSError as error:
-            raise StaleConnectionError(f"an old connection had ended: {error}") from error
+            raise StaleConnectionError(f"a reused connection had ended: {error}") from error
 
     @property
     def _is_reused(self) -> bool:
@@ -281,7 +281,7 @@ class Retries(Retry):
                 return self
             location = response.get_redirect_location() if response is not None else None
             if location and not _may_follow(url or "", location):
-                raise MaxRetryError(_pool, url or "", ResponseError("a redirect to elsewhere"))
+                raise MaxRetryError(_pool, url or "", ResponseError("a redirect to another host"))
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 

@@ -256,7 +256,7 @@ class HeaderProbes:
                     raise OriginError(FailureKind.BAD_CONTENT, "not the range that was asked for")
                 return ProbedHeader(CvdHeader.parse(answer.beginning(HEADER_SIZE)))
         except (InvalidObject, RangeError) as error:
-            raise OriginError(FailureKind.BAD_CONTENT, f"no CVD header: {error}") from error
+            raise OriginError(FailureKind.BAD_CONTENT, f"not a CVD header: {error}") from error
 
     def _as_json(self, database: str) -> dict[str, Any]:
         header = self._heads[database].header.raw.decode("ascii")

@@ -81,7 +81,7 @@ def _read_head(stream: BinaryIO) -> tuple[bytes, _Fields]:
             line = stream.readline(room + 1)
             room -= len(line)
             if room < 0:
-                raise InvalidHeader("a head without end")
+                raise InvalidHeader("a header without an end")
             if not line.endswith(b"\n"):
                 if room + len(line) == LARGEST_HEAD and not line:
                     return b"", []

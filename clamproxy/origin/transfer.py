@@ -236,7 +236,9 @@ class Transfer:
                 self._fail(error)
                 raise
             # Its header was there a moment ago: the origin contradicts itself.
-            failure = TransferError(FailureKind.BAD_CONTENT, f"the header is there, the file is not: {error}")
+            failure = TransferError(
+                FailureKind.BAD_CONTENT, f"the header was delivered, but not the file: {error}"
+            )
             self._fail(failure)
             raise failure from error
         except TransferError as error:
@@ -363,7 +365,7 @@ class Transfer:
             await in_thread("clamproxy-verify", check)
         except InvalidObject as error:
             reason = f"{error}{arrival.ray}"
-            logger.warning("%s is refused and quarantined: %s", object_id.file_name, reason)
+            logger.warning("%s was rejected and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
             partial.discard()
             raise TransferError(FailureKind.BAD_CONTENT, reason) from error

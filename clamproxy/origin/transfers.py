@@ -197,7 +197,7 @@ class Transfers:
     def _note_failure(self, object_id: ObjectId, transfer: Transfer, error: TransferError) -> None:
         if error.failure is FailureKind.INTERRUPTED and not transfer.for_client:
             # No client has to wait because of that; what the gateway does by itself has its budget.
-            logger.info("%s was not fetched ahead: %s", object_id.file_name, error)
+            logger.info("%s was not prefetched: %s", object_id.file_name, error)
             return
         path, agent = object_id.upstream_path, transfer.requester.version
         if error.needed:

@@ -257,7 +257,9 @@ class Upstream:
         self._longest_head = longest_head(connect_timeout, read_timeout)
         whose = "the parent proxy" if proxy else "a proxy on the way"
         has_credentials = proxy is not None and proxy.credentials is not None
-        self._unauthenticated = f"{whose} {'refuses the' if has_credentials else 'wants a'} user and password"
+        self._unauthenticated = (
+            f"{whose} {'refuses the' if has_credentials else 'requires a'} user and password"
+        )
 
     def get(
         self,
@@ -325,7 +327,7 @@ class Upstream:
             return response
         except LIBRARY_ERRORS as error:
             if scope.is_overdue:
-                reason = f"no complete head of an answer within {self._longest_head:.0f} s"
+                reason = f"no complete response header within {self._longest_head:.0f} s"
                 raise OriginError(FailureKind.INTERRUPTED, reason) from error
             raise self._explain(error) from error
 
@@ -343,9 +345,7 @@ class Upstream:
         if isinstance(cause, InvalidHeader):
             return OriginError(FailureKind.BAD_CONTENT, reason_of(cause))
         if isinstance(cause, ValueError):  # LocationValueError, too
-            return OriginError(
-                FailureKind.SERVER_ERROR, f"a redirect that makes no sense: {reason_of(cause)}"
-            )
+            return OriginError(FailureKind.SERVER_ERROR, f"an invalid redirect: {reason_of(cause)}")
         # Only who can't be reached at all is held back as a whole.
         failure = FailureKind.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else FailureKind.INTERRUPTED
         return OriginError(failure, reason_of(cause))

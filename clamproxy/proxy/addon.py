@@ -122,10 +122,11 @@ class ClamProxy:
         self._takeover.take()
         self._lane.start()
         if (option := find_having_a_say(ctx.options)) is not None:
-            logger.info("With mitmproxy's option %s all requests go through mitmproxy.", option)
+            logger.info("With mitmproxy's option %s, all requests go through mitmproxy.", option)
         elif self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
             logger.warning(
-                "%s will miss most requests; with serving.express: false all go through mitmproxy.", unseeing
+                "%s will not see most requests; with serving.express: false, they all go through mitmproxy.",
+                unseeing,
             )
         self._front.service.start()
         self._note_place(self._front.service)
@@ -185,7 +186,7 @@ class ClamProxy:
     async def _read_anew(self, old: Service) -> None:
         settings = load_settings(self._config, os.environ)
         if settings == old.settings:
-            logger.info("The configuration is as it was.")
+            logger.info("The configuration has not changed.")
             return
         self._check_place(settings)
         if settings.listen != old.settings.listen and self._listening.is_given:
@@ -217,7 +218,7 @@ class ClamProxy:
         task = asyncio.create_task(self._drain(old), name="end the earlier service")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        logger.info("The configuration was read anew: %s.", self._config or "defaults")
+        logger.info("The configuration was reloaded: %s.", self._config or "defaults")
 
     async def _drain(self, service: Service) -> None:
         """Let what began under an earlier configuration end."""
@@ -304,7 +305,7 @@ def _require_no_stray(options: optmanager.OptManager) -> None:
     argument = getattr(options, "dumper_filter", None)
     if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
         raise ConfigurationError(
-            f"unexpected argument {argument!r}; a configuration file is named by --config FILE "
+            f"unexpected argument {argument!r}; to name a configuration file, use --config FILE "
             "(mitmdump: --set clamproxy_config=FILE)"
         )
     for name in options.deferred:

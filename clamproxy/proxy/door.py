@@ -64,7 +64,7 @@ class Threshold:
         now = time.monotonic()
         if now - self._told_at >= TELL_EVERY:
             self._told_at = now
-            logger.warning("access.max_connections is reached: further connections wait.")
+            logger.warning("access.max_connections has been reached: further connections wait.")
 
     def take(self, address: str) -> bool:
         """Count a new connection of an address; False if it must be closed instead."""
@@ -73,7 +73,11 @@ class Threshold:
             return False
         limit = self._limits.take(address)
         if limit is not None and not self._reached:
-            logger.warning("%s is reached: closed a connection from %s. Others get no line.", limit, address)
+            logger.warning(
+                "%s has been reached: closed a connection from %s. Further ones are not logged.",
+                limit,
+                address,
+            )
         self._reached = self._reached or limit is not None
         return limit is None
 

@@ -90,7 +90,7 @@ def _check_request_line(line: bytes) -> tuple[bytes, bytes]:
     if match[1] != b"1":
         raise Refusal(505, "only HTTP/1.0 and HTTP/1.1")
     if not _TOKEN.fullmatch(method):
-        raise Refusal(400, "the method is no token")
+        raise Refusal(400, "the method is not a token")
     is_connect = method.upper() == b"CONNECT"
     if is_connect and (method != b"CONNECT" or target.startswith((b"/", b"*")) or b"://" in target):
         raise Refusal(400, "CONNECT takes HOST:PORT")  # RFC 9112 3.2.3

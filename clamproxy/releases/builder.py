@@ -191,13 +191,13 @@ class CldBuilder:
                 found.append(start)
                 break
         else:
-            raise InvalidObject(f"{database}-{base_version}.cvd is not here any more")
+            raise InvalidObject(f"{database}-{base_version}.cvd is no longer cached")
         for patch_version in range(version + 1, object_id.version + 1):
             patch = self._store.open(ObjectId(database, patch_version, Kind.CDIFF))
             if patch is None:
                 for file in found:
                     file.close()
-                raise InvalidObject(f"{database}-{patch_version}.cdiff is not here any more")
+                raise InvalidObject(f"{database}-{patch_version}.cdiff is no longer cached")
             found.append(patch)
         return found
 

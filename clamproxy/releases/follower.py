@@ -184,7 +184,7 @@ class Follower:
         requester = self._requester() or self._agents.requester()
         if requester is None:
             raise OriginError(
-                FailureKind.LOCAL, "no freshclam has come by yet, nor is upstream.user_agent set"
+                FailureKind.LOCAL, "no freshclam has used the gateway yet, and upstream.user_agent is not set"
             )
         return requester
 

@@ -122,7 +122,9 @@ class Lineages:
             return None
         except InvalidObject as error:
             # It was verified when it came, and has been spoilt since: serving it would hurt clients.
-            logger.warning("%s is damaged, and dropped from the cache: %s", object_id.file_name, error)
+            logger.warning(
+                "%s was damaged, and has been dropped from the cache: %s", object_id.file_name, error
+            )
             self._store.drop(object_id)
             return None
         return ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
@@ -173,7 +175,9 @@ class Lineages:
         try:
             verify_cdiff(file, patch_id, self._keys)
         except InvalidObject as error:
-            logger.warning("%s is damaged, and dropped from the cache: %s", patch_id.file_name, error)
+            logger.warning(
+                "%s was damaged, and has been dropped from the cache: %s", patch_id.file_name, error
+            )
             self._store.drop(patch_id)
             return True
         return False

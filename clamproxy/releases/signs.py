@@ -77,7 +77,7 @@ class Signs:
                 return
             if finding.is_damaged:
                 name = signature.file_name
-                logger.warning("%s is not right, and dropped from the cache: %s", name, finding.problem)
+                logger.warning("%s was wrong, and has been dropped from the cache: %s", name, finding.problem)
                 reject(self._store, finding)
             elif finding.problem is None:
                 self._proven[signature] = pair

@@ -100,7 +100,7 @@ class StuckPatches:
         if patch not in self._told:
             self._told.add(patch)
             logger.warning(
-                "%s has been refused %d times: machines are told to take the whole CVD.",
+                "%s has failed verification %d times: machines are told to take the whole CVD.",
                 patch.file_name,
                 trouble.failures,
             )

@@ -254,7 +254,7 @@ class WholeDatabases:
 def _with_reason(response: Response, finding: Resolution) -> Response:
     """Say for the log why something older is served."""
     if response.result is Result.STALE:
-        newer = f"{finding.known.newest} is advertised; the origin has not given it yet"
+        newer = f"{finding.known.newest} is advertised, but the origin has not delivered it yet"
         response.reason = explain(finding.trouble) if finding.trouble else newer
     return response
 

@@ -75,7 +75,7 @@ class Gateway:
             return unavailable(error)
         except Exception:
             logger.exception("%s %s failed.", request.method, request.path)
-            return plain(503, Result.ERROR, "internal error; see the log of the gateway")
+            return plain(503, Result.ERROR, "internal error; see the gateway's log")
 
     def answer_at_once(self, request: Request) -> Response | None:
         """The answer to a GET or HEAD, if it is ready in memory."""
@@ -88,7 +88,7 @@ class Gateway:
     async def _dispatch(self, request: Request) -> Response:
         target = parse_path(request.path, self._databases)
         if target is None:
-            return plain(404, Result.REFUSED, "no file of ClamAV's databases")
+            return plain(404, Result.REFUSED, "not a file of ClamAV's databases")
         self._see(request, target.database)
         await self._soundness.ensure(target.database)
         match target:

@@ -29,8 +29,8 @@ def find_confdir(settings: Settings) -> Path | None:
         if _is_made(directory) and _is_made(place) and _can_hold_authority(place):
             return place
     raise ConfigurationError(
-        f"mitmproxy's authority has no place: neither {home} nor {settings.tls.directory} "
-        "can be written; set tls.directory, or give --set confdir=DIRECTORY"
+        f"there is no place for mitmproxy's certificate authority: neither {home} nor "
+        f"{settings.tls.directory} can be written to; set tls.directory, or use --set confdir=DIRECTORY"
     )
 
 

@@ -35,23 +35,23 @@ class Mode(StrEnum):
 
 
 _TITLES = {
-    Mode.HTTP: "clamproxy, as a proxy for http.",
-    Mode.HTTPS: "clamproxy, as a proxy for https.",
-    Mode.MIRROR: "clamproxy, as a mirror.",
-    Mode.PRIVATE: "clamproxy, as a private mirror: no DNS, no patches, whole files only.",
+    Mode.HTTP: "Use clamproxy as a proxy, over http.",
+    Mode.HTTPS: "Use clamproxy as a proxy, over https.",
+    Mode.MIRROR: "Use clamproxy as the mirror.",
+    Mode.PRIVATE: "Use clamproxy as a private mirror: no DNS, no patches, whole files only.",
 }
-_INSTEAD = "In place of all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
+_INSTEAD = "These replace all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
 _TRUST = (
-    "This machine has to trust the gateway's certificate authority: `clamproxy ca install`, on the",
-    "gateway, tells where it goes. freshclam looks at CURL_CA_BUNDLE and at the system's bundle.",
+    "This machine has to trust the gateway's certificate authority: run `clamproxy ca install` on the",
+    "gateway, and the script that it prints here. freshclam uses CURL_CA_BUNDLE and the system's bundle.",
 )
 _USERS = (
-    f"{PASSWORD} is the user's own. With it here, only the owner may read this file (chmod 600):",
-    "freshclam insists on that.",
+    f"Replace {PASSWORD} with the user's own. Only the owner may then be able to read this file",
+    "(chmod 600): freshclam insists on that.",
 )
 _USERS_IN_URL = (
-    f"This way has no setting for a user, so it is in the URL; {PASSWORD} is the user's own, percent-",
-    "encoded. Close this file to others (chmod 600). freshclam's log shows the URL as it is.",
+    f"freshclam has no other setting for a mirror's user, so it is in the URL. Replace {PASSWORD} with the",
+    "user's own, percent-encoded. Close this file to others (chmod 600). freshclam's log shows this URL.",
 )
 
 

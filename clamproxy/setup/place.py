@@ -16,7 +16,7 @@ from clamproxy.config.units import ANY, Endpoint, parse_listen
 
 _NOTE = "listen/proxy"
 _REASONS = {
-    errno.EADDRINUSE: "address already in use, by another program or a clamproxy that runs",
+    errno.EADDRINUSE: "address already in use, by another program or a running clamproxy",
     errno.EACCES: "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE",
     errno.EADDRNOTAVAIL: "no interface of this machine has that address",
 }

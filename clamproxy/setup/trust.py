@@ -54,7 +54,7 @@ def _debian(certificates: list[str]) -> str:
 def _rhel(certificates: list[str]) -> str:
     head = """\
         #!/bin/sh
-        # RHEL, Fedora and their kin: freshclam trusts the gateway. Run this as root.
+        # RHEL, Fedora and similar systems: freshclam trusts the gateway. Run this as root.
         #
         # To have the whole system trust it instead, put each certificate into a file of its own in
         # /etc/pki/ca-trust/source/anchors and run update-ca-trust; then the rest isn't needed.
@@ -68,7 +68,7 @@ def _rhel(certificates: list[str]) -> str:
 
 def _systemd(path: str, public: str, certificates: list[str]) -> str:
     units = """
-        # The drop-in is for the daemon, and for the timer where that is used instead.
+        # A drop-in for the daemon, and one for the timer, in case that is used instead.
         for unit in clamav-freshclam clamav-freshclam-once; do
             mkdir -p "/etc/systemd/system/$unit.service.d"
             printf '[Service]\\nEnvironment=CURL_CA_BUNDLE=%s\\n' {path} \\
@@ -128,7 +128,7 @@ def _macos(certificates: list[str]) -> str:
     head = """\
         #!/bin/sh
         # macOS: run this as root. freshclam takes its trust from the system's keychain, so the whole
-        # system trusts the certificate; it is good for the gateway's few names only.
+        # system trusts the certificate; it is valid only for the gateway's few names.
         set -eu
         directory=$(mktemp -d)
         trap 'rm -r "$directory"' EXIT
@@ -147,8 +147,8 @@ def _macos(certificates: list[str]) -> str:
 def _windows(certificates: list[str]) -> str:
     head = """\
         # Windows: run this in PowerShell as administrator. freshclam takes its trust from the system
-        # (CURL_CA_BUNDLE isn't looked at), so the whole system trusts the certificate; it is good for the
-        # gateway's few names only.
+        # (it ignores CURL_CA_BUNDLE), so the whole system trusts the certificate; it is valid only for the
+        # gateway's few names.
         $ErrorActionPreference = 'Stop'
         """
     tail = """
@@ -168,11 +168,11 @@ def _windows(certificates: list[str]) -> str:
 def _docker(certificates: list[str]) -> str:
     lines = f"""\
         # syntax=docker/dockerfile:1
-        # Lines for a Dockerfile; the first one has to be the first of the file, for the "<<" below.
-        # With an image as it is, put the certificates (`clamproxy ca export`) into a file instead:
+        # Lines for a Dockerfile. The first one has to be the first line of the file, for the "<<" below.
+        # To use an image unchanged, put the certificates (`clamproxy ca export`) into a file instead:
         #     docker run -v "$PWD/clamproxy.pem:{LINUX_FILE}:ro" \\
         #         -e CURL_CA_BUNDLE={LINUX_FILE} clamav/clamav
-        # curl in the container trusts nothing else then, either.
+        # curl in the container then trusts nothing else, either.
         FROM clamav/clamav
         """
     return (
@@ -193,7 +193,7 @@ def _kubernetes(certificates: list[str]) -> str:
         """
     deployment = """\
         ---
-        # Is laid over the deployment that is there: put in its name, and that of its container that
+        # A patch for your existing deployment: put in its name, and that of the container that
         # runs freshclam.
         apiVersion: apps/v1
         kind: Deployment
@@ -221,9 +221,9 @@ def _kubernetes(certificates: list[str]) -> str:
 
 def _ansible(certificates: list[str]) -> str:
     before = f"""\
-        # Tasks for Debian, Ubuntu and other systems with systemd and without SELinux. On RHEL the place is
+        # Tasks for Debian, Ubuntu and other systems with systemd and without SELinux. On RHEL, the file is
         # {RHEL_FILE}.
-        - name: Make a place for the gateway's certificates
+        - name: Create the directories for the gateway's certificates
           become: true
           ansible.builtin.file:
             path: "{{{{ item }}}}"
@@ -242,7 +242,7 @@ def _ansible(certificates: list[str]) -> str:
             content: |
         """
     after = f"""\
-        - name: Have freshclam trust them
+        - name: Make freshclam trust them
           become: true
           ansible.builtin.copy:
             dest: /etc/systemd/system/clamav-freshclam.service.d/clamproxy.conf

@@ -129,7 +129,9 @@ class Condition:
             if self._state is None or self._state.trouble is not trouble:
                 reason = f"{self._directory} {_IN_WORDS[trouble]}: {_reason(error)}"
                 self._state = LastingTrouble(trouble, reason, self._clock())
-                logger.warning("%s: what is good is served, nothing is kept: %s", self._what, reason)
+                logger.warning(
+                    "%s: what is intact is served, but nothing can be stored: %s", self._what, reason
+                )
         return True
 
     def recovered(self) -> None:

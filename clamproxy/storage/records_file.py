@@ -45,7 +45,7 @@ class RecordsFile:
     form: int
     """The version of the schema, in SQLite's user_version."""
     what: str
-    """Its name in the log, such as "The table of clients"."""
+    """Its name in the log, such as "The table of machines"."""
     added: str = "SELECT 1"
     """A statement that makes what the schema has got since; older versions of clamproxy pass over it."""
 
@@ -85,7 +85,7 @@ class RecordsFile:
             with closing(self._open_to_read()) as connection:
                 form = _form(connection)
                 if form > self.form:
-                    raise Damage("made by another version of clamproxy")
+                    raise Damage("written by another version of clamproxy")
                 connection.execute("BEGIN")
                 yield connection if form else None
         except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ class RecordsFile:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         form = _form(connection)
         if form > self.form:
-            raise Damage("made by another version of clamproxy")
+            raise Damage("written by another version of clamproxy")
         if not form:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
@@ -132,7 +132,12 @@ class RecordsFile:
             for path in earlier:
                 if path != aside:
                     remove(path)
-            logger.warning("%s is damaged (%s): moved to %s, starting anew.", self.what, error, aside)
+            logger.warning(
+                "%s was damaged (%s); it has been moved to %s, and a new one started.",
+                self.what,
+                error,
+                aside,
+            )
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -66,13 +66,15 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
     warnings = _shown_state(store.records.condition)
     (reasons if is_empty else warnings).extend(_disk_problems(store))
     if is_empty and offline:
-        reasons.append("upstream.offline is true and no database was imported: there is nothing to serve")
+        reasons.append(
+            "upstream.offline is true and no database has been imported, so there is nothing to serve"
+        )
     elif is_empty and unreachable:
         reasons.append(f"no database is cached, and the origin can't be reached: {unreachable}")
     elif unreachable:
-        warnings.append(f"the origin can't be reached, clients get what is cached: {unreachable}")
+        warnings.append(f"the origin can't be reached, so clients get what is cached: {unreachable}")
     warnings += [
-        f"{name} failed verification {trouble.failures} times, machines are told to take the whole CVD"
+        f"{name} failed verification {trouble.failures} times, so machines are told to take the whole CVD"
         for name, trouble in stuck.items()
     ]
     return Health(tuple(reasons), tuple(warnings))
@@ -125,7 +127,7 @@ def _shown(at: float) -> str:
 def _clock_problems(built: dict[str, int | None], now: float) -> list[str]:
     shown = _shown(now)
     if now < EARLIEST:
-        return [f"the clock is wrong, certificates and version records can't be judged: {shown}"]
+        return [f"the clock is wrong, so certificates and version records can't be checked: {shown}"]
     late = [name for name, at in built.items() if at is not None and at > now + FUTURE]
     if late:
         return [f"the clock is wrong: it shows {shown}, but {late[0]} was built after that"]

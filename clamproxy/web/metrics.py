@@ -63,22 +63,26 @@ def _about(values: Values) -> Iterator[Metric]:
     gateway = values["gateway"]
     yield _gauge("build_info", "The version of clamproxy.", ("version",), [((gateway["version"],), 1)])
     yield _gauge(
-        "start_time_seconds", "When the gateway was started, Unix time.", value=gateway["started_at"]
+        "start_time_seconds", "When the gateway was started, in Unix time.", value=gateway["started_at"]
     )
-    yield _gauge("ready", "Whether clients should be sent here, see /readyz.", value=values["ready"])
-    yield _gauge("offline", "Whether the origin is never asked.", value=gateway["offline"])
+    yield _gauge("ready", "Whether the gateway can serve clients; see /readyz.", value=values["ready"])
+    yield _gauge(
+        "offline",
+        "Whether the gateway is offline by configuration (upstream.offline).",
+        value=gateway["offline"],
+    )
 
 
 def _traffic(values: Values) -> Iterator[Metric]:
     stats = values["stats"]
     results = [((str(result),), stats[COUNTER_OF_RESULT[result]]) for result in _counted_results()]
-    yield _counter("requests", "Requests of clients, by how they were answered.", ("result",), results)
+    yield _counter("requests", "Requests from clients, by result.", ("result",), results)
     yield _counter("served_bytes", "Bytes of content sent to clients.", value=stats["bytes_served"])
     yield _counter("upstream_requests", "Requests sent to the origin.", value=stats["upstream_requests"])
     yield _counter(
         "upstream_bytes", "Bytes of content received from the origin.", value=stats["upstream_bytes"]
     )
-    yield _gauge("transfers", "Transfers from the origin under way.", value=len(values["transfers"]))
+    yield _gauge("transfers", "Transfers from the origin that are under way.", value=len(values["transfers"]))
 
 
 def _counted_results() -> list[Result]:
@@ -89,7 +93,7 @@ def _cache(values: Values) -> Iterator[Metric]:
     stats, databases = values["stats"], values["databases"]
     yield _gauge(
         "storage_trouble",
-        "Whether the directory of the cache, or of records, can't be written to; see /readyz.",
+        "Whether the directory of the cache, or of the records, can't be written to; see /readyz.",
         ("directory",),
         [((name,), stats["storage"][name] is not None) for name in ("cache", "records")],
     )
@@ -97,18 +101,18 @@ def _cache(values: Values) -> Iterator[Metric]:
     yield _gauge("cache_bytes", "Bytes of the objects in the cache.", value=stats["cache_bytes"])
     yield _gauge(
         "quarantined_objects",
-        "Files that failed verification and are kept for a look.",
+        "Files that failed verification and are kept for inspection.",
         value=stats["quarantined"],
     )
     yield _gauge(
         "database_version",
-        "The version of a database that DNS advertises, the newest CVD cached, the one clients get to.",
+        "A database's versions: advertised, the newest cached CVD, and reached from there with patches.",
         ("database", "state"),
         [((database["name"], state), database[state]) for database in databases for state in VERSIONS],
     )
     yield _gauge(
         "database_build_timestamp_seconds",
-        "When the newest cached CVD of a database was built, Unix time.",
+        "When the newest cached CVD of a database was built, in Unix time.",
         ("database",),
         [((database["name"],), database["built_at"]) for database in databases],
     )
@@ -127,13 +131,13 @@ def _origin(values: Values) -> Iterator[Metric]:
         left[_kind_of(cooldown["what"])].append(max(0.0, cooldown["until"] - now))
     yield _gauge(
         "cooldowns",
-        "Cool-downs in force: what the origin isn't asked for at the moment.",
+        "Cool-downs in force: what the gateway isn't asking the origin for at the moment.",
         ("kind",),
         [((kind,), len(seconds)) for kind, seconds in left.items()],
     )
     yield _gauge(
         "cooldown_seconds",
-        "Seconds until the last cool-down in force ends; 0 without any.",
+        "Seconds until the last cool-down in force ends; 0 if there is none.",
         ("kind",),
         [((kind,), max(seconds, default=0.0)) for kind, seconds in left.items()],
     )
@@ -160,7 +164,7 @@ def _fleet(values: Values) -> Iterator[Metric]:
         )
         yield _gauge(
             "fleet_end_of_life_machines",
-            "Machines whose freshclam the CDN refuses or will refuse.",
+            "Machines whose freshclam is past its end of life: the CDN refuses it, or will.",
             value=fleet["end_of_life"],
         )
 
@@ -175,9 +179,9 @@ def _feeds(values: Values) -> Iterator[Metric]:
 
 
 _FEED_COUNTERS = {
-    "feed_requests": ("feed_requests", "Requests of clients for files of other feeds."),
-    "feed_hits": ("feed_hits", "Those of them that were answered from the cache."),
-    "feed_errors": ("feed_errors", "Those of them that could not be answered."),
+    "feed_requests": ("feed_requests", "Requests from clients for files of other feeds."),
+    "feed_hits": ("feed_hits", "Requests for files of other feeds that were answered from the cache."),
+    "feed_errors": ("feed_errors", "Requests for files of other feeds that could not be answered."),
     "feed_served_bytes": ("feed_bytes_served", "Bytes of feeds' files sent to clients."),
     "feed_upstream_requests": ("feed_upstream_requests", "Requests sent to feeds."),
     "feed_upstream_bytes": ("feed_upstream_bytes", "Bytes received from feeds."),

@@ -114,13 +114,13 @@ class Pages:
         if path not in PATHS:
             return _plain(404, "no such page")
         if request.method not in ("GET", "HEAD"):
-            response = _plain(405, "only GET and HEAD")
+            response = _plain(405, "only GET and HEAD are supported")
             response.headers["Allow"] = _METHODS
             return response
         if path in GUARDED and not self._is_admitted(request.headers):
             if "Authorization" in request.headers:
                 logger.warning("%s asked for %s with a wrong token.", peer, path)
-            response = _plain(401, "status.token is needed, as the password of any user")
+            response = _plain(401, "status.token is required, as the password with any user name")
             response.headers["WWW-Authenticate"] = 'Basic realm="clamproxy", charset="UTF-8"'
             return response
         if path in GUARDED and not self._is_meant(request.headers):
@@ -204,7 +204,7 @@ class Pages:
     async def _client_config(self, request: Request, place: Place) -> Response:
         make = self._sources.client_config
         if make is None:
-            return _plain(404, "not there")
+            return _plain(404, "not available")
         modes = parse_qs(request.path.partition("?")[2]).get("mode", [Mode.HTTP.value])
         if len(modes) != 1 or modes[0] not in list(Mode):
             return _plain(400, f"mode is one of {', '.join(Mode)}")

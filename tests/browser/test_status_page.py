@@ -266,9 +266,9 @@ def test_each_machine_of_a_large_fleet_is_found(page: Page) -> None:
     """Healthy and unknown ones, too, though status.json lists the worst only."""
     browser = page.show(HUGE)
     assert len(rows(browser, "machines")) == 50
-    assert browser.text("#fleet-count") == "2,000 machines; 1 to 50 are shown."
+    assert browser.text("#fleet-count") == "2,000 machines; showing 1 to 50."
     browser.driver.find_elements("css selector", "#fleet-states button")[3].click()  # unknown
-    assert browser.until_text("#fleet-count", "298") == "298 of 2,000 machines; 1 to 50 are shown."
+    assert browser.until_text("#fleet-count", "298") == "298 of 2,000 machines; showing 1 to 50."
     assert {row[1] for row in page.machines(50)} == {"unknown"}
     browser.driver.find_elements("css selector", "#fleet-states button")[0].click()
     browser.driver.find_element("id", "fleet-filter").send_keys(HUGE["fleet"]["machines"][-1]["uuid"])
@@ -285,16 +285,16 @@ def places(browser: Browser) -> tuple[str, bool, bool]:
 def test_pages(page: Page) -> None:
     browser = page.show(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(120)))))
     forward, back = (browser.driver.find_element("id", f"fleet-{way}") for way in ("next", "previous"))
-    assert places(browser) == ("120 machines; 1 to 50 are shown.", False, True)
+    assert places(browser) == ("120 machines; showing 1 to 50.", False, True)
     forward.click()
     browser.until_text("#fleet-count", "51 to 100")
     forward.click()
     browser.until_text("#fleet-count", "101 to 120")
-    assert places(browser) == ("120 machines; 101 to 120 are shown.", True, False)
+    assert places(browser) == ("120 machines; showing 101 to 120.", True, False)
     assert len(rows(browser, "machines")) == 20
     assert browser.run("return document.activeElement.className") == "scroller"
     page.next_answer()
-    assert places(browser)[0] == "120 machines; 101 to 120 are shown."
+    assert places(browser)[0] == "120 machines; showing 101 to 120."
     # Most of them are gone: the last page that is left is shown.
     page.change(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(70)))))
     browser.until_text("#fleet-count", "51 to 70")
@@ -422,7 +422,7 @@ def test_machines_are_cards_on_a_phone(page: Page) -> None:
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone_shows_some_machines_at_a_time(page: Page, width: int) -> None:
     browser = page.show(HUGE, width=width, height=800)
-    assert browser.text("#fleet-count") == "2,000 machines; 1 to 20 are shown."
+    assert browser.text("#fleet-count") == "2,000 machines; showing 1 to 20."
     assert browser.run("return document.documentElement.scrollHeight") < 10_000
     browser.driver.find_element("id", "fleet-next").click()
     browser.until_text("#fleet-count", "21 to 40")

@@ -99,17 +99,17 @@ def test_tooltip_by_keys(page: Page) -> None:
 
 def test_where_the_gateway_was_not_there(page: Page) -> None:
     browser = page.show(BUSY)
-    assert "gateway not there" in browser.text("#request-chart")
+    assert "gateway not running" in browser.text("#request-chart")
     plot = browser.driver.find_element("css selector", "#request-chart .plot")
     plot.send_keys(Keys.HOME)
     for _ in range(62):
         plot.send_keys(Keys.ARROW_RIGHT)
-    assert browser.run(TOOLTIP)[1:] == ["the gateway was not there"]
+    assert browser.run(TOOLTIP)[1:] == ["the gateway was not running"]
     gap = browser.run("return document.querySelector('#request-chart path.gap').getBBox().width")
     assert gap > 10
     whole = merged(BUSY, history={"series": {name: [1] * 288 for name in BUSY["history"]["series"]}})
     page.change(whole)
-    assert "gateway not there" not in browser.text("#request-chart")
+    assert "gateway not running" not in browser.text("#request-chart")
 
 
 def test_a_day_without_requests(page: Page) -> None:

@@ -98,23 +98,23 @@ def test_a_hidden_page_asks_nothing(page: Page) -> None:
         (
             401,
             None,
-            "The gateway wants its token (status.token): reload this page to give it. ",
+            "The gateway requires its token (status.token): reload this page to enter it. ",
             "No figures",
         ),
         (
             200,
             b"<html>a captive portal",
-            "What the gateway answers can't be read. No figures since ",
+            "The gateway's answer can't be read. No figures since ",
             "No figures",
         ),
-        (200, b"null", "What the gateway answers can't be read. No figures since ", "No figures"),
+        (200, b"null", "The gateway's answer can't be read. No figures since ", "No figures"),
     ],
 )
 def test_no_answer(page: Page, code: int, body: bytes | None, words: str, state: str) -> None:
     browser = page.show(BUSY)
     page.change(body, code=code)
     told = browser.until_text("#silence", words)
-    assert told.endswith("What is below is as it was then.")
+    assert told.endswith("The figures below are from then.")
     assert browser.text("#state") == state
     assert browser.driver.title == f"clamproxy: {state.lower()}"
     assert browser.run("return document.getElementById('data').className") == "stale"

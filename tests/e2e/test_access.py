@@ -151,7 +151,7 @@ def test_connections_of_one_client(make_site: MakeSite) -> None:
         for stream in held:
             stream.close()
     assert eventually(lambda: _body(site) == signed("test-6.cvd"))
-    assert site.gateway.log.count(f"{limit} is reached") < 4
+    assert site.gateway.log.count(f"{limit} has been reached") < 4
 
 
 def _body(site: Site) -> bytes | None:

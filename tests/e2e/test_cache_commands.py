@@ -136,7 +136,7 @@ class TestVerify:
         spoil(roomy.gateway, f"test-{BASE}.cvd")
         result = roomy.gateway.tool("verify", "--repair", "--no-fetch")
         assert result.returncode == 1
-        assert "; dropped (nobody was asked)" in result.stderr
+        assert "; dropped (not fetched)" in result.stderr
         assert whole(roomy.gateway).body == signed(f"test-{NEWEST}.cvd")
 
     def test_while_objects_come_and_go(self, roomy: Site) -> None:
@@ -251,7 +251,7 @@ class TestPrefetch:
         assert result.returncode == 2, result.stderr
         fetched, missing = [line for line in result.stderr.splitlines() if line.startswith("clamproxy: ")]
         assert fetched == f"clamproxy: test: CVD {NEWEST}."
-        assert missing.startswith("clamproxy: other: nothing is here; ")
+        assert missing.startswith("clamproxy: other: nothing is cached; ")
 
     def test_refused_in_one_line(self, make_site: MakeSite) -> None:
         site = make_site(upstream={"offline": True})

@@ -401,7 +401,7 @@ class TestLife:
         leaf = shown_certificate(connect(secured.gateway, bundle))
         (secured.gateway.directory / "ca" / FILE).unlink()
         assert shown_certificate(connect(secured.gateway, bundle)).issuer == leaf.issuer
-        assert eventually(lambda: "is used as it was before" in secured.gateway.log), secured.gateway.log
+        assert eventually(lambda: "stays as it was" in secured.gateway.log), secured.gateway.log
 
     def test_configured_names(self, make_site: MakeSite) -> None:
         site = make_site(environment={"CLAMPROXY_TLS__NAMES": "[gateway.example.net]"})

@@ -88,7 +88,7 @@ def test_origin_down(make_site: MakeSite) -> None:
     rows = examine(site, code=2)
     check(rows["gateway", "upstream"], "problem", "can't be reached", "firewall")
     check(rows["client", "proxy"], "ok", "200")
-    check(rows["client", "header"], "problem", "can't give /test.cvd", "on this gateway")
+    check(rows["client", "header"], "problem", "can't deliver /test.cvd", "about this gateway")
     check(rows["client", "patch"], "skipped", "because of: header")
 
 
@@ -97,7 +97,7 @@ def test_origin_refuses(make_site: MakeSite) -> None:
     site.publish(6)
     site.origin.rule("*", faults.status(403))
     rows = examine(site, code=2)
-    check(rows["gateway", "upstream"], "problem", "answers 403", "old freshclams")
+    check(rows["gateway", "upstream"], "problem", "answers 403", "old versions of freshclam")
     site.origin.forget()
     check(rows["client", "header"], "problem", "403")
     rows = examine(site, code=2)
@@ -143,7 +143,10 @@ def test_the_parent_proxy_wants_a_password(make_site: MakeSite, scheme: str) -> 
         site = make_site(access=FEW, upstream=NAMED | parent)
         rows = examine(site, code=2)
     check(
-        rows["gateway", "upstream"], "problem", "wants a user and a password (407)", "upstream.proxy: http:"
+        rows["gateway", "upstream"],
+        "problem",
+        "requires a user and a password (407)",
+        "upstream.proxy: http:",
     )
 
 
@@ -253,7 +256,7 @@ def test_the_gateway_refuses(make_site: MakeSite, serving: dict[str, Any], text:
 
 def test_users(make_site: MakeSite) -> None:
     site = make_site(access={"users": [f"alice:{generate_password_hash('s3cret')}"]})
-    check(examine(site, "--no-local", code=2)["client", "proxy"], "problem", "wants a user", "--user NAME")
+    check(examine(site, "--no-local", code=2)["client", "proxy"], "problem", "requires a user", "--user NAME")
     site.publish(6)
     gateway = f"{LOCALHOST}:{site.gateway.port}"
     common = ("--gateway", gateway, "--database", "test", "--nameserver", site.dns.nameserver, "--no-local")

@@ -101,14 +101,14 @@ def test_on_cooldown(make_site: MakeSite, daemons: None) -> None:
     assert site.origin.requests() == []
     assert machine.client.run().version == 3
     rows = machine.doctor(2)
-    check(rows["machine", "cool-down"], "problem", "freshclam contacts no server before", f"rm {machine.dat}")
+    check(rows["machine", "cool-down"], "problem", "freshclam contacts no server until", f"rm {machine.dat}")
     check(rows["machine", "databases"], "problem", "test 3 is 3 versions behind the gateway's 6", "cool-down")
     check(rows["machine", "freshclam.conf"], "ok", f"names {LOCALHOST}:{site.gateway.port} for {CDN}:80")
     assert {row["status"] for (side, _), row in rows.items() if side == "client"} <= {"ok", "skipped"}
     machine.obey(rows["machine", "cool-down"])
     rows = machine.doctor(1)
     check(rows["machine", "cool-down"], "ok", "none (this machine's UUID is ")
-    check(rows["machine", "databases"], "ok", "test 6, as the gateway has it")
+    check(rows["machine", "databases"], "ok", "test 6, the same as on the gateway")
     check(rows["machine", "daemon"], "warning", "freshclam is not running", "--daemon")
 
 
@@ -132,7 +132,7 @@ def test_a_daemon_on_cooldown(make_site: MakeSite, daemons: None) -> None:
     assert eventually((machine.client.databases / "test.cld").exists, limit=60)
     rows = machine.doctor(0)
     check(rows["machine", "daemon"], "ok", "freshclam is running (process ")
-    check(rows["machine", "databases"], "ok", "test 6, as the gateway has it")
+    check(rows["machine", "databases"], "ok", "test 6, the same as on the gateway")
 
 
 @pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.REVERSE])
@@ -176,7 +176,10 @@ def test_past_the_proxy(make_site: MakeSite) -> None:
     machine.client.write()
     rows = machine.doctor(2, no_proxy="localhost,.clamav.net")
     check(
-        rows["machine", "environment"], "problem", "no_proxy=localhost,.clamav.net", "take the server's name"
+        rows["machine", "environment"],
+        "problem",
+        "no_proxy=localhost,.clamav.net",
+        "remove the server's name",
     )
 
 

@@ -65,7 +65,7 @@ def test_corrupt_body_is_not_fetched_for_each_client(big: Site, forgery: Forgery
     assert [whole(big) for _ in range(8)] == [None] * 8
     assert big.origin.count("W") <= 2
     # The cool-down of two seconds may be over before `clamproxy stats` has started.
-    assert "is refused and quarantined" in big.gateway.log
+    assert "was rejected and quarantined" in big.gateway.log
 
 
 def test_corrupt_body_does_not_cut_clients_that_could_have_the_last_good_one(

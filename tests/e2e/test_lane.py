@@ -309,7 +309,7 @@ def test_a_connection_waits_for_another_to_end(make_site: MakeSite, *, is_expres
         held[0].close()
         assert answer.result(30).body == signed(NAME)
     held[1].close()
-    assert site.gateway.log.count("access.max_connections is reached: further connections wait.") == 1
+    assert site.gateway.log.count("access.max_connections has been reached: further connections wait.") == 1
 
 
 @pytest.mark.parametrize("is_express", [True, False])

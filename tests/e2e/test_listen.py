@@ -190,7 +190,7 @@ def test_the_command_line_wins(start: Start, tmp_path: Path, program: list[str])
     assert connectable(reverse)
     assert not connectable(configured)
     assert eventually(lambda: printed_port(tmp_path) == given)
-    log = gateway.reload("read anew", listen={"proxy": configured})
+    log = gateway.reload("was reloaded", listen={"proxy": configured})
     assert "the command line still overrides it" in log
     assert is_alive(given)
     gateway.end()
@@ -245,7 +245,7 @@ def test_a_reload_to_a_place_that_is_taken_changes_nothing(start: Start) -> None
     assert f"HTTP(S) proxy on *:{second}: address already in use" in log
     assert is_alive(first)
     log = gateway.reload("stays as it was", listen={"proxy": first}, status={"listen": f"127.0.0.1:{first}"})
-    assert "expected a port of its own" in log
+    assert "expected another port" in log
     assert is_alive(first)
 
 
@@ -276,16 +276,16 @@ def test_a_port_of_the_command_line_that_is_taken(start: Start) -> None:
         (
             MITMDUMP,
             ["my.yaml"],
-            "unexpected argument 'my.yaml'; a configuration file is named by --config FILE",
+            "unexpected argument 'my.yaml'; to name a configuration file, use --config FILE",
         ),
         (CLAMPROXY, ["-q", "my.yaml"], "unexpected argument 'my.yaml'"),
         (CLAMPROXY, ["my.yaml"], "did you mean --config my.yaml?"),
         (MITMDUMP, ["--set", "clamproxy_conf=my.yaml"], "did you mean clamproxy_config?"),
-        (MITMDUMP, ["--set", "clamproxy_config=none.yaml"], "none.yaml: there is no such configuration file"),
+        (MITMDUMP, ["--set", "clamproxy_config=none.yaml"], "none.yaml: no such configuration file"),
         (
             MITMDUMP,
             ["--set", "clamproxy_config=."],
-            ".: there is no such configuration file, but a directory",
+            ".: this is a directory, not a configuration file",
         ),
         (MITMDUMP, ["-p", "70000"], "expected a port up to 65535"),
     ],
@@ -299,7 +299,7 @@ def test_mistakes_on_the_command_line(
 
 def test_a_variable_that_is_no_setting(start: Start) -> None:
     line = start(MITMDUMP, environment={"CLAMPROXY_CACHE_SIZE_LIMIT": "1GiB"}).refusal()
-    assert "CLAMPROXY_CACHE_SIZE_LIMIT names no setting" in line
+    assert "CLAMPROXY_CACHE_SIZE_LIMIT is not a setting" in line
     assert "did you mean CLAMPROXY_CACHE__SIZE_LIMIT?" in line
 
 
@@ -307,7 +307,7 @@ def test_values_that_cannot_work_together(start: Start, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     line = start(MITMDUMP, listen={"proxy": port}, upstream={"url": url}).refusal()
-    assert line.startswith(f"{tmp_path / 'proxy.yaml'}: upstream.url is {url}; expected another place")
+    assert line.startswith(f"{tmp_path / 'proxy.yaml'}: upstream.url is {url}; expected another address")
 
 
 # Without a home
@@ -337,4 +337,4 @@ def test_a_user_without_a_home(start: Start, tmp_path: Path, program: list[str],
 def test_no_place_for_an_authority(start: Start, program: list[str]) -> None:
     places = {"cache": {"directory": "/dev/null/cache"}, "tls": {"directory": "/dev/null/ca"}}
     line = start(program, environment={"HOME": "/dev/null"}, **places).refusal()
-    assert line.endswith("can be written; set tls.directory, or give --set confdir=DIRECTORY")
+    assert line.endswith("can be written to; set tls.directory, or use --set confdir=DIRECTORY")

@@ -116,7 +116,7 @@ REFUSAL = (
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     ("user", "words"),
-    [("", "the parent proxy wants a user and password"), ("me:it@", "the parent proxy refuses the user")],
+    [("", "the parent proxy requires a user and password"), ("me:it@", "the parent proxy refuses the user")],
 )
 def test_407(make_site: MakeSite, scheme: str, user: str, words: str) -> None:
     with RawServer(answering(REFUSAL)) as proxy:

@@ -25,8 +25,8 @@ from tests.support.site import HOSTS, Site, eventually, signed
 from .conftest import MakeForged, MakeSite
 
 READ, UNCHANGED, REFUSED = (
-    "The configuration was read anew",
-    "The configuration is as it was",
+    "The configuration was reloaded",
+    "The configuration has not changed",
     "The configuration stays as it was",
 )
 """What the log says of a reload."""

@@ -96,7 +96,7 @@ def test_rotation(tmp_path: Path) -> None:
     assert second in succeed("rotate", "--finish", "--early").stderr
     assert first not in succeed("show").stdout
     assert "signs from now on" in succeed("rotate", "--overlap", "0").stderr
-    assert "no more; `clamproxy ca rotate --finish`" in succeed("show").stdout
+    assert "no longer; `clamproxy ca rotate --finish`" in succeed("show").stdout
     succeed("rotate", "--finish")
     assert succeed("show").stdout.count("signs:") == 1
 

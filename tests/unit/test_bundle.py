@@ -351,7 +351,7 @@ class TestLateSignatures:
         listed = manifest["signatures"][0] | {"name": name, "version": ObjectId.parse(name).version}
         listed |= {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
         manifest.update(format=format_, signatures=[listed])
-        assert_refused(other, packed(members | {name: body}, manifest), "the manifest is not right")
+        assert_refused(other, packed(members | {name: body}, manifest), "the manifest is invalid")
 
 
 # Again
@@ -368,7 +368,7 @@ def test_a_second_import_changes_nothing(store: Store, other: Store, fill: Fill)
 
 def test_other_keys_refuse_it(store: Store, other: Store, fill: Fill) -> None:
     fill(store, 5)
-    assert_refused(other, exported(store), "is not what it should be", keys=CLAMAV_KEYS)
+    assert_refused(other, exported(store), "failed verification", keys=CLAMAV_KEYS)
 
 
 # Directions
@@ -378,7 +378,7 @@ def test_never_backwards(store: Store, other: Store, fill: Fill) -> None:
     fill(store, 5, range(6, 8))
     fill(other, 6, range(7, 9))
     bundle = exported(store)
-    assert_refused(other, bundle, "leads to daily 7, the cache already has 8")
+    assert_refused(other, bundle, "has daily 7, but the cache already has 8")
     imported(other, bundle, allow_older=True)
     assert other.newest_version("daily") == 6
     assert "daily-5.cvd" in contents(other)
@@ -389,7 +389,7 @@ def test_one_database_that_is_older_stops_all(store: Store, other: Store, fill: 
     fill(store, 5)
     fill(store, 3, database="main")
     fill(other, 4, database="main")
-    assert_refused(other, exported(store), "main 3, the cache already has 4")
+    assert_refused(other, exported(store), "main 3, but the cache already has 4")
 
 
 @pytest.mark.parametrize(("there", "words"), [(None, "the cache has none"), (5, "the cache has only 5")])

@@ -95,7 +95,7 @@ def test_a_member_that_is_missing(bundle: bytes, other: Store) -> None:
 def test_a_member_too_many(bundle: bytes, other: Store, name: str) -> None:
     extra = packed({name: forge_cdiff("daily", 9)})
     with_extra = bundle[:-1024] + extra
-    assert_refused(other, with_extra, "unlisted")
+    assert_refused(other, with_extra, "without listing it")
 
 
 def test_a_member_twice(bundle: bytes, other: Store) -> None:
@@ -132,7 +132,7 @@ def test_something_else(other: Store) -> None:
     ):
         assert_refused(other, data)
     line = assert_refused(other, packed({MANIFEST_NAME: b"{"}))
-    assert line.startswith("the manifest is not right: Invalid JSON")
+    assert line.startswith("the manifest is invalid: Invalid JSON")
 
 
 Lie = Callable[[dict[str, Any]], object]
@@ -213,7 +213,7 @@ def test_objects_that_are_listed_but_not_signed(
     middle = len(members[name]) // 2
     members[name] = members[name][middle:] + members[name][:middle]
     entry(manifest, name).update(sha256=sha256_of([members[name]]))
-    assert_refused(other, packed(members, manifest), f"{name} is not what it should be")
+    assert_refused(other, packed(members, manifest), f"{name} failed verification")
 
 
 @pytest.mark.parametrize("name", ["daily-5.cvd", "daily-6.cdiff"])
@@ -249,7 +249,7 @@ def test_a_forged_copy_of_what_is_there(bundle: bytes, other: Store, name: str) 
     body = members[name]
     members[name] = body[: len(body) // 2] + bytes(8) + body[len(body) // 2 + 8 :]
     entry(manifest, name).update(sha256=sha256_of([members[name]]))
-    assert_refused(other, packed(members, manifest), f"{name} is not what it should be")
+    assert_refused(other, packed(members, manifest), f"{name} failed verification")
     assert_refused(other, packed(members, manifest_of(bundle)), f"{name} is damaged")
 
 

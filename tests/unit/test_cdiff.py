@@ -101,7 +101,7 @@ def test_commands(line: bytes, command: Command) -> None:
         (b"ADD\n", "unknown command"),
         (b"\xff\xfe\n", "unknown command"),
         (b"<html>\n", "unknown command"),
-        (b"OPEN main.ndb\n", "touches main.ndb, no file of daily"),
+        (b"OPEN main.ndb\n", "changes main.ndb, which is not a file of daily"),
         (b"OPEN dailyx.ndb\n", "no file of daily"),
         (b"OPEN \n", "malformed file name"),
         (b"OPEN daily.ndb x\n", "malformed file name"),
@@ -159,7 +159,7 @@ def test_empty_file_is_a_cdiff() -> None:
     ("expected", "reason"),
     [
         (ObjectId("test", 4, Kind.CDIFF), "names version 3, not 4"),
-        (ObjectId("daily", 3, Kind.CDIFF), "touches test.info, no file of daily"),
+        (ObjectId("daily", 3, Kind.CDIFF), "changes test.info, which is not a file of daily"),
     ],
 )
 def test_well_signed_file_under_another_name_is_refused(expected: ObjectId, reason: str) -> None:

@@ -209,7 +209,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         (["my.yaml"], "did you mean --config my.yaml?"),
         (["my.conf"], "did you mean --config my.conf?"),
         (["3128"], "did you mean --port 3128?"),
-        (["start"], "only options may follow"),
+        (["start"], "takes only options"),
         (["-p", "3128", "my.yaml"], "did you mean --config my.yaml?"),
         (["--", "my.yaml"], "did you mean --config my.yaml?"),
         (["--set", "http2=true", "my.yaml", "-q"], "did you mean --config my.yaml?"),
@@ -231,7 +231,7 @@ def test_a_stray_argument_of_run(
 def test_one_configuration_file(command: str) -> None:
     result = invoke(*command.split(), "--config", "a.yaml", "--config", "b.yaml")
     assert result.exit_code != 0
-    assert "2 are given" in result.stderr
+    assert "given 2 times" in result.stderr
 
 
 CREATORS = (

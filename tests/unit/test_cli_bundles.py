@@ -121,7 +121,7 @@ def test_a_database_that_there_is_not(monkeypatch: pytest.MonkeyPatch, command: 
     monkeypatch.setenv("CLAMPROXY_SERVING__DATABASES", "[main, daily]")
     monkeypatch.setattr(cli.mirror, "_fetch", lambda *_: pytest.fail("asked"))
     line = refusal(command, "x", "--database", "test", "--database", "dialy")
-    assert line == "clamproxy: there is no database dialy here, but daily, main, test.\n"
+    assert line == "clamproxy: there is no database dialy here, only daily, main, test.\n"
     assert not Path("x").exists()
 
 
@@ -134,7 +134,7 @@ def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke("export", "x.tar", "--since", "3").exit_code == 0
     with_files("test-2.cvd", directory="other")
     to(monkeypatch, "other")
-    assert "need test 3, the cache has only 2" in refusal("import", "x.tar")
+    assert "need test 3, but the cache has only 2" in refusal("import", "x.tar")
     assert reached("other") == 2
 
 
@@ -143,7 +143,7 @@ def test_never_backwards_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None
     with_files("test-6.cvd", directory="other")
     assert invoke("export", "x.tar").exit_code == 0
     to(monkeypatch, "other")
-    assert "leads to test 4, the cache already has 6" in refusal("import", "x.tar")
+    assert "has test 4, but the cache already has 6" in refusal("import", "x.tar")
     assert invoke("import", "x.tar", "--allow-older").exit_code == 0
     assert reached("other") == 6
 
@@ -243,7 +243,7 @@ def test_an_origin_that_does_not_deliver(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cli.mirror, "_fetch", lambda *_: {"test": "status 503"})
     result = invoke("mirror", "m", "--database", "test")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[0] == "clamproxy: Warning: test is not renewed: status 503."
+    assert result.stderr.splitlines()[0] == "clamproxy: Warning: test could not be updated: status 503."
     assert Path("m/test.cvd").is_file()
     assert "no CVD of main is cached" in invoke("mirror", "m", "--database", "main").stderr
 

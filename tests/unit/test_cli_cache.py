@@ -279,7 +279,7 @@ class TestVerify:
         spoil("test-4.cdiff")
         result = invoke("verify", "--repair")
         assert result.exit_code == 1
-        assert "; dropped (nobody was asked)" in result.stderr
+        assert "; dropped (not fetched)" in result.stderr
         assert not asking.seen
 
     def test_needs_repair(self) -> None:
@@ -319,7 +319,7 @@ class TestPurge:
         assert values["databases"] == {}
 
     def test_needs_a_yes(self) -> None:
-        assert "say --yes" in refusal("purge")
+        assert "use --yes" in refusal("purge")
         assert names() == set(NAMES)
 
     @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
@@ -431,17 +431,17 @@ class TestPrefetch:
         assert result.exit_code == 2
         assert asked == [["main", "daily", "bytecode", "test"]]
         assert result.stderr.splitlines() == [
-            "clamproxy: main: nothing is here; the newest version can't be had: status 503.",
-            "clamproxy: daily: nothing is here.",
-            "clamproxy: bytecode: nothing is here.",
+            "clamproxy: main: nothing is cached; the newest version is not known: status 503.",
+            "clamproxy: daily: nothing is cached.",
+            "clamproxy: bytecode: nothing is cached.",
             "clamproxy: test: CVD 3, patches up to 5.",
         ]
 
     @pytest.mark.parametrize(
         ("advertised", "missing"),
         [
-            (None, "a newer one can't be asked for"),
-            (5, "something of it is missing"),
+            (None, "not known whether there is a newer one"),
+            (5, "a part of it is missing"),
             (6, "6 is missing"),
         ],
     )

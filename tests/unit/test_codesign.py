@@ -216,7 +216,7 @@ def test_a_line_that_is_not_understood_is_left_out() -> None:
     for der in (sha1, b"\x30\x0f" + OID + b"\xa0\x02\x30\x00"):
         check(signed_data(), CONTENT, der)
         for content in (CONTENT, None):
-            with pytest.raises(InvalidObject, match="no signature that can be held against a file"):
+            with pytest.raises(InvalidObject, match="no signature that can be compared with a file"):
                 check(der, content)
 
 

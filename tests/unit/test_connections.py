@@ -99,12 +99,14 @@ def test_a_head_that_never_ends(behaviour: Behaviour) -> None:
         failure = failure_of(upstream)
         upstream.close()
     assert failure.failure is FailureKind.INTERRUPTED
-    assert "no complete head" in str(failure)
+    assert "no complete response header" in str(failure)
 
 
 def test_a_proxy_whose_answer_to_connect_never_ends() -> None:
     with RawServer(dripping(b"HTTP/1.1 200 ", b"x")) as server, nothing_left():
-        assert "no complete head" in str(failure_of(connect("https://localhost:1", proxy=server.url)))
+        assert "no complete response header" in str(
+            failure_of(connect("https://localhost:1", proxy=server.url))
+        )
 
 
 def test_tls_that_never_begins() -> None:
@@ -279,7 +281,7 @@ def test_a_redirect_does_not_leave_tls() -> None:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     ("credentials", "words"),
-    [(None, "the parent proxy wants a user and password"), ("me:it", "refuses the user and password")],
+    [(None, "the parent proxy requires a user and password"), ("me:it", "refuses the user and password")],
 )
 def test_407(scheme: str, credentials: str | None, words: str) -> None:
     raw = b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\nProxy-Authenticate: Basic\r\n\r\n"

@@ -208,15 +208,15 @@ def test_well_signed_payload_with_wrong_members(members: list[tuple[str, bytes]]
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", "whole gzip stream"),
-        (b"not gzip", "whole gzip stream"),
-        (gzip.decompress(payload_of([("daily.info", INFO)])), "whole gzip stream"),
+        (b"", "complete gzip stream"),
+        (b"not gzip", "complete gzip stream"),
+        (gzip.decompress(payload_of([("daily.info", INFO)])), "complete gzip stream"),
         (gzip.compress(b"x" * 511, mtime=0), "ends inside the header"),
         (
             gzip.compress(gzip.decompress(payload_of([("daily.info", INFO)]))[:600], mtime=0),
             "ends inside daily.info",
         ),
-        (payload_of([("COPYING", bytes(2000)), ("daily.info", INFO)])[:30], "whole gzip stream"),
+        (payload_of([("COPYING", bytes(2000)), ("daily.info", INFO)])[:30], "complete gzip stream"),
         (
             gzip.compress(b"daily.info".ljust(124, b"\0") + b"7777777777".ljust(388, b"\0"), mtime=0),
             ".info of",

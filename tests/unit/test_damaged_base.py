@@ -72,7 +72,7 @@ async def test_the_origin_takes_over(
         await site.settle()
     assert (response.status, response.version) in ((200, 1), (206, 1))
     assert content in RELEASES.cvd(1)
-    assert caplog.text.count("is damaged, and dropped from the cache") == 1
+    assert caplog.text.count("was damaged, and has been dropped from the cache") == 1
     # All others get it, too.
     assert (await site.ask())[1] == RELEASES.cvd(1)
     await site.settle()
@@ -93,7 +93,7 @@ async def test_while_the_origin_is_gone_the_older_cvd_takes_over(
         await site.settle()
     assert (response.status, response.version) in ((200, 1), (206, 1))
     assert content in RELEASES.cvd(1)
-    assert caplog.text.count("is damaged, and dropped from the cache") == 1
+    assert caplog.text.count("was damaged, and has been dropped from the cache") == 1
     assert site.service.store.newest_version("daily") == 1
 
 

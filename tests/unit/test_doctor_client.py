@@ -165,7 +165,7 @@ class TestWay:
         gateway = make()
         gateway.close()
         found = examined(gateway.port)
-        check(found, "connection", PROBLEM, "refused; nothing listens", "clamproxy run")
+        check(found, "connection", PROBLEM, "refused: nothing listens", "clamproxy run")
         check(found, "header", SKIPPED, "because of: connection")
 
     def test_an_address_that_swallows_all(self, monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
@@ -175,7 +175,7 @@ class TestWay:
             raise TimeoutError("timed out")
 
         monkeypatch.setattr(socket, "create_connection", connect)
-        check(examined(gateway.port), "connection", PROBLEM, "a firewall drops it", "firewall")
+        check(examined(gateway.port), "connection", PROBLEM, "a firewall drops", "firewall")
 
 
 SQUID = {"server": "squid/5.7", "via": "1.1 proxy (squid/5.7)", "x_squid_error": "ERR_ACCESS_DENIED 0"}
@@ -188,7 +188,7 @@ class TestTunnel:
             (close, "closes the connection without an answer", "serving.clients"),
             (b"\x15\x03\x01\x00\x02\x02\x46", "isn't HTTP", "HTTPProxyPort"),
             (b"220 mail.example.net ESMTP\r\n", "isn't HTTP", "HTTPProxyPort"),
-            (answer(407, proxy_authenticate='Basic realm="clamproxy"'), "wants a user", "--user NAME"),
+            (answer(407, proxy_authenticate='Basic realm="clamproxy"'), "requires a user", "--user NAME"),
             (answer(403, b"<html>denied</html>", **SQUID), "forbids CONNECT", "HTTPProxyServer"),
             (answer(403, **SQUID), "squid/5.7", "HTTPProxyServer"),
             (
@@ -228,10 +228,10 @@ class TestHeader:
             (answer(206, header(), server="cloudflare"), "server: cloudflare", "another proxy in between"),
             (answer(200, b"<html>Log in</html>"), "no Via or Cache-Status", "HTTPProxyServer"),
             (in_words(503, "the origin is not asked until X: status 403"), "refuses this version", "doctor"),
-            (in_words(503, "the origin is not asked until X: status 429"), "asked too often", "doctor"),
+            (in_words(503, "the origin is not asked until X: status 429"), "too many requests", "doctor"),
             (in_words(503, "the origin has not answered in time"), "not answered in time", "doctor"),
-            (in_words(404, "no file of ClamAV's databases"), "has no /daily.cvd", "serving.databases"),
-            (in_words(502, "loop: this request came"), "run in a loop", "upstream.url"),
+            (in_words(404, "not a file of ClamAV's databases"), "has no /daily.cvd", "serving.databases"),
+            (in_words(502, "loop: this request has come"), "run in a loop", "upstream.url"),
             (in_words(500, "what"), "with 500: what", "doctor"),
             (from_clamproxy(206, b"<html>Log in</html>"), "no CVD header", "changes answers"),
             (from_clamproxy(206, header()[:100], length=512), "cut off after 100 bytes", "changes"),
@@ -248,9 +248,9 @@ class TestHeader:
     @pytest.mark.parametrize(
         ("raw", "text"),
         [
-            (from_clamproxy(200, header() + bytes(5000)), "status 200 in place of 206"),
-            (from_clamproxy(206, header(), "clamproxy; fwd=stale"), "the origin doesn't give"),
-            (from_clamproxy(206, header(age=9 * 86400)), "built 9 d ago; there should be a newer one"),
+            (from_clamproxy(200, header() + bytes(5000)), "status 200 instead of 206"),
+            (from_clamproxy(206, header(), "clamproxy; fwd=stale"), "the origin doesn't deliver it"),
+            (from_clamproxy(206, header(age=9 * 86400)), "built 9 d ago; a newer one should appear"),
         ],
     )
     def test_a_header_that_gives_reason_to_worry(self, make: Make, raw: bytes, text: str) -> None:
@@ -275,14 +275,14 @@ class TestPatch:
         ("raw", "status", "text", "remedy"),
         [
             (in_words(404, "no such version yet"), WARNING, f"no daily-{VERSION}.cdiff", "wait"),
-            (in_words(503, "the origin is not asked"), PROBLEM, "can't give", "doctor"),
+            (in_words(503, "the origin is not asked"), PROBLEM, "can't deliver", "doctor"),
             (from_clamproxy(200, patch()[:-60] + bytes(60)), PROBLEM, "not as ClamAV signed", "device"),
             (from_clamproxy(200, patch(VERSION - 1)), PROBLEM, "not as ClamAV signed", "device"),
             (from_clamproxy(200, b"<html>Log in</html>"), PROBLEM, "not as ClamAV signed", "device"),
             (
                 from_clamproxy(200, patch()[:100], length=1000),
                 PROBLEM,
-                "after 100 bytes, too early",
+                "incomplete: it ends after 100 bytes",
                 "device",
             ),
             (close, PROBLEM, "closes the connection", "serving.clients"),
@@ -292,11 +292,13 @@ class TestPatch:
         check(examined(make(files={PATCH: raw}).port), "patch", status, text, remedy)
 
     def test_an_empty_one_is_as_good(self, make: Make) -> None:
-        check(examined(make(files={PATCH: from_clamproxy(200)}).port), "patch", OK, "fetched whole")
+        check(
+            examined(make(files={PATCH: from_clamproxy(200)}).port), "patch", OK, "fetch this version whole"
+        )
 
     def test_not_cached(self, make: Make) -> None:
         found = examined(make(files={PATCH: from_clamproxy(200, patch(), MISS)}).port)
-        check(found, "cache", WARNING, "doesn't come from the cache (clamproxy; fwd=miss)", "log")
+        check(found, "cache", WARNING, "wasn't answered from the cache (clamproxy; fwd=miss)", "log")
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +331,7 @@ class TestTls:
     def test_expired(self, make: Make, authority: trustme.CA, bundle: Trust) -> None:
         until = datetime.now(UTC) - timedelta(days=3)
         found = examined(make(tls=self.context(authority, until=until)).port, trust=bundle)
-        check(found, "https", PROBLEM, f"has expired on {until:%Y-%m-%d}", "restart clamproxy")
+        check(found, "https", PROBLEM, f"expired on {until:%Y-%m-%d}", "restart clamproxy")
 
     def test_expired_for_a_clock_that_is_wrong(
         self, make: Make, authority: trustme.CA, bundle: Trust
@@ -412,9 +414,9 @@ class TestDns:
         ("advertised", "status", "text"),
         [
             (VERSION, OK, "which is what the gateway serves"),
-            (VERSION + 1, WARNING, "a new release, perhaps"),
+            (VERSION + 1, WARNING, "perhaps a new release"),
             (VERSION + 2, PROBLEM, "2 releases behind"),
-            (VERSION - 1, WARNING, f"the gateway serves {VERSION} already"),
+            (VERSION - 1, WARNING, f"the gateway already serves {VERSION}"),
         ],
     )
     def test_agreement(self, make: Make, dns: FakeDns, advertised: int, status: Status, text: str) -> None:

@@ -67,7 +67,7 @@ def test_lines_for_people(make: Make) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     title, *lines = result.stdout.splitlines()
     assert title == f"As a client of 127.0.0.1:{gateway.port}"
-    assert lines[0] == "  ok      name            127.0.0.1 is an address"
+    assert lines[0] == "  ok      name            127.0.0.1 is an IP address"
     assert all(re.match(r"  (ok|skipped) +[a-z]+ +\S", line) for line in lines)
     assert [line.split()[2] for line in lines if " header " in line] == ["daily", "main", "bytecode"]
 
@@ -184,7 +184,9 @@ def test_a_machine_that_goes_elsewhere(make: Make, machine: Callable[..., Path])
     conf = machine("HTTPProxyServer proxy.example.net")
     result = on(make())
     assert result.exit_code == 0
-    assert f"skipped freshclam.conf  {conf} doesn't lead to this gateway; --freshclam-conf" in result.stdout
+    assert (
+        f"skipped freshclam.conf  {conf} doesn't point to this gateway; use --freshclam-conf" in result.stdout
+    )
     result = on(make(), "--freshclam-conf", str(conf))
     assert "  ok      freshclam.conf" in result.stdout
 
@@ -217,10 +219,10 @@ def test_on_the_gateway(tmp_path: Path) -> None:
 def test_nobody_on_the_gateway_is_sent_there(make: Make) -> None:
     """What was found on the gateway is above."""
     gateway = make(files={HEADER: from_clamproxy(206, header(age=9 * 86400))})
-    assert "on the gateway, run `clamproxy doctor`" in on(gateway, "--no-local").stdout
+    assert "run `clamproxy doctor` on the gateway" in on(gateway, "--no-local").stdout
     output = on(gateway, "--local", CLAMPROXY_UPSTREAM__OFFLINE="true").stdout
-    assert "on the gateway, run" not in output
-    assert "Do: see what was found on this gateway" in output
+    assert "run `clamproxy doctor` on the gateway" not in output
+    assert "Do: see the findings about this gateway" in output
 
 
 def test_a_wrong_configuration_is_a_finding(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_wrong_configuration_is_a_finding(tmp_path: Path) -> None:
 
 def test_no_configuration_but_wanted() -> None:
     assert (
-        "everything has its default"
+        "every key has its default"
         in invoke("--local", "--gateway", "127.0.0.1:1", CLAMPROXY_UPSTREAM__OFFLINE="true").stdout
     )
 
@@ -282,7 +284,7 @@ class TestFindings:
         checks = self.checks(("a", PROBLEM, []), ("b", OK, ["a"]), ("c", OK, ["b"]), ("d", OK, []))
         found = list(examine(checks, Deadline(9)))
         assert [finding.status for finding in found] == [PROBLEM, SKIPPED, SKIPPED, OK]
-        assert found[2].text == "not looked at because of: a"
+        assert found[2].text == "not checked because of: a"
 
     def test_a_warning_stops_nobody(self) -> None:
         checks = self.checks(("a", WARNING, []), ("b", OK, ["a"]))
@@ -292,7 +294,7 @@ class TestFindings:
         times = iter([0.0, 1.0, 100.0])
         checks = self.checks(("a", OK, []), ("b", OK, []))
         found = list(examine(checks, Deadline(27, lambda: next(times))))
-        assert [finding.text for finding in found] == ["text", "the time is over"]
+        assert [finding.text for finding in found] == ["text", "there was no time left"]
 
     @pytest.mark.parametrize(
         ("statuses", "code"),

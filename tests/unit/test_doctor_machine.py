@@ -103,7 +103,7 @@ def test_a_machine_that_is_well(machine: Machine) -> None:
         found = machine.examine(served(daily=7, main=62, bytecode=339))
     assert {finding.status for finding in found.values()} == {OK}, found
     check(found, "freshclam.conf", OK, f"{machine.conf} names 127.0.0.1:9 for database.clamav.net:80")
-    check(found, "databases", OK, "daily 7, as the gateway has it; main 62")
+    check(found, "databases", OK, "daily 7, the same as on the gateway; main 62")
 
 
 def test_before_the_first_run(machine: Machine) -> None:
@@ -122,10 +122,10 @@ class TestCooldown:
             found,
             "cool-down",
             PROBLEM,
-            "contacts no server before 20",
+            "contacts no server until 20",
             f"as root: rm {machine.dat} && freshclam",
         )
-        assert "for 20 h more, and exits with 0" in found["cool-down"].text
+        assert "(another 20 h) and exits with 0" in found["cool-down"].text
         check(
             found, "databases", PROBLEM, "daily 3 is 4 versions behind the gateway's 7", "end the cool-down"
         )
@@ -140,7 +140,13 @@ class TestCooldown:
     def test_the_file_alone_was_deleted(self, machine: Machine) -> None:
         with machine.daemon() as pid:
             machine.dat.unlink()
-            check(machine.examine(), "cool-down", WARNING, "deleted under the daemon", f"kill {pid} ")
+            check(
+                machine.examine(),
+                "cool-down",
+                WARNING,
+                "deleted while the daemon was running",
+                f"kill {pid} ",
+            )
         check(machine.examine(), "cool-down", OK, "none: there is no ")
 
     @pytest.mark.parametrize("retry_after", [0, 1, -1, -(2**63)])
@@ -151,7 +157,7 @@ class TestCooldown:
     def test_for_ever(self, machine: Machine) -> None:
         """A clock was wrong, say: no date can show that."""
         machine.dat.write_bytes(dat(2**63 - 1))
-        check(machine.examine(), "cool-down", PROBLEM, "contacts no server before ?", "rm ")
+        check(machine.examine(), "cool-down", PROBLEM, "contacts no server until ?", "rm ")
 
     @pytest.mark.parametrize(
         "data", [b"", b"FreshClamData\1\0\0\0", dat(version=2), dat()[:61], os.urandom(90)]
@@ -171,7 +177,10 @@ class TestDaemon:
         with machine.daemon() as pid:
             found = machine.examine()
             check(found, "daemon", OK, f"freshclam is running (process {pid}), since 20")
-            assert f'"failed to lock the log file" meanwhile: as root, kill {pid}' in found["daemon"].text
+            assert (
+                f'"failed to lock the log file". To run it by hand, as root: kill {pid}'
+                in found["daemon"].text
+            )
             by_hand = [require_freshclam(), f"--config-file={machine.conf}"]
             failed = subprocess.run(by_hand, capture_output=True, text=True, check=False)
             assert f"Failed to lock the log file {machine.log}" in failed.stdout + failed.stderr
@@ -257,9 +266,9 @@ class TestDirectory:
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
     def test_it_belongs_to_somebody_else(self, machine: Machine) -> None:
         machine.conf.write_text(machine.conf.read_text().replace("Owner root", "Owner nobody"))
-        check(machine.examine(), "directory", PROBLEM, "user nobody may not write", "chown nobody ")
+        check(machine.examine(), "directory", PROBLEM, "user nobody can't write", "chown nobody ")
         machine.databases.chmod(0o777)
-        check(machine.examine(), "directory", OK, "user nobody may write")
+        check(machine.examine(), "directory", OK, "user nobody can write")
 
     def test_nobody_owns_it(self, machine: Machine) -> None:
         machine.conf.write_text(machine.conf.read_text().replace("Owner root", "Owner no-such-user"))
@@ -275,19 +284,19 @@ class TestConfiguration:
     def test_rules(self, machine: Machine) -> None:
         machine.write("HTTPProxyPassword s3cret")
         found = machine.examine()
-        check(found, "freshclam.conf", PROBLEM, "only its owner may read it", f"chmod 600 {machine.conf}")
+        check(found, "freshclam.conf", PROBLEM, "only its owner can read it", f"chmod 600 {machine.conf}")
         assert "s3cret" not in str(found)
 
     def test_no_proxy_here(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("no_proxy", "*")
-        check(machine.examine(), "environment", PROBLEM, "no_proxy=* in the environment here", "take")
+        check(machine.examine(), "environment", PROBLEM, "no_proxy=* in the environment here", "remove")
 
 
 class TestDatabases:
     @pytest.mark.parametrize(
         ("local", "age", "status", "text"),
         [
-            (7, 2 * DAY, OK, "daily 7, as the gateway has it"),
+            (7, 2 * DAY, OK, "daily 7, the same as on the gateway"),
             (6, 0.5 * DAY, OK, "1 version behind the gateway's 7, which is new"),
             (6, 2 * DAY, PROBLEM, "1 version behind"),
             (5, 0.5 * DAY, PROBLEM, "2 versions behind"),

@@ -114,7 +114,7 @@ def test_a_narrow_terminal(cache: Path, monkeypatch: pytest.MonkeyPatch, columns
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
-    error = Failure(time.time(), "daily-8.cdiff: broken off after 1,234,567 bytes, " * 3)
+    error = Failure(time.time(), "daily-8.cdiff: interrupted after 1,234,567 bytes, " * 3)
     many: dict[str, Any] = {f"database{n}": n for n in range(1, 20)}
     put_rows(cache, row(FINE, daily=10, error=error, **many), row(SILENT, freshclam=None), row(OLD, daily=1))
     *entries, last = click.unstyle(invoke().stdout).split("\n\n")
@@ -124,7 +124,7 @@ def test_a_narrow_terminal(cache: Path, monkeypatch: pytest.MonkeyPatch, columns
     lines = [line for entry in [*entries, last] for line in entry.splitlines()]
     assert all(len(line) <= columns for line in lines[1:])
     assert "not known" in last
-    assert " ".join(entries[1].split()).count("broken off after") == 3
+    assert " ".join(entries[1].split()).count("interrupted after") == 3
 
 
 @pytest.mark.parametrize("variable", ["NO_COLOR", "TERM"])

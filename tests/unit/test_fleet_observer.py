@@ -63,7 +63,7 @@ def error_of(known: Knowledge) -> str | None:
 FAILED = {"status": 503, "complete": True}
 CUT = {"complete": False}
 AGAIN = "asked for daily-6.cdiff again"
-NONE = "asked for daily.cvd as if it had none"
+NONE = "asked for daily.cvd as if it had no version"
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ NONE = "asked for daily.cvd as if it had none"
         pytest.param([visit(cdiff(6), **FAILED)], 5, "daily-6.cdiff: status 503", id="no cdiff"),
         pytest.param([visit(cdiff(6), status=404)], 5, "daily-6.cdiff: status 404", id="a cdiff too early"),
         pytest.param(
-            [visit(cdiff(6), **CUT)], 5, "daily-6.cdiff: broken off after 1,000 bytes", id="half a cdiff"
+            [visit(cdiff(6), **CUT)], 5, "daily-6.cdiff: interrupted after 1,000 bytes", id="half a cdiff"
         ),
         pytest.param([visit(cdiff(6), length=0)], 5, None, id="the empty cdiff"),
         pytest.param([visit(cdiff(6), status=206)], 5, None, id="a part of a cdiff"),
         pytest.param(
             [visit(cdiff(6), **CUT), visit(cdiff(6))],
             6,
-            "daily-6.cdiff: broken off after 1,000 bytes",
+            "daily-6.cdiff: interrupted after 1,000 bytes",
             id="a cdiff at the second attempt",
         ),
         pytest.param([visit(cdiff(6)), visit(cdiff(6))], 6, AGAIN, id="a cdiff again"),
@@ -98,12 +98,12 @@ NONE = "asked for daily.cvd as if it had none"
         pytest.param([visit(CLD, version=6)], 6, None, id="a CLD"),
         pytest.param([visit(CVD, version=6, built=3)], 6, None, id="an update by a whole CVD"),
         pytest.param(
-            [visit(CVD, version=6, **CUT)], None, "daily.cvd: broken off after 1,000 bytes", id="half a CVD"
+            [visit(CVD, version=6, **CUT)], None, "daily.cvd: interrupted after 1,000 bytes", id="half a CVD"
         ),
         pytest.param(
             [visit(CVD, version=6, built=3, **CUT)],
             3,
-            "daily.cvd: broken off after 1,000 bytes",
+            "daily.cvd: interrupted after 1,000 bytes",
             id="half an update",
         ),
         pytest.param([visit(CVD, version=None, **FAILED)], None, "daily.cvd: status 503", id="no CVD"),

@@ -144,17 +144,17 @@ class TestRules:
         [
             ("Foreground yes\r", PROBLEM, "end in CR LF", "sed -i 's/\\r$//' /etc/clamav"),
             ("HTTPProxyUsername u", PROBLEM, "without HTTPProxyPassword", "add HTTPProxyPassword"),
-            ("HTTPProxyPassword p", PROBLEM, "only its owner may read it", f"chmod 600 {CONF}"),
+            ("HTTPProxyPassword p", PROBLEM, "only its owner can read it", f"chmod 600 {CONF}"),
             ("Checks 0", PROBLEM, "doesn't start", "from 1 to 50"),
             ("Checks 51", PROBLEM, "doesn't start", "from 1 to 50"),
-            ("PrivateMirror database.clamav.net", PROBLEM, "a name of ClamAV", "client-config"),
+            ("PrivateMirror database.clamav.net", PROBLEM, "one of ClamAV's names", "client-config"),
             (
                 "HTTPProxyServer other\nHTTPProxyPort 8080",
                 WARNING,
-                "takes the first, gw",
+                "uses the first, gw",
                 "remove the others",
             ),
-            ("HTTPProxyPort 3128", WARNING, "takes the first, 8080", "remove the others"),
+            ("HTTPProxyPort 3128", WARNING, "uses the first, 8080", "remove the others"),
         ],
     )
     def test_in_a_good_one(self, lines: str, status: Status, text: str, remedy: str) -> None:
@@ -163,9 +163,9 @@ class TestRules:
     @pytest.mark.parametrize(
         ("lines", "status", "text", "remedy"),
         [
-            ("HTTPProxyServer https://gw", PROBLEM, "neither TLS nor SOCKS", "the host alone"),
-            ("HTTPProxyServer socks5://gw", PROBLEM, "neither TLS nor SOCKS", "the host alone"),
-            ("HTTPProxyServer 2001:db8::1", PROBLEM, "in brackets", "HTTPProxyServer [2001:db8::1]"),
+            ("HTTPProxyServer https://gw", PROBLEM, "neither TLS nor SOCKS", "only the host"),
+            ("HTTPProxyServer socks5://gw", PROBLEM, "neither TLS nor SOCKS", "only the host"),
+            ("HTTPProxyServer 2001:db8::1", PROBLEM, "brackets around", "HTTPProxyServer [2001:db8::1]"),
             ("DatabaseMirror database.clamav.net", PROBLEM, "not the gateway", "client-config"),
             (
                 "DatabaseMirror http://gw:8080\nDatabaseMirror database.clamav.net",

@@ -154,7 +154,10 @@ async def test_each_state_is_one_line_in_the_log(
             faults.status(500),
             "No header of daily.cvd (status 500 (cf-ray 6d8e7326cd40501e-TST)); next try in",
         ),
-        (faults.html(), "No header of daily.cvd (no CVD header: does not begin with ClamAV-VDB:); next try"),
+        (
+            faults.html(),
+            "No header of daily.cvd (not a CVD header: does not begin with ClamAV-VDB:); next try",
+        ),
         (faults.status(404), "The origin has no daily.cvd: 404"),
         (None, "The header of daily.cvd is available again."),
     ]

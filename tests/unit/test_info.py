@@ -84,7 +84,7 @@ def test_malformed_lines(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["main.ndb", "dailyx.ndb", "daily", "COPYING", "daily.info", "main.info"])
 def test_files_of_another_database(name: str) -> None:
-    with pytest.raises(InvalidObject, match=f"lists {name}, no file of daily"):
+    with pytest.raises(InvalidObject, match=f"lists {name}, which is not a file of daily"):
         verify_info(listing(f"{name}:44:{HASH}"), "daily", KEYS)
 
 

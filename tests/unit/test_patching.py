@@ -94,36 +94,36 @@ def test_scripts(tmp_path: Path, script: bytes, changed: dict[str, bytes | None]
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        (b"CLOSE\n", "Close at the wrong place"),
-        (b"ADD x\n", "Add at the wrong place"),
-        (b"DEL 1 x\n", "Delete at the wrong place"),
-        (b"XCHG 1 x y\n", "Replace at the wrong place"),
-        (b"OPEN daily.ndb\nCLOSE\nADD x\n", "Add at the wrong place"),
-        (b"OPEN daily.ndb\nOPEN daily.hdb\n", "Open at the wrong place"),
-        (b"OPEN daily.ndb\nUNLINK daily.hdb\nCLOSE\n", "Unlink at the wrong place"),
-        (b"OPEN daily.ndb\nMOVE daily.ndb daily.hdb 1 Aa 2 Bb\nCLOSE\n", "Move at the wrong place"),
+        (b"CLOSE\n", "Close in the wrong place"),
+        (b"ADD x\n", "Add in the wrong place"),
+        (b"DEL 1 x\n", "Delete in the wrong place"),
+        (b"XCHG 1 x y\n", "Exchange in the wrong place"),
+        (b"OPEN daily.ndb\nCLOSE\nADD x\n", "Add in the wrong place"),
+        (b"OPEN daily.ndb\nOPEN daily.hdb\n", "Open in the wrong place"),
+        (b"OPEN daily.ndb\nUNLINK daily.hdb\nCLOSE\n", "Unlink in the wrong place"),
+        (b"OPEN daily.ndb\nMOVE daily.ndb daily.hdb 1 Aa 2 Bb\nCLOSE\n", "Move in the wrong place"),
         (b"OPEN daily.ndb\nADD x\n", "ends while daily.ndb is open"),
         (b"OPEN daily.ndb\nDEL 1 Bb\nCLOSE\n", "does not begin as it should"),
         (b"OPEN daily.ndb\nDEL 1 one\nCLOSE\n", "does not begin as it should"),
         (b"OPEN daily.hdb\nDEL 1 Xx2\nCLOSE\n", "does not begin as it should"),
         (b"OPEN daily.hdb\nXCHG 2 Yy2 Zz\nCLOSE\n", "does not begin as it should"),
         (b"OPEN daily.ndb\nXCHG 2 aa x\nCLOSE\n", "does not begin as it should"),
-        (b"OPEN daily.ndb\nDEL 5 x\nCLOSE\n", "behind the end"),
-        (b"OPEN daily.ndb\nDEL 5 \nCLOSE\n", "behind the end"),
-        (b"OPEN daily.ndb\nDEL 4 Dd\nDEL 9999999999 x\nCLOSE\n", "behind the end"),
-        (b"OPEN daily.old\nDEL 1 x\nCLOSE\n", "behind the end"),
-        (b"OPEN daily.new\nDEL 1 x\nADD x\nCLOSE\n", r"daily\.new, which is not there"),
-        (b"UNLINK daily.new\n", r"daily\.new, which is not there"),
-        (b"UNLINK daily.old\nUNLINK daily.old\n", r"daily\.old, which is not there"),
-        (b"MOVE daily.new daily.hdb 1 Aa 2 Bb\n", r"daily\.new, which is not there"),
-        (b"MOVE daily.ndb daily.new 1 Aa 2 Bb\n", r"daily\.new, which is not there"),
+        (b"OPEN daily.ndb\nDEL 5 x\nCLOSE\n", "past the end"),
+        (b"OPEN daily.ndb\nDEL 5 \nCLOSE\n", "past the end"),
+        (b"OPEN daily.ndb\nDEL 4 Dd\nDEL 9999999999 x\nCLOSE\n", "past the end"),
+        (b"OPEN daily.old\nDEL 1 x\nCLOSE\n", "past the end"),
+        (b"OPEN daily.new\nDEL 1 x\nADD x\nCLOSE\n", r"daily\.new, which does not exist"),
+        (b"UNLINK daily.new\n", r"daily\.new, which does not exist"),
+        (b"UNLINK daily.old\nUNLINK daily.old\n", r"daily\.old, which does not exist"),
+        (b"MOVE daily.new daily.hdb 1 Aa 2 Bb\n", r"daily\.new, which does not exist"),
+        (b"MOVE daily.ndb daily.new 1 Aa 2 Bb\n", r"daily\.new, which does not exist"),
         (b"MOVE daily.ndb daily.hdb 2 Bb 2 Bb\n", "cannot be carried out"),
         (b"MOVE daily.ndb daily.hdb 3 Cc 2 Bb\n", "cannot be carried out"),
         (b"MOVE daily.ndb daily.ndb 1 Aa 2 Bb\n", "cannot be carried out"),
         (b"MOVE daily.ndb daily.hdb 1 Bb 2 Bb\n", "does not begin as it should"),
         (b"MOVE daily.ndb daily.hdb 1 Aa 2 Cc\n", "does not begin as it should"),
-        (b"MOVE daily.ndb daily.hdb 1 Aa 5 Ee\n", "behind the end"),
-        (b"MOVE daily.ndb daily.hdb 5 Aa 6 Ee\n", "behind the end"),
+        (b"MOVE daily.ndb daily.hdb 1 Aa 5 Ee\n", "past the end"),
+        (b"MOVE daily.ndb daily.hdb 5 Aa 6 Ee\n", "past the end"),
     ],
 )
 def test_bad_scripts(tmp_path: Path, script: bytes, reason: str) -> None:
@@ -165,7 +165,7 @@ def model(lines: list[bytes], edits: list[Delete | Replace], additions: list[byt
 
 
 def drawn_edits(lines: list[bytes], edits: list[tuple[int, bytes | None, int]]) -> list[Delete | Replace]:
-    """Edits of lines by number; some are behind the end, few have a wrong prefix."""
+    """Edits of lines by number; some are past the end, few have a wrong prefix."""
     made: list[Delete | Replace] = []
     for number, new, length in edits:
         prefix = lines[number - 1][:length] if number <= len(lines) else b""

@@ -216,7 +216,7 @@ SENT = ["Cache-Control: max-age=0", f"Last-Modified: {in_(-DAY)}"]
         pytest.param(
             [TAG, SENT[1]], [TAG, f"Last-Modified: {in_(0)}"], REVALIDATED, id="9111 4.3.4: the tag counts"
         ),
-        pytest.param([], [], MISS, id="9110 13: a 304 that nothing asked for"),
+        pytest.param([], [], MISS, id="9110 13: an unexpected 304"),
     ],
 )
 async def test_what_a_304_is_about(bench: Bench, stored: list[str], answer: list[str], expected: str) -> None:

@@ -22,10 +22,10 @@ SIZE = "expected a size such as 4GiB, at least 1 MiB"
 COUNT = "expected a whole number, at least 0"
 SWITCH = "expected true or false"
 TIMEOUT = "expected a duration such as 10s, more than 0 and at most 1h"
-URL = "expected an http:// or https:// URL without credentials, query and fragment"
+URL = "expected an http:// or https:// URL without credentials, query or fragment"
 PROXY = "expected an http:// or https:// URL such as http://user:password@proxy:3128, or null"
 PORT = 'expected a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"'
-DATABASE = "expected a name of the letters a to z such as daily"
+DATABASE = "expected a name made of the letters a to z, such as daily"
 
 
 def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
@@ -53,15 +53,15 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
         ),
         (
             "listen: {reverse: 8080}",
-            "listen.reverse is 8080; expected a port of its own, as *:8080 is in listen.proxy",
+            "listen.reverse is 8080; expected another port, as *:8080 is already in listen.proxy",
         ),
         (
             "listen: {reverse: '127.0.0.1:53', dns: '0.0.0.0:53'}",
-            "listen.dns is '0.0.0.0:53'; expected a port of its own, as 127.0.0.1:53 is in listen.reverse",
+            "listen.dns is '0.0.0.0:53'; expected another port, as 127.0.0.1:53 is already in listen.reverse",
         ),
         (
             "listen: {dns: [53, '*:53']}",
-            "listen.dns is a list; expected a port of its own, as *:53 is in the same list",
+            "listen.dns is a list; expected another port, as *:53 is already in the same list",
         ),
         ("cache: {size_limit: lots}", f"cache.size_limit is 'lots'; {SIZE}"),
         ("cache: {size_limit: 64k}", f"cache.size_limit is '64k'; {SIZE}"),
@@ -74,11 +74,11 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
         ("cache: {directory: 5}", "cache.directory is 5; expected the path of a directory"),
         (
             "cache: {directory: ~/cache}",
-            "cache.directory is '~/cache'; expected a path without ~ and variables",
+            "cache.directory is '~/cache'; expected a path without ~ or variables",
         ),
         (
             "tls: {directory: $HOME/ca}",
-            "tls.directory is '$HOME/ca'; expected a path without ~ and variables",
+            "tls.directory is '$HOME/ca'; expected a path without ~ or variables",
         ),
         ("cache: {directory: ''}", "cache.directory is ''; expected the path of a directory"),
         ("upstream: {url: 'ftp://a'}", f"upstream.url is 'ftp://a'; {URL}"),
@@ -107,7 +107,7 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
         (
             'upstream: {user_agent: "a\\nb"}',
             "upstream.user_agent is 'a\\nb'; "
-            "expected a text such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null",
+            "expected a string such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null",
         ),
         ("upstream: {offline: 'yes'}", f"upstream.offline is 'yes'; {SWITCH}"),
         ("versions: {dns: 1}", f"versions.dns is 1; {SWITCH}"),
@@ -201,16 +201,16 @@ def test_a_wrong_structure(write: Write, text: str, line: str) -> None:
         ("cache:\n  a: b: c\n", "line 2, column 7", "mapping values are not allowed here"),
         ("cache: [\n", "line 2, column 1", "while parsing a flow node"),
         ("cache:\n\tdirectory: x\n", "line 2, column 1", "cannot start any token"),
-        ("cache:\n  directory: a\n  directory: b\n", "line 3, column 3", "the key directory is there twice"),
-        ("cache: {}\ncache: {}\n", "line 2, column 1", "the key cache is there twice"),
+        ("cache:\n  directory: a\n  directory: b\n", "line 3, column 3", "the key directory occurs twice"),
+        ("cache: {}\ncache: {}\n", "line 2, column 1", "the key cache occurs twice"),
         ("cache: {}\n---\ncache: {}\n", "line 2, column 1", "expected a single document"),
         ("cache: *other", "line 1, column 8", "undefined alias"),
         ("cache: !!python/object:os.system {}", "line 1, column 8", "could not determine a constructor"),
         ("a: 1\nb: \x00", "line 2, column 4", "a character that YAML does not allow"),
-        ("a: 2024-13-45", "line 1, column 4", "an impossible number or date"),
-        ("a: !!timestamp x", "line 1, column 4", "an impossible number or date"),
-        ("a: 0x1" + "0" * 5000, "line 1, column 4", "an impossible number or date"),
-        ('a: "\\UFFFFFFFF"', "line 1, column 7", "an impossible number"),
+        ("a: 2024-13-45", "line 1, column 4", "an invalid number or date"),
+        ("a: !!timestamp x", "line 1, column 4", "an invalid number or date"),
+        ("a: 0x1" + "0" * 5000, "line 1, column 4", "an invalid number or date"),
+        ('a: "\\UFFFFFFFF"', "line 1, column 7", "an invalid number"),
     ],
 )
 def test_no_yaml(write: Write, text: str, place: str, problem: str) -> None:
@@ -226,7 +226,7 @@ def test_yaml_that_is_nested_too_deeply(write: Write) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert error_line(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
-    with pytest.raises(ConfigurationError, match="no such configuration file, but a directory"):
+    with pytest.raises(ConfigurationError, match="this is a directory, not a configuration file"):
         find_config(str(tmp_path), tmp_path)
     missing, latin = tmp_path / "missing.yaml", tmp_path / "latin.yaml"
     assert error_line(missing) == f"{missing}: cannot be read: No such file or directory"
@@ -236,7 +236,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_directory_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "proxy.yaml").mkdir()
-    with pytest.raises(ConfigurationError, match=r"proxy\.yaml: there is no such .* but a directory"):
+    with pytest.raises(
+        ConfigurationError, match=r"proxy\.yaml: this is a directory, not a configuration file"
+    ):
         find_config(None, tmp_path)
 
 
@@ -263,13 +265,13 @@ def test_a_file_with_the_other_ending(tmp_path: Path, monkeypatch: pytest.Monkey
             ": line 1, column 5: not valid YAML: mapping values are not allowed here",
         ),
         ("CACHE__SIZE_LIMIT", "", f": cache.size_limit is empty; {SIZE}"),
-        ("CACHE__SIZE", "1", " names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
-        ("CACHE_SIZE_LIMIT", "1GiB", " names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
-        ("LOG_FORMAT", "json", " names no setting; did you mean CLAMPROXY_LOG__FORMAT?"),
-        ("CONFIG", "x.yaml", " names no setting; expected CLAMPROXY_<SECTION>__<KEY>"),
-        ("PORT", "8080", " names no setting; expected CLAMPROXY_<SECTION>__<KEY>"),
-        ("cache__size_limit", "1GiB", " names no setting"),
-        ("ZZ__", "", " names no setting"),
+        ("CACHE__SIZE", "1", " is not a setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
+        ("CACHE_SIZE_LIMIT", "1GiB", " is not a setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"),
+        ("LOG_FORMAT", "json", " is not a setting; did you mean CLAMPROXY_LOG__FORMAT?"),
+        ("CONFIG", "x.yaml", " is not a setting; expected CLAMPROXY_<SECTION>__<KEY>"),
+        ("PORT", "8080", " is not a setting; expected CLAMPROXY_<SECTION>__<KEY>"),
+        ("cache__size_limit", "1GiB", " is not a setting"),
+        ("ZZ__", "", " is not a setting"),
     ],
 )
 def test_a_wrong_environment(write: Write, variable: str, text: str, line: str) -> None:
@@ -282,7 +284,7 @@ def test_a_wrong_environment(write: Write, variable: str, text: str, line: str) 
 def test_a_variable_in_the_wrong_case(variable: str) -> None:
     line = error_line(None, {variable: "1GiB"})
     assert (
-        line == f"environment variable {variable} names no setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"
+        line == f"environment variable {variable} is not a setting; did you mean CLAMPROXY_CACHE__SIZE_LIMIT?"
     )
 
 

@@ -108,7 +108,7 @@ class TestStuckPatches:
         for _ in range(3):
             assert books.stuck.is_stuck(cdiff(2))
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith(f"daily-2.cdiff has been refused {ENOUGH_FAILURES} times: ")
+        assert line.startswith(f"daily-2.cdiff has failed verification {ENOUGH_FAILURES} times: ")
         figures = stuck_patches(books.store, books.clock.now)["daily-2.cdiff"]
         assert figures.failures == ENOUGH_FAILURES
         (warning,) = find_problems(books.store, offline=False, now=books.clock.now).warnings

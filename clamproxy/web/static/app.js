@@ -28,13 +28,13 @@ class Refusal extends Error {}
 
 async function ask() {
   const answer = await fetch(near("status.json?machines=0"), { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
-  if (answer.status === 401) throw new Refusal("The gateway wants its token (status.token): reload this page to give it.");
+  if (answer.status === 401) throw new Refusal("The gateway requires its token (status.token): reload this page to enter it.");
   if (!answer.ok) throw new Refusal(`The gateway answers with an error (${answer.status}); its log says why.`);
   const status = await answer.json().catch((error) => {
     if (error instanceof SyntaxError) return null;
     throw error; // the connection broke
   });
-  if (!status || typeof status !== "object") throw new Refusal("What the gateway answers can't be read.");
+  if (!status || typeof status !== "object") throw new Refusal("The gateway's answer can't be read.");
   return status;
 }
 
@@ -102,7 +102,7 @@ function showSilence(reason) {
   const silence = byId("silence");
   setHidden(silence, false);
   const missing = reason ? `${reason} No figures since ${since}.` : `No answer from the gateway since ${since}.`;
-  show(silence, answered ? `${missing} What is below is as it was then.` : missing);
+  show(silence, answered ? `${missing} The figures below are from then.` : missing);
   setAttribute(byId("data"), "class", "stale");
   showWord(reason ? "No figures" : "No answer", "bad");
 }

@@ -104,7 +104,7 @@ export class Chart {
     this.drawn = "";
     this.sums = kind.series.map(() => html("b"));
     this.legend = html("ul", { class: "legend" }, ...kind.series.map((series, n) => this.legendItem(series, n)));
-    this.gapNote = html("li", {}, html("span", { class: "swatch gap" }), "gateway not there");
+    this.gapNote = html("li", {}, html("span", { class: "swatch gap" }), "gateway not running");
     this.legend.append(this.gapNote);
     this.picture = svg("svg", { role: "img", height: HEIGHT });
     this.said = html("p", { class: "hidden-text", "aria-live": "polite" });
@@ -112,7 +112,7 @@ export class Chart {
       class: "plot",
       tabindex: 0,
       role: "group",
-      "aria-label": `${kind.title} of the last day: arrow keys tell the figures of each time`,
+      "aria-label": `${kind.title} of the last day: use the arrow keys to read the figures for each time`,
     }, this.picture, this.said);
     const title = html("h2", {}, kind.title, html("span", { class: "muted" }, " last 24 hours"));
     figure.append(html("figcaption", {}, title, this.legend), this.plot);
@@ -259,7 +259,7 @@ export class Chart {
   /** What is to be said where there is nothing to see. */
   remark() {
     const lost = this.slots.every(({ values }) => values[0] === null);
-    const words = lost ? "No figures yet; they come every five minutes." : `No ${this.kind.noun} in the last day.`;
+    const words = lost ? "No figures yet; there are new ones every five minutes." : `No ${this.kind.noun} in the last day.`;
     return svg("text", { class: "label middle", x: EDGE.left + this.width / 2, y: HEIGHT / 2 }, words);
   }
 
@@ -295,7 +295,7 @@ export class Chart {
   /** @param {Slot} slot */
   linesOf(slot) {
     const title = `${time(slot.from)}–${time(slot.to)}`;
-    if (slot.values[0] === null) return [title, "the gateway was not there"];
+    if (slot.values[0] === null) return [title, "the gateway was not running"];
     return [title, ...this.kind.series.map(({ label }, n) => `${this.kind.shown(slot.values[n])} ${label}`)];
   }
 

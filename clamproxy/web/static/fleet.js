@@ -138,7 +138,7 @@ function showChoices() {
 function showPlace(listed) {
   const found = isNumber(fleet.found) ? fleet.found : listed;
   const all = found === fleet.total ? plural(found, "machine") : `${count(found)} of ${plural(fleet.total, "machine")}`;
-  const part = listed < found ? `; ${count(offset + 1)} to ${count(offset + listed)} are shown` : "";
+  const part = listed < found ? `; showing ${count(offset + 1)} to ${count(offset + listed)}` : "";
   show(byId("fleet-count"), `${all}${part}.`);
   setHidden(byId("fleet-pages"), listed >= found);
   setAttribute(byId("fleet-previous"), "disabled", offset > 0 ? null : "");
@@ -187,7 +187,7 @@ function isOverdue({ behind, behind_since: since } = {}) {
 /** @returns {Part[]} */
 function state(machine) {
   const worst = lag(machine);
-  if (worst === null) return [tag("unknown", "plain", "No request has told its versions yet")];
+  if (worst === null) return [tag("unknown", "plain", "No request has shown its versions yet")];
   if (worst === 0) return [tag("up to date", "good")];
   const databases = Object.values(machine.databases);
   const overdue = databases.some((known) => isOverdue(known ?? {}));

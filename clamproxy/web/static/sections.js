@@ -21,7 +21,7 @@ export function showFigures(status) {
   show(byId("hit-ratio"), percent(status.hit_ratio));
   show(byId("hit-ratio-note"), isNumber(status.hit_ratio)
     ? `${count(free)} answers cost the origin nothing`
-    : "nothing has been asked yet");
+    : "no requests yet");
   show(byId("saved"), size(status.bytes_saved));
   show(byId("saved-note"), [
     `${size(stats.bytes_served)} served`, `${size(stats.upstream_bytes)} fetched`,
@@ -56,7 +56,7 @@ const isHere = ({ reached, cached }) => isNumber(reached) || isNumber(cached);
 
 /** @returns {Part} */
 function databaseState({ advertised, reached, cached }) {
-  if (!isNumber(advertised)) return tag("not advertised", "plain", "The newest version is not known");
+  if (!isNumber(advertised)) return tag("not advertised", "plain", "The current version is not known");
   const behind = advertised - (reached ?? cached);
   return behind > 0 ? tag(`${count(behind)} behind`, "warn") : tag("up to date", "good");
 }
