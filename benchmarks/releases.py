@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from clamproxy.config.quantities import SHARE
 from clamproxy.config.settings import Delta
-from clamproxy.config.units import parse_share
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.releases.delta import Lineage, Renewal, renewal
 
@@ -262,7 +262,7 @@ def tables(results: Sequence[Result]) -> Iterator[Table]:
 
 def _share(_context: click.Context, _option: click.Parameter, value: str) -> float:
     try:
-        share = parse_share(value)
+        share = SHARE.parse(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r}: {error}") from None
     if not 0 <= share <= 1:

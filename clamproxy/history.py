@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from clamproxy.notes import Notes
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ STEPS = 288
 """A day; the last step is the current one."""
 SERIES = ("requests", "hits", "misses", "errors", "bytes_served", "upstream_bytes")
 """The counters to follow, by their names in `clamproxy stats`."""
+
+_NOTE = "day"
 
 type Amounts = tuple[int, ...]
 """One number for each of `SERIES`."""
@@ -104,22 +107,26 @@ class History:
     def __init__(
         self,
         read: Callable[[], Mapping[str, int]],
-        save: Callable[[Any], None],
+        notes: Notes,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Continue the past of an earlier process.
+
+        Args:
+            read: gives the counters. Blocks, is called in a thread, and must release what it holds for that
+                thread.
+            notes: where the past is kept.
+            clock: gives Unix seconds.
+        """
         self._read = read
-        self._save = save
+        self._notes = notes
         self._clock = clock
-        self._past = Past()
+        self._past = notes.load(Past.parse).get(_NOTE, Past())
         self._task: asyncio.Task[None] | None = None
 
     @property
     def past(self) -> Past:
         return self._past
-
-    def restore(self, saved: Any) -> None:
-        """Continue an earlier process's past; start an empty one if it is invalid."""
-        self._past = Past.parse(saved)
 
     def start(self) -> None:
         """Start to read the counters, in the background."""
@@ -135,7 +142,7 @@ class History:
         """Read the counters now."""
         counters = await in_thread("clamproxy-history", self._read)
         self._past = self._past.noted(counters, self._clock())
-        self._save(self._past.saved())
+        self._notes.save(_NOTE, self._past.saved())
 
     async def _run(self) -> None:
         while True:

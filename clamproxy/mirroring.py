@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clamproxy.announcement import FIELDS
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.files import replacing, sync_directory, try_lock
 from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
+from clamproxy.formats.version_record import VersionRecord, with_versions
 from clamproxy.inspection import belongs
 from clamproxy.objects import Kind, ObjectId
 
@@ -271,13 +271,12 @@ def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: li
 
 def _never_lower(text: str, present: str, left_alone: dict[str, int]) -> str:
     """The new text, but with the directory's versions for databases that were left alone."""
-    fields, earlier = text.split(":"), present.split(":")
-    for database, version in left_alone.items():
-        place = FIELDS.get(database)
-        if place is not None and place < len(fields):
-            before = earlier[place] if place < len(earlier) else ""
-            fields[place] = str(max(version, int(before) if before.isdecimal() else 0))
-    return ":".join(fields)
+    try:
+        earlier = VersionRecord.parse(present).versions
+    except ValueError:
+        earlier = {}
+    kept = {name: max(version, earlier.get(name, 0)) for name, version in left_alone.items()}
+    return with_versions(text, kept)
 
 
 def _remove_superseded(directory: Path, update: _Update, report: MirrorReport) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from clamproxy.announcement import Announcer
-from clamproxy.cache.partial import sweep
-from clamproxy.cache.retention import SPARED
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
@@ -25,9 +21,10 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import GATEWAY_IN_VIA, Requester
+from clamproxy.notes import Notes
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.origin import Origin, Save
+from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.policy import negative_ttl
@@ -47,22 +44,19 @@ from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
 from clamproxy.state import make_state_directory, move_records
 from clamproxy.statistics import Stats
-from clamproxy.storage.records import HISTORY, Records
+from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
+from clamproxy.upkeep import Upkeep
 from clamproxy.waiting import wait_while
 from clamproxy.web.listener import Listener
 from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
-
-logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
 """To the origin, for transfers, at the same time; further ones wait."""
 STALL_WINDOW = 5.0
 """Seconds over which the speed of a connection to the origin is watched."""
 
-MEND_EVERY = 2.0
-"""Seconds between looks at whether the disk takes what waits in memory."""
 HELD = 64 * MIB
 """Bytes of objects that are held in memory while the disk takes none: hundreds of patches."""
 
@@ -128,19 +122,28 @@ class Service:
         self.store = Store(settings.cache.directory, records=records, keys=keys, hold=HELD)
         move_records(self.store, settings.cache.directory)
         self.writer = Writer(self.store.condition.failed)
-        self._tidy_pending = False
-        self._tasks: list[asyncio.Task[None]] = []
         self.stats = Stats(self.store, self.writer)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
-        self._origin = Origin.open(settings, self.via, self._origin_saver, self.stats.count_upstream)
-        self._stuck = StuckPatches(self.store, self._saver("stuck/"))
+        self._origin = Origin.open(
+            settings, self.via, self._notes, self.stats.count_upstream, self.fleet.note_advertised
+        )
+        self._stuck = StuckPatches(self.store, self._notes("stuck"))
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
         self._lineages = Lineages(self.store, keys, self._learn_build)
         self._signs = Signs(self.store, keys)
-        self._builder = CldBuilder(self.store, self.writer, keys, self._saver("cld/"), self._tidy_soon)
+        self._builder = CldBuilder(self.store, self.writer, keys, self._notes("cld"), self._tidy_soon)
+        self.upkeep = Upkeep(
+            self.store,
+            self.writer,
+            settings.cache,
+            self._soundness,
+            self._lineages,
+            self._signs,
+            self._builder,
+        )
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
-        self._quiet_hour = QuietHour(lambda hours: self._saver("traffic/")("hours", hours))
+        self._quiet_hour = QuietHour(self._notes("traffic"))
         self.follower = Follower(
             settings,
             self.store,
@@ -155,14 +158,11 @@ class Service:
         self.feeds = Feeds(
             self.store.directory / "feeds",
             settings,
-            self._saver("feed/"),
+            self._notes("feed/cooldown"),
             self.stats.count_feed_upstream,
             self.via,
         )
-        self._history = History(
-            self.store.counters, lambda past: self.writer.submit(lambda: records.set_note(HISTORY, past))
-        )
-        self._restore()
+        self._history = History(self.store.counters, Notes(records, self.writer, "history"))
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway()
         versions = self._origin.versions
@@ -173,11 +173,7 @@ class Service:
 
     def start(self) -> None:
         """Tidy up the cache, check what is in it and follow releases, in the background."""
-        self._tidy_soon()
-        self._tasks = [
-            asyncio.create_task(self._check_cache(), name="check what is cached"),
-            asyncio.create_task(self._mend(), name="mend the cache"),
-        ]
+        self.upkeep.start()
         self.follower.start()
         self.feeds.start()
         self._history.start()
@@ -195,8 +191,7 @@ class Service:
 
     def retire(self) -> None:
         """Begin nothing by itself any more; what is under way goes on until `stop`."""
-        for task in self._tasks:
-            task.cancel()
+        self.upkeep.stop()
         if self._listener is not None:
             self._listener.stop()
         self._history.stop()
@@ -217,22 +212,6 @@ class Service:
     def note_proxies(self, endpoints: Sequence[Endpoint] | None) -> None:
         """See `setup.place.note_proxies`."""
         self.writer.submit(lambda: note_proxies(self.store, endpoints))
-
-    async def _check_cache(self) -> None:
-        """What was spoilt on the disk while nobody looked must not be served."""
-        await self._soundness.ensure_all()
-        for database in sorted(self.store.databases()):
-            await self._lineages.get(database)
-        await self._signs.examine_all()
-
-    async def _mend(self) -> None:
-        """Notice that the disk takes again what it didn't, and that the index was damaged or deleted."""
-        while True:
-            await asyncio.sleep(MEND_EVERY)
-            try:
-                await self.writer.run(self.store.mend)
-            except OSError:
-                logger.exception("The cache can't be repaired.")
 
     def stop(self) -> None:
         """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
@@ -269,14 +248,8 @@ class Service:
         """See `Transfers.under_way`."""
         return self._transfers.under_way()
 
-    def _restore(self) -> None:
-        """Take over what an earlier process knew."""
-        self._origin.restore(self.store, offline=self.settings.upstream.offline)
-        self._builder.restore(self.store.notes("cld/"))
-        self._stuck.restore(self.store.notes("stuck/"))
-        self._quiet_hour.restore(self.store.note("traffic/hours"))
-        self.feeds.restore(self.store.notes("feed/"))
-        self._history.restore(self.store.records.note(HISTORY))
+    def _notes(self, topic: str) -> Notes:
+        return Notes(self.store, self.writer, topic)
 
     def _make_gateway(self) -> Gateway:
         settings, current = self.settings, self._current
@@ -325,23 +298,6 @@ class Service:
         port = place.port or self.surroundings.port() or self.settings.listen.proxy[0].port
         return client_config(self.settings, Mode(mode), gateway, port)
 
-    def _origin_saver(self, prefix: str) -> Save:
-        """As `_saver`, and the fleet hears which version is advertised."""
-        save = self._saver(prefix)
-
-        def save_version(database: str, value: Any) -> None:
-            save(database, value)
-            if value:
-                self.fleet.note_advertised(database, value[0])
-
-        def save_head(database: str, value: Any) -> None:
-            save(database, value)
-            head = self._origin.heads.get(database)
-            if head is not None and not self.settings.asks_dns:
-                self.fleet.note_advertised(database, head.header.version)
-
-        return {"advertised/": save_version, "head/": save_head}.get(prefix, save)
-
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self.fleet.note_built(database, header.version, header.stime)
 
@@ -367,9 +323,12 @@ class Service:
         advertised = self._origin.versions.last_known(object_id.database)
         return negative_ttl(object_id, advertised.version if advertised else None)
 
+    def _tidy_soon(self) -> None:
+        self.upkeep.tidy_soon()
+
     def _after_publishing(self, object_id: ObjectId) -> None:
         """The cache has grown, and what was claimed of a CVD can be held against it."""
-        self._tidy_soon()
+        self.upkeep.tidy_soon()
         published = self.store.open(object_id) if object_id.kind is Kind.CVD else None
         if published is not None:
             with published:
@@ -382,24 +341,3 @@ class Service:
             self._stuck.note(object_id)
         if object_id.kind is Kind.CVD and failure in (FailureKind.BAD_CONTENT, FailureKind.CHANGED):
             self._origin.heads.forget(object_id.database)
-
-    def _tidy_soon(self) -> None:
-        """Once for all that is published until the writer gets to it: it looks at every object."""
-        if not self._tidy_pending:
-            self._tidy_pending = True
-            self.writer.submit(self._tidy)
-
-    def _tidy(self) -> None:
-        self._tidy_pending = False
-        cache = self.settings.cache
-        dropped = self.store.collect_garbage(cache.keep_cdiffs, cache.size_limit, spare_for=SPARED)
-        for object_id in dropped:
-            logger.info("Dropped %s from the cache.", object_id.file_name)
-        sweep(self.store.partials)
-        self._builder.sweep()
-
-    def _saver(self, prefix: str) -> Save:
-        def save(key: str, value: Any) -> None:
-            self.writer.submit(lambda: self.store.set_note(prefix + key, value))
-
-        return save

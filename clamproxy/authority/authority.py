@@ -11,7 +11,7 @@ from typing import Self
 from clamproxy.authority.certificates import Leaf, make_leaf, pem_of, utc
 from clamproxy.authority.constraints import PermittedNames
 from clamproxy.authority.keyfile import FILE, AuthorityError, Generation, read_state
-from clamproxy.config.units import parse_host_name
+from clamproxy.config.units import HOST_NAME
 
 MAX_LEAVES = 256
 """How many certificates of hosts are kept for later handshakes."""
@@ -102,7 +102,7 @@ class Authority:
 
     def _permitted_name(self, host: str, signer: Generation) -> str:
         try:
-            name = parse_host_name(host)
+            name = HOST_NAME.parse(host)
         except ValueError:
             raise ForeignName(f"{host!r:.80} is not a host name") from None
         if not self._permitted[signer].cover(name):

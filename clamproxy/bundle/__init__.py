@@ -5,11 +5,10 @@ database it leads to. Then come the objects under their names. An import trusts 
 vendor's signatures on the objects.
 """
 
-from clamproxy.bundle.contents import BundleSelection, Since, select
+from clamproxy.bundle.contents import BundleSelection, Progress, Since, select
 from clamproxy.bundle.exporting import write_bundle, written_file
 from clamproxy.bundle.importing import import_bundle
 from clamproxy.bundle.manifest import BundleError, Manifest
-from clamproxy.bundle.progress import Progress
 
 __all__ = [
     "BundleError",

@@ -18,6 +18,16 @@ previous bundle was written."""
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
 
+class Progress:
+    """Hears of the bytes of each database that have been handled; this one tells nobody."""
+
+    def begin(self, totals: Mapping[str, int]) -> None:
+        """Work starts: bytes to handle for each database."""
+
+    def advance(self, database: str, size: int) -> None:
+        """So many more bytes of a database have been handled."""
+
+
 @dataclass(frozen=True, slots=True)
 class Since:
     """The versions that the other gateway already has."""

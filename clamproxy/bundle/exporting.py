@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clamproxy import __version__
-from clamproxy.bundle.contents import BundleSelection, Contents
+from clamproxy.bundle.contents import BundleSelection, Contents, Progress
 from clamproxy.bundle.manifest import (
     MANIFEST_NAME,
     BundleError,
@@ -20,7 +20,6 @@ from clamproxy.bundle.manifest import (
     Manifest,
     sha256_of,
 )
-from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
@@ -43,7 +42,7 @@ def write_bundle(
     """
     if not selection.databases:
         raise BundleError("there is nothing to export")
-    progress = progress or NoProgress()
+    progress = progress or Progress()
     progress.begin(_bytes_to_read(selection))
     signatures = tuple(_list_object(store, signature, progress) for signature in selection.signatures)
     manifest = Manifest(

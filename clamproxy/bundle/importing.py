@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.bundle.contents import publishing_order
+from clamproxy.bundle.contents import Progress, publishing_order
 from clamproxy.bundle.manifest import (
     MANIFEST_LIMIT,
     MANIFEST_NAME,
@@ -21,7 +21,6 @@ from clamproxy.bundle.manifest import (
     Manifest,
     sha256_of,
 )
-from clamproxy.bundle.progress import NoProgress, Progress
 from clamproxy.bundle.tar import PIECE, TarCutOffError, TarError, TarMember, read_members
 from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.published import Metadata
@@ -66,7 +65,7 @@ def import_bundle(
     """
     with _staging(store.directory) as staging:
         try:
-            return _import(store, stream, keys, staging, allow_older, progress or NoProgress())
+            return _import(store, stream, keys, staging, allow_older, progress or Progress())
         except TarError as error:
             raise BundleError(f"the bundle {error}") from error
 
@@ -225,7 +224,7 @@ def _header(path: Path, listed: ListedObject) -> CvdHeader | None:
 
 
 def _publish(store: Store, manifest: Manifest, area: Path, keys: TrustedKeys) -> None:
-    """Publish everything, each object after what clients ask for next; note the versions at the end.
+    """Publish everything, each object after what clients ask for next.
 
     What the cache has already is not replaced, except a signature that belongs to another file.
     """
@@ -242,8 +241,6 @@ def _publish(store: Store, manifest: Manifest, area: Path, keys: TrustedKeys) ->
         text = header.raw.decode("ascii") if header else None
         metadata = Metadata(listed.size, now, _last_modified(listed, header, now), text)
         store.publish(listed.object_id, path, metadata)
-    for database, part in manifest.databases.items():
-        store.set_note(f"imported/{database}", {"version": part.version, "at": now})
 
 
 def _fits(store: Store, path: Path, signature: ObjectId, keys: TrustedKeys) -> bool:

@@ -12,6 +12,7 @@ from typing import NoReturn, Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from clamproxy import bundle
 from clamproxy.objects import ObjectId
 
 LOOK_EVERY = 0.1
@@ -65,7 +66,7 @@ def _new_progress() -> Progress:
     )
 
 
-class Bars:
+class Bars(bundle.Progress):
     """One bar for each database on stderr; nothing at all if that is not a terminal."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from clamproxy.config.loading import (
     load_settings,
 )
 from clamproxy.config.settings import ListenSection, Settings
-from clamproxy.config.units import parse_database
+from clamproxy.config.units import DATABASE
 from clamproxy.objects import Kind
 from clamproxy.setup.place import nearest, proxies
 from clamproxy.storage.records import Records
@@ -55,7 +55,7 @@ def database_option(default: str) -> _Decorator:
         "databases",
         metavar="NAME",
         multiple=True,
-        callback=parsed_by(lambda names: tuple(map(parse_database, names))),
+        callback=parsed_by(lambda names: tuple(map(DATABASE.parse, names))),
         help=f"Only this database; can be given more than once. Default: {default}.",
     )
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from clamproxy.cli.common import config_option, database_option, fail, gateway_here, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
 from clamproxy.config.loading import PASSWORD_VARIABLE, ConfigurationError, find_config, load_settings
-from clamproxy.config.units import Nameserver, host_and_port, parse_nameserver
+from clamproxy.config.units import NAMESERVER, Nameserver, host_and_port
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
 from clamproxy.doctor.freshclam import (
     STANDARD_DATABASES,
@@ -68,7 +68,7 @@ _SUBJECT_WIDTH = 16
 @click.option(
     "--nameserver",
     metavar="ADDRESS",
-    callback=parsed_by(parse_nameserver),
+    callback=parsed_by(NAMESERVER.parse),
     help="The DNS server to ask as a client.",
 )
 @click.option(

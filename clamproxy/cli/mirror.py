@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from clamproxy.announcement import compose
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import (
     cached_databases,
@@ -25,6 +24,7 @@ from clamproxy.cli.common import (
 from clamproxy.cli.fetching import NOT_DELIVERED, default_databases
 from clamproxy.cli.fetching import fetch_releases as _fetch
 from clamproxy.config.settings import Settings
+from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
 from clamproxy.readable import shown_count
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from clamproxy.config.units import parse_duration
+from clamproxy.config.quantities import DURATION
 from clamproxy.setup.freshclam_lines import DEFAULT_PORT
 
 type Callback[T] = Callable[[click.Context, click.Parameter, Any], T | None]
@@ -47,7 +47,7 @@ def duration(
 
     def parse(text: object) -> float:
         try:
-            seconds = parse_duration(text)
+            seconds = DURATION.parse(text)
         except ValueError:
             raise ValueError(expected) from None
         if seconds and not in_seconds and re.fullmatch(r"\s*[0-9.]+\s*", str(text)):

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, SecretStr
 
-from clamproxy.config.loading import ENVIRONMENT_PREFIX, SECRETS, load_settings
-from clamproxy.config.settings import Settings
-from clamproxy.config.units import (
-    Endpoint,
-    HttpProxy,
-    Nameserver,
-    host_and_port,
-    one_or_more,
-    parse_duration,
-    parse_share,
-    parse_size,
-)
-
-MASK = "***"
-"""What is shown in place of a secret. No key that holds one takes it for a value."""
+from clamproxy.config.loading import ENVIRONMENT_PREFIX, load_settings
+from clamproxy.config.notation import Plain
 
 _COMMENT_COLUMN = 44
-_SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-_DURATIONS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
-"""Milliseconds."""
-
-type Plain = str | int | float | bool | list[str] | None
-"""What YAML and JSON have types for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +50,10 @@ def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
     lines = _lines(path) if path is not None else {}
     values: Values = {}
     for name, section in settings:
+        written = section.model_dump(mode="json")
         values[name] = {
             key: Effective(
-                _plain(value, f"{name}.{key}"),
-                written(section, key),
-                *_source(name, key, path, lines, environ),
+                _plain(value, written[key]), written[key], *_source(name, key, path, lines, environ)
             )
             for key, value in section
         }
@@ -106,80 +83,11 @@ def to_json(values: Values) -> dict[str, dict[str, Any]]:
     }
 
 
-def written(section: BaseModel, key: str) -> Plain:
-    """Give the value of a key as people write it in proxy.yaml, secrets masked."""
-    value = getattr(section, key)
-    for item in type(section).model_fields[key].metadata:
-        if isinstance(item, BeforeValidator) and item.func in _WRITERS:
-            return _WRITERS[item.func](value)
-    name = next(name for name, field in Settings.model_fields.items() if field.annotation is type(section))
-    return _plain(value, f"{name}.{key}")
-
-
-def _plain(value: object, key: str) -> Plain:
-    """Give a value without types of our own and without secrets."""
-    if isinstance(value, tuple) and not isinstance(value, Endpoint | Nameserver):
-        return [_text(item, key) for item in value]
-    return value if isinstance(value, bool | int | float | None) else _text(value, key)
-
-
-def _text(value: object, key: str) -> str:
-    if isinstance(value, HttpProxy):
-        return _without_password(value)
-    if isinstance(value, Nameserver):
-        return value.host if value.port == 53 else host_and_port(*value)
-    if key in SECRETS or isinstance(value, SecretStr):
-        user, colon, _ = str(value).partition(":")
-        return f"{user}:{MASK}" if colon else MASK
-    return str(value)  # a text, a path, a network, an address with a port
-
-
-def _without_password(proxy: HttpProxy) -> str:
-    if proxy.credentials is None:
-        return proxy.url
-    scheme, _, host = proxy.url.partition("://")
-    user = proxy.credentials.partition(":")[0]
-    return f"{scheme}://{quote(user, safe='')}:{MASK}@{host}"
-
-
-def _written_size(value: int) -> Plain:
-    for unit, name in _SIZES:
-        if value and value % unit == 0:
-            return f"{value // unit}{name}"
-    return value
-
-
-def _written_duration(seconds: float) -> Plain:
-    rest = Fraction(seconds) * 1000
-    if rest.denominator != 1:
-        # 0.1 is no whole number of milliseconds in binary, yet 100ms says it exactly.
-        rest = Fraction(round(seconds * 1000))
-    parts = []
-    milliseconds = int(rest)
-    for unit, name in _DURATIONS:
-        count, milliseconds = divmod(milliseconds, unit)
-        if count:
-            parts.append(f"{count}{name}")
-    return _if_exact("".join(parts) or "0s", seconds, parse_duration)
-
-
-def _written_share(value: float) -> Plain:
-    return _if_exact(f"{round(value * 100, 9):.15g}%", value, parse_share)
-
-
-def _if_exact(text: str, value: float, parse: Callable[[object], float]) -> Plain:
-    try:
-        return text if parse(text) == value else value
-    except ValueError:
+def _plain(value: object, written: Plain) -> Plain:
+    """A value in types of YAML and JSON: numbers without units, and always a list where one may be."""
+    if isinstance(value, bool | int | float | None):
         return value
-
-
-_WRITERS: dict[object, Callable[[Any], Plain]] = {
-    parse_size: _written_size,
-    parse_duration: _written_duration,
-    parse_share: _written_share,
-    one_or_more: lambda values: str(values[0]) if len(values) == 1 else [str(value) for value in values],
-}
+    return [str(written)] if type(value) is tuple and not isinstance(written, list) else written
 
 
 def _source(

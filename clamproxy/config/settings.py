@@ -14,22 +14,36 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
     SecretStr,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from clamproxy.config.notation import OneOrMore
+from clamproxy.config.quantities import DURATION, SHARE, SIZE
 from clamproxy.config.units import (
     ANY,
+    BASE_URL,
+    DATABASE,
+    DOMAIN_PATTERN,
+    ENDPOINT,
     GIB,
+    HOST_NAME,
+    HOST_PATTERN,
+    HTTP_PROXY,
     KIB,
+    LISTEN,
     MIB,
+    NAMESERVER,
+    NETWORK,
+    TOKEN,
+    USER,
     Endpoint,
     HttpProxy,
     Nameserver,
@@ -37,22 +51,6 @@ from clamproxy.config.units import (
     client_ip,
     domain_matches,
     host_matches,
-    one_or_more,
-    parse_base_url,
-    parse_database,
-    parse_domain_pattern,
-    parse_duration,
-    parse_endpoint,
-    parse_host_name,
-    parse_host_pattern,
-    parse_http_proxy,
-    parse_listen,
-    parse_nameserver,
-    parse_network,
-    parse_share,
-    parse_size,
-    parse_token,
-    parse_user,
     require_text,
 )
 
@@ -76,19 +74,19 @@ def _certificates(path: Path) -> Path:
     return path
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Share = Annotated[float, BeforeValidator(parse_share)]
+Size = Annotated[int, SIZE]
+Duration = Annotated[float, DURATION]
+Share = Annotated[float, SHARE]
 Count = Annotated[int, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
-AbsolutePath = Annotated[Path, PlainValidator(_absolute_path)]
-DatabaseName = Annotated[str, BeforeValidator(parse_database)]
-BaseUrl = Annotated[str, BeforeValidator(parse_base_url)]
-HostName = Annotated[str, BeforeValidator(parse_host_name)]
-
-Endpoints = Annotated[
-    tuple[Annotated[Endpoint, PlainValidator(parse_listen)], ...], BeforeValidator(one_or_more)
+AbsolutePath = Annotated[
+    Path, PlainValidator(_absolute_path), WithJsonSchema({"type": "string", "minLength": 1})
 ]
+DatabaseName = Annotated[str, DATABASE]
+BaseUrl = Annotated[str, BASE_URL]
+HostName = Annotated[str, HOST_NAME]
+
+Endpoints = Annotated[tuple[Annotated[Endpoint, LISTEN], ...], OneOrMore()]
 
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
@@ -147,7 +145,7 @@ class UpstreamSection(_Section):
         "https://database.clamav.net",
         description="an http:// or https:// URL without credentials, query or fragment",
     )
-    proxy: Annotated[HttpProxy, PlainValidator(parse_http_proxy)] | None = Field(
+    proxy: Annotated[HttpProxy, HTTP_PROXY] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
     )
     ca_bundle: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
@@ -166,7 +164,7 @@ class VersionsSection(_Section):
 
     dns: Switch = Field(True, description=_SWITCH)
     domain: HostName = Field("current.cvd.clamav.net", description="a host name")
-    nameservers: tuple[Annotated[Nameserver, PlainValidator(parse_nameserver)], ...] = Field(
+    nameservers: tuple[Annotated[Nameserver, NAMESERVER], ...] = Field(
         (), description='a list of IP addresses such as [192.0.2.1, "[2001:db8::1]:53"]'
     )
     refresh: Duration = Field(
@@ -191,7 +189,7 @@ DEFAULT_CLIENTS: tuple[Network, ...] = tuple(
 class ServingSection(_Section):
     """What is served, and to whom."""
 
-    hosts: tuple[Annotated[str, BeforeValidator(parse_host_pattern)], ...] = Field(
+    hosts: tuple[Annotated[str, HOST_PATTERN], ...] = Field(
         ("database.clamav.net", "db.local.clamav.net", "db.*.clamav.net"),
         min_length=1,
         description="a list of one or more host names such as [database.clamav.net]",
@@ -201,12 +199,12 @@ class ServingSection(_Section):
         min_length=1,
         description="a list of one or more names such as [main, daily]",
     )
-    clients: tuple[Annotated[Network, PlainValidator(parse_network)], ...] = Field(
+    clients: tuple[Annotated[Network, NETWORK], ...] = Field(
         DEFAULT_CLIENTS,
         min_length=1,
         description='a list of one or more networks such as [10.0.0.0/8, "fd00::/8"]',
     )
-    pass_through: tuple[Annotated[str, BeforeValidator(parse_domain_pattern)], ...] = Field(
+    pass_through: tuple[Annotated[str, DOMAIN_PATTERN], ...] = Field(
         (), description='a list of host names such as [www.example.com, "*.example.com"]'
     )
     prefetch: Literal["cdiffs", "all", "none"] = Field("cdiffs", description="cdiffs, all or none")
@@ -243,7 +241,7 @@ class Delta(_Section):
 class AccessSection(_Section):
     """How much of the gateway clients may use, and whether they have to log in."""
 
-    users: tuple[Annotated[str, BeforeValidator(parse_user)], ...] = Field(
+    users: tuple[Annotated[str, USER], ...] = Field(
         (), description="a list of lines that `clamproxy hash-password` printed, each beginning with - "
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
@@ -287,11 +285,11 @@ class StatusSection(_Section):
     """The pages about the gateway itself."""
 
     host: HostName | None = Field("clamproxy", description="a host name, or null")
-    listen: Annotated[Endpoint, PlainValidator(parse_endpoint)] | None = Field(
+    listen: Annotated[Endpoint, ENDPOINT] | None = Field(
         Endpoint("127.0.0.1", 8081),
         description='an IP address and a port such as 127.0.0.1:8081 or "[::1]:8081", or null',
     )
-    token: Annotated[SecretStr, PlainValidator(parse_token)] | None = Field(
+    token: Annotated[SecretStr, TOKEN] | None = Field(
         None,
         validate_default=True,
         description="a string of at least 16 characters from A-Z, a-z, 0-9 and -._~, or null",
@@ -316,7 +314,7 @@ class LogSection(_Section):
 class FeedsSection(_Section):
     """Other signature feeds, cached by the rules of HTTP; `stale_if_error` in seconds."""
 
-    hosts: tuple[Annotated[str, BeforeValidator(parse_domain_pattern)], ...] = Field(
+    hosts: tuple[Annotated[str, DOMAIN_PATTERN], ...] = Field(
         (), description='a list of host names such as [urlhaus.abuse.ch, "*.example.com"]'
     )
     size_limit: Size = Field(GIB, ge=MIB, description="a size such as 1GiB, at least 1 MiB")

@@ -1,153 +1,77 @@
-"""Values as people write them in proxy.yaml: sizes, durations, shares, addresses, URLs.
-
-Each ``parse_`` function takes any value that YAML can hold, and raises a ValueError for
-what it does not understand; the text of those for items of lists says what was expected.
-"""
+"""What proxy.yaml is about: units of sizes, hosts, addresses, URLs and secrets, and how they are written."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
-import re
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pydantic import SecretStr
+
+from clamproxy.config.notation import Mistake, Notation
 
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
 
-MAX_SIZE = 2**63 - 1
-"""Bytes; file offsets and the integers of SQLite end here."""
+MASK = "***"
+"""What is shown in place of a secret. No key that holds one takes it for a value."""
 
-_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
-_SIZE = re.compile(rf"({_NUMBER})\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_DURATION = re.compile(
-    rf"(?:({_NUMBER})\s*d\s*)?"
-    rf"(?:({_NUMBER})\s*h\s*)?"
-    rf"(?:({_NUMBER})\s*m(?:in)?(?!s)\s*)?"
-    rf"(?:({_NUMBER})\s*s\s*)?"
-    rf"(?:({_NUMBER})\s*ms)?"
-)
-_SECONDS = (Fraction(86400), Fraction(3600), Fraction(60), Fraction(1), Fraction(1, 1000))
-_SHARE = re.compile(rf"({_NUMBER})\s*%")
+# Hosts
 
-
-def parse_size(value: object) -> int:
-    """Read a size.
-
-    ``KiB``, ``MiB``, ... and the bare letters ``K``, ``M``, ... are powers of 1024, ``kB``,
-    ``MB``, ... powers of 1000, as in GNU's tools. Case does not matter.
-
-    Args:
-        value: A whole number of bytes, or a text such as ``4GiB``, ``500MB``, ``64k``.
-
-    Returns:
-        Bytes, rounded down.
-
-    Raises:
-        ValueError: It is not a size, or not below 8 EiB.
-    """
-    size = value if isinstance(value, int) and not isinstance(value, bool) else _size_of_text(value)
-    if not 0 <= size <= MAX_SIZE:
-        raise ValueError("a size is at least 0 and below 8 EiB")
-    return size
-
-
-def _size_of_text(value: object) -> int:
-    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("not a size such as 4GiB")
-    number, prefix, binary, byte = match.groups()
-    if binary and not prefix:
-        raise ValueError("not a size such as 4GiB")
-    base = 1000 if byte and not binary else 1024
-    return int(Fraction(number) * base ** _POWERS[prefix.lower()])
-
-
-def parse_duration(value: object) -> float:
-    """Read a duration.
-
-    Args:
-        value: A number of seconds, or a text of ``d``, ``h``, ``min`` (or ``m``), ``s`` and
-            ``ms`` in this order, such as ``10s``, ``1h30min``, ``250ms``.
-
-    Returns:
-        Seconds, finite and not negative.
-
-    Raises:
-        ValueError: It is not a duration.
-    """
-    number = _plain_number(value)
-    if number is not None:
-        return number
-    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or not any(match.groups()):
-        raise ValueError("not a duration such as 10s or 1h30min")
-    parts = zip(match.groups(), _SECONDS, strict=True)
-    return float(sum(Fraction(count) * seconds for count, seconds in parts if count))
-
-
-def parse_share(value: object) -> float:
-    """Read a share of a whole.
-
-    Args:
-        value: A number such as 0.1, or a text such as ``10%``.
-
-    Returns:
-        The share, 1.0 for the whole. More than the whole is not refused here.
-
-    Raises:
-        ValueError: It is not a share.
-    """
-    number = _plain_number(value)
-    if number is not None:
-        return number
-    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("not a share such as 10% or 0.1")
-    return float(Fraction(match[1]) / 100)
-
-
-def _plain_number(value: object) -> float | None:
-    """Give a number as float, or None if the value is none (a bool is none).
-
-    Raises:
-        ValueError: The number is negative, infinite or too large for a float.
-    """
-    if isinstance(value, str) and re.fullmatch(_NUMBER, value.strip()):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not 0 <= number < math.inf:
-        raise ValueError("not a finite number of at least 0")
-    return number
-
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_HOST_PATTERN = re.compile(rf"(?:{_LABEL}|\*)(?:\.(?:{_LABEL}|\*))*")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _MAX_HOST_LENGTH = 253
-_NAMESERVER = re.compile(
-    r"\[(?P<v6>[^\]]+)\](?::(?P<v6_port>[0-9]{1,5}))?|(?P<v4>[^:]+)(?::(?P<v4_port>[0-9]{1,5}))?"
-)
-_USER = re.compile(
-    r"[^:\s]{1,128}:(?:scrypt(?::[0-9]{1,9}){3}|pbkdf2:sha256:[0-9]{1,9})\$[^$\s]{8,64}\$[0-9a-f]{64,128}"
-)
-"""A name, and the hash as werkzeug.security writes it."""
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+")  # no query, no fragment
 
+
+def normal_host(name: str) -> str:
+    """Give a host name in lower case and without the dot of the DNS root."""
+    return name.lower().removesuffix(".")
+
+
+def _host(text: str) -> str:
+    host = normal_host(text)
+    if len(host.removeprefix("*.")) > _MAX_HOST_LENGTH:
+        raise ValueError("too long")
+    return host
+
+
+HOST_NAME = Notation(pattern=rf"^{_LABEL}(\.{_LABEL})*\.?$", expected="a host name", read=_host)
+"""An IPv4 address included."""
+
+HOST_PATTERN = Notation(
+    pattern=rf"^({_LABEL}|\*)(\.({_LABEL}|\*))*\.?$",
+    expected='a host name such as database.clamav.net or "db.*.clamav.net"',
+    read=_host,
+)
+"""A host name in which ``*`` may stand for a label: `host_matches`."""
+
+DOMAIN_PATTERN = Notation(
+    pattern=rf"^(\*\.)?{_LABEL}(\.{_LABEL})*\.?$",
+    expected='a host name such as www.example.com or "*.example.com" (in quotes)',
+    read=_host,
+)
+"""A host name, or ``*.example.com``, which is every name below example.com: `domain_matches`."""
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Tell whether a host is meant by a `HOST_PATTERN`."""
+    wanted, labels = pattern.split("."), normal_host(host).split(".")
+    return len(wanted) == len(labels) and all(
+        label and want in ("*", label) for want, label in zip(wanted, labels, strict=True)
+    )
+
+
+def domain_matches(pattern: str, host: str) -> bool:
+    """Tell whether a host is meant by a `DOMAIN_PATTERN`."""
+    name, suffix = normal_host(host), pattern.removeprefix("*")
+    return name == pattern if suffix == pattern else name.endswith(suffix) and name != suffix
+
+
+DATABASE = Notation(pattern="^[a-z]+$", expected="a name made of the letters a to z, such as daily", read=str)
+
+# Addresses
 
 ANY = "*"
 """Stands for all addresses of this machine, IPv4 and IPv6."""
@@ -158,6 +82,9 @@ class Nameserver(NamedTuple):
 
     host: str
     port: int = 53
+
+    def __str__(self) -> str:
+        return self.host if self.port == 53 else host_and_port(self.host, self.port)
 
 
 class Endpoint(NamedTuple):
@@ -183,87 +110,12 @@ class Endpoint(NamedTuple):
         return host_and_port(self.host, self.port)
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 def host_and_port(host: str, port: int) -> str:
     """Give both as URLs have them: an IPv6 address in brackets (RFC 3986 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@dataclass(frozen=True, slots=True)
-class HttpProxy:
-    """An HTTP proxy on the way to upstream.
-
-    Attributes:
-        url: ``http[s]://host[:port]``, without credentials.
-        credentials: ``user:password`` as plain text (not percent-encoded), or None.
-    """
-
-    url: str
-    credentials: str | None = field(default=None, repr=False)
-
-
-def normal_host(name: str) -> str:
-    """Give a host name in lower case and without the dot of the DNS root."""
-    return name.lower().removesuffix(".")
-
-
-def parse_host_name(value: object) -> str:
-    """Read a host name, an IPv4 address included."""
-    return _host(value, _HOST_NAME, "a host name")
-
-
-def parse_host_pattern(value: object) -> str:
-    """Read a host name in which ``*`` may stand for a label (``db.*.clamav.net``)."""
-    return _host(value, _HOST_PATTERN, 'a host name such as database.clamav.net or "db.*.clamav.net"')
-
-
-def parse_domain_pattern(value: object) -> str:
-    """Read a host name or ``*.example.com``, which is every name below example.com."""
-    expected = 'a host name such as www.example.com or "*.example.com" (in quotes)'
-    if isinstance(value, str) and value.startswith("*."):
-        return "*." + _host(value[2:], _HOST_NAME, expected)
-    return _host(value, _HOST_NAME, expected)
-
-
-def host_matches(pattern: str, host: str) -> bool:
-    """Tell whether a host is meant by what `parse_host_pattern` gave."""
-    wanted, labels = pattern.split("."), normal_host(host).split(".")
-    return len(wanted) == len(labels) and all(
-        label and want in ("*", label) for want, label in zip(wanted, labels, strict=True)
-    )
-
-
-def domain_matches(pattern: str, host: str) -> bool:
-    """Tell whether a host is meant by what `parse_domain_pattern` gave."""
-    name, suffix = normal_host(host), pattern.removeprefix("*")
-    return name == pattern if suffix == pattern else name.endswith(suffix) and name != suffix
-
-
-def _host(value: object, pattern: re.Pattern[str], expected: str) -> str:
-    host = normal_host(value) if isinstance(value, str) else ""
-    if not pattern.fullmatch(host) or len(host) > _MAX_HOST_LENGTH:
-        raise ValueError(expected)
-    return host
-
-
-def parse_database(value: object) -> str:
-    """Read the name of a database."""
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z]+", value):
-        raise ValueError("a name made of the letters a to z, such as daily")
-    return value
-
-
-def parse_network(value: object) -> Network:
-    """Read an IP network or a single address."""
-    if isinstance(value, Network):
-        return value
-    try:
-        address = ipaddress.ip_interface(require_text(value))
-    except ValueError:
-        raise ValueError('a network such as 10.0.0.0/8 or "fd00::/8" (IPv6 in quotes)') from None
-    if address.ip != address.network.network_address:
-        # 10.1.2.3/8 may be meant as that one machine, or as a smaller network.
-        raise ValueError(f"{address.network}, or {address.ip} for that address alone")
-    return address.network
 
 
 @lru_cache(16_384)  # each machine of a fleet connects anew for each file
@@ -279,118 +131,153 @@ def client_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
     return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
-def parse_nameserver(value: object) -> Nameserver:
-    """Read ``192.0.2.1``, ``192.0.2.1:5353``, ``[2001:db8::1]:53`` or ``2001:db8::1``."""
-    if isinstance(value, Nameserver):
-        return value
-    try:
-        return _nameserver(require_text(value))
-    except ValueError:
-        raise ValueError('an IP address with or without a port such as 192.0.2.1 or "[::1]:53"') from None
+def _network(text: str) -> Network:
+    address = ipaddress.ip_interface(text)
+    if address.ip != address.network.network_address:
+        # 10.1.2.3/8 may be meant as that one machine, or as a smaller network.
+        raise Mistake(f"{address.network}, or {address.ip} for that address alone")
+    return address.network
+
+
+def _address_and_port(text: str) -> tuple[str, int | None]:
+    if text.startswith("["):
+        host, _, rest = text.removeprefix("[").partition("]")
+        return str(ipaddress.IPv6Address(host)), _port(rest.removeprefix(":")) if rest else None
+    if text.count(":") == 1:
+        host, _, rest = text.partition(":")
+        return str(ipaddress.IPv4Address(host)), _port(rest)
+    return str(ipaddress.ip_address(text)), None
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise ValueError("not a port")
+    return port
 
 
 def _nameserver(text: str) -> Nameserver:
-    match = _NAMESERVER.fullmatch(text)
-    if match is None:
-        return Nameserver(str(ipaddress.IPv6Address(text)))
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address
-    address = ipaddress.IPv6Address(match["v6"]) if match["v6"] else ipaddress.IPv4Address(match["v4"])
-    port = int(match["v6_port"] or match["v4_port"] or 53)
-    if not 1 <= port <= 65535:
-        raise ValueError("not a port")
-    return Nameserver(str(address), port)
+    host, port = _address_and_port(text)
+    return Nameserver(host, port or 53)
 
 
-def parse_endpoint(value: object) -> Endpoint:
-    """Read ``127.0.0.1:8081`` or ``[::1]:8081``."""
-    if isinstance(value, Endpoint):
-        return value
-    match = _NAMESERVER.fullmatch(require_text(value))
-    if match is None or not (match["v6_port"] or match["v4_port"]):
-        raise ValueError("not an address and a port")
-    return Endpoint(*_nameserver(match[0]))
+def _endpoint(text: str) -> Endpoint:
+    address, _, port = text.rpartition(":")
+    return Endpoint(ANY if address in ("", ANY) else _address_and_port(address)[0], _port(port))
 
 
-def parse_listen(value: object) -> Endpoint:
-    """Read what `parse_endpoint` does, ``*:8080`` or a mere port: both are on all addresses."""
-    if isinstance(value, Endpoint):
-        return value
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    try:
-        text = require_text(text)
-        port = text.removeprefix(f"{ANY}:")
-        if re.fullmatch("[0-9]{1,5}", port):
-            return Endpoint(ANY, _nameserver(f"127.0.0.1:{port}").port)
-        return parse_endpoint(text)
-    except ValueError:
-        raise ValueError(
-            'a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"'
-        ) from None
+NETWORK = Notation[Network](
+    pattern=r"^[0-9A-Fa-f.:]+(%[^\s/]+)?(/[0-9.]+)?$",
+    expected='a network such as 10.0.0.0/8 or "fd00::/8" (IPv6 in quotes)',
+    read=_network,
+)
+"""A network or a single address."""
+
+NAMESERVER = Notation(
+    pattern=r"^([0-9.]+|\[[^\]]+\])(:[0-9]{1,5})?$|^[0-9A-Fa-f.:]+(%\S+)?$",
+    expected='an IP address with or without a port such as 192.0.2.1 or "[::1]:53"',
+    read=_nameserver,
+)
+
+ENDPOINT = Notation(
+    pattern=r"^([0-9.]+|\[[^\]]+\]):[0-9]{1,5}$", expected="an address and a port", read=_endpoint
+)
+"""``127.0.0.1:8081`` or ``[::1]:8081``."""
+
+LISTEN = Notation(
+    pattern=r"^([0-9.]+:|\[[^\]]+\]:|\*:)?[0-9]{1,5}$",
+    expected='a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"',
+    read=_endpoint,
+    integers={"type": "integer", "minimum": 1, "maximum": 65535},
+)
+"""The same, ``*:8080`` or a mere port: both are on all addresses."""
+
+# URLs
+
+_HTTP = r"^[Hh][Tt][Tt][Pp][Ss]?://"
+_CHARACTERS = r"A-Za-z0-9._~:/\[\]!$&'()*+,;=%-"
+"""Those of URLs without a query, a fragment and credentials."""
 
 
-def one_or_more(value: object) -> object:
-    """Make a list of a single value, and an empty one of null."""
-    if value is None:
-        return []
-    return value if isinstance(value, list | tuple) else [value]
+@dataclass(frozen=True, slots=True)
+class HttpProxy:
+    """An HTTP proxy on the way to upstream.
+
+    Attributes:
+        url: ``http[s]://host[:port]``, without credentials.
+        credentials: ``user:password`` as plain text (not percent-encoded), or None.
+    """
+
+    url: str
+    credentials: str | None = field(default=None, repr=False)
 
 
-def parse_token(value: object) -> SecretStr:
-    """Read a token that goes into ``Authorization: Bearer`` (RFC 6750 2.1, without ``+/=``)."""
-    text = value.get_secret_value() if isinstance(value, SecretStr) else require_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", text):
-        raise ValueError("not a token")
-    return SecretStr(text)
-
-
-def parse_user(value: object) -> str:
-    """Read a user and the hash of a password, as `clamproxy hash-password` prints them."""
-    if not isinstance(value, str) or not _USER.fullmatch(value):
-        raise ValueError("a line that `clamproxy hash-password` printed, beginning with - ")
-    return value
-
-
-def parse_base_url(value: object) -> str:
-    """Read an http or https URL to which paths are appended; no trailing slash is kept."""
-    parts = _split_url(value)
-    if "@" in parts.netloc:
-        raise ValueError("credentials in the URL")
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
     return _origin(parts) + parts.path.rstrip("/")
 
 
-def parse_http_proxy(value: object) -> HttpProxy:
-    """Read ``http[s]://[user[:password]@]host[:port]``, user and password percent-encoded."""
-    if isinstance(value, HttpProxy):
-        return value
-    parts = _split_url(value)
+def _http_proxy(text: str) -> HttpProxy:
+    parts = urlsplit(text)
     if parts.path not in ("", "/"):
         raise ValueError("a path in the URL of a proxy")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     return HttpProxy(_origin(parts), f"{user}:{password}" if user or password else None)
 
 
-def _split_url(value: object) -> SplitResult:
-    text = require_text(value)
-    if not _URL_CHARACTERS.fullmatch(text):
-        raise ValueError("a query, a fragment or a character that URLs can't contain")
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or parts.port == 0:
-        raise ValueError("not http or https, or an impossible port")
+def _origin(parts: SplitResult) -> str:
     host = parts.hostname or ""
     if ":" in host:
         ipaddress.IPv6Address(host)
     else:
-        parse_host_name(host)
-    return parts
+        HOST_NAME.parse(host)
+    if parts.port == 0:
+        raise ValueError("an impossible port")
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
 
 
-def _origin(parts: SplitResult) -> str:
-    host = parts.hostname or ""
-    return (
-        f"{parts.scheme}://"
-        + (f"[{host}]" if ":" in host else host)
-        + (f":{parts.port}" if parts.port else "")
-    )
+def _write_proxy(proxy: HttpProxy) -> str:
+    if proxy.credentials is None:
+        return proxy.url
+    scheme, _, host = proxy.url.partition("://")
+    user = proxy.credentials.partition(":")[0]
+    return f"{scheme}://{quote(user, safe='')}:{MASK}@{host}"
+
+
+BASE_URL = Notation(
+    pattern=f"{_HTTP}[{_CHARACTERS}]+$",
+    expected="an http:// or https:// URL without credentials, query or fragment",
+    read=_base_url,
+)
+"""A URL to which paths are appended; no trailing slash is kept."""
+
+HTTP_PROXY = Notation(
+    pattern=f"{_HTTP}[@{_CHARACTERS}]+$",
+    expected="an http:// or https:// URL such as http://user:password@proxy:3128",
+    read=_http_proxy,
+    write=_write_proxy,
+)
+"""User and password are percent-encoded."""
+
+# Secrets
+
+
+TOKEN = Notation(
+    pattern="^[A-Za-z0-9._~-]{16,256}$",
+    expected="a string of at least 16 characters from A-Z, a-z, 0-9 and -._~",
+    read=SecretStr,
+    write=lambda _: MASK,
+)
+"""What goes into ``Authorization: Bearer`` (RFC 6750 2.1, without ``+/=``)."""
+
+USER = Notation(
+    pattern=r"^[^:\s]{1,128}:(scrypt(:[0-9]{1,9}){3}|pbkdf2:sha256:[0-9]{1,9})\$[^$\s]{8,64}\$[0-9a-f]{64,128}$",
+    expected="a line that `clamproxy hash-password` printed, beginning with - ",
+    read=str,
+    write=lambda line: f"{line.partition(':')[0]}:{MASK}",
+)
+"""A name, and the hash of a password as werkzeug.security writes it."""
 
 
 def require_text(value: object) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from clamproxy.config.units import MIB, Nameserver
 from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
-from clamproxy.doctor.clock import compare_clocks
 from clamproxy.doctor.dns_checks import compare_with_gateway
+from clamproxy.doctor.explain import compare_clocks
 from clamproxy.doctor.findings import Check, Deadline, Verdict, ok, problem, skipped, warning
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.reach import look_up

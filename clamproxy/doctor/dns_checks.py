@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 import dns.exception
 import dns.resolver
 
-from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
 from clamproxy.config.units import Nameserver, host_and_port
 from clamproxy.doctor.explain import ON_GATEWAY
 from clamproxy.doctor.findings import Status, Verdict, ok, problem, warning
+from clamproxy.formats.version_record import VersionRecord, record_name
 from clamproxy.origin.resolver import DnsResolver, Resolver
-from clamproxy.origin.versions import parse_primary, parse_single, record_name
 from clamproxy.readable import shortened
 
 DOMAIN = "current.cvd.clamav.net"
@@ -65,29 +64,31 @@ def _answer_of(server: str, _tcp: bool, port: int, answer: object) -> str:
     return f"{host_and_port(address, port)} {said}"
 
 
+def read_record(text: str, database: str) -> VersionRecord:
+    """Read the record of a database.
+
+    Raises:
+        RecordError: it is none.
+    """
+    try:
+        return VersionRecord.parse(text, database)
+    except ValueError as error:
+        raise RecordError(str(error)) from error
+
+
 def version_in(text: str, database: str, now: float) -> int:
     """The version of a database in its record.
 
     Raises:
         RecordError: there is none, or the record is too old.
     """
+    record = read_record(text, database)
     try:
-        if database not in FIELDS:
-            return parse_single(text, now)
-        versions = parse_primary(text, now)
+        return record.versions_at(now)[database]
     except ValueError as error:
         raise RecordError(str(error)) from error
-    if database not in versions:
-        raise RecordError(f"no version of {database} in {text[:80]!r}")
-    return versions[database]
-
-
-def record_time(text: str, database: str) -> float | None:
-    """When a record was made, in Unix seconds; None if it doesn't say."""
-    fields = text.split(":")
-    position = RECORD_TIME_FIELD if database in FIELDS else 1
-    field = fields[position] if len(fields) > position else ""
-    return float(field) if field.isascii() and field.isdecimal() else None
+    except KeyError as error:
+        raise RecordError(f"no version of {database} in {text[:80]!r}") from error
 
 
 def compare_with_gateway(

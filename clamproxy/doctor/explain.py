@@ -1,12 +1,13 @@
-"""Explains the gateway's responses and errors in words, with what to do about each."""
+"""Explains the gateway's responses, errors and clock in words, with what to do about each."""
 
 from __future__ import annotations
 
 import errno
 import re
 
-from clamproxy.doctor.findings import Verdict, problem
+from clamproxy.doctor.findings import Verdict, ok, problem
 from clamproxy.doctor.wire import Closed, Garbage, PeerResponse, Proxy, Silent, TunnelRefused
+from clamproxy.readable import shown_span
 
 ON_GATEWAY = "run `clamproxy doctor` on the gateway, where it can check more."
 HERE = "see the findings about this gateway, above, and its log."
@@ -27,6 +28,9 @@ PROXY_USERS = (
     "upstream.proxy requires a user and a password (407)",
     "set upstream.proxy to http://user:password@host:port, percent-encoded.",
 )
+TOLERANCE = 300.0
+"""How far two clocks may differ, in seconds."""
+_CLOCK_REMEDY = "correct whichever clock is wrong, and let NTP keep it right (timedatectl set-ntp true)."
 _LOOP = "loop: "
 _WRONG_PLACE = "correct HTTPProxyServer and HTTPProxyPort: they must name clamproxy's host and port."
 _NETWORKS = (
@@ -116,6 +120,22 @@ def other_proxy(answer: PeerResponse) -> Verdict:
         f"status {answer.status})",
         f"{_WRONG_PLACE[:-1]}; or there may be another proxy in between.",
     )
+
+
+def compare_clocks(theirs: float, ours: float, whose: str) -> Verdict:
+    """Judge this machine's clock by another one.
+
+    Args:
+        theirs: Unix seconds.
+        ours: Unix seconds.
+        whose: owner of the other clock, for the text.
+    """
+    difference = ours - theirs
+    if abs(difference) <= TOLERANCE:
+        return ok(f"this machine's clock agrees with that of {whose}")
+    direction = "ahead of" if difference > 0 else "behind"
+    text = f"this machine's clock is {shown_span(abs(difference))} {direction} that of {whose}"
+    return problem(f"{text}, so certificates and version records seem invalid", _CLOCK_REMEDY)
 
 
 def is_loop(reason: str) -> bool:

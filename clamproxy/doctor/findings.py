@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from clamproxy.readable import shortened
+from clamproxy.readable import shortened, shown_span
 
 LONGEST_TEXT = 400
 """How many characters of a finding are shown; some findings quote other programs."""
@@ -99,6 +100,38 @@ class Deadline:
     def allow(self, seconds: float) -> float:
         """Seconds for a step that wants `seconds`: at most what is left, and a little when the time is up."""
         return max(0.1, min(seconds, self.left))
+
+
+def bounded[T](function: Callable[[], T], seconds: float) -> T:
+    """Give a time limit to what has none of its own: the system's resolver, a peer that drips.
+
+    The function runs in a thread, which is left to itself when the time is over.
+
+    Args:
+        function: what to run.
+        seconds: how long to wait for it.
+
+    Raises:
+        TimeoutError: it took too long.
+        Exception: what the function raised.
+    """
+    results: list[T] = []
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="clamproxy-doctor", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError(f"no answer within {shown_span(seconds)}")
+    return results[0]
 
 
 def examine(checks: Iterable[Check], deadline: Deadline) -> Iterator[Finding]:

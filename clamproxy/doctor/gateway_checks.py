@@ -32,6 +32,7 @@ from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.origin_checks import OriginChecks, cooldown_in_words
 from clamproxy.doctor.processes import PROC, lock_holders
 from clamproxy.inspection import quarantined
+from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.releases.stuck import stuck_patches
@@ -194,9 +195,7 @@ class GatewayChecks:
         )
 
     def _look_at_cooldowns(self) -> Verdict:
-        cooldowns = Cooldowns(lambda *_: None)
-        cooldowns.restore(self._opened.notes("cooldown/"))
-        in_force = cooldowns.in_force()
+        in_force = Cooldowns(Notes(self._opened, None, "cooldown", read_only=True)).in_force()
         if self._settings.upstream.offline or not in_force:
             return ok("none: the origin may be asked for everything")
         what, longest = max(in_force.items(), key=lambda item: item[1].until)

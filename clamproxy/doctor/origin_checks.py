@@ -7,41 +7,34 @@ and sends nothing.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError
-from urllib3.util import Timeout
-
-from clamproxy.announcement import FIELDS
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
-from clamproxy.doctor.bounded import bounded
-from clamproxy.doctor.clock import TOLERANCE, compare_clocks
-from clamproxy.doctor.dns_checks import RecordError, ask, record_time, version_in
-from clamproxy.doctor.findings import Deadline, Verdict, ok, problem, skipped, warning
+from clamproxy.doctor.dns_checks import RecordError, ask, read_record, version_in
+from clamproxy.doctor.explain import TOLERANCE, compare_clocks
+from clamproxy.doctor.findings import Deadline, Verdict, bounded, ok, problem, skipped, warning
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.reach import is_own_address, look_up, reach
 from clamproxy.doctor.route import is_official
-from clamproxy.doctor.wire import PeerResponse, TunnelRefused, WireError
+from clamproxy.doctor.wire import TunnelRefused, WireError
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
+from clamproxy.formats.version_record import IN_PRIMARY, record_name
 from clamproxy.messages import Requester
+from clamproxy.notes import Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
-from clamproxy.origin.connections import REDIRECTS_ONLY, make_pool
+from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.resolver import make_resolver
-from clamproxy.origin.upstream import reason_of, retry_after_of
-from clamproxy.origin.versions import record_name
+from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream, reason_of
 from clamproxy.readable import shown_count, shown_span, shown_time
 
 OLD_RECORD = 6 * 3600.0
@@ -69,6 +62,8 @@ _FAILURES = {
     ),
     FailureKind.LOCAL: ("Something is wrong on this machine.", "check the gateway's log, and the disk."),
 }
+_STATUS = re.compile(r"(?:status )?((\d{3})\b.*)")
+"""How the reason of an `OriginError` begins if the origin answered."""
 _PASSING = ("This usually passes.", "wait and see; the gateway tries again by itself.")
 
 
@@ -106,7 +101,7 @@ class OriginChecks:
         name = record_name(self.database, settings.versions.domain)
         try:
             text = ask(resolver, name)
-            self._recorded = record_time(text, self.database)
+            self._recorded = read_record(text, self.database).recorded_at
             version = version_in(text, self.database, time.time())
         except RecordError as error:
             return warning(
@@ -120,7 +115,7 @@ class OriginChecks:
                 f"the version record is {shown_span(age)} old; after 12 h it is no longer believed",
                 "check the clock, and whether the name server gives old records.",
             )
-        also = " and the other databases" if self.database in FIELDS else ""
+        also = " and the other databases" if self.database in IN_PRIMARY else ""
         return ok(f"DNS advertises {self.database} {version}{also}, {shown_span(max(0.0, age))} ago")
 
     # The way out
@@ -160,46 +155,67 @@ class OriginChecks:
         if (forbidden := books.forbid(path, requester)) is not None:
             return self._connect(forbidden)
         books.budget.note(path)
-        limit = self._deadline.allow(_CONNECT_LIMIT + _READ_LIMIT)
         try:
-            response, beginning = bounded(lambda: self._ask(path, requester), limit)
-        except (HTTPError, OSError, LocationValueError) as error:
-            if _is_refused_by_proxy(error):
-                return self._refused_by_proxy(books, path, requester)
-            return self._unreachable(error)
-        self._date = parse_http_date(response.headers.get("Date"))
-        books.count(len(beginning))
-        return self._judge(response, beginning, books, path, requester)
+            header = CvdHeader.parse(self._ask(path, requester, books))
+        except (InvalidObject, NotFoundError, OriginError, RangeError, TimeoutError) as error:
+            return self._judge(error, books, path, requester)
+        return ok(
+            f"{self.settings.upstream.url} answers {requester.version}: {self.database} {header.version}"
+        )
 
-    def _judge(
-        self,
-        response: urllib3.BaseHTTPResponse,
-        beginning: bytes,
-        books: _Books,
-        path: str,
-        requester: Requester,
-    ) -> Verdict:
-        url, status = self.settings.upstream.url, response.status
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        words = PeerResponse(status, headers, beginning).reason
-        if explain.is_loop(words):
-            return self._loop(f"its answer: {words}")
-        if status == 407:
-            return self._refused_by_proxy(books, path, requester)
-        if status in (403, 429):
-            failure = FailureKind.FORBIDDEN if status == 403 else FailureKind.RATE_LIMITED
-            wait = retry_after_of(response.headers.get("Retry-After"))
-            books.cooldowns.failed(failure, path, requester.version, f"status {status}", wait)
-            text, remedy = _FAILURES[failure]
-            return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
-        if status not in (200, 206):
-            said = f": {words}" if words else ""
-            return problem(f"{url}{path} answers {status}{said}", _remedy_of(status))
+    def _ask(self, path: str, requester: Requester, books: _Books) -> bytes:
+        """The beginning of a file, asked for as the gateway does.
+
+        Raises:
+            NotFoundError, RangeError, OriginError: see `Upstream.get`.
+            TimeoutError: it took too long.
+        """
+        settings, scope, received = self.settings.upstream, CancelScope(), list[int]()
+        upstream = Upstream(
+            settings.url,
+            proxy=settings.proxy,
+            ca_bundle=settings.ca_bundle,
+            connect_timeout=min(settings.connect_timeout, self._deadline.allow(_CONNECT_LIMIT)),
+            read_timeout=min(settings.read_timeout, self._deadline.allow(_READ_LIMIT)),
+            via="1.1 clamproxy-doctor",
+            count=lambda _, length: received.append(length),
+        )
+
+        def ask() -> bytes:
+            with upstream.ask(path, requester, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}, scope) as answer:
+                self._date = answer.date
+                upstream.check(answer)
+                return answer.beginning(HEADER_SIZE)
+
         try:
-            header = CvdHeader.parse(beginning)
-        except InvalidObject as error:
-            return problem(f"{url}{path} is not a CVD: {error}", _FAILURES[FailureKind.BAD_CONTENT][1])
-        return ok(f"{url} answers {requester.version}: {self.database} {header.version}")
+            return bounded(ask, self._deadline.allow(_CONNECT_LIMIT + _READ_LIMIT))
+        finally:
+            scope.cancel()
+            upstream.close()
+            books.count(sum(received))
+
+    def _judge(self, error: Exception, books: _Books, path: str, requester: Requester) -> Verdict:
+        """Explain why no header came."""
+        file, reason = f"{self.settings.upstream.url}{path}", str(error)
+        failure = error.failure if isinstance(error, OriginError) else None
+        if explain.is_loop(reason):
+            return self._loop(f"its answer: {reason}")
+        if failure is FailureKind.PROXY_AUTHENTICATION:
+            # For the gateway, too: with each further try the proxy may lock the account.
+            text, remedy = explain.PROXY_USERS
+            books.cooldowns.failed(failure, path, requester.version, f"{text} (407)")
+            return problem(text, remedy)
+        if isinstance(error, OriginError) and failure in (FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED):
+            books.cooldowns.failed(error.failure, path, requester.version, reason, error.retry_after)
+            text, remedy = _FAILURES[error.failure]
+            status = 403 if failure is FailureKind.FORBIDDEN else 429
+            url = self.settings.upstream.url
+            return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
+        if isinstance(error, InvalidObject) or failure is FailureKind.BAD_CONTENT:
+            return problem(f"{file} is not a CVD: {reason}", _FAILURES[FailureKind.BAD_CONTENT][1])
+        if (answered := _STATUS.match(reason)) is not None:
+            return problem(f"{file} answers {answered[1]}", _remedy_of(int(answered[2])))
+        return self._unreachable(reason)
 
     def judge_clock(self) -> Verdict:
         """Compare the clock with the origin's Date, else with the time of the version record."""
@@ -252,67 +268,29 @@ class OriginChecks:
         try:
             reached = bounded(lambda: reach(self.settings.upstream, limit), limit + 1)
         except (OSError, UnicodeError, WireError, TunnelRefused) as error:
-            return self._unreachable(error)
+            if explain.is_refused_by_proxy(str(error)):
+                return problem(*explain.PROXY_USERS)
+            return self._unreachable(reason_of(error))
         return skipped(f"{reason}, so no request was sent; but there is {reached}")
 
     def _requester(self) -> Requester | str:
         """In whose name the gateway itself would ask; if there is nobody, the reason as text."""
         if self.store is None and _may_exist(self.settings.cache.directory):
             return "without the index it isn't known whether the origin may be asked now"
-        agents = Agents(self.settings.upstream.user_agent, lambda *_: None)
-        agents.restore(self.store.notes("agent/") if self.store is not None else {})
+        agents = Agents(self.settings.upstream.user_agent, Notes(self.store, None, "agent", read_only=True))
         return agents.requester() or (
             "no supported freshclam has used the gateway yet, whose User-Agent it could send to the CDN, "
             "and upstream.user_agent is not set"
         )
 
-    def _ask(self, path: str, requester: Requester) -> tuple[urllib3.BaseHTTPResponse, bytes]:
-        """The response, and the beginning of its body."""
-        upstream = self.settings.upstream
-        timeout = Timeout(
-            connect=min(upstream.connect_timeout, self._deadline.allow(_CONNECT_LIMIT)),
-            read=min(upstream.read_timeout, self._deadline.allow(_READ_LIMIT)),
-        )
-        headers = {
-            "User-Agent": requester.user_agent or "",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "Range": f"bytes=0-{HEADER_SIZE - 1}",
-            # So that a parent gateway doesn't count the request as a machine's (`Request.is_relayed`).
-            "Via": "1.1 clamproxy-doctor",
-        }
-        how: dict[str, Any] = {"preload_content": False, "decode_content": False, "retries": REDIRECTS_ONLY}
-        pool = make_pool(upstream.proxy, upstream.ca_bundle, timeout)
-        try:
-            with pool.request("GET", upstream.url + path, headers=headers, **how) as response:
-                return response, response.read(HEADER_SIZE, decode_content=False)
-        finally:
-            pool.clear()
-
-    def _refused_by_proxy(self, books: _Books, path: str, requester: Requester) -> Verdict:
-        """Record it for the gateway too: further attempts might make the proxy lock the account."""
-        text, remedy = explain.PROXY_USERS
-        books.cooldowns.failed(FailureKind.PROXY_AUTHENTICATION, path, requester.version, f"{text} (407)")
-        return problem(text, remedy)
-
-    def _unreachable(self, error: Exception) -> Verdict:
-        url, shown = self.settings.upstream.url, reason_of(error)
-        if "CERTIFICATE_VERIFY_FAILED" in shown:
+    def _unreachable(self, reason: str) -> Verdict:
+        url = self.settings.upstream.url
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
             return problem(
-                f"the certificate of {url} is not trusted: {shown}",
+                f"the certificate of {url} is not trusted: {reason}",
                 "if a proxy on the way intercepts TLS, put its authority into upstream.ca_bundle.",
             )
-        if _is_refused_by_proxy(error):
-            return problem(*explain.PROXY_USERS)
-        return problem(
-            f"{url} can't be reached: {shown}",
-            _FAILURES[FailureKind.UNREACHABLE][1],
-        )
-
-
-def _is_refused_by_proxy(error: Exception) -> bool:
-    # The status of a refused tunnel is only in the exception that urllib3 wraps.
-    return explain.is_refused_by_proxy(reason_of(error)) or "Tunnel connection failed: 407" in str(error)
+        return problem(f"{url} can't be reached: {reason}", _FAILURES[FailureKind.UNREACHABLE][1])
 
 
 class _Books:
@@ -320,11 +298,8 @@ class _Books:
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
-        self.cooldowns = Cooldowns(self._saver("cooldown/"))
-        self.budget = Budget(self._saver("budget/"))
-        if store is not None:
-            self.cooldowns.restore(store.notes("cooldown/"))
-            self.budget.restore(store.notes("budget/"))
+        self.cooldowns = Cooldowns(Notes(store, None, "cooldown"))
+        self.budget = Budget(Notes(store, None, "budget"))
 
     def forbid(self, path: str, requester: Requester) -> str | None:
         """Why the origin must not be asked now; None if it may be."""
@@ -342,13 +317,6 @@ class _Books:
         """Count a request that brought `length` bytes."""
         if self._store is not None:
             self._store.add_to_counters({"upstream_requests": 1, "upstream_bytes": length})
-
-    def _saver(self, prefix: str) -> Callable[[str, Any], None]:
-        def save(key: str, value: Any) -> None:
-            if self._store is not None:
-                self._store.set_note(prefix + key, value)
-
-        return save
 
 
 def _may_exist(path: Path) -> bool:

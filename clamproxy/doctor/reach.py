@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from clamproxy.config.settings import UpstreamSection
 from clamproxy.config.units import host_and_port
-from clamproxy.doctor.bounded import bounded
+from clamproxy.doctor.findings import bounded
 from clamproxy.doctor.wire import Proxy, connected, open_tunnel
 
 _USER_AGENT = "clamproxy-doctor"

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from clamproxy.authority import Authority, AuthorityError
 from clamproxy.doctor import explain
-from clamproxy.doctor.clock import TOLERANCE
+from clamproxy.doctor.explain import TOLERANCE
 from clamproxy.doctor.findings import Deadline, Verdict, ok, problem
 from clamproxy.doctor.wire import NoTls, Proxy, TunnelRefused, WireError, connected, get, open_tunnel, wrap
 from clamproxy.formats.header import HEADER_SIZE

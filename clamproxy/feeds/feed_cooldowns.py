@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
+from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 
 _OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
-_PREFIX = "cooldown/"
 MOST = 4096
 """Cool-downs that are kept; clients choose the URLs."""
 
@@ -23,32 +22,17 @@ MOST = 4096
 class FeedCooldowns:
     """All cool-downs of feeds. Event loop only."""
 
-    def __init__(self, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time) -> None:
-        """Start without any.
+    def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
+        """Take over what was in force before a restart.
 
         Args:
-            save: called with a key and a JSON value (None: gone) whenever one changes.
+            notes: where cool-downs are kept.
             clock: gives Unix seconds.
         """
-        self._save = save
+        self._notes = notes
         self._clock = clock
-        self._active: dict[str, Cooldown] = {}
-
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take over what an earlier process saved; what can't be read is dropped."""
-        now = self._clock()
-        for note, value in notes.items():
-            if value is None or not note.startswith(_PREFIX):
-                continue
-            try:
-                cooldown = Cooldown.parse(value, now)
-            except ValueError:
-                self._save(note, None)
-                continue
-            if cooldown.is_forgiven_at < now:
-                self._save(note, None)
-            else:
-                self._active[note.removeprefix(_PREFIX)] = cooldown
+        self._active = notes.load(lambda saved: Cooldown.parse(saved, clock()))
+        self._forget_forgiven()
 
     def check(self, server: str, key: str) -> Cooldown | None:
         """What forbids asking now, or None.
@@ -70,7 +54,7 @@ class FeedCooldowns:
         cooldown = Cooldown.after(self._active.get(name), failure, reason, retry_after, now)
         self._make_room()
         self._active[name] = cooldown
-        self._save(_PREFIX + name, asdict(cooldown))
+        self._notes.save(name, asdict(cooldown))
         return cooldown.until - now
 
     def succeeded(self, server: str, key: str) -> None:
@@ -86,12 +70,15 @@ class FeedCooldowns:
     def _make_room(self) -> None:
         if len(self._active) < MOST:
             return
-        now = self._clock()
-        for name in [name for name, cooldown in self._active.items() if cooldown.is_forgiven_at < now]:
-            self._forget(name)
+        self._forget_forgiven()
         while len(self._active) >= MOST:
             self._forget(min(self._active, key=lambda name: self._active[name].until))
 
+    def _forget_forgiven(self) -> None:
+        now = self._clock()
+        for name in [name for name, cooldown in self._active.items() if cooldown.is_forgiven_at < now]:
+            self._forget(name)
+
     def _forget(self, name: str) -> None:
         if self._active.pop(name, None) is not None:
-            self._save(_PREFIX + name, None)
+            self._notes.forget(name)

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from clamproxy.feeds.fetch import Fetcher, forwarded
 from clamproxy.feeds.remembered import Remembered
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import Request, Response, Result
+from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.responses import plain
@@ -75,7 +76,7 @@ class Feeds:
         self,
         directory: Path,
         settings: Settings,
-        save: Callable[[str, Any], None],
+        notes: Notes,
         count_upstream: Callable[[int, int], None],
         via: str,
     ) -> None:
@@ -84,7 +85,7 @@ class Feeds:
         Args:
             directory: for the files of feeds, below the cache directory; made when it is needed.
             settings: the configuration.
-            save: called with a key and a JSON value (None: gone) that `restore` wants back.
+            notes: where cool-downs are kept.
             count_upstream: is told of requests to feeds and of body bytes, from any thread.
             via: this gateway in the Via of requests to feeds.
         """
@@ -93,7 +94,7 @@ class Feeds:
         self._fetcher = Fetcher(settings, count_upstream)
         self._writer = Writer()
         self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
-        self._cooldowns = FeedCooldowns(save)
+        self._cooldowns = FeedCooldowns(notes)
         self._counts = Counts()
         self._missing = Remembered(MISSING_TTL)
         self._unshareable = Remembered(UNSHAREABLE_TTL)
@@ -106,10 +107,6 @@ class Feeds:
         self._checks: dict[str, asyncio.Future[bool]] = {}
 
     # Life
-
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Take over what an earlier process saved."""
-        self._cooldowns.restore(notes)
 
     def start(self) -> None:
         """Read what is on the disk, in the background; requests wait for that."""

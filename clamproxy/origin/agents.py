@@ -14,6 +14,7 @@ from typing import Any
 
 from clamproxy.dates import as_past_time
 from clamproxy.messages import PLAIN_FIELD, Requester
+from clamproxy.notes import Notes
 
 OLDEST_SUPPORTED = (1, 0)
 """ClamAV's end-of-life policy: 0.103, the last long-term release before it, ended in 2023."""
@@ -40,34 +41,20 @@ class Agents:
     def __init__(
         self,
         configured: str | None,
-        save: Callable[[str, Any], None],
+        notes: Notes,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Start without any.
+        """Take over what came by before a restart.
 
         Args:
             configured: the User-Agent to use while no other can be used, if any.
-            save: is given a User-Agent's version and a JSON value (None: forget it), to keep over
-                a restart.
+            notes: where User-Agents are kept, by version.
             clock: gives Unix seconds.
         """
         self._configured = configured
-        self._save = save
+        self._notes = notes
         self._clock = clock
-        self._seen: dict[_Release, _Agent] = {}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saw; entries that don't parse are dropped."""
-        for version, value in saved.items():
-            try:
-                agent, seen_at = value["user_agent"], as_past_time(value["seen_at"], self._clock())
-                release = _supported_release(agent)
-            except (KeyError, TypeError, ValueError):
-                release = None
-            if release is None:
-                self._save(version, None)
-            else:
-                self._seen[release] = _Agent(agent, seen_at)
+        self._seen = dict(notes.load(lambda saved: _parse(saved, clock())).values())
 
     def see(self, user_agent: str | None) -> None:
         """A client came by. Quick."""
@@ -78,7 +65,7 @@ class Agents:
         if known is not None and 0 <= now - known.seen_at < _NOTED_EVERY:
             return
         self._seen[release] = _Agent(user_agent, now)
-        self._save(_key(release), {"user_agent": user_agent, "seen_at": now})
+        self._notes.save(_key(release), {"user_agent": user_agent, "seen_at": now})
         self._forget_old(now)
 
     def requester(self, is_admitted: Callable[[str], bool] = lambda _: True) -> Requester | None:
@@ -102,7 +89,7 @@ class Agents:
         for position, release in enumerate(oldest_first):
             if position < surplus or now - self._seen[release].seen_at > LONGEST_REMEMBERED:
                 del self._seen[release]
-                self._save(_key(release), None)
+                self._notes.forget(_key(release))
 
 
 def _supported_release(user_agent: str | None) -> _Release | None:
@@ -112,6 +99,14 @@ def _supported_release(user_agent: str | None) -> _Release | None:
     match = _VERSION.match(user_agent)
     release = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     return release if release >= OLDEST_SUPPORTED else None
+
+
+def _parse(saved: Any, now: float) -> tuple[_Release, _Agent]:
+    agent = _Agent(saved["user_agent"], as_past_time(saved["seen_at"], now))
+    release = _supported_release(agent.user_agent)
+    if release is None:
+        raise ValueError("no User-Agent of a supported freshclam")
+    return release, agent
 
 
 def _key(release: _Release) -> str:

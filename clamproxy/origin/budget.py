@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clamproxy.dates import as_past_time
+from clamproxy.notes import Notes
 
 WINDOW = 3600.0
 """Seconds over which requests are counted."""
@@ -26,36 +27,24 @@ class Budget:
 
     def __init__(
         self,
-        save: Callable[[str, Any], None],
+        notes: Notes,
         clock: Callable[[], float] = time.time,
         first_pause: float = FIRST_PAUSE,
     ) -> None:
-        """Start without any.
+        """Take over what was counted before a restart.
 
         Args:
-            save: is given a path and the times of its requests (None: forget it), to keep over a
-                restart. Called from any thread.
+            notes: where the times of requests are kept, by path.
             clock: gives Unix seconds.
             first_pause: seconds between the gateway's own first two requests for a file.
         """
         self._first_pause = first_pause
-        self._save = save
+        self._notes = notes
         self._clock = clock
         self._lock = threading.Lock()
+        asked = notes.load(lambda saved: _parse(saved, clock()))
         # The file that was asked for last is at the end.
-        self._asked: dict[str, list[float]] = {}
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process counted; entries that don't parse are dropped."""
-        for path, times in saved.items():
-            try:
-                self._asked[path] = sorted(as_past_time(at, self._clock()) for at in times)[-2 * PER_FILE :]
-            except (TypeError, ValueError):
-                times = []
-            if not times:
-                self._asked.pop(path, None)
-                self._save(path, None)
-        self._asked = dict(sorted(self._asked.items(), key=lambda entry: entry[1][-1]))
+        self._asked = dict(sorted(asked.items(), key=lambda entry: entry[1][-1]))
 
     def note(self, path: str) -> None:
         """A file is being asked for."""
@@ -65,9 +54,9 @@ class Budget:
             self._asked.pop(path, None)  # to the end
             self._asked[path] = times
             forgotten = self._forget_old(now)
-        self._save(path, times)
+        self._notes.save(path, times)
         for old in forgotten:
-            self._save(old, None)
+            self._notes.forget(old)
 
     def used(self, path: str) -> int:
         """How often a file was asked for within the last hour."""
@@ -104,3 +93,10 @@ class Budget:
             forgotten.append(next(iter(self._asked)))
             del self._asked[forgotten[-1]]
         return forgotten
+
+
+def _parse(saved: Any, now: float) -> list[float]:
+    times = sorted(as_past_time(at, now) for at in saved)[-2 * PER_FILE :]
+    if not times:
+        raise ValueError("no times")
+    return times

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from clamproxy.notes import Notes
+
 
 class FailureKind(StrEnum):
     """Why the origin did not deliver."""
@@ -163,30 +165,23 @@ class Cooldown:
 class Cooldowns:
     """All cool-downs in force. Event loop only."""
 
-    def __init__(self, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time) -> None:
-        """Start without any.
+    def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
+        """Take over what was in force before a restart.
 
         Args:
-            save: called with a key and a JSON value (None: gone) whenever one changes.
+            notes: where cool-downs are kept.
             clock: gives Unix seconds.
         """
+        now = clock()
         self._clock = clock
-        self._save = save
-        self._active: dict[str, Cooldown] = {}
+        self._notes = notes
+        self._active = notes.load(lambda saved: Cooldown.parse(saved, now))
+        for key, cooldown in self._active.items():
+            if cooldown.until == now + LONGEST_RETRY_AFTER:
+                # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
+                notes.save(key, asdict(cooldown))
         self._admitted: dict[str, None] = {}
         """Client versions that the origin delivered to, the last one at the end."""
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saved; entries that don't parse are dropped."""
-        for key, value in saved.items():
-            try:
-                cooldown = Cooldown.parse(value, self._clock())
-            except ValueError:
-                self._save(key, None)
-                continue
-            self._active[key] = cooldown
-            if cooldown.until != value["until"]:  # noted by a wrong clock; without this, for ever
-                self._save(key, asdict(cooldown))
 
     def check(self, path: str, agent: str) -> Cooldown | None:
         """The cool-down that forbids asking for a file now, the longest one, or None.
@@ -235,7 +230,7 @@ class Cooldowns:
         key = keys.get(failure, path)
         cooldown = Cooldown.after(self._active.get(key), failure, reason, retry_after, self._clock())
         self._active[key] = cooldown
-        self._save(key, asdict(cooldown))
+        self._notes.save(key, asdict(cooldown))
         return cooldown
 
     def succeeded(self, path: str, agent: str, *, verified: bool = True, asked_at: float = math.inf) -> None:
@@ -262,12 +257,12 @@ class Cooldowns:
                 continue
             if verified or cooldown.failure not in _ABOUT_THE_BODY:
                 del self._active[key]
-                self._save(key, None)
+                self._notes.forget(key)
 
     def forgive_proxy(self) -> None:
         """The proxy has let a request through, or its password may have been corrected."""
         if self._active.pop(PROXY, None) is not None:
-            self._save(PROXY, None)
+            self._notes.forget(PROXY)
 
     def _refusal_of_all(self, now: float) -> Cooldown | None:
         """The shortest of the refusals, if there are so many that the next version needn't try, too."""
@@ -300,7 +295,7 @@ class Cooldowns:
         for key, cooldown in list(self._active.items()):
             if cooldown.is_forgiven_at < now:
                 del self._active[key]
-                self._save(key, None)
+                self._notes.forget(key)
 
 
 def _agent_key(agent: str) -> str:

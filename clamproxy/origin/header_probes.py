@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from clamproxy.dates import as_past_time
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
+from clamproxy.notes import Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.connections import CancelScope, in_scope
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
@@ -70,32 +72,33 @@ class _Probe:
 class HeaderProbes:
     """The newest head of each database. Event loop only."""
 
-    def __init__(self, upstream: Upstream, cooldowns: Cooldowns, save: Callable[[str, Any], None]) -> None:
-        """Start without any.
+    def __init__(
+        self,
+        upstream: Upstream,
+        cooldowns: Cooldowns,
+        notes: Notes,
+        learnt: Callable[[str, int], object] | None = None,
+    ) -> None:
+        """Take over what was seen before a restart.
 
         Args:
             upstream: the origin.
             cooldowns: is asked before, and told afterwards.
-            save: is given a database and a JSON value, to keep over a restart.
+            notes: where heads are kept, by database.
+            learnt: told of each database and its version, whenever the origin's head gives one.
         """
         self._upstream = upstream
         self._cooldowns = cooldowns
-        self._save = save
-        self._heads: dict[str, ProbedHeader] = {}
-        self._sightings: dict[str, Sighting] = {}
+        self._notes = notes
+        self._learnt = learnt
+        saved = notes.load(_from_json)
+        self._heads = {database: head for database, (head, _) in saved.items()}
+        self._sightings = {database: sighting for database, (_, sighting) in saved.items()}
         self._missing_until: dict[str, float] = {}
         self._probing: dict[str, _Probe] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[str, str] = {}
         """What the log says of the databases whose header can't be had."""
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what an earlier process saw; entries that don't parse are dropped."""
-        for database, value in saved.items():
-            try:
-                self._heads[database], self._sightings[database] = _from_json(value)
-            except (InvalidObject, OverflowError, ValueError):
-                self._save(database, None)
 
     def get(self, database: str) -> ProbedHeader | None:
         """The newest head that was seen."""
@@ -109,7 +112,7 @@ class HeaderProbes:
         """The whole file was not what its head announced."""
         self._heads.pop(database, None)
         self._sightings.pop(database, None)
-        self._save(database, None)
+        self._notes.forget(database)
 
     def hold_against(self, database: str, proven: CvdHeader) -> None:
         """The origin's file has come, and this is its header: drop a head that claimed otherwise."""
@@ -125,7 +128,7 @@ class HeaderProbes:
             proven.build_time,
         )
         del self._heads[database]
-        self._save(database, None)
+        self._notes.forget(database)
 
     async def probe(self, database: str, requester: Requester, advertised: int, wanted: int) -> None:
         """Ask the origin, or wait for the answer to somebody else's question.
@@ -225,7 +228,9 @@ class HeaderProbes:
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:
             self._heads[database] = head
-            self._save(database, self._as_json(database))
+            self._notes.save(database, self._as_json(database))
+            if self._learnt is not None:
+                self._learnt(database, version)
 
     def _is_news(self, database: str, state: str) -> bool:
         """Whether the log doesn't say so yet: one line for a state, not for each look."""
@@ -267,5 +272,6 @@ def _from_json(value: Any) -> tuple[ProbedHeader, Sighting]:
     match value:
         case {"header": str(header), "seen_at": int() | float() as seen_at}:
             sighting = Sighting(as_past_time(seen_at, time.time()))
-            return ProbedHeader(CvdHeader.parse(header.encode("ascii"))), sighting
+            with suppress(InvalidObject):
+                return ProbedHeader(CvdHeader.parse(header.encode("ascii"))), sighting
     raise ValueError("no note of a head")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.notes import UNKEPT, Notes
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns
@@ -15,9 +14,6 @@ from clamproxy.origin.header_probes import HeaderProbes
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
-
-type Save = Callable[[str, Any], None]
-"""Is given a key and a JSON value (None: gone) to keep over a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +29,28 @@ class Origin:
 
     @classmethod
     def open(
-        cls, settings: Settings, via: str, saver: Callable[[str], Save], count: Callable[[int, int], None]
+        cls,
+        settings: Settings,
+        via: str,
+        notes: Callable[[str], Notes],
+        count: Callable[[int, int], None],
+        learnt: Callable[[str, int], object],
     ) -> Origin:
-        """Prepare all of it; nothing is asked yet.
+        """Take over what was known before a restart; nothing is asked yet.
 
         Args:
             settings: the configuration.
             via: this gateway in the Via of its requests.
-            saver: gives the function that keeps what is below a prefix.
+            notes: gives the notes on a topic.
             count: told of requests, and of bytes of content that have come.
+            learnt: told of each database and its version, whenever DNS gives one; without DNS,
+                whenever the origin's head does.
         """
         upstream, versions = settings.upstream, settings.versions
-        cooldowns = Cooldowns(saver("cooldown/"))
-        budget = Budget(saver("budget/"), first_pause=min(FIRST_PAUSE, versions.refresh))
+        # While nobody is asked, nothing has to be held back.
+        cooldowns = Cooldowns(UNKEPT if upstream.offline else notes("cooldown"))
+        cooldowns.forgive_proxy()  # whoever starts the gateway may have corrected the password
+        budget = Budget(notes("budget"), first_pause=min(FIRST_PAUSE, versions.refresh))
         way = Upstream(
             upstream.url,
             proxy=upstream.proxy,
@@ -63,29 +68,15 @@ class Origin:
                 versions.domain,
                 make_resolver(settings),
                 versions.refresh,
-                saver("advertised/"),
-                saver("record/"),
+                notes("advertised"),
+                notes("record"),
+                learnt,
             ),
-            heads=HeaderProbes(way, cooldowns, saver("head/")),
+            heads=HeaderProbes(way, cooldowns, notes("head"), None if settings.asks_dns else learnt),
             cooldowns=cooldowns,
-            agents=Agents(upstream.user_agent, saver("agent/")),
+            agents=Agents(upstream.user_agent, notes("agent")),
             budget=budget,
         )
-
-    def restore(self, store: Store, *, offline: bool) -> None:
-        """Take over what an earlier process knew.
-
-        Args:
-            store: where it noted that.
-            offline: whether nobody is asked, so that nothing has to be held back.
-        """
-        if not offline:
-            self.cooldowns.restore(store.notes("cooldown/"))
-            self.cooldowns.forgive_proxy()  # who starts anew may have corrected the password
-        self.budget.restore(store.notes("budget/"))
-        self.agents.restore(store.notes("agent/"))
-        self.versions.restore(store.notes("advertised/"), store.notes("record/"))
-        self.heads.restore(store.notes("head/"))
 
     def stop(self) -> None:
         """Cancel what is under way, and close the connections."""

@@ -159,6 +159,11 @@ class OriginResponse:
         return field if field is not None and PLAIN_FIELD.fullmatch(field) else None
 
     @property
+    def date(self) -> float | None:
+        """When it was made, Unix seconds, if the origin tells the time."""
+        return parse_http_date(self._response.headers.get("Date"))
+
+    @property
     def ray(self) -> str:
         """Cloudflare's id of the request, for a report to ClamAV's people; else empty."""
         ray = self._response.headers.get("cf-ray", "")
@@ -281,6 +286,27 @@ class Upstream:
             RangeError: 416.
             OriginError: no connection, no answer, or any other answer that is no file.
         """
+        answer = self.ask(path, requester, extra, scope)
+        try:
+            self.check(answer)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def ask(
+        self,
+        path: str,
+        requester: Requester,
+        extra: Mapping[str, str] | None = None,
+        scope: CancelScope | None = None,
+    ) -> OriginResponse:
+        """As `get`, but whatever the origin answers is returned.
+
+        Raises:
+            NotFoundError: the gateway is offline.
+            OriginError: no connection, or no answer.
+        """
         if self._offline:
             raise NotFoundError("the gateway is offline")
         headers = {
@@ -295,20 +321,14 @@ class Upstream:
         self._note(path)
         scope = scope or CancelScope()
         try:
-            answer = OriginResponse(
-                self._ask(path, headers, scope), lambda length: self._count(0, length), scope
+            return OriginResponse(
+                self._request(path, headers, scope), lambda length: self._count(0, length), scope
             )
         except BaseException:
             scope.close()
             raise
-        try:
-            self._check(answer)
-        except BaseException:
-            answer.close()
-            raise
-        return answer
 
-    def _ask(self, path: str, headers: Mapping[str, str], scope: CancelScope) -> urllib3.BaseHTTPResponse:
+    def _request(self, path: str, headers: Mapping[str, str], scope: CancelScope) -> urllib3.BaseHTTPResponse:
         try:
             with scope.within(self._longest_head):
                 response = self._pool.request(
@@ -350,8 +370,8 @@ class Upstream:
         failure = FailureKind.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else FailureKind.INTERRUPTED
         return OriginError(failure, reason_of(cause))
 
-    def _check(self, answer: OriginResponse) -> None:
-        """Let only answers through that carry a file."""
+    def check(self, answer: OriginResponse) -> None:
+        """Let only answers through that carry a file; raises as `get` does."""
         status, ray = answer.status, answer.ray
         if status in (200, 206):
             if answer.encoding not in ("", "identity"):

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from clamproxy.announcement import FIELDS, RECORD_TIME_FIELD
+from clamproxy.formats.version_record import IN_PRIMARY, OLDEST_RECORD, VersionRecord, record_name
+from clamproxy.notes import Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.origin.resolver import Resolver
 
 logger = logging.getLogger(__name__)
 
-OLDEST_RECORD = 12 * 3600
-"""Seconds after which freshclam, and so the gateway, takes a record for stale."""
 PATIENCE = 1.0
 """Seconds for which a look-up is waited for if an older answer is known, or none is needed."""
 _RETRY = 30.0
@@ -39,40 +38,40 @@ class AdvertisedVersions:
         domain: str,
         resolver: Resolver | None,
         refresh: float,
-        save: Callable[[str, Any], None],
-        save_record: Callable[[str, Any], None],
+        notes: Notes,
+        records: Notes,
+        learnt: Callable[[str, int], object] | None = None,
     ) -> None:
-        """Prepare; nothing is asked yet.
+        """Take over what was known before a restart; nothing is asked yet.
 
         Args:
             domain: of the primary record, ``current.cvd.clamav.net``.
             resolver: who is asked; None: nobody ever is. It is closed with this object.
             refresh: seconds for which an answer counts.
-            save: is given each database and its answer, if it is good, to keep over a restart.
-            save_record: likewise, the domain and the text of the primary record.
+            notes: where the good answers are kept, by database.
+            records: likewise, the text of the primary record, by domain.
+            learnt: told of each database and its version, whenever DNS gives one.
         """
         self._domain = domain
         self._resolver = resolver
         self._refresh = refresh
-        self._save = save
-        self._save_record = save_record
-        self._record: str | None = None
-        self._known: dict[str, tuple[int, float]] = {}
+        self._notes = notes
+        self._records = records
+        self._learnt = learnt
+        self._record = records.load(_record_text).get(domain)
+        self._known = notes.load(self._parse)
         self._next_look: dict[str, float] = {}
         self._looking: dict[str, tuple[asyncio.Task[None], float]] = {}
         """The look-ups that are under way, and the loop time at which each began."""
 
-    def restore(self, saved: dict[str, Any], records: dict[str, Any]) -> None:
-        """Take over the answers and the primary record of an earlier process."""
-        if isinstance(record := records.get(self._domain), str):
-            self._record = record
+    def _parse(self, saved: Any) -> tuple[int, float]:
+        """A version, and when it was learnt."""
         now = time.time()
-        for database, value in saved.items():
-            match value:
-                case [int(version), int() | float() as learnt_at] if 0 < version <= MAX_VERSION:
-                    # A time in the future was noted by a clock that was wrong: it doesn't count.
-                    is_past = learnt_at <= now
-                    self._known[database] = (version, learnt_at if is_past else now - self._refresh)
+        match saved:
+            case [int(version), int() | float() as learnt_at] if 0 < version <= MAX_VERSION:
+                # A time in the future was noted by a clock that was wrong: it doesn't count.
+                return version, learnt_at if learnt_at <= now else now - self._refresh
+        raise ValueError("no version with a time")
 
     @property
     def last_record(self) -> str | None:
@@ -125,75 +124,25 @@ class AdvertisedVersions:
         self._next_look[name] = time.monotonic() + min(self._refresh, _RETRY)
         try:
             text = await resolver.txt(name)
-            versions = (
-                parse_primary(text, time.time())
-                if database in FIELDS
-                else {database: parse_single(text, time.time())}
-            )
+            versions = VersionRecord.parse(text, database).versions_at(time.time())
         except Exception as error:  # whatever it is, the last good answer goes on counting
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("No advertised versions from DNS (%s): %s", name, reason)
             return
         if database in versions:
             del self._next_look[name]
-        if database in FIELDS and text != self._record:
+        if database in IN_PRIMARY and text != self._record:
             self._record = text
-            self._save_record(self._domain, text)
+            self._records.save(self._domain, text)
         for found, version in versions.items():
             if self._known.get(found, (0, 0.0))[0] != version:
                 logger.info("DNS advertises %s version %d.", found, version)
             self._known[found] = (version, time.time())
-            self._save(found, [version, self._known[found][1]])
+            self._notes.save(found, [version, self._known[found][1]])
+            if self._learnt is not None:
+                self._learnt(found, version)
 
 
-def record_name(database: str, domain: str) -> str:
-    """Where a database's version is announced, if the primary record is at ``domain``."""
-    return domain if database in FIELDS else single_name(database, domain)
-
-
-def single_name(database: str, domain: str) -> str:
-    """The name of one database's own record: freshclam asks ``<db>.cvd.clamav.net`` for it."""
-    return f"{database}.{domain.partition('.')[2]}"
-
-
-def parse_primary(text: str, now: float) -> dict[str, int]:
-    """Versions in a record like ``1.4.3:62:27780:1759500000:1:90:49192:339``.
-
-    Raises:
-        ValueError: too old, or not such a record. A single field that is no version is left out,
-            as freshclam does.
-    """
-    fields = text.split(":")
-    if len(fields) < 8:
-        raise ValueError(f"not a version record: {text[:80]!r}")
-    _check_record_time(fields[RECORD_TIME_FIELD], now)
-    versions = {name: _version(fields[position]) for name, position in FIELDS.items()}
-    return {name: version for name, version in versions.items() if version is not None}
-
-
-def parse_single(text: str, now: float) -> int:
-    """The version in a record of one database: ``version:recordtime[:…]``.
-
-    Raises:
-        ValueError: too old, or not such a record.
-    """
-    fields = text.split(":")
-    version = _version(fields[0])
-    if len(fields) < 2 or version is None:
-        raise ValueError(f"not a version record: {text[:80]!r}")
-    _check_record_time(fields[1], now)
-    return version
-
-
-def _version(field: str) -> int | None:
-    if not (field.isascii() and field.isdecimal()) or len(field) > 10:
-        return None
-    version = int(field)
-    return version if 0 < version <= MAX_VERSION else None
-
-
-def _check_record_time(field: str, now: float) -> None:
-    if not (field.isascii() and field.isdecimal()):
-        raise ValueError(f"not a record time: {field[:40]!r}")
-    if now - int(field) > OLDEST_RECORD:
-        raise ValueError("the record is older than 12 hours")
+def _record_text(saved: Any) -> str:
+    VersionRecord.parse(saved)
+    return str(saved)

@@ -14,7 +14,7 @@ from mitmproxy.proxy.layers import DNSLayer
 
 from clamproxy.announcement import Announcer
 from clamproxy.config.settings import Settings
-from clamproxy.origin.versions import single_name
+from clamproxy.formats.version_record import single_name
 
 logger = logging.getLogger("clamproxy.access")
 

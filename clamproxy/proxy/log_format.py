@@ -63,16 +63,6 @@ def before_start() -> None:
     logging.getLogger(_SCRIPT_LOADER).setLevel(logging.WARNING)
 
 
-def restore() -> None:
-    """Give stdout back to mitmproxy's own handler."""
-    output = _installed()
-    if output is not None:
-        root = logging.getLogger()
-        output.flush()
-        root.addHandler(output.replaced)
-        root.removeHandler(output)
-
-
 def _installed() -> LineHandler | None:
     return next((one for one in logging.getLogger().handlers if isinstance(one, LineHandler)), None)
 

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
+from clamproxy.notes import Notes
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.threads import Writer, in_thread
@@ -52,22 +52,21 @@ class CldBuilder:
         store: Store,
         writer: Writer,
         keys: TrustedKeys,
-        save: Callable[[str, Any], None],
+        notes: Notes,
         after_publishing: Callable[[], object] = lambda: None,
     ) -> None:
-        """Start without any.
+        """Take over for which databases CLDs were demanded before a restart.
 
         Args:
             store: where CVDs and patches are, and CLDs go.
             writer: publishes.
             keys: whose signatures count.
-            save: is given a database and the time of the last demand for its CLD, to keep over a
-                restart.
+            notes: where the time of the last demand is kept, by database.
             after_publishing: called when the store has grown.
         """
         self._after_publishing = after_publishing
-        self._save = save
-        self._demanded_at: dict[str, float] = {}
+        self._notes = notes
+        self._demanded_at = notes.load(lambda saved: as_past_time(saved, time.time()))
         self._store = store
         self._writer = writer
         self._keys = keys
@@ -76,18 +75,12 @@ class CldBuilder:
         self._running: dict[ObjectId, asyncio.Task[None]] = {}
         self._failed: set[ObjectId] = set()
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over for which databases an earlier process was asked."""
-        for database, value in saved.items():
-            with contextlib.suppress(ValueError):
-                self._demanded_at[database] = as_past_time(value, time.time())
-
     def note_demand(self, database: str) -> None:
         """A client asks for a CLD of this database. Quick."""
         now = time.time()
         if now - self._demanded_at.get(database, 0.0) >= _NOTED_EVERY:
             self._demanded_at[database] = now
-            self._save(database, now)
+            self._notes.save(database, now)
 
     def is_in_demand(self, database: str) -> bool:
         """Whether clients have asked lately, so that it is worth building each new version ahead."""

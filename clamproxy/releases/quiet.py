@@ -7,35 +7,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from clamproxy.notes import Notes
+
 HOURS = 24
 USUAL_HOUR = 3
 """The hour of the day, local time, that is taken for the quiet one while nothing is known."""
 _WEIGHT_OF_TODAY = 0.3
+_NOTE = "hours"
 
 
 class QuietHour:
     """Counts requests by the hour of the day. Event loop only."""
 
-    def __init__(self, save: Callable[[list[float]], None], clock: Callable[[], float] = time.time) -> None:
-        """Start without a history.
+    def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
+        """Take over what was counted before a restart.
 
         Args:
-            save: is given the history once an hour, to keep over a restart.
+            notes: where the counts are kept, written once an hour.
             clock: gives Unix seconds.
         """
-        self._save = save
+        self._notes = notes
         self._clock = clock
-        self._usual = [0.0] * HOURS
+        self._usual = notes.load(_parse).get(_NOTE, [0.0] * HOURS)
         self._hour = int(clock() // 3600)
         self._count = 0
         # Gateways must not begin all at once: each waits for its own part of the hour.
         self._offset = random.uniform(0, 0.5) * 3600  # noqa: S311
-
-    def restore(self, saved: Any) -> None:
-        """Take over an earlier process's history, if it is one."""
-        match saved:
-            case [*values] if len(values) == HOURS and all(_is_count(value) for value in values):
-                self._usual = [float(value) for value in values]
 
     def count(self) -> None:
         """A request has come."""
@@ -63,7 +60,14 @@ class QuietHour:
             self._usual[position] += _WEIGHT_OF_TODAY * (self._count - self._usual[position])
             self._count = 0
         self._hour, self._count = hour, 0
-        self._save(self._usual)
+        self._notes.save(_NOTE, list(self._usual))
+
+
+def _parse(saved: Any) -> list[float]:
+    match saved:
+        case [*values] if len(values) == HOURS and all(_is_count(value) for value in values):
+            return [float(value) for value in values]
+    raise ValueError("no counts of the hours of a day")
 
 
 def _is_count(value: Any) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from clamproxy.cache.store import Store
 from clamproxy.dates import as_past_time
+from clamproxy.notes import Notes
 from clamproxy.objects import ObjectId
 
 logger = logging.getLogger(__name__)
@@ -59,29 +60,24 @@ class PatchFailures:
 class StuckPatches:
     """Counts for each patch how often it came in a form that was refused. Event loop only."""
 
-    def __init__(
-        self, store: Store, save: Callable[[str, Any], None], clock: Callable[[], float] = time.time
-    ) -> None:
-        """Start without any.
+    def __init__(self, store: Store, notes: Notes, clock: Callable[[], float] = time.time) -> None:
+        """Take over what was counted before a restart.
 
         Args:
             store: where patches are that have come after all.
-            save: is given a patch's name and a JSON value (None: forget it), to keep over a restart.
+            notes: where troubles are kept, by the patches' names.
             clock: gives Unix seconds.
         """
         self._store = store
-        self._save = save
+        self._notes = notes
         self._clock = clock
         self._troubles: dict[ObjectId, PatchFailures] = {}
-        self._told: set[ObjectId] = set()
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over what an earlier process counted; entries that don't parse are dropped."""
-        for name, value in saved.items():
+        for name, trouble in notes.load(lambda saved: PatchFailures.parse(saved, clock())).items():
             try:
-                self._troubles[ObjectId.parse(name)] = PatchFailures.parse(value, self._clock())
-            except (TypeError, ValueError):
-                self._save(name, None)
+                self._troubles[ObjectId.parse(name)] = trouble
+            except ValueError:
+                notes.forget(name)
+        self._told: set[ObjectId] = set()
 
     def note(self, patch: ObjectId) -> None:
         """What the origin sent for a patch was refused."""
@@ -90,7 +86,7 @@ class StuckPatches:
         before = self._troubles.get(patch, PatchFailures(0, now, now))
         trouble = replace(before, failures=before.failures + 1, last=now)
         self._troubles[patch] = trouble
-        self._save(patch.file_name, asdict(trouble))
+        self._notes.save(patch.file_name, asdict(trouble))
 
     def is_stuck(self, patch: ObjectId) -> bool:
         """Whether clients shall wait for a patch no longer."""
@@ -111,7 +107,7 @@ class StuckPatches:
             if trouble.is_over(now) or self._store.has(patch):
                 del self._troubles[patch]
                 self._told.discard(patch)
-                self._save(patch.file_name, None)
+                self._notes.forget(patch.file_name)
 
 
 def stuck_patches(store: Store, now: float) -> dict[str, PatchFailures]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from urllib.parse import quote
 
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import parse_host_name
+from clamproxy.config.units import HOST_NAME
 
 CDN = "database.clamav.net"
 DEFAULT_PORT = 8080
@@ -122,13 +122,13 @@ def _shown_host(gateway: str) -> str:
         raise ValueError("a host name or an IP address")
     with suppress(ValueError):
         return f"[{ipaddress.IPv6Address(gateway.removeprefix('[').removesuffix(']'))}]"
-    return parse_host_name(gateway)
+    return HOST_NAME.parse(gateway)
 
 
 def _is_public(name: str) -> bool:
     """Whether a name resolves to addresses other than this machine's loopback addresses."""
     try:
-        parse_host_name(name)
+        HOST_NAME.parse(name)
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
         return False

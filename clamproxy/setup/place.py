@@ -12,7 +12,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import ANY, Endpoint, parse_listen
+from clamproxy.config.units import ANY, LISTEN, Endpoint
 
 _NOTE = "listen/proxy"
 _REASONS = {
@@ -52,7 +52,7 @@ def _noted(settings: Settings) -> list[Endpoint]:
     with suppress(OSError, sqlite3.Error, TypeError, ValueError):
         if directory.is_dir():
             with closing(Store(directory, tidy=False)) as store:
-                return [parse_listen(text) for text in store.note(_NOTE) or ()]
+                return [LISTEN.parse(text) for text in store.note(_NOTE) or ()]
     return []
 
 

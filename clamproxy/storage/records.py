@@ -70,12 +70,10 @@ class Records:
         """Add to counters, all at once; returns whether that could be written. Trouble is logged once."""
         return self._change({}, amounts)
 
-    def note(self, key: str) -> Any:
-        """A JSON value that was noted, or None."""
-        try:
-            return json.loads(self._read().get(key, "null"))
-        except ValueError:
-            return None
+    def notes(self, prefix: str) -> dict[str, Any]:
+        """All notes below a prefix, by the rest of their key."""
+        texts = self._read()
+        return {key.removeprefix(prefix): _value(texts[key]) for key in texts if key.startswith(prefix)}
 
     def set_note(self, key: str, value: Any) -> bool:
         """Note a JSON value; returns whether that could be written."""
@@ -154,6 +152,13 @@ class Records:
         )
         with self._lock:
             self._last |= counted
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _source_of(counters: Mapping[str, int]) -> str:

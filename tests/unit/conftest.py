@@ -24,6 +24,7 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer
 from tests.support.forge import forge_cdiff, forge_cvd, forge_keys, forge_sign
+from tests.support.notes import notes_in
 from tests.support.origin import OriginServer
 from tests.support.releases import Releases
 from tests.support.scripted import RawOrigin
@@ -186,7 +187,7 @@ async def rig(origin: OriginServer, store: Store) -> AsyncIterator[Rig]:
     """Transfers with a stall window of half a second and 404s that are remembered for a minute."""
     writer, upstream, notes = Writer(), connect(origin), dict[str, Any]()
     resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, asyncio.Semaphore(16))
-    cooldowns = Cooldowns(notes.__setitem__)
+    cooldowns = Cooldowns(notes_in(notes))
     transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
     yield Rig(origin, store, writer, upstream, resources, cooldowns, transfers, notes)
     transfers.stop()

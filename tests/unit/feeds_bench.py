@@ -18,6 +18,7 @@ from clamproxy.feeds import Feeds
 from clamproxy.messages import Body, Request, Response
 from clamproxy.responses import complete
 from tests.support.faults import Fault
+from tests.support.notes import notes_in
 from tests.support.origin import OriginServer
 
 VIA = "1.1 clamproxy-abcd"
@@ -87,11 +88,10 @@ class Bench:
         feeds = Feeds(
             self.directory / "feeds",
             Settings(**sections),
-            self.notes.__setitem__,
+            notes_in(self.notes),
             lambda requests, length: counted.append((requests, length)),
             VIA,
         )
-        feeds.restore(self.notes)
         return feeds
 
     def restart(self, **sections: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin import header_probes as heads_module
 from clamproxy.origin import transfers as transfers_module
@@ -83,22 +84,22 @@ class Bench:
         versions = {"refresh": f"{REFRESH:.0f}s", **sections.get("versions", {})}
         self.settings = Settings.model_validate({**sections, "versions": versions})
         self.writer = Writer()
-        self.agents = Agents(None, self.keep, clock.time)
-        self.budget = Budget(self.keep, clock.time)
-        self.cooldowns = Cooldowns(self.keep, clock.time)
-        self.quiet_hour = QuietHour(lambda hours: None, clock.time)
+        self.agents = Agents(None, UNKEPT, clock.time)
+        self.budget = Budget(UNKEPT, clock.time)
+        self.cooldowns = Cooldowns(UNKEPT, clock.time)
+        self.quiet_hour = QuietHour(UNKEPT, clock.time)
         self.upstream = self.make_upstream()
-        self.heads = HeaderProbes(self.upstream, self.cooldowns, self.keep)
-        self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, self.keep, self.keep)
+        self.heads = HeaderProbes(self.upstream, self.cooldowns, UNKEPT)
+        self.versions = AdvertisedVersions(PRIMARY, self.dns, REFRESH, UNKEPT, UNKEPT)
         keys = forge_keys().trusted
         resources = Resources(self.upstream, store, self.writer, keys, 0.5, asyncio.Semaphore(16))
         self.transfers = Transfers(
             resources, self.cooldowns, lambda _: 30.0, lambda _: None, self.after_failure
         )
         self.lineages = Lineages(store, keys)
-        self.builder = CldBuilder(store, self.writer, keys, self.keep)
+        self.builder = CldBuilder(store, self.writer, keys, UNKEPT)
         self.prefetcher = Prefetcher(store, self.side, self.lineages, self.transfers)
-        self.stuck = StuckPatches(store, self.keep, clock.time)
+        self.stuck = StuckPatches(store, UNKEPT, clock.time)
         self.follower = self.make_follower()
         self.agents.see(AGENT)
 
@@ -106,9 +107,6 @@ class Bench:
     def side(self) -> Origin:
         """The parts as they are now: tests replace some."""
         return Origin(self.upstream, self.versions, self.heads, self.cooldowns, self.agents, self.budget)
-
-    def keep(self, key: str, value: Any) -> None:
-        """Nothing is kept over a restart here."""
 
     def after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:
         if object_id.kind is Kind.CDIFF and failure is FailureKind.BAD_CONTENT:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from clamproxy.messages import Requester
+from clamproxy.notes import UNKEPT
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.header_probes import HeaderProbes
+from tests.support.notes import notes_in
 from tests.support.origin import OriginServer
 from tests.unit.conftest import NEW, connect
 
@@ -17,11 +19,11 @@ class Bench:
     def __init__(self, origin: OriginServer) -> None:
         self.notes: dict[str, Any] = {}
         self.upstream = connect(origin)
-        self.cooldowns = Cooldowns(lambda key, value: None)
+        self.cooldowns = Cooldowns(UNKEPT)
         self.heads = self.make()
 
     def make(self) -> HeaderProbes:
-        return HeaderProbes(self.upstream, self.cooldowns, self.notes.__setitem__)
+        return HeaderProbes(self.upstream, self.cooldowns, notes_in(self.notes))
 
     async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
         """Probe; gives the version that is known then."""

@@ -20,7 +20,7 @@ from clamproxy.access.limits import (
     provide_descriptors,
 )
 from clamproxy.access.users import MOST_REMEMBERED, Users, user_line
-from clamproxy.config.units import parse_user
+from clamproxy.config.units import USER
 
 if TYPE_CHECKING:
     pass
@@ -105,7 +105,7 @@ async def test_tried_passwords_push_nobody_out(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_line_is_what_the_configuration_takes() -> None:
     for line in LINES:
-        assert parse_user(line) == line
+        assert USER.parse(line) == line
         assert "s3cret" not in line
     assert user_line("clamav", "same") != user_line("clamav", "same")
 
@@ -119,7 +119,7 @@ def test_impossible_names(name: str) -> None:
 @pytest.mark.parametrize("line", ["clamav:plain", "clamav", ":scrypt:1:1:1$aaaaaaaa$00", 1, None, ["x"]])
 def test_other_lines_are_refused(line: object) -> None:
     with pytest.raises(ValueError, match="hash-password"):
-        parse_user(line)
+        USER.parse(line)
 
 
 def test_limits() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from clamproxy.notes import Notes
 from clamproxy.origin.agents import LONGEST_REMEMBERED, MOST_VERSIONS, Agents
 from tests.support.clock import Clock
+from tests.support.notes import DictKeeper
 from tests.support.strategies import json_values
 from tests.unit.conftest import DAY
 
@@ -29,24 +30,23 @@ class Bench:
 
     def __init__(self, configured: str | None = None) -> None:
         self.clock = Clock()
-        self.notes: dict[str, Any] = {}
+        self.saved: dict[str, Any] = {}
         self.configured = configured
         self.saves = 0
         self.agents = self.make()
 
     def make(self) -> Agents:
-        return Agents(self.configured, self.save, self.clock)
+        return Agents(self.configured, Notes(self, None, "agent"), self.clock)
 
-    def save(self, version: str, value: Any) -> None:
+    def notes(self, prefix: str) -> dict[str, Any]:
+        return dict(self.saved)
+
+    def set_note(self, key: str, value: Any) -> None:
         self.saves += 1
-        if value is None:
-            self.notes.pop(version, None)
-        else:
-            self.notes[version] = json.loads(json.dumps(value))
+        DictKeeper(self.saved).set_note(key, value)
 
     def restart(self) -> None:
         self.agents = self.make()
-        self.agents.restore(dict(self.notes))
 
     def asks(self, is_admitted: Callable[[str], bool] = lambda _: True) -> str | None:
         """The User-Agent that is used."""
@@ -99,7 +99,8 @@ def test_the_newest_supported_freshclam(bench: Bench, seen: list[str | None], us
 def test_what_no_freshclam_sends_is_never_used(bench: Bench, user_agent: str) -> None:
     bench.agents.see(user_agent)
     assert bench.asks() is None
-    bench.agents.restore({"1.4.6": {"user_agent": user_agent, "seen_at": bench.clock.now}})
+    bench.saved["1.4.6"] = {"user_agent": user_agent, "seen_at": bench.clock.now}
+    bench.restart()
     assert bench.asks() is None
 
 
@@ -153,7 +154,7 @@ def test_what_does_not_come_by_is_forgotten(bench: Bench) -> None:
         bench.clock.now += DAY
     bench.agents.see(agent("1.4.6"))
     assert bench.asks() == agent("1.4.6")
-    assert set(bench.notes) == {"1.4.6"}
+    assert set(bench.saved) == {"1.4.6"}
 
 
 def test_what_comes_by_now_and_then_is_remembered(bench: Bench) -> None:
@@ -168,7 +169,7 @@ def test_clients_cannot_fill_the_memory(bench: Bench) -> None:
     for number in range(10 * MOST_VERSIONS):
         bench.agents.see(agent(f"2.{number}.0"))
         bench.clock.now += 1
-    assert len(bench.notes) == MOST_VERSIONS
+    assert len(bench.saved) == MOST_VERSIONS
     assert bench.asks() == agent(f"2.{10 * MOST_VERSIONS - 1}.0")
 
 
@@ -190,10 +191,10 @@ def test_clients_cannot_fill_the_memory(bench: Bench) -> None:
     ],
 )
 def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
-    bench.notes["1.4.6"] = value
-    bench.agents.restore({"1.4.6": value})
+    bench.saved["1.4.6"] = value
+    bench.restart()
     assert bench.asks() is None
-    assert bench.notes == {}
+    assert bench.saved == {}
 
 
 notes = st.fixed_dictionaries(
@@ -209,7 +210,8 @@ notes = st.fixed_dictionaries(
 @example({"1.4.6": {"user_agent": agent("1.4.6"), "seen_at": 10**400}})
 def test_whatever_was_noted_does_no_harm(saved: dict[str, Any]) -> None:
     bench = Bench()
-    bench.agents.restore(saved)
+    bench.saved = dict(saved)
+    bench.restart()
     assert bench.asks() in (None, agent("1.4.6"))
     for version in ("1.4.6", "1.6.0"):
         bench.agents.see(agent(version))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from clamproxy.origin.budget import FIRST_PAUSE, PER_FILE, WINDOW, Budget
 from tests.support.clock import Clock
+from tests.support.notes import notes_in
 from tests.support.strategies import json_values
 
 FILE, OTHER = "/daily-7.cdiff", "/daily.cvd"
@@ -25,17 +25,10 @@ class Bench:
         self.budget = self.make()
 
     def make(self) -> Budget:
-        return Budget(self.save, self.clock)
-
-    def save(self, path: str, times: Any) -> None:
-        if times is None:
-            self.notes.pop(path, None)
-        else:
-            self.notes[path] = json.loads(json.dumps(times))
+        return Budget(notes_in(self.notes), self.clock)
 
     def restart(self) -> None:
         self.budget = self.make()
-        self.budget.restore(dict(self.notes))
 
     def ask_if_allowed(self, path: str = FILE, first_pause: float = FIRST_PAUSE) -> bool:
         """What the gateway does by itself."""
@@ -140,7 +133,8 @@ def test_a_restart_forgets_nothing(bench: Bench) -> None:
 
 
 def test_times_of_a_clock_that_was_ahead(bench: Bench) -> None:
-    bench.budget.restore({FILE: [bench.clock.now + 30 * 86400] * PER_FILE})
+    bench.notes[FILE] = [bench.clock.now + 30 * 86400] * PER_FILE
+    bench.restart()
     bench.clock.now += WINDOW
     assert bench.budget.allows(FILE)
 
@@ -171,7 +165,7 @@ def test_a_clock_that_is_set_back_holds_nothing_back_for_longer_than_an_hour(ben
 )
 def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
     bench.notes[FILE] = value
-    bench.budget.restore({FILE: value})
+    bench.restart()
     assert bench.budget.used(FILE) == 0
     assert bench.budget.allows(FILE)
     assert bench.notes == {}
@@ -185,7 +179,7 @@ def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None
 def test_whatever_was_noted_an_hour_later_all_is_allowed_and_forgotten(saved: dict[str, Any]) -> None:
     bench = Bench()
     bench.notes.update(saved)
-    bench.budget.restore(saved)
+    bench.restart()
     for path in saved:
         assert bench.budget.used(path) >= 0
     bench.clock.now += WINDOW

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,12 +16,14 @@ from hypothesis import strategies as st
 from clamproxy.cache.store import Store
 from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.members import iter_members, open_payload
+from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases import builder as builder_module
 from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError, CldBuilder
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.threads import Writer
 from tests.support.forge import forge_keys
+from tests.support.notes import notes_in
 from tests.support.strategies import json_values
 from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, put_cvd, read, until
 
@@ -47,10 +48,7 @@ class Bench:
         self.builder = self.make()
 
     def make(self) -> CldBuilder:
-        return CldBuilder(self.store, self.writer, self.keys, self.save)
-
-    def save(self, database: str, value: Any) -> None:
-        self.notes[database] = json.loads(json.dumps(value))
+        return CldBuilder(self.store, self.writer, self.keys, notes_in(self.notes))
 
     async def proven(self) -> ProvenLineage:
         proven = await self.lineages.get("daily")
@@ -213,7 +211,7 @@ def test_sweeping_where_nothing_was_built(store: Store) -> None:
     writer = Writer()
 
     async def make() -> CldBuilder:
-        return CldBuilder(store, writer, forge_keys().trusted, lambda key, value: None)
+        return CldBuilder(store, writer, forge_keys().trusted, UNKEPT)
 
     asyncio.run(make()).sweep()
     writer.close()
@@ -230,7 +228,6 @@ async def test_demand(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.builder.is_in_demand("daily")
     assert not bench.builder.is_in_demand("main")
     again = bench.make()
-    again.restore(dict(bench.notes))
     assert again.is_in_demand("daily")
     monkeypatch.setattr(time, "time", lambda: now + LONGEST_DEMAND + 60)
     assert not bench.builder.is_in_demand("daily")
@@ -254,8 +251,7 @@ def test_whatever_was_noted_does_no_harm(saved: dict[str, Any]) -> None:
     nothing: Any = _NoStore()
 
     async def restore() -> None:
-        builder = CldBuilder(nothing, nothing, nothing, lambda database, value: None)
-        builder.restore(saved)
+        builder = CldBuilder(nothing, nothing, nothing, notes_in(dict(saved)))
         for database, value in saved.items():
             assert not builder.is_in_demand(database) or value > 0  # one ahead of the clock counts as now
             builder.note_demand(database)

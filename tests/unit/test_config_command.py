@@ -18,10 +18,11 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from clamproxy.cli.config import config
-from clamproxy.config.effective import MASK, effective_values, to_yaml
+from clamproxy.config.effective import effective_values, to_yaml
 from clamproxy.config.loading import ConfigurationError, load_settings
 from clamproxy.config.schema import json_schema
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import MASK
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "proxy.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +22,7 @@ from clamproxy.origin.cooldown import (
     FailureKind,
 )
 from tests.support.clock import Clock
+from tests.support.notes import notes_in
 from tests.unit.conftest import AGENT, OLD_AGENT
 
 CVD, CDIFF = "/daily.cvd", "/daily-7.cdiff"
@@ -35,13 +35,10 @@ class Bench:
     def __init__(self) -> None:
         self.clock = Clock()
         self.notes: dict[str, Any] = {}
-        self.cooldowns = Cooldowns(self.save, self.clock)
+        self.cooldowns = self.make()
 
-    def save(self, key: str, value: Any) -> None:
-        if value is None:
-            self.notes.pop(key, None)
-        else:
-            self.notes[key] = json.loads(json.dumps(value))
+    def make(self) -> Cooldowns:
+        return Cooldowns(notes_in(self.notes), self.clock)
 
     def fail(self, failure: FailureKind, path: str = CVD, agent: str = NEW, **more: Any) -> float:
         """Note a failure; gives the seconds to wait."""
@@ -141,8 +138,7 @@ def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(bench: Benc
     restarts = 0
     while bench.blocks() or not restarts:
         bench.clock.now += LONGEST_RETRY_AFTER / 4
-        bench.cooldowns = Cooldowns(bench.save, bench.clock)
-        bench.cooldowns.restore(dict(bench.notes))
+        bench.cooldowns = bench.make()
         restarts += 1
         assert restarts <= 6
 
@@ -222,8 +218,7 @@ def test_a_good_header_says_nothing_about_the_rest(bench: Bench) -> None:
 def test_a_restart_forgets_nothing(bench: Bench) -> None:
     bench.fail(FailureKind.RATE_LIMITED, retry_after=7200.0)
     bench.fail(FailureKind.FORBIDDEN)
-    again = Cooldowns(bench.save, bench.clock)
-    again.restore(dict(bench.notes))
+    again = bench.make()
     assert again.in_force() == bench.cooldowns.in_force()
     # the count of failures goes on, too
     assert again.failed(FailureKind.FORBIDDEN, CVD, NEW, "why").failures == 2
@@ -234,13 +229,13 @@ def test_a_restart_forgets_nothing(bench: Bench) -> None:
 )
 def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
     bench.notes[CVD] = value
-    bench.cooldowns.restore({CVD: value})
-    assert bench.cooldowns.in_force() == {}
+    assert bench.make().in_force() == {}
     assert CVD not in bench.notes
 
 
 def test_a_note_with_values_of_the_wrong_type_is_dropped(bench: Bench) -> None:
-    bench.cooldowns.restore({CVD: {"until": "x", "failures": 1, "failure": "forbidden", "reason": ""}})
+    bench.notes[CVD] = {"until": "x", "failures": 1, "failure": "forbidden", "reason": ""}
+    bench.cooldowns = bench.make()
     assert not bench.blocks()
 
 
@@ -371,6 +366,5 @@ def test_other_failures_do_not_count_as_refusals(bench: Bench) -> None:
 
 def test_refusals_count_after_a_restart_too(bench: Bench) -> None:
     refuse(bench, REFUSED)
-    again = Cooldowns(bench.save, bench.clock)
-    again.restore(dict(bench.notes))
+    again = bench.make()
     assert again.check(CVD, STRANGER) is not None

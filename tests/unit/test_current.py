@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from clamproxy.notes import UNKEPT
 from clamproxy.origin.agents import Agents
 from tests.unit.conftest import cdiff, cvd, hold, put
 from tests.unit.follower_bench import HOUR, RELEASES, Bench, MakeBench
@@ -103,7 +104,7 @@ async def test_only_clients_that_ask_can_bring_it_here(make_bench: MakeBench) ->
 @pytest.mark.parametrize(("base", "expected"), [(1, 3), (None, 3)])
 async def test_so_it_is_without_an_agent(make_bench: MakeBench, base: int | None, expected: int) -> None:
     bench = make_bench(base=base)
-    bench.agents = Agents(None, bench.keep, bench.clock.time)
+    bench.agents = Agents(None, UNKEPT, bench.clock.time)
     bench.release(3)
     assert await announced(bench) == expected
 

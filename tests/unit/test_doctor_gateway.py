@@ -423,6 +423,12 @@ class TestUpstream:
             (faults.status(407), "requires a user and a password", "upstream.proxy"),
             (faults.html(), "is not a CVD", "replaces answers"),
             (faults.reset(), "can't be reached", "DNS and default route"),
+            pytest.param(
+                faults.Fault(headers={"Content-Encoding": "gzip"}),
+                "is no CVD: answer is encoded as gzip",
+                "replaces answers",
+                id="a file that the gateway would refuse, too",
+            ),
         ],
     )
     def test_what_it_answers(

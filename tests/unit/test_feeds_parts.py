@@ -13,6 +13,7 @@ from clamproxy.feeds.remembered import Remembered
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import Result
 from clamproxy.origin.cooldown import FailureKind
+from tests.support.notes import notes_in
 
 
 @pytest.mark.parametrize(
@@ -38,21 +39,21 @@ def test_no_redirection_from_https_to_http() -> None:
 
 def test_cool_downs_grow_end_and_are_few(tmp_path: Path) -> None:
     now, notes = [1000.0], dict[str, Any]()
-    cooldowns = FeedCooldowns(notes.__setitem__, lambda: now[0])
+    cooldowns = FeedCooldowns(notes_in(notes), lambda: now[0])
     delays = [cooldowns.failed("h", "k", FailureKind.FORBIDDEN, "no", None) for _ in range(3)]
     assert delays == [60, 120, 240]
     assert cooldowns.check("h", "k") is not None
     assert cooldowns.check("h", "other") is None
-    again = FeedCooldowns(notes.__setitem__, lambda: now[0])
-    again.restore({**notes, "cooldown/x": {"until": "soon"}, "cooldown/y": None})
+    notes |= {"x": {"until": "soon"}, "y": None}
+    again = FeedCooldowns(notes_in(notes), lambda: now[0])
     assert again.check("h", "k") == cooldowns.check("h", "k")
-    assert notes["cooldown/x"] is None
+    assert set(notes) == {"k"}
     cooldowns.succeeded("h", "k")
     assert cooldowns.check("h", "k") is None
-    assert notes["cooldown/k"] is None
+    assert notes == {}
     for number in range(MOST + 10):
         cooldowns.failed("h", str(number), FailureKind.FORBIDDEN, "no", None)
-    assert sum(note is not None for note in notes.values()) <= MOST
+    assert len(notes) <= MOST
 
 
 def test_little_is_remembered_and_counted() -> None:

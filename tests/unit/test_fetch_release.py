@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from clamproxy.messages import Requester
+from clamproxy.notes import UNKEPT
 from clamproxy.objects import ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
@@ -157,7 +158,7 @@ async def test_a_silent_dns_and_an_origin_that_is_gone(bench: Bench) -> None:
 
 
 async def test_without_a_freshclam_it_says_so(bench: Bench) -> None:
-    bench.agents = Agents(None, bench.keep, bench.clock.time)
+    bench.agents = Agents(None, UNKEPT, bench.clock.time)
     bench.follower = bench.make_follower()
     bench.release(3)
     with pytest.raises(OriginError, match="user_agent"):

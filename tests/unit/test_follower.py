@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clamproxy.cache.store import Store
+from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
@@ -41,7 +42,7 @@ async def test_in_the_name_of_the_newest_supported_freshclam(bench: Bench) -> No
 
 
 async def test_without_a_freshclam_nothing_is_asked(bench: Bench) -> None:
-    bench.agents = Agents(None, bench.keep, bench.clock.time)
+    bench.agents = Agents(None, UNKEPT, bench.clock.time)
     bench.follower = bench.make_follower()
     bench.release(3)
     await bench.look()

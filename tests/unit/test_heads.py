@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clamproxy.formats.header import CvdHeader
+from clamproxy.notes import UNKEPT
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.origin.header_probes import Sighting
 from clamproxy.origin.transfers import CooldownError
@@ -108,7 +109,7 @@ async def test_forgetting_lets_an_older_one_in(bench: Bench, origin: OriginServe
     await bench.probe()
     bench.heads.forget("daily")
     assert bench.heads.get("daily") is None
-    assert bench.notes == {"daily": None}
+    assert bench.notes == {}
     origin.put("daily.cvd", make_cvd(4))
     assert await bench.probe() == 4
 
@@ -129,7 +130,6 @@ async def test_a_head_is_held_against_the_file(
     bench.heads.hold_against("daily", CvdHeader.parse(make_cvd(came)))
     assert (bench.heads.get("daily") is not None) is is_kept
     again = bench.make()
-    again.restore({name: note for name, note in bench.notes.items() if note is not None})
     assert (again.get("daily") is not None) is is_kept
     assert bench.heads.sighting("daily").at > 0, "the origin has answered all the same"
 
@@ -168,7 +168,7 @@ async def test_each_state_is_one_line_in_the_log(
             origin.rule("P", fault)
         for _ in range(3):
             bench.heads._missing_until.clear()
-            bench.cooldowns = Cooldowns(lambda key, value: None)
+            bench.cooldowns = Cooldowns(UNKEPT)
             bench.heads._cooldowns = bench.cooldowns
             with suppress(OriginError, NotFoundError):
                 await bench.probe()
@@ -179,7 +179,6 @@ async def test_a_restart_forgets_nothing(bench: Bench, origin: OriginServer, mak
     origin.put("daily.cvd", make_cvd(5))
     await bench.probe()
     again = bench.make()
-    again.restore(dict(bench.notes))
     assert again.get("daily") == bench.heads.get("daily")
     assert again.sighting("daily").at == bench.heads.sighting("daily").at
 
@@ -201,9 +200,9 @@ async def test_a_restart_forgets_nothing(bench: Bench, origin: OriginServer, mak
     ],
 )
 async def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
-    bench.heads.restore({"daily": value})
-    assert bench.heads.get("daily") is None
-    assert bench.notes == {"daily": None}
+    bench.notes["daily"] = value
+    assert bench.make().get("daily") is None
+    assert bench.notes == {}
 
 
 @pytest.mark.parametrize(

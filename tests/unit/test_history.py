@@ -10,7 +10,9 @@ import pytest
 
 from clamproxy import history as history_module
 from clamproxy.history import SERIES, STEP, STEPS, History, Past
+from clamproxy.notes import UNKEPT
 from tests.support.clock import Clock
+from tests.support.notes import notes_in
 
 from .conftest import until
 
@@ -146,22 +148,21 @@ def test_something_else_was_saved(saved: Any) -> None:
 
 
 async def test_samples_are_taken_and_saved() -> None:
-    saved: list[Any] = []
+    saved: dict[str, Any] = {}
     count = {"requests": 3}
     clock = Clock(float(T0))
-    history = History(lambda: dict(count), saved.append, clock)
+    history = History(lambda: dict(count), notes_in(saved), clock)
     await history.sample()
     count["requests"] = 10
     clock.now += STEP
     await history.sample()
     assert history.past.to_json(count, clock.now)["series"]["requests"][-2:] == [7, 0]
-    later = History(lambda: dict(count), saved.append, clock)
-    later.restore(json.loads(json.dumps(saved[-1])))
+    later = History(lambda: dict(count), notes_in(saved), clock)
     assert later.past == history.past
 
 
 async def test_past_is_a_value() -> None:
-    history = History(lambda: {"requests": 1}, lambda _: None, Clock(float(T0)))
+    history = History(lambda: {"requests": 1}, UNKEPT, Clock(float(T0)))
     before = history.past
     await history.sample()
     assert before == Past()
@@ -176,7 +177,7 @@ async def test_runs_by_itself_from_step_to_step(monkeypatch: pytest.MonkeyPatch)
         looks.append(1)
         return {"requests": len(looks)}
 
-    history = History(read, lambda _: None)
+    history = History(read, UNKEPT)
     history.start()
     await until(lambda: len(looks) >= 3)
     history.stop()
@@ -197,7 +198,7 @@ async def test_goes_on_after_an_error(
             raise OSError("disk I/O error")
         return {"requests": looks}
 
-    history = History(read, lambda _: None)
+    history = History(read, UNKEPT)
     history.start()
     await until(lambda: history.past.step is not None)
     history.stop()
@@ -205,4 +206,4 @@ async def test_goes_on_after_an_error(
 
 
 async def test_stopped_before_it_was_started() -> None:
-    History(dict, lambda _: None).stop()
+    History(dict, UNKEPT).stop()

@@ -15,7 +15,7 @@ from mitmproxy.test import taddons
 from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, load_settings
 from clamproxy.config.settings import ListenSection
-from clamproxy.config.units import Endpoint, parse_listen
+from clamproxy.config.units import LISTEN, Endpoint
 from clamproxy.proxy.listening import Listening
 from clamproxy.setup.place import nearest, note_proxies, proxies
 from tests.support.gateway import free_ports
@@ -140,7 +140,7 @@ def test_a_place_that_cannot_be(
     ],
 )
 def test_how_a_program_gets_there(written: str, near: tuple[str, int]) -> None:
-    assert nearest(parse_listen(written)) == near
+    assert nearest(LISTEN.parse(written)) == near
 
 
 def test_what_commands_know(write: Write, tmp_path: Path) -> None:

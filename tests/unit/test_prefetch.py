@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 
 from clamproxy.messages import Requester
+from clamproxy.notes import UNKEPT
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import FailureKind
@@ -28,24 +29,20 @@ LIMIT = 30
 """Seconds; only a guard."""
 
 
-def keep(key: str, value: object) -> None:
-    """Nothing is kept over a restart here."""
-
-
 class Bench:
     """A prefetcher between a fake CDN and a store."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig, self.origin, self.store = rig, rig.origin, rig.store
         self.lineages = Lineages(rig.store, forge_keys().trusted)
-        self.heads = HeaderProbes(rig.upstream, rig.cooldowns, keep)
+        self.heads = HeaderProbes(rig.upstream, rig.cooldowns, UNKEPT)
         origin = Origin(
             rig.upstream,
-            AdvertisedVersions("current.cvd.clamav.net", None, 300.0, keep, keep),
+            AdvertisedVersions("current.cvd.clamav.net", None, 300.0, UNKEPT, UNKEPT),
             self.heads,
             rig.cooldowns,
-            Agents(None, keep),
-            Budget(keep),
+            Agents(None, UNKEPT),
+            Budget(UNKEPT),
         )
         self.prefetcher = Prefetcher(rig.store, origin, self.lineages, rig.transfers)
 

@@ -41,7 +41,7 @@ async def site(tmp_path: Path, origin: OriginServer, monkeypatch: pytest.MonkeyP
         await site.hold(1, 2)
         site.origin.put(SIGNATURE.file_name, BODIES[SIGNATURE]())
         put(site.service.store, SIGNATURE, BODIES[SIGNATURE]())
-        await site.service._check_cache()
+        await site.service.upkeep.check()
         yield site
 
 

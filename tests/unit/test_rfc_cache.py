@@ -18,6 +18,7 @@ from werkzeug.http import http_date
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds
 from clamproxy.messages import Response
+from clamproxy.notes import UNKEPT
 from tests.support.scripted import Raw, RawOrigin
 from tests.unit.conftest import until
 from tests.unit.feeds_bench import BYPASS, HIT, MISS, REVALIDATED, ask_feeds, read
@@ -64,7 +65,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     settings = Settings.model_validate({"feeds": {"hosts": ["localhost"]}})
-    feeds = Feeds(tmp_path, settings, lambda *_: None, lambda *_: None, "1.1 clamproxy-test")
+    feeds = Feeds(tmp_path, settings, UNKEPT, lambda *_: None, "1.1 clamproxy-test")
     with RawOrigin(Raw(b"")) as server:
         yield Bench(feeds, server)
         feeds.stop()

@@ -18,6 +18,7 @@ import pytest
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds, feed_transfer
 from clamproxy.messages import SourceError
+from clamproxy.notes import UNKEPT
 from clamproxy.origin.transfer import Transfer, TransferError
 from clamproxy.origin.upstream import NotFoundError
 from tests.support.forge import forge_cdiff
@@ -233,7 +234,7 @@ async def by_origin(rig: Rig, server: RawOrigin) -> bytes | None:
 
 def open_feeds(directory: Path, **upstream: Any) -> Feeds:
     settings = Settings.model_validate({"feeds": {"hosts": ["localhost"]}, "upstream": upstream})
-    return Feeds(directory, settings, lambda *_: None, lambda *_: None, "1.1 clamproxy-test")
+    return Feeds(directory, settings, UNKEPT, lambda *_: None, "1.1 clamproxy-test")
 
 
 async def by_feed(directory: Path, server: RawOrigin, **upstream: Any) -> bytes | None:

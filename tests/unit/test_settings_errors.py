@@ -14,7 +14,7 @@ from clamproxy.config import loading
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import parse_listen
+from clamproxy.config.units import LISTEN
 from tests.unit.conftest import Write
 
 SECTIONS = "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
@@ -357,7 +357,7 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
     ],
 )
 def test_values_that_cannot_work_together(write: Write, text: str, listening: str, value: str | None) -> None:
-    conflict = find_conflict(load_settings(write(text), {}), [parse_listen(listening)])
+    conflict = find_conflict(load_settings(write(text), {}), [LISTEN.parse(listening)])
     assert (conflict and conflict.partition("; expected ")[0]) == value
 
 

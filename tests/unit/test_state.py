@@ -98,7 +98,7 @@ def test_records_of_an_earlier_version_move(tmp_path: Path) -> None:
     for _ in range(3):
         records = moved(cache, state)
         assert records.counters() == COUNTERS
-        assert records.note(HISTORY) == PAST
+        assert records.notes("history/") == {"day": PAST}
     assert not (cache / FLEET).exists()
     with reading(state) as rows:
         assert rows is not None
@@ -197,7 +197,7 @@ def test_a_kill_loses_nothing_and_counts_nothing_twice(tmp_path: Path, child: Ch
     for _ in range(2):
         records = moved(cache, state)
         assert records.counters() == COUNTERS
-        assert records.note(HISTORY) == PAST
+        assert records.notes("history/") == {"day": PAST}
         with reading(state) as rows:
             assert rows is not None
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from clamproxy.cache.store import Store
 from clamproxy.cli.tables import counters_table, databases_table
 from clamproxy.messages import Result
+from clamproxy.notes import Notes
 from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.statistics import COUNTER_OF_RESULT, COUNTERS, Stats, advertised_versions, snapshot
@@ -119,7 +120,7 @@ def test_the_picture_of_a_filled_store(store: Store, make_cvd: MakeCvd) -> None:
 
 def test_the_budget_in_the_picture(store: Store) -> None:
     now = time.time()
-    budget = Budget(lambda path, times: store.set_note(f"budget/{path}", times))
+    budget = Budget(Notes(store, None, "budget"))
     for path in ("/daily.cvd", "/daily-5.cdiff", "/daily-5.cdiff"):
         budget.note(path)
     store.set_note("budget//main.cvd", [now - WINDOW - 60, now - 60])
@@ -138,7 +139,7 @@ def test_a_budget_that_makes_no_sense_is_not_shown(store: Store, value: Any) -> 
 
 
 def test_cooldowns_in_the_picture(store: Store) -> None:
-    cooldowns = Cooldowns(lambda key, value: store.set_note(f"cooldown/{key}", value))
+    cooldowns = Cooldowns(Notes(store, None, "cooldown"))
     first = cooldowns.failed(FailureKind.RATE_LIMITED, "/daily.cvd", "ClamAV/1", "status 429")
     second = cooldowns.failed(FailureKind.UNREACHABLE, "/main.cvd", "ClamAV/1", "refused")
     store.set_note("cooldown//old.cvd", {"until": 5.0, "failures": 1, "failure": "x", "reason": ""})

@@ -10,6 +10,7 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.messages import Result
+from clamproxy.notes import Notes
 from clamproxy.releases import stuck as stuck_module
 from clamproxy.releases.stuck import (
     ENOUGH_FAILURES,
@@ -34,15 +35,15 @@ class Books:
     """Stuck patches, with what they note."""
 
     def __init__(self, store: Store) -> None:
-        self.clock, self.notes, self.store = Clock(), dict[str, Any](), store
+        self.clock, self.store = Clock(), store
         self.stuck = self.make()
 
     def make(self) -> StuckPatches:
-        return StuckPatches(self.store, self.keep, self.clock)
+        return StuckPatches(self.store, Notes(self.store, None, "stuck"), self.clock)
 
-    def keep(self, name: str, value: Any) -> None:
-        self.notes[name] = value
-        self.store.set_note(f"stuck/{name}", value)
+    @property
+    def notes(self) -> dict[str, Any]:
+        return self.store.notes("stuck/")
 
     def fail(self, times: int = ENOUGH_FAILURES, within: float = LEAST_TIME) -> None:
         for _ in range(times):
@@ -75,19 +76,22 @@ class TestStuckPatches:
 
     def test_survive_a_restart(self, books: Books) -> None:
         books.fail()
-        again = books.make()
-        again.restore(books.notes)
-        assert again.is_stuck(cdiff(2))
+        assert books.make().is_stuck(cdiff(2))
 
     @pytest.mark.parametrize(
         "note", [None, 5, {}, {"failures": 9, "since": "x", "last": 1}, {"failures": "9"}]
     )
     def test_a_note_that_is_none(self, books: Books, note: object) -> None:
-        books.stuck.restore({"daily-2.cdiff": note, "no object": note})
         books.store.set_note("stuck/daily-2.cdiff", note)
-        assert not books.stuck.is_stuck(cdiff(2))
         assert stuck_patches(books.store, books.clock.now) == {}
-        assert books.notes == {"daily-2.cdiff": None, "no object": None}
+        assert not books.make().is_stuck(cdiff(2))
+        assert books.notes == {}
+
+    def test_a_note_of_no_object(self, books: Books) -> None:
+        books.fail()
+        books.store.set_note("stuck/no object", books.notes["daily-2.cdiff"])
+        assert books.make().is_stuck(cdiff(2))
+        assert set(books.notes) == {"daily-2.cdiff"}
 
     def test_one_that_has_come_is_not(self, books: Books) -> None:
         books.fail()
@@ -100,7 +104,7 @@ class TestStuckPatches:
         books.clock.now += LONGEST_MEMORY + 1
         assert stuck_patches(books.store, books.clock.now) == {}
         books.stuck.note(cdiff(3))
-        assert books.notes["daily-2.cdiff"] is None
+        assert "daily-2.cdiff" not in books.notes
         assert not books.stuck.is_stuck(cdiff(2))
 
     def test_are_told_of(self, books: Books, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,140 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
+from clamproxy.notes import UNKEPT
 from clamproxy.objects import MAX_VERSION
 from clamproxy.origin import resolver as resolver_module
 from clamproxy.origin import versions as versions_module
 from clamproxy.origin.resolver import DnsResolver
-from clamproxy.origin.versions import (
-    OLDEST_RECORD,
-    Advertised,
-    AdvertisedVersions,
-    parse_primary,
-    parse_single,
-    record_name,
-    single_name,
-)
+from clamproxy.origin.versions import Advertised, AdvertisedVersions
 from tests.support.clock import ClockAhead
 from tests.support.dns_server import PRIMARY, FakeDns, Mode
+from tests.support.notes import notes_in
 
-NOW = 1_759_500_000.0
 REFRESH = 300.0
 RECORD = "1.4.3:62:27780:1759500000:1:90:49192:339"
-ALL = {"main": 62, "daily": 27780, "safebrowsing": 49192, "bytecode": 339}
-
-
-def with_field(position: int, text: str) -> str:
-    fields = RECORD.split(":")
-    fields[position] = text
-    return ":".join(fields)
-
-
-def without(*names: str) -> dict[str, int]:
-    return {name: version for name, version in ALL.items() if name not in names}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (RECORD, ALL),
-        pytest.param(RECORD + ":more", ALL, id="a field that is new"),
-        pytest.param(with_field(2, ""), without("daily"), id="an empty field"),
-        pytest.param(with_field(2, "x"), without("daily"), id="a garbled field leaves the others"),
-        (with_field(2, "0"), without("daily")),
-        (with_field(2, "-5"), without("daily")),
-        (with_field(2, "+5"), without("daily")),
-        (with_field(2, " 5"), without("daily")),
-        (with_field(2, "5.5"), without("daily")),
-        (with_field(2, "\u0665"), without("daily")),
-        (with_field(2, "\u00b2"), without("daily")),
-        (with_field(2, str(MAX_VERSION)), {**ALL, "daily": MAX_VERSION}),
-        (with_field(2, str(MAX_VERSION + 1)), without("daily")),
-        (with_field(2, "9" * 200), without("daily")),
-        (with_field(0, ""), ALL),
-        (with_field(7, "x"), without("bytecode")),
-    ],
-)
-def test_the_primary_record(text: str, expected: dict[str, int]) -> None:
-    assert parse_primary(text, NOW) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "1.4.3",
-        "v=spf1 include:spf.example ~all",
-        "1.4.3:62:27780:1759500000:1:90:49192",
-        with_field(3, ""),
-        with_field(3, "x"),
-        with_field(3, "-1759500000"),
-        with_field(3, "1759500000.5"),
-        pytest.param(with_field(3, "0"), id="the epoch"),
-    ],
-)
-def test_no_primary_record(text: str) -> None:
-    with pytest.raises(ValueError, match="record"):
-        parse_primary(text, NOW)
-
-
-@pytest.mark.parametrize(
-    ("age", "counts"),
-    [(0, True), (OLDEST_RECORD, True), (OLDEST_RECORD + 1, False), (-3600, True)],
-    ids=["new", "12 h", "trap 36: older than 12 h", "the clock is behind"],
-)
-def test_the_record_time(age: int, counts: bool) -> None:
-    primary, single = with_field(3, str(int(NOW) - age)), f"5:{int(NOW) - age}"
-    if counts:
-        assert parse_primary(primary, NOW) == ALL
-        assert parse_single(single, NOW) == 5
-    else:
-        with pytest.raises(ValueError, match="12 hours"):
-            parse_primary(primary, NOW)
-        with pytest.raises(ValueError, match="12 hours"):
-            parse_single(single, NOW)
-
-
-@pytest.mark.parametrize(("text", "version"), [("5:1759500000", 5), ("5:1759500000:x:y", 5)])
-def test_the_record_of_one_database(text: str, version: int) -> None:
-    assert parse_single(text, NOW) == version
-
-
-@pytest.mark.parametrize("text", ["", "5", ":", "0:1759500000", "x:1759500000", "5:", "5:x", "5 :1759500000"])
-def test_no_record_of_one_database(text: str) -> None:
-    with pytest.raises(ValueError, match="record"):
-        parse_single(text, NOW)
-
-
-records = st.text(max_size=255) | st.lists(
-    st.integers().map(str) | st.sampled_from(["", "1759500000", "9" * 60, "\u0665", "x"]), max_size=12
-).map(":".join)
-
-
-@given(records)
-@example(":".join(["9" * 5000] * 8))
-def test_any_text_is_a_record_or_a_value_error(text: str) -> None:
-    for parse in (parse_primary, parse_single):
-        try:
-            found = parse(text, NOW)
-        except ValueError:
-            continue
-        versions = found.values() if isinstance(found, dict) else [found]
-        assert all(0 < version <= MAX_VERSION for version in versions)
-
-
-@pytest.mark.parametrize(
-    ("database", "domain", "name", "single"),
-    [
-        ("daily", PRIMARY, PRIMARY, "daily.cvd.clamav.net"),
-        ("test", PRIMARY, "test.cvd.clamav.net", "test.cvd.clamav.net"),
-        ("test", "versions.example.org", "test.example.org", "test.example.org"),
-    ],
-)
-def test_where_a_version_is_announced(database: str, domain: str, name: str, single: str) -> None:
-    assert (record_name(database, domain), single_name(database, domain)) == (name, single)
 
 
 # Look-ups
@@ -158,9 +37,7 @@ class Bench:
 
     def make(self) -> AdvertisedVersions:
         resolver = DnsResolver([(self.dns.address, self.dns.port)])
-        return AdvertisedVersions(
-            PRIMARY, resolver, REFRESH, self.notes.__setitem__, self.records.__setitem__
-        )
+        return AdvertisedVersions(PRIMARY, resolver, REFRESH, notes_in(self.notes), notes_in(self.records))
 
 
 @pytest.fixture
@@ -235,13 +112,11 @@ async def test_a_name_server_that_is_gone(bench: Bench) -> None:
 async def test_a_restart_forgets_nothing(bench: Bench) -> None:
     await bench.make().get("daily")
     again = bench.make()
-    again.restore(dict(bench.notes), dict(bench.records))
     assert again.last_known("daily") == Advertised(27800, True)
     assert await again.get("bytecode") == Advertised(339, True)
     assert bench.dns.queries == [PRIMARY]
-    old = {name: [version, learnt_at - 3600] for name, (version, learnt_at) in bench.notes.items()}
+    bench.notes |= {name: [version, learnt_at - 3600] for name, (version, learnt_at) in bench.notes.items()}
     aged = bench.make()
-    aged.restore(old, {})
     assert aged.last_known("daily") == Advertised(27800, False)
 
 
@@ -255,7 +130,6 @@ async def test_what_dns_once_said_is_not_believed_for_ever(bench: Bench) -> None
     bench.clock.ahead += 2 * 3600
     assert await versions.get("daily") is None
     again = bench.make()
-    again.restore(dict(bench.notes), {})
     assert again.last_known("daily") is None
 
 
@@ -271,21 +145,21 @@ async def test_dns_that_goes_back_counts_at_once(bench: Bench) -> None:
     "value", [None, 5, "x", [], [5], {}, ["5", 1.0], [5, 1.0, 2], [0, 1.0], [2**31, 1.0]]
 )
 async def test_a_note_that_makes_no_sense_is_ignored(bench: Bench, value: Any) -> None:
+    bench.notes["daily"] = value
     versions = bench.make()
-    versions.restore({"daily": value}, {})
     assert versions.last_known("daily") is None
 
 
 @pytest.mark.parametrize("learnt_at", ["x", None, [1]])
 async def test_a_note_with_a_time_that_makes_no_sense_is_ignored(bench: Bench, learnt_at: Any) -> None:
+    bench.notes["daily"] = [5, learnt_at]
     versions = bench.make()
-    versions.restore({"daily": [5, learnt_at]}, {})
     assert versions.last_known("daily") is None
 
 
 async def test_an_answer_noted_by_a_clock_that_was_ahead_is_not_fresh(bench: Bench) -> None:
+    bench.notes["daily"] = [27000, time.time() + 30 * 86400]
     versions = bench.make()
-    versions.restore({"daily": [27000, time.time() + 30 * 86400]}, {})
     assert await versions.get("daily") == Advertised(27800, True)
 
 
@@ -326,21 +200,22 @@ async def test_the_last_good_record_is_kept(bench: Bench) -> None:
     await versions.get("daily")
     assert versions.last_record == record
     again = bench.make()
-    again.restore({}, dict(bench.records))
     assert again.last_record == record
 
 
 @pytest.mark.parametrize("records", [{}, {"other.example.org": RECORD}, {PRIMARY: 5}, {PRIMARY: None}])
 async def test_a_record_of_another_domain_or_none(bench: Bench, records: dict[str, Any]) -> None:
+    bench.records |= records
     versions = bench.make()
-    versions.restore({}, records)
     assert versions.last_record is None
 
 
 async def test_without_a_resolver_nothing_is_asked(bench: Bench) -> None:
-    versions = AdvertisedVersions(PRIMARY, None, REFRESH, bench.notes.__setitem__, bench.records.__setitem__)
+    versions = AdvertisedVersions(PRIMARY, None, REFRESH, UNKEPT, UNKEPT)
     assert await versions.get("daily") is None
-    versions.restore({"daily": [5, time.time() - REFRESH]}, {})
+    versions = AdvertisedVersions(
+        PRIMARY, None, REFRESH, notes_in({"daily": [5, time.time() - REFRESH]}), UNKEPT
+    )
     assert await versions.get("daily") == Advertised(5, False)
     versions.stop()
     assert bench.dns.queries == []

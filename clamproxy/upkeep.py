@@ -1,0 +1,90 @@
+"""Upkeep of the cache: surplus objects go, damage is found, and a disk that recovers is used again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from clamproxy.cache.partial import sweep
+from clamproxy.cache.retention import SPARED
+from clamproxy.cache.soundness import Soundness
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import CacheSection
+from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.signs import Signs
+from clamproxy.threads import Writer
+
+logger = logging.getLogger(__name__)
+
+MEND_EVERY = 2.0
+"""Seconds between looks at whether the disk takes what waits in memory."""
+
+
+class Upkeep:
+    """Tidies, checks and mends the cache in the background. Owns its tasks. Event loop only."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        settings: CacheSection,
+        soundness: Soundness,
+        lineages: Lineages,
+        signs: Signs,
+        builder: CldBuilder,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._settings = settings
+        self._soundness = soundness
+        self._lineages = lineages
+        self._signs = signs
+        self._builder = builder
+        self._tidy_pending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Tidy up, check everything once, and mend from now on."""
+        self.tidy_soon()
+        self._tasks = [
+            asyncio.create_task(self.check(), name="check what is cached"),
+            asyncio.create_task(self._mend(), name="mend the cache"),
+        ]
+
+    def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def tidy_soon(self) -> None:
+        """The cache has grown. Tidies once for all that is published until the writer gets to it."""
+        # It looks at every object.
+        if not self._tidy_pending:
+            self._tidy_pending = True
+            self._writer.submit(self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidy_pending = False
+        limits = self._settings
+        dropped = self._store.collect_garbage(limits.keep_cdiffs, limits.size_limit, spare_for=SPARED)
+        for object_id in dropped:
+            logger.info("Dropped %s from the cache.", object_id.file_name)
+        sweep(self._store.partials)
+        self._builder.sweep()
+
+    async def check(self) -> None:
+        """What was spoilt on the disk while nobody looked must not be served."""
+        await self._soundness.ensure_all()
+        for database in sorted(self._store.databases()):
+            await self._lineages.get(database)
+        await self._signs.examine_all()
+
+    async def _mend(self) -> None:
+        """Notice that the disk takes again what it didn't, and that the index was damaged or deleted."""
+        while True:
+            await asyncio.sleep(MEND_EVERY)
+            try:
+                await self._writer.run(self._store.mend)
+            except OSError:
+                logger.exception("The cache can't be mended.")
