@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from clamproxy.announcement import Announcer
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
+from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB, Endpoint
 from clamproxy.feeds import Feeds
@@ -74,6 +75,8 @@ class Surroundings:
     """Those that clients must trust for https, PEM. Blocks."""
     port: Callable[[], int | None] = lambda: None
     """Where the proxy listens."""
+    clock: Clock = time
+    """Tells the time to all that ask the origin."""
 
 
 @asynccontextmanager
@@ -124,15 +127,16 @@ class Service:
         self.writer = Writer(self.store.condition.failed)
         self.stats = Stats(self.store, self.writer)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
+        clock = self.surroundings.clock
         self._origin = Origin.open(
-            settings, self.via, self._notes, self.stats.count_upstream, self.fleet.note_advertised
+            settings, self.via, self._notes, self.stats.count_upstream, self.fleet.note_advertised, clock
         )
-        self._stuck = StuckPatches(self.store, self._notes("stuck"))
+        self._stuck = StuckPatches(self.store, self._notes("stuck"), clock.time)
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
         self._lineages = Lineages(self.store, keys, self._learn_build)
         self._signs = Signs(self.store, keys)
-        self._builder = CldBuilder(self.store, self.writer, keys, self._notes("cld"), self._tidy_soon)
+        self._builder = CldBuilder(self.store, self.writer, keys, self._notes("cld"), self._tidy_soon, clock)
         self.upkeep = Upkeep(
             self.store,
             self.writer,
@@ -143,7 +147,7 @@ class Service:
             self._builder,
         )
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
-        self._quiet_hour = QuietHour(self._notes("traffic"))
+        self._quiet_hour = QuietHour(self._notes("traffic"), clock.time)
         self.follower = Follower(
             settings,
             self.store,
@@ -161,6 +165,7 @@ class Service:
             self._notes("feed/cooldown"),
             self.stats.count_feed_upstream,
             self.via,
+            clock,
         )
         self._history = History(self.store.counters, Notes(records, self.writer, "history"))
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
@@ -317,6 +322,7 @@ class Service:
             self._negative_ttl,
             self._after_publishing,
             self._after_failure,
+            self._origin.clock,
         )
 
     def _negative_ttl(self, object_id: ObjectId) -> float:

@@ -2,13 +2,103 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
-# No test may depend on an idle machine: hypothesis's own limit is 200 ms for an example.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
+from clamproxy.cache.store import Store
+from tests.support.fixtures import Child, Fill, MakeCvd, Write
+from tests.support.forge import forge_cdiff, forge_cvd
+from tests.support.origin import OriginServer
+from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stime_of
+
+# How long an example takes says something of the machine only. HYPOTHESIS_PROFILE=deep looks for longer.
+settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("deep", settings.get_profile("usual"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are no name for a test: they may be signed anew in each process."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    store = Store(tmp_path / "cache")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def origin() -> Iterator[OriginServer]:
+    """A fake CDN without files."""
+    with OriginServer() as server:
+        yield server
+
+
+@pytest.fixture
+def make_cvd(tmp_path: Path) -> MakeCvd:
+    """Gives the bytes of forged CVDs: version, size, database."""
+
+    def make(version: int, size: int = 0, database: str = "daily") -> bytes:
+        path = tmp_path / f"forged-{database}-{version}.cvd"
+        forge_cvd(path, database, version, size, stime_of(version))
+        return path.read_bytes()
+
+    return make
+
+
+@pytest.fixture
+def child() -> Child:
+    """Runs Python code in a process of its own, with the given arguments."""
+
+    def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        root = Path(__file__).parents[1]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+
+    return run
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Store]:
+    """The cache on the other side."""
+    store = Store(tmp_path / "other")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def fill(make_cvd: MakeCvd) -> Fill:
+    """Puts a CVD and cdiffs into a store, with their signatures."""
+
+    def do(store: Store, version: int | None, patches: range = range(0), database: str = "daily") -> None:
+        if version is not None:
+            body = make_cvd(version, database=database)
+            put_cvd(store, version, body, database)
+            put(store, sign(cvd(version, database)), SIGNATURE(body))
+        for patch in patches:
+            body = forge_cdiff(database, patch)
+            put(store, cdiff(patch, database), body, last_modified=1.7e9 + patch)
+            put(store, sign(cdiff(patch, database)), SIGNATURE(body))
+
+    return do
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a configuration file."""
+
+    def write_text(text: str) -> Path:
+        path = tmp_path / "proxy.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text

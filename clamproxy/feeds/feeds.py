@@ -22,6 +22,7 @@ from typing import Any
 
 from werkzeug.datastructures import Headers
 
+from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
 from clamproxy.feeds import pairs, sharing_rules
@@ -79,6 +80,7 @@ class Feeds:
         notes: Notes,
         count_upstream: Callable[[int, int], None],
         via: str,
+        clock: Clock = time,
     ) -> None:
         """Prepare; nothing is read or connected yet.
 
@@ -88,16 +90,18 @@ class Feeds:
             notes: where cool-downs are kept.
             count_upstream: is told of requests to feeds and of body bytes, from any thread.
             via: this gateway in the Via of requests to feeds.
+            clock: tells the time.
         """
         self._via = via
+        self._clock = clock
         self._settings = settings
         self._fetcher = Fetcher(settings, count_upstream)
         self._writer = Writer()
         self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
-        self._cooldowns = FeedCooldowns(notes)
+        self._cooldowns = FeedCooldowns(notes, clock.time)
         self._counts = Counts()
-        self._missing = Remembered(MISSING_TTL)
-        self._unshareable = Remembered(UNSHAREABLE_TTL)
+        self._missing = Remembered(MISSING_TTL, clock.monotonic)
+        self._unshareable = Remembered(UNSHAREABLE_TTL, clock.monotonic)
         self._unstored: dict[str, float] = {}
         """When a response came last that may not be stored; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -209,14 +213,14 @@ class Feeds:
     def _without_feed(self, ask: _Ask, entry: StoredResponse | None, reason: str) -> Response:
         """The feed can't be asked or doesn't deliver: the stored copy, else 503."""
         limit = self._settings.feeds.stale_if_error
-        if entry is not None and sharing_rules.serves_on_error(entry.head, time.time(), limit):
+        if entry is not None and sharing_rules.serves_on_error(entry.head, self._clock.time(), limit):
             response = self._from_entry(ask, entry, Result.STALE)
             if response is not None:
                 response.reason = reason
                 return response
         response = plain(503, Result.ERROR, f"{ask.target.place} does not deliver: {reason}")
         cooldown = self._cooldowns.check(ask.target.server, ask.key)
-        wait = math.ceil(cooldown.until - time.time()) if cooldown else 1
+        wait = math.ceil(cooldown.until - self._clock.time()) if cooldown else 1
         response.headers["Retry-After"] = str(max(1, wait))
         return response
 
@@ -238,7 +242,7 @@ class Feeds:
 
     def _is_fresh(self, ask: _Ask, entry: StoredResponse) -> bool:
         """Whether a stored response answers without asking, for itself and for what is beside it."""
-        now, authorization = time.time(), ask.sent.get("Authorization")
+        now, authorization = self._clock.time(), ask.sent.get("Authorization")
         return sharing_rules.is_fresh(entry.head, ask.request.headers, now) and all(
             self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
         )

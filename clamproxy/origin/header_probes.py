@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
@@ -78,6 +79,7 @@ class HeaderProbes:
         cooldowns: Cooldowns,
         notes: Notes,
         learnt: Callable[[str, int], object] | None = None,
+        clock: Clock = time,
     ) -> None:
         """Take over what was seen before a restart.
 
@@ -86,12 +88,14 @@ class HeaderProbes:
             cooldowns: is asked before, and told afterwards.
             notes: where heads are kept, by database.
             learnt: told of each database and its version, whenever the origin's head gives one.
+            clock: tells the time.
         """
         self._upstream = upstream
         self._cooldowns = cooldowns
         self._notes = notes
         self._learnt = learnt
-        saved = notes.load(_from_json)
+        self._clock = clock
+        saved = notes.load(lambda saved: _from_json(saved, clock.time()))
         self._heads = {database: head for database, (head, _) in saved.items()}
         self._sightings = {database: sighting for database, (_, sighting) in saved.items()}
         self._missing_until: dict[str, float] = {}
@@ -164,19 +168,19 @@ class HeaderProbes:
     def _join(self, database: str) -> _Probe | None:
         """The probe that is under way, unless it is silent for so long that another is worth it."""
         probe = self._probing.get(database)
-        if probe is None or probe.task.done() or time.monotonic() - probe.started_at >= SILENCE:
+        if probe is None or probe.task.done() or self._clock.monotonic() - probe.started_at >= SILENCE:
             return None
         return probe
 
     def _start(self, database: str, requester: Requester, sighting: Sighting) -> _Probe:
-        if self._missing_until.get(database, 0.0) > time.monotonic():
+        if self._missing_until.get(database, 0.0) > self._clock.monotonic():
             raise KnownMissingError(f"the origin has no {database}.cvd")
         path = Latest(database, Kind.CVD).upstream_path
         if cooldown := self._cooldowns.admit(path, requester.version):
             raise CooldownError(cooldown)
         asked_at = self.asked_at(database) or asyncio.get_running_loop().time()
         task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
-        probe = _Probe(requester, task, time.monotonic(), asked_at)
+        probe = _Probe(requester, task, self._clock.monotonic(), asked_at)
         self._probing[database] = probe
         self._tasks.add(task)
         task.add_done_callback(lambda _: self._ended(database, probe))
@@ -196,21 +200,21 @@ class HeaderProbes:
 
     async def _probe(self, database: str, requester: Requester, sighting: Sighting) -> None:
         path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
-        asked_at = time.time()
+        asked_at = self._clock.time()
         try:
             head = await self._ask_in_thread(database, path, requester)
         except OriginError as error:
             cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
             if self._is_news(database, error.failure):
-                wait = cooldown.until - time.time()
+                wait = cooldown.until - self._clock.time()
                 logger.warning("No header of %s.cvd (%s); next try in %.0f s.", database, error, wait)
             raise
         except NotFoundError as error:
             if self._is_news(database, "missing"):
                 logger.info("The origin has no %s.cvd: %s", database, error)
             self._cooldowns.forgive_proxy()
-            self._missing_until[database] = time.monotonic() + RECHECK
-            self._sightings[database] = replace(self.sighting(database), at=time.time())
+            self._missing_until[database] = self._clock.monotonic() + RECHECK
+            self._sightings[database] = replace(self.sighting(database), at=self._clock.time())
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         if self._told.pop(database, None) is not None:
@@ -220,7 +224,7 @@ class HeaderProbes:
         last = self.sighting(database)
         version = head.header.version
         self._sightings[database] = Sighting(
-            at=time.time(),
+            at=self._clock.time(),
             advertised=max(sighting.advertised, plausible(last.advertised, version)),
             wanted=max(sighting.wanted, plausible(last.wanted, version)),
             fruitless=0 if is_new else last.fruitless + 1,
@@ -268,10 +272,10 @@ class HeaderProbes:
         return {"header": header, "seen_at": self._sightings[database].at}
 
 
-def _from_json(value: Any) -> tuple[ProbedHeader, Sighting]:
+def _from_json(value: Any, now: float) -> tuple[ProbedHeader, Sighting]:
     match value:
         case {"header": str(header), "seen_at": int() | float() as seen_at}:
-            sighting = Sighting(as_past_time(seen_at, time.time()))
+            sighting = Sighting(as_past_time(seen_at, now))
             with suppress(InvalidObject):
                 return ProbedHeader(CvdHeader.parse(header.encode("ascii"))), sighting
     raise ValueError("no note of a head")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.notes import UNKEPT, Notes
 from clamproxy.origin.agents import Agents
@@ -26,6 +28,8 @@ class Origin:
     cooldowns: Cooldowns
     agents: Agents
     budget: Budget
+    clock: Clock = time
+    """By which all of them tell the time."""
 
     @classmethod
     def open(
@@ -35,6 +39,7 @@ class Origin:
         notes: Callable[[str], Notes],
         count: Callable[[int, int], None],
         learnt: Callable[[str, int], object],
+        clock: Clock = time,
     ) -> Origin:
         """Take over what was known before a restart; nothing is asked yet.
 
@@ -45,12 +50,13 @@ class Origin:
             count: told of requests, and of bytes of content that have come.
             learnt: told of each database and its version, whenever DNS gives one; without DNS,
                 whenever the origin's head does.
+            clock: tells the time.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
-        cooldowns = Cooldowns(UNKEPT if upstream.offline else notes("cooldown"))
+        cooldowns = Cooldowns(UNKEPT if upstream.offline else notes("cooldown"), clock.time)
         cooldowns.forgive_proxy()  # whoever starts the gateway may have corrected the password
-        budget = Budget(notes("budget"), first_pause=min(FIRST_PAUSE, versions.refresh))
+        budget = Budget(notes("budget"), clock.time, first_pause=min(FIRST_PAUSE, versions.refresh))
         way = Upstream(
             upstream.url,
             proxy=upstream.proxy,
@@ -71,11 +77,13 @@ class Origin:
                 notes("advertised"),
                 notes("record"),
                 learnt,
+                clock,
             ),
-            heads=HeaderProbes(way, cooldowns, notes("head"), None if settings.asks_dns else learnt),
+            heads=HeaderProbes(way, cooldowns, notes("head"), None if settings.asks_dns else learnt, clock),
             cooldowns=cooldowns,
-            agents=Agents(upstream.user_agent, notes("agent")),
+            agents=Agents(upstream.user_agent, notes("agent"), clock.time),
             budget=budget,
+            clock=clock,
         )
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from clamproxy.clock import Clock
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
@@ -45,6 +46,7 @@ class Transfers:
         negative_ttl: Callable[[ObjectId], float],
         after_publishing: Callable[[ObjectId], object],
         after_failure: Callable[[ObjectId, FailureKind], object],
+        clock: Clock = time,
     ) -> None:
         """Start without any.
 
@@ -54,12 +56,14 @@ class Transfers:
             negative_ttl: seconds for which a 404 is remembered.
             after_publishing: called when the store has got an object.
             after_failure: called when an object could not be fetched.
+            clock: tells the time.
         """
         self._resources = resources
         self._cooldowns = cooldowns
         self._negative_ttl = negative_ttl
         self._after_publishing = after_publishing
         self._after_failure = after_failure
+        self._clock = clock
         self._running: dict[ObjectId, Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing_until: dict[ObjectId, float] = {}
@@ -96,7 +100,9 @@ class Transfers:
             transfer.kick()
             return transfer, True
         if len(self._running) >= MAX_TRANSFERS:
-            raise CooldownError(Cooldown(time.time() + 1, 1, FailureKind.LOCAL, "too many transfers at once"))
+            raise CooldownError(
+                Cooldown(self._clock.time() + 1, 1, FailureKind.LOCAL, "too many transfers at once")
+            )
         path, agent = object_id.upstream_path, requester.version
         cooldown = (
             self._cooldowns.check(path, agent)
@@ -115,7 +121,7 @@ class Transfers:
 
     def require_not_missing(self, object_id: ObjectId) -> None:
         """Raise KnownMissingError if the origin hasn't this object, it said a short while ago. Quick."""
-        if self._missing_until.get(object_id, 0.0) > time.monotonic():
+        if self._missing_until.get(object_id, 0.0) > self._clock.monotonic():
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
 
     def _without_room(self, object_id: ObjectId, requester: Requester) -> Cooldown | None:
@@ -178,7 +184,7 @@ class Transfers:
         return next((one for one in self._running.values() if one.object_id == object_id), None)
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
-        path, agent, asked_at = object_id.upstream_path, transfer.requester.version, time.time()
+        path, agent, asked_at = object_id.upstream_path, transfer.requester.version, self._clock.time()
         try:
             await transfer.run()
         except NotFoundError as error:
@@ -203,11 +209,11 @@ class Transfers:
         if error.needed:
             self._needed[path] = error.needed
         cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
-        wait = cooldown.until - time.time()
+        wait = cooldown.until - self._clock.time()
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
 
     def _remember_missing(self, object_id: ObjectId) -> None:
-        self._missing_until[object_id] = time.monotonic() + self._negative_ttl(object_id)
+        self._missing_until[object_id] = self._clock.monotonic() + self._negative_ttl(object_id)
         if len(self._missing_until) > _MAX_REMEMBERED:
             del self._missing_until[min(self._missing_until, key=self._missing_until.__getitem__)]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clamproxy.clock import Clock
 from clamproxy.formats.version_record import IN_PRIMARY, OLDEST_RECORD, VersionRecord, record_name
 from clamproxy.notes import Notes
 from clamproxy.objects import MAX_VERSION
@@ -41,6 +42,7 @@ class AdvertisedVersions:
         notes: Notes,
         records: Notes,
         learnt: Callable[[str, int], object] | None = None,
+        clock: Clock = time,
     ) -> None:
         """Take over what was known before a restart; nothing is asked yet.
 
@@ -51,6 +53,7 @@ class AdvertisedVersions:
             notes: where the good answers are kept, by database.
             records: likewise, the text of the primary record, by domain.
             learnt: told of each database and its version, whenever DNS gives one.
+            clock: tells the time.
         """
         self._domain = domain
         self._resolver = resolver
@@ -58,6 +61,7 @@ class AdvertisedVersions:
         self._notes = notes
         self._records = records
         self._learnt = learnt
+        self._clock = clock
         self._record = records.load(_record_text).get(domain)
         self._known = notes.load(self._parse)
         self._next_look: dict[str, float] = {}
@@ -66,7 +70,7 @@ class AdvertisedVersions:
 
     def _parse(self, saved: Any) -> tuple[int, float]:
         """A version, and when it was learnt."""
-        now = time.time()
+        now = self._clock.time()
         match saved:
             case [int(version), int() | float() as learnt_at] if 0 < version <= MAX_VERSION:
                 # A time in the future was noted by a clock that was wrong: it doesn't count.
@@ -81,7 +85,7 @@ class AdvertisedVersions:
     def last_known(self, database: str) -> Advertised | None:
         """The last good answer, without asking; None as well when it is as old as no record may be."""
         version, learnt_at = self._known.get(database, (0, 0.0))
-        age = time.time() - learnt_at
+        age = self._clock.time() - learnt_at
         return Advertised(version, 0 <= age < self._refresh) if age < OLDEST_RECORD else None
 
     async def get(
@@ -100,7 +104,7 @@ class AdvertisedVersions:
         known, resolver = self.last_known(database), self._resolver
         if resolver is not None and (known is None or not known.fresh):
             name = record_name(database, self._domain)
-            if name not in self._looking and time.monotonic() >= self._next_look.get(name, 0.0):
+            if name not in self._looking and self._clock.monotonic() >= self._next_look.get(name, 0.0):
                 task = asyncio.create_task(self._look_up(resolver, name, database), name=f"look-up {name}")
                 self._looking[name] = task, asyncio.get_running_loop().time()
                 task.add_done_callback(lambda _: self._looking.pop(name, None))
@@ -121,10 +125,10 @@ class AdvertisedVersions:
             self._resolver.close()
 
     async def _look_up(self, resolver: Resolver, name: str, database: str) -> None:
-        self._next_look[name] = time.monotonic() + min(self._refresh, _RETRY)
+        self._next_look[name] = self._clock.monotonic() + min(self._refresh, _RETRY)
         try:
             text = await resolver.txt(name)
-            versions = VersionRecord.parse(text, database).versions_at(time.time())
+            versions = VersionRecord.parse(text, database).versions_at(self._clock.time())
         except Exception as error:  # whatever it is, the last good answer goes on counting
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("No advertised versions from DNS (%s): %s", name, reason)
@@ -137,7 +141,7 @@ class AdvertisedVersions:
         for found, version in versions.items():
             if self._known.get(found, (0, 0.0))[0] != version:
                 logger.info("DNS advertises %s version %d.", found, version)
-            self._known[found] = (version, time.time())
+            self._known[found] = (version, self._clock.time())
             self._notes.save(found, [version, self._known[found][1]])
             if self._learnt is not None:
                 self._learnt(found, version)

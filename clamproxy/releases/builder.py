@@ -19,6 +19,7 @@ from pathlib import Path
 
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
@@ -54,6 +55,7 @@ class CldBuilder:
         keys: TrustedKeys,
         notes: Notes,
         after_publishing: Callable[[], object] = lambda: None,
+        clock: Clock = time,
     ) -> None:
         """Take over for which databases CLDs were demanded before a restart.
 
@@ -63,10 +65,12 @@ class CldBuilder:
             keys: whose signatures count.
             notes: where the time of the last demand is kept, by database.
             after_publishing: called when the store has grown.
+            clock: tells the time.
         """
         self._after_publishing = after_publishing
+        self._clock = clock
         self._notes = notes
-        self._demanded_at = notes.load(lambda saved: as_past_time(saved, time.time()))
+        self._demanded_at = notes.load(lambda saved: as_past_time(saved, clock.time()))
         self._store = store
         self._writer = writer
         self._keys = keys
@@ -75,16 +79,20 @@ class CldBuilder:
         self._running: dict[ObjectId, asyncio.Task[None]] = {}
         self._failed: set[ObjectId] = set()
 
+        self._clock = clock
+        self._notes = notes
+        self._demanded_at = notes.load(lambda saved: as_past_time(saved, clock.time()))
+
     def note_demand(self, database: str) -> None:
         """A client asks for a CLD of this database. Quick."""
-        now = time.time()
+        now = self._clock.time()
         if now - self._demanded_at.get(database, 0.0) >= _NOTED_EVERY:
             self._demanded_at[database] = now
             self._notes.save(database, now)
 
     def is_in_demand(self, database: str) -> bool:
         """Whether clients have asked lately, so that it is worth building each new version ahead."""
-        return time.time() - self._demanded_at.get(database, 0.0) < LONGEST_DEMAND
+        return self._clock.time() - self._demanded_at.get(database, 0.0) < LONGEST_DEMAND
 
     def can_build(self, object_id: ObjectId) -> bool:
         """Whether there is no reason yet why this CLD could not be built."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from contextlib import suppress
 from itertools import takewhile
 from typing import IO
@@ -78,6 +77,7 @@ class Follower:
         self._quiet_hour = quiet_hour
         self._signs = signs
         self._stuck = stuck
+        self._clock = origin.clock
         self._in_use: dict[str, float] = {}
         """When a client asked last, Unix seconds, by database."""
         self._lock: IO[bytes] | None = None
@@ -86,12 +86,12 @@ class Follower:
         self._missing_since: dict[ObjectId, float] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
         """The patch that each database lacks at the origin, and since when that is known."""
-        self._made_at = time.time()
+        self._made_at = self._clock.time()
         self._task: asyncio.Task[None] | None = None
 
     def see(self, database: str) -> None:
         """A client asks for files of this database."""
-        self._in_use[database] = time.time()
+        self._in_use[database] = self._clock.time()
 
     def start(self) -> None:
         """Begin, if anything is to be fetched ahead of clients at all."""
@@ -139,7 +139,7 @@ class Follower:
         return True
 
     def _databases(self) -> list[str]:
-        now = time.time()
+        now = self._clock.time()
         wanted = {database for database, at in self._in_use.items() if now - at < LONGEST_INTEREST}
         wanted |= self._store.databases()
         if self._settings.serving.prefetch == "all":
@@ -216,7 +216,7 @@ class Follower:
             advertised = await self._versions.get(database)
             if advertised is not None and advertised.fresh:
                 return max(advertised.version, self._seen(database))
-        age = time.time() - self._heads.sighting(database).at
+        age = self._clock.time() - self._heads.sighting(database).at
         longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
         if requester is not None and age >= longest and self._prefetcher.may_renew(database):
             await self._heads.probe(database, requester, 0, 0)
@@ -229,7 +229,7 @@ class Follower:
 
     async def _look_past_dns(self, database: str, requester: Requester) -> None:
         """DNS that has no news for ever may be wrong: once a day the origin is looked at all the same."""
-        age = time.time() - max(self._heads.sighting(database).at, self._made_at)
+        age = self._clock.time() - max(self._heads.sighting(database).at, self._made_at)
         if self._settings.asks_dns and age >= LONGEST_TRUST and self._prefetcher.may_renew(database):
             with suppress(*ORIGIN_TROUBLE):
                 await self._heads.probe(database, requester, 0, 0)
@@ -244,7 +244,7 @@ class Follower:
         except NotFoundError:
             gap = next((one.version for one in asked if not self._store.has(one)), 0)
             since = self._gaps.get(database, (0, 0.0))
-            self._gaps[database] = since if since[0] == gap else (gap, time.time())
+            self._gaps[database] = since if since[0] == gap else (gap, self._clock.time())
             raise
         if asked or not wanted:
             self._gaps.pop(database, None)
@@ -276,7 +276,7 @@ class Follower:
         gap, since = self._gaps.get(database, (0, 0.0))
         # An edge of the CDN may lag behind; the newest patch may be published late.
         patience = 2 * self._settings.versions.refresh if gap < advertised else LONGEST_LAG
-        is_gone = gap > 0 and time.time() - since >= patience
+        is_gone = gap > 0 and self._clock.time() - since >= patience
         if proven is None:
             return Renewal.AT_ONCE if is_gone else Renewal.NOT_NEEDED
         following = ObjectId(database, proven.lineage.reached + 1, Kind.CDIFF)
@@ -319,8 +319,8 @@ class Follower:
             await self._prefetcher.fetch(signature, requester)
         except NotFoundError:
             # It may be published after its object; that of an older one never will be.
-            since = self._missing_since.setdefault(signature, time.time())
-            if signature.version < advertised - 1 or time.time() - since >= LONGEST_WAIT:
+            since = self._missing_since.setdefault(signature, self._clock.time())
+            if signature.version < advertised - 1 or self._clock.time() - since >= LONGEST_WAIT:
                 self._settled.add(signature)
         except TransferError as error:
             if error.failure is FailureKind.FORBIDDEN:

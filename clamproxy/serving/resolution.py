@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -90,6 +89,7 @@ class CurrentVersions:
         self._heads = origin.heads
         self._cooldowns = origin.cooldowns
         self._agents = origin.agents
+        self._clock = origin.clock
         self._lineages = lineages
         self._prefetcher = prefetcher
 
@@ -220,7 +220,7 @@ class CurrentVersions:
         told = self._versions.last_known(database) if self._settings.asks_dns else None
         head, sighting = self._heads.get(database), self._heads.sighting(database)
         return Known(
-            now=time.time(),
+            now=self._clock.time(),
             refresh=self._settings.versions.refresh,
             # Offline, the newest that was imported is all that there is.
             advertised=self.announced(database) if offline else told.version if told else None,

@@ -61,7 +61,7 @@ def test_the_page_rests_while_nothing_changes(page: Page) -> None:
     assert browser.run("return window.changes") == []
 
 
-def test_it_asks_by_itself(page: Page) -> None:
+def test_the_page_asks_by_itself(page: Page) -> None:
     browser = page.show(BUSY)
     page.server.status = merged(BUSY, stats={"requests": 7})
     browser.until(lambda: browser.text("#requests") == "7")
@@ -135,7 +135,7 @@ def test_no_answer_from_the_beginning(page: Page) -> None:
     browser.until(lambda: browser.text("#requests") == "48,211")  # it goes on asking by itself
 
 
-def test_it_asks_less_often_while_there_is_no_answer(page: Page) -> None:
+def test_the_page_asks_less_often_while_there_is_no_answer(page: Page) -> None:
     browser = page.show(BUSY)
     browser.run("""
         window.waits = [];

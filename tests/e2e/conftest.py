@@ -108,13 +108,6 @@ def big(make_forged: MakeForged) -> Site:
 
 
 @pytest.fixture
-def origin() -> Iterator[OriginServer]:
-    """A fake CDN alone."""
-    with OriginServer() as server:
-        yield server
-
-
-@pytest.fixture
 def dns() -> Iterator[FakeDns]:
     """A fake DNS server alone."""
     with open_dns() as server:

@@ -39,7 +39,7 @@ def test_freshclam_with_a_password(guarded: Site, way: Way) -> None:
     assert (outcome.code, outcome.version) == (0, 6), outcome.output
 
 
-def test_freshclam_whose_mirror_is_the_gateway_has_it_in_the_url(guarded: Site) -> None:
+def test_freshclam_whose_mirror_is_the_gateway_has_the_password_in_the_url(guarded: Site) -> None:
     mirror = f"http://{NAME}:pass%3Aw0rd@{LOCALHOST}:{guarded.gateway.reverse_port}"
     outcome = guarded.client(way=Way.REVERSE, mirrors=[mirror]).run()
     assert (outcome.code, outcome.version) == (0, 6), outcome.output

@@ -140,7 +140,7 @@ class TestHandshake:
         # The next client gets the same one.
         assert shown_certificate(connect(secured.gateway, bundle)) == leaf
 
-    def test_openssl_verifies_it(self, secured: Site, tmp_path: Path) -> None:
+    def test_openssl_verifies_the_certificate(self, secured: Site, tmp_path: Path) -> None:
         bundle = certificates_of(secured, "ca.pem")
         leaf = tmp_path / "leaf.pem"
         leaf.write_text(connect(secured.gateway, bundle).stdout)
@@ -368,7 +368,7 @@ class TestFreshclam:
 class TestLife:
     """Which authority is used, and what is said about it."""
 
-    def test_without_one(self, site: Site) -> None:
+    def test_a_gateway_without_an_authority(self, site: Site) -> None:
         """mitmproxy's goes on being used."""
         site.publish(5)
         assert eventually(lambda: "clamproxy ca init" in site.gateway.log), site.gateway.log
@@ -378,7 +378,7 @@ class TestLife:
         assert (outcome.code, outcome.version) == (OK, 5), explain(site, outcome)
         assert site.gateway.tool("ca", "export").returncode == 1
 
-    def test_after_a_restart(self, secured: Site) -> None:
+    def test_the_authority_is_used_after_a_restart(self, secured: Site) -> None:
         bundle = certificates_of(secured, "ca.pem")
         secured.gateway.stop()
         secured.gateway.start()
@@ -387,7 +387,7 @@ class TestLife:
         told = [line for line in secured.gateway.log.splitlines() if "HTTPS clients have to trust" in line]
         assert str(secured.gateway.directory / "ca") in told[-1]
 
-    def test_damaged_one_stops_the_start(self, secured: Site) -> None:
+    def test_a_damaged_authority_stops_the_start(self, secured: Site) -> None:
         secured.gateway.stop()
         (secured.gateway.directory / "ca" / FILE).write_text("{")
         with suppress(RuntimeError):  # it may listen for a moment before the error ends it
@@ -396,7 +396,7 @@ class TestLife:
         assert eventually(lambda: "damaged" in secured.gateway.log)
         assert "Traceback" not in secured.gateway.log
 
-    def test_lost_one_is_not_replaced_by_mitmproxys(self, secured: Site) -> None:
+    def test_a_lost_authority_is_not_replaced_by_mitmproxys(self, secured: Site) -> None:
         bundle = certificates_of(secured, "ca.pem")
         leaf = shown_certificate(connect(secured.gateway, bundle))
         (secured.gateway.directory / "ca" / FILE).unlink()

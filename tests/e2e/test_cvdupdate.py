@@ -179,7 +179,7 @@ def test_a_second_mirror_costs_nothing(site: Site, use_dns: bool) -> None:
 
 @ways
 @modes
-def test_delta_serving_does_not_concern_it(make_site: MakeSite, way: Way, use_dns: bool) -> None:
+def test_delta_serving_does_not_concern_cvdupdate(make_site: MakeSite, way: Way, use_dns: bool) -> None:
     """The gateway holds an old CVD and its cdiffs; cvdupdate gets the version that it asks for."""
     site = make_site(delta=ROOMY)
     hold(site, 2)
@@ -193,7 +193,7 @@ def test_delta_serving_does_not_concern_it(make_site: MakeSite, way: Way, use_dn
     assert site.origin.count("W") == 1
 
 
-def test_it_knows_of_a_release_before_the_gateway(make_site: MakeSite) -> None:
+def test_cvdupdate_knows_of_a_release_before_the_gateway(make_site: MakeSite) -> None:
     """``?version=N`` is a demand: what is cached is older, and the gateway's own look-up is an hour old."""
     site = make_site(versions={"refresh": "1h"})
     release(site, 5)

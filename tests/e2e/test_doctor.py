@@ -14,7 +14,7 @@ from werkzeug.security import generate_password_hash
 
 from tests.support import faults
 from tests.support.dns_server import Mode, namespace_refusal
-from tests.support.doctor_rig import answer, gateways
+from tests.support.fake_gateway import answer, gateways
 from tests.support.gateway import CDN, USER_AGENT, tool
 from tests.support.raw import Relay
 from tests.support.site import LOCALHOST, Site, eventually

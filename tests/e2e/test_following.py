@@ -67,7 +67,7 @@ def test_an_update_costs_the_origin_nothing(site: Site, use_dns: bool) -> None:
     assert site.origin.trace == "", site.gateway.log
 
 
-def test_signatures_are_there_too(site: Site) -> None:
+def test_signatures_are_fetched_with_their_files(site: Site) -> None:
     """A freshclam 1.5 asks for the signature of each cdiff."""
     use(site, agent=NEWER_AGENT)
     release(site)
@@ -94,7 +94,7 @@ def test_the_newest_supported_agent_asks(site: Site) -> None:
 
 
 @pytest.mark.parametrize("agent", [CURL, CVDUPDATE, OLD_AGENT], ids=["curl", "cvdupdate", "old"])
-def test_it_waits_for_a_supported_freshclam(site: Site, agent: str) -> None:
+def test_the_follower_waits_for_a_supported_freshclam(site: Site, agent: str) -> None:
     use(site, agent=agent)
     site.publish(6)
     assert never(lambda: any(site.origin.count(path) for path in PATCHES)), site.gateway.log
@@ -111,7 +111,7 @@ def test_the_agent_of_the_settings(make_site: MakeSite) -> None:
     assert {site.origin.requests(path)[0].headers["user-agent"] for path in PATCHES} == {own}
 
 
-def test_it_catches_up_after_an_outage(site: Site) -> None:
+def test_the_follower_catches_up_after_an_outage(site: Site) -> None:
     use(site)
     site.origin.refuse()
     site.publish(5)
@@ -126,7 +126,7 @@ def test_it_catches_up_after_an_outage(site: Site) -> None:
     assert site.origin.trace == ""
 
 
-def test_it_catches_up_after_a_restart(site: Site) -> None:
+def test_the_follower_catches_up_after_a_restart(site: Site) -> None:
     """Releases that appeared while the proxy was stopped; no client comes by."""
     use(site)
     site.gateway.stop()
@@ -246,7 +246,7 @@ def test_prefetch_all(make_site: MakeSite) -> None:
     assert site.origin.trace == ""
 
 
-def test_many_clients_ask_while_it_fetches(site: Site) -> None:
+def test_many_clients_ask_while_the_follower_fetches(site: Site) -> None:
     """What is fetched in the background is shared with the clients that come meanwhile."""
     use(site)
     site.origin.rule("D5", faults.slow(1000))

@@ -138,7 +138,7 @@ _streams = st.lists(
 
 @settings(max_examples=150, deadline=None, phases=QUICK, suppress_health_check=list(HealthCheck))
 @given(sent=_streams.map(b"".join), door=st.sampled_from(sorted(DOORS)))
-def test_the_same_statuses_either_way(pair: Pair, sent: bytes, door: str) -> None:
+def test_statuses_are_the_same_with_and_without_the_lane(pair: Pair, sent: bytes, door: str) -> None:
     express, plain = pair.statuses(sent.replace(b"{f}", DOORS[door].encode()), door)
     assert express == plain
 
@@ -178,7 +178,7 @@ def test_tls_that_breaks_before_the_answer(make_site: MakeSite, fields: dict[str
     assert "Traceback" not in site.gateway.log
 
 
-def test_many_on_one_connection(pair: Pair) -> None:
+def test_many_requests_on_one_connection(pair: Pair) -> None:
     """Pipelined requests, more of them than are read ahead, are answered in their order."""
     ask = "GET /{} HTTP/1.1\r\nHost: x\r\nRange: bytes={}-{}\r\n{}\r\n"
     count = 2000

@@ -223,7 +223,7 @@ def test_doctor_finds_its_gateway(start: Start, tmp_path: Path) -> None:
 # Reload
 
 
-def test_a_reload_moves_it(start: Start, tmp_path: Path) -> None:
+def test_a_reload_moves_the_listener(start: Start, tmp_path: Path) -> None:
     first, second, other = free_ports(3)
     gateway = start(CLAMPROXY, listen={"proxy": first})
     gateway.wait()

@@ -26,7 +26,7 @@ class TestKilled:
     """SIGKILL: the directory is complete at any moment."""
 
     @pytest.mark.parametrize("path", ["W", "D6", "/test-6.cvd.sign", "/test-6.cdiff.sign"])
-    def test_while_it_waits_for_the_origin(self, mirror: Mirror, path: str) -> None:
+    def test_while_the_mirror_waits_for_the_origin(self, mirror: Mirror, path: str) -> None:
         origin = mirror.site.origin
         mirror.release(5)
         mirror.site.publish(6)
@@ -69,7 +69,7 @@ class TestKilled:
         self._assert_usable(mirror)
 
     @pytest.mark.parametrize("count", [1, 2, 4])
-    def test_while_it_changes_the_directory(self, mirror: Mirror, count: int) -> None:
+    def test_while_the_mirror_changes_the_directory(self, mirror: Mirror, count: int) -> None:
         """When so many files have been added."""
         mirror.release(5)
         mirror.site.publish(6)

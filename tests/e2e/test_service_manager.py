@@ -90,7 +90,7 @@ def test_life_of_the_service(gateway: Gateway, manager: Manager) -> None:
     assert eventually(lambda: manager.listen()[3:]) == ["STOPPING=1"]
 
 
-def test_a_reload_that_is_refused_ends_too(gateway: Gateway, manager: Manager) -> None:
+def test_a_refused_reload_is_reported_as_ended(gateway: Gateway, manager: Manager) -> None:
     """systemctl reload would wait for it."""
     assert eventually(manager.listen) == ["READY=1"]
     gateway.config.write_text("cache: {size_limit: much}\n")
@@ -164,7 +164,7 @@ def _loads() -> bool:
     return True
 
 
-def test_restrictions_leave_it_all_that_it_needs(confined: Site) -> None:
+def test_restrictions_leave_the_gateway_all_that_it_needs(confined: Site) -> None:
     """TLS, patches, building of databases, reload and stop, without write-and-execute memory and so on."""
     confined.publish(2, advertised=6)
     http = confined.client("http", local=1)

@@ -47,7 +47,7 @@ class TestBaseWithoutSignature:
         settle(roomy.origin)
         return roomy
 
-    def test_a_client_that_insists_on_one(self, site: Site, tmp_path: Path) -> None:
+    def test_a_client_that_insists_on_a_signature(self, site: Site, tmp_path: Path) -> None:
         """Real 1.5.3 with FIPSCryptoHashLimits asks in this order, and verifies so."""
         body = whole(site.gateway, user_agent=NEWER_AGENT).body
         assert body == signed(f"test-{NEWEST}.cvd")

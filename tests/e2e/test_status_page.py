@@ -59,7 +59,7 @@ def test_life_of_a_gateway(site: Site, browser: Browser) -> None:
     assert states(browser)
 
 
-def test_by_its_name_through_the_proxy(make_site: MakeSite, tmp_path: Path) -> None:
+def test_the_page_by_its_name_through_the_proxy(make_site: MakeSite, tmp_path: Path) -> None:
     site = make_site()
     with open_browser(tmp_path / "chromium", proxy=site.gateway.port) as browser:
         browser.open("http://clamproxy/")

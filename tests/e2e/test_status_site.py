@@ -187,7 +187,7 @@ def test_token(make_site: MakeSite) -> None:
     assert TOKEN not in site.gateway.log
 
 
-def test_neither_on_the_cdn_nor_on_other_hosts(site: Site) -> None:
+def test_no_page_on_the_cdn_or_on_other_hosts(site: Site) -> None:
     """A file of that name at the CDN would be the CDN's. Who asks a port without a proxy asks the gateway."""
     for way in (Way.CONNECT_HTTP, Way.CONNECT_HTTPS, Way.ABSOLUTE):
         assert site.gateway.ask("/status.json", way).status == 404

@@ -104,7 +104,7 @@ def test_other_clients_get_the_same_bytes(site: Site) -> None:
 
 
 @pytest.mark.parametrize("private", [False, True], ids=["DatabaseMirror", "PrivateMirror"])
-def test_the_proxy_port_is_a_mirror_too(site: Site, private: bool) -> None:
+def test_the_proxy_port_is_a_mirror(site: Site, private: bool) -> None:
     """DatabaseMirror or PrivateMirror http://gateway:8080, without any proxy setting."""
     site.publish(6)
     url = f"http://127.0.0.1:{site.gateway.port}"

@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import yaml
+
+from tests.support.prefork import CLAMPROXY, MITMDUMP, Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = "addons/clamav_cache.py"
@@ -39,6 +42,8 @@ TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
 LOG_PATIENCE = 0.025
 """Seconds without a new line, after which the log is taken as complete."""
+STATS_PATIENCE = 0.4
+"""Seconds without a change, after which the figures are taken as complete; they are written every 0.1 s."""
 EXPRESS = "CLAMPROXY_SERVING__EXPRESS"
 """The variable that has all tests run without the express lane, if it is ``false``."""
 
@@ -84,7 +89,18 @@ class Gateway:
         script: str = ADDON,
         environment: dict[str, str] | None = None,
         modes: Sequence[str] = (),
+        is_command: bool = False,
     ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            directory: for all its files.
+            settings: of proxy.yaml; some are added where a test doesn't care.
+            script: what mitmdump loads.
+            environment: more variables; with PYTHONPATH among them the command is run.
+            modes: more modes of mitmdump.
+            is_command: run the installed command, not a fork (see prefork.py).
+        """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.cache = directory / "cache"
@@ -102,7 +118,8 @@ class Gateway:
         self._script = script
         self._environment = environment or {}
         self._modes = modes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._is_command = is_command or "PYTHONPATH" in self._environment
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._logged = 0
         """Characters of the log that earlier processes have written."""
 
@@ -164,7 +181,16 @@ class Gateway:
         return self.directory / "conf" / "mitmproxy-ca-cert.pem"
 
     def stats(self) -> dict[str, Any]:
-        """``clamproxy stats --json``."""
+        """``clamproxy stats --json``. They are written a little late, so it waits until they rest."""
+        figures = self._look_at_stats()
+        for _ in range(20 if self._process is not None else 0):
+            time.sleep(STATS_PATIENCE)
+            before, figures = figures, self._look_at_stats()
+            if figures == before:
+                break
+        return figures
+
+    def _look_at_stats(self) -> dict[str, Any]:
         result = self.tool("stats", "--json")
         assert result.returncode == 0, result.stderr
         figures: dict[str, Any] = json.loads(result.stdout)
@@ -182,30 +208,52 @@ class Gateway:
 
     def _spawn(self) -> None:
         self._logged = len(self.log)
-        mitmdump = Path(sys.executable).with_name("mitmdump")
-        command = [str(mitmdump), "-s", self._script, "--listen-host", "127.0.0.1"]
-        command += ["--mode", f"regular@127.0.0.1:{self.port}"]
+        arguments = ["-s", self._script, "--listen-host", "127.0.0.1"]
+        arguments += ["--mode", f"regular@127.0.0.1:{self.port}"]
         for mode in (f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}", *self._modes):
-            command += ["--mode", mode]
-        command += ["--set", f"clamproxy_config={self.config}", "--set", f"confdir={self.directory / 'conf'}"]
-        with (self.directory / "gateway.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=_clean_environment(self._environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            arguments += ["--mode", mode]
+        arguments += ["--set", f"clamproxy_config={self.config}"]
+        arguments += ["--set", f"confdir={self.directory / 'conf'}"]
+        environment = _clean_environment(self._environment)
+        if not self._is_command:
+            self._copy_authority()
+        with (self.directory / "gateway.log").open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            if self._is_command:
+                mitmdump = Path(sys.executable).with_name("mitmdump")
+                self._process = subprocess.Popen(
+                    [str(mitmdump), *arguments],
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=nothing,
+                    stdout=log,
+                    stderr=log,
+                )
+            else:
+                self._process = Forked(
+                    MITMDUMP, arguments, environment, stdin=nothing, stdout=log, stderr=log
+                )
 
     def _listens(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and self._process.poll() is None:
             if SET_UP in self.log[self._logged :]:
+                self._keep_authority()
                 return connectable(self.port) and connectable(self.reverse_port)
             time.sleep(0.05)
         return False
+
+    def _copy_authority(self) -> None:
+        """Spare the process the making of a key, which costs as much as the rest of its start."""
+        directory = self.directory / "conf"
+        if not directory.exists():
+            directory.mkdir()
+            for name, content in _authority.items():
+                (directory / name).write_bytes(content)
+
+    def _keep_authority(self) -> None:
+        if not _authority and not self._is_command:
+            _authority.update({path.name: path.read_bytes() for path in self.ca.parent.iterdir()})
 
     def _end(self, number: signal.Signals) -> int:
         process, self._process = self._process, None
@@ -291,16 +339,26 @@ def tool(
         stdin: a file or a pipe to read from.
         environment: more variables.
     """
-    with start_tool(*arguments, stdin=stdin, environment=environment) as process:
+    with contextlib.ExitStack() as files:
+        output, errors = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        source = files.enter_context(Path(os.devnull).open("rb")) if stdin == subprocess.DEVNULL else stdin
+        process = Forked(
+            CLAMPROXY, arguments, _clean_environment(environment), stdin=source, stdout=output, stderr=errors
+        )
         try:
-            output, errors = process.communicate(timeout=TOOL_LIMIT)
+            code = process.wait(TOOL_LIMIT)
         finally:
             process.kill()
-    # Decoded as it is: line ends that are no newlines would be signs of a progress bar.
-    stdout, stderr = output.decode(errors="replace"), errors.decode(errors="replace")
+        # Decoded as it is: line ends that are no newlines would be signs of a progress bar.
+        stdout, stderr = (_written(file).decode(errors="replace") for file in (output, errors))
     assert "Traceback" not in stderr, stderr
     assert not {"\r", "\x1b"} & set(stderr), repr(stderr)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return subprocess.CompletedProcess(["clamproxy", *arguments], code, stdout, stderr)
+
+
+def _written(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def start_tool(
@@ -434,6 +492,9 @@ def _own_ports() -> range:
     first = 15_000 + number % 8 * 2_000
     return range(first, first + 2_000)
 
+
+_authority: dict[str, bytes] = {}
+"""The files of the certificate authority that mitmproxy made at the first start."""
 
 _PORTS = _own_ports()
 _ports_lock = threading.Lock()

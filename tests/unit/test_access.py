@@ -71,7 +71,7 @@ async def test_who_cannot_wait_is_refused_while_others_are_checked() -> None:
     await asyncio.gather(*checks)
 
 
-async def test_without_users_everybody_is() -> None:
+async def test_without_users_everybody_is_admitted() -> None:
     users = Users([])
     assert not users
     assert await users.admit(None)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from clamproxy.front.access_log import FIELDS, Outcome, log_request, log_tunnel
 from clamproxy.front.asked import Asked
 from clamproxy.messages import Result
-from tests.unit.conftest import AGENT
-from tests.unit.front_bench import CDN, asked
+from tests.support.front import CDN, asked
+from tests.support.stored import AGENT
 
 
 def request(
@@ -74,7 +74,7 @@ def test_a_line(caplog: pytest.LogCaptureFixture) -> None:
         pytest.param(request(agent="x" * 5000), {}, "xxx", "x" * 300, id="a long User-Agent"),
     ],
 )
-def test_what_is_in_it(
+def test_what_is_in_a_line(
     caplog: pytest.LogCaptureFixture,
     given: Asked,
     fields: dict[str, Any],
@@ -159,7 +159,7 @@ def test_connect_is_logged_by_its_target(caplog: pytest.LogCaptureFixture) -> No
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=30), st.binary(max_size=30), st.text(max_size=30))
-def test_it_is_always_one_printable_line(
+def test_an_entry_is_always_one_printable_line(
     caplog: pytest.LogCaptureFixture, path: bytes, agent: bytes, error: str
 ) -> None:
     odd = request(

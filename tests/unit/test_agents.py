@@ -13,8 +13,8 @@ from clamproxy.notes import Notes
 from clamproxy.origin.agents import LONGEST_REMEMBERED, MOST_VERSIONS, Agents
 from tests.support.clock import Clock
 from tests.support.notes import DictKeeper
+from tests.support.stored import DAY
 from tests.support.strategies import json_values
-from tests.unit.conftest import DAY
 
 MACHINE = " (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 00000000-0000-4000-8000-000000000000)"
 CONFIGURED = "ClamAV/1.4.3 (OS: Linux, ARCH: x86_64)"
@@ -25,7 +25,7 @@ def agent(version: str) -> str:
     return f"ClamAV/{version}{MACHINE}"
 
 
-class Bench:
+class AgentsHarness:
     """Agents with a clock and a notebook."""
 
     def __init__(self, configured: str | None = None) -> None:
@@ -55,8 +55,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def harness() -> AgentsHarness:
+    return AgentsHarness()
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,12 @@ def bench() -> Bench:
         pytest.param(["ClamAV/99999.1.1", "ClamAV/1.\u0665"], None, id="numbers that nobody would write"),
     ],
 )
-def test_the_newest_supported_freshclam(bench: Bench, seen: list[str | None], used: str | None) -> None:
+def test_the_newest_supported_freshclam(
+    harness: AgentsHarness, seen: list[str | None], used: str | None
+) -> None:
     for user_agent in seen:
-        bench.agents.see(user_agent)
-    assert bench.asks() == used
+        harness.agents.see(user_agent)
+    assert harness.asks() == used
 
 
 @pytest.mark.parametrize(
@@ -96,19 +98,19 @@ def test_the_newest_supported_freshclam(bench: Bench, seen: list[str | None], us
         pytest.param("ClamAV/1.4.6" + "x" * 5000, id="longer than any freshclam's (protocol.md 1.1)"),
     ],
 )
-def test_what_no_freshclam_sends_is_never_used(bench: Bench, user_agent: str) -> None:
-    bench.agents.see(user_agent)
-    assert bench.asks() is None
-    bench.saved["1.4.6"] = {"user_agent": user_agent, "seen_at": bench.clock.now}
-    bench.restart()
-    assert bench.asks() is None
+def test_what_no_freshclam_sends_is_never_used(harness: AgentsHarness, user_agent: str) -> None:
+    harness.agents.see(user_agent)
+    assert harness.asks() is None
+    harness.saved["1.4.6"] = {"user_agent": user_agent, "seen_at": harness.clock.now}
+    harness.restart()
+    assert harness.asks() is None
 
 
-def test_the_cdn_decides_who_is_admitted(bench: Bench) -> None:
+def test_the_cdn_decides_who_is_admitted(harness: AgentsHarness) -> None:
     for version in ("1.5.3", "1.4.6", "1.0.9"):
-        bench.agents.see(agent(version))
-    assert bench.asks(lambda version: version != "ClamAV/1.5.3") == agent("1.4.6")
-    assert bench.asks(lambda _: False) is None
+        harness.agents.see(agent(version))
+    assert harness.asks(lambda version: version != "ClamAV/1.5.3") == agent("1.4.6")
+    assert harness.asks(lambda _: False) is None
 
 
 @pytest.mark.parametrize(
@@ -119,58 +121,58 @@ def test_the_cdn_decides_who_is_admitted(bench: Bench) -> None:
         pytest.param([agent("1.0.9")], agent("1.0.9"), id="a client's own comes first"),
     ],
 )
-def test_the_configured_one(seen: list[str], used: str) -> None:
-    bench = Bench(CONFIGURED)
+def test_the_configured_agent(seen: list[str], used: str) -> None:
+    harness = AgentsHarness(CONFIGURED)
     for user_agent in seen:
-        bench.agents.see(user_agent)
-    assert bench.asks() == used
+        harness.agents.see(user_agent)
+    assert harness.asks() == used
 
 
-def test_the_configured_one_is_subject_to_cooldowns_too() -> None:
-    bench = Bench(CONFIGURED)
-    bench.agents.see(agent("1.5.3"))
-    assert bench.asks(lambda version: version != "ClamAV/1.5.3") == CONFIGURED
-    assert bench.asks(lambda version: version not in ("ClamAV/1.5.3", "ClamAV/1.4.3")) is None
+def test_the_configured_agent_is_subject_to_cooldowns() -> None:
+    harness = AgentsHarness(CONFIGURED)
+    harness.agents.see(agent("1.5.3"))
+    assert harness.asks(lambda version: version != "ClamAV/1.5.3") == CONFIGURED
+    assert harness.asks(lambda version: version not in ("ClamAV/1.5.3", "ClamAV/1.4.3")) is None
 
 
-def test_a_restart_forgets_nothing(bench: Bench) -> None:
-    bench.agents.see(agent("1.4.6"))
-    bench.agents.see(agent("1.5.3"))
-    bench.restart()
-    assert bench.asks() == agent("1.5.3")
+def test_a_restart_forgets_nothing(harness: AgentsHarness) -> None:
+    harness.agents.see(agent("1.4.6"))
+    harness.agents.see(agent("1.5.3"))
+    harness.restart()
+    assert harness.asks() == agent("1.5.3")
 
 
-def test_what_comes_by_all_day_is_not_written_each_time(bench: Bench) -> None:
+def test_what_comes_by_all_day_is_not_written_each_time(harness: AgentsHarness) -> None:
     for _ in range(1000):
-        bench.agents.see(agent("1.4.6"))
-        bench.clock.now += 1
-    assert bench.saves == 1
+        harness.agents.see(agent("1.4.6"))
+        harness.clock.now += 1
+    assert harness.saves == 1
 
 
-def test_what_does_not_come_by_is_forgotten(bench: Bench) -> None:
-    bench.agents.see(agent("1.5.3"))
+def test_what_does_not_come_by_is_forgotten(harness: AgentsHarness) -> None:
+    harness.agents.see(agent("1.5.3"))
     for _ in range(int(LONGEST_REMEMBERED / DAY) + 1):
-        bench.agents.see(agent("1.4.6"))
-        bench.clock.now += DAY
-    bench.agents.see(agent("1.4.6"))
-    assert bench.asks() == agent("1.4.6")
-    assert set(bench.saved) == {"1.4.6"}
+        harness.agents.see(agent("1.4.6"))
+        harness.clock.now += DAY
+    harness.agents.see(agent("1.4.6"))
+    assert harness.asks() == agent("1.4.6")
+    assert set(harness.saved) == {"1.4.6"}
 
 
-def test_what_comes_by_now_and_then_is_remembered(bench: Bench) -> None:
+def test_what_comes_by_now_and_then_is_remembered(harness: AgentsHarness) -> None:
     for _ in range(4):
-        bench.agents.see(agent("1.5.3"))
-        bench.clock.now += LONGEST_REMEMBERED / 2
-        bench.agents.see(agent("1.4.6"))
-    assert bench.asks() == agent("1.5.3")
+        harness.agents.see(agent("1.5.3"))
+        harness.clock.now += LONGEST_REMEMBERED / 2
+        harness.agents.see(agent("1.4.6"))
+    assert harness.asks() == agent("1.5.3")
 
 
-def test_clients_cannot_fill_the_memory(bench: Bench) -> None:
+def test_clients_cannot_fill_the_memory(harness: AgentsHarness) -> None:
     for number in range(10 * MOST_VERSIONS):
-        bench.agents.see(agent(f"2.{number}.0"))
-        bench.clock.now += 1
-    assert len(bench.saved) == MOST_VERSIONS
-    assert bench.asks() == agent(f"2.{10 * MOST_VERSIONS - 1}.0")
+        harness.agents.see(agent(f"2.{number}.0"))
+        harness.clock.now += 1
+    assert len(harness.saved) == MOST_VERSIONS
+    assert harness.asks() == agent(f"2.{10 * MOST_VERSIONS - 1}.0")
 
 
 @pytest.mark.parametrize(
@@ -190,11 +192,11 @@ def test_clients_cannot_fill_the_memory(bench: Bench) -> None:
         pytest.param({"user_agent": agent("1.4.6"), "seen_at": float("nan")}, id="NaN"),
     ],
 )
-def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
-    bench.saved["1.4.6"] = value
-    bench.restart()
-    assert bench.asks() is None
-    assert bench.saved == {}
+def test_a_note_that_makes_no_sense_is_dropped(harness: AgentsHarness, value: Any) -> None:
+    harness.saved["1.4.6"] = value
+    harness.restart()
+    assert harness.asks() is None
+    assert harness.saved == {}
 
 
 notes = st.fixed_dictionaries(
@@ -209,12 +211,12 @@ notes = st.fixed_dictionaries(
 @given(st.dictionaries(st.sampled_from(["1.4.6", "1.5.0", "", "x"]), notes | json_values))
 @example({"1.4.6": {"user_agent": agent("1.4.6"), "seen_at": 10**400}})
 def test_whatever_was_noted_does_no_harm(saved: dict[str, Any]) -> None:
-    bench = Bench()
-    bench.saved = dict(saved)
-    bench.restart()
-    assert bench.asks() in (None, agent("1.4.6"))
+    harness = AgentsHarness()
+    harness.saved = dict(saved)
+    harness.restart()
+    assert harness.asks() in (None, agent("1.4.6"))
     for version in ("1.4.6", "1.6.0"):
-        bench.agents.see(agent(version))
-    assert bench.asks() == agent("1.6.0")
-    bench.restart()
-    assert bench.asks() == agent("1.6.0")
+        harness.agents.see(agent(version))
+    assert harness.asks() == agent("1.6.0")
+    harness.restart()
+    assert harness.asks() == agent("1.6.0")

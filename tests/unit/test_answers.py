@@ -21,7 +21,8 @@ from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.responses import IN_MEMORY, plain
 from clamproxy.serving.database_responses import from_header, from_object, unavailable
-from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
 
 UPLOADED = float(stime_of(5) + 60)
 

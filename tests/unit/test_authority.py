@@ -360,7 +360,7 @@ class TestCurrent:
         assert rotated is not None
         assert len(rotated.generations) == 2
 
-    def test_one_that_is_gone_goes_on(
+    def test_an_authority_whose_directory_is_gone_goes_on(
         self, authority: Authority, directory: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         current = CurrentAuthority(directory)

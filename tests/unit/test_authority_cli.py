@@ -54,7 +54,7 @@ def test_init(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["export"], ["install"], ["rotate"], ["rotate", "--finish"]])
-def test_without_one(arguments: list[str], tmp_path: Path) -> None:
+def test_commands_without_an_authority(arguments: list[str], tmp_path: Path) -> None:
     assert "clamproxy ca init" in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,7 @@ from tests.support.strategies import json_values
 FILE, OTHER = "/daily-7.cdiff", "/daily.cvd"
 
 
-class Bench:
+class BudgetHarness:
     """A budget with a clock and a notebook."""
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def harness() -> BudgetHarness:
+    return BudgetHarness()
 
 
-def test_what_nobody_asked_for_is_free(bench: Bench) -> None:
-    assert bench.budget.allows(FILE)
-    assert bench.budget.used(FILE) == 0
+def test_what_nobody_asked_for_is_free(harness: BudgetHarness) -> None:
+    assert harness.budget.allows(FILE)
+    assert harness.budget.used(FILE) == 0
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_what_nobody_asked_for_is_free(bench: Bench) -> None:
     ],
 )
 def test_each_pause_is_three_times_the_one_before(
-    bench: Bench, first_pause: float, moments: list[int]
+    harness: BudgetHarness, first_pause: float, moments: list[int]
 ) -> None:
-    start, asked = bench.clock.now, []
+    start, asked = harness.clock.now, []
     for moment in range(0, 3601, 10):
-        bench.clock.now = start + moment
-        if bench.ask_if_allowed(first_pause=first_pause):
+        harness.clock.now = start + moment
+        if harness.ask_if_allowed(first_pause=first_pause):
             asked.append(moment)
     assert asked == moments
 
@@ -77,18 +77,18 @@ def test_each_pause_is_three_times_the_one_before(
 @example([(0.0, "itself")] * 20, 0.0)
 @example([(100.0, "itself"), (0.0, "restart")] * 20, 0.0)
 def test_never_more_than_the_limit_in_any_hour(steps: list[tuple[float, str]], first_pause: float) -> None:
-    bench = Bench()
+    harness = BudgetHarness()
     own: list[float] = []
     everything: list[float] = []
     for pause, what in steps:
-        bench.clock.now += pause
-        now = bench.clock.now
+        harness.clock.now += pause
+        now = harness.clock.now
         if what == "restart":
-            bench.restart()
+            harness.restart()
         elif what == "client":
-            bench.budget.note(FILE)
+            harness.budget.note(FILE)
             everything.append(now)
-        elif bench.ask_if_allowed(first_pause=first_pause):
+        elif harness.ask_if_allowed(first_pause=first_pause):
             # What clients asked for counts as well: the rest is left to them.
             assert sum(1 for at in everything if now - at < WINDOW) < PER_FILE
             own.append(now)
@@ -96,55 +96,55 @@ def test_never_more_than_the_limit_in_any_hour(steps: list[tuple[float, str]], f
         assert sum(1 for at in own if now - at < WINDOW) <= PER_FILE
 
 
-def test_what_clients_ask_for_counts(bench: Bench) -> None:
+def test_what_clients_ask_for_counts(harness: BudgetHarness) -> None:
     for _ in range(3 * PER_FILE):
-        bench.budget.note(FILE)
-    assert bench.budget.used(FILE) >= PER_FILE
-    assert not bench.budget.allows(FILE, first_pause=0)
-    bench.clock.now += WINDOW - 1
-    assert not bench.budget.allows(FILE, first_pause=0)
-    bench.clock.now += 1
-    assert bench.budget.allows(FILE, first_pause=0)
+        harness.budget.note(FILE)
+    assert harness.budget.used(FILE) >= PER_FILE
+    assert not harness.budget.allows(FILE, first_pause=0)
+    harness.clock.now += WINDOW - 1
+    assert not harness.budget.allows(FILE, first_pause=0)
+    harness.clock.now += 1
+    assert harness.budget.allows(FILE, first_pause=0)
 
 
-def test_files_do_not_share_a_budget(bench: Bench) -> None:
+def test_files_do_not_share_a_budget(harness: BudgetHarness) -> None:
     for _ in range(PER_FILE):
-        bench.budget.note(FILE)
-    assert not bench.budget.allows(FILE)
-    assert bench.budget.allows(OTHER)
-    assert bench.budget.used(OTHER) == 0
+        harness.budget.note(FILE)
+    assert not harness.budget.allows(FILE)
+    assert harness.budget.allows(OTHER)
+    assert harness.budget.used(OTHER) == 0
 
 
-def test_what_was_asked_long_ago_is_forgotten(bench: Bench) -> None:
+def test_what_was_asked_long_ago_is_forgotten(harness: BudgetHarness) -> None:
     for number in range(20):
-        bench.budget.note(f"/daily-{number}.cdiff")
-    bench.clock.now += WINDOW
-    bench.budget.note(FILE)
-    assert set(bench.notes) == {FILE}
+        harness.budget.note(f"/daily-{number}.cdiff")
+    harness.clock.now += WINDOW
+    harness.budget.note(FILE)
+    assert set(harness.notes) == {FILE}
 
 
-def test_a_restart_forgets_nothing(bench: Bench) -> None:
+def test_a_restart_forgets_nothing(harness: BudgetHarness) -> None:
     for _ in range(PER_FILE):
-        bench.budget.note(FILE)
-        bench.clock.now += 100
-    bench.restart()
-    assert bench.budget.used(FILE) == PER_FILE
-    assert not bench.budget.allows(FILE)
+        harness.budget.note(FILE)
+        harness.clock.now += 100
+    harness.restart()
+    assert harness.budget.used(FILE) == PER_FILE
+    assert not harness.budget.allows(FILE)
 
 
-def test_times_of_a_clock_that_was_ahead(bench: Bench) -> None:
-    bench.notes[FILE] = [bench.clock.now + 30 * 86400] * PER_FILE
-    bench.restart()
-    bench.clock.now += WINDOW
-    assert bench.budget.allows(FILE)
+def test_times_of_a_clock_that_was_ahead(harness: BudgetHarness) -> None:
+    harness.notes[FILE] = [harness.clock.now + 30 * 86400] * PER_FILE
+    harness.restart()
+    harness.clock.now += WINDOW
+    assert harness.budget.allows(FILE)
 
 
-def test_a_clock_that_is_set_back_holds_nothing_back_for_longer_than_an_hour(bench: Bench) -> None:
-    bench.budget.note(FILE)
-    bench.clock.now -= 30 * 86400
-    bench.budget.allows(FILE)
-    bench.clock.now += WINDOW
-    assert bench.budget.allows(FILE)
+def test_a_clock_that_is_set_back_holds_nothing_back_for_longer_than_an_hour(harness: BudgetHarness) -> None:
+    harness.budget.note(FILE)
+    harness.clock.now -= 30 * 86400
+    harness.budget.allows(FILE)
+    harness.clock.now += WINDOW
+    assert harness.budget.allows(FILE)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_a_clock_that_is_set_back_holds_nothing_back_for_longer_than_an_hour(ben
         pytest.param([10**400], id="a number beyond all floats"),
     ],
 )
-def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None:
-    bench.notes[FILE] = value
-    bench.restart()
-    assert bench.budget.used(FILE) == 0
-    assert bench.budget.allows(FILE)
-    assert bench.notes == {}
+def test_a_note_that_makes_no_sense_is_dropped(harness: BudgetHarness, value: Any) -> None:
+    harness.notes[FILE] = value
+    harness.restart()
+    assert harness.budget.used(FILE) == 0
+    assert harness.budget.allows(FILE)
+    assert harness.notes == {}
 
 
 @given(st.dictionaries(st.sampled_from([FILE, OTHER, "", "/x"]), json_values))
@@ -177,13 +177,13 @@ def test_a_note_that_makes_no_sense_is_dropped(bench: Bench, value: Any) -> None
 @example({FILE: [10**400]})
 @example({FILE: [1_700_000_000, 5]})
 def test_whatever_was_noted_an_hour_later_all_is_allowed_and_forgotten(saved: dict[str, Any]) -> None:
-    bench = Bench()
-    bench.notes.update(saved)
-    bench.restart()
+    harness = BudgetHarness()
+    harness.notes.update(saved)
+    harness.restart()
     for path in saved:
-        assert bench.budget.used(path) >= 0
-    bench.clock.now += WINDOW
+        assert harness.budget.used(path) >= 0
+    harness.clock.now += WINDOW
     for path in saved:
-        assert (bench.budget.used(path), bench.budget.allows(path)) == (0, True)
-    bench.budget.note("/new")
-    assert set(bench.notes) == {"/new"}
+        assert (harness.budget.used(path), harness.budget.allows(path)) == (0, True)
+    harness.budget.note("/new")
+    assert set(harness.notes) == {"/new"}

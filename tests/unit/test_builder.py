@@ -22,10 +22,11 @@ from clamproxy.releases import builder as builder_module
 from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError, CldBuilder
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.threads import Writer
+from tests.support.clock import Clock
 from tests.support.forge import forge_keys
 from tests.support.notes import notes_in
+from tests.support.stored import RELEASES, cdiff, cvd, hold, put, put_cvd, read, until
 from tests.support.strategies import json_values
-from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, put_cvd, read, until
 
 MANY = 10**9
 LIMIT = 30
@@ -36,7 +37,7 @@ def cld(version: int) -> ObjectId:
     return ObjectId("daily", version, Kind.CLD)
 
 
-class Bench:
+class BuilderHarness:
     """A builder with its store and a notebook."""
 
     def __init__(self, store: Store) -> None:
@@ -45,10 +46,11 @@ class Bench:
         self.keys = forge_keys().trusted
         self.lineages = Lineages(store, self.keys)
         self.notes: dict[str, Any] = {}
+        self.clock = Clock()
         self.builder = self.make()
 
     def make(self) -> CldBuilder:
-        return CldBuilder(self.store, self.writer, self.keys, notes_in(self.notes))
+        return CldBuilder(self.store, self.writer, self.keys, notes_in(self.notes), clock=self.clock)
 
     async def proven(self) -> ProvenLineage:
         proven = await self.lineages.get("daily")
@@ -67,14 +69,14 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(store: Store) -> AsyncIterator[Bench]:
+async def harness(store: Store) -> AsyncIterator[BuilderHarness]:
     """Version 1 is cached, with the patches up to 4."""
     hold(store, 1, [2, 3, 4])
-    bench = Bench(store)
-    yield bench
-    bench.builder.stop()
-    bench.writer.submit(store.disconnect)
-    bench.writer.close()
+    harness = BuilderHarness(store)
+    yield harness
+    harness.builder.stop()
+    harness.writer.submit(store.disconnect)
+    harness.writer.close()
 
 
 def check(path: Path, content: bytes, version: int) -> None:
@@ -87,71 +89,73 @@ def check(path: Path, content: bytes, version: int) -> None:
     assert content[:512] == RELEASES.cld_header(version)
 
 
-async def test_it_is_what_freshclam_would_have_built(bench: Bench, tmp_path: Path) -> None:
-    check(tmp_path / "cld", await bench.build(), 4)
-    assert bench.store.has(cld(4))
-    assert bench.left_over() == []
+async def test_a_cld_is_what_freshclam_would_have_built(harness: BuilderHarness, tmp_path: Path) -> None:
+    check(tmp_path / "cld", await harness.build(), 4)
+    assert harness.store.has(cld(4))
+    assert harness.left_over() == []
 
 
-async def test_what_is_known_of_it(bench: Bench) -> None:
-    content = await bench.build()
-    published = bench.store.open(cld(4))
+async def test_what_is_known_of_a_cld(harness: BuilderHarness) -> None:
+    content = await harness.build()
+    published = harness.store.open(cld(4))
     assert published is not None
     with published:
         assert published.metadata.header == content[:512].decode()
         assert published.metadata.last_modified is None
-    assert bench.store.newest_version("daily") == 1
+    assert harness.store.newest_version("daily") == 1
 
 
-async def test_each_is_built_once(bench: Bench) -> None:
-    contents = await asyncio.gather(*(bench.build() for _ in range(10)))
+async def test_each_cld_is_built_once(harness: BuilderHarness) -> None:
+    contents = await asyncio.gather(*(harness.build() for _ in range(10)))
     assert len(set(contents)) == 1
-    before = read(bench.store, cld(4))
-    again = bench.make()
+    before = read(harness.store, cld(4))
+    again = harness.make()
     async with asyncio.timeout(LIMIT):
-        published = await again.open("daily", await bench.proven())
+        published = await again.open("daily", await harness.proven())
     with published:
         assert os.pread(published.fileno(), published.size, 0) == before
 
 
-async def test_the_next_one_goes_on_from_the_last(bench: Bench, tmp_path: Path) -> None:
+async def test_the_next_cld_goes_on_from_the_last(harness: BuilderHarness, tmp_path: Path) -> None:
     """The patches that it is made of need not be here any more."""
-    await bench.build()
-    hold(bench.store, None, [5, 6])
-    proven = await bench.proven()
-    bench.store.drop(cdiff(2))
+    await harness.build()
+    hold(harness.store, None, [5, 6])
+    proven = await harness.proven()
+    harness.store.drop(cdiff(2))
     async with asyncio.timeout(LIMIT):
-        published = await bench.builder.open("daily", proven)
+        published = await harness.builder.open("daily", proven)
     with published:
         check(tmp_path / "cld", os.pread(published.fileno(), published.size, 0), 6)
 
 
-async def test_a_patch_that_is_gone_is_a_failure_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    proven = await bench.proven()
-    bench.store.drop(cdiff(2))
+async def test_a_patch_that_is_gone_is_a_failure_once(
+    harness: BuilderHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    proven = await harness.proven()
+    harness.store.drop(cdiff(2))
     for _ in range(3):
-        assert bench.builder.can_build(cld(4)) == (not caplog.text)
+        assert harness.builder.can_build(cld(4)) == (not caplog.text)
         with pytest.raises(BuildError):
-            await bench.builder.open("daily", proven)
-    assert not bench.builder.can_build(cld(4))
+            await harness.builder.open("daily", proven)
+    assert not harness.builder.can_build(cld(4))
     assert caplog.text.count("can't be built") == 1
-    assert bench.left_over() == []
-    assert bench.builder.can_build(cld(5))
+    assert harness.left_over() == []
+    assert harness.builder.can_build(cld(5))
 
 
-async def test_after_a_failure_the_next_version_is_built(bench: Bench, tmp_path: Path) -> None:
-    proven = await bench.proven()
-    bench.store.drop(cdiff(2))
+async def test_after_a_failure_the_next_version_is_built(harness: BuilderHarness, tmp_path: Path) -> None:
+    proven = await harness.proven()
+    harness.store.drop(cdiff(2))
     with pytest.raises(BuildError):
-        await bench.builder.open("daily", proven)
-    hold(bench.store, None, [2, 5])
-    check(tmp_path / "cld", await bench.build(), 5)
+        await harness.builder.open("daily", proven)
+    hold(harness.store, None, [2, 5])
+    check(tmp_path / "cld", await harness.build(), 5)
 
 
-async def test_a_base_whose_payload_is_not_what_it_was(bench: Bench, store: Store) -> None:
+async def test_a_base_whose_payload_is_not_what_it_was(harness: BuilderHarness, store: Store) -> None:
     """Somebody has changed the CVD in the cache: what it would lead to is not published."""
-    proven = await bench.proven()
-    main = Bench(store)
+    proven = await harness.proven()
+    main = BuilderHarness(store)
     put_cvd(store, 9, RELEASES.cvd(2))
     with pytest.raises(BuildError):
         await main.builder.open("daily", ProvenLineage(type(proven.lineage)(9, 1, 10), proven.info))
@@ -160,41 +164,41 @@ async def test_a_base_whose_payload_is_not_what_it_was(bench: Bench, store: Stor
     main.writer.close()
 
 
-async def test_who_leaves_ends_nothing(bench: Bench) -> None:
-    waiting = asyncio.create_task(bench.build())
-    await until(lambda: bench.builder._running or bench.store.has(cld(4)))
+async def test_who_leaves_ends_nothing(harness: BuilderHarness) -> None:
+    waiting = asyncio.create_task(harness.build())
+    await until(lambda: harness.builder._running or harness.store.has(cld(4)))
     waiting.cancel()
-    await until(lambda: bench.store.has(cld(4)))
+    await until(lambda: harness.store.has(cld(4)))
 
 
-async def test_it_can_be_begun_without_waiting(bench: Bench) -> None:
-    assert bench.builder.start("daily", await bench.proven()) == cld(4)
-    await until(lambda: bench.store.has(cld(4)))
-    assert bench.builder.start("daily", await bench.proven()) == cld(4)
-    await until(lambda: not bench.left_over())
+async def test_a_build_can_be_begun_without_waiting(harness: BuilderHarness) -> None:
+    assert harness.builder.start("daily", await harness.proven()) == cld(4)
+    await until(lambda: harness.store.has(cld(4)))
+    assert harness.builder.start("daily", await harness.proven()) == cld(4)
+    await until(lambda: not harness.left_over())
 
 
-async def test_a_disk_that_is_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_is_full(harness: BuilderHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(builder_module, "build_cld", full)
         with pytest.raises(BuildError):
-            await bench.build()
-    assert bench.left_over() == []
-    assert bench.make().can_build(cld(4))
+            await harness.build()
+    assert harness.left_over() == []
+    assert harness.make().can_build(cld(4))
 
 
-async def test_stop(bench: Bench) -> None:
-    bench.builder.start("daily", await bench.proven())
-    bench.builder.stop()
+async def test_stop(harness: BuilderHarness) -> None:
+    harness.builder.start("daily", await harness.proven())
+    harness.builder.stop()
     await asyncio.sleep(0)
-    assert not bench.store.has(cvd(4))
+    assert not harness.store.has(cvd(4))
 
 
-async def test_what_a_killed_process_left(bench: Bench) -> None:
-    directory = bench.store.directory / "build"
+async def test_what_a_killed_process_left(harness: BuilderHarness) -> None:
+    directory = harness.store.directory / "build"
     old, young, stray = directory / "daily-3.cld.x", directory / "daily-4.cld.y", directory / "file"
     for path in (old, young):
         path.mkdir(parents=True)
@@ -202,7 +206,7 @@ async def test_what_a_killed_process_left(bench: Bench) -> None:
     stray.touch()
     moment = time.time() - LONGEST_BUILD - 60
     os.utime(old, (moment, moment))
-    bench.builder.sweep()
+    harness.builder.sweep()
     assert not old.exists()
     assert young.exists()
 
@@ -220,26 +224,24 @@ def test_sweeping_where_nothing_was_built(store: Store) -> None:
 # Demand
 
 
-async def test_demand(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time()
-    assert not bench.builder.is_in_demand("daily")
+async def test_demand(harness: BuilderHarness) -> None:
+    assert not harness.builder.is_in_demand("daily")
     for _ in range(100):
-        bench.builder.note_demand("daily")
-    assert bench.builder.is_in_demand("daily")
-    assert not bench.builder.is_in_demand("main")
-    again = bench.make()
+        harness.builder.note_demand("daily")
+    assert harness.builder.is_in_demand("daily")
+    assert not harness.builder.is_in_demand("main")
+    again = harness.make()
     assert again.is_in_demand("daily")
-    monkeypatch.setattr(time, "time", lambda: now + LONGEST_DEMAND + 60)
-    assert not bench.builder.is_in_demand("daily")
+    harness.clock.now += LONGEST_DEMAND + 60
+    assert not harness.builder.is_in_demand("daily")
     assert not again.is_in_demand("daily")
 
 
-async def test_a_demand_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time()
-    for hours in range(0, 96, 2):
-        monkeypatch.setattr(time, "time", lambda hours=hours: now + hours * 3600)
-        bench.builder.note_demand("daily")
-    assert bench.builder.is_in_demand("daily")
+async def test_a_demand_goes_on(harness: BuilderHarness) -> None:
+    for _ in range(48):
+        harness.clock.now += 2 * 3600
+        harness.builder.note_demand("daily")
+    assert harness.builder.is_in_demand("daily")
 
 
 @given(st.dictionaries(st.sampled_from(["daily", "main", ""]), json_values))
@@ -266,6 +268,6 @@ class _NoStore:
     directory = Path("nowhere")
 
 
-async def test_patches_that_are_here_twice_do_no_harm(bench: Bench) -> None:
-    put(bench.store, cdiff(4), b"again")
-    assert (await bench.build())[:512] == RELEASES.cld_header(4)
+async def test_patches_that_are_here_twice_do_no_harm(harness: BuilderHarness) -> None:
+    put(harness.store, cdiff(4), b"again")
+    assert (await harness.build())[:512] == RELEASES.cld_header(4)

@@ -21,10 +21,7 @@ from clamproxy.bundle.manifest import MANIFEST_NAME
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import Kind, ObjectId
-from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
-from tests.support.forge import forge_cdiff, forge_sign
-from tests.support.killing import killed_at
-from tests.unit.bundle_bench import (
+from tests.support.bundle_parts import (
     assert_nothing_staged,
     assert_refused,
     contents,
@@ -35,7 +32,11 @@ from tests.unit.bundle_bench import (
     packed,
     unpacked,
 )
-from tests.unit.conftest import Fill, MakeCvd, cdiff, cvd, put, put_cvd, read, sign
+from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
+from tests.support.fixtures import Fill, MakeCvd
+from tests.support.forge import forge_cdiff, forge_sign
+from tests.support.killing import killed_at
+from tests.support.stored import cdiff, cvd, put, put_cvd, read, sign
 
 # What goes in
 
@@ -329,7 +330,7 @@ class TestLateSignatures:
         assert [listed.name for listed in manifest.signatures] == ["daily-3.cdiff.sign"]
         assert contents(other).keys() == contents(store).keys() - {"daily-3.cdiff", "daily-3.cdiff.sign"}
 
-    def test_without_them_older_versions_can_import(self, store: Store, fill: Fill) -> None:
+    def test_without_late_signatures_older_versions_can_import(self, store: Store, fill: Fill) -> None:
         fill(store, 5, range(6, 8))
         manifest = manifest_of(exported(store))
         assert manifest["format"] == 1
@@ -365,7 +366,7 @@ def test_a_second_import_changes_nothing(store: Store, other: Store, fill: Fill)
     assert contents(other) == before
 
 
-def test_other_keys_refuse_it(store: Store, other: Store, fill: Fill) -> None:
+def test_other_keys_refuse_a_bundle(store: Store, other: Store, fill: Fill) -> None:
     fill(store, 5)
     assert_refused(other, exported(store), "failed verification", keys=CLAMAV_KEYS)
 

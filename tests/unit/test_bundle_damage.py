@@ -20,9 +20,7 @@ from clamproxy.bundle.manifest import MANIFEST_NAME, sha256_of
 from clamproxy.cache.store import Store
 from clamproxy.formats.verification import verify
 from clamproxy.objects import ObjectId
-from tests.support.forge import forge_cdiff
-from tests.support.killing import killed_at
-from tests.unit.bundle_bench import (
+from tests.support.bundle_parts import (
     KEYS,
     assert_nothing_staged,
     assert_refused,
@@ -34,7 +32,10 @@ from tests.unit.bundle_bench import (
     packed,
     unpacked,
 )
-from tests.unit.conftest import Fill, MakeCvd, cvd, put_cvd, sign
+from tests.support.fixtures import Fill, MakeCvd
+from tests.support.forge import forge_cdiff
+from tests.support.killing import killed_at
+from tests.support.stored import cvd, put_cvd, sign
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from clamproxy.cache.store import Store
 from tests.support.forge import forge_keys
 from tests.support.programs import require_program
-from tests.unit.conftest import RELEASES, cdiff, cvd, hold, read
+from tests.support.stored import RELEASES, cdiff, cvd, hold, read
 
 WITHOUT_ROOTS_RIGHTS = "-dac_override,-dac_read_search"
 PARTS = ("index", "objects", "partial", "quarantine")

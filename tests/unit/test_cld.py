@@ -138,7 +138,7 @@ def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 6])
-def test_a_cld_is_a_base_too(tmp_path: Path, level: int) -> None:
+def test_a_cld_is_a_base(tmp_path: Path, level: int) -> None:
     base, update = forge_database("daily", 1, ONE), forge_patch("daily", 2, ONE, TWO, SCRIPT)
     (tmp_path / "first").mkdir()
     first = build(tmp_path / "first", base, [update], level=level)
@@ -195,7 +195,7 @@ def test_moved_lines(tmp_path: Path) -> None:
         ([forge_patch("daily", 2, ONE, TWO, SCRIPT + b"RM x\n")], "patch to version 2: unknown command"),
     ],
 )
-def test_patches_that_do_not_lead_there(tmp_path: Path, patches: list[bytes], reason: str) -> None:
+def test_patches_that_do_not_lead_to_the_version(tmp_path: Path, patches: list[bytes], reason: str) -> None:
     with pytest.raises(InvalidObject, match=reason):
         build(tmp_path, forge_database("daily", 1, ONE), patches)
 

@@ -17,7 +17,8 @@ from clamproxy import __version__, cli
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import settings_of
 from clamproxy.fleet.table import Table
-from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import cdiff, put, put_cvd
 
 
 @pytest.fixture(autouse=True)

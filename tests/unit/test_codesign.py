@@ -185,21 +185,21 @@ any_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 
 
 @any_way
-def test_of_this_file(way: Callable[[bytes], bytes]) -> None:
+def test_a_signature_of_the_file_itself(way: Callable[[bytes], bytes]) -> None:
     check(way(CONTENT))
     check(way(CONTENT), None)
     check(way(b""), b"")
 
 
 @any_way
-def test_of_another_file(way: Callable[[bytes], bytes]) -> None:
+def test_a_signature_of_another_file(way: Callable[[bytes], bytes]) -> None:
     check(way(OTHER), None)
     for content in (CONTENT, CONTENT[:-1], CONTENT + b"\n", b""):
         with pytest.raises(InvalidObject):
             check(way(OTHER), content)
 
 
-def test_one_that_says_nothing_and_cannot_be_verified() -> None:
+def test_a_signature_that_says_nothing_and_cannot_be_verified() -> None:
     der = signed_data(CONTENT, PKCS7Options.NoAttributes, PKCS7Options.NoCerts)
     with pytest.raises(InvalidObject, match="nothing says what it signs"):
         check(der)

@@ -16,7 +16,7 @@ from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.storage.condition import Condition, LockedError, Trouble, trouble_of
-from tests.unit.conftest import cdiff, cvd, put, read
+from tests.support.stored import cdiff, cvd, put, read
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -120,7 +120,7 @@ def test_what_is_larger_is_an_error(full: Store) -> None:
     assert full.sizes() == {}
 
 
-def test_a_reader_goes_on_when_it_is_dropped(full: Store) -> None:
+def test_a_reader_goes_on_when_its_object_is_dropped(full: Store) -> None:
     put(full, cdiff(5), b"patch")
     published = full.open(cdiff(5))
     assert published is not None

@@ -69,7 +69,7 @@ lineages = st.builds(
 
 
 @given(lineages, st.booleans())
-def test_switched_off_it_renews_nothing(state: Lineage, next_is_gone: bool) -> None:
+def test_switched_off_delta_serving_renews_nothing(state: Lineage, next_is_gone: bool) -> None:
     assert renewal(state, Delta(enabled=False), next_is_gone=next_is_gone) is NOT_NEEDED
 
 

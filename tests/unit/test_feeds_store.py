@@ -13,7 +13,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_store import OVERHEAD, FeedStore, NoRoomError
 from clamproxy.feeds.sharing_rules import ResponseHead
-from tests.unit.conftest import Child
+from tests.support.fixtures import Child
 
 LIMIT = 100_000
 AT = 1_800_000_000.0
@@ -64,7 +64,7 @@ def test_what_is_stored_is_there_after_a_restart(directory: Path) -> None:
     assert again.is_checked(entry)
 
 
-def test_nobody_else_can_read_it(directory: Path) -> None:
+def test_nobody_else_can_read_the_store(directory: Path) -> None:
     put(open_store(directory), 1, b"body")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
@@ -83,7 +83,7 @@ def test_a_new_body_replaces_the_old_one(directory: Path) -> None:
     assert body_of(open_store(directory), 1) == b"newer"
 
 
-def test_the_same_body_again_is_as_old_as_it_was(directory: Path) -> None:
+def test_a_body_that_is_stored_again_is_as_old_as_it_was(directory: Path) -> None:
     store = open_store(directory)
     put(store, 1, b"same", at=AT)
     again = put(store, 1, b"same", at=AT + 100)

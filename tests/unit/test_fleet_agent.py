@@ -56,7 +56,7 @@ SENT = f"ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: {UUID})"
         pytest.param("", None, id="nothing"),
     ],
 )
-def test_the_machine_behind_it(user_agent: str, agent: Agent | None) -> None:
+def test_the_machine_behind_a_user_agent(user_agent: str, agent: Agent | None) -> None:
     assert parse_agent(user_agent) == agent
 
 

@@ -19,8 +19,8 @@ from clamproxy.cache.store import Store
 from clamproxy.cli.fleet import fleet
 from clamproxy.fleet.observer import Failure
 from clamproxy.fleet.table import FILE_NAME
-from tests.unit import fleet_rows
-from tests.unit.fleet_rows import put_rows
+from tests.support import fleet_rows
+from tests.support.fleet_rows import put_rows
 
 DAY = 86400
 FINE = "11111111-0000-4000-8000-000000000000"

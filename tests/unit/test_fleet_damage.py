@@ -19,159 +19,163 @@ import pytest
 
 from clamproxy.fleet.reading import UnreadableFleetError
 from clamproxy.fleet.table import FILE_NAME
-from tests.unit.fleet_bench import Bench, uuid
+from tests.harness.fleet import FleetHarness, uuid
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    yield bench
-    bench.writer.close()
+def harness(tmp_path: Path) -> Iterator[FleetHarness]:
+    harness = FleetHarness(tmp_path)
+    yield harness
+    harness.writer.close()
 
 
-async def test_a_table_that_cannot_be_written(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.path.mkdir()
-    fleet = bench.make()
+async def test_a_table_that_cannot_be_written(
+    harness: FleetHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.path.mkdir()
+    fleet = harness.make()
     for number in range(5):
-        fleet.see(bench.visit(number))
-        await bench.written()
+        fleet.see(harness.visit(number))
+        await harness.written()
     assert caplog.text.count("can't be written") == 1
-    bench.path.rmdir()
-    await bench.written()  # nothing new came, what is pending is enough
-    assert len(bench.machines()) == 5
+    harness.path.rmdir()
+    await harness.written()  # nothing new came, what is pending is enough
+    assert len(harness.machines()) == 5
 
 
-async def test_another_writer_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_writer_is_waited_for(harness: FleetHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
-    fleet = bench.make()
-    await bench.written()
-    other = sqlite3.connect(bench.path, isolation_level=None)
+    fleet = harness.make()
+    await harness.written()
+    other = sqlite3.connect(harness.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    fleet.see(bench.visit())
-    await bench.written()
-    assert bench.machines() == []
+    fleet.see(harness.visit())
+    await harness.written()
+    assert harness.machines() == []
     other.close()
-    await bench.written()
-    assert bench.versions() == {uuid(1): 6}
+    await harness.written()
+    assert harness.versions() == {uuid(1): 6}
 
 
-async def fill(bench: Bench, count: int = 300) -> None:
-    fleet = bench.make()
+async def fill(harness: FleetHarness, count: int = 300) -> None:
+    fleet = harness.make()
     for number in range(count):
-        fleet.see(bench.visit(number))
-    await bench.written()
+        fleet.see(harness.visit(number))
+    await harness.written()
 
 
 @pytest.mark.parametrize("position", [0, 8192, 20000], ids=["its head", "a page", "another page"])
 async def test_a_damaged_table_is_moved_aside(
-    bench: Bench, caplog: pytest.LogCaptureFixture, position: int
+    harness: FleetHarness, caplog: pytest.LogCaptureFixture, position: int
 ) -> None:
-    await fill(bench)
-    bench.damage(position)
-    fleet = bench.make()
-    fleet.see(bench.visit(7))
-    await bench.written()
-    assert bench.versions() == {uuid(7): 6}
+    await fill(harness)
+    harness.damage(position)
+    fleet = harness.make()
+    fleet.see(harness.visit(7))
+    await harness.written()
+    assert harness.versions() == {uuid(7): 6}
     assert caplog.text.count("is damaged") == 1
-    (aside,) = bench.directory.glob("*.damaged-*")
+    (aside,) = harness.directory.glob("*.damaged-*")
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("position", [0, 20000])
-async def test_a_damaged_table_that_is_read(bench: Bench, position: int) -> None:
-    await fill(bench)
-    bench.damage(position)
+async def test_a_damaged_table_that_is_read(harness: FleetHarness, position: int) -> None:
+    await fill(harness)
+    harness.damage(position)
     with pytest.raises(UnreadableFleetError, match=FILE_NAME):
-        bench.machines()
+        harness.machines()
 
 
-async def test_a_table_that_is_damaged_meanwhile(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    await fill(bench)
-    bench.damage()
-    bench.made[0].see(bench.visit(7))
-    await bench.written()
-    assert bench.versions() == {uuid(7): 6}
+async def test_a_table_that_is_damaged_meanwhile(
+    harness: FleetHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fill(harness)
+    harness.damage()
+    harness.made[0].see(harness.visit(7))
+    await harness.written()
+    assert harness.versions() == {uuid(7): 6}
     assert caplog.text.count("is damaged") == 1
 
 
-async def test_only_one_damaged_table_is_kept(bench: Bench) -> None:
+async def test_only_one_damaged_table_is_kept(harness: FleetHarness) -> None:
     for _ in range(3):
-        await fill(bench, 1)
-        bench.damage()
-    bench.make()
-    await bench.written()
-    assert len(list(bench.directory.glob("*.damaged-*"))) == 1
+        await fill(harness, 1)
+        harness.damage()
+    harness.make()
+    await harness.written()
+    assert len(list(harness.directory.glob("*.damaged-*"))) == 1
 
 
-async def test_a_table_of_a_later_version_is_moved_aside(bench: Bench) -> None:
-    with sqlite3.connect(bench.path) as connection:
+async def test_a_table_of_a_later_version_is_moved_aside(harness: FleetHarness) -> None:
+    with sqlite3.connect(harness.path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(UnreadableFleetError, match="another version"):
-        bench.machines()
-    await fill(bench, 1)
-    assert len(bench.machines()) == 1
+        harness.machines()
+    await fill(harness, 1)
+    assert len(harness.machines()) == 1
 
 
-async def test_garbage_within_a_row(bench: Bench) -> None:
-    await fill(bench, 2)
-    with sqlite3.connect(bench.path) as connection:
+async def test_garbage_within_a_row(harness: FleetHarness) -> None:
+    await fill(harness, 2)
+    with sqlite3.connect(harness.path) as connection:
         connection.execute(
             "UPDATE machines SET databases = '{\"daily\":', os = CAST(x'ff' AS TEXT) WHERE uuid = ?",
             (uuid(1),),
         )
     connection.close()
-    assert bench.versions() == {uuid(0): 6}
-    bench.made[0].see(bench.visit(1))
-    await bench.written()
-    assert len(bench.versions()) == 2
+    assert harness.versions() == {uuid(0): 6}
+    harness.made[0].see(harness.visit(1))
+    await harness.written()
+    assert len(harness.versions()) == 2
 
 
-async def test_a_table_that_was_deleted(bench: Bench) -> None:
-    await fill(bench, 3)
-    for path in bench.directory.iterdir():
+async def test_a_table_that_was_deleted(harness: FleetHarness) -> None:
+    await fill(harness, 3)
+    for path in harness.directory.iterdir():
         path.unlink()
-    assert bench.machines() == []
-    bench.made[0].see(bench.visit(7))
-    await bench.written()
-    assert bench.versions() == {uuid(7): 6}
+    assert harness.machines() == []
+    harness.made[0].see(harness.visit(7))
+    await harness.written()
+    assert harness.versions() == {uuid(7): 6}
 
 
-async def test_an_empty_file(bench: Bench) -> None:
-    bench.path.touch()
-    assert bench.machines() == []
-    await fill(bench, 1)
-    assert len(bench.machines()) == 1
+async def test_an_empty_file(harness: FleetHarness) -> None:
+    harness.path.touch()
+    assert harness.machines() == []
+    await fill(harness, 1)
+    assert len(harness.machines()) == 1
 
 
-async def test_two_on_one_table(bench: Bench, tmp_path: Path) -> None:
+async def test_two_gateways_on_one_table(harness: FleetHarness, tmp_path: Path) -> None:
     """As while a configuration is reloaded, and with several processes."""
-    other = Bench(tmp_path, clock=bench.clock)
+    other = FleetHarness(tmp_path, clock=harness.clock)
     try:
-        first, second = bench.make(), other.make()
+        first, second = harness.make(), other.make()
         for version in range(2, 40):
             for number, fleet in ((1, first), (2, second)):
-                fleet.see(bench.visit(number, version=version))
-                fleet.see(bench.visit(3, version=version, complete=number == 1))
+                fleet.see(harness.visit(number, version=version))
+                fleet.see(harness.visit(3, version=version, complete=number == 1))
             first.flush()
             second.flush()
-        await asyncio.gather(bench.written(), other.written())
-        versions = bench.versions()
+        await asyncio.gather(harness.written(), other.written())
+        versions = harness.versions()
         assert (versions[uuid(1)], versions[uuid(2)]) == (39, 39)
         assert versions[uuid(3)] in (38, 39)
     finally:
         other.writer.close()
 
 
-async def test_it_can_be_read_meanwhile(bench: Bench) -> None:
-    fleet = bench.make()
-    await bench.written()
+async def test_a_table_can_be_read_while_it_is_written(harness: FleetHarness) -> None:
+    fleet = harness.make()
+    await harness.written()
     for number in range(30):
-        fleet.see(bench.visit(number))
+        fleet.see(harness.visit(number))
         fleet.flush()
-        assert len(bench.machines()) <= number + 1
-    await bench.written()
-    assert len(bench.machines()) == 30
+        assert len(harness.machines()) <= number + 1
+    await harness.written()
+    assert len(harness.machines()) == 30
 
 
 WRITES = """
@@ -180,14 +184,14 @@ from pathlib import Path
 from clamproxy.config.settings import FleetSection as Settings
 from clamproxy.fleet import Fleet
 from clamproxy.threads import Writer
-from tests.unit.fleet_bench import Bench
+from tests.harness.fleet import FleetHarness
 
 async def main():
-    bench = Bench(Path(sys.argv[1]))
-    fleet = bench.make()
+    harness = FleetHarness(Path(sys.argv[1]))
+    fleet = harness.make()
     for number in range(10**9):
-        fleet.see(bench.visit(number % 1000, at=time.time()))
-        await bench.written()
+        fleet.see(harness.visit(number % 1000, at=time.time()))
+        await harness.written()
         if number == 20:
             print("writes", flush=True)
 
@@ -195,11 +199,11 @@ asyncio.run(main())
 """
 
 
-async def test_a_kill(bench: Bench) -> None:
+async def test_a_kill(harness: FleetHarness) -> None:
     """What was written stays, and the table is whole."""
     code = textwrap.dedent(WRITES)
     process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", code, str(bench.directory)],
+        [sys.executable, "-c", code, str(harness.directory)],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
@@ -207,23 +211,25 @@ async def test_a_kill(bench: Bench) -> None:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
         assert line == b"writes\n"
-        assert len(bench.machines()) >= 20
+        assert len(harness.machines()) >= 20
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    found = len(bench.machines())
+    found = len(harness.machines())
     assert found >= 20
-    with sqlite3.connect(bench.path) as connection:
+    with sqlite3.connect(harness.path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
-    bench.clock.now = time.time()
-    bench.make().see(bench.visit(10**6))
-    await bench.written()
-    assert len(bench.machines()) == found + 1
-    assert not list(bench.directory.glob("*.damaged-*"))
+    harness.clock.now = time.time()
+    harness.make().see(harness.visit(10**6))
+    await harness.written()
+    assert len(harness.machines()) == found + 1
+    assert not list(harness.directory.glob("*.damaged-*"))
 
 
-async def test_nothing_is_logged_where_all_is_well(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_is_logged_where_all_is_well(
+    harness: FleetHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        await fill(bench)
+        await fill(harness)
     assert caplog.text == ""

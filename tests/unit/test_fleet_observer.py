@@ -142,7 +142,7 @@ def test_evidence(visits: list[Visit], version: int | None, error: str | None) -
     assert (version_of(known), error_of(known)) == (version, error)
 
 
-def test_when_it_was_learned() -> None:
+def test_evidence_has_the_time_at_which_it_was_learned() -> None:
     known = after(visit(cdiff(5)), visit(cdiff(6)), visit(None))
     assert known.holdings["daily"].seen_at == 1001
     assert known.last_error is None

@@ -14,8 +14,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.fleet import Machine, advertised_to_clients, read_fleet, summary
 from clamproxy.fleet.machine import MachineState
 from clamproxy.fleet.observer import Failure
-from tests.unit.conftest import DAY, MakeCvd, cdiff, put, put_cvd
-from tests.unit.fleet_rows import NOW, put_rows, row
+from tests.support.fixtures import MakeCvd
+from tests.support.fleet_rows import NOW, put_rows, row
+from tests.support.stored import DAY, cdiff, put, put_cvd
 
 ADVERTISED = {"daily": 10, "main": 62}
 

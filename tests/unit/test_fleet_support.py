@@ -52,9 +52,9 @@ def test_end_of_life(freshclam: str | None, at: str, ended: bool) -> None:
         ("1.4.6", None),
     ],
 )
-def test_what_it_means(freshclam: str, text: str | None) -> None:
+def test_what_the_end_of_life_means(freshclam: str, text: str | None) -> None:
     assert explain_end_of_life(freshclam, NOW) == text
 
 
-def test_what_is_refused_is_in_no_request_of_the_gateway_either() -> None:
+def test_what_is_refused_is_in_no_request_of_the_gateway() -> None:
     assert NEWEST_BLOCKED < OLDEST_SUPPORTED

@@ -19,7 +19,7 @@ from tests.support.disk import open_disk
 from tests.support.forge import forge_keys
 from tests.support.former import LAYOUTS, make_former
 from tests.support.killing import killed_at
-from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, read, sign
+from tests.support.stored import RELEASES, cdiff, cvd, hold, put, read, sign
 
 KEYS = forge_keys().trusted
 MANY = 10**9

@@ -13,8 +13,7 @@ from clamproxy.history import SERIES, STEP, STEPS, History, Past
 from clamproxy.notes import UNKEPT
 from tests.support.clock import Clock
 from tests.support.notes import notes_in
-
-from .conftest import until
+from tests.support.stored import until
 
 T0 = 6_000_000 * STEP
 """The beginning of a step."""

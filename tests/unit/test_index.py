@@ -23,7 +23,7 @@ from clamproxy.statistics import snapshot
 from clamproxy.storage.condition import Condition, Trouble
 from clamproxy.storage.sealing import seal, unseal
 from tests.support.forge import forge_keys
-from tests.unit.conftest import RELEASES, cdiff, cvd, hold, put, read
+from tests.support.stored import RELEASES, cdiff, cvd, hold, put, read
 
 PICKLE, BINARY = 4, 2
 KEYS = forge_keys().trusted

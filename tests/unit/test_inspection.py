@@ -16,8 +16,9 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.formats.verification import verify
 from clamproxy.inspection import Inspected, inspect, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
+from tests.support.fixtures import MakeCvd
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
-from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, read
+from tests.support.stored import cdiff, cvd, put, put_cvd, read
 
 KEYS = forge_keys().trusted
 SIGN = ObjectId("daily", 5, Kind.CVD_SIGN)
@@ -41,7 +42,7 @@ def file_of(store: Store, object_id: ObjectId) -> Path:
     published = store.open(object_id)
     assert published is not None
     with published:
-        return Path(published._file.name)
+        return Path(published.path)
 
 
 def spoil(store: Store, object_id: ObjectId, change: Callable[[bytes], bytes]) -> None:

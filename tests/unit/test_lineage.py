@@ -12,7 +12,7 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from tests.support.forge import ForgeKeys, forge_cdiff, forge_keys, forge_patch
 from tests.support.releases import Releases
-from tests.unit.conftest import RELEASES, cdiff, hold, put
+from tests.support.stored import RELEASES, cdiff, hold, put
 
 MANY = 10**9
 
@@ -75,7 +75,7 @@ async def test_each_proven_header_is_told_of_once(store: Store) -> None:
     assert [header for _, header in learned[1:]] == headers
 
 
-async def test_without_a_cvd_there_is_none(store: Store, lineages: Lineages) -> None:
+async def test_without_a_cvd_there_is_no_lineage(store: Store, lineages: Lineages) -> None:
     hold(store, None, [2, 3])
     assert await lineages.get("daily") is None
     hold(store, 1)
@@ -138,7 +138,7 @@ async def test_a_patch_that_is_damaged_is_dropped(
     assert await reached(lineages) == (1, 4, False)
 
 
-async def test_it_goes_on_with_what_is_added(store: Store, lineages: Lineages) -> None:
+async def test_a_lineage_goes_on_with_what_is_added(store: Store, lineages: Lineages) -> None:
     hold(store, 1)
     for version in (2, 3, 4):
         assert await reached(lineages) == (1, version - 1, False)

@@ -24,7 +24,7 @@ from mitmproxy.log import ALERT
 
 from clamproxy.front.access_log import FIELDS
 from clamproxy.proxy.log_format import JsonFormatter, LineHandler, TextFormatter, before_start, use_format
-from tests.unit.conftest import until
+from tests.support.stored import until
 
 logger = logging.getLogger("clamproxy.tests")
 

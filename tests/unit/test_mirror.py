@@ -17,9 +17,10 @@ from clamproxy.formats.verification import verify
 from clamproxy.mirroring import LOCK_FILE, MirrorError, MirrorReport, _locked, update_mirror
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
+from tests.support.fixtures import MakeCvd
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
 from tests.support.killing import killed_at
-from tests.unit.conftest import MakeCvd, cdiff, cvd, put, put_cvd, read, sign, stime_of
+from tests.support.stored import cdiff, cvd, put, put_cvd, read, sign, stime_of
 
 KEYS = forge_keys().trusted
 DNS = "1.4.3:62:{}:1759500000:1:90:49192:339"
@@ -326,7 +327,7 @@ def test_two_runs_at_once(tmp_path: Path, store: Store, release: Release) -> Non
 
 
 @pytest.mark.parametrize("copies", [False, True])
-def test_complete_whenever_it_is_killed(
+def test_a_mirror_is_complete_whenever_its_making_is_killed(
     tmp_path: Path, store: Store, release: Release, monkeypatch: pytest.MonkeyPatch, copies: bool
 ) -> None:
     release(5)

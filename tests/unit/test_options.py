@@ -28,11 +28,11 @@ def values(known: options.Options) -> dict[str, object]:
     return {name: getattr(known, name) for name in DEFAULTS}
 
 
-def test_they_differ_from_mitmproxys_own(mitmproxy_options: options.Options) -> None:
+def test_our_options_differ_from_mitmproxys_own(mitmproxy_options: options.Options) -> None:
     assert all(getattr(mitmproxy_options, name) != value for name, value in DEFAULTS.items())
 
 
-def test_they_are_set(mitmproxy_options: options.Options) -> None:
+def test_our_options_are_set(mitmproxy_options: options.Options) -> None:
     OwnOptions().set_defaults(mitmproxy_options)
     assert values(mitmproxy_options) == DEFAULTS
 
@@ -54,7 +54,7 @@ def test_what_the_user_has_set_stays(
     assert values(mitmproxy_options) == {**DEFAULTS, name: value}
 
 
-def test_setting_them_again_changes_nothing(mitmproxy_options: options.Options) -> None:
+def test_setting_the_options_again_changes_nothing(mitmproxy_options: options.Options) -> None:
     for _ in range(2):
         OwnOptions().set_defaults(mitmproxy_options)
     assert values(mitmproxy_options) == DEFAULTS

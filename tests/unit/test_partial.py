@@ -11,7 +11,8 @@ import pytest
 
 from clamproxy.cache.partial import LONGEST_KEPT, BusyError, PartialFile, Validators, sweep
 from clamproxy.objects import ObjectId
-from tests.unit.conftest import Child, cdiff
+from tests.support.fixtures import Child
+from tests.support.stored import cdiff
 
 VALIDATORS = Validators(10, '"etag"', "Sun, 06 Nov 1994 08:49:37 GMT")
 PATCH = cdiff(5)
@@ -32,14 +33,14 @@ def reclaim(directory: Path) -> PartialFile:
     return partial
 
 
-def test_a_new_one_is_empty(tmp_path: Path) -> None:
+def test_a_new_partial_file_is_empty(tmp_path: Path) -> None:
     partial = PartialFile.claim(tmp_path, PATCH)
     assert (partial.have, partial.validators, partial.resumable, partial.complete) == (0, None, False, False)
     assert partial.path.stat().st_mode & 0o777 == 0o600
     partial.release()
 
 
-def test_it_grows(tmp_path: Path) -> None:
+def test_a_partial_file_grows(tmp_path: Path) -> None:
     partial = PartialFile.claim(tmp_path, PATCH)
     partial.begin(VALIDATORS)
     assert not partial.resumable
@@ -82,7 +83,7 @@ def test_an_empty_object_is_complete_at_once(tmp_path: Path) -> None:
     partial.release()
 
 
-def test_it_is_resumed(tmp_path: Path) -> None:
+def test_a_partial_file_is_resumed(tmp_path: Path) -> None:
     interrupted(tmp_path)
     partial = PartialFile.claim(tmp_path, PATCH)
     assert (partial.have, partial.validators, partial.resumable) == (4, VALIDATORS, True)
@@ -123,7 +124,7 @@ def test_what_if_range_asks_for(validators: Validators, field: str | None) -> No
         "\ud800",
     ],
 )
-def test_without_a_sound_sidecar_it_begins_anew(tmp_path: Path, text: str | None) -> None:
+def test_without_a_sound_sidecar_a_partial_file_begins_anew(tmp_path: Path, text: str | None) -> None:
     sidecar = interrupted(tmp_path).with_suffix(".json")
     if text is None:
         sidecar.unlink()

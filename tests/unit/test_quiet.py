@@ -31,7 +31,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-class Bench:
+class QuietHarness:
     """A quiet hour with a clock and a notebook, at midnight."""
 
     def __init__(self) -> None:
@@ -72,12 +72,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def harness() -> QuietHarness:
+    return QuietHarness()
 
 
-def test_at_night_while_nothing_is_known(bench: Bench) -> None:
-    assert bench.quiet.hour == USUAL_HOUR == 3
+def test_at_night_while_nothing_is_known(harness: QuietHarness) -> None:
+    assert harness.quiet.hour == USUAL_HOUR == 3
 
 
 @pytest.mark.parametrize(
@@ -90,49 +90,51 @@ def test_at_night_while_nothing_is_known(bench: Bench) -> None:
         pytest.param(lambda hour: 60 if hour == 3 else 5, 2, id="all machines are checked at three"),
     ],
 )
-def test_the_hour_with_the_fewest_requests(bench: Bench, requests: Callable[[int], int], hour: int) -> None:
-    bench.live(5, requests)
-    bench.quiet.count()
-    assert bench.quiet.hour == hour
+def test_the_hour_with_the_fewest_requests(
+    harness: QuietHarness, requests: Callable[[int], int], hour: int
+) -> None:
+    harness.live(5, requests)
+    harness.quiet.count()
+    assert harness.quiet.hour == hour
 
 
-def test_habits_change(bench: Bench) -> None:
-    bench.live(5, lambda hour: 1 if hour == 4 else 10)
-    bench.live(30, lambda hour: 1 if hour == 20 else 10)
-    assert bench.quiet.hour == 20
+def test_habits_change(harness: QuietHarness) -> None:
+    harness.live(5, lambda hour: 1 if hour == 4 else 10)
+    harness.live(30, lambda hour: 1 if hour == 20 else 10)
+    assert harness.quiet.hour == 20
 
 
-def test_an_hour_in_which_nobody_comes_is_counted_as_such(bench: Bench) -> None:
+def test_an_hour_in_which_nobody_comes_is_counted_as_such(harness: QuietHarness) -> None:
     """Without any request there is nothing that closes an hour but the next request."""
-    bench.live(5, lambda hour: 5 if hour == 3 else 10)
-    bench.live(20, lambda hour: 0 if 9 <= hour < 12 else 5 if hour == 3 else 10)
-    bench.quiet.count()
-    assert bench.quiet.hour == 9
+    harness.live(5, lambda hour: 5 if hour == 3 else 10)
+    harness.live(20, lambda hour: 0 if 9 <= hour < 12 else 5 if hour == 3 else 10)
+    harness.quiet.count()
+    assert harness.quiet.hour == 9
 
 
-def test_it_lasts_to_the_end_of_the_hour_and_at_least_a_quarter(bench: Bench) -> None:
+def test_the_quiet_hour_lasts_to_its_end_and_at_least_a_quarter(harness: QuietHarness) -> None:
     for _ in range(20):
-        bench.clock.now = MIDNIGHT
-        minutes = [minute for minute, on in enumerate(Bench().moments()) if on]
+        harness.clock.now = MIDNIGHT
+        minutes = [minute for minute, on in enumerate(QuietHarness().moments()) if on]
         assert minutes == list(range(minutes[0], 4 * 60))
         assert 3 * 60 <= minutes[0] <= 3 * 60 + 45
 
 
 def test_gateways_do_not_begin_all_at_once() -> None:
     random.seed(5)
-    assert len({Bench().moments().index(True) for _ in range(20)}) > 5
+    assert len({QuietHarness().moments().index(True) for _ in range(20)}) > 5
 
 
-def test_it_is_saved_once_an_hour(bench: Bench) -> None:
-    bench.live(1, lambda hour: 100)
-    assert bench.saves <= HOURS
+def test_habits_are_saved_once_an_hour(harness: QuietHarness) -> None:
+    harness.live(1, lambda hour: 100)
+    assert harness.saves <= HOURS
 
 
-def test_a_restart_forgets_nothing(bench: Bench) -> None:
-    bench.live(3, lambda hour: 1 if hour == 14 else 5)
-    bench.quiet.count()
-    assert Bench().quiet.hour == 3
-    assert bench.make().hour == 14
+def test_a_restart_forgets_nothing(harness: QuietHarness) -> None:
+    harness.live(3, lambda hour: 1 if hour == 14 else 5)
+    harness.quiet.count()
+    assert QuietHarness().quiet.hour == 3
+    assert harness.make().hour == 14
 
 
 @settings(deadline=None)
@@ -143,9 +145,9 @@ def test_a_restart_forgets_nothing(bench: Bench) -> None:
 @example([float("-inf"), *[5.0] * (HOURS - 1)])
 @example([1.0] * (HOURS - 1))
 def test_whatever_was_noted_does_no_harm(saved: Any) -> None:
-    bench = Bench()
-    bench.saved["hours"] = saved
-    bench.quiet = bench.make()
-    bench.live(40, lambda hour: 1 if hour == 14 else 3)
-    bench.quiet.count()
-    assert bench.quiet.hour == 14
+    harness = QuietHarness()
+    harness.saved["hours"] = saved
+    harness.quiet = harness.make()
+    harness.live(40, lambda hour: 1 if hour == 14 else 3)
+    harness.quiet.count()
+    assert harness.quiet.hour == 14

@@ -84,7 +84,7 @@ def test_without_delta_serving_only_a_new_client_costs_a_whole_file() -> None:
     assert (bill.whole_files, max(bill.patches)) == (RELEASES, 0)
 
 
-def test_the_others_fetch_what_they_are_asked_for() -> None:
+def test_other_caches_fetch_what_they_are_asked_for() -> None:
     days = quiet_days(new=1, patching=7, whole=2)
     patch, whole = RELEASES * (10_000 + SIGN), RELEASES * (CVD + SIGN)
     assert releases.cvdupdate(days).total == patch + whole

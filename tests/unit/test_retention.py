@@ -200,6 +200,6 @@ def test_nothing_is_given_up_for_nothing(sizes: dict[ObjectId, int], limit: int)
         assert over_limit(sizes, limit) == []
 
 
-def test_signatures_alone_fit_the_limit_too() -> None:
+def test_signatures_alone_fit_the_limit() -> None:
     sizes = {ObjectId("daily", version, Kind.CVD_SIGN): 10 for version in range(1, 100)}
     assert sum(sizes.values()) - sum(sizes[object_id] for object_id in over_limit(sizes, 100)) <= 100

@@ -15,7 +15,7 @@ from clamproxy.config import loading as loading_module
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import ServingSection, Settings
 from clamproxy.config.units import GIB, MIB, HttpProxy, Nameserver
-from tests.unit.conftest import Write
+from tests.support.fixtures import Write
 
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
 # The shipped file
@@ -140,7 +140,7 @@ def test_the_environment_wins(
     assert getattr(getattr(config, section), key) == value
 
 
-def test_relative_paths_of_the_environment_start_at_the_file_too(write: Write, tmp_path: Path) -> None:
+def test_relative_paths_of_the_environment_start_at_the_file(write: Write, tmp_path: Path) -> None:
     config = load_settings(write(""), {"CLAMPROXY_CACHE__DIRECTORY": "elsewhere"})
     assert config.cache.directory == tmp_path / "elsewhere"
 

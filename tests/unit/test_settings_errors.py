@@ -15,7 +15,7 @@ from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import LISTEN
-from tests.unit.conftest import Write
+from tests.support.fixtures import Write
 
 SECTIONS = "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
 SIZE = "expected a size such as 4GiB, at least 1 MiB"

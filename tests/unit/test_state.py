@@ -17,7 +17,8 @@ from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.fleet.table import Table, reading
 from clamproxy.state import make_state_directory, move_records, open_store, state_directory
 from clamproxy.storage.records import FILE_NAME, HISTORY, Records
-from tests.unit.conftest import Child, cdiff, put
+from tests.support.fixtures import Child
+from tests.support.stored import cdiff, put
 
 COUNTERS = {"requests": 7, "hits": 5}
 PAST = {"steps": [[1, 2]]}
@@ -52,20 +53,20 @@ def moved(cache: Path, state: Path) -> Records:
 # Where
 
 
-def test_beside_the_cache(tmp_path: Path) -> None:
+def test_records_are_beside_the_cache(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "cache")
     assert state_directory(settings) == tmp_path / "cache"  # no gateway has made another yet
     assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache-state"
     assert (tmp_path / "cache-state").stat().st_mode & 0o777 == 0o700
 
 
-def test_where_it_is_configured(tmp_path: Path) -> None:
+def test_records_are_where_the_configuration_says(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "cache", tmp_path / "a" / "b")
     assert make_state_directory(settings) == state_directory(settings) == tmp_path / "a" / "b"
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_in_the_cache_if_there_is_no_place_beside_it(
+def test_records_are_in_the_cache_if_there_is_no_place_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -82,7 +83,7 @@ def test_a_configured_place_that_can_not_be(tmp_path: Path) -> None:
         make_state_directory(settings_for(tmp_path / "cache", tmp_path / "file" / "state"))
 
 
-def test_commands_find_them(tmp_path: Path) -> None:
+def test_commands_find_the_records(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "cache")
     Records(make_state_directory(settings)).add(COUNTERS)
     with closing(open_store(settings)) as store:
@@ -137,7 +138,7 @@ def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> Non
     assert not (cache / FILE_NAME).exists()
 
 
-def test_a_deleted_cache_leaves_them_alone(tmp_path: Path) -> None:
+def test_a_deleted_cache_leaves_the_records_alone(tmp_path: Path) -> None:
     cache, state = tmp_path / "cache", tmp_path / "state"
     fill_as_earlier_versions(cache)
     moved(cache, state)

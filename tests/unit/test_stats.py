@@ -20,7 +20,8 @@ from clamproxy.origin.budget import PER_FILE, WINDOW, Budget
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.statistics import COUNTER_OF_RESULT, COUNTERS, Stats, advertised_versions, snapshot
 from clamproxy.threads import Writer
-from tests.unit.conftest import MakeCvd, cdiff, put, put_cvd, until
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import cdiff, put, put_cvd, until
 
 FIXED_KEYS = {
     *("requests", "hits", "misses", "collapsed", "stale", "negative", "errors"),

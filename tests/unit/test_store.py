@@ -17,7 +17,8 @@ from clamproxy.cache.quarantine import QUARANTINE_LIMIT
 from clamproxy.cache.rows import IndexRow
 from clamproxy.cache.store import Store
 from clamproxy.objects import Kind, ObjectId
-from tests.unit.conftest import Child, MakeCvd, cdiff, cvd, put, put_cvd, read
+from tests.support.fixtures import Child, MakeCvd
+from tests.support.stored import cdiff, cvd, put, put_cvd, read
 
 MANY = 10**9
 
@@ -76,7 +77,7 @@ def test_an_empty_cdiff_is_an_object(store: Store) -> None:
     assert store.sizes() == {cdiff(5): 0}
 
 
-def test_whether_it_is_there(store: Store) -> None:
+def test_whether_an_object_is_there(store: Store) -> None:
     assert not store.has(cdiff(5))
     put(store, cdiff(5), b"")
     put(store, ObjectId("daily", 6, Kind.CLD), b"built")
@@ -107,7 +108,7 @@ def test_the_newest_cvd_never_goes_backwards(store: Store, make_cvd: MakeCvd) ->
         assert newest.object_id == cvd(7)
 
 
-def test_it_survives_reopening(store: Store, tmp_path: Path, make_cvd: MakeCvd) -> None:
+def test_an_object_survives_reopening(store: Store, tmp_path: Path, make_cvd: MakeCvd) -> None:
     put_cvd(store, 5, make_cvd(5))
     put(store, cdiff(5), b"patch")
     store.set_note("cooldown//daily.cvd", {"until": 5})

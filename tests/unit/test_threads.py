@@ -17,7 +17,7 @@ async def test_a_result() -> None:
     assert await in_thread("test", lambda: 5) == 5
 
 
-async def test_it_is_a_daemon_thread_of_its_own_with_that_name() -> None:
+async def test_work_is_done_in_a_daemon_thread_with_the_given_name() -> None:
     thread = await in_thread("clamproxy-fetch-x", threading.current_thread)
     assert thread is not threading.current_thread()
     assert (thread.daemon, thread.name) == (True, "clamproxy-fetch-x")

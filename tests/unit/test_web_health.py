@@ -14,9 +14,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.web import health as health_module
 from clamproxy.web.health import Health, find_problems
-
-from .conftest import MakeCvd, put_cvd, stime_of
-from .status_site import Rig, text_of
+from tests.harness.status import StatusHarness, text_of
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import put_cvd, stime_of
 
 NOW = time.time()
 
@@ -84,7 +84,7 @@ def test_the_disk_is_full(
 async def test_a_degraded_gateway_is_ready_and_says_so(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 1, make_cvd(1))
     assert store.condition.failed(OSError(28, "No space left on device"))
-    response = await Rig(store).ask("/readyz")
+    response = await StatusHarness(store).ask("/readyz")
     assert (response.status, text_of(response).splitlines()[0]) == (200, "ok")
     assert "No space left on device" in text_of(response)
 
@@ -101,7 +101,7 @@ def test_the_origin_is_unreachable_and_nothing_is_cached(store: Store) -> None:
     assert "connection refused" in reason
 
 
-def test_it_stays_so_after_the_short_cool_down(store: Store) -> None:
+def test_an_unreachable_origin_stays_unreachable_after_the_short_cool_down(store: Store) -> None:
     """Else it would be ready and not ready in turns."""
     note_unreachable(store, NOW - 60)
     assert problems(store).reasons
@@ -161,26 +161,26 @@ def test_the_index_is_damaged(store: Store, make_cvd: MakeCvd) -> None:
 
 
 async def test_pages(store: Store) -> None:
-    rig = Rig(store)
-    response = await rig.ask("/readyz")
+    harness = StatusHarness(store)
+    response = await harness.ask("/readyz")
     assert (response.status, text_of(response)) == (200, "ok\n")
     note_unreachable(store)
-    rig.settings = Settings.model_validate({"upstream": {"offline": True}})
-    rig.renew()
-    response = await rig.ask("/readyz")
+    harness.settings = Settings.model_validate({"upstream": {"offline": True}})
+    harness.renew()
+    response = await harness.ask("/readyz")
     assert (response.status, response.headers["Retry-After"]) == (503, "5")
     assert "imported" in text_of(response)
-    values = await rig.status()
+    values = await harness.status()
     assert values["ready"] is False
     assert [f"{line}" for line in values["problems"]] == text_of(response).splitlines()
 
 
 async def test_a_cool_down_is_no_reason(store: Store, make_cvd: MakeCvd) -> None:
     put_cvd(store, 1, make_cvd(1))
-    rig = Rig(store)
-    rig.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, FailureKind.RATE_LIMITED, "429")}
+    harness = StatusHarness(store)
+    harness.cooldowns = {"/daily.cvd": Cooldown(NOW + 9999, 3, FailureKind.RATE_LIMITED, "429")}
     note_unreachable(store, time.time())  # it counts for seconds only
-    assert (await rig.ask("/readyz")).status == 200
-    values = await rig.status()
+    assert (await harness.ask("/readyz")).status == 200
+    values = await harness.status()
     assert values["ready"] is True
     assert len(values["problems"]) == 1

@@ -16,9 +16,8 @@ from clamproxy.fleet.observer import Failure
 from clamproxy.messages import Response
 from clamproxy.web.machines import LONGEST_SEARCH, Query, fleet_json, select
 from clamproxy.web.status import MOST_MACHINES
+from tests.harness.status import TOKEN, StatusHarness, machine, text_of
 from tests.support.machines import machine_of
-
-from .status_site import TOKEN, Rig, machine, text_of
 
 DAY = 86400.0
 NOW = 1_790_000_000.0
@@ -123,7 +122,7 @@ def test_a_machine_in_json_is_the_same_everywhere() -> None:
     ],
 )
 async def test_queries_that_make_no_sense(store: Store, query: str, words: str) -> None:
-    response = await Rig(store, machines=[]).ask(f"/fleet.json?{query}")
+    response = await StatusHarness(store, machines=[]).ask(f"/fleet.json?{query}")
     assert response.status == 400
     assert words in text_of(response)
 
@@ -138,49 +137,49 @@ async def test_the_whole_fleet(store: Store) -> None:
     """Without a limit it is complete; status.json lists the worst and counts the same."""
     machines = [machine(number, daily=0) for number in range(MOST_MACHINES + 700)]
     machines += [late(9001, 3, NOW), late(9002, 1, None)]
-    rig = Rig(store, machines=machines)
-    whole = values_of(await rig.ask("/fleet.json"))
-    status = json.loads(text_of(await rig.ask("/status.json")))
+    harness = StatusHarness(store, machines=machines)
+    whole = values_of(await harness.ask("/fleet.json"))
+    status = json.loads(text_of(await harness.ask("/status.json")))
     assert len(whole["machines"]) == whole["total"] == whole["found"] == MOST_MACHINES + 702
     assert len({one["uuid"] for one in whole["machines"]}) == len(machines)
     assert whole["machines"][:MOST_MACHINES] == status["fleet"].pop("machines")
     assert status["fleet"].items() <= whole.items()
-    found = values_of(await rig.ask("/fleet.json?q=0.0.2.9&state=up_to_date&limit=3"))
+    found = values_of(await harness.ask("/fleet.json?q=0.0.2.9&state=up_to_date&limit=3"))
     assert 0 < len(found["machines"]) <= 3
 
 
 async def test_no_fleet(store: Store) -> None:
-    values = values_of(await Rig(store).ask("/fleet.json?limit=5"))
+    values = values_of(await StatusHarness(store).ask("/fleet.json?limit=5"))
     assert (values["enabled"], values["total"], values["found"], values["machines"]) == (False, 0, 0, [])
 
 
 async def test_the_setting_says_who_is_overdue(store: Store) -> None:
     settings = Settings.model_validate({"fleet": {"behind_for": "365d"}})
-    rig = Rig(store, settings, machines=[late(1, 1, NOW - DAY), late(2, 1, None)])
-    values = values_of(await rig.ask("/fleet.json?state=overdue"))
+    harness = StatusHarness(store, settings, machines=[late(1, 1, NOW - DAY), late(2, 1, None)])
+    values = values_of(await harness.ask("/fleet.json?state=overdue"))
     assert (values["behind"], values["overdue"], values["behind_for"]) == (2, 1, 365 * DAY)
     assert [one["uuid"][-1] for one in values["machines"]] == ["2"]
 
 
 async def test_a_brief_status(store: Store) -> None:
-    rig = Rig(store, machines=[machine(1, daily=0)])
-    brief = json.loads(text_of(await rig.ask("/status.json?machines=0")))
-    whole = json.loads(text_of(await rig.ask("/status.json")))
+    harness = StatusHarness(store, machines=[machine(1, daily=0)])
+    brief = json.loads(text_of(await harness.ask("/status.json?machines=0")))
+    whole = json.loads(text_of(await harness.ask("/status.json")))
     assert (brief["fleet"].pop("machines"), len(whole["fleet"].pop("machines"))) == ([], 1)
     assert brief == whole
 
 
-async def test_it_is_guarded(store: Store) -> None:
-    rig = Rig(store, machines=[machine(1)])
-    rig.guard()
-    assert (await rig.ask("/fleet.json?limit=1")).status == 401
-    assert (await rig.ask("/fleet.json?limit=1", Authorization=f"Bearer {TOKEN}")).status == 200
+async def test_the_list_is_guarded(store: Store) -> None:
+    harness = StatusHarness(store, machines=[machine(1)])
+    harness.guard()
+    assert (await harness.ask("/fleet.json?limit=1")).status == 401
+    assert (await harness.ask("/fleet.json?limit=1", Authorization=f"Bearer {TOKEN}")).status == 200
 
 
 async def test_the_loop_goes_on_meanwhile(store: Store) -> None:
     """Many who ask for all of it are served one after the other, by a thread."""
-    rig = Rig(store, machines=[machine(number, daily=0) for number in range(3000)])
-    await rig.ask("/fleet.json?limit=1")
+    harness = StatusHarness(store, machines=[machine(number, daily=0) for number in range(3000)])
+    await harness.ask("/fleet.json?limit=1")
     ticks = 0
 
     async def tick() -> None:
@@ -190,7 +189,7 @@ async def test_the_loop_goes_on_meanwhile(store: Store) -> None:
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    responses = await asyncio.gather(*(rig.ask(f"/fleet.json?q=10.0.{n}.") for n in range(8)))
+    responses = await asyncio.gather(*(harness.ask(f"/fleet.json?q=10.0.{n}.") for n in range(8)))
     ticking.cancel()
     assert {response.status for response in responses} == {200}
     assert ticks > 50

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.origin.cooldown import Cooldown, FailureKind
-
-from .conftest import MakeCvd, cdiff, cvd, put, put_cvd, stime_of
-from .status_site import STARTED_AT, Rig, machine, text_of
+from tests.harness.status import STARTED_AT, StatusHarness, machine, text_of
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
 
 type Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 PROMETHEUS = (
@@ -26,9 +26,9 @@ PROMETHEUS = (
 )
 
 
-async def scrape(rig: Rig, accept: str = "") -> tuple[str, str]:
-    rig.renew()
-    response = await rig.ask("/metrics", Accept=accept)
+async def scrape(harness: StatusHarness, accept: str = "") -> tuple[str, str]:
+    harness.renew()
+    response = await harness.ask("/metrics", Accept=accept)
     assert (response.status, response.headers["Vary"]) == (200, "Accept")
     return text_of(response), response.headers["Content-Type"]
 
@@ -57,25 +57,25 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
 
 
 @pytest.fixture
-def rig(store: Store, make_cvd: MakeCvd) -> Rig:
+def harness(store: Store, make_cvd: MakeCvd) -> StatusHarness:
     put_cvd(store, 3, make_cvd(3))
     put(store, cdiff(4))
     store.set_note("advertised/daily", [5, 1.0])
     store.set_note("advertised/main", [62, 1.0])
     store.add_to_counters({"requests": 12, "hits": 9, "misses": 2, "errors": 1, "bytes_served": 5000})
     store.add_to_counters({"upstream_requests": 3, "upstream_bytes": 700})
-    rig = Rig(store, machines=[machine(1, daily=0), machine(2, daily=4, eol=True), machine(3)])
-    rig.transfers = [(cvd(9), 1, 2)]
-    rig.cooldowns = {
+    harness = StatusHarness(store, machines=[machine(1, daily=0), machine(2, daily=4, eol=True), machine(3)])
+    harness.transfers = [(cvd(9), 1, 2)]
+    harness.cooldowns = {
         "/daily.cvd": Cooldown(time.time() + 1000, 1, FailureKind.RATE_LIMITED, "429"),
         "/main.cvd": Cooldown(time.time() + 100, 1, FailureKind.RATE_LIMITED, "429"),
         "client ClamAV/0.103.2": Cooldown(time.time() + 9000, 2, FailureKind.FORBIDDEN, "403"),
     }
-    return rig
+    return harness
 
 
-async def test_values(rig: Rig) -> None:
-    text, content_type = await scrape(rig)
+async def test_values(harness: StatusHarness) -> None:
+    text, content_type = await scrape(harness)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     found = samples_of(text)
     assert found[key("build_info", version=clamproxy.__version__)] == 1
@@ -98,8 +98,8 @@ async def test_values(rig: Rig) -> None:
         assert found[key("fleet_machines", state=state)] == machines
 
 
-async def test_versions(rig: Rig) -> None:
-    found = samples_of((await scrape(rig))[0])
+async def test_versions(harness: StatusHarness) -> None:
+    found = samples_of((await scrape(harness))[0])
     for state, version in {"advertised": 5, "cached": 3, "reached": 4}.items():
         assert found[key("database_version", database="daily", state=state)] == version
     # What isn't known has no sample: 0 would look like a version.
@@ -108,8 +108,8 @@ async def test_versions(rig: Rig) -> None:
     assert key("database_build_timestamp_seconds", database="main") not in found
 
 
-async def test_cooldowns(rig: Rig) -> None:
-    found = samples_of((await scrape(rig))[0])
+async def test_cooldowns(harness: StatusHarness) -> None:
+    found = samples_of((await scrape(harness))[0])
     assert found[key("cooldowns", kind="file")] == 2
     assert found[key("cooldowns", kind="client")] == 1
     assert found[key("cooldowns", kind="origin")] == 0
@@ -119,14 +119,14 @@ async def test_cooldowns(rig: Rig) -> None:
 
 
 async def test_no_fleet(store: Store) -> None:
-    assert "fleet" not in (await scrape(Rig(store)))[0]
+    assert "fleet" not in (await scrape(StatusHarness(store)))[0]
 
 
 @pytest.mark.parametrize(
     "accept", [PROMETHEUS, "text/html, application/openmetrics-text", "APPLICATION/OpenMetrics-Text"]
 )
-async def test_openmetrics(rig: Rig, accept: str) -> None:
-    text, content_type = await scrape(rig, accept)
+async def test_openmetrics(harness: StatusHarness, accept: str) -> None:
+    text, content_type = await scrape(harness, accept)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
     families = {family.name: family for family in parse_openmetrics(text)}  # type: ignore[no-untyped-call]
@@ -137,14 +137,14 @@ async def test_openmetrics(rig: Rig, accept: str) -> None:
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "text/plain", "text/html", "a" * 9000, "text/plain;version=\r\nX: y"]
 )
-async def test_plain_text_for_all_others(rig: Rig, accept: str) -> None:
+async def test_plain_text_for_all_others(harness: StatusHarness, accept: str) -> None:
     accept = accept.replace("\r\n", " ")
-    assert (await scrape(rig, accept))[1] == "text/plain; version=0.0.4; charset=utf-8"
+    assert (await scrape(harness, accept))[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def test_conventions(rig: Rig) -> None:
+async def test_conventions(harness: StatusHarness) -> None:
     """https://prometheus.io/docs/practices/naming/"""
-    families = own(list(parse_plain((await scrape(rig))[0])))
+    families = own(list(parse_plain((await scrape(harness))[0])))
     assert len(families) > 15
     for family in families:
         assert re.fullmatch(r"clamproxy_[a-z]+(_[a-z]+)*", family.name)
@@ -156,17 +156,17 @@ async def test_conventions(rig: Rig) -> None:
             assert set(sample.labels) <= {"result", "database", "state", "kind", "version", "directory"}
 
 
-async def test_promtool_has_nothing_against_it(rig: Rig) -> None:
+async def test_promtool_has_nothing_against_it(harness: StatusHarness) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
-    text, _ = await scrape(rig)
+    text, _ = await scrape(harness)
     assert promtool_says(promtool, text) == (0, "")
 
 
-async def test_counters_go_on_after_a_restart(rig: Rig) -> None:
-    before = samples_of((await scrape(rig))[0])
-    again = Rig(Store(rig.store.directory))
+async def test_counters_go_on_after_a_restart(harness: StatusHarness) -> None:
+    before = samples_of((await scrape(harness))[0])
+    again = StatusHarness(Store(harness.store.directory))
     after = samples_of((await scrape(again))[0])
     again.store.close()
     counters = [one for one in before if one[0].endswith("_total")]
@@ -174,16 +174,20 @@ async def test_counters_go_on_after_a_restart(rig: Rig) -> None:
     assert all(after[one] == before[one] for one in counters)
 
 
-async def test_few_series_whatever_clients_send(rig: Rig) -> None:
-    before = set(samples_of((await scrape(rig))[0]))
+async def test_few_series_whatever_clients_send(harness: StatusHarness) -> None:
+    before = set(samples_of((await scrape(harness))[0]))
     for number in range(300):
-        rig.cooldowns[f"/daily-{number}.cdiff"] = Cooldown(time.time() + 9, 1, FailureKind.SERVER_ERROR, "x")
-        rig.cooldowns[f"client ClamAV/{number}"] = Cooldown(time.time() + 9, 1, FailureKind.FORBIDDEN, "x")
-        rig.transfers.append((cdiff(number + 1), 0, 0))
-    rig.machines = [machine(number, daily=number) for number in range(300)]
-    rig.feeds = {"objects": 3, "bytes": 9, "hosts": [{"host": f"{n}.example.com"} for n in range(300)]}
-    assert set(samples_of((await scrape(rig))[0])) == before
+        harness.cooldowns[f"/daily-{number}.cdiff"] = Cooldown(
+            time.time() + 9, 1, FailureKind.SERVER_ERROR, "x"
+        )
+        harness.cooldowns[f"client ClamAV/{number}"] = Cooldown(
+            time.time() + 9, 1, FailureKind.FORBIDDEN, "x"
+        )
+        harness.transfers.append((cdiff(number + 1), 0, 0))
+    harness.machines = [machine(number, daily=number) for number in range(300)]
+    harness.feeds = {"objects": 3, "bytes": 9, "hosts": [{"host": f"{n}.example.com"} for n in range(300)]}
+    assert set(samples_of((await scrape(harness))[0])) == before
 
 
-async def test_the_process(rig: Rig) -> None:
-    assert "process_resident_memory_bytes" in (await scrape(rig))[0]
+async def test_the_process(harness: StatusHarness) -> None:
+    assert "process_resident_memory_bytes" in (await scrape(harness))[0]

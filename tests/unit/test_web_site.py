@@ -16,20 +16,21 @@ from clamproxy.messages import CACHE_STATUS, Response, Result
 from clamproxy.web import pages as site_module
 from clamproxy.web.pages import GUARDED, PATHS
 from clamproxy.web.sources import Place
-
-from .status_site import TOKEN, Rig, text_of
+from tests.harness.status import TOKEN, StatusHarness, text_of
 
 PAGE = b"<!doctype html><title>clamproxy</title>"
 
 
 @pytest.fixture
-def rig(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+def harness(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StatusHarness:
     folder = tmp_path / "static"
     folder.mkdir()
     for name in site_module._STATIC.values():
         (folder / name).write_bytes(PAGE)
     monkeypatch.setattr(site_module, "_FOLDER", folder)
-    return Rig(store, authority=b"-----BEGIN CERTIFICATE-----\n", record="0.103.0:62:27780:1:0:90:1:339")
+    return StatusHarness(
+        store, authority=b"-----BEGIN CERTIFICATE-----\n", record="0.103.0:62:27780:1:0:90:1:339"
+    )
 
 
 def basic(password: str, user: str = "anybody") -> str:
@@ -72,32 +73,32 @@ def test_paths() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-async def test_page(rig: Rig, path: str) -> None:
+async def test_page(harness: StatusHarness, path: str) -> None:
     expected = CONTENT_TYPES.get(path) or CONTENT_TYPES.get(Path(path).suffix, "text/plain; charset=utf-8")
     for asked in (path, f"{path}?v=1"):
-        response = await rig.ask(asked)
+        response = await harness.ask(asked)
         assert_decent(response)
         assert (response.status, response.headers["Content-Type"]) == (200, expected)
         assert response.body
 
 
 @pytest.mark.parametrize("path", sorted(PATHS - {*site_module._STATIC, "/dns.txt"}))
-async def test_live_pages_are_not_stored(rig: Rig, path: str) -> None:
-    assert (await rig.ask(path)).headers["Cache-Control"] == "no-store"
+async def test_live_pages_are_not_stored(harness: StatusHarness, path: str) -> None:
+    assert (await harness.ask(path)).headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "get"])
-async def test_other_methods(rig: Rig, method: str) -> None:
+async def test_other_methods(harness: StatusHarness, method: str) -> None:
     for path in PATHS:
-        response = await rig.ask(path, method)
+        response = await harness.ask(path, method)
         assert_decent(response)
         assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
-async def test_options(rig: Rig) -> None:
+async def test_options(harness: StatusHarness) -> None:
     """What haproxy checks the health of a server with by default."""
     for path in (*PATHS, "*"):
-        response = await rig.ask(path, "OPTIONS", Host="evil.example.com")
+        response = await harness.ask(path, "OPTIONS", Host="evil.example.com")
         assert_decent(response)
         assert (response.status, response.body, response.headers["Allow"]) == (204, b"", "GET, HEAD, OPTIONS")
 
@@ -105,33 +106,33 @@ async def test_options(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "path", ["/nothing", "//nothing", "", "/static/app.js", "/../web/site.py", "/%2e%2e", "/Livez"]
 )
-async def test_no_such_page(rig: Rig, path: str) -> None:
-    rig.guard()
-    response = await rig.ask(path)
+async def test_no_such_page(harness: StatusHarness, path: str) -> None:
+    harness.guard()
+    response = await harness.ask(path)
     assert_decent(response)
     assert response.status == 404
 
 
-async def test_head_is_like_get(rig: Rig) -> None:
-    got, head = await rig.ask("/style.css"), await rig.ask("/style.css", "HEAD")
+async def test_head_is_like_get(harness: StatusHarness) -> None:
+    got, head = await harness.ask("/style.css"), await harness.ask("/style.css", "HEAD")
     names = ("Content-Length", "Content-Type", "ETag")
     assert (head.status, head.body) == (200, b"")
     assert [head.headers[name] for name in names] == [got.headers[name] for name in names]
 
 
-async def test_conditional_requests_of_files(rig: Rig) -> None:
-    tag = (await rig.ask("/app.js")).headers["ETag"]
+async def test_conditional_requests_of_files(harness: StatusHarness) -> None:
+    tag = (await harness.ask("/app.js")).headers["ETag"]
     for field in (tag, f"W/{tag}", f'"other", {tag}', "*"):
-        response = await rig.ask("/app.js", If_None_Match=field)
+        response = await harness.ask("/app.js", If_None_Match=field)
         assert_decent(response)
         assert (response.status, response.body, response.headers["ETag"]) == (304, b"", tag)
-    assert (await rig.ask("/app.js", If_None_Match='"other"')).status == 200
-    assert (await rig.ask("/livez", If_None_Match="*")).status == 200
+    assert (await harness.ask("/app.js", If_None_Match='"other"')).status == 200
+    assert (await harness.ask("/livez", If_None_Match="*")).status == 200
 
 
-async def test_a_page_that_was_not_installed(rig: Rig) -> None:
+async def test_a_page_that_was_not_installed(harness: StatusHarness) -> None:
     (site_module._FOLDER / "app.js").unlink()
-    response = await rig.ask("/app.js")
+    response = await harness.ask("/app.js")
     assert_decent(response)
     assert response.status == 404
 
@@ -156,11 +157,11 @@ async def test_a_page_that_was_not_installed(rig: Rig) -> None:
         "Basic " + base64.b64encode(TOKEN.encode()).decode(),
     ],
 )
-async def test_without_the_token(rig: Rig, field: str | None) -> None:
-    rig.guard()
+async def test_without_the_token(harness: StatusHarness, field: str | None) -> None:
+    harness.guard()
     fields = {} if field is None else {"Authorization": field}
     for path, method in itertools.product(sorted(GUARDED), ("GET", "HEAD")):
-        response = await rig.ask(path, method, None, **fields)
+        response = await harness.ask(path, method, None, **fields)
         assert_decent(response)
         assert response.status == 401
         assert response.headers["WWW-Authenticate"].startswith('Basic realm="clamproxy"')
@@ -171,17 +172,17 @@ async def test_without_the_token(rig: Rig, field: str | None) -> None:
     "field",
     [f"Bearer {TOKEN}", f"bearer {TOKEN}", basic(TOKEN), basic(TOKEN, ""), f"BASIC {basic(TOKEN)[6:]}"],
 )
-async def test_with_the_token(rig: Rig, field: str) -> None:
-    rig.guard()
+async def test_with_the_token(harness: StatusHarness, field: str) -> None:
+    harness.guard()
     for path in GUARDED:
-        assert (await rig.ask(path, Authorization=field)).status == 200
+        assert (await harness.ask(path, Authorization=field)).status == 200
 
 
 @pytest.mark.parametrize("path", sorted(PATHS - GUARDED))
-async def test_what_clients_and_probes_need_is_open(rig: Rig, path: str) -> None:
-    rig.guard()
-    assert (await rig.ask(path)).status == 200
-    assert (await rig.ask(path, Authorization="Bearer wrong")).status == 200
+async def test_what_clients_and_probes_need_is_open(harness: StatusHarness, path: str) -> None:
+    harness.guard()
+    assert (await harness.ask(path)).status == 200
+    assert (await harness.ask(path, Authorization="Bearer wrong")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -201,68 +202,70 @@ async def test_what_clients_and_probes_need_is_open(rig: Rig, path: str) -> None
         ("a b", False),
     ],
 )
-async def test_dns_rebinding(rig: Rig, host: str, is_meant: bool) -> None:
+async def test_dns_rebinding(harness: StatusHarness, host: str, is_meant: bool) -> None:
     """A page on the internet can have its name lead here, but it has no token."""
-    rig.settings = Settings.model_validate({"tls": {"names": ["gateway.example.net"]}})
+    harness.settings = Settings.model_validate({"tls": {"names": ["gateway.example.net"]}})
     for path in GUARDED:
-        response = await rig.ask(path, Host=host)
+        response = await harness.ask(path, Host=host)
         assert_decent(response)
         assert response.status == (200 if is_meant else 421)
     for path in PATHS - GUARDED:
-        assert (await rig.ask(path, Host=host)).status == 200
-    rig.guard()
-    assert (await rig.ask("/status.json", Host=host)).status == 401
-    assert (await rig.ask("/status.json", Host=host, Authorization=basic(TOKEN))).status == 200
+        assert (await harness.ask(path, Host=host)).status == 200
+    harness.guard()
+    assert (await harness.ask("/status.json", Host=host)).status == 401
+    assert (await harness.ask("/status.json", Host=host, Authorization=basic(TOKEN))).status == 200
 
 
-async def test_a_reload_changes_the_token(rig: Rig) -> None:
-    rig.guard("x" * 20)
-    assert (await rig.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 200
-    rig.guard("y" * 20)
-    assert (await rig.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 401
+async def test_a_reload_changes_the_token(harness: StatusHarness) -> None:
+    harness.guard("x" * 20)
+    assert (await harness.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 200
+    harness.guard("y" * 20)
+    assert (await harness.ask("/status.json", Authorization=f"Bearer {'x' * 20}")).status == 401
 
 
-async def test_a_wrong_token_is_logged_without_it(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    rig.guard()
-    await rig.ask("/metrics", Authorization="Bearer mistyped-secret")
+async def test_a_wrong_token_is_logged_without_it(
+    harness: StatusHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.guard()
+    await harness.ask("/metrics", Authorization="Bearer mistyped-secret")
     assert "192.0.2.7" in caplog.text
     assert "mistyped" not in caplog.text
 
 
-async def test_there_is_no_authority(rig: Rig) -> None:
-    rig.authority = None
-    response = await rig.ask("/ca.pem")
+async def test_there_is_no_authority(harness: StatusHarness) -> None:
+    harness.authority = None
+    response = await harness.ask("/ca.pem")
     assert_decent(response)
     assert response.status == 404
     assert "clamproxy ca init" in text_of(response)
 
 
-async def test_the_authority(rig: Rig) -> None:
-    assert rig.authority == (await rig.ask("/ca.pem")).body
+async def test_the_authority(harness: StatusHarness) -> None:
+    assert harness.authority == (await harness.ask("/ca.pem")).body
 
 
-async def test_the_record(rig: Rig) -> None:
-    response = await rig.ask("/dns.txt")
-    assert text_of(response) == f"{rig.record}\n"
+async def test_the_record(harness: StatusHarness) -> None:
+    response = await harness.ask("/dns.txt")
+    assert text_of(response) == f"{harness.record}\n"
     assert response.headers["Cache-Control"] == "no-cache"
-    rig.record = None
-    assert (await rig.ask("/dns.txt")).status == 503
+    harness.record = None
+    assert (await harness.ask("/dns.txt")).status == 503
 
 
 @pytest.mark.parametrize(
     ("query", "mode"),
     [("", "http"), ("?mode=https", "https"), ("?mode=mirror", "mirror"), ("?mode=private&x=y", "private")],
 )
-async def test_modes_of_the_configuration(rig: Rig, query: str, mode: str) -> None:
-    response = await rig.ask(f"/client-config{query}", Host="gateway.example.net:8080")
+async def test_modes_of_the_configuration(harness: StatusHarness, query: str, mode: str) -> None:
+    response = await harness.ask(f"/client-config{query}", Host="gateway.example.net:8080")
     assert text_of(response) == f"# {mode}\n"
 
 
 @pytest.mark.parametrize("query", ["?mode=other", "?mode=http&mode=https", "?mode=%3Cscript%3E"])
-async def test_no_such_mode(rig: Rig, query: str) -> None:
-    response = await rig.ask(f"/client-config{query}")
+async def test_no_such_mode(harness: StatusHarness, query: str) -> None:
+    response = await harness.ask(f"/client-config{query}")
     assert_decent(response)
-    assert (response.status, rig.configured) == (400, [])
+    assert (response.status, harness.configured) == (400, [])
     assert "script" not in text_of(response)
 
 
@@ -287,35 +290,37 @@ LOCAL = Place("10.0.0.1", 8080)
         ("x" * 300, LOCAL),
     ],
 )
-async def test_the_place_is_what_the_client_knows(rig: Rig, host: str, expected: Place) -> None:
-    await rig.ask("/client-config", place=LOCAL, Host=host.replace("\n", " "))
-    assert rig.configured == [("http", expected)]
+async def test_the_place_is_what_the_client_knows(harness: StatusHarness, host: str, expected: Place) -> None:
+    await harness.ask("/client-config", place=LOCAL, Host=host.replace("\n", " "))
+    assert harness.configured == [("http", expected)]
 
 
-async def test_a_place_that_is_not_known(rig: Rig) -> None:
+async def test_a_place_that_is_not_known(harness: StatusHarness) -> None:
     """On the pages' own port: Host says nothing about the proxy's."""
-    await rig.ask("/client-config", Host="127.0.0.1:8081")
-    await rig.ask("/client-config", Host="gateway.example.net:8081")
-    assert rig.configured == [("http", Place(None, None)), ("http", Place("gateway.example.net", None))]
+    await harness.ask("/client-config", Host="127.0.0.1:8081")
+    await harness.ask("/client-config", Host="gateway.example.net:8081")
+    assert harness.configured == [("http", Place(None, None)), ("http", Place("gateway.example.net", None))]
 
 
-async def test_a_name_that_can_not_be_one(rig: Rig) -> None:
-    response = await rig.ask("/client-config", Host="bad..name")
+async def test_a_name_that_can_not_be_one(harness: StatusHarness) -> None:
+    response = await harness.ask("/client-config", Host="bad..name")
     assert (response.status, text_of(response)) == (400, "clamproxy: a host name\n")
 
 
-async def test_alive_though_nothing_can_be_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_alive_though_nothing_can_be_read(
+    harness: StatusHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> dict[str, int]:
         raise OSError("disk I/O error")
 
-    monkeypatch.setattr(rig.store, "counters", fail)
-    assert (await rig.ask("/livez")).status == 200
+    monkeypatch.setattr(harness.store, "counters", fail)
+    assert (await harness.ask("/livez")).status == 200
     for path in ("/status.json", "/metrics"):
-        response = await rig.ask(path)
+        response = await harness.ask(path)
         assert_decent(response)
         assert (response.status, "Retry-After" in response.headers) == (503, True)
 
 
-async def test_status_json_is_json(rig: Rig) -> None:
-    values = json.loads(text_of(await rig.ask("/status.json")))
+async def test_status_json_is_json(harness: StatusHarness) -> None:
+    values = json.loads(text_of(await harness.ask("/status.json")))
     assert values["gateway"]["host"] == "clamproxy"

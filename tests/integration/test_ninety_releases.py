@@ -1,0 +1,48 @@
+"""What a season of daily releases costs: the follower itself, against a CDN that writes down each request."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from clamproxy.releases.quiet import QuietHour
+from tests.harness.follower import HOUR, MakeHarness, names
+
+RELEASED = 90
+
+
+@pytest.mark.parametrize(
+    ("renew_after", "renewals"),
+    [pytest.param(7, 12, id="7"), pytest.param(30, 3, id="30"), pytest.param(90, 1, id="90")],
+)
+async def test_each_patch_is_fetched_once_and_a_whole_file_now_and_then(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, renew_after: int, renewals: int
+) -> None:
+    """As benchmarks/releases.py computes it; a quiet hour comes once a day."""
+    limits = {"renew_after": renew_after, "max_share": "100%"}
+    harness = make_harness(delta=limits)
+    harness.release(1)
+    asked: Counter[str] = Counter()
+    patches = []
+    for version in range(2, RELEASED + 2):
+        harness.release(version)
+        for is_quiet in (False, True, False):
+            monkeypatch.setattr(QuietHour, "is_now", lambda self, quiet=is_quiet: quiet)
+            await harness.look()
+            harness.clock.now += 8 * HOUR
+        asked.update(seen.short_name for seen in harness.origin.requests())
+        proven = await harness.lineages.get("daily")
+        assert proven is not None
+        assert proven.lineage.reached == version
+        patches.append(proven.lineage.patches)
+    assert asked.pop("W") == renewals
+    assert renewals <= asked.pop("P") <= RELEASED + 1  # 512 bytes a day, in case DNS is wrong for ever
+    assert max(patches) < renew_after
+    for name in names(range(2, RELEASED + 2), "cdiff.sign"):
+        assert asked.pop(f"/{name}") == 1
+    for version in range(2, RELEASED + 2):
+        assert asked.pop(f"D{version}") == 1
+    # What is left are the signatures of the bases.
+    assert set(asked) == {name for name in asked if name.endswith(".cvd.sign")}
+    assert all(count == 1 for count in asked.values())

@@ -1,0 +1,87 @@
+"""Requests to the origin: what goes out, what is counted, and that nothing goes out while offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from clamproxy.origin.upstream import NotFoundError, OriginError, Upstream
+from tests.support import faults
+from tests.support.origin import OriginServer
+from tests.support.stored import AGENT, NEW
+
+PATH = "/daily-5.cdiff"
+
+
+class Ledger:
+    """What an upstream tells of its requests."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self.counts = [0, 0]
+
+    def count(self, requests: int, length: int) -> None:
+        self.counts[0] += requests
+        self.counts[1] += length
+
+    def upstream(self, url: str, *, offline: bool = False) -> Upstream:
+        return Upstream(
+            url,
+            proxy=None,
+            ca_bundle=None,
+            connect_timeout=5.0,
+            read_timeout=5.0,
+            via="1.1 clamproxy-test",
+            count=self.count,
+            note=self.noted.append,
+            offline=offline,
+        )
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def fetch(upstream: Upstream) -> bytes:
+    try:
+        with upstream.get(PATH, NEW) as answer:
+            return b"".join(answer.chunks())
+    finally:
+        upstream.close()
+
+
+def test_each_request_is_noted_once(origin: OriginServer, ledger: Ledger) -> None:
+    origin.put("daily-5.cdiff", b"0123456789")
+    assert fetch(ledger.upstream(origin.url)) == b"0123456789"
+    assert (ledger.noted, ledger.counts) == ([PATH], [1, 10])
+    (seen,) = origin.requests()
+    assert (seen.headers["user-agent"], seen.headers["via"]) == (AGENT, "1.1 clamproxy-test")
+    assert seen.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        pytest.param(lambda origin: None, NotFoundError, id="404"),
+        pytest.param(lambda origin: origin.rule("*", faults.status(429)), OriginError, id="429"),
+        pytest.param(lambda origin: origin.rule("*", faults.status(503)), OriginError, id="503"),
+        pytest.param(lambda origin: origin.refuse(), OriginError, id="refused"),
+    ],
+)
+def test_a_request_that_fails_is_noted(
+    origin: OriginServer, ledger: Ledger, prepare: Callable[[OriginServer], None], expected: type[Exception]
+) -> None:
+    prepare(origin)
+    with pytest.raises(expected):
+        fetch(ledger.upstream(origin.url))
+    assert (ledger.noted, ledger.counts[0]) == ([PATH], 1)
+
+
+def test_offline_nothing_is_asked(origin: OriginServer, ledger: Ledger) -> None:
+    origin.put("daily-5.cdiff", b"0123456789")
+    with pytest.raises(NotFoundError, match="offline"):
+        fetch(ledger.upstream(origin.url, offline=True))
+    assert origin.requests() == []
+    assert (ledger.noted, ledger.counts) == ([], [0, 0])
