@@ -45,9 +45,7 @@ class UnnamedPartial(PartialFile):
 
     def release(self) -> None:
         """Close, once; readers that duplicated the descriptor go on."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        self.close()
 
 
 class HeldObjects:

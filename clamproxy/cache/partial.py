@@ -15,6 +15,7 @@ from clamproxy.files import identity_of, try_lock, unlock
 from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, free_bytes
+from clamproxy.storage.growing_file import GrowingFile
 
 LONGEST_KEPT = 2 * 86400.0
 """Seconds after which an interrupted transfer is not worth resuming: a newer version is out."""
@@ -60,18 +61,15 @@ class Validators:
         return self.last_modified
 
 
-class PartialFile:
+class PartialFile(GrowingFile):
     """A file that grows, with its validators beside it. Locked against other processes."""
 
     is_unnamed = False
     """Whether it is in memory only."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self.descriptor = descriptor
+        super().__init__(path, descriptor)
         self.validators: Validators | None = None
-        self.have = 0
-        """Bytes that have arrived."""
         self.payload = PayloadDigest()
         """If it is a CVD: of what `digest_more` has taken in."""
 
@@ -126,18 +124,6 @@ class PartialFile:
         if self.validators is not None and self.validators.size is None:
             self.validators = replace(self.validators, size=self.have)
 
-    def append(self, data: bytes) -> None:
-        """Add what has arrived.
-
-        Raises:
-            OSError: the disk is full, for one.
-        """
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, self.have)
-            self.have += written
-            view = view[written:]
-
     def digest_more(self) -> None:
         """Bring `payload` nearer to what has arrived, if that is worth a look. Takes milliseconds."""
         if self.have - self.payload.end >= _DIGESTED_AT_A_TIME:
@@ -164,8 +150,7 @@ class PartialFile:
         if not self.path.exists():
             self._sidecar.unlink(missing_ok=True)
         unlock(self.descriptor)
-        os.close(self.descriptor)
-        self.descriptor = -1
+        self.close()
 
     @property
     def _sidecar(self) -> Path:

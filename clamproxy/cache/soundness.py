@@ -6,8 +6,8 @@ all of its objects have been read and compared: some 100 ms for what a gateway u
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 from clamproxy.cache.identification import is_valid
@@ -15,6 +15,7 @@ from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.objects import ObjectId
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -60,28 +61,28 @@ class Soundness:
         self._unchecked: dict[str, list[ObjectId]] = {}
         for object_id in sorted(store.object_ids(), reverse=True):
             self._unchecked.setdefault(object_id.database, []).append(object_id)
-        self._running: dict[str, asyncio.Future[None]] = {}
+        self._checks = SingleFlight[str, None]("check")
 
     async def ensure(self, database: str) -> None:
         """See that nothing damaged of a database is served. At once, but for the first time."""
-        if database not in self._unchecked:
-            return
-        future = self._running.get(database)
-        if future is None:
-            names = self._unchecked[database]
-            future = in_thread(f"clamproxy-check-{database}", lambda: self._check(names))
-            self._running[database] = future
-            future.add_done_callback(lambda done: self._finish(database, done))
-        await asyncio.shield(future)
+        if database in self._unchecked:
+            await self._checks.run(database, partial(self._check_all, database))
 
     async def recheck(self, object_id: ObjectId) -> None:
         """Look at an object again, and drop it if it has been damaged since it was checked."""
-        await in_thread(f"clamproxy-check-{object_id.database}", lambda: self._check([object_id]))
+        await self._check_in_thread(object_id.database, [object_id])
 
     async def ensure_all(self) -> None:
         """The same for all databases, one after the other."""
         for database in list(self._unchecked):
             await self.ensure(database)
+
+    async def _check_all(self, database: str) -> None:
+        await self._check_in_thread(database, self._unchecked[database])
+        del self._unchecked[database]
+
+    async def _check_in_thread(self, database: str, names: list[ObjectId]) -> None:
+        await in_thread(f"clamproxy-check-{database}", lambda: self._check(names))
 
     def _check(self, names: list[ObjectId]) -> None:
         try:
@@ -89,11 +90,6 @@ class Soundness:
                 check(self._store, object_id, self._keys)
         finally:
             self._store.disconnect()
-
-    def _finish(self, database: str, done: asyncio.Future[None]) -> None:
-        self._running.pop(database, None)
-        if not done.cancelled() and done.exception() is None:
-            self._unchecked.pop(database, None)
 
 
 def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str | None:

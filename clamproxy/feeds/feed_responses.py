@@ -9,7 +9,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import http_date
 
 from clamproxy.dates import parse_http_date
-from clamproxy.feeds.feed_transfer import FeedSource
+from clamproxy.downloads import FileSource
 from clamproxy.feeds.sharing_rules import ResponseHead, age
 from clamproxy.messages import Request, Response, Result
 from clamproxy.ranges import Representation, Selection, select
@@ -19,11 +19,9 @@ from clamproxy.responses import content, describe
 def from_source(
     request: Request,
     head: ResponseHead,
-    source: FeedSource,
+    source: FileSource,
     result: Result,
     is_not_newer: Callable[[float], bool],
-    *,
-    arriving: bool = False,
 ) -> Response:
     """Answer with a body, or the part of it that is asked for.
 
@@ -33,12 +31,11 @@ def from_source(
         source: its body; closed here unless it becomes the body of the response.
         result: how it came to be here.
         is_not_newer: what If-Modified-Since is held against: see `Entry.is_not_newer`.
-        arriving: whether some of the body may not be here yet.
     """
     try:
         selection, headers = _select(request, head, source.size, is_not_newer)
         wanted = selection.length if request.method == "GET" else 0
-        body = content(source, selection.start, wanted, is_arriving=arriving)
+        body = content(source, selection.start, wanted, is_arriving=source.is_arriving)
     except BaseException:
         source.close()
         raise

@@ -24,6 +24,7 @@ from pathlib import Path
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.files import replacing, sync_directory, try_lock
+from clamproxy.storage.growing_file import GrowingFile
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,11 @@ class NoRoomError(Exception):
     """A response is larger than feeds may be."""
 
 
-class Spool:
+class Spool(GrowingFile):
     """A body on its way to the disk. One thread writes, others read."""
 
     def __init__(self, store: FeedStore, path: Path) -> None:
-        self.path = path
-        self.have = 0
-        """Bytes that have arrived."""
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        super().__init__(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try_lock(self.descriptor)
         self._store = store
         self._reserved = 0
@@ -72,11 +70,7 @@ class Spool:
         self._store.make_room(len(data))
         self._reserved += len(data)
         self._digest.update(data)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, self.have)
-            self.have += written
-            view = view[written:]
+        super().append(data)
 
     def give_back(self) -> None:
         """Its bytes don't count as arriving any more."""
@@ -84,10 +78,10 @@ class Spool:
         self._store.give_back(reserved)
 
     def close(self) -> None:
-        """Give its room back; delete the file unless it was published. Readers go on."""
+        """Give its room back; delete the file unless it was published. Readers go on; again does nothing."""
         self.path.unlink(missing_ok=True)
         self.give_back()
-        os.close(self.descriptor)
+        super().close()
 
 
 class FeedStore:

@@ -1,6 +1,5 @@
-"""One response on its way from a feed to the disk, and to all who wait for it.
+"""Feed transfers: downloads of a feed's responses, revalidated rather than fetched again where that will do.
 
-A transfer belongs to no client: it goes on when they leave, so that the next try is a hit.
 Where the feed tells the length, clients read along; a body that ends early then cuts them off,
 and freshclam sees that. Without a length they wait until all of it is here.
 """
@@ -9,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from werkzeug.datastructures import Headers
 
+from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_store import FeedStore, NoRoomError, Spool
 from clamproxy.feeds.fetch import Fetched, Fetcher
@@ -29,10 +27,9 @@ from clamproxy.feeds.sharing_rules import (
     validators,
 )
 from clamproxy.feeds.target import Target
-from clamproxy.messages import SourceError
+from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse
-from clamproxy.progress import Progress
+from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.threads import in_thread
 
 STALL_WINDOW = 30.0
@@ -79,26 +76,24 @@ class FetchOutcome:
     """Whether it may be given to others."""
 
 
-class FeedTransfer:
-    """One transfer. Made and used on the event loop."""
+class FeedTransfer(Download[FetchOutcome]):
+    """One response on its way. Event loop only.
 
-    def __init__(self, plan: Plan, fetcher: Fetcher, store: FeedStore) -> None:
+    `ready` and `run` raise NotFoundError if the feed has no such file, and OriginError if it doesn't deliver.
+    """
+
+    def __init__(self, plan: Plan, fetcher: Fetcher, store: FeedStore, slots: asyncio.Semaphore) -> None:
+        super().__init__()
         self.plan = plan
         self.arriving_since = 0.0
         """When the head of a new body came, which may be read since; Unix seconds, 0 if none has."""
         self._fetcher = fetcher
         self._store = store
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[FetchOutcome] = self._loop.create_future()
-        self._progress = Progress(self._on_progress)
-        self._lock = threading.Lock()
+        self._slots = slots
+        self._scope = CancelScope()
         self._spool: Spool | None = None
-        self._closed = False
         self._is_receiving = False
-        self._answer: OriginResponse | None = None
-        self._abandoned = False
-        self._have = 0
-        self._error: Exception | None = None
+        self._has_ended = False
         self._waiting = 0
 
     def __enter__(self) -> Self:
@@ -108,100 +103,74 @@ class FeedTransfer:
 
     def __exit__(self, *_: object) -> None:
         self._waiting -= 1
-        if self._abandoned and not self._waiting:
-            with self._lock:
-                self._close()
+        self._close_unless_used()
 
-    async def ready(self) -> FetchOutcome:
-        """Wait until there is something to answer with.
-
-        Raises:
-            NotFoundError: the feed has no such file.
-            OriginError: it does not deliver.
-        """
-        return await asyncio.shield(self._ready)
-
-    def source(self, outcome: FetchOutcome) -> FeedSource:
+    def source(self, outcome: FetchOutcome) -> FileSource:
         """A reader of the body that an outcome tells of. Only inside the transfer's context."""
         assert self._spool is not None  # noqa: S101
         descriptor = os.dup(self._spool.descriptor)
         at, key = outcome.head.received_at, self.plan.key
-        return FeedSource(descriptor, outcome.size, self.available, lambda: self._store.sent(key, at))
+        return FileSource(descriptor, outcome.size, self, lambda: self._store.sent(key, at))
 
-    async def available(self, offset: int) -> int:
-        """Wait for bytes after `offset`; returns their end.
+    async def _fetch(self) -> FetchOutcome:
+        async with self._slots:
+            fetching, mark = in_thread("clamproxy-feed", self._exchange), None
+            try:
+                while not (await asyncio.wait({fetching}, timeout=STALL_WINDOW))[0]:
+                    have = self._spool.have if self._spool is not None and self._is_receiving else None
+                    if mark is not None and have is not None and have - mark < SLOWEST * STALL_WINDOW:
+                        raise OriginError(FailureKind.INTERRUPTED, "too slow")
+                    mark = have
+                return fetching.result()
+            finally:
+                fetching.cancel()
 
-        Raises:
-            SourceError: there will be no more.
-        """
-        while self._have <= offset:
-            if self._error is not None:
-                raise SourceError(str(self._error))
-            await self._progress.wait()
-        return self._have
+    def _readable(self, last: int | None) -> int:
+        return self._spool.have if self._spool is not None else 0
 
-    async def run(self, slots: asyncio.Semaphore) -> FetchOutcome:
-        """Fetch; all who wait are told.
+    def _explain(self, error: BaseException) -> Exception:
+        match error:
+            case asyncio.CancelledError():
+                return OriginError(FailureKind.LOCAL, STOPPING)
+            case NotFoundError() | OriginError():
+                return error
+            case NoRoomError():
+                return OriginError(FailureKind.BAD_CONTENT, str(error))
+        # Only what the operating system says is surely without a URL.
+        detail = error.strerror if isinstance(error, OSError) else None
+        return OriginError(FailureKind.LOCAL, f"the gateway failed: {detail or type(error).__name__}")
 
-        Args:
-            slots: how many may be fetched at a time.
+    def _set_ready(self, value: FetchOutcome) -> None:
+        if value.status == 200 and value.confirmed is None:
+            self.arriving_since = value.head.received_at
+        super()._set_ready(value)
+        self.wake()
 
-        Returns:
-            As `ready`.
+    def _end(self) -> None:
+        self._has_ended = True
+        self._scope.cancel()
+        self._close_unless_used()
 
-        Raises:
-            NotFoundError, OriginError: as `ready`, or later.
-        """
-        try:
-            async with slots:
-                return await self._watched(in_thread("clamproxy-feed", self._fetch))
-        except asyncio.CancelledError:
-            self._fail(OriginError(FailureKind.LOCAL, "the gateway is stopping"))
-            raise
-        except (NotFoundError, OriginError) as error:
-            self._fail(error)
-            raise
-        except Exception as error:
-            failure = OriginError(FailureKind.LOCAL, _local_reason(error))
-            self._fail(failure)
-            raise failure from None
-        finally:
-            self._abandon()
-
-    async def _watched(self, fetching: asyncio.Future[FetchOutcome]) -> FetchOutcome:
-        """Wait for the thread, unless it waits for a body that doesn't get on."""
-        mark = None
-        try:
-            while not (await asyncio.wait({fetching}, timeout=STALL_WINDOW))[0]:
-                have = self._spool.have if self._spool is not None and self._is_receiving else None
-                if mark is not None and have is not None and have - mark < SLOWEST * STALL_WINDOW:
-                    raise OriginError(FailureKind.INTERRUPTED, "too slow")
-                mark = have
-            return fetching.result()
-        finally:
-            fetching.cancel()
+    def _close_unless_used(self) -> None:
+        if self._has_ended and not self._waiting and self._spool is not None:
+            self._spool.close()
 
     # In the thread
 
-    def _fetch(self) -> FetchOutcome:
+    def _exchange(self) -> FetchOutcome:
         conditions = self.plan.conditions or {}
         if self.plan.stored is not None:
             conditions = validators(self.plan.stored.head)
         # A 304 about something else than what is here: ask anew.
-        outcome = self._fetch_once(conditions) or self._fetch_once({})
+        outcome = self._ask(conditions) or self._ask({})
         if outcome is None:
             raise OriginError(FailureKind.SERVER_ERROR, "an unexpected 304")
         return outcome
 
-    def _fetch_once(self, conditions: Mapping[str, str]) -> FetchOutcome | None:
+    def _ask(self, conditions: Mapping[str, str]) -> FetchOutcome | None:
         """One request; None if the answer is about something that isn't here."""
-        fetched = self._fetcher.get(self.plan.target, {**dict(self.plan.sent), **conditions})
-        with self._lock:
-            self._answer = fetched.answer
-            abandoned = self._abandoned
+        fetched = self._fetcher.get(self.plan.target, {**dict(self.plan.sent), **conditions}, self._scope)
         with fetched.answer:
-            if abandoned:
-                raise OriginError(FailureKind.LOCAL, "abandoned")
             if fetched.status == 304:
                 return self._confirm(fetched.head, conditions)
             return self._receive(fetched)
@@ -210,7 +179,7 @@ class FeedTransfer:
         """A 304: about what is stored, or about the client's own copy."""
         stored = self.plan.stored
         if stored is None:
-            return self._announce(FetchOutcome(head, 304)) if conditions else None
+            return self.announce(FetchOutcome(head, 304)) if conditions else None
         if not is_confirmed_by(stored.head, head):
             return None
         head = renewed(stored.head, head)
@@ -218,126 +187,29 @@ class FeedTransfer:
             self._store.drop(stored)
             return None
         confirmed = self._store.renew(stored, head)
-        return self._announce(FetchOutcome(head, confirmed=confirmed, shareable=True)) if confirmed else None
+        return self.announce(FetchOutcome(head, confirmed=confirmed, shareable=True)) if confirmed else None
 
     def _receive(self, fetched: Fetched) -> FetchOutcome:
         """A 200: its body goes to the disk."""
-        spool = self._store.create()
-        with self._lock:
-            self._spool = spool
-            if self._abandoned:
-                self._close()
-                raise OriginError(FailureKind.LOCAL, "abandoned")
+        with self._scope.unless_cancelled():
+            self._spool = spool = self._store.create()
         shareable = self.plan.allows_sharing(fetched.head)
         if fetched.length is not None:
             if fetched.length > self._store.largest:
                 raise OriginError(FailureKind.BAD_CONTENT, "larger than feeds.size_limit")
-            self._announce(FetchOutcome(fetched.head, size=fetched.length, shareable=shareable))
+            self.announce(FetchOutcome(fetched.head, size=fetched.length, shareable=shareable))
         self._is_receiving = True
-        self._fill(spool, fetched)
+        for chunk in fetched.answer.chunks():
+            with self._scope.unless_cancelled():
+                spool.append(chunk)
+            self.report()
         self._is_receiving = False
         if fetched.length not in (None, spool.have):
             raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")
-        outcome = self._announce(FetchOutcome(fetched.head, size=spool.have, shareable=shareable))
+        outcome = self.announce(FetchOutcome(fetched.head, size=spool.have, shareable=shareable))
         if shareable and fetched.ends_visibly:
-            self._publish(spool, fetched.head)
+            target, chosen = self.plan.target, selection(fetched.head, self.plan.sent)
+            self._store.publish(spool, self.plan.key, target.place, fetched.head, chosen)
         elif self.plan.stored is not None:
             self._store.drop(self.plan.stored)
         return outcome
-
-    def _fill(self, spool: Spool, fetched: Fetched) -> None:
-        for chunk in fetched.answer.chunks():
-            with self._lock:
-                if self._abandoned:
-                    raise OriginError(FailureKind.LOCAL, "abandoned")
-                try:
-                    spool.append(chunk)
-                except NoRoomError as error:
-                    raise OriginError(FailureKind.BAD_CONTENT, str(error)) from None
-            self._progress.report()
-
-    def _publish(self, spool: Spool, head: ResponseHead) -> None:
-        plan = self.plan
-        self._store.publish(spool, plan.key, plan.target.place, head, selection(head, plan.sent))
-
-    def _announce(self, outcome: FetchOutcome) -> FetchOutcome:
-        with suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(self._set_ready, outcome)
-        return outcome
-
-    # On the loop
-
-    def _set_ready(self, outcome: FetchOutcome) -> None:
-        self._wake()
-        if outcome.status == 200 and outcome.confirmed is None:
-            self.arriving_since = outcome.head.received_at
-        if not self._ready.done():
-            self._ready.set_result(outcome)
-
-    def _on_progress(self) -> None:
-        if self._spool is not None:
-            self._have = self._spool.have
-
-    def _wake(self) -> None:
-        self._on_progress()
-        self._progress.wake()
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # there may be nobody left who waits for it
-
-    def _abandon(self) -> None:
-        """The end, whichever: nothing more is read or written. Readers have descriptors of their own."""
-        with self._lock:
-            self._abandoned = True
-            if self._answer is not None:
-                self._answer.abort()
-            if not self._waiting:
-                self._close()
-        self._wake()
-
-    def _close(self) -> None:
-        if self._spool is not None and not self._closed:
-            self._closed = True
-            self._spool.close()
-
-
-class FeedSource:
-    """A body for one reader: a `messages.Source`."""
-
-    def __init__(
-        self,
-        descriptor: int,
-        size: int,
-        wait: Callable[[int], Awaitable[int]],
-        closed: Callable[[], None],
-    ) -> None:
-        self.size = size
-        self._descriptor: int | None = descriptor
-        self._wait = wait
-        self._closed = closed
-
-    def fileno(self) -> int:
-        """The reader's own descriptor."""
-        if self._descriptor is None:
-            raise ValueError("closed")
-        return self._descriptor
-
-    async def wait(self, offset: int) -> int:
-        """See `messages.Source.wait`."""
-        return await self._wait(offset)
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-            self._closed()
-
-
-def _local_reason(error: Exception) -> str:
-    """What went wrong here; only what the operating system says is surely without a URL."""
-    detail = error.strerror if isinstance(error, OSError) else None
-    return f"the gateway failed: {detail or type(error).__name__}"

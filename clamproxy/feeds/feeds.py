@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,23 @@ from werkzeug.datastructures import Headers
 from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.dates import parse_http_date
+from clamproxy.downloads import FileSource
 from clamproxy.feeds import pairs, sharing_rules
 from clamproxy.feeds.counts import Counts
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_cooldowns import FeedCooldowns
 from clamproxy.feeds.feed_responses import from_source, not_modified
 from clamproxy.feeds.feed_store import FeedStore
-from clamproxy.feeds.feed_transfer import FeedSource, FeedTransfer, FetchOutcome, Plan
+from clamproxy.feeds.feed_transfer import FeedTransfer, FetchOutcome, Plan
 from clamproxy.feeds.fetch import Fetcher, forwarded
-from clamproxy.feeds.remembered import Remembered
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import Request, Response, Result
+from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.responses import plain
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ MOST_UNSTORED = 4096
 """Responses that are not stored, whose time is remembered."""
 
 _REVALIDATED = "clamproxy; fwd=stale; fwd-status=304"
+_FILES = "the feeds' files"
 _BYPASS = "clamproxy; fwd=bypass"
 
 
@@ -100,22 +104,23 @@ class Feeds:
         self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
         self._cooldowns = FeedCooldowns(notes, clock.time)
         self._counts = Counts()
-        self._missing = Remembered(MISSING_TTL, clock.monotonic)
-        self._unshareable = Remembered(UNSHAREABLE_TTL, clock.monotonic)
+        self._missing = NegativeCache[str](clock.monotonic)
+        self._unshareable = NegativeCache[str](clock.monotonic)
         self._unstored: dict[str, float] = {}
         """When a response came last that may not be stored; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._running: dict[str, FeedTransfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loading: asyncio.Task[None] | None = None
-        self._checks: dict[str, asyncio.Future[bool]] = {}
+        self._is_loaded = False
+        self._loading = SingleFlight[str, None]("read")
+        self._checks = SingleFlight[str, bool]("check")
 
     # Life
 
     def start(self) -> None:
         """Read what is on the disk, in the background; requests wait for that."""
-        if self._loading is None:
-            self._loading = asyncio.create_task(self._load(), name="read the feeds' files")
+        if not self._is_loaded:
+            _ = self._loading.start(_FILES, self._load)
 
     def under_way(self) -> bool:
         """Whether anything is being fetched: `stop` would cut off who reads along."""
@@ -123,8 +128,9 @@ class Feeds:
 
     def stop(self) -> None:
         """Stop all transfers; takes milliseconds."""
-        for task in (*self._tasks, *([self._loading] if self._loading else [])):
+        for task in self._tasks:
             task.cancel()
+        self._loading.stop()
         self._writer.close()
         self._fetcher.close()
 
@@ -146,6 +152,7 @@ class Feeds:
             await in_thread("clamproxy-feeds", self._store.load)
         except OSError as error:
             logger.error("The directory of feeds can't be used: %s", error.strerror)  # noqa: TRY400
+        self._is_loaded = True
 
     # Requests
 
@@ -177,9 +184,8 @@ class Feeds:
         return response
 
     async def _answer(self, request: Request, target: Target) -> Response:
-        self.start()
-        if self._loading is not None:
-            await asyncio.shield(self._loading)
+        if not self._is_loaded:
+            await self._loading.run(_FILES, self._load)
         sent = forwarded(request.headers, target, self._via)
         ask = _Ask(request, target, sent, target.key(sent.get("Authorization")))
         entry = await self._find(ask)
@@ -233,12 +239,10 @@ class Feeds:
             return None
         if self._store.is_checked(entry):
             return entry
-        check = self._checks.get(ask.key)
-        if check is None:
-            check = in_thread("clamproxy-feeds", lambda: self._store.check(entry))
-            self._checks[ask.key] = check
-            check.add_done_callback(lambda _: self._checks.pop(ask.key, None))
-        return entry if await asyncio.shield(check) else None
+        return entry if await self._checks.run(ask.key, partial(self._check, entry)) else None
+
+    async def _check(self, entry: StoredResponse) -> bool:
+        return await in_thread("clamproxy-feeds", lambda: self._store.check(entry))
 
     def _is_fresh(self, ask: _Ask, entry: StoredResponse) -> bool:
         """Whether a stored response answers without asking, for itself and for what is beside it."""
@@ -259,13 +263,8 @@ class Feeds:
         descriptor = self._store.open(entry)
         if descriptor is None:
             return None
-
-        async def wait(_: int) -> int:
-            return entry.size
-
-        source = FeedSource(
-            descriptor, entry.size, wait, lambda: self._store.sent(entry.key, entry.obtained_at)
-        )
+        closed = partial(self._store.sent, entry.key, entry.obtained_at)
+        source = FileSource(descriptor, entry.size, closed=closed)
         return from_source(ask.request, entry.head, source, result, entry.is_not_newer)
 
     # What is fetched
@@ -313,7 +312,6 @@ class Feeds:
                 result,
                 # Whatever the client has, it did not get this here: see `StoredResponse.is_not_newer`.
                 lambda since: since == modified,
-                arriving=True,
             )
         result = Result.COLLAPSED if collapsed else Result.HIT
         response = self._from_entry(ask, outcome.confirmed, result)
@@ -325,7 +323,7 @@ class Feeds:
     def _begin(self, plan: Plan, *, shared: bool = True) -> FeedTransfer:
         if len(self._tasks) >= MAX_TRANSFERS:
             raise OriginError(FailureKind.LOCAL, "too many transfers at once")
-        transfer = FeedTransfer(plan, self._fetcher, self._store)
+        transfer = FeedTransfer(plan, self._fetcher, self._store, self._slots)
         if shared:
             self._running[plan.key] = transfer
         task = asyncio.create_task(self._run(transfer), name=f"transfer from {plan.target.place}")
@@ -336,10 +334,10 @@ class Feeds:
     async def _run(self, transfer: FeedTransfer) -> None:
         target, key = transfer.plan.target, transfer.plan.key
         try:
-            outcome = await transfer.run(self._slots)
+            outcome = await transfer.run()
         except NotFoundError:
             self._cooldowns.succeeded(target.server, key)
-            self._missing.add(key)
+            self._missing.add(key, MISSING_TTL)
         except OriginError as error:
             delay = self._cooldowns.failed(target.server, key, error.failure, str(error), error.retry_after)
             logger.warning("%s does not deliver (%s); next try in %.0f s.", target.place, error, delay)
@@ -357,7 +355,7 @@ class Feeds:
         if outcome.shareable:
             self._unshareable.discard(plan.key)
         elif outcome.status != 304 and not sharing_rules.wants_no_store(plan.request):
-            self._unshareable.add(plan.key)
+            self._unshareable.add(plan.key, UNSHAREABLE_TTL)
 
     def _note_unstored(self, key: str, outcome: FetchOutcome) -> None:
         if outcome.status != 200:

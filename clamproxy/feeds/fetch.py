@@ -109,12 +109,13 @@ class Fetcher:
         """Made when the first feed is asked: to load the certificates takes a while."""
         return make_pool(self._upstream.proxy, self._upstream.ca_bundle, self._timeout)
 
-    def get(self, target: Target, sent: Mapping[str, str]) -> Fetched:
+    def get(self, target: Target, sent: Mapping[str, str], scope: CancelScope) -> Fetched:
         """Ask for a file, and follow redirections to other feeds.
 
         Args:
             target: what.
             sent: header fields.
+            scope: lets another thread end the request; closed with the answer.
 
         Raises:
             NotFoundError: 404 or 410.
@@ -122,7 +123,7 @@ class Fetcher:
         """
         fields = {"User-Agent": SKIP_HEADER, "Connection": "close", **sent}
         place, keeps, freshness = target, True, list[float]()
-        requested_at, scope = time.time(), CancelScope()
+        requested_at = time.time()
         for _ in range(MOST_REDIRECTS + 1):
             response = self._request(place, fields, scope)
             received_at = time.time()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,8 +76,6 @@ class Attempt:
         self._arrival = arrival
         self._requester = requester
         self._progress = progress
-        self._lock = threading.Lock()
-        self._abandoned = False
         self._scope = CancelScope()
 
     def run(self) -> None:
@@ -104,8 +101,6 @@ class Attempt:
 
     def abandon(self) -> None:
         """Have nothing more written, and end whatever blocks. Any thread; again does nothing."""
-        with self._lock:
-            self._abandoned = True
         self._scope.cancel()
 
     def _check_continuation(self, answer: OriginResponse) -> None:
@@ -153,8 +148,7 @@ class Attempt:
         if arrival.followed:
             raise RangeError(f"the origin now has version {version}")
         object_id = ObjectId(arrival.object_id.database, version, Kind.CVD)
-        with self._lock:
-            self._check_not_abandoned()
+        with self._scope.unless_cancelled():
             try:
                 partial = PartialFile.claim(arrival.partial.path.parent, object_id)
             except BusyError as error:
@@ -174,8 +168,7 @@ class Attempt:
             return partial.have
         if self._arrival.followed:
             raise RangeError("the file changed at the origin")
-        with self._lock:
-            self._check_not_abandoned()
+        with self._scope.unless_cancelled():
             self._check_size(validators.size or 0)
             partial.begin(validators)
         return 0
@@ -185,14 +178,12 @@ class Attempt:
             self.received += len(chunk)
             self._append(chunk[skip:])
             skip = max(0, skip - len(chunk))
-        with self._lock:
-            self._check_not_abandoned()
+        with self._scope.unless_cancelled():
             self._arrival.partial.end()
         self._progress()
 
     def _append(self, data: bytes) -> None:
-        with self._lock:
-            self._check_not_abandoned()
+        with self._scope.unless_cancelled():
             self._check_size(self._arrival.partial.have + len(data))
             self._arrival.partial.append(data)
             if self._arrival.object_id.kind is Kind.CVD:
@@ -204,7 +195,3 @@ class Attempt:
         if size > largest:
             self._arrival.partial.begin(Validators(None, None, None))
             raise OriginError(FailureKind.BAD_CONTENT, f"more than {largest} bytes")
-
-    def _check_not_abandoned(self) -> None:
-        if self._abandoned:
-            raise OriginError(FailureKind.INTERRUPTED, "abandoned")

@@ -108,6 +108,17 @@ class CancelScope:
             self.check()
             self._held.append(socket.socket(fileno=os.dup(connection.fileno())))
 
+    @contextmanager
+    def unless_cancelled(self) -> Iterator[None]:
+        """What is done meanwhile is done before `cancel` returns, or not at all. Takes milliseconds.
+
+        Raises:
+            CancelledScopeError: it is too late.
+        """
+        with self._lock:
+            self.check()
+            yield
+
     def close(self) -> None:
         """Leave the connections alone from now on."""
         with self._lock:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from clamproxy.clock import Clock
@@ -22,6 +23,7 @@ from clamproxy.dates import as_past_time
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
+from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.connections import CancelScope, in_scope
@@ -29,6 +31,7 @@ from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
 from clamproxy.policy import RECHECK, plausible
+from clamproxy.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +64,16 @@ class Sighting:
     """How often in a row it answered with nothing new."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Probe:
+    database: str
     requester: Requester
-    task: asyncio.Task[None]
     started_at: float
     asked_at: float
     """Loop time at which the first of those began to which the origin owes an answer."""
+
+    def __str__(self) -> str:
+        return self.database
 
 
 class HeaderProbes:
@@ -98,9 +104,10 @@ class HeaderProbes:
         saved = notes.load(lambda saved: _from_json(saved, clock.time()))
         self._heads = {database: head for database, (head, _) in saved.items()}
         self._sightings = {database: sighting for database, (_, sighting) in saved.items()}
-        self._missing_until: dict[str, float] = {}
-        self._probing: dict[str, _Probe] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._missing = NegativeCache[str](clock.monotonic)
+        self._probes = SingleFlight[_Probe, None]("probe")
+        """Those that are under way: more than one of a database, if the earlier ones are silent."""
+        self._latest: dict[str, _Probe] = {}
         self._told: dict[str, str] = {}
         """What the log says of the databases whose header can't be had."""
 
@@ -148,57 +155,48 @@ class HeaderProbes:
             NotFoundError, OriginError: as the origin answered.
             CooldownError: it must not be asked now.
         """
+        sighting = Sighting(0, advertised, wanted)
         while True:
-            probe = self._join(database) or self._start(database, requester, Sighting(0, advertised, wanted))
+            probe = self._joinable(database) or self._admit(database, requester)
             try:
-                # Shielded: others wait for the same answer when this client leaves.
-                return await asyncio.shield(probe.task)
+                return await self._probes.run(probe, partial(self._probe, probe, sighting))
             except OriginError as error:
                 # An old client's 403 is not the others' (trap 20): ask under one's own name.
                 same = probe.requester.version == requester.version
                 if same or error.failure is not FailureKind.FORBIDDEN:
                     raise
-                await asyncio.sleep(0)  # the failed probe is leaving
 
     def asked_at(self, database: str) -> float | None:
         """Loop time since when the origin owes an answer; None if it owes none."""
-        probe = self._probing.get(database)
-        return None if probe is None or probe.task.done() else probe.asked_at
+        probe = self._under_way(database)
+        return None if probe is None else probe.asked_at
 
-    def _join(self, database: str) -> _Probe | None:
+    def _under_way(self, database: str) -> _Probe | None:
+        probe = self._latest.get(database)
+        return probe if probe is not None and probe in self._probes else None
+
+    def _joinable(self, database: str) -> _Probe | None:
         """The probe that is under way, unless it is silent for so long that another is worth it."""
-        probe = self._probing.get(database)
-        if probe is None or probe.task.done() or self._clock.monotonic() - probe.started_at >= SILENCE:
-            return None
-        return probe
+        probe = self._under_way(database)
+        return None if probe is None or self._clock.monotonic() - probe.started_at >= SILENCE else probe
 
-    def _start(self, database: str, requester: Requester, sighting: Sighting) -> _Probe:
-        if self._missing_until.get(database, 0.0) > self._clock.monotonic():
+    def _admit(self, database: str, requester: Requester) -> _Probe:
+        """A further probe, if one may be sent."""
+        if database in self._missing:
             raise KnownMissingError(f"the origin has no {database}.cvd")
         path = Latest(database, Kind.CVD).upstream_path
         if cooldown := self._cooldowns.admit(path, requester.version):
             raise CooldownError(cooldown)
         asked_at = self.asked_at(database) or asyncio.get_running_loop().time()
-        task = asyncio.create_task(self._probe(database, requester, sighting), name=f"probe {database}")
-        probe = _Probe(requester, task, self._clock.monotonic(), asked_at)
-        self._probing[database] = probe
-        self._tasks.add(task)
-        task.add_done_callback(lambda _: self._ended(database, probe))
-        return probe
+        self._latest[database] = _Probe(database, requester, self._clock.monotonic(), asked_at)
+        return self._latest[database]
 
     def stop(self) -> None:
         """Cancel what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
+        self._probes.stop()
 
-    def _ended(self, database: str, probe: _Probe) -> None:
-        self._tasks.discard(probe.task)
-        if self._probing.get(database) is probe:
-            del self._probing[database]
-        if not probe.task.cancelled():
-            probe.task.exception()  # there may be nobody left who waits for it
-
-    async def _probe(self, database: str, requester: Requester, sighting: Sighting) -> None:
+    async def _probe(self, probe: _Probe, sighting: Sighting) -> None:
+        database, requester = probe.database, probe.requester
         path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
         asked_at = self._clock.time()
         try:
@@ -213,7 +211,7 @@ class HeaderProbes:
             if self._is_news(database, "missing"):
                 logger.info("The origin has no %s.cvd: %s", database, error)
             self._cooldowns.forgive_proxy()
-            self._missing_until[database] = self._clock.monotonic() + RECHECK
+            self._missing.add(database, RECHECK)
             self._sightings[database] = replace(self.sighting(database), at=self._clock.time())
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)

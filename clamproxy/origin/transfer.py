@@ -1,7 +1,5 @@
-"""Transfers: one for each object, any number of readers, verified before it is published.
+"""Transfers: downloads of ClamAV's objects, resumed where they broke off, verified before they are published.
 
-A transfer belongs to no client. It is a task of `Transfers`, goes on when the client that
-started it leaves, and fetches in a thread, so that disk and hashing never hold up the loop.
 Readers follow the partial file. They never get its last bytes before verification has passed.
 """
 
@@ -21,6 +19,7 @@ from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
 from clamproxy.dates import parse_http_date
+from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.inspection import prove
@@ -29,7 +28,6 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
-from clamproxy.progress import Progress
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -81,13 +79,17 @@ class Resources:
     """How many connections to the origin there may be at a time."""
 
 
-class Transfer:
-    """One object on its way from the origin to the store. Event loop only."""
+class Transfer(Download[None]):
+    """One object on its way from the origin to the store. Event loop only.
+
+    It can be read from once its head is known, or it is published. `ready`, `finish` and `run` raise
+    NotFoundError if the origin has no such file, and TransferError if it could not be fetched.
+    """
 
     def __init__(
         self, expected: ObjectId, requester: Requester, resources: Resources, oldest: int | None = None
     ) -> None:
-        """Prepare; `run` does the work.
+        """`run` does the work.
 
         Args:
             expected: what is fetched. A whole CVD may turn out to be another version.
@@ -95,23 +97,21 @@ class Transfer:
             resources: shared by all transfers.
             oldest: the oldest version of a whole CVD that is of any use; default: the expected.
         """
+        super().__init__()
         self.requester = requester
         self.for_client = True
         """Whether a client waits: the gateway's own transfers give up at the first break."""
+        self.is_verified = False
+        """Whether readers may have all of it; it is published a moment later."""
         self.published = False
         self._expected = expected
         self._oldest = expected.version if oldest is None else oldest
         self._resources = resources
-        self._loop = asyncio.get_running_loop()
         self.asked_at = self._loop.time()
         """Loop time at which it was wanted first."""
-        self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._progress = Progress(self._on_progress)
         self._kicked = asyncio.Event()
         self._arrival: Arrival | None = None
         self._current: Attempt | None = None
-        self._verified = False
-        self._error: Exception | None = None
         self._heard_at = time.monotonic()
 
     # For readers
@@ -139,41 +139,15 @@ class Transfer:
             header=header.raw.decode("ascii") if header else None,
         )
 
-    async def ready(self) -> None:
-        """Wait until the object can be read from: its head is known, or it is published.
-
-        What goes wrong later shows in `source` and `available`.
-
-        Raises:
-            NotFoundError: the origin has no such file.
-            TransferError: it could not be fetched.
-        """
-        await asyncio.shield(self._ready)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether nobody waits in `ready`."""
-        return self._ready.done()
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether readers may have all of it; it is published a moment later."""
-        return self._verified
-
     async def finish(self) -> None:
-        """Wait until the object is published.
-
-        Raises:
-            NotFoundError: the origin has no such file.
-            TransferError: it could not be fetched.
-        """
+        """Wait until the object is published."""
         await self.ready()
         while not self.published:
             if self._error is not None:
                 raise self._error
-            await self._progress.wait()
+            await self.wait()
 
-    def source(self) -> TransferSource:
+    def source(self) -> FileSource:
         """A reader of what has arrived and will arrive. Only once the transfer is ready.
 
         Raises:
@@ -181,27 +155,7 @@ class Transfer:
         """
         if self.published or self._error is not None or self._arrival is None:
             raise SourceError(str(self._error or "nothing to follow"))
-        return TransferSource(self, os.dup(self._arrival.partial.descriptor), self.metadata.size)
-
-    async def available(self, offset: int, last: int | None = None) -> int:
-        """Wait for bytes after `offset` that may be shown; returns their end.
-
-        Args:
-            offset: of the first of them.
-            last: where the reader ends, if that is not the end of the object.
-
-        Raises:
-            SourceError: the transfer failed.
-        """
-        while True:
-            if self._error is not None:
-                raise SourceError(str(self._error))
-            size = self._validators.size or 0
-            shown = min(size - WITHHELD, size if last is None else last - 1)
-            end = size if self._verified else min(self.have, shown)
-            if end > offset:
-                return end
-            await self._progress.wait()
+        return FileSource(os.dup(self._arrival.partial.descriptor), self.metadata.size, self)
 
     def kick(self) -> None:
         """A further client wants the object: a connection that is silent is given up at once.
@@ -215,45 +169,39 @@ class Transfer:
 
     # The task
 
-    async def run(self) -> None:
-        """Fetch, verify, publish. Cancelled at shutdown: the partial file stays for later.
+    async def _fetch(self) -> None:
+        self._arrival = await self._claim()
+        if self._arrival:
+            await self._fetch_all(self._arrival)
+            await self._verify_and_publish(self._arrival)
 
-        Raises:
-            NotFoundError: the origin has no such file.
-            TransferError: it could not be fetched, whether there are readers or not.
-        """
-        try:
-            self._arrival = await self._claim()
-            if self._arrival:
-                await self._fetch_all(self._arrival)
-                await self._verify_and_publish(self._arrival)
-            self._set_ready()
-        except asyncio.CancelledError:
-            self._fail(TransferError(FailureKind.LOCAL, "the gateway is stopping"))
-            raise
-        except NotFoundError as error:
-            if self._expected.kind is not Kind.CVD:
-                self._fail(error)
-                raise
-            # Its header was there a moment ago: the origin contradicts itself.
-            failure = TransferError(
-                FailureKind.BAD_CONTENT, f"the header was delivered, but not the file: {error}"
-            )
-            self._fail(failure)
-            raise failure from error
-        except TransferError as error:
-            self._fail(error)
-            raise
-        except Exception as error:
-            failure = self._local_failure(error)
-            self._fail(failure)
-            raise failure from error
-        finally:
-            if self._arrival:
-                self._arrival.partial.release()
-            self._progress.wake()
+    def _readable(self, last: int | None) -> int:
+        size = self._validators.size or 0
+        if self._error is not None:
+            return 0  # readers are cut off where they are
+        if self.is_verified:
+            return size
+        return min(self.have, size - WITHHELD, size if last is None else last - 1)
 
-    def _local_failure(self, error: Exception) -> TransferError:
+    def _explain(self, error: BaseException) -> Exception:
+        match error:
+            case asyncio.CancelledError():
+                return TransferError(FailureKind.LOCAL, STOPPING)
+            case NotFoundError() if self._expected.kind is Kind.CVD:
+                # Its header was there a moment ago: the origin contradicts itself.
+                return TransferError(
+                    FailureKind.BAD_CONTENT, f"the header was delivered, but not the file: {error}"
+                )
+            case NotFoundError() | TransferError():
+                return error
+        return self._local_failure(error)
+
+    def _end(self) -> None:
+        """What has arrived stays on disk, to be resumed."""
+        if self._arrival:
+            self._arrival.partial.release()
+
+    def _local_failure(self, error: BaseException) -> TransferError:
         """What it means that something went wrong here, not at the origin."""
         if isinstance(error, NoRoomError):
             failure = TransferError(FailureKind.NO_ROOM, str(error))
@@ -316,7 +264,7 @@ class Transfer:
         Raises:
             _StalledError, _UnansweredError: it was given up.
         """
-        attempt = Attempt(self._resources.upstream, arrival, self.requester, self._progress.report)
+        attempt = Attempt(self._resources.upstream, arrival, self.requester, self.report)
         self._current = attempt
         self._kicked.clear()
         self._heard_at = time.monotonic()
@@ -353,7 +301,7 @@ class Transfer:
     async def _verify_and_publish(self, arrival: Arrival) -> None:
         partial, object_id = arrival.partial, arrival.object_id
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
-        self._progress.wake()  # readers go on with what they may have meanwhile
+        self.wake()  # readers go on with what they may have meanwhile
 
         def check() -> None:
             try:
@@ -369,30 +317,18 @@ class Transfer:
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
             partial.discard()
             raise TransferError(FailureKind.BAD_CONTENT, reason) from error
-        self._verified = True  # readers may have the rest while it is synced to disk
-        self._progress.wake()
+        self.is_verified = True  # readers may have the rest while it is synced to disk
+        self.wake()
         metadata = self.metadata
         await writer.run(lambda: store.publish(object_id, partial.path, metadata))
         self.published = True
-
-    # State changes
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # there may be nobody left who waits for it
-
-    def _set_ready(self) -> None:
-        if not self._ready.done():
-            self._ready.set_result(None)
 
     def _on_progress(self) -> None:
         """Bytes have arrived."""
         self._heard_at = time.monotonic()
         if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
             self._arrival.followed = True
-            self._set_ready()
+            self._set_ready(None)
 
     @property
     def _validators(self) -> Validators:
@@ -436,30 +372,3 @@ def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> Origi
         raise TransferError(FailureKind.CHANGED, f"changed while it arrived: {error}")
     arrival.partial.begin(Validators(None, None, None))
     return OriginError(FailureKind.INTERRUPTED, str(error))
-
-
-class TransferSource:
-    """The bytes of a transfer for one reader: a `messages.Source`."""
-
-    def __init__(self, transfer: Transfer, descriptor: int, size: int) -> None:
-        self.size = size
-        self.last: int | None = None
-        """Where the reader ends. The last byte of a part waits for verification, too."""
-        self._transfer = transfer
-        self._descriptor: int | None = descriptor
-
-    def fileno(self) -> int:
-        """The reader's own descriptor; it outlives the partial file's name."""
-        if self._descriptor is None:
-            raise ValueError("closed")
-        return self._descriptor
-
-    async def wait(self, offset: int) -> int:
-        """See `messages.Source.wait`."""
-        return await self._transfer.available(offset, self.last)
-
-    def close(self) -> None:
-        """Release the descriptor."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from clamproxy.clock import Clock
 from clamproxy.messages import Requester, SourceError
+from clamproxy.negative_cache import NegativeCache
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
@@ -19,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TRANSFERS = 1024
 """Running or waiting for a connection."""
-_MAX_REMEMBERED = 4096
 
 
 class CooldownError(Exception):
@@ -37,7 +37,11 @@ ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, Sour
 
 
 class Transfers:
-    """Starts and joins transfers. Owns their tasks. Event loop only."""
+    """Starts and joins transfers. Owns their tasks. Event loop only.
+
+    Not a `SingleFlight`: callers join a transfer under way to read along, and may know it by another name
+    once it has turned out to be another version.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class Transfers:
         self._clock = clock
         self._running: dict[ObjectId, Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._missing_until: dict[ObjectId, float] = {}
+        self._missing = NegativeCache[ObjectId](clock.monotonic)
         self._needed: dict[str, int] = {}
         """Bytes that the disk must have room for before a file is asked for again, by its path."""
 
@@ -121,7 +125,7 @@ class Transfers:
 
     def require_not_missing(self, object_id: ObjectId) -> None:
         """Raise KnownMissingError if the origin hasn't this object, it said a short while ago. Quick."""
-        if self._missing_until.get(object_id, 0.0) > self._clock.monotonic():
+        if object_id in self._missing:
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
 
     def _without_room(self, object_id: ObjectId, requester: Requester) -> Cooldown | None:
@@ -190,7 +194,7 @@ class Transfers:
         except NotFoundError as error:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
             self._cooldowns.forgive_proxy()
-            self._remember_missing(object_id)
+            self._missing.add(object_id, self._negative_ttl(object_id))
         except TransferError as error:
             self._note_failure(object_id, transfer, error)
             self._after_failure(object_id, error.failure)
@@ -211,11 +215,6 @@ class Transfers:
         cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
         wait = cooldown.until - self._clock.time()
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
-
-    def _remember_missing(self, object_id: ObjectId) -> None:
-        self._missing_until[object_id] = self._clock.monotonic() + self._negative_ttl(object_id)
-        if len(self._missing_until) > _MAX_REMEMBERED:
-            del self._missing_until[min(self._missing_until, key=self._missing_until.__getitem__)]
 
     def stop(self) -> None:
         """Cancel all; what has arrived stays on disk and is resumed after the next start."""

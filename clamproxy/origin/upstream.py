@@ -208,10 +208,6 @@ class OriginResponse:
                 break
         return bytes(data[:length])
 
-    def abort(self) -> None:
-        """Make a read that blocks in another thread end at once."""
-        self._scope.cancel()
-
     def close(self) -> None:
         """Close the connection, unless the whole body was read: then it is in the pool again."""
         self._scope.close()

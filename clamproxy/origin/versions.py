@@ -7,13 +7,16 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from clamproxy.clock import Clock
 from clamproxy.formats.version_record import IN_PRIMARY, OLDEST_RECORD, VersionRecord, record_name
+from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.origin.resolver import Resolver
+from clamproxy.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +67,10 @@ class AdvertisedVersions:
         self._clock = clock
         self._record = records.load(_record_text).get(domain)
         self._known = notes.load(self._parse)
-        self._next_look: dict[str, float] = {}
-        self._looking: dict[str, tuple[asyncio.Task[None], float]] = {}
-        """The look-ups that are under way, and the loop time at which each began."""
+        self._unanswered = NegativeCache[str](clock.monotonic)
+        self._looking = SingleFlight[str, None]("look-up")
+        self._asked_at: dict[str, float] = {}
+        """The loop time at which the last look-up of each name began."""
 
     def _parse(self, saved: Any) -> tuple[int, float]:
         """A version, and when it was learnt."""
@@ -104,28 +108,28 @@ class AdvertisedVersions:
         known, resolver = self.last_known(database), self._resolver
         if resolver is not None and (known is None or not known.fresh):
             name = record_name(database, self._domain)
-            if name not in self._looking and self._clock.monotonic() >= self._next_look.get(name, 0.0):
-                task = asyncio.create_task(self._look_up(resolver, name, database), name=f"look-up {name}")
-                self._looking[name] = task, asyncio.get_running_loop().time()
-                task.add_done_callback(lambda _: self._looking.pop(name, None))
-            if name in self._looking:
-                # The look-up is no client's: it goes on when this one leaves or stops waiting.
-                task, asked_at = self._looking[name]
-                limit = None
-                if patience is not None and (known is not None or not is_needed):
-                    limit = max(0.0, asked_at + patience - asyncio.get_running_loop().time())
-                await asyncio.wait({task}, timeout=limit)
+            now = asyncio.get_running_loop().time()
+            if name not in self._looking:
+                if name in self._unanswered:
+                    return known
+                self._asked_at[name] = now
+            look_up = self._looking.start(name, partial(self._look_up, resolver, name, database))
+            limit = None
+            if patience is not None and (known is not None or not is_needed):
+                limit = max(0.0, self._asked_at[name] + patience - now)
+            # Not `SingleFlight.run`: whoever has waited long enough, and whoever still waits when the gateway
+            # stops, gets what is known.
+            await asyncio.wait({look_up}, timeout=limit)
         return self.last_known(database)
 
     def stop(self) -> None:
         """Cancel what is under way."""
-        for task, _ in list(self._looking.values()):
-            task.cancel()
+        self._looking.stop()
         if self._resolver is not None:
             self._resolver.close()
 
     async def _look_up(self, resolver: Resolver, name: str, database: str) -> None:
-        self._next_look[name] = self._clock.monotonic() + min(self._refresh, _RETRY)
+        self._unanswered.add(name, min(self._refresh, _RETRY))
         try:
             text = await resolver.txt(name)
             versions = VersionRecord.parse(text, database).versions_at(self._clock.time())
@@ -134,7 +138,7 @@ class AdvertisedVersions:
             logger.warning("No advertised versions from DNS (%s): %s", name, reason)
             return
         if database in versions:
-            del self._next_look[name]
+            self._unanswered.discard(name)
         if database in IN_PRIMARY and text != self._record:
             self._record = text
             self._records.save(self._domain, text)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from clamproxy.cache.published import Metadata, PublishedFile
@@ -26,6 +27,7 @@ from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.notes import Notes
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class BuildError(Exception):
 
 
 class CldBuilder:
-    """Builds CLDs, one at a time, each once. Owns its tasks. Event loop only."""
+    """Builds CLDs, one at a time, each once. Event loop only."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class CldBuilder:
         self._keys = keys
         self._directory = store.directory / "build"
         self._turn = asyncio.Lock()
-        self._running: dict[ObjectId, asyncio.Task[None]] = {}
+        self._running = SingleFlight[ObjectId, None]("build", self._note_failure)
         self._failed: set[ObjectId] = set()
 
         self._clock = clock
@@ -105,10 +107,8 @@ class CldBuilder:
             The CLD's name.
         """
         object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
-        if object_id not in self._running and self.can_build(object_id) and not self._store.holds(object_id):
-            task = asyncio.create_task(self._build(object_id, proven), name=f"build {object_id.file_name}")
-            self._running[object_id] = task
-            task.add_done_callback(lambda _: self._ended(object_id, task))
+        if self._is_to_build(object_id):
+            _ = self._running.start(object_id, partial(self._build, object_id, proven))
         return object_id
 
     async def open(self, database: str, proven: ProvenLineage) -> PublishedFile:
@@ -119,9 +119,9 @@ class CldBuilder:
         Raises:
             BuildError: it can't be built.
         """
-        object_id = self.start(database, proven)
-        if (task := self._running.get(object_id)) is not None:
-            await asyncio.shield(task)
+        object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
+        if self._is_to_build(object_id):
+            await self._running.run(object_id, partial(self._build, object_id, proven))
         published = self._store.open(object_id)
         if published is None:
             self._failed.add(object_id)  # there was no room for it, or it didn't come out right
@@ -130,8 +130,7 @@ class CldBuilder:
 
     def stop(self) -> None:
         """Cancel what is waiting; the process doesn't wait for what is at work."""
-        for task in list(self._running.values()):
-            task.cancel()
+        self._running.stop()
 
     def sweep(self) -> None:
         """Remove what processes left that were killed while they built. Blocks."""
@@ -139,6 +138,9 @@ class CldBuilder:
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime + LONGEST_BUILD < time.time():
                     shutil.rmtree(path)
+
+    def _is_to_build(self, object_id: ObjectId) -> bool:
+        return self.can_build(object_id) and not self._store.holds(object_id)
 
     async def _build(self, object_id: ObjectId, proven: ProvenLineage) -> None:
         async with self._turn:
@@ -202,8 +204,6 @@ class CldBuilder:
             found.append(patch)
         return found
 
-    def _ended(self, object_id: ObjectId, task: asyncio.Task[None]) -> None:
-        self._running.pop(object_id, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failed.add(object_id)
-            logger.error("Building %s failed.", object_id.file_name, exc_info=error)
+    def _note_failure(self, object_id: ObjectId, error: BaseException) -> None:
+        self._failed.add(object_id)
+        logger.error("Building %s failed.", object_id.file_name, exc_info=error)

@@ -7,12 +7,12 @@ proven: no client can be led into a patch that doesn't fit (trap 18).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO
 
 from clamproxy.cache.published import PublishedFile
@@ -25,6 +25,7 @@ from clamproxy.formats.patching import patch_info
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.delta import Lineage
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Lineages:
         self._learn = learn
         self._known: dict[str, ProvenLineage] = {}
         self._looked_at: dict[str, float] = {}
-        self._running: dict[str, asyncio.Future[ProvenLineage | None]] = {}
+        self._readings = SingleFlight[str, ProvenLineage | None]("lineage of")
 
     async def get(self, database: str) -> ProvenLineage | None:
         """The lineage as the store has it now; None if there is no CVD to begin with.
@@ -75,12 +76,7 @@ class Lineages:
         known = self._known.get(database)
         if known is not None and self._is_current(known.lineage, database):
             return known
-        future = self._running.get(database)
-        if future is None:
-            future = in_thread(f"clamproxy-lineage-{database}", lambda: self._read_and_leave(database, known))
-            self._running[database] = future
-            future.add_done_callback(lambda done: self._finish(database, done))
-        return await asyncio.shield(future)
+        return await self._readings.run(database, partial(self._read_in_thread, database, known))
 
     def last(self, database: str) -> ProvenLineage | None:
         """The lineage as it was when somebody asked for it last, if its base is still the base. Quick."""
@@ -128,6 +124,15 @@ class Lineages:
             self._store.drop(object_id)
             return None
         return ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
+
+    async def _read_in_thread(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
+        name = f"clamproxy-lineage-{database}"
+        result = await in_thread(name, lambda: self._read_and_leave(database, known))
+        if result is None:
+            self._known.pop(database, None)
+        else:
+            self._known[database] = result
+        return result
 
     def _read_and_leave(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
         try:
@@ -199,13 +204,3 @@ class Lineages:
 
     def _has(self, database: str, version: int) -> bool:
         return self._store.has(ObjectId(database, version, Kind.CDIFF))
-
-    def _finish(self, database: str, done: asyncio.Future[ProvenLineage | None]) -> None:
-        self._running.pop(database, None)
-        if done.cancelled() or done.exception() is not None:
-            return
-        result = done.result()
-        if result is None:
-            self._known.pop(database, None)
-        else:
-            self._known[database] = result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -17,6 +17,7 @@ from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
+from clamproxy.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _COST_OF_RENEWAL = 2
 
 
 class Prefetcher:
-    """Fetches what is missing, each thing once at a time. Owns its tasks. Event loop only."""
+    """Fetches what is missing, each thing once at a time. Event loop only."""
 
     def __init__(self, store: Store, origin: Origin, lineages: Lineages, transfers: Transfers) -> None:
         """Use the given parts; who makes them also stops them."""
@@ -36,7 +37,7 @@ class Prefetcher:
         self._heads = origin.heads
         self._transfers = transfers
         self._budget = origin.budget
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running = SingleFlight[str, None]("prefetch:", _log_failure)
 
     async def fetch(self, object_id: ObjectId, requester: Requester, oldest: int | None = None) -> None:
         """Fetch an object that isn't here, and wait until it is published.
@@ -73,7 +74,7 @@ class Prefetcher:
             if proven is None or proven.lineage.is_blocked or not before < proven.lineage.reached < target:
                 return proven
             before = proven.lineage.reached
-            await self._once(
+            await self._running.run(
                 f"patches of {database} for {requester.version}",
                 partial(self.fetch_patches, patches_between(database, before + 1, target), requester),
             )
@@ -101,7 +102,7 @@ class Prefetcher:
         Raises:
             OriginTrouble: it can't be had now.
         """
-        await self._once(f"renewal of {database}", lambda: self._renew(database, requester))
+        await self._running.run(_renewal(database), partial(self._renew, database, requester))
 
     async def refetch(self, object_id: ObjectId, requester: Requester) -> None:
         """Fetch an object that was dropped, or a newer version of a CVD, because a person asks for it.
@@ -138,9 +139,8 @@ class Prefetcher:
 
     def renew_soon(self, database: str, requester: Requester) -> None:
         """The same in the background, if the budget allows it; what goes wrong is logged."""
-        key = f"renewal of {database}"
-        if key not in self._running and self.may_renew(database):
-            _ = self._start(key, lambda: self._renew(database, requester))
+        if _renewal(database) not in self._running and self.may_renew(database):
+            _ = self._running.start(_renewal(database), partial(self._renew, database, requester))
 
     async def _renew(self, database: str, requester: Requester) -> None:
         cached = self._store.newest_version(database) or 0
@@ -151,33 +151,22 @@ class Prefetcher:
             await self.fetch(object_id, requester, cached + 1)
             logger.info("%s is the new base of %s.", object_id.file_name, database)
 
-    async def _once(self, key: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Do it, or wait for who does it already. It goes on when the one who waits leaves."""
-        await asyncio.shield(self._running.get(key) or self._start(key, work))
-
-    def _start(self, key: str, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work(), name=key)
-        if not task.done():  # tasks may be eager
-            self._running[key] = task
-        task.add_done_callback(lambda _: self._ended(key, task))
-        return task
-
-    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
-        if self._running.get(key) is task:
-            del self._running[key]
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, ORIGIN_TROUBLE):
-            logger.debug("%s: not now: %s", key, error)
-        else:
-            logger.error("Fetching %s failed.", key, exc_info=error)
-
     def stop(self) -> None:
         """Cancel all; what has arrived stays on disk."""
-        for task in list(self._running.values()):
-            task.cancel()
+        self._running.stop()
 
 
 def patches_between(database: str, first: int, last: int) -> list[ObjectId]:
     """The cdiffs of these versions, both included."""
     return [ObjectId(database, version, Kind.CDIFF) for version in range(first, last + 1)]
+
+
+def _renewal(database: str) -> str:
+    return f"renewal of {database}"
+
+
+def _log_failure(what: str, error: BaseException) -> None:
+    if isinstance(error, ORIGIN_TROUBLE):
+        logger.debug("%s: not now: %s", what, error)
+    else:
+        logger.error("Fetching %s failed.", what, exc_info=error)

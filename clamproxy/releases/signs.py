@@ -7,14 +7,15 @@ the cache was never compared. So this is done again when a signature is asked fo
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import inspect, reject
 from clamproxy.objects import ObjectId
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Signs:
         self._store = store
         self._keys = keys
         self._proven: dict[ObjectId, _Pair] = {}
-        self._running: dict[ObjectId, asyncio.Future[None]] = {}
+        self._examinations = SingleFlight[ObjectId, None]("examine")
 
     async def examine(self, signature: ObjectId) -> None:
         """Drop a signature from the cache if it turns out to be damaged, or another file's.
@@ -48,12 +49,7 @@ class Signs:
         pair = self._pair(signature)
         if None in pair or pair == self._proven.get(signature):
             return
-        future = self._running.get(signature)
-        if future is None:
-            future = in_thread(f"clamproxy-sign-{signature.database}", lambda: self._examine(signature))
-            self._running[signature] = future
-            future.add_done_callback(lambda _: self._running.pop(signature, None))
-        await asyncio.shield(future)
+        await self._examinations.run(signature, partial(self._examine_in_thread, signature))
 
     async def examine_all(self) -> None:
         """The same for all signatures that are here."""
@@ -68,6 +64,9 @@ class Signs:
 
     def _pair(self, signature: ObjectId) -> _Pair:
         return self._store.metadata(signature, signature.signed)
+
+    async def _examine_in_thread(self, signature: ObjectId) -> None:
+        await in_thread(f"clamproxy-sign-{signature.database}", lambda: self._examine(signature))
 
     def _examine(self, signature: ObjectId) -> None:
         try:

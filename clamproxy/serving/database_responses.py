@@ -9,12 +9,13 @@ from functools import lru_cache, partial
 from werkzeug.datastructures import Headers
 
 from clamproxy.cache.published import Metadata
+from clamproxy.downloads import FileSource
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Request, Response, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
 from clamproxy.origin.header_probes import ProbedHeader
-from clamproxy.origin.transfer import TransferError, TransferSource
+from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.policy import is_not_modified, shown_last_modified
@@ -87,8 +88,8 @@ def _from_source(
 ) -> Response:
     selection, response = _selected(request, object_id, metadata, result, is_newest=is_newest)
     wanted = selection.length if request.method == "GET" else 0
-    is_arriving = isinstance(source, TransferSource)
-    if isinstance(source, TransferSource):
+    is_arriving = isinstance(source, FileSource) and source.is_arriving
+    if isinstance(source, FileSource):
         source.last = selection.start + wanted
     response.body = content(source, selection.start, wanted, is_arriving=is_arriving)
     return response

@@ -11,11 +11,12 @@ from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
 from clamproxy.dates import parse_http_date
+from clamproxy.downloads import FileSource
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.header_probes import HeaderProbes, ProbedHeader
-from clamproxy.origin.transfer import TransferError, TransferSource
+from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.policy import Choice, choose
@@ -204,7 +205,7 @@ class WholeDatabases:
             # An edge of the CDN may have sent an older version than its head announced.
             is_newest = delivered[0].version >= finding.known.newest
             response = from_object(request, *delivered, is_newest=is_newest)
-            if response.status == 304 and isinstance(delivered[2], TransferSource):
+            if response.status == 304 and isinstance(delivered[2], FileSource):
                 # So says the header of a file that is still arriving: nobody knows yet whether it is right.
                 response = from_object(request, *await fetch(verified=True), is_newest=is_newest)
             return response

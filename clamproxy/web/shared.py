@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
+from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
 
 SHORTEST = 1.0
@@ -29,7 +31,8 @@ class Shared[T]:
         self._name = name
         self._prepare = prepare
         self._clock = clock
-        self._future: asyncio.Future[T] | None = None
+        self._computation = SingleFlight[str, asyncio.Future[T]]("compute")
+        self._last: asyncio.Future[T] | None = None
         self._counts_until = 0.0
 
     async def get(self) -> T:
@@ -40,19 +43,17 @@ class Shared[T]:
         Raises:
             Exception: what the computation raised; it is reused like a result.
         """
-        if self._future is None or (self._future.done() and self._clock() >= self._counts_until):
-            self._future = self._begin()
-        return await asyncio.shield(self._future)
+        last, now = self._last, self._clock()
+        if last is None or now >= self._counts_until:
+            last = await self._computation.run(self._name, partial(self._compute, now))
+        return last.result()
 
-    def _begin(self) -> asyncio.Future[T]:
-        begun = self._clock()
-        future = in_thread(self._name, self._prepare())
-
-        def note(done: asyncio.Future[T]) -> None:
-            now = self._clock()
-            self._counts_until = max(begun + SHORTEST, now + SHARE * (now - begun))
-            if not done.cancelled():
-                done.exception()  # retrieved: asyncio would complain if all callers had left
-
-        future.add_done_callback(note)
-        return future
+    async def _compute(self, begun: float) -> asyncio.Future[T]:
+        """A future that is done, as an exception counts like a result."""
+        last = in_thread(self._name, self._prepare())
+        await asyncio.wait({last})
+        last.exception()  # seen, though all who asked may have left
+        now = self._clock()
+        self._counts_until = max(begun + SHORTEST, now + SHARE * (now - begun))
+        self._last = last
+        return last

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clamproxy.config.units import HttpProxy
 from clamproxy.messages import Requester
 from clamproxy.origin import connections as module
-from clamproxy.origin.connections import CancelScope, in_scope
+from clamproxy.origin.connections import CancelledScopeError, CancelScope, in_scope
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
 from tests.support import faults
@@ -28,6 +28,8 @@ type Behaviour = Callable[[socket.socket], object]
 
 PATH = "/daily-5.cdiff"
 BODY = b"0123456789"
+LIMIT = 30
+"""Seconds; only a guard."""
 PATIENCE = 0.25
 """Seconds: a head may take four times as long."""
 
@@ -138,6 +140,40 @@ def test_a_scope_that_was_cancelled_makes_no_connection(origin: OriginServer) ->
     with pytest.raises(OriginError):
         connect(origin.url).get(PATH, NEW, scope=scope)
     assert origin.requests() == []
+
+
+def test_nothing_is_done_any_more_when_cancel_has_returned() -> None:
+    scope, is_writing, go, done = CancelScope(), threading.Event(), threading.Event(), list[str]()
+
+    def write() -> None:
+        with scope.unless_cancelled():
+            is_writing.set()
+            assert go.wait(LIMIT)
+            done.append("written")
+
+    def cancel() -> None:
+        scope.cancel()
+        done.append("cancelled")
+
+    threads = [threading.Thread(target=write), threading.Thread(target=cancel)]
+    threads[0].start()
+    assert is_writing.wait(LIMIT)
+    threads[1].start()
+    go.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    with pytest.raises(CancelledScopeError), scope.unless_cancelled():
+        done.append("too late")
+    assert done == ["written", "cancelled"]
+
+
+def test_what_is_raised_meanwhile_leaves_the_scope_as_it_was() -> None:
+    scope = CancelScope()
+    with pytest.raises(OSError, match="full"), scope.unless_cancelled():
+        raise OSError("full")
+    with scope.unless_cancelled():
+        pass
+    scope.cancel()
 
 
 def test_what_is_cancelled_too_late_leaves_the_connection_to_others(origin: OriginServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ from tests.support import faults
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
 from tests.support.site import origin_certificates
+from tests.support.stored import until
 
 
 @pytest.fixture
@@ -135,6 +138,18 @@ async def test_a_feed_that_falls_silent(harness: FeedsHarness) -> None:
     harness.origin.rule(PATH, faults.silent())
     status, _, content = await harness.get()
     assert (status, b"no answer in time" in content) == (503, True)
+
+
+async def test_stopping_ends_a_request_that_the_feed_has_not_answered(harness: FeedsHarness) -> None:
+    """Its thread, too, though it could wait for an hour."""
+    harness.restart(upstream={"read_timeout": 3600})
+    harness.origin.rule(PATH, faults.silent())
+    client = asyncio.create_task(harness.get())
+    await until(harness.origin.requests)
+    harness.feeds.stop()
+    status, _, content = await client
+    assert (status, b"the gateway is stopping" in content) == (503, True)
+    await until(lambda: "clamproxy-feed" not in [thread.name for thread in threading.enumerate()])
 
 
 async def test_a_feed_that_trickles_is_given_up(

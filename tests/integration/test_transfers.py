@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from clamproxy import negative_cache
 from clamproxy.cache.partial import PartialFile
 from clamproxy.messages import SourceError
 from clamproxy.objects import ObjectId
@@ -132,11 +133,15 @@ async def test_trap_16_a_404_is_forgotten_in_time(harness: TransferHarness) -> N
 async def test_remembered_404s_do_not_pile_up(
     harness: TransferHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfers_module, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(negative_cache, "MOST", 3)
     for version in range(1, 6):
         with pytest.raises(NotFoundError):
             await ask(harness, cdiff(version))
-    assert len(harness.transfers._missing_until) == 3
+    for version in (3, 4, 5):
+        with pytest.raises(KnownMissingError):
+            harness.transfers.require_not_missing(cdiff(version))
+    for version in (1, 2):
+        harness.transfers.require_not_missing(cdiff(version))
 
 
 # Cool-downs

@@ -9,7 +9,6 @@ import pytest
 
 from clamproxy.feeds.counts import Counts
 from clamproxy.feeds.feed_cooldowns import MOST, FeedCooldowns
-from clamproxy.feeds.remembered import Remembered
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import Result
 from clamproxy.origin.cooldown import FailureKind
@@ -56,15 +55,7 @@ def test_cool_downs_grow_end_and_are_few(tmp_path: Path) -> None:
     assert len(notes) <= MOST
 
 
-def test_little_is_remembered_and_counted() -> None:
-    now = [0.0]
-    remembered = Remembered(10, lambda: now[0])
-    for number in range(5000):
-        remembered.add(str(number))
-    assert "0" not in remembered
-    assert "4999" in remembered
-    now[0] = 10
-    assert "4999" not in remembered
+def test_few_hosts_are_counted() -> None:
     counts = Counts()
     for number in range(300):
         counts.add(f"{number:03}.example", Result.HIT)

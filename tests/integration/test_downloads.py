@@ -1,17 +1,19 @@
-"""Those who wait for a thread's progress are woken in time, but not for every piece."""
+"""Downloads: when readers are woken, and what they read."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from clamproxy import progress as progress_module
+from clamproxy import downloads as downloads_module
+from clamproxy.downloads import FileSource, Progress
 from clamproxy.origin.transfer import WITHHELD
-from clamproxy.progress import Progress
 from tests.harness.transfers import LIMIT, TransferHarness, running, stored
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import cvd, read_all
@@ -20,15 +22,15 @@ ENDLESS = 3600.0
 PIECES = 100
 
 
-class ProgressHarness:
+class ProgressHarness(Progress):
     """A thread that brings bytes, and a reader that counts how often it is woken for them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.brought = 0
         self.seen = 0
-        self.progress = Progress(self._notice)
 
-    def _notice(self) -> None:
+    def _on_progress(self) -> None:
         self.seen = self.brought
 
     def bring(self, times: int = 1) -> None:
@@ -37,7 +39,7 @@ class ProgressHarness:
         def work() -> None:
             for _ in range(times):
                 self.brought += 1
-                self.progress.report()
+                self.report()
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -46,7 +48,7 @@ class ProgressHarness:
     async def woken(self) -> int:
         """What is there when the wait ends."""
         async with asyncio.timeout(LIMIT):
-            await self.progress.wait()
+            await self.wait()
         return self.seen
 
 
@@ -57,14 +59,14 @@ async def turns(count: int = 20) -> None:
 
 
 async def test_the_first_piece_wakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "PAUSE", ENDLESS)
+    monkeypatch.setattr(downloads_module, "PAUSE", ENDLESS)
     harness = ProgressHarness()
     harness.bring()
     assert await harness.woken() == 1
 
 
 async def test_further_pieces_wait_for_the_end_of_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_module, "PAUSE", ENDLESS)
+    monkeypatch.setattr(downloads_module, "PAUSE", ENDLESS)
     harness = ProgressHarness()
     harness.bring()
     await harness.woken()
@@ -72,13 +74,13 @@ async def test_further_pieces_wait_for_the_end_of_the_pause(monkeypatch: pytest.
     harness.bring(PIECES)
     await turns()
     assert not waiting.done()
-    harness.progress.wake()
+    harness.wake()
     await waiting
 
 
 async def test_no_piece_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it comes, a wake-up follows after which all of it is seen."""
-    monkeypatch.setattr(progress_module, "PAUSE", 0.001)
+    monkeypatch.setattr(downloads_module, "PAUSE", 0.001)
     harness = ProgressHarness()
     thread = threading.Thread(target=harness.bring, args=(PIECES,))
     thread.start()
@@ -107,7 +109,7 @@ async def test_a_herd_is_woken_a_few_times_whatever_the_pieces(
     harness: TransferHarness, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When all has arrived, and when that is verified; the beginning is there already."""
-    monkeypatch.setattr(progress_module, "PAUSE", ENDLESS)
+    monkeypatch.setattr(downloads_module, "PAUSE", ENDLESS)
     body = make_cvd(5, 4_000_000)
     harness.origin.put("daily.cvd", body)
     harness.origin.rate = 20_000_000
@@ -134,3 +136,21 @@ async def test_a_herd_is_woken_a_few_times_whatever_the_pieces(
     assert max(reader.woken for reader in readers) <= 3
     assert harness.origin.trace == "W"
     assert stored(harness, cvd(5)) == body
+
+
+# Readers
+
+
+async def test_a_file_that_is_here(tmp_path: Path) -> None:
+    path, closed = tmp_path / "file", list[str]()
+    path.write_bytes(b"content")
+    source = FileSource(os.open(path, os.O_RDONLY), 7, closed=lambda: closed.append("closed"))
+    path.unlink()
+    assert not source.is_arriving
+    assert await source.wait(0) == 7
+    assert os.pread(source.fileno(), 10, 0) == b"content"
+    for _ in range(2):
+        source.close()
+    assert closed == ["closed"]
+    with pytest.raises(ValueError, match="closed"):
+        source.fileno()

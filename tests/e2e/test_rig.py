@@ -1,4 +1,4 @@
-"""freshclam straight at the fake CDN does what protocol.md 9.2 measured at the real one."""
+"""The rig itself: freshclam straight at the fake CDN does what protocol.md 9.2 measured."""
 
 from __future__ import annotations
 
