@@ -419,3 +419,14 @@ def test_a_fifo_in_the_place_of_an_object(store: Store) -> None:
     store.close()
     with closing(Store(store.directory)) as again:
         assert not again.has(cdiff(5))
+
+
+def test_the_newest_version_is_known_without_opening_a_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, cvd(4), b"CVD 4")
+    put(store, cvd(5), b"CVD 5")
+    opened: list[Path] = []
+    monkeypatch.setattr("clamproxy.cache.published.open_to_read", opened.append)
+    assert store.newest_version("daily") == 5
+    assert opened == []
