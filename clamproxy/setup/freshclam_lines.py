@@ -43,15 +43,16 @@ _TITLES = {
 _INSTEAD = "These replace all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
 _TRUST = (
     "This machine has to trust the gateway's certificate authority: run `clamproxy ca install` on the",
-    "gateway, and the script that it prints here. freshclam uses CURL_CA_BUNDLE and the system's bundle.",
+    "gateway, and its script here. freshclam reads CURL_CA_BUNDLE and the system's bundle.",
 )
 _USERS = (
     f"Replace {PASSWORD} with the user's own. Only the owner may then be able to read this file",
     "(chmod 600): freshclam insists on that.",
 )
 _USERS_IN_URL = (
-    f"freshclam has no other setting for a mirror's user, so it is in the URL. Replace {PASSWORD} with the",
-    "user's own, percent-encoded. Close this file to others (chmod 600). freshclam's log shows this URL.",
+    f"freshclam has no other setting for a mirror's user, so it is in the URL. Replace {PASSWORD}",
+    "with the user's own, percent-encoded. Close this file to others (chmod 600).",
+    "freshclam's log shows the URL as it is.",
 )
 
 

@@ -195,7 +195,7 @@ async def test_who_asks_is_noticed_but_for_the_doctor(harness: ServiceHarness) -
 async def test_what_is_asked_about_a_cvd_opens_no_file(
     harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, method: str, fields: dict[str, str]
 ) -> None:
-<<<<<<< HEAD:tests/integration/test_ready.py
+    monkeypatch.setattr("clamproxy.releases.lineage.LOOK_EVERY", 0.0)  # it misses the patch at once
     harness.advertise(1)
     harness.service.store.drop(PATCH)
     response, content = await harness.ask(method=method, **fields)
@@ -204,18 +204,7 @@ async def test_what_is_asked_about_a_cvd_opens_no_file(
     opened: list[Path] = []
     monkeypatch.setattr("clamproxy.cache.published.open_to_read", opened.append)
     again, same = await harness.ask(method=method, **fields)
-=======
-    monkeypatch.setattr("clamproxy.releases.lineage.LOOK_EVERY", 0.0)  # it misses the patch at once
-    site.advertise(1)
-    site.service.store.drop(PATCH)
-    response, content = await site.ask(method=method, **fields)
-    await site.settle()  # whoever tidies up opens all of them
-    site.service.store.set_note("what", "is of no concern to it")
-    opened: list[Path] = []
-    monkeypatch.setattr("clamproxy.cache.published.open_to_read", opened.append)
-    again, same = await site.ask(method=method, **fields)
     del again.headers["Date"], response.headers["Date"]  # a second may have passed
->>>>>>> m-cache:tests/unit/test_ready.py
     assert (again.status, [*again.headers], same) == (response.status, [*response.headers], content)
     assert opened == []
 

@@ -400,7 +400,7 @@ def test_patches_must_join_on(
     if there:
         fill(other, there)
     bundle = exported(store, since="7")
-    assert_refused(other, bundle, f"need daily 7, {words}", allow_older=allow_older)
+    assert_refused(other, bundle, f"need daily 7, but {words}", allow_older=allow_older)
 
 
 def test_patches_that_overlap_join_on(store: Store, other: Store, fill: Fill) -> None:

@@ -86,7 +86,7 @@ def test_a_member_that_is_missing(bundle: bytes, other: Store) -> None:
     for name in names(bundle):
         members = unpacked(bundle)
         del members[name]
-        assert_refused(other, packed(members), "lacks|no bundle")
+        assert_refused(other, packed(members), "lacks|not a bundle")
 
 
 @pytest.mark.parametrize(

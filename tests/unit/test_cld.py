@@ -170,7 +170,7 @@ def test_moved_lines(tmp_path: Path) -> None:
         ([forge_patch("daily", 3, ONE, TWO, SCRIPT)], "patch to version 3 instead of 2"),
         ([forge_patch("daily", 2, ONE, TWO, SCRIPT)] * 2, "patch to version 2 instead of 3"),
         ([forge_cdiff("daily", 2)], r"\.info names version 1, not 2"),
-        ([forge_cdiff("main", 2)], "no file of daily"),
+        ([forge_cdiff("main", 2)], "not a file of daily"),
         ([forge_cdiff("daily", 2, b"UNLINK daily.info\n")], "no daily.info"),
         (
             [forge_cdiff("daily", 2, b"OPEN daily.info\nDEL 1 ClamAV\nCLOSE\n")],

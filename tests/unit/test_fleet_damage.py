@@ -74,7 +74,7 @@ async def test_a_damaged_table_is_moved_aside(
     fleet.see(harness.visit(7))
     await harness.written()
     assert harness.versions() == {uuid(7): 6}
-    assert caplog.text.count("is damaged") == 1
+    assert caplog.text.count("was damaged") == 1
     (aside,) = harness.directory.glob("*.damaged-*")
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
 
@@ -95,7 +95,7 @@ async def test_a_table_that_is_damaged_meanwhile(
     harness.made[0].see(harness.visit(7))
     await harness.written()
     assert harness.versions() == {uuid(7): 6}
-    assert caplog.text.count("is damaged") == 1
+    assert caplog.text.count("was damaged") == 1
 
 
 async def test_only_one_damaged_table_is_kept(harness: FleetHarness) -> None:

@@ -133,7 +133,7 @@ async def test_a_patch_that_is_damaged_is_dropped(
     for _ in range(2):
         assert await reached(lineages) == (1, 2, False)
     assert not store.has(cdiff(3))
-    assert caplog.text.count("is damaged") == 1
+    assert caplog.text.count("was damaged") == 1
     hold(store, None, [3])
     assert await reached(lineages) == (1, 4, False)
 
