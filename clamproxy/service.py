@@ -1,4 +1,4 @@
-"""The service: the parts of the gateway put together, started and stopped."""
+"""The service: puts the parts of the gateway together, starts and stops them."""
 
 from __future__ import annotations
 
@@ -54,34 +54,34 @@ from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
 
 MAX_CONNECTIONS = 16
-"""To the origin, for transfers, at the same time; further ones wait."""
+"""How many connections to the origin transfers may use at the same time; further ones wait."""
 STALL_WINDOW = 5.0
-"""Seconds over which the speed of a connection to the origin is watched."""
+"""Over how many seconds the speed of a connection to the origin is watched."""
 
 HELD = 64 * MIB
-"""Bytes of objects that are held in memory while the disk takes none: hundreds of patches."""
+"""How many bytes of objects are held in memory while the disk accepts none: hundreds of patches."""
 
 LOOK_EVERY = 0.25
-"""Seconds between looks at what is still under way."""
+"""Seconds between checks whether anything is still under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the service can't know by itself: of the process, and of the proxy before it."""
+    """What the service can't know on its own: about the process, and about the proxy that uses it."""
 
     started_at: float = field(default_factory=time.time)
-    """When the process began to serve, Unix seconds."""
+    """When the process began to serve, in Unix seconds."""
     certificates: Callable[[], bytes | None] = lambda: None
-    """Those that clients must trust for https, PEM. Blocks."""
+    """Gives the certificates that clients must trust for https, in PEM. Blocks."""
     port: Callable[[], int | None] = lambda: None
-    """Where the proxy listens."""
+    """Gives the port where the proxy listens."""
     clock: Clock = time
     """Tells the time to all that ask the origin."""
 
 
 @asynccontextmanager
 async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[Service]:
-    """A service beside, or without, a proxy that runs: for commands. Nothing runs in its background.
+    """A service for commands, whether or not a proxy is running. It does nothing in the background.
 
     Raises:
         OSError: the cache directory can't be used.
@@ -102,12 +102,11 @@ class Service:
         keys: TrustedKeys,
         surroundings: Surroundings | None = None,
     ) -> None:
-        """Open the cache and prepare all parts. Blocks for some milliseconds.
+        """Open the cache and make all parts. Blocks for some milliseconds.
 
         Args:
-            settings: the configuration.
             keys: the public keys that objects must be signed with.
-            surroundings: what the pages tell of the process and the proxy.
+            surroundings: what the pages show about the process and the proxy.
 
         Raises:
             OSError: the cache directory can't be used.
@@ -115,9 +114,9 @@ class Service:
         self.settings = settings
         self.surroundings = surroundings or Surroundings()
         self.requests = 0
-        """Those that are being answered."""
+        """How many requests are being answered."""
         self.pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
-        """This gateway's name in Via, by which it knows a loop."""
+        """This gateway's name in Via, by which it recognises a loop."""
         self.via = f"1.1 {self.pseudonym}"
         self.databases = frozenset(settings.serving.databases)
         """The names of the databases that are served."""
@@ -177,7 +176,7 @@ class Service:
         self._listener = Listener(listen, self.pages) if listen is not None else None
 
     def start(self) -> None:
-        """Tidy up the cache, check what is in it and follow releases, in the background."""
+        """Tidy up the cache, check its content and follow releases, in the background."""
         self.upkeep.start()
         self.follower.start()
         self.feeds.start()
@@ -187,7 +186,7 @@ class Service:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """While a request is being answered: see `idle`."""
+        """Answer a request inside this context, so that `idle` waits for it."""
         self.requests += 1
         try:
             yield
@@ -195,7 +194,7 @@ class Service:
             self.requests -= 1
 
     def retire(self) -> None:
-        """Begin nothing by itself any more; what is under way goes on until `stop`."""
+        """Start nothing new in the background; what is under way goes on until `stop`."""
         self.upkeep.stop()
         if self._listener is not None:
             self._listener.stop()
@@ -203,23 +202,22 @@ class Service:
         self.follower.stop()
 
     async def idle(self, limit: float) -> None:
-        """Wait until nothing is under way any more, or for so many seconds."""
+        """Wait until nothing is under way any more, but no longer than `limit` seconds."""
         await wait_while(
             lambda: self.requests or self._transfers.under_way() or self.feeds.under_way(), limit, LOOK_EVERY
         )
 
     async def flush(self) -> None:
-        """See that all that has been noted is on the disk."""
+        """Write everything that was noted to disk."""
         self.stats.flush()
         self.fleet.flush()
         await self.writer.run(lambda: None)
 
     def note_proxies(self, endpoints: Sequence[Endpoint] | None) -> None:
-        """See `setup.place.note_proxies`."""
         self.writer.submit(lambda: note_proxies(self.store, endpoints))
 
     def stop(self) -> None:
-        """Stop all; takes milliseconds. Interrupted transfers stay on disk and are resumed."""
+        """Stop everything, within milliseconds. Interrupted transfers stay on disk and are resumed."""
         self.retire()
         self.feeds.stop()
         self._prefetcher.stop()
@@ -234,23 +232,22 @@ class Service:
         self.store.close()
 
     async def renew(self, database: str) -> None:
-        """Fetch all of the advertised version of a database that isn't here, for no client.
+        """Fetch everything of a database's advertised version that isn't here, for no client in particular.
 
         Raises:
-            OriginTrouble: something of it can't be had now.
+            OriginTrouble: some of it isn't available now.
         """
         await self.follower.fetch_release(database)
 
     async def refetch(self, object_id: ObjectId) -> None:
-        """Fetch an object that was dropped, or a newer version of a CVD, for no client.
+        """Fetch an object that was dropped, or a newer version of a CVD, for no client in particular.
 
         Raises:
-            OriginTrouble: it can't be had now, or was asked for too often within the last hour.
+            OriginTrouble: it isn't available now, or was asked for too often within the last hour.
         """
         await self.follower.refetch(object_id)
 
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
-        """See `Transfers.under_way`."""
         return self._transfers.under_way()
 
     def _notes(self, topic: str) -> Notes:
@@ -294,7 +291,7 @@ class Service:
         try:
             return read_fleet(self.store.records.directory, advertised, time.time())
         except UnreadableFleetError:
-            return []  # whoever writes to it next logs that, and begins a new one
+            return []  # the next writer logs that, and starts a new file
 
     def _client_lines(self, mode: str, place: Place) -> str:
         gateway = place.host or own_name()
@@ -307,7 +304,7 @@ class Service:
         self.fleet.note_built(database, header.version, header.stime)
 
     def _notice(self, database: str, requester: Requester) -> None:
-        """A client asks for something."""
+        """Note that a client asks for something."""
         self.follower.see(database)
         self._origin.agents.see(requester.user_agent)
         self._quiet_hour.count()
@@ -330,10 +327,11 @@ class Service:
         return negative_ttl(object_id, advertised.version if advertised else None)
 
     def _tidy_soon(self) -> None:
+        """Tidy up once for everything published until the writer gets to it: it looks at every object."""
         self.upkeep.tidy_soon()
 
     def _after_publishing(self, object_id: ObjectId) -> None:
-        """The cache has grown, and what was claimed of a CVD can be held against it."""
+        """Tidy up, and compare what was claimed about a CVD with the CVD."""
         self.upkeep.tidy_soon()
         published = self.store.open(object_id) if object_id.kind is Kind.CVD else None
         if published is not None:
@@ -342,7 +340,7 @@ class Service:
             self._origin.heads.hold_against(object_id.database, header)
 
     def _after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:
-        """A file that is not what its head announced makes the head worthless; a bad patch is counted."""
+        """Forget a probed header if the file doesn't match it, and count bad patches."""
         if object_id.kind is Kind.CDIFF and failure is FailureKind.BAD_CONTENT:
             self._stuck.note(object_id)
         if object_id.kind is Kind.CVD and failure in (FailureKind.BAD_CONTENT, FailureKind.CHANGED):

@@ -17,7 +17,7 @@ from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stim
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are no name for a test: they may be signed anew in each process."""
+    """Don't use bytes in the name of a test: they may be signed anew in each process."""
     return argname if isinstance(val, bytes) else None
 
 

@@ -1,1 +1,1 @@
-"""The cache directory."""
+"""The cache: published objects, partial files and the index, below the cache directory."""

@@ -1,7 +1,7 @@
-"""Objects held in memory while the disk takes none, and the partial files that they arrive in.
+"""Objects held in memory while the disk can't take them, and the partial files that they arrive in.
 
-A cdiff or a signature is small. Rather than to refuse it, or to fetch it for each client anew, it
-is verified, served from memory, and published when the disk takes it again.
+A cdiff or a signature is small. Rather than refusing it, or fetching it again for each client, the
+gateway verifies it, serves it from memory, and publishes it when the disk can be written to again.
 """
 
 from __future__ import annotations
@@ -19,44 +19,42 @@ from clamproxy.objects import Kind, ObjectId
 
 
 def is_small(object_id: ObjectId) -> bool:
-    """Whether such objects may be held: all but whole databases."""
+    """Whether such an object may be held in memory, as all but whole databases may."""
     return object_id.kind not in (Kind.CVD, Kind.CLD)
 
 
 class UnnamedPartial(PartialFile):
-    """A partial file that is nowhere on the disk. It ends with its last reader."""
+    """A partial file without a name on the disk. It ends with its last reader."""
 
     is_unnamed = True
 
     @classmethod
     def create(cls, object_id: ObjectId) -> Self:
-        """An empty one."""
         descriptor = _memory_file(object_id.file_name)
         return cls(_path_of(descriptor), descriptor)
 
     def begin(self, validators: Validators) -> None:
-        """Start from nothing with what the origin sends now."""
+        """Start over with what the origin sends now."""
         os.ftruncate(self.descriptor, 0)
         self.have = 0
         self.validators = validators
 
     def discard(self) -> None:
-        """Nothing: it goes when it is closed."""
+        """Do nothing: the file vanishes when it is closed."""
 
     def release(self) -> None:
-        """Close, once; readers that duplicated the descriptor go on."""
+        """Close the file, once; readers that duplicated the descriptor can go on."""
         self.close()
 
 
 class HeldObjects:
-    """Verified objects in memory, up to a limit. Thread-safe."""
+    """Verified objects in memory, up to a limit. Thread-safe.
+
+    Args:
+        limit: in bytes; the oldest objects go first.
+    """
 
     def __init__(self, limit: int) -> None:
-        """Start without any.
-
-        Args:
-            limit: bytes; the oldest go first.
-        """
         self._limit = limit
         self._lock = threading.Lock()
         self._held: dict[ObjectId, tuple[int, Metadata]] = {}
@@ -80,7 +78,7 @@ class HeldObjects:
         return True
 
     def open(self, object_id: ObjectId) -> PublishedFile | None:
-        """One of them, for reading. Quick."""
+        """Open a held object for reading; None if it isn't held. Quick."""
         with self._lock:
             if object_id not in self._held:
                 return None
@@ -88,12 +86,12 @@ class HeldObjects:
             return PublishedFile(object_id, metadata, _path_of(descriptor).open("rb"))
 
     def metadata(self, object_id: ObjectId) -> Metadata | None:
-        """What is known of one of them. Quick."""
+        """The metadata of a held object; None if it isn't held. Quick."""
         _, metadata = self._held.get(object_id, (None, None))
         return metadata
 
     def drop(self, object_id: ObjectId) -> None:
-        """Forget one, if it is here. Who reads it goes on reading."""
+        """Forget an object, if it is held. Readers can go on reading it."""
         with self._lock:
             self._drop(object_id)
 
@@ -107,7 +105,6 @@ class HeldObjects:
         return len(self._held)
 
     def close(self) -> None:
-        """Forget all."""
         for object_id in self:
             self.drop(object_id)
 

@@ -1,12 +1,13 @@
 """The index: rows in memory, which diskcache keeps over a restart and shares between processes.
 
-What is served depends on the rows in memory alone. The file brings what other processes change, and
-takes what this one changes, as soon as it can: while the disk is full or read-only, or the file is
-damaged, gone or locked, the index works on, and `mend` makes the file anew when that can be done.
+Only the rows in memory decide what is served. The file brings the changes of other processes, and takes
+those of this one as soon as it can. While the disk is full or read-only, or the file is damaged, gone or
+locked, the index goes on working, and `mend` makes a new file when that is possible.
 
-diskcache has traps of its own. It unpickles what it finds, so whoever can write to its directory can run
-code (CVE-2025-69872): it only ever writes here. Its ``retry=True`` is an endless loop where the disk is
-read-only. And its default policy evicts the object stored first, which here would be main.cvd.
+diskcache has traps of its own. It unpickles what it finds, so anyone who can write to its directory can
+run code (CVE-2025-69872); therefore it is only ever used to write here. Its ``retry=True`` loops
+endlessly if the disk is read-only. And its default policy evicts the object stored first, which here
+would be main.cvd.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from clamproxy.storage.sealing import seal
 logger = logging.getLogger(__name__)
 
 DAMAGED_SUFFIX = ".damaged"
-"""Of a damaged file that was moved aside for a look; there is one at most."""
+"""Ends the name of a damaged file that was moved aside for inspection; there is at most one."""
 LOOK_EVERY = 0.005
-"""Seconds in which thousands of ready answers may go out without a look at what other processes have changed.
-A command that has changed something takes longer to end."""
+"""Seconds in which thousands of ready responses may be sent without checking for changes by other processes.
+A command that changes something takes longer to end."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for another process that writes; none takes as long."""
+"""Seconds to wait for another process that writes; none takes that long."""
 _UNREADABLE = (sqlite3.Error, ValueError)
 _OF_DISKCACHE = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
-"""What diskcache raises when it stumbles over its own settings in a damaged file."""
+"""What diskcache raises when its own settings in a damaged file are wrong."""
 _SETTINGS = {
     "eviction_policy": "none",
     "cull_limit": 0,
@@ -56,16 +57,16 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A file that is in its place already, as a value for diskcache."""
+    """A file that is already in its place, as a value for diskcache."""
 
     filename: str
 
 
 class SafeDisk(diskcache.Disk):  # type: ignore[misc]
-    """Stores texts and the names of files, never a pickle, and leaves files alone."""
+    """Stores texts and file names, never a pickle, and doesn't touch files."""
 
     def put(self, key: Any) -> tuple[Any, bool]:
-        """Refuse the keys that diskcache would pickle."""
+        """Refuse keys that diskcache would pickle."""
         if type(key) is not str:
             raise TypeError(f"keys are text, not {type(key).__name__}")
         return key, True
@@ -80,27 +81,26 @@ class SafeDisk(diskcache.Disk):  # type: ignore[misc]
         return fields
 
     def get(self, key: Any, raw: bool) -> Any:
-        """Refuse: rows are read without diskcache."""
+        """Refuse, because rows are read without diskcache."""
         raise TypeError("this index isn't read through diskcache")
 
     def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
-        """Refuse, likewise."""
+        """Refuse, because rows are read without diskcache."""
         raise TypeError("this index isn't read through diskcache")
 
     def remove(self, file_path: str) -> None:
-        """Nothing: an object's file goes after its row is gone for everybody."""
+        """Do nothing: an object's file is deleted after its row is gone for all processes."""
 
 
 class Index:
-    """All rows. Safe to share between threads and processes; what writes blocks."""
+    """All rows. Safe to share between threads and processes; writing blocks.
+
+    Args:
+        condition: is told about trouble with the disk.
+    """
 
     def __init__(self, directory: Path, condition: Condition) -> None:
-        """Read the file, if there is one. Blocks for some milliseconds, whatever is wrong with it.
-
-        Args:
-            directory: where the file is.
-            condition: told of trouble with the disk.
-        """
+        """Read the file, if there is one. Blocks for some milliseconds, whatever is wrong with the file."""
         self.path = directory / DBNAME
         self._directory = directory
         self._condition = condition
@@ -119,7 +119,7 @@ class Index:
         self._looked_at = 0.0
         self._open(thorough=True)
         self.was_complete = bool(self._rows) and self._damage is None
-        """Whether the file was there and sound in the beginning; one that was cut to nothing has no rows."""
+        """Whether the file existed and was sound at the start; a file of length 0 has no rows."""
 
     # Reading
 
@@ -130,13 +130,13 @@ class Index:
             return self._rows.get(key)
 
     def get_all(self, keys: Iterable[str]) -> tuple[IndexRow | None, ...]:
-        """Several rows as they are at one moment. As quick as one."""
+        """Several rows as of one moment. As quick as one."""
         with self._lock:
             self._refresh()
             return tuple(map(self._rows.get, keys))
 
     def keys(self, prefix: str, suffix: str = "") -> list[str]:
-        """The keys that begin, and end, so. Takes some 100 µs."""
+        """The keys with this beginning and end. Takes some 100 µs."""
         with self._lock:
             self._refresh()
             return [key for key in self._rows if key.startswith(prefix) and key.endswith(suffix)]
@@ -150,7 +150,7 @@ class Index:
 
     @property
     def damage(self) -> str | None:
-        """What is wrong with the file, until it has been made anew."""
+        """What is wrong with the file, until a new one has been made."""
         return self._damage
 
     # Writing
@@ -158,14 +158,14 @@ class Index:
     def change(self, changes: Mapping[str, IndexRow | None]) -> None:
         """Change rows, all at once; None removes one. Blocks.
 
-        What the file doesn't take now, it takes later.
+        What can't be written to the file now is written later.
         """
         self.change_later(changes)
         if self._condition.state is None:  # else it would wait each time for what doesn't come
             self.mend()
 
     def change_later(self, changes: Mapping[str, IndexRow | None]) -> None:
-        """The same in memory; the file follows with the next change, or `mend`. Quick."""
+        """Like `change`, but only in memory; the file follows with the next change or `mend`. Quick."""
         with self._lock:
             self._refresh()
             for key, row in changes.items():
@@ -177,14 +177,14 @@ class Index:
             self._generation += 1
 
     def waits(self) -> bool:
-        """Whether there is something that the file hasn't taken yet."""
+        """Whether something hasn't been written to the file yet."""
         return bool(self._waiting)
 
     def mend(self) -> bool:
-        """Write what waits; make the file anew if it is damaged or gone. Blocks.
+        """Write what waits, to a new file if the present one is damaged or gone. Blocks.
 
         Returns:
-            Whether the file is sound, and has all.
+            Whether the file is sound and complete.
         """
         with self._writing:
             for _ in range(2):  # what is found to be damaged while it is written to is made anew
@@ -206,7 +206,7 @@ class Index:
             self._cache.close()
 
     def close(self) -> None:
-        """Close all that this thread may."""
+        """Close everything that this thread may close."""
         self.disconnect()
         with self._lock:
             self._close_reader()
@@ -214,7 +214,7 @@ class Index:
     # The file is read
 
     def _refresh(self) -> None:
-        """Take over what other processes have changed. Some microseconds if that is nothing."""
+        """Read what other processes have changed. Takes some microseconds if that is nothing."""
         self._looked_at = time.monotonic()
         try:
             if identity_of(self.path) != self._identity:
@@ -226,7 +226,7 @@ class Index:
                 self._condition.failed(error)
 
     def _open(self, *, thorough: bool) -> None:
-        """Open the file that is there now, and read it."""
+        """Open and read the present file."""
         self._close_reader()
         self._cache = None
         self._identity, self._damage = identity_of(self.path), None
@@ -259,7 +259,7 @@ class Index:
             self._note_damage(contents.damage)
 
     def _lose(self, error: BaseException) -> bool:
-        """The file can't be read or written: returns whether it has to be made anew for that."""
+        """Handle a failure to read or write the file; returns whether a new file must be made."""
         if isinstance(error, OSError) or not self._is_of_file(trouble_of(error)):
             return False
         with self._lock:
@@ -269,7 +269,7 @@ class Index:
         return True
 
     def _is_of_file(self, trouble: Trouble | None) -> bool:
-        """Whether trouble comes from the file itself, and not from the disk that it is on."""
+        """Whether the trouble is with the file itself rather than the disk that it is on."""
         if trouble is not Trouble.BROKEN:
             return trouble in (Trouble.DAMAGED, None)
         try:
@@ -324,7 +324,7 @@ class Index:
             logger.warning("The index of the cache was damaged (%s), and has been rebuilt.", damage)
 
     def _make(self) -> diskcache.Cache:
-        """Diskcache's view of the file, which is made if it isn't there."""
+        """The file as diskcache sees it; it is made if it doesn't exist."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Opening diskcache waits for a minute on a locked file: see first whether it can be written to.
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
@@ -341,7 +341,7 @@ class Index:
         return cache
 
     def _is_trouble(self, error: Exception) -> bool:
-        """Whether the disk or what is on it is to blame: all keys and values are ours, and right."""
+        """Whether the disk or its content is to blame, because our own keys and values are always right."""
         return trouble_of(error) is not None or isinstance(error, _OF_DISKCACHE)
 
 

@@ -20,28 +20,27 @@ _LINKED_MODE = 0o444
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What is known of a published object besides its bytes."""
+    """What is known about a published object besides its bytes."""
 
     size: int
     fetched_at: float
-    """Unix seconds."""
+    """When it was fetched, in Unix seconds."""
     last_modified: float | None = None
-    """The origin's Last-Modified, Unix seconds."""
+    """The origin's Last-Modified, in Unix seconds; None if it gave none."""
     header: str | None = None
     """The 512-byte header of a CVD."""
     sha256: str | None = None
-    """Of its bytes when they were verified; None if an earlier version published it."""
+    """SHA-256 of its bytes when they were verified; None if an earlier version of clamproxy published it."""
 
     @property
     def built_at(self) -> int | None:
-        """When ClamAV built it, Unix seconds; only the header of a CVD or CLD tells."""
+        """When ClamAV built it, in Unix seconds; None except for CVDs and CLDs."""
         try:
             return CvdHeader.parse((self.header or "").encode("ascii")).stime or None
         except (InvalidObject, UnicodeEncodeError):
             return None
 
     def to_json(self) -> str:
-        """For the index."""
         return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
 
     @staticmethod
@@ -86,12 +85,11 @@ class PublishedFile:
 
     @property
     def path(self) -> str:
-        """The name of its file; another file may have got it since."""
+        """The name of its file, which another file may have by now."""
         return str(self._file.name)
 
     @property
     def size(self) -> int:
-        """Length in bytes."""
         return self.metadata.size
 
     def fileno(self) -> int:
@@ -99,15 +97,14 @@ class PublishedFile:
         return self._file.fileno()
 
     async def wait(self, offset: int) -> int:
-        """Everything is there."""
+        """Return at once, because everything is there."""
         return self.size
 
     def close(self) -> None:
-        """Release the descriptor."""
         self._file.close()
 
     def has_changed(self) -> bool | None:
-        """Whether its bytes are others than were published; None if nobody knows. Blocks: reads all of it.
+        """Whether its bytes differ from those that were published; None if unknown. Blocks: reads all of it.
 
         Raises:
             OSError: it can't be read.
@@ -127,10 +124,10 @@ class PublishedFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def link(self, target: Path) -> None:
-        """Give the file another name, or copy it where that can't be done. Blocks.
+        """Give the file another name, or copy it where links aren't possible. Blocks.
 
         Args:
-            target: the new name, which nobody has.
+            target: the new name, which must not exist.
 
         Raises:
             OSError: the file can't be put there.

@@ -1,4 +1,4 @@
-"""The quarantine: files that failed verification, with the reason beside each."""
+"""The quarantine: files that failed verification, each with the reason beside it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from pathlib import Path
 from clamproxy.files import sync_directory
 
 QUARANTINE_LIMIT = 5
-"""Rejected files that are kept for a look; each may be as large as main.cvd."""
+"""How many rejected files are kept for inspection; each may be as large as main.cvd."""
 
 
 class Quarantine:
-    """A directory of rejected files."""
+    """A directory of rejected files; the caller makes it."""
 
     def __init__(self, directory: Path) -> None:
-        """Use a directory, which somebody else makes."""
         self.directory = directory
 
     def take(self, name: str, path: Path, reason: str) -> None:
-        """Put a rejected file aside for a look. Blocks.
+        """Move a rejected file here for inspection. Blocks.
 
         Args:
             name: of the object that it was meant to be.
-            path: the file; it is moved.
-            reason: why, one line.
+            path: the file.
+            reason: why it was rejected, in one line.
 
         Raises:
-            OSError: the disk takes nothing.
+            OSError: the disk can't be written to.
         """
         target = self.directory / f"{name}.{time.time_ns()}"
         path.replace(target)

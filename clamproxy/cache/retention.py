@@ -1,4 +1,4 @@
-"""Which objects may go: rules of the domain, not least-recently-used. Pure."""
+"""Which objects may be dropped: rules of the domain rather than least-recently-used. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from collections.abc import Collection, Iterable, Mapping
 from clamproxy.objects import Kind, ObjectId
 
 KEPT_CVDS = 2
-"""The newest CVD, and the one before it for clients in the middle of an update. CLDs likewise."""
+"""The newest CVD, and the previous one for clients in the middle of an update. The same goes for CLDs."""
 
 
 SPARED = 3600.0
-"""Seconds for which a patch or a signature that clients asked for stays in any case: those who wait shall
-get it, and the others like them need not ask the origin again. Most check every hour or two."""
+"""Seconds for which a patch or signature stays in any case after it arrived. Clients that wait for it get
+it, and similar clients need not ask the origin again. Most check every hour or two."""
 
 
 def is_spared(object_id: ObjectId, age: float, spare_for: float) -> bool:
-    """Whether an object came so lately that it must not go yet.
+    """Whether an object arrived so recently that it must not be dropped yet.
 
     Args:
-        object_id: the object.
-        age: seconds since it came; negative if the clock was set back.
+        age: seconds since it arrived; negative if the clock was set back.
         spare_for: seconds.
     """
     return object_id.kind not in (Kind.CVD, Kind.CLD) and 0 <= age < spare_for
@@ -46,12 +45,12 @@ def to_drop(
 def superseded(
     objects: Iterable[ObjectId], keep_cdiffs: int, spared: Collection[ObjectId] = ()
 ) -> set[ObjectId]:
-    """The objects that no client asks for any more.
+    """The objects that clients no longer ask for.
 
     Args:
         objects: all that the cache holds.
-        keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
-        spared: what must not go; see `is_spared`.
+        keep_cdiffs: how many cdiffs to keep of each database, the newest ones.
+        spared: what must not be dropped; see `is_spared`.
     """
     everything = set(objects)
     kept_versions: dict[tuple[str, Kind], set[int]] = {}
@@ -78,16 +77,16 @@ def _is_kept(object_id: ObjectId, kept_versions: Mapping[tuple[str, Kind], set[i
 def over_limit(
     sizes: Mapping[ObjectId, int], size_limit: int, spared: Collection[ObjectId] = ()
 ) -> list[ObjectId]:
-    """What to give up, first to last, so that the cache fits its limit.
+    """What to drop, in this order, so that the cache fits its limit.
 
     Args:
-        sizes: bytes of each object that the cache holds.
+        sizes: of each object in the cache, in bytes.
         size_limit: bytes.
-        spared: what must not go; see `is_spared`. It is little.
+        spared: what must not be dropped, see `is_spared`; this is little.
 
-    The newest CVD of each database is never given up: all service rests on it. CLDs go first, as
-    they can be built again, then older CVDs, the largest before the others, then the oldest
-    cdiffs, each with its signature, then signatures whose objects are not there.
+    The newest CVD of each database is never dropped, because all service depends on it. CLDs go first, as
+    they can be built again. Then older CVDs go, the largest first, then the oldest cdiffs, each with its
+    signature, and then signatures whose objects are not there.
     """
     excess = sum(sizes.values()) - size_limit
     leaving: list[ObjectId] = []

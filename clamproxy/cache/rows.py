@@ -1,4 +1,4 @@
-"""Rows of the index as they are in diskcache's file, read without diskcache."""
+"""Rows of the index as stored in diskcache's file, read without diskcache."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ OBJECT_PREFIX = "object/"
 NOTE_PREFIX = "note/"
 """Begins the keys of notes."""
 SHAPE_KEY = "meta/shape"
-"""Under it is what `_shape` gave when the file was made."""
+"""The key of the result of `shape_of` when the file was made."""
 
 _PATIENCE = 5.0
-"""Seconds to wait for who has locked the file; nobody of ours does so for long."""
+"""Seconds to wait for a lock on the file; our own processes never hold one for long."""
 _OPEN_MODES = ("mode=rw", "mode=ro", "immutable=1")
-"""SQLite can't read a file in WAL mode where it can't write, unless it is told that nobody else does."""
+"""On a file that it can't write to, SQLite only reads WAL mode if it is told that nobody else writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """What the index says under a key."""
+    """What the index says about one key."""
 
     text: str
     filename: str | None = None
-    """Of an object: its file, below the index's directory."""
+    """For an object: its file, below the index's directory."""
     stored: str = field(default="", compare=False)
-    """The text as it was read, sealed; "" if it wasn't read."""
+    """The sealed text, as it was read; "" if it wasn't read."""
 
 
 def object_key(object_id: ObjectId) -> str:
-    """Under which the index has an object."""
+    """The key of an object in the index."""
     return OBJECT_PREFIX + object_id.file_name
 
 
@@ -46,14 +46,15 @@ class IndexContents:
 
     rows: dict[str, IndexRow] = field(default_factory=dict)
     damage: str | None = None
-    """What is wrong with it, one line."""
+    """What is wrong with the file, in one line; None if nothing is."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file for reading, as far as that can be done. For any thread, one at a time.
+    """Open the file for reading, as far as possible. Any thread may use the connection, one at a time.
 
     Raises:
-        sqlite3.Error, ValueError: it can't be read.
+        sqlite3.Error: it can't be read.
+        ValueError: it can't be read.
     """
     failure: Exception | None = None
     for mode in _OPEN_MODES:
@@ -78,9 +79,8 @@ def read(connection: sqlite3.Connection, known: Mapping[str, IndexRow], *, thoro
     """All rows that can be read and are as they were written.
 
     Args:
-        connection: to the file.
-        known: rows that were read before: what hasn't changed is not looked at again.
-        thorough: whether the whole file is checked, too; some milliseconds.
+        known: rows that were read before; unchanged ones aren't examined again.
+        thorough: whether to check the whole file as well, which takes some milliseconds.
     """
     contents = IndexContents()
     try:
@@ -105,7 +105,7 @@ def read(connection: sqlite3.Connection, known: Mapping[str, IndexRow], *, thoro
 
 
 def shape_of(connection: sqlite3.Connection) -> str:
-    """A checksum of all that diskcache goes by besides the rows: tables, triggers, settings."""
+    """A checksum of everything besides the rows that diskcache depends on: tables, triggers, settings."""
     schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2")
     text = repr(schema.fetchall())
     # The others are diskcache's own counts.
@@ -116,7 +116,7 @@ def shape_of(connection: sqlite3.Connection) -> str:
 
 
 def data_version(connection: sqlite3.Connection) -> int:
-    """Changes whenever another connection has changed the file."""
+    """A number that changes whenever another connection has changed the file."""
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 

@@ -1,7 +1,7 @@
-"""Soundness: what was spoilt on the disk while nobody looked is found before it is served.
+"""Soundness: damage that happened on the disk is found before anything is served from it.
 
-Each object has its digest in the index. After the start, the first request for a database waits until
-all of its objects have been read and compared: some 100 ms for what a gateway usually has.
+The index has a digest of each object. After the start, the first request for a database waits until all
+of its objects have been read and compared, which takes about 100 ms for a typical gateway.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> bool:
-    """Whether an object is as it was published; else it is dropped. Blocks: reads all of it.
+    """Check that an object is as it was published, and drop it if it isn't. Blocks: reads all of it.
 
     Args:
-        store: the cache.
-        object_id: the object.
-        keys: with which it is verified if there is no digest of it.
+        keys: used to verify an object without a digest.
 
     Returns:
-        Whether the cache holds it.
+        Whether the cache holds the object.
     """
     published = store.open(object_id)
     if published is None:
@@ -47,15 +45,14 @@ def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> bool:
 
 
 class Soundness:
-    """Which databases have been checked since the start. Event loop only."""
+    """Knows which databases have been checked since the start. Event loop only.
+
+    Args:
+        store: what other processes add to it from now on is verified by them.
+        keys: whose signatures count.
+    """
 
     def __init__(self, store: Store, keys: TrustedKeys) -> None:
-        """Nothing has been.
-
-        Args:
-            store: the cache. What others add to it from now on, they have verified.
-            keys: whose signatures count.
-        """
         self._store = store
         self._keys = keys
         self._unchecked: dict[str, list[ObjectId]] = {}
@@ -64,16 +61,16 @@ class Soundness:
         self._checks = SingleFlight[str, None]("check")
 
     async def ensure(self, database: str) -> None:
-        """See that nothing damaged of a database is served. At once, but for the first time."""
+        """Make sure that nothing damaged is served of a database. Returns at once, except the first time."""
         if database in self._unchecked:
             await self._checks.run(database, partial(self._check_all, database))
 
     async def recheck(self, object_id: ObjectId) -> None:
-        """Look at an object again, and drop it if it has been damaged since it was checked."""
+        """Check an object again, and drop it if it has been damaged since."""
         await self._check_in_thread(object_id.database, [object_id])
 
     async def ensure_all(self) -> None:
-        """The same for all databases, one after the other."""
+        """Like `ensure`, for all databases, one after another."""
         for database in list(self._unchecked):
             await self.ensure(database)
 

@@ -5,7 +5,7 @@
     partial/      transfers that are under way or were interrupted
     quarantine/   what failed verification, with the reason
 
-Reads are quick enough for the event loop. Whatever writes, syncs or deletes blocks, and belongs into a
+Reads are quick enough for the event loop. Whatever writes, syncs or deletes blocks, and belongs in a
 thread. Trouble with the disk stops neither: what can't be written waits in memory for `mend`.
 """
 
@@ -42,7 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 class Store:
-    """Objects, notes and counters on disk. Safe to share between threads and processes."""
+    """Objects, notes and counters on disk. Safe to share between threads and processes.
+
+    Args:
+        directory: the cache directory.
+        tidy: whether to repair what a crash may have left, unless another process has the store open.
+        records: where counters are; by default, in the cache directory as well.
+        keys: used to verify files that the index doesn't know.
+        hold: how many bytes of objects may be held in memory while the disk can't take them.
+    """
 
     def __init__(
         self,
@@ -53,17 +61,10 @@ class Store:
         keys: TrustedKeys = CLAMAV_KEYS,
         hold: int = 0,
     ) -> None:
-        """Open or create the store. Blocks for some milliseconds; longer if the index has to be made anew.
-
-        Args:
-            directory: the cache directory.
-            tidy: repair what a crash may have left, unless another process has the store open.
-            records: where counters are; default: in the cache directory, too.
-            keys: with which files are verified that the index doesn't tell of.
-            hold: bytes of objects that are held in memory while the disk takes none.
+        """Open or create the store. Blocks for some milliseconds, or longer if the index must be made anew.
 
         Raises:
-            OSError: there is no such directory, and it can't be made.
+            OSError: the directory doesn't exist and can't be made.
         """
         self.directory = directory
         self.partials = directory / "partial"
@@ -101,7 +102,7 @@ class Store:
 
     @property
     def index_damage(self) -> str | None:
-        """What is wrong with the index, one line; None if it is as it was written."""
+        """What is wrong with the index, in one line; None if it is as it was written."""
         return self._index.damage
 
     def mend(self) -> None:
@@ -127,19 +128,18 @@ class Store:
             self._held.drop(object_id)
 
     def has_room(self, size: int) -> bool:
-        """Whether the disk takes so many bytes. Quick."""
+        """Whether the disk has room for `size` bytes. Quick."""
         return free_bytes(self.directory) >= size
 
     def claim_partial(self, object_id: ObjectId, *, unnamed: bool = False) -> PartialFile:
-        """The partial file of an object; while the disk takes nothing, a small object gets one in memory.
+        """The partial file of an object; in memory if it is small and the disk can't be written to.
 
         Args:
-            object_id: what arrives.
-            unnamed: whether it shall be in memory, if it is small.
+            unnamed: whether it should be in memory in any case, if it is small.
 
         Raises:
             BusyError: another process has it.
-            OSError: the disk takes nothing.
+            OSError: the disk can't be written to.
         """
         is_tight = unnamed or self.condition.state is not None or not self.has_room(LEAST_SPACE)
         if not (is_tight and is_small(object_id)):
@@ -174,18 +174,18 @@ class Store:
         return None if row is None else open_published(object_id, self._path(object_id, row), row.text)
 
     def has(self, object_id: ObjectId) -> bool:
-        """Whether the cache holds an object, by the index alone. Quick."""
+        """Whether the cache holds an object, according to the index alone. Quick."""
         return object_id in self._held or self._index.get(object_key(object_id)) is not None
 
     def generation(self) -> int:
-        """Changes whenever this or another process may have published or dropped something. Quick."""
+        """A number that changes whenever any process may have published or dropped something. Quick."""
         return self._index.generation()
 
     def metadata(self, *object_ids: ObjectId) -> tuple[Metadata | None, ...]:
-        """What is known of objects at one moment, by the index alone; None for what isn't here. Quick.
+        """The metadata of objects as of one moment, by the index alone; None for those not here. Quick.
 
-        While that stays the same, so does an object: neither this nor another process has dropped it, or
-        put another in its place.
+        As long as an object's metadata stays the same, so does the object: no process has dropped or
+        replaced it.
         """
         rows = self._index.get_all(map(object_key, object_ids))
         known = tuple(None if row is None else Metadata.from_json(row.text) for row in rows)
@@ -196,11 +196,10 @@ class Store:
         )
 
     def link(self, object_id: ObjectId, target: Path) -> bool:
-        """Give a published object another name outside of the cache, or copy it there. Blocks.
+        """Give a published object another name outside the cache, or copy it there. Blocks.
 
         Args:
-            object_id: the object.
-            target: the new name, which nobody has; readable by all, writable by nobody.
+            target: the new name, which must not exist; readable by all, writable by nobody.
 
         Returns:
             Whether the cache holds the object.
@@ -216,18 +215,18 @@ class Store:
         return True
 
     def holds(self, object_id: ObjectId) -> bool:
-        """The same, by its file too, which may have been lost. Quick."""
+        """Like `has`, but also checks that the file hasn't been lost. Quick."""
         published = self.open(object_id)
         if published is not None:
             published.close()
         return published is not None
 
     def open_newest(self, database: str) -> PublishedFile | None:
-        """The newest CVD of a database, or None. Quick."""
+        """Open the newest CVD of a database; None if there is none. Quick."""
         return self._newest.open(database)
 
     def newest(self, database: str) -> tuple[ObjectId, Metadata] | None:
-        """The newest CVD of a database and what is known of it, or None. Quick."""
+        """The newest CVD of a database and its metadata; None if there is none. Quick."""
         return self._newest.known(database)
 
     def newest_version(self, database: str) -> int | None:
@@ -236,9 +235,9 @@ class Store:
         return None if newest is None else newest[0].version
 
     def reached_version(self, database: str) -> int | None:
-        """The version that clients get to: the newest CVD's, or that of the last patch after it.
+        """The version that clients can reach: the newest CVD's, or that of the last patch after it.
 
-        None if there is no CVD. Opens each of these patches: some milliseconds for a hundred.
+        None if there is no CVD. Opens each of these patches, which takes some milliseconds for a hundred.
         """
         version = self.newest_version(database)
         while version is not None and self._leads_on(ObjectId(database, version + 1, Kind.CDIFF)):
@@ -246,7 +245,7 @@ class Store:
         return version
 
     def _leads_on(self, cdiff: ObjectId) -> bool:
-        """Whether a cdiff is here and isn't empty: an empty one says to take the whole CVD (trap 15)."""
+        """Whether a cdiff is here and isn't empty; an empty one tells clients to fetch the CVD (trap 15)."""
         published = self.open(cdiff)
         if published is None:
             return False
@@ -254,13 +253,13 @@ class Store:
             return published.size > 0
 
     def publish(self, object_id: ObjectId, path: Path, metadata: Metadata) -> None:
-        """Move a verified file into the cache: synced, then linked, then made known. Blocks.
+        """Move a verified file into the cache: sync it, link it, then make it known. Blocks.
 
-        An object that is there already stays as it is: objects are immutable. While the disk takes
-        nothing, a small object is held in memory.
+        An object that is already there stays unchanged, because objects are immutable. While the disk
+        can't be written to, a small object is held in memory.
 
         Raises:
-            OSError: the disk takes nothing, and the object can't be held.
+            OSError: the disk can't be written to, and the object can't be held.
         """
         if not self.holds(object_id):
             try:
@@ -279,15 +278,15 @@ class Store:
         self._index.change({object_key(object_id): IndexRow(known.to_json(), name)})
 
     def databases(self) -> set[str]:
-        """The databases of which there is anything. Takes milliseconds."""
+        """The databases of which anything is cached. Takes milliseconds."""
         return {object_id.database for object_id in self.object_ids()}
 
     def sizes(self) -> dict[ObjectId, int]:
-        """Every object and its size in bytes. Takes milliseconds for a thousand objects."""
+        """All objects with their sizes in bytes. Takes milliseconds for a thousand objects."""
         return {object_id: metadata.size for object_id, metadata in self._contents().items()}
 
     def _contents(self) -> dict[ObjectId, Metadata]:
-        """Every object whose file is there."""
+        """All objects whose files exist."""
         contents: dict[ObjectId, Metadata] = {}
         for object_id in self.object_ids():
             published = self.open(object_id)
@@ -302,10 +301,10 @@ class Store:
         Args:
             keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
             size_limit: bytes.
-            spare_for: seconds for which patches and signatures stay in any case after they came.
+            spare_for: seconds for which patches and signatures stay in any case after they arrived.
 
         Returns:
-            The dropped objects. Who reads one of them goes on reading: descriptors stay valid.
+            The dropped objects. Readers can go on reading them, because descriptors stay valid.
         """
         contents = self._contents()
         sizes = {object_id: metadata.size for object_id, metadata in contents.items()}
@@ -317,7 +316,7 @@ class Store:
         return dropped
 
     def drop(self, object_id: ObjectId) -> None:
-        """Forget an object and delete its file. Blocks. Who reads it goes on reading."""
+        """Forget an object and delete its file. Blocks. Readers can go on reading it."""
         self._held.drop(object_id)
         row = self._index.get(object_key(object_id))
         self._index.change({object_key(object_id): None})
@@ -326,7 +325,7 @@ class Store:
             remove(self._path(object_id, row))
 
     def object_ids(self) -> Iterator[ObjectId]:
-        """What the index has, whether its file can be read or not, and what is held in memory."""
+        """What the index has, whether or not its file can be read, and what is held in memory."""
         yield from (held := list(self._held))
         for key in self._index.keys(OBJECT_PREFIX):
             try:
@@ -342,7 +341,7 @@ class Store:
         return layout.locate(self.directory, object_id, row.filename)
 
     def note_digest(self, published: PublishedFile, sha256: str) -> None:
-        """Remember the digest of an object that an earlier version published. Quick."""
+        """Save the digest of an object that an earlier version of clamproxy published. Quick."""
         key = object_key(published.object_id)
         row = self._index.get(key)
         if row is not None:
@@ -352,7 +351,7 @@ class Store:
     # Quarantine
 
     def quarantine(self, name: str, path: Path, reason: str) -> None:
-        """Put a rejected file aside for a look, if the disk takes it; see `Quarantine.take`. Blocks."""
+        """Move a rejected file to the quarantine, if the disk can be written to. Blocks."""
         try:
             self._quarantine.take(name, path, reason)
         except OSError as error:
@@ -379,7 +378,7 @@ class Store:
         return {key.removeprefix(prefix): self.note(key) for key in keys}
 
     def set_note(self, key: str, value: Any) -> None:
-        """Note a JSON value; None removes it. Blocks."""
+        """Save a JSON value; None removes it. Blocks."""
         row = None if value is None else IndexRow(json.dumps(value))
         if row != self._index.get(NOTE_PREFIX + key):
             self._index.change({NOTE_PREFIX + key: row})

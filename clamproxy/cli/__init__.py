@@ -27,10 +27,9 @@ from clamproxy.cli.output import checked_output
 
 
 class _Commands(click.Group):
-    """All commands print alike."""
+    """Makes all commands handle their output alike."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        """Parse the command line and run the command."""
         with checked_output():
             return super().main(*arguments, **options)
 

@@ -1,4 +1,4 @@
-"""Progress bars, where somebody looks at them."""
+"""Progress bars, if somebody is looking at them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clamproxy import bundle
 from clamproxy.objects import ObjectId
 
 LOOK_EVERY = 0.1
-"""Seconds between looks at what is being downloaded."""
+"""Seconds between updates of the downloads' bars."""
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def shown_downloads(
     """Show a bar for each file that is being downloaded, on stderr, if that is a terminal.
 
     Args:
-        under_way: gives each file, its bytes that are here, and its size.
+        under_way: gives each file, how many of its bytes are here, and its size in bytes.
     """
     if not sys.stderr.isatty():
         yield
@@ -67,18 +67,17 @@ def _new_progress() -> Progress:
 
 
 class Bars(bundle.Progress):
-    """One bar for each database on stderr; nothing at all if that is not a terminal."""
+    """One bar for each database on stderr; nothing at all if that isn't a terminal."""
 
     def __init__(self) -> None:
         self._progress = _new_progress()
         self._tasks: dict[str, TaskID] = {}
 
     def begin(self, totals: Mapping[str, int]) -> None:
-        """Show the bars."""
         self._tasks = {name: self._progress.add_task(name, total=total) for name, total in totals.items()}
 
     def advance(self, database: str, size: int) -> None:
-        """Move the bar of a database on."""
+        """Advance a database's bar by this many bytes."""
         self._progress.advance(self._tasks[database], size)
 
     def __enter__(self) -> Self:

@@ -92,19 +92,19 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     with _refusals(file), _input(file) as stream, opened_store(cache.directory, make=True) as store:
         with Bars() as bars:
             manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
-        if not allow_older:  # what is older than all else would be dropped at once
+        if not allow_older:  # otherwise, the older versions might be dropped at once
             store.collect_garbage(cache.keep_cdiffs, cache.size_limit)
     _tell_contents("Imported", manifest)
 
 
 @contextmanager
 def _refusals(file: str) -> Iterator[None]:
-    """Whatever goes wrong is one line."""
+    """Report any failure in one line."""
     try:
         yield
     except BundleError as error:
         fail(f"{file}: {error}")
-    except BrokenPipeError:  # who reads the standard output knows best; click ends quietly
+    except BrokenPipeError:  # the reader of the standard output has left; click ends quietly
         raise
     except OSError as error:
         fail(shown_error(error) if error.filename else f"{file}: {shown_error(error)}")

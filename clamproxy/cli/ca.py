@@ -27,9 +27,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.setup.trust import TARGETS, install_snippet
 
 LONGEST_OVERLAP = 3650 * 86400.0
-"""Seconds."""
+"""In seconds."""
 SHORT_REST = 90 * 86400.0
-"""Seconds; a certificate that is valid for less is pointed out."""
+"""In seconds; a certificate that is valid for less time than this is pointed out."""
 
 
 @click.group()
@@ -136,7 +136,7 @@ def install(target: str, config: str | None) -> None:
 
 
 def _writable_settings(config: str | None) -> Settings:
-    """The configuration, if this is the user as whom the proxy runs."""
+    """The configuration; ends the process unless this is the user that the proxy runs as."""
     settings = settings_of(config, creates=True)
     require_owner(settings.cache.directory)
     require_owner(settings.tls.directory)
@@ -162,7 +162,7 @@ def _authority(settings: Settings) -> Authority:
 
 @contextmanager
 def _refusals(settings: Settings) -> Iterator[None]:
-    """Whatever goes wrong is one line."""
+    """Report any failure in one line."""
     try:
         yield
     except AuthorityError as error:

@@ -1,6 +1,6 @@
-"""Columns of plain text, for lists that are as long as a site is large.
+"""Columns of plain text, for lists that may have a line for each machine of a large site.
 
-rich's tables measure and wrap each cell: ten thousand machines would take ten seconds.
+rich's tables measure and wrap each cell, which would take ten seconds for ten thousand machines.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 
 def padded(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> Iterator[list[str]]:
-    """The same rows with the cells of each column equally wide, but for the last column.
+    """The same rows, with the cells of each column equally wide, except in the last column.
 
     Args:
-        rows: the headings among them.
-        right: the columns that hold numbers: these are aligned at their ends.
+        rows: the first one may be headings.
+        right: the columns with numbers, which are aligned right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[-1:] = [0]

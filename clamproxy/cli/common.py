@@ -49,7 +49,7 @@ config_option: _Decorator = click.option(
 
 
 def database_option(default: str) -> _Decorator:
-    """The option ``--database``, with what holds without it."""
+    """The option ``--database``; `default` says in its help which databases are meant without it."""
     return click.option(
         "--database",
         "databases",
@@ -65,8 +65,8 @@ def settings_of(config: str | None, *, creates: bool = False) -> Settings:
 
     Args:
         config: the file that the user has named.
-        creates: whether the command makes what isn't there yet. In a directory that has nothing to do
-            with the proxy that would be a mistake.
+        creates: whether the command creates what doesn't exist yet, which would be a mistake in a
+            directory that has nothing to do with the proxy.
     """
     try:
         path = find_config(config, Path.cwd())
@@ -83,7 +83,7 @@ def settings_of(config: str | None, *, creates: bool = False) -> Settings:
 
 
 def gateway_here(config: str | None) -> tuple[str, int]:
-    """Where a program on this machine reaches its gateway; the default if that can't be known."""
+    """Where a program on this machine reaches its gateway; the default if that is unknown."""
     try:
         settings = load_settings(find_config(config, Path.cwd()), os.environ)
     except ConfigurationError:
@@ -92,12 +92,12 @@ def gateway_here(config: str | None) -> tuple[str, int]:
 
 
 def tell(message: str) -> None:
-    """A line for the operator, where it can't get into what is piped on."""
+    """Print a line for the operator to stderr, where it can't get into what is piped on."""
     click.echo(f"clamproxy: {message}", err=True)
 
 
 def write_out(text: str) -> None:
-    """Print at once; see `clamproxy.cli.output` for what becomes of it."""
+    """Print at once; see `clamproxy.cli.output` for what happens if that fails."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -110,12 +110,12 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def opened_store(directory: Path, *, make: bool = False, state: Path | None = None) -> Iterator[Store]:
-    """The cache, whether the proxy runs or not; ends the process if it can't be used.
+    """The cache, whether or not the proxy is running; ends the process if it can't be used.
 
     Args:
         directory: the cache directory.
-        make: whether to make it if it is not there.
-        state: the state directory, for whom counters matter.
+        make: whether to make it if it doesn't exist.
+        state: the state directory, for callers that need the counters.
     """
     try:
         if not make and not directory.exists():
@@ -154,11 +154,11 @@ def shown_trouble(directory: Path, error: Exception) -> str:
 
 
 def _whose(directory: Path) -> str | None:
-    """Whom to be for a directory that is another user's, in one line; None if it is this user's."""
+    """Which user to run as for another user's directory, in one line; None if it belongs to this user."""
     for place in (directory, *directory.parents):
         try:
             uid = place.stat().st_uid
-        except PermissionError:  # what it is in is closed
+        except PermissionError:  # a parent directory is closed
             continue
         except OSError:
             return None
@@ -170,17 +170,17 @@ def _whose(directory: Path) -> str | None:
 def _name_of(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # in a container, say
+    except KeyError:  # for example in a container
         return str(uid)
 
 
 def cached_databases(store: Store) -> set[str]:
-    """The databases of which there is a CVD."""
+    """The databases that have a cached CVD."""
     return {object_id.database for object_id in store.sizes() if object_id.kind is Kind.CVD}
 
 
 def require_known(names: Iterable[str], settings: Settings, cached: set[str]) -> None:
-    """End the process if a database is neither served nor cached: its name is a slip."""
+    """End the process if a database is neither served nor cached, so that its name must be a typo."""
     known = cached.union(settings.serving.databases)
     for name in names:
         if name not in known:
@@ -188,6 +188,6 @@ def require_known(names: Iterable[str], settings: Settings, cached: set[str]) ->
 
 
 def shown_error(error: OSError) -> str:
-    """An error of the system in one line, with the file that it is about."""
+    """A system error in one line, with the file that it is about."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if isinstance(error.filename, (str, Path)) else reason

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from clamproxy.doctor.tls_checks import Trust
 
 LIMIT = 24.0
-"""Seconds for all checks; the one that runs at the end may take some more."""
+"""Seconds for all checks together; the check that is running at the end may take a little longer."""
 
 _GATEWAY, _CLIENT, _MACHINE = "gateway", "client", "machine"
 _TITLES = {_GATEWAY: "On this gateway", _CLIENT: "As a client of {}", _MACHINE: "On this machine"}
@@ -129,22 +129,22 @@ def doctor(
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """What the doctor looks at."""
+    """What the doctor examines."""
 
     route: Route
     databases: Sequence[str]
-    """Nobody has named any if there are none."""
+    """The databases that the user has named; may be empty."""
     nameserver: Nameserver | None
     trusts: Sequence[Trust]
     config: str | None
     is_local: bool
     machine: tuple[Path, FreshclamConf] | None
-    """Where freshclam's configuration is, and what it says; None: it is not looked at."""
+    """Path and content of freshclam's configuration; None if it isn't examined."""
     left_alone: Path | None
-    """A configuration that is not looked at, as it leads elsewhere."""
+    """A configuration that isn't examined because it doesn't lead to this gateway."""
 
     def findings(self) -> Iterator[tuple[str, Finding]]:
-        """All of them, each with the side that it is about."""
+        """All findings, each with the side that it is about."""
         from clamproxy.doctor.client_checks import Client
         from clamproxy.doctor.explain import HERE, ON_GATEWAY
         from clamproxy.doctor.machine_checks import MachineChecks
@@ -160,11 +160,11 @@ class _Visit:
             databases = side.databases
         client = Client(self._subject(databases or STANDARD_DATABASES), deadline)
         for finding in examine(client.checks(), deadline):
-            # Who has been told to look at the gateway is there already.
+            # A user whom a remedy sends to the gateway is already there.
             remedy = finding.remedy.replace(ON_GATEWAY, HERE) if self.is_local else finding.remedy
             yield _CLIENT, replace(finding, remedy=remedy)
         if self.machine is not None:
-            # What is on this machine is looked at in a moment, however long the network took.
+            # Checking this machine takes only a moment, so it is done however long the network took.
             machine = MachineChecks(*self.machine, client.served)
             for finding in examine(machine.checks(), Deadline(LIMIT)):
                 yield _MACHINE, finding
@@ -184,11 +184,11 @@ class _Visit:
 
 
 def _route(given: tuple[str, int] | None, configured: Route | None) -> Route:
-    """The way to the gateway: as the user says, else as freshclam is told.
+    """The route to the gateway: as the user says, or else as freshclam is configured.
 
     Args:
-        given: with --gateway.
-        configured: in freshclam.conf or in the environment, or because this machine is the gateway.
+        given: by --gateway.
+        configured: by freshclam.conf or the environment, or because this machine is the gateway.
     """
     if configured is not None and given in (None, (configured.host, configured.port)):
         return configured
@@ -200,12 +200,12 @@ def _route(given: tuple[str, int] | None, configured: Route | None) -> Route:
 
 
 def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trust]:
-    """What clients with https may trust here: on a gateway its own authority, too."""
+    """What clients with https may trust here; on a gateway, its own authority as well."""
     from clamproxy.doctor.tls_checks import own_trust, trust_of
 
     trusts = trust_of(ca)
     if is_local and ca is None:
-        with suppress(ConfigurationError):  # that is a finding of its own
+        with suppress(ConfigurationError):  # this is reported as a separate finding
             settings = load_settings(find_config(config, Path.cwd()), os.environ)
             trusts += own_trust(settings.tls.directory)
     return trusts
@@ -217,7 +217,7 @@ def _is_gateway(config: str | None) -> bool:
         path = find_config(config, Path.cwd())
         return path is not None or load_settings(None, os.environ).cache.directory.is_dir()
     except ConfigurationError:
-        return True  # one that is wrong
+        return True  # there is a configuration, but it is wrong
 
 
 def _read(path: Path) -> FreshclamConf:
@@ -234,7 +234,7 @@ def _password(user: str) -> str:
 
 
 class _Shown:
-    """What is printed: each finding as it comes, or all of them as JSON."""
+    """Prints the findings: each as it is made, or all of them as JSON."""
 
     def __init__(self, as_json: bool, gateway: str) -> None:
         self.findings: list[tuple[str, Finding]] = []
@@ -243,7 +243,6 @@ class _Shown:
         self._console = Console(highlight=False, soft_wrap=True)
 
     def add(self, side: str, finding: Finding) -> None:
-        """One more."""
         begins = not self.findings or self.findings[-1][0] != side
         self.findings.append((side, finding))
         if self._as_json:
@@ -266,7 +265,6 @@ class _Shown:
             self._console.print(Text(f"  {'':{_WIDTH}}{'':{_SUBJECT_WIDTH}}Do: {finding.remedy}"))
 
     def end(self) -> None:
-        """No more."""
         if self._as_json:
             rows = [{"side": side, **finding.to_json()} for side, finding in self.findings]
             code = exit_code(finding for _, finding in self.findings)

@@ -1,4 +1,4 @@
-"""What commands fetch from the origin: by the same rules as the proxy, beside it or without it."""
+"""What commands fetch from the origin, by the same rules as the proxy, whether or not it is running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_DELIVERED = 2
 
 
 def default_databases(settings: Settings, cached: set[str]) -> list[str]:
-    """The databases that a command is about if none is named: the usual ones, and all that are cached."""
+    """The databases that a command covers if none is named: the usual ones, and all that are cached."""
     served = [name for name in STANDARD_DATABASES if name in settings.serving.databases]
     return served + sorted(cached - set(served))
 
@@ -28,28 +28,23 @@ def default_databases(settings: Settings, cached: set[str]) -> list[str]:
 def fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, str]:
     """Bring the cache up to date, with progress bars.
 
-    Args:
-        settings: the configuration.
-        databases: the databases.
-
     Returns:
-        Of the databases that the origin doesn't deliver all of, why not.
+        Why the origin doesn't deliver everything, for each such database.
     """
     return _for_each(settings, databases, lambda service, database: service.renew(database))
 
 
 def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
-    """Fetch objects anew that were dropped, as far as budget and cool-downs admit it.
+    """Fetch dropped objects again, as far as the budget and cool-downs allow.
 
-    A CVD is made up for by the origin's newest one. A patch or signature that the origin has no
-    more is not missed: clients get the same answer from the CDN.
+    A CVD is replaced by the origin's newest one. A patch or signature that the origin no longer has isn't
+    missed, because the CDN gives clients the same response.
 
     Args:
-        settings: the configuration.
         objects: CVDs, patches and signatures.
 
     Returns:
-        Why some of them can't be had now, a line for each.
+        Why some of them aren't available now, in one line each.
     """
     return _for_each(settings, objects, lambda service, object_id: service.refetch(object_id))
 
@@ -57,7 +52,7 @@ def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, s
 def _for_each[T](
     settings: Settings, things: Iterable[T], fetch: Callable[[Service, T], Awaitable[None]]
 ) -> dict[T, str]:
-    """Fetch things one by one, with progress bars; returns why some can't be had."""
+    """Fetch things one by one, with progress bars; returns why some aren't available."""
     try:
         return asyncio.run(_fetch_each(settings, things, fetch))
     except OSError as error:
@@ -67,7 +62,7 @@ def _for_each[T](
 async def _fetch_each[T](
     settings: Settings, things: Iterable[T], fetch: Callable[[Service, T], Awaitable[None]]
 ) -> dict[T, str]:
-    # The parts that talk to the origin take a while to import: not for the other commands.
+    # Not at the top: the parts that talk to the origin take a while to import.
     from clamproxy.origin.transfers import ORIGIN_TROUBLE
     from clamproxy.service import open_service
 

@@ -60,7 +60,7 @@ _NOT_ADVERTISED = "no advertised version is known, so it isn't known which machi
 
 
 class UnknownError(Exception):
-    """It can't be told how the machines are; the text is one line."""
+    """The state of the machines can't be determined; the text is one line."""
 
 
 class _Misuse(click.UsageError):
@@ -68,7 +68,7 @@ class _Misuse(click.UsageError):
 
 
 class _Plugin(click.Group):
-    """A command whose own failures are UNKNOWN: 1 and 2 would speak of the machines."""
+    """A command whose own failures exit with UNKNOWN, because 1 and 2 would be about the machines."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _misuse_is_unknown():
@@ -191,7 +191,7 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
     """The machines, and the advertised versions.
 
     Raises:
-        UnknownError: they can't be had.
+        UnknownError: they can't be read.
     """
     try:
         settings = load_settings(find_config(config, Path.cwd()), os.environ)
@@ -218,7 +218,7 @@ def _advertised(directory: Path, settings: Settings) -> dict[str, int]:
 
 
 def _end_unknown(reason: str, *, as_json: bool) -> NoReturn:
-    """End with a line where the reader looks: monitoring at stdout, who parses JSON at stderr."""
+    """End with a line where the reader looks: stdout for monitoring, stderr for programs that parse JSON."""
     if as_json:
         tell(reason)
     else:
@@ -242,7 +242,7 @@ def _exit_code(machines: Sequence[Machine], matching: Sequence[Machine], *, cann
 
 
 def _status_line(code: int, remarks: list[str], machines: Sequence[Machine], matching: int | None) -> str:
-    """What monitoring shows, and after the bar what it plots (the Nagios plugin guidelines)."""
+    """What monitoring shows and, after the vertical bar, what it plots (the Nagios plugin guidelines)."""
     counts = summary(machines)
     total = counts.pop("total")
     told = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]

@@ -20,10 +20,9 @@ _COLOURS = {MachineState.BEHIND: "red", MachineState.UNKNOWN: "yellow", MachineS
 
 
 def fleet_table(machines: Sequence[Machine], now: float) -> str:
-    """The table as it is printed, with colours on a terminal; empty if there are no machines.
+    """The table as printed, with colours on a terminal; empty if there are no machines.
 
-    One line for each machine: for grep where it is no terminal. A terminal that is too narrow for that
-    gets some lines for each.
+    There is one line per machine, as grep needs it; a terminal that is too narrow gets several.
     """
     if not machines:
         return ""
@@ -63,7 +62,7 @@ def _coloured(rows: list[list[str]], machines: Sequence[Machine], with_colours: 
 
 
 def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
-    """Some lines for a machine, none of them wider than the terminal."""
+    """Several lines for a machine, none of them wider than the terminal."""
 
     def lines(text: str, colour: str | None = None) -> Iterator[str]:
         for line in textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False):
@@ -113,5 +112,5 @@ def _trouble(machine: Machine) -> str:
 
 
 def _plain(text: str) -> str:
-    """Nothing that moves the cursor, though a bad disk may have changed what was written."""
+    """The text without anything that moves the cursor; a bad disk may have changed what was written."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

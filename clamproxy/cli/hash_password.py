@@ -28,7 +28,7 @@ def hash_password(name: str) -> None:
         line = user_line(name, password)
     except ValueError as error:
         fail(f"the name is {name!r}; expected {error}.")
-    # In quotes: YAML would take a colon that a space follows for a mapping.
+    # In quotes, because YAML would take a colon followed by a space for a mapping.
     quoted = line.replace("'", "''")
     click.echo(f"- '{quoted}'")
     if sys.stderr.isatty():

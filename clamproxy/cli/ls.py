@@ -26,7 +26,7 @@ from clamproxy.objects import ObjectId
 from clamproxy.readable import shown_count, shown_size, shown_time
 
 FEEDS = "feeds"
-"""The directory of other feeds, in the cache directory; see `feeds.store`."""
+"""The directory of other feeds, below the cache directory; see `feeds.feed_store`."""
 
 _HEADINGS = ("DATABASE", "KIND", "VERSION", "SIZE", "FETCHED", "BUILT")
 _NUMBERS = (_HEADINGS.index("VERSION"), _HEADINGS.index("SIZE"))
@@ -34,18 +34,17 @@ _NUMBERS = (_HEADINGS.index("VERSION"), _HEADINGS.index("SIZE"))
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of a cached object without reading it."""
+    """What is known about a cached object without reading it."""
 
     object_id: ObjectId
     size: int
-    """Bytes."""
+    """In bytes."""
     fetched_at: float
-    """When it was fetched, or built here, Unix seconds."""
+    """When it was fetched, or built here, in Unix seconds."""
     built_at: int | None
-    """When ClamAV built it, Unix seconds; only CVDs and CLDs tell."""
+    """When ClamAV built it, in Unix seconds; None except for CVDs and CLDs."""
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
         return {
             "name": self.object_id.file_name,
             "database": self.object_id.database,
@@ -91,11 +90,10 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
 
 
 def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
-    """What is cached, sorted by database, kind and version; objects that go meanwhile are left out.
+    """What is cached, sorted by database, kind and version; objects deleted in the meantime are left out.
 
     Args:
-        store: the cache.
-        databases: only these; all if there are none.
+        databases: only these; all if empty.
     """
     entries = []
     for object_id in store.sizes():
@@ -110,13 +108,13 @@ def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
 
 
 def feed_files(directory: Path) -> tuple[int, int]:
-    """How many files of other feeds are stored, and their bytes.
+    """How many files of other feeds are stored, and their total size in bytes.
 
     Args:
         directory: the cache directory.
 
     Raises:
-        OSError: they can't be looked at.
+        OSError: they can't be examined.
     """
     count, total = 0, 0
     for path in (directory / FEEDS).glob("*.*"):

@@ -1,4 +1,4 @@
-"""The standard output of commands: what becomes of it when nobody reads it, or the disk is full."""
+"""The standard output of commands: what happens when nobody reads it, or the disk is full."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 CANNOT_WRITE = 3
-"""Exit code: what was to be printed can't be. For monitoring plugins that is UNKNOWN."""
+"""Exit code: the output can't be written. For monitoring plugins, this is UNKNOWN."""
 
 
 class OutputError(Exception):
     """The standard output can't be written; the text is the system's reason.
 
-    No OSError: commands tell of those as troubles of the cache.
+    Not an OSError, because commands report those as trouble with the cache.
     """
 
 
 @contextmanager
 def checked_output() -> Iterator[None]:
-    """While a command runs, which prints to `sys.stdout`.
+    """Run a command, which prints to `sys.stdout`, inside this context.
 
-    Whoever reads the beginning alone (``| head -1``) changes neither the rest of the command nor its
-    exit code. If the output can't be written, the process ends with one line and `CANNOT_WRITE`.
+    A reader that stops early (``| head -1``) changes neither the rest of the command nor its exit code.
+    If the output can't be written, the process ends with one line and `CANNOT_WRITE`.
     """
     original = sys.stdout
     sys.stdout = _opened(original)
@@ -34,7 +34,7 @@ def checked_output() -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # of what the command has put in its place
+            with suppress(OSError):  # the command may have replaced sys.stdout
                 sys.stdout.flush()
     except OutputError as error:
         with suppress(OSError):
@@ -46,18 +46,18 @@ def checked_output() -> Iterator[None]:
 
 
 def binary_output() -> BinaryIO:
-    """The standard output for data: of that, a reader that leaves is a failure, as it is for any program."""
+    """The standard output for data, where a reader that leaves is a failure, as for any program."""
     if isinstance(sys.stdout, _Text) and sys.__stdout__ is not None:
         return cast("BinaryIO", sys.__stdout__.buffer)
     return sys.stdout.buffer
 
 
 def _opened(original: TextIO | None) -> TextIO:
-    if original is None:  # closed by whoever started this: what is opened next must not take its place
+    if original is None:  # it was closed before the start; the next file opened must not take its place
         return Path(os.devnull).open("w")
     try:
         number = original.fileno()
-    except OSError:  # it is somebody's memory
+    except OSError:  # it is a stream in memory
         return original
     if not isinstance(original, io.TextIOWrapper):
         return original
@@ -76,15 +76,15 @@ class _Text(io.TextIOWrapper):
 
 
 class _Descriptor(io.FileIO):
-    """What is below it. After a failure everything vanishes: Python would try once more at its end."""
+    """The raw stream below. After a failure it discards everything, as Python would try again at its end."""
 
     _is_lost = False
 
     def write(self, data: Buffer, /) -> int:
-        """Write, or lose what nobody reads.
+        """Write, or discard what nobody reads.
 
         Raises:
-            OutputError: the system refuses it.
+            OutputError: the system can't write it.
         """
         if self._is_lost:
             return memoryview(data).nbytes

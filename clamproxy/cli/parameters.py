@@ -1,4 +1,4 @@
-"""Values on the command line: callbacks of click's options, and what they parse."""
+"""Values on the command line: callbacks for click's options, and what they parse."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _GATEWAY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\s/@]+))(?::([0-9]{1,5}))?")
 
 
 def parsed_by[T](parse: Callable[[Any], T]) -> Callback[T]:
-    """A callback that gives what a parser makes of the value; None where there is none.
+    """A callback that passes the value through a parser; None if the option isn't given.
 
     Args:
-        parse: raises a ValueError, the text of which says what was expected.
+        parse: raises a ValueError whose text says what was expected.
     """
 
     def callback(_: click.Context, option: click.Parameter, value: Any) -> T | None:
@@ -36,13 +36,14 @@ def parsed_by[T](parse: Callable[[Any], T]) -> Callback[T]:
 def duration(
     expected: str, *, shortest: float = 0.0, longest: float = math.inf, in_seconds: bool = False
 ) -> Callback[float]:
-    """A callback that gives seconds of a duration as proxy.yaml has them.
+    """A callback that parses a duration, written as in proxy.yaml, into seconds.
 
     Args:
-        expected: what a wrong value is told: an example, and the limits if there are some.
-        shortest: seconds.
-        longest: likewise.
-        in_seconds: whether a mere number means seconds, as in proxy.yaml. Whoever says --stale 2 means days.
+        expected: shown for a wrong value: an example, and the limits if there are any.
+        shortest: in seconds.
+        longest: in seconds.
+        in_seconds: whether a plain number means seconds, as in proxy.yaml. A user who writes --stale 2
+            means days.
     """
 
     def parse(text: object) -> float:
@@ -60,10 +61,10 @@ def duration(
 
 
 def parse_gateway(text: str) -> tuple[str, int]:
-    """Read ``gw``, ``gw:8080``, ``192.0.2.1:8080`` or ``[2001:db8::1]:8080``.
+    """Parse ``gw``, ``gw:8080``, ``192.0.2.1:8080`` or ``[2001:db8::1]:8080``.
 
     Raises:
-        ValueError: it is no host with or without a port; the text says what was expected.
+        ValueError: it isn't a host with or without a port; the text says what was expected.
     """
     match = _GATEWAY.fullmatch(text)
     port = int(match[3] or DEFAULT_PORT) if match else 0

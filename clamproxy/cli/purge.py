@@ -36,7 +36,7 @@ _KINDS = {
     "cld": {Kind.CLD},
 }
 _RANKS = {Kind.CVD: 0, Kind.CVD_SIGN: 0, Kind.CLD: 1, Kind.CDIFF: 2, Kind.CDIFF_SIGN: 2}
-"""In which order kinds go; each object is followed by its signature."""
+"""The order in which kinds are deleted; each object is followed by its signature."""
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -95,16 +95,16 @@ def purge(
 def chosen(
     entries: Iterable[Entry], databases: Collection[str], kinds: Collection[Kind], before: float
 ) -> dict[ObjectId, int]:
-    """What goes, in the order in which it goes, with its size in bytes. Pure.
+    """What to delete, in this order, with sizes in bytes. Pure.
 
-    A CVD goes before the patches that follow it, and these from the oldest on: so the proxy never
-    takes a patch for missing that is just about to go.
+    A CVD goes before the patches that follow it, and the patches go from the oldest on. This way, the
+    proxy never finds a patch missing, and fetches it again, in the middle of a purge.
 
     Args:
-        entries: all that is cached.
-        databases: only these; all if there are none.
-        kinds: only these, and the signatures of them.
-        before: only what came before that, Unix seconds.
+        entries: everything that is cached.
+        databases: only these; all if empty.
+        kinds: only these, and their signatures.
+        before: only what was fetched until then, in Unix seconds.
     """
     sizes = {entry.object_id: entry.size for entry in entries}
     matching = {
@@ -143,7 +143,7 @@ def _purge_quarantine(files: list[Rejected], *, dry_run: bool, yes: bool) -> Non
 
 
 def _is_meant(names: list[str], what: str, *, dry_run: bool, yes: bool) -> bool:
-    """Whether there is something to delete, and the operator wants it."""
+    """Whether there is something to delete, and the operator wants to delete it."""
     if not names:
         tell("there is nothing to delete.")
         return False
@@ -175,8 +175,8 @@ def _matches(one: Rejected, databases: Collection[str], kinds: Collection[Kind],
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Signals that would end it wait until it is done: it takes moments."""
-    # Not blocked by a mask: that is a thread's own, and another thread would take the signal.
+    """Delay signals that would end the process until the block is done, which takes only moments."""
+    # Not by a signal mask, which belongs to one thread: another thread would receive the signal.
     caught: list[int] = []
     before = {number: signal.signal(number, lambda got, _: caught.append(got)) for number in _ENDING}
     try:

@@ -36,7 +36,7 @@ def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...])
     `mitmdump -s addons/clamav_cache.py`, and takes mitmdump's options as well.
     """
     _require_options(mitmdump_options)
-    settings = settings_of(config)  # a wrong configuration is told before anything starts
+    settings = settings_of(config)  # reports a wrong configuration before anything starts
     if not _say_where(mitmdump_options):
         _require_free_ports(settings, port)
     arguments = ["-s", str(_SCRIPT)]
@@ -45,21 +45,21 @@ def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...])
     arguments += mitmdump_options
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
-    # mitmproxy looks there before it loads the addon, and ends with a traceback if it can't.
+    # mitmproxy reads that directory before it loads the addon, and ends with a traceback if it can't.
     if not any("confdir" in option for option in mitmdump_options) and (home := _confdir(settings)):
         arguments += ["--set", f"confdir={home}"]
-    # mitmproxy takes a second to import: not for the other commands.
+    # Not at the top: mitmproxy takes a second to import.
     from mitmproxy.tools.main import mitmdump
 
     from clamproxy.proxy.log_format import before_start
 
     before_start()
-    sys.stdout = sys.__stdout__ or sys.stdout  # the log has a way of its own with a disk that is full
+    sys.stdout = sys.__stdout__ or sys.stdout  # the log handles a full disk in its own way
     mitmdump(arguments)
 
 
 def _require_options(arguments: Sequence[str]) -> None:
-    """End the process if an argument is neither an option nor the value of one, as far as that is certain."""
+    """End the process if an argument is certainly neither an option nor the value of one."""
     for before, argument in pairwise(("", *arguments)):
         if argument.startswith("-") or before.startswith("-"):
             continue
@@ -72,7 +72,7 @@ def _require_options(arguments: Sequence[str]) -> None:
 
 
 def _say_where(options: Sequence[str]) -> bool:
-    """Whether mitmdump's own options may have it listen elsewhere."""
+    """Whether mitmdump's own options may make it listen elsewhere."""
     return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
 
 

@@ -47,7 +47,7 @@ def stats(config: str | None, as_json: bool, live: bool, interval: float) -> Non
     directory = settings.cache.directory
     try:
         if live:
-            # rich takes a while to import: not for the other commands.
+            # Not at the top: rich takes a while to import.
             from clamproxy.cli.watch import is_terminal, watch
 
             if not is_terminal():

@@ -15,11 +15,11 @@ from clamproxy.statistics import COUNTERS, FEED_COUNTERS
 def counters_table(
     values: Mapping[str, Any], growth: Mapping[str, float] | None = None, *, has_feeds: bool = False
 ) -> Table:
-    """The counters, and the sizes of what is there.
+    """The counters, and the sizes of what is cached.
 
     Args:
-        values: as `clamproxy.statistics.snapshot` gives them.
-        growth: of each counter a second; None to leave that out.
+        values: the result of `clamproxy.statistics.snapshot`.
+        growth: of each counter, per second; None to leave it out.
         has_feeds: whether to show the counters of other feeds even if nobody has asked for one yet.
     """
     table = Table(title="Totals since the first start", show_header=False)
@@ -38,7 +38,7 @@ def counters_table(
 
 
 def databases_table(values: Mapping[str, Any]) -> Table:
-    """The versions of each database; those of which nothing is here are named below."""
+    """The versions of each database; databases without a cached file are named below the table."""
     columns = ("advertised", "cached", "reached")
     table = Table("database", *columns, title="Databases")
     missing = []
@@ -53,7 +53,7 @@ def databases_table(values: Mapping[str, Any]) -> Table:
 
 
 def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
-    """What is not asked of the origin; nothing if there is nothing."""
+    """What the origin isn't asked for at the moment; no table if that is nothing."""
     if values["cooldowns"]:
         table = Table("not requested", "until", "why", title="Cool-downs")
         for name, cooldown in values["cooldowns"].items():
@@ -62,7 +62,7 @@ def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
-    """What was asked of the origin; nothing if there is nothing."""
+    """What the origin was asked for; no table if that is nothing."""
     if values["budget"]:
         table = Table("file", "requests", title="Requested from the origin within the last hour")
         for path, spent in values["budget"].items():
@@ -71,7 +71,7 @@ def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def plain(value: object) -> Text:
-    """Text as it is: no markup, and nothing that moves the cursor. Servers and clients chose some of it."""
+    """Plain text without markup or anything that moves the cursor: servers and clients chose some of it."""
     text = str(value)
     return Text(text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))
 

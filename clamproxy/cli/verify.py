@@ -36,13 +36,13 @@ _BAR = "cache"
 
 @dataclass(slots=True)
 class _Case:
-    """A bad object, and what became of it."""
+    """A bad object, and what happened to it."""
 
     finding: Inspected
     outcome: str = "kept"
-    """kept, gone, dropped, or mended."""
+    """One of "kept", "gone", "dropped" and "mended"."""
     remark: str | None = None
-    """Why it could not be fetched anew."""
+    """Why it could not be fetched again."""
 
     @property
     def is_mended(self) -> bool:
@@ -50,7 +50,6 @@ class _Case:
         return self.outcome in ("mended", "gone")
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
         return {
             "name": self.finding.object_id.file_name,
             "size": self.finding.size,
@@ -99,7 +98,7 @@ def verify(
 
 
 def _check(store: Store, databases: Iterable[str]) -> tuple[int, int, list[_Case]]:
-    """Check all; returns how many objects, how many bytes, and the bad ones."""
+    """Check everything; returns the number of objects, their bytes, and the bad ones."""
     names = listed(store, set(databases))
     sizes = store.sizes()
     checked, total, cases = 0, 0, []
@@ -122,7 +121,7 @@ def _fetch_anew(settings: Settings, cases: Iterable[_Case], *, asks: bool) -> No
     dropped = {case.finding.object_id: case for case in cases if case.outcome == "dropped"}
     for object_id, case in dropped.items():
         if object_id.kind is Kind.CLD:
-            case.outcome = "mended"  # it is built again as soon as a client asks
+            case.outcome = "mended"  # it is built again when a client asks for it
     wanted = {object_id for object_id, case in dropped.items() if case.outcome == "dropped"}
     if not wanted:
         return
@@ -134,7 +133,7 @@ def _fetch_anew(settings: Settings, cases: Iterable[_Case], *, asks: bool) -> No
 
 
 def _in_order(objects: Iterable[ObjectId]) -> list[ObjectId]:
-    """Patches first, the oldest before the others: else retention takes their signatures for strays."""
+    """Patches first, from the oldest: otherwise, retention would take their signatures for strays."""
     return sorted(objects, key=lambda one: (one.database, one.kind is Kind.CVD, one.version, one.kind))
 
 
@@ -164,5 +163,5 @@ def _report(store: Store, checked: int, total: int, cases: list[_Case], *, as_js
 
 
 def _in_line(text: str) -> str:
-    """A reason may quote what a server sent."""
+    """The reason on one line; it may quote what a server sent."""
     return text.encode("unicode_escape").decode("ascii")

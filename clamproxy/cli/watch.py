@@ -30,52 +30,52 @@ from clamproxy.state import state_directory
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, snapshot
 
 _PATIENCE = 2.0
-"""Seconds for the status page to answer."""
+"""How many seconds the status page may take to respond."""
 _LARGEST_STATUS = 64 * 2**20
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 _WIDE = 110
-"""Columns of a terminal that has room for two tables side by side."""
+"""How many columns a terminal needs for two tables side by side."""
 _FLEET = ("total", "up_to_date", "behind", "overdue", "unknown", "end_of_life")
 
 
 @dataclass(frozen=True, slots=True)
 class Transferring:
-    """A file that is coming in, or whose transfer was interrupted."""
+    """A file that is being transferred, or whose transfer was interrupted."""
 
     name: str
     have: int
-    """Bytes that are here."""
+    """How many bytes are here."""
     size: int | None
-    """Bytes in all, if that is known."""
+    """Size of the whole file in bytes; None if unknown."""
     is_running: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look has shown."""
+    """The result of one look."""
 
     at: float
-    """Seconds of the monotonic clock."""
+    """When that was, in monotonic seconds."""
     stats: dict[str, Any]
-    """As `clamproxy.statistics.snapshot` gives them."""
+    """The result of `clamproxy.statistics.snapshot`."""
     transfers: list[Transferring]
     status: dict[str, Any] = field(default_factory=dict)
-    """What the status page says besides; empty if it doesn't answer."""
+    """The content of status.json; empty if the status page doesn't respond."""
 
 
 def look(settings: Settings, store: Store) -> Look:
-    """Look at the cache, and ask the proxy's status page for what is only there. Blocks.
+    """Look at the cache, and ask the proxy's status page for what only the proxy knows. Blocks.
 
     Raises:
         OSError: the cache can't be read.
     """
-    store.directory.stat()  # what is known of a cache that is gone would be shown for ever
+    store.directory.stat()  # otherwise, a deleted cache would be shown forever
     return Look(time.monotonic(), snapshot(store), partial_files(store), ask_status(settings.status))
 
 
 def partial_files(store: Store) -> list[Transferring]:
-    """The transfers that the cache directory shows: those of all processes that share it."""
+    """The transfers found in the cache directory, of all processes that share it."""
     found = []
     for path in sorted(store.partials.glob("*.part")):
         with contextlib.suppress(OSError):  # just published
@@ -99,7 +99,7 @@ def _announced_size(path: Path) -> int | None:
 
 
 def ask_status(status: StatusSection) -> dict[str, Any]:
-    """``/status.json`` of the admin listener; empty if there is none, or something else answers."""
+    """``/status.json`` of the admin listener; empty if there is none, or if another program responds."""
     if status.listen is None:
         return {}
     host, port = status.listen
@@ -122,13 +122,12 @@ def watch(settings: Settings, interval: float) -> None:
     """Show the statistics on the terminal until Ctrl-C.
 
     Args:
-        settings: the configuration.
         interval: seconds between looks.
 
     Raises:
         OSError: the cache can't be read.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED_BY_SIGTERM))  # leaves the terminal as it was
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_ENDED_BY_SIGTERM))  # restores the terminal
     with (
         contextlib.suppress(KeyboardInterrupt),
         opened_store(settings.cache.directory, state=state_directory(settings)) as store,
@@ -143,12 +142,11 @@ def watch(settings: Settings, interval: float) -> None:
 
 
 def screen(now: Look, before: Look | None, width: int) -> RenderableType:
-    """All that is shown of one look.
+    """Everything that is shown for one look.
 
     Args:
-        now: it.
-        before: the one before, for rates.
-        width: columns of the terminal.
+        before: the previous look, for rates.
+        width: of the terminal, in columns.
     """
     heading = Text(f"clamproxy  {shown_time(time.time(), exact=True)}  Ctrl-C to quit", style="bold")
     states = [databases_table(now.stats)]
@@ -161,14 +159,14 @@ def screen(now: Look, before: Look | None, width: int) -> RenderableType:
         body = Table.grid(padding=(0, 2))
         body.add_row(counters, Group(*states))
     else:
-        for table in (*states, counters):  # 24 lines are not many
+        for table in (*states, counters):  # to save lines: a terminal may have only 24
             table.box, table.title_justify = None, "left"
         body = Group(*states, counters)
     return Group(heading, *_problems(now.status), body)
 
 
 def rates(now: Look, before: Look | None) -> dict[str, float]:
-    """How much each counter has grown a second since the last look."""
+    """How much each counter has grown per second since the previous look."""
     if before is None or now.at <= before.at:
         return {}
     seconds = now.at - before.at
@@ -187,7 +185,7 @@ def _transfers_table(transfers: list[Transferring]) -> Table:
 
 
 def _problems(status: Mapping[str, Any]) -> Iterator[Text]:
-    """What the running proxy says of itself, as far as it has the form that is expected."""
+    """What the running proxy reports about itself, as far as it has the expected form."""
     problems = status.get("problems")
     for problem in problems if isinstance(problems, list) else []:
         line = plain(problem)

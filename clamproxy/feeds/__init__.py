@@ -1,7 +1,7 @@
 """Other signature feeds: an ordinary shared HTTP cache (RFC 9111) for the hosts in ``feeds.hosts``.
 
-What a feed sends isn't signed by ClamAV, so nothing here is verified but its length. What a feed
-refuses never reaches a client as 403 or 429: one of these would freeze its official updates too.
+A feed's files aren't signed by ClamAV, so nothing here is verified except the length. A refusal by a feed
+never reaches a client as 403 or 429: that would also stop the client's official updates.
 """
 
 from clamproxy.feeds.feeds import Feeds

@@ -1,4 +1,4 @@
-"""Counts by host of a feed, since the process began."""
+"""Counts for each feed host, since the process started."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from typing import Any
 from clamproxy.messages import FROM_CACHE, Result
 
 MOST = 256
-"""Hosts that are counted: behind ``*.example.com`` clients can name any number."""
+"""How many hosts are counted: with ``*.example.com``, clients can name any number."""
 
 
 class Counts:
-    """How requests were answered."""
+    """How requests to feeds were answered."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, Counter[str]] = {}
 
     def add(self, place: str, result: Result) -> None:
-        """Count a request.
-
-        Args:
-            place: host and port.
-            result: how it was answered.
-        """
         counter = self._hosts.pop(place, None) or Counter()
         counter["requests"] += 1
         counter["hits"] += result in FROM_CACHE
@@ -34,7 +28,7 @@ class Counts:
             del self._hosts[next(iter(self._hosts))]
 
     def figures(self, cooldown_until: Callable[[str], float | None]) -> list[dict[str, Any]]:
-        """For status.json; hosts by name.
+        """The counts for status.json, sorted by host.
 
         Args:
             cooldown_until: gives when the cool-down of a host ends.

@@ -1,4 +1,4 @@
-"""What is known of a stored response: the text file beside its body."""
+"""What is known about a stored response: the text file beside its body."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A stored response. Neither its URL nor anything secret of the request is in it."""
+    """A stored response. It contains neither its URL nor any secret of the request."""
 
     key: str
-    """Names the URL: see `Target.key`."""
+    """Stands for the URL, see `Target.key`."""
     place: str
-    """Host and port."""
+    """The feed's host and port."""
     head: ResponseHead
     selection: dict[str, str]
-    """See `rules.selection`."""
+    """What a request must have in common with the one that brought it, see `sharing_rules.selection`."""
     size: int
-    """Of the body, in bytes."""
+    """Length of the body in bytes."""
     sha256: str
-    """Of the body."""
+    """SHA-256 of the body."""
     obtained_at: float
-    """When this very body was first answered, Unix seconds; a 304 does not change it."""
+    """When this very body first arrived, in Unix seconds; a 304 doesn't change it."""
     replaced_until: float = field(default=0.0)
-    """Until when a client was still sent an older body, Unix seconds."""
+    """Until when a client was still sent an older body, in Unix seconds."""
 
     @property
     def body_name(self) -> str:
-        """Name of the file with the body."""
+        """Name of the file that holds the body."""
         return f"{self.key}.{self.sha256[:16]}"
 
     def is_not_newer(self, since: float) -> bool:
-        """Whether a client that got its copy at a time has this one, or a later one.
+        """Whether a client that got its copy at a certain time has this body or a later one.
 
-        freshclam sends as If-Modified-Since when it wrote its file (protocol.md trap 8). That is
-        after Last-Modified of a version which the gateway did not have yet, if the gateway served
-        an older copy meanwhile: so what counts is when the gateway got its own.
+        freshclam sends the time when it wrote its file as If-Modified-Since (protocol.md trap 8). If the
+        gateway served an older copy, that time may be after Last-Modified of a version that the gateway
+        didn't have yet. So what counts is when the gateway got its own copy.
 
         Args:
-            since: If-Modified-Since, Unix seconds.
+            since: If-Modified-Since, in Unix seconds.
         """
         if since == parse_http_date(self.head.headers.get("Last-Modified")):
             return True
         return since >= int(self.obtained_at) and since > int(self.replaced_until)
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The content of the text file."""
         return json.dumps(
             {
                 "key": self.key,
@@ -74,7 +74,7 @@ class StoredResponse:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read such a text.
+        """Read the content of the text file.
 
         Raises:
             ValueError: it is damaged.

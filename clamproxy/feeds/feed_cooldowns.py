@@ -1,7 +1,7 @@
-"""When a feed may be asked again: cool-downs of their own, apart from those of ClamAV's origin.
+"""When a feed may be asked again: its cool-downs, separate from those of ClamAV's origin.
 
-* A refusal (403 and its like) concerns one URL: it is about a subscriber's key, mostly.
-* 429 and an unreachable server concern the host: feeds limit requests per address.
+* A refusal (403 and similar) concerns one URL, because it is mostly about a subscriber's key.
+* 429 and an unreachable server concern the host, because feeds limit requests per address.
 * Everything else concerns one URL.
 """
 
@@ -16,30 +16,29 @@ from clamproxy.origin.cooldown import Cooldown, FailureKind
 
 _OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
 MOST = 4096
-"""Cool-downs that are kept; clients choose the URLs."""
+"""How many cool-downs are kept; clients choose the URLs."""
 
 
 class FeedCooldowns:
-    """All cool-downs of feeds. Event loop only."""
+    """All cool-downs of feeds. Event loop only.
+
+    Args:
+        save: called with a key and a JSON value (None: gone) whenever one changes.
+        clock: gives Unix seconds.
+    """
 
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
-        """Take over what was in force before a restart.
-
-        Args:
-            notes: where cool-downs are kept.
-            clock: gives Unix seconds.
-        """
         self._notes = notes
         self._clock = clock
         self._active = notes.load(lambda saved: Cooldown.parse(saved, clock()))
         self._forget_forgiven()
 
     def check(self, server: str, key: str) -> Cooldown | None:
-        """What forbids asking now, or None.
+        """The longest cool-down that forbids asking now; None if there is none.
 
         Args:
             server: see `Target.server`.
-            key: names the URL.
+            key: stands for the URL, see `Target.key`.
         """
         found = (self._active.get(server), self._active.get(key))
         running = [cooldown for cooldown in found if cooldown and cooldown.until > self._clock()]
@@ -58,12 +57,12 @@ class FeedCooldowns:
         return cooldown.until - now
 
     def succeeded(self, server: str, key: str) -> None:
-        """The feed has answered: nothing is held back."""
+        """Note that the feed has responded, which ends its cool-downs."""
         for name in (server, key):
             self._forget(name)
 
     def until(self, server: str) -> float | None:
-        """When the cool-down of a host as a whole ends; None if there is none."""
+        """When the cool-down of a host as a whole ends, in Unix seconds; None if there is none."""
         cooldown = self._active.get(server)
         return cooldown.until if cooldown is not None and cooldown.until > self._clock() else None
 

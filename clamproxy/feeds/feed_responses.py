@@ -1,4 +1,4 @@
-"""Answers: how a response of a feed is put into an answer."""
+"""Responses: how a feed's response becomes the one to a client."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def from_source(
     result: Result,
     is_not_newer: Callable[[float], bool],
 ) -> Response:
-    """Answer with a body, or the part of it that is asked for.
+    """Respond with a body, or with the part of it that was asked for.
 
     Args:
-        request: the request.
-        head: of the response.
-        source: its body; closed here unless it becomes the body of the response.
-        result: how it came to be here.
-        is_not_newer: what If-Modified-Since is held against: see `Entry.is_not_newer`.
+        head: of the feed's response.
+        source: the body; closed here unless it becomes the body of the response.
+        result: how the body got here.
+        is_not_newer: decides about If-Modified-Since, see `StoredResponse.is_not_newer`.
+        arriving: whether some of the body may not have arrived yet.
     """
     try:
         selection, headers = _select(request, head, source.size, is_not_newer)
@@ -43,7 +43,7 @@ def from_source(
 
 
 def not_modified(head: ResponseHead, result: Result) -> Response:
-    """A 304 of the feed to the client that asked for it."""
+    """The feed's 304, for the client that asked for it."""
     return Response(304, result, _fields(head, with_content=False))
 
 
@@ -58,7 +58,7 @@ def _select(
     )
     conditions = Headers(request.headers)
     if tag.startswith("W/") and "If-Range" in conditions:
-        del conditions["Range"]  # a weak tag says nothing about bytes: RFC 9110 13.1.5
+        del conditions["Range"]  # a weak tag doesn't identify bytes: RFC 9110 13.1.5
     selection = select(conditions, representation, is_not_newer, method=request.method)
     headers = _fields(head, with_content=selection.status != 304)
     if selection.status != 304 and _would_be_dropped(request.headers, representation.last_modified):
@@ -69,10 +69,10 @@ def _select(
 
 
 def _would_be_dropped(conditions: Headers, last_modified: float | None) -> bool:
-    """Whether libcurl would throw a body away, as it is not newer than what freshclam has.
+    """Whether libcurl would discard a body because it isn't newer than the client's copy.
 
-    libcurl compares Last-Modified of a 200 with If-Modified-Since, which freshclam takes from the
-    time when it wrote its file, and makes a 304 of it. Without the field it takes what comes.
+    libcurl compares Last-Modified of a 200 with If-Modified-Since, for which freshclam takes the time
+    when it wrote its file, and turns the response into a 304. Without Last-Modified, it accepts any body.
     """
     since = parse_http_date(conditions.get("If-Modified-Since"))
     if since is None or last_modified is None or "If-None-Match" in conditions:

@@ -1,6 +1,6 @@
 """Requests to feeds. Everything here blocks and runs in a thread of a transfer.
 
-No error says more of a URL than its host, and urllib3, which logs whole URLs, logs none.
+No error says more about a URL than its host. urllib3, which logs whole URLs, is kept from logging.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_REDIRECTS = 3
 """As many as freshclam follows (protocol.md 1.1)."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LASTING = frozenset({301, 308})
-"""Redirections that may be kept though nothing says for how long (RFC 9110 15.4)."""
+"""Redirects that may be stored even if they give no freshness lifetime (RFC 9110 15.4)."""
 _REFUSALS = frozenset({401, 402, 403, 451})
 _FORWARDED = ("User-Agent", "Accept", "Accept-Language", "Authorization")
 
@@ -50,19 +50,19 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer that can be used: 200, or 304. Its body is still to be read."""
+    """A usable response, 200 or 304, whose body is still to be read."""
 
     answer: OriginResponse
     status: int
     head: ResponseHead
     length: int | None
-    """Of the body in bytes, if the feed tells."""
+    """Length of the body in bytes; None if the feed doesn't give it."""
     chunked: bool
-    """Whether the end of a body without length can be seen."""
+    """Whether the body comes in chunks, so that its end is marked even without a length."""
 
     @property
     def ends_visibly(self) -> bool:
-        """Whether a body that was cut short can be told from a whole one."""
+        """Whether a truncated body can be told from a complete one."""
         return self.length is not None or self.chunked
 
 
@@ -71,10 +71,9 @@ def forwarded(headers: Headers, target: Target, via: str) -> Headers:
 
     Args:
         headers: of the client's request.
-        target: what it asks for.
-        via: this gateway.
+        via: how this gateway names itself in Via.
     """
-    # RFC 9110 7.6.1: what Connection names is for this connection alone.
+    # RFC 9110 7.6.1: fields that Connection names are for that connection only.
     nominated = parse_set_header(", ".join(headers.getlist("Connection")))
     fields = [(name, headers[name]) for name in _FORWARDED if name in headers and name not in nominated]
     sent = Headers([(name, value) for name, value in fields if value.isascii() and value.isprintable()])
@@ -83,22 +82,21 @@ def forwarded(headers: Headers, target: Target, via: str) -> Headers:
     if target.credentials is not None:
         sent["Authorization"] = target.credentials
     sent.setdefault("Accept", "*/*")
-    # freshclam does not decode anything: protocol.md trap 32.
+    # freshclam doesn't decode anything: protocol.md trap 32.
     sent["Accept-Encoding"] = "identity"
     sent["Via"] = ", ".join([*headers.getlist("Via"), via])
     return sent
 
 
 class Fetcher:
-    """Asks feeds. Thread-safe."""
+    """Asks feeds. Thread-safe.
+
+    Args:
+        settings: proxy, trust and timeouts come from its section `upstream`.
+        count: is told the number of requests and of body bytes, from any thread.
+    """
 
     def __init__(self, settings: Settings, count: Callable[[int, int], None]) -> None:
-        """Prepare; nothing is connected yet.
-
-        Args:
-            settings: proxy, trust and timeouts are those of section `upstream`.
-            count: is told of requests and of body bytes, from any thread.
-        """
         self._upstream = upstream = settings.upstream
         self._feeds = settings.feeds
         self._count = count
@@ -106,20 +104,18 @@ class Fetcher:
 
     @cached_property
     def _pool(self) -> urllib3.PoolManager:
-        """Made when the first feed is asked: to load the certificates takes a while."""
+        """Made when the first feed is asked, because loading the certificates takes a while."""
         return make_pool(self._upstream.proxy, self._upstream.ca_bundle, self._timeout)
 
     def get(self, target: Target, sent: Mapping[str, str], scope: CancelScope) -> Fetched:
-        """Ask for a file, and follow redirections to other feeds.
+        """Ask for a file, and follow redirects to other feeds.
 
         Args:
-            target: what.
-            sent: header fields.
-            scope: lets another thread end the request; closed with the answer.
+            sent: the header fields.
 
         Raises:
             NotFoundError: 404 or 410.
-            OriginError: no connection, no answer, or any other answer that is of no use.
+            OriginError: no connection, no response, or any other response that is of no use.
         """
         fields = {"User-Agent": SKIP_HEADER, "Connection": "close", **sent}
         place, keeps, freshness = target, True, list[float]()
@@ -145,7 +141,7 @@ class Fetcher:
         raise OriginError(FailureKind.SERVER_ERROR, "too many redirects")
 
     def close(self) -> None:
-        """Close idle connections, if there ever was one."""
+        """Close idle connections, if any were ever made."""
         if "_pool" in self.__dict__:
             self._pool.clear()
 
@@ -169,11 +165,11 @@ class Fetcher:
             failure = FailureKind.BAD_CONTENT if isinstance(error, InvalidHeader) else FailureKind.UNREACHABLE
             reason = explain(error)
             scope.close()
-        # Outside of the handler: the cause, whose text may hold the URL, is not kept.
+        # Raised outside the handler, so that it has no cause, whose text may contain the URL.
         raise OriginError(failure, reason)
 
     def _next(self, place: Target, response: urllib3.BaseHTTPResponse) -> Target:
-        """Where a redirection leads."""
+        """Where a redirect leads."""
         location = response.headers.get("Location", "")
         response.close()
         try:
@@ -188,7 +184,7 @@ class Fetcher:
         return following
 
     def _use(self, response: urllib3.BaseHTTPResponse, head: ResponseHead, scope: CancelScope) -> Fetched:
-        """Let only answers through that are of use."""
+        """Accept only responses that are of use."""
         answer = OriginResponse(response, lambda length: self._count(0, length), scope)
         try:
             _check(response)
@@ -201,7 +197,7 @@ class Fetcher:
 
 
 def _marked(head: ResponseHead, keeps: bool) -> Headers:
-    """The fields of a response; what a redirection forbade to store is not stored."""
+    """The fields of a response, with ``no-store`` if a redirect to it forbids storing."""
     if not keeps:
         head.headers.add("Cache-Control", "no-store")
     return head.headers
@@ -222,7 +218,7 @@ def _check(response: urllib3.BaseHTTPResponse) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """One short line about a connection that failed. Never the text of the error: it may hold the URL."""
+    """A failed connection in one short line, never with the error's own text, which may contain the URL."""
     inner = error.original_error if isinstance(error, ProxyError) else error
     before = "the proxy: " if inner is not error else ""
     match inner:

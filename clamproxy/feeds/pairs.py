@@ -1,16 +1,16 @@
-"""Files that belong together: X, and beside it X.sha256 or X.sig, which say what X has to be.
+"""Files that belong together: X and, beside it, X.sha256 or X.sig, which say what X has to be.
 
-Each has a freshness of its own, and a client that gets one of before and one of after a change finds a
+Each has its own freshness. A client that gets one from before and the other from after a change finds a
 mismatch until both have expired. So a stored response counts as fresh only while it keeps step with those
 beside it. Pure: no I/O and no clock.
 
-* One that was validated before the content of another came is validated again before it is used.
-* The same if another has expired since: its next use may bring something new. So the feed is asked for
-  the one at most as often as for the other. What has no validators is exempt, as it would have to be
-  transferred anew each time.
-* After that, the feed may still be about to replace it, too. It is asked at growing intervals: after
-  `rules.FLOOR` seconds, then whenever as much time has passed again as since the change. Within a day
-  that makes a dozen requests, however many clients there are.
+* If a response was validated before the content of another one arrived, it is validated again before use.
+* So it is if another one has expired since, as the next use of that one may bring something new. This
+  way, the feed is asked for the one at most as often as for the other. Responses without validators are
+  exempt, because they would have to be transferred again each time.
+* Even then, the feed may still be about to replace the response as well. So it is asked at growing
+  intervals: after `sharing_rules.FLOOR` seconds, then whenever the time since the change has doubled.
+  That makes a dozen requests within a day, however many clients there are.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SUFFIXES = (
     *(f".{name}{end}" for name in _DIGESTS for end in ("", "sum")),
     *(f".{name}" for name in _SIGNATURES),
 )
-"""What is put behind the name of a file for its digest or its signature."""
+"""What is appended to a file's name for its digest or signature."""
 
 
 def beside(target: Target) -> Iterator[Target]:
-    """The names of what a file may belong together with: those of its sidecars, and what it is one of."""
+    """The names of files that may belong with a file: its sidecars, and the file whose sidecar it may be."""
     path, mark, query = target.path.partition("?")
-    # fangfrisch puts the suffix behind the whole URL.
+    # fangfrisch appends the suffix to the whole URL.
     for name, rest in {path: mark + query, target.path: ""}.items():
         for suffix in SUFFIXES:
             yield replace(target, path=f"{name}{suffix}{rest}")
@@ -43,7 +43,7 @@ def beside(target: Target) -> Iterator[Target]:
 
 
 def keeps_step(entry: StoredResponse, other: StoredResponse, now: float) -> bool:
-    """Whether a stored response may be used, as far as another one beside it is concerned.
+    """Whether a stored response may be used, as far as one other response beside it is concerned.
 
     Args:
         entry: the one to use.

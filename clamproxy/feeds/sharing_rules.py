@@ -1,11 +1,12 @@
 """The rules of a shared cache: RFC 9111, and RFC 5861 for failures. Pure: no I/O and no clock.
 
-What goes beyond, or is stricter than it must be:
+Where it goes beyond these rules, or is stricter than required:
 
-* A response without any freshness information counts as fresh for `FLOOR` seconds. Clients come
-  in herds on the hour, and a feed counts its subscribers' requests: the herd costs it one.
-* ``no-cache`` and ``private`` with field names count as without (RFC 9111 5.2.2.4 and 5.2.2.7).
-* ``max-stale`` of a client is ignored, as is its ``stale-if-error``.
+* A response without any freshness information counts as fresh for `FLOOR` seconds. Clients come in herds
+  on the hour, and a feed counts its subscribers' requests: this way, a herd costs only one.
+* ``no-cache`` and ``private`` count in the same way with and without field names (RFC 9111 5.2.2.4 and
+  5.2.2.7).
+* A client's ``max-stale`` and ``stale-if-error`` are ignored.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from werkzeug.http import parse_cache_control_header, parse_list_header, parse_s
 from clamproxy.dates import parse_http_date
 
 HEURISTIC_SHARE = 0.1
-"""Of the time since the last change: RFC 9111 4.2.2."""
+"""The heuristic freshness lifetime, as a share of the time since the last change (RFC 9111 4.2.2)."""
 LONGEST_HEURISTIC = 86400.0
-"""Seconds."""
+"""The longest heuristic freshness lifetime, in seconds."""
 FLOOR = 60.0
-"""Seconds for which a response is fresh that says nothing about it."""
+"""Freshness lifetime in seconds of a response that doesn't give one."""
 _LONGEST = float(2**31)
-"""Seconds; what is longer counts as this (RFC 9111 1.2.2)."""
+"""In seconds; longer times count as this (RFC 9111 1.2.2)."""
 _CLOCK_STEP = 60.0
-"""Seconds by which the own clock may have been turned back since a response was stored."""
+"""How far this machine's clock may have been set back since a response was stored, in seconds."""
 
 KEPT_FIELDS = frozenset(
     {
@@ -36,38 +37,37 @@ KEPT_FIELDS = frozenset(
         *("content-encoding", "content-language", "content-type"),
     }
 )
-"""The fields of a response that are stored and sent. All others are of no use to freshclam, and some
-are harmful: Set-Cookie and hop-by-hop fields must not be shared, Content-Location and Link may
-repeat a URL with a subscriber's key."""
+"""The fields of a response that are stored and sent. All others are of no use to freshclam, and some are
+harmful: Set-Cookie and hop-by-hop fields must not be shared, and Content-Location and Link may repeat a
+URL with a subscriber's key."""
 
 _DESCRIBES_CONTENT = frozenset({"content-encoding", "content-language", "content-type"})
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The head of a response with content, and when it came."""
+    """The head of a response with content, and when it arrived."""
 
     headers: Headers
-    """Those of `KEPT_FIELDS`."""
+    """Only fields in `KEPT_FIELDS`."""
     requested_at: float
-    """When it was asked for, Unix seconds."""
+    """When it was requested, in Unix seconds."""
     received_at: float
-    """When it, or the 304 that renewed it, came, Unix seconds."""
+    """When the response, or the last 304 that renewed it, arrived, in Unix seconds."""
     redirect_lifetime: float | None = None
-    """Seconds for which the redirections that led to it are fresh; None if there were none."""
+    """Freshness lifetime in seconds of the redirects that led to it; None if there were none."""
 
     @property
     def directives(self) -> ResponseCacheControl:
-        """Cache-Control."""
         return parse_cache_control_header(_first_ones(self.headers), cls=ResponseCacheControl)
 
     def forbids(self, *names: str) -> bool:
-        """Whether one of some directives that forbid something is there, well-formed or not."""
+        """Whether any of these directives is present, well-formed or not."""
         return _mentions(self.headers, names)
 
 
 def kept(headers: Mapping[str, str]) -> Headers:
-    """The fields of a response that are stored."""
+    """The fields of a response that may be stored."""
     nominated = parse_set_header(headers.get("Connection"))
     return Headers(
         [
@@ -79,7 +79,7 @@ def kept(headers: Mapping[str, str]) -> Headers:
 
 
 def request_directives(headers: Headers) -> RequestCacheControl:
-    """Cache-Control of a request; Pragma stands in for it (RFC 9111 5.4)."""
+    """The directives of a request's Cache-Control, or else of its Pragma (RFC 9111 5.4)."""
     field = _first_ones(headers)
     if field is None and "no-cache" in (_joined(headers, "Pragma") or ""):
         field = "no-cache"
@@ -87,12 +87,12 @@ def request_directives(headers: Headers) -> RequestCacheControl:
 
 
 def wants_no_store(request: Headers) -> bool:
-    """Whether a client wants nothing of its request stored."""
+    """Whether a client asks for nothing about its request to be stored."""
     return _mentions(request, ("no-store",))
 
 
 def is_shareable(request: Headers, head: ResponseHead) -> bool:
-    """Whether a response of status 200 to a GET may be stored and given to others (RFC 9111 3, 3.5)."""
+    """Whether a 200 response to a GET may be stored and sent to other clients (RFC 9111 3, 3.5)."""
     if head.forbids("no-store", "private") or wants_no_store(request) or "*" in vary(head):
         return False
     if "Authorization" not in request:
@@ -102,7 +102,7 @@ def is_shareable(request: Headers, head: ResponseHead) -> bool:
 
 
 def vary(head: ResponseHead) -> frozenset[str]:
-    """The names of the request's fields, in lower case, on which the response depends."""
+    """The names of the request fields on which the response depends, in lower case."""
     return frozenset(name.lower() for name in parse_set_header(_joined(head.headers, "Vary")))
 
 
@@ -110,27 +110,26 @@ def selection(head: ResponseHead, sent: Headers) -> dict[str, str]:
     """What a later request must have in common with the one that brought the response.
 
     Args:
-        head: of the response.
         sent: the fields that were sent upstream.
 
     Returns:
-        For each name in Vary a digest: a field may be a secret.
+        A digest for each name in Vary. Only a digest, because a field may be a secret.
     """
     return {name: _digest(", ".join(sent.get_all(name))) for name in sorted(vary(head))}
 
 
 def is_selected(wanted: Mapping[str, str], sent: Headers) -> bool:
-    """Whether a stored response is the one for a request (RFC 9111 4.1).
+    """Whether a stored response matches a request (RFC 9111 4.1).
 
     Args:
-        wanted: what `selection` gave when it was stored.
+        wanted: the result of `selection` when it was stored.
         sent: the fields that would be sent upstream.
     """
     return all(_digest(", ".join(sent.get_all(name))) == digest for name, digest in wanted.items())
 
 
 def lifetime(head: ResponseHead) -> float:
-    """Seconds for which a response is fresh (RFC 9111 4.2.1)."""
+    """The freshness lifetime of a response in seconds (RFC 9111 4.2.1)."""
     own = _own_lifetime(head)
     return own if head.redirect_lifetime is None else min(own, head.redirect_lifetime)
 
@@ -145,12 +144,12 @@ def _own_lifetime(head: ResponseHead) -> float:
 
 
 def explicit_lifetime(head: ResponseHead) -> float | None:
-    """The same if the response says it. What can't be understood counts as stale."""
+    """The freshness lifetime that a response gives, in seconds; None if none, 0 if it can't be parsed."""
     directives = head.directives
     for name, seconds in (("s-maxage", directives.s_maxage), ("max-age", directives.max_age)):
         if name in directives:
             return min(max(0.0, float(seconds or 0)), _LONGEST)
-    if head.forbids("max-age", "s-maxage"):  # there, and hidden by a stray quotation mark
+    if head.forbids("max-age", "s-maxage"):  # present, but hidden by a stray quotation mark
         return 0.0
     if "Expires" not in head.headers:
         return None
@@ -166,14 +165,14 @@ def age(head: ResponseHead, now: float) -> float:
 
 
 def expires_at(head: ResponseHead) -> float:
-    """When a response stops being fresh, Unix seconds; not before it came."""
+    """When a response stops being fresh, in Unix seconds; never before it arrived."""
     if head.forbids("no-cache"):
         return head.received_at
     return head.received_at + max(0.0, lifetime(head) - age(head, head.received_at))
 
 
 def is_fresh(head: ResponseHead, request: Headers, now: float) -> bool:
-    """Whether a stored response answers a request without asking (RFC 9111 4)."""
+    """Whether a stored response may be served without asking the feed (RFC 9111 4)."""
     if head.forbids("no-cache") or now < head.received_at - _CLOCK_STEP:
         return False
     wanted, current = request_directives(request), age(head, now)
@@ -183,14 +182,13 @@ def is_fresh(head: ResponseHead, request: Headers, now: float) -> bool:
 
 
 def serves_on_error(head: ResponseHead, now: float, limit: float) -> bool:
-    """Whether a stored response may stand in while the feed refuses or fails (RFC 5861 4).
+    """Whether a stored response may be served while the feed refuses or fails (RFC 5861 4).
 
     Args:
-        head: of the response.
         now: Unix seconds.
-        limit: seconds beyond its freshness; ``stale-if-error`` of the response can shorten them.
+        limit: in seconds after it stopped being fresh; the response's ``stale-if-error`` can shorten it.
     """
-    # RFC 9111 4.2.4; s-maxage includes proxy-revalidate: 5.2.2.10.
+    # RFC 9111 4.2.4; s-maxage implies proxy-revalidate: 5.2.2.10.
     if head.forbids("no-cache", "must-revalidate", "proxy-revalidate", "s-maxage"):
         return False
     directives = head.directives
@@ -200,13 +198,13 @@ def serves_on_error(head: ResponseHead, now: float, limit: float) -> bool:
 
 
 def validators(head: ResponseHead) -> dict[str, str]:
-    """The fields that ask whether a stored response is still right (RFC 9111 4.3.1)."""
+    """The request fields that ask whether a stored response is still valid (RFC 9111 4.3.1)."""
     names = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
     return {asking: head.headers[name] for name, asking in names.items() if name in head.headers}
 
 
 def is_confirmed_by(head: ResponseHead, answer: ResponseHead) -> bool:
-    """Whether a 304 is about the stored response (RFC 9111 4.3.4), not about one with another tag or date."""
+    """Whether a 304 is about the stored response, not about one with another tag or date (RFC 9111 4.3.4)."""
     tag, answered_tag = head.headers.get("ETag"), answer.headers.get("ETag")
     if tag is not None and answered_tag is not None:
         return tag.removeprefix("W/") == answered_tag.removeprefix("W/")
@@ -215,9 +213,9 @@ def is_confirmed_by(head: ResponseHead, answer: ResponseHead) -> bool:
 
 
 def renewed(head: ResponseHead, answer: ResponseHead) -> ResponseHead:
-    """A stored head after a 304 (RFC 9111 3.2): its fields replace the stored ones.
+    """A stored head after a 304, whose fields replace the stored ones (RFC 9111 3.2).
 
-    Those that describe the content stay, as the content does; an old Age and Date end.
+    Fields that describe the content stay, because the content does. The old Age and Date are dropped.
     """
     headers = Headers([(name, value) for name, value in head.headers if name.lower() not in ("age", "date")])
     for name in {name.lower() for name, _ in answer.headers} - _DESCRIBES_CONTENT:
@@ -231,7 +229,7 @@ def _date(head: ResponseHead) -> float:
 
 
 def _told_age(head: ResponseHead) -> float:
-    """Age, of which the first member counts; seconds."""
+    """Age in seconds; only the first member counts."""
     first = head.headers.get("Age", "").partition(",")[0].strip()
     if not (first.isascii() and first.isdecimal()):
         return 0.0
@@ -239,22 +237,22 @@ def _told_age(head: ResponseHead) -> float:
 
 
 def _mentions(headers: Headers, names: Iterable[str]) -> bool:
-    """Whether Cache-Control holds one of some words.
+    """Whether Cache-Control contains any of these words.
 
-    In the text and not among the directives, as a stray quotation mark hides those from a parser.
+    It searches the text rather than the directives, which a stray quotation mark hides from a parser.
     """
     text = _joined(headers, "Cache-Control") or ""
     return any(name in text for name in names)
 
 
 def _joined(headers: Headers, name: str) -> str | None:
-    """A list field as one line; names of directives are the same in upper case."""
+    """A list field as one line in lower case, because names of directives are case-insensitive."""
     values = headers.getlist(name)
     return ", ".join(values).lower() if values else None
 
 
 def _first_ones(headers: Headers) -> str | None:
-    """Cache-Control for a parser that has the last of two directives win, where the first should."""
+    """Cache-Control, reversed: of two equal directives the first counts, but the parser takes the last."""
     field = _joined(headers, "Cache-Control")
     return None if field is None else ", ".join(reversed(parse_list_header(field)))
 

@@ -1,4 +1,4 @@
-"""What is asked of a feed. URLs hold subscribers' keys: they are shown to nobody but the feed."""
+"""What a feed is asked for. URLs contain subscribers' keys, so only the feed gets to see them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class TargetError(ValueError):
-    """This is no URL of a feed; the text doesn't repeat it."""
+    """This isn't a feed's URL; the text doesn't repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL in its normal form, without user and password."""
+    """A normalized URL, without user and password."""
 
     scheme: str
     host: str
     port: int
     path: str = field(repr=False)
-    """With its query, as received."""
+    """Path and query, as received."""
     credentials: str | None = field(default=None, repr=False)
-    """User and password of the URL as a field ``Authorization``."""
+    """User and password from the URL, as an Authorization field."""
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Read a URL.
+        """Parse a URL.
 
         Raises:
-            TargetError: it is none that a feed could have.
+            TargetError: a feed can't have such a URL.
         """
         try:
             parts = urlsplit(url)
@@ -52,7 +52,7 @@ class Target:
 
     @property
     def url(self) -> str:
-        """The URL that is asked for."""
+        """The URL to ask for."""
         return f"{self.origin}{self.path}"
 
     @property
@@ -63,28 +63,28 @@ class Target:
 
     @property
     def place(self) -> str:
-        """Host and port, for logs and cool-downs; the port only if it isn't the usual one."""
+        """Host and port, for logs and cool-downs; without the scheme's default port."""
         usual = self.port == _PORTS[self.scheme]
         return self.host if usual else f"{self.host}:{self.port}"
 
     @property
     def server(self) -> str:
-        """Scheme and place: what answers by http may be silent by https."""
+        """Scheme and place: a server that responds over http may be silent over https."""
         return f"{self.scheme}://{self.place}"
 
     def key(self, authorization: str | None) -> str:
-        """Names the URL without telling it: the SHA-256 of it and of who asks.
+        """Stands for the URL without revealing it: the SHA-256 of the URL and the credentials.
 
         Args:
-            authorization: the field ``Authorization`` of the request.
+            authorization: the Authorization field of the request.
         """
         return hashlib.sha256(f"{self.url}\n{authorization or ''}".encode()).hexdigest()
 
     def follow(self, location: str) -> Target:
-        """Where a redirection leads.
+        """Where a redirect leads.
 
         Raises:
-            TargetError: nowhere that may be followed.
+            TargetError: it must not be followed.
         """
         target = Target.parse(urljoin(self.url, location.strip()))
         if self.scheme == "https" and target.scheme == "http":

@@ -4,9 +4,9 @@ It knows the current service, the users, and where requests lead. It knows nothi
 
 * makes one `Caller` for each connection, and one `Asked` for each request whose head it accepts. The values
   of fields must have no line ends;
-* asks `Front.routing` for the destination if it can't serve all of them. Only mitmproxy serves PASSED;
+* asks `Front.routing` for the destination if it can't serve every one. Only mitmproxy serves PASSED;
 * awaits `Front.open_tunnel` for CONNECT, and `Front.answer` for everything else; it may try
-  `Front.answer_at_once` first. None of them raises anything. If the client leaves meanwhile, they must go on:
+  `Front.answer_at_once` first. None of them raises anything. They must go on even if the client leaves:
   others may be waiting for what they have begun;
 * writes the status, header fields and body of `Exchange.response`. Only what concerns the connection is
   missing (Connection, Transfer-Encoding). A response to HEAD has no body;

@@ -24,29 +24,31 @@ from clamproxy.web.sources import Place
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
-"""Seconds."""
+"""In seconds."""
 _CACHES = (Destination.DATABASES, Destination.FEED)
 _FAILURE = "internal error; see the gateway's log"
 _JUST_CHANGED = "the configuration has just changed"
 _NAMELESS = "1.1 clamproxy"
-"""Via without a service, which has a name of its own."""
+"""The Via field if there is no service, which would have its own name."""
 
 
 class Front:
-    """Has the current service answer requests. Event loop only; never answers 403 or 429 (trap 20)."""
+    """Makes the current service respond to requests. Event loop only; never sends 403 or 429 (trap 20).
+
+    Without a service, every response is 503.
+    """
 
     def __init__(self) -> None:
-        """Without a service every answer is 503."""
         self.service: Service | None = None
         self.routing: Routing | None = None
-        """Where requests lead, by the service's configuration."""
+        """Where requests go, by the service's configuration."""
         self.limits = ConnectionLimits(1, 1)
-        """Of the connections to all servers together."""
+        """For the connections to all servers together."""
         self._users = Users(())
         self._bodies = 0
 
     def install(self, service: Service) -> None:
-        """Have requests answered by a service from now on."""
+        """Make a service respond to requests from now on."""
         access = service.settings.access
         if self.service is None or access.users != self.service.settings.access.users:
             self._users = Users(access.users)
@@ -55,17 +57,15 @@ class Front:
         self.service, self.routing = service, Routing(service.settings)
 
     def remove(self) -> None:
-        """There is no service any more."""
         self.service = self.routing = None
 
     @property
     def settings(self) -> Settings | None:
-        """The configuration that is in force."""
         return self.service.settings if self.service is not None else None
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Send a body within this: `answered` waits for it."""
+        """Send a body inside this context, so that `answered` waits for it."""
         self._bodies += 1
         try:
             yield
@@ -77,17 +77,17 @@ class Front:
         await wait_while(lambda: self._bodies or (self.service and self.service.requests), limit, LOOK_EVERY)
 
     def is_known(self, caller: Caller) -> bool:
-        """Whether a client needn't say who it is: it has done so, or nobody has to."""
+        """Whether a client needn't authenticate: it has done so on this connection, or nobody has to."""
         return not self._users or caller.known_to is self._users
 
     # Answers
 
     async def open_tunnel(self, asked: Asked) -> Exchange | None:
-        """Admit a CONNECT, or refuse it.
+        """Admit or refuse a CONNECT.
 
         Returns:
-            The refusal to be sent, then ended. None: answer 200; inside the tunnel the client needn't say
-            again who it is.
+            The refusal, to be sent and then ended. None: answer 200; the client needn't authenticate
+            again inside the tunnel.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -106,7 +106,7 @@ class Front:
         return self._exchange(asked, Destination.NOBODY, refusal, service)
 
     def answer_at_once(self, asked: Asked) -> Exchange | None:
-        """Answer a request if the answer is ready in memory. `answer` gives the same one, but costs more."""
+        """Respond if the response is ready in memory; `answer` gives the same one, but costs more."""
         service, routing = self.service, self.routing
         if service is None or routing is None or not self.is_known(asked.caller):
             return None
@@ -122,12 +122,12 @@ class Front:
         return None if response is None else self._exchange(asked, Destination.DATABASES, response, service)
 
     async def answer(self, asked: Asked) -> Exchange:
-        """Answer any request but those for hosts that are passed through, whatever happens.
+        """Respond to any request except those for hosts that are passed through, whatever happens.
 
-        Not to be cancelled when the client leaves: others may be waiting for what it has begun.
+        Must not be cancelled when the client leaves: others may be waiting for what it has begun.
 
         Returns:
-            What is to be sent, then ended. The sender also closes the source of a `Body`.
+            What to send, and then end. The sender also closes the source of a `Body`.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -146,8 +146,8 @@ class Front:
 
         Returns:
             None: the host isn't passed through. If the result is PASSED, the request may go on, with
-            `Service.via` added, Max-Forwards one less, and without the fields that were meant for the
-            gateway; the host's answer becomes the response. Any other response is to be sent.
+            `Service.via` added, Max-Forwards reduced by one, and without the fields that were meant for
+            the gateway; the host's answer becomes the response. Any other response is to be sent.
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
@@ -169,7 +169,7 @@ class Front:
         return refusals.loop(asked, service.pseudonym) or refusals.last_stop(asked)
 
     def unanswered(self, asked: Asked) -> Exchange:
-        """A request that ended before anybody could answer it."""
+        """The exchange for a request that ended before anything could answer it."""
         destination = self.routing.destination(asked) if self.routing is not None else Destination.NOBODY
         return Exchange(asked, destination, Response(0, Result.REFUSED), self._running)
 
@@ -185,23 +185,23 @@ class Front:
                 return await service.feeds.handle(asked)
             case Destination.PAGES:
                 caller = asked.caller
-                # A reverse port is no proxy.
+                # A reverse port is not a proxy.
                 place = Place(caller.own_address, None if caller.is_reverse else caller.own_port)
                 return await service.pages.handle(asked, peer=caller.address, place=place)
             case Destination.PASSED:
-                # It was not PASSED when its head came: there was a reload.
+                # It was not PASSED when its head arrived, so there was a reload.
                 return refusals.failure(_JUST_CHANGED)
             case _:
                 return refusals.nobody(asked.host)
 
     async def _admits(self, asked: Asked) -> bool:
-        """Whether the client has said who it is, on this connection or with this request."""
+        """Whether the client has authenticated, on this connection or with this request."""
         if self.is_known(asked.caller):
             return True
         users = self._users
-        # freshclam sends a proxy's password with CONNECT alone, not inside the tunnel (protocol.md 9.1, A6).
+        # freshclam sends a proxy's password only with CONNECT, not inside the tunnel (protocol.md 9.1, A6).
         field = "Authorization" if asked.is_direct else "Proxy-Authorization"
-        # Content is kept in memory meanwhile, whatever its size: a request with much of it must not queue.
+        # Content of any size stays in memory in the meantime, so a request with a lot must not queue.
         is_large = asked.content_length > LARGEST_CONTENT
         known = await users.admit(asked.headers.get(field), at_once=is_large)
         if known and asked.method == "CONNECT":
@@ -209,7 +209,7 @@ class Front:
         return known
 
     def _failed(self, asked: Asked) -> Exchange:
-        """The answer to a request that can't be handled: whatever goes wrong, nothing is let through."""
+        """The response to a request that can't be handled: whatever goes wrong, nothing is let through."""
         return self._exchange(asked, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
 
     def _exchange(
@@ -223,7 +223,7 @@ class Front:
 
 
 def _is_open(asked: Asked, destination: Destination, service: Service) -> bool:
-    """Whether no user is needed: for health checks, the set-up of clients, and pages that a token guards."""
+    """Whether no user is needed: for health checks, the set-up of clients, and pages guarded by a token."""
     if destination is not Destination.PAGES:
         return False
     has_token = service.settings.status.token is not None

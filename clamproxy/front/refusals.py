@@ -1,4 +1,4 @@
-"""Responses to requests that are refused before any cache or page is asked."""
+"""Responses to requests that are refused before they reach a cache or page."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from clamproxy.messages import Request, Response, Result
 from clamproxy.responses import plain
 
 LONGEST_VIA = 1024
-"""Characters; each gateway adds some twenty."""
+"""In characters; each gateway adds about twenty."""
 _CHALLENGE = 'Basic realm="clamproxy"'
 _COUNTED_DOWN = ("OPTIONS", "TRACE")
 """The methods for which Max-Forwards is defined (RFC 9110 7.6.2)."""
 
 
 def unfit(request: Request, pseudonym: str) -> Response | None:
-    """Refuse what no cache answers, be it ClamAV's or the feeds': loops, and methods other than GET and HEAD.
+    """Refuse what neither ClamAV's cache nor the feeds' answers: loops, and methods other than GET and HEAD.
 
     Args:
-        request: the request.
         pseudonym: this gateway's name in Via.
 
     Returns:
@@ -32,7 +31,7 @@ def unfit(request: Request, pseudonym: str) -> Response | None:
 
 
 def loop(request: Request, pseudonym: str) -> Response | None:
-    """Refuse a request that came through this gateway before, or through too many to be true; else None."""
+    """Refuse a request that came through this gateway before, or through implausibly many; else None."""
     via = request.via
     if pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable():
         return None
@@ -40,10 +39,10 @@ def loop(request: Request, pseudonym: str) -> Response | None:
 
 
 def unknown_client(*, is_proxy: bool) -> Response:
-    """Ask a client to say who it is.
+    """Ask a client to authenticate.
 
     Args:
-        is_proxy: whether the client asks the gateway as its proxy.
+        is_proxy: whether the client uses the gateway as its proxy.
     """
     response = plain(
         407 if is_proxy else 401, Result.REFUSED, "a user and password from access.users are required"
@@ -53,7 +52,7 @@ def unknown_client(*, is_proxy: bool) -> Response:
 
 
 def no_tunnel(host: str, port: int) -> Response:
-    """Refuse a CONNECT to somewhere that the gateway opens no tunnels to."""
+    """Refuse a CONNECT to a place that the gateway opens no tunnels to."""
     return plain(502, Result.REFUSED, f"no tunnel to {host}:{port}")
 
 
@@ -73,7 +72,7 @@ def forwards_left(request: Request) -> int | None:
 def last_stop(request: Request) -> Response | None:
     """The response to a request with Max-Forwards 0, which must not reach the host; else None.
 
-    TRACE isn't answered as RFC 9110 9.3.8 has it: that would show passwords.
+    TRACE isn't answered as RFC 9110 9.3.8 says: that would reveal passwords.
     """
     if forwards_left(request) != 0:
         return None

@@ -1,4 +1,4 @@
-"""Where requests lead: who answers them, and which tunnels are opened. Pure, but for the machine's name."""
+"""Where requests go: who responds to them, and which tunnels open. Pure, except for the machine's name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clamproxy.front.asked import Asked
 from clamproxy.web.pages import is_page, own_names
 
 TUNNEL_PORTS = (80, 443)
-"""Of ClamAV's hosts."""
+"""The ports of ClamAV's hosts."""
 
 
 class Destination(Enum):
-    """Who answers a request."""
+    """Who responds to a request."""
 
     DATABASES = auto()
     """The cache of ClamAV's files."""
@@ -24,7 +24,7 @@ class Destination(Enum):
     FEED = auto()
     """The cache of other feeds."""
     PASSED = auto()
-    """The host itself: the request is forwarded as it is."""
+    """The host itself, to which the request is forwarded unchanged."""
     NOBODY = auto()
 
 
@@ -35,11 +35,11 @@ class Routing:
     settings: Settings
 
     def destination(self, asked: Asked) -> Destination:
-        """Who answers a request.
+        """Who responds to a request.
 
         A request in origin form, outside a tunnel, is for the gateway itself, whatever its Host says: the
-        gateway may be known by many names, of a service, a container or a load balancer. Only the absolute
-        form and tunnels ask for a host.
+        gateway may be known by many names, of a service, a container or a load balancer. Only the
+        absolute form and tunnels ask for a host.
         """
         asks_for_page = is_page(asked.path)
         page = Destination.PAGES if asks_for_page else Destination.DATABASES
@@ -64,7 +64,7 @@ class Routing:
                 return asked.port in (*TUNNEL_PORTS, asked.caller.own_port) or self._is_own_name(asked.host)
 
     def passes_through(self, host: str, *, is_reverse: bool) -> bool:
-        """Whether a host itself is connected to for a client.
+        """Whether the gateway connects a client to a host itself.
 
         Args:
             host: without port.

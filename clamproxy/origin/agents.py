@@ -1,7 +1,7 @@
-"""Agents: the freshclams that came by, in whose name the gateway asks for what nobody asked yet.
+"""Agents: the freshclams that came by, on whose behalf the gateway asks for what no client asked for yet.
 
 The CDN admits freshclam by its User-Agent and refuses versions that ClamAV no longer supports
-(protocol.md 9.4). So the gateway's own requests carry the User-Agent of the newest one.
+(protocol.md 9.4). So the gateway's own requests carry the User-Agent of the newest version.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from clamproxy.messages import PLAIN_FIELD, Requester
 from clamproxy.notes import Notes
 
 OLDEST_SUPPORTED = (1, 0)
-"""ClamAV's end-of-life policy: 0.103, the last long-term release before it, ended in 2023."""
+"""By ClamAV's end-of-life policy: 0.103, the last long-term release before 1.0, ended in 2023."""
 LONGEST_REMEMBERED = 90 * 86400.0
-"""Seconds after which a version that doesn't come by is forgotten."""
+"""Seconds after which a version that no longer comes by is forgotten."""
 MOST_VERSIONS = 16
 _NOTED_EVERY = 6 * 3600.0
 
@@ -36,7 +36,13 @@ type _Release = tuple[int, int, int]
 
 
 class Agents:
-    """The User-Agent of one client for each version of freshclam. Event loop only."""
+    """For each version of freshclam, the User-Agent of one client. Event loop only.
+
+    Args:
+        configured: the User-Agent to use while no other can be used, if any.
+        save: is given a User-Agent's version and a JSON value (None: forget it), to survive a restart.
+        clock: gives Unix seconds.
+    """
 
     def __init__(
         self,
@@ -44,20 +50,13 @@ class Agents:
         notes: Notes,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take over what came by before a restart.
-
-        Args:
-            configured: the User-Agent to use while no other can be used, if any.
-            notes: where User-Agents are kept, by version.
-            clock: gives Unix seconds.
-        """
         self._configured = configured
         self._notes = notes
         self._clock = clock
         self._seen = dict(notes.load(lambda saved: _parse(saved, clock())).values())
 
     def see(self, user_agent: str | None) -> None:
-        """A client came by. Quick."""
+        """Note the User-Agent of a client. Quick."""
         release = _supported_release(user_agent)
         if release is None or user_agent is None:
             return
@@ -69,13 +68,13 @@ class Agents:
         self._forget_old(now)
 
     def requester(self, is_admitted: Callable[[str], bool] = lambda _: True) -> Requester | None:
-        """In whose name the gateway asks: the newest supported freshclam's, that the CDN admits.
+        """On whose behalf the gateway asks: the newest supported freshclam that the CDN admits.
 
         Args:
             is_admitted: whether a client version (see `Requester.version`) may ask at the moment.
 
         Returns:
-            None if none was seen and none is configured, or if all are held back.
+            None if no freshclam was seen and none is configured, or if all are held back.
         """
         agents = [self._seen[release].user_agent for release in sorted(self._seen, reverse=True)]
         if self._configured is not None:
@@ -93,7 +92,7 @@ class Agents:
 
 
 def _supported_release(user_agent: str | None) -> _Release | None:
-    """The version in a User-Agent as freshclam sends it; None for all others."""
+    """The version in a freshclam's User-Agent; None if it isn't freshclam's or isn't supported."""
     if not user_agent or not PLAIN_FIELD.fullmatch(user_agent):
         return None
     match = _VERSION.match(user_agent)

@@ -1,4 +1,4 @@
-"""One connection to the origin for a transfer: the part that blocks, in a thread of its own."""
+"""One connection to the origin for a transfer: the part that blocks, in a separate thread."""
 
 from __future__ import annotations
 
@@ -16,62 +16,60 @@ from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import OriginError, OriginResponse, RangeError, Upstream
 
 LONGEST_MAGIC = 32
-"""Bytes by which a patch or a signature can be told from an error page."""
+"""How many bytes it takes to tell a patch or a signature from an error page."""
 
 LARGEST = {Kind.CVD: GIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
-"""Bytes beyond which no file is taken: an answer without end must not fill the disk. The largest
-files of ClamAV are a sixth of it (main.cvd: 170 MB)."""
+"""The size in bytes beyond which no file is accepted, because a response without end must not fill the disk.
+ClamAV's largest file is a sixth of it (main.cvd: 170 MB)."""
 
 
 @dataclass(slots=True)
 class Arrival:
-    """What a transfer has so far. The attempt changes it, readers look at it."""
+    """What a transfer has so far. The attempt changes it; readers look at it."""
 
     object_id: ObjectId
-    """What is expected; a whole CVD may turn out to be another version when its header comes."""
+    """What is expected; when the header of a whole CVD arrives, it may turn out to be another version."""
     oldest: int
     """The oldest version of a whole CVD that is of any use."""
     partial: PartialFile
     followed: bool = False
-    """Whether there may be readers: from then on, what has arrived must not change."""
+    """Whether there may be readers; from then on, what has arrived must not change."""
 
     ray: str = ""
-    """The CDN's id of the request that brought the file, for the log."""
+    """The CDN's ID of the request that brought the file, for the log."""
 
     @property
     def validators(self) -> Validators:
-        """What the origin said of the file."""
+        """What the origin said about the file."""
         return self.partial.validators or Validators(None, None, None)
 
     @property
     def header(self) -> CvdHeader | None:
-        """The header of a CVD, as soon as it is there."""
+        """The header of a CVD, as soon as it has arrived."""
         if self.object_id.kind is not Kind.CVD or self.partial.have < HEADER_SIZE:
             return None
         try:
             return CvdHeader.parse(self.partial.read_beginning(HEADER_SIZE))
-        except InvalidObject:  # spoilt by a power failure; verification would find it
+        except InvalidObject:  # damaged by a power failure; verification would find it
             return None
 
 
 class Attempt:
-    """Fetches the rest of an arrival over one connection."""
+    """Fetches the rest of an arrival over one connection.
+
+    Args:
+        arrival: what is here, and where the rest goes.
+        requester: on whose behalf.
+        progress: called from the thread after bytes have arrived.
+    """
 
     def __init__(
         self, upstream: Upstream, arrival: Arrival, requester: Requester, progress: Callable[[], None]
     ) -> None:
-        """Prepare.
-
-        Args:
-            upstream: the origin.
-            arrival: what is there, and where the rest goes.
-            requester: on whose behalf.
-            progress: called from the thread after bytes have arrived.
-        """
         self.begun = False
-        """Whether the origin has answered."""
+        """Whether the origin has responded."""
         self.received = 0
-        """Bytes that have come over this connection, wanted or not."""
+        """How many bytes of body have come over this connection, wanted or not."""
         self._upstream = upstream
         self._arrival = arrival
         self._requester = requester
@@ -82,7 +80,9 @@ class Attempt:
         """Fetch until the file is complete.
 
         Raises:
-            NotFoundError, RangeError, OriginError: see `Upstream.get`.
+            NotFoundError: see `Upstream.get`.
+            RangeError: see `Upstream.get`.
+            OriginError: see `Upstream.get`.
             OSError: the file can't be written.
         """
         partial = self._arrival.partial
@@ -100,18 +100,18 @@ class Attempt:
                 self._receive_whole(answer)
 
     def abandon(self) -> None:
-        """Have nothing more written, and end whatever blocks. Any thread; again does nothing."""
+        """Write nothing more, and end whatever blocks. Any thread; idempotent."""
         self._scope.cancel()
 
     def _check_continuation(self, answer: OriginResponse) -> None:
-        """A 206 must continue the very file that is partly here."""
+        """Refuse a 206 that doesn't continue the very file that is partly here."""
         partial, known = self._arrival.partial, self._arrival.validators
         same = answer.etag is None or known.etag is None or answer.etag == known.etag
         if not partial.resumable or answer.start != partial.have or answer.size != known.size or not same:
             raise RangeError("the answer does not continue the partial file")
 
     def _receive_whole(self, answer: OriginResponse) -> None:
-        """A 200: the file from its beginning, wanted or not."""
+        """Receive a 200: the file from its beginning, whether or not that was asked for."""
         chunks = answer.chunks()
         beginning = bytearray()
         needed = HEADER_SIZE if self._arrival.object_id.kind is Kind.CVD else LONGEST_MAGIC
@@ -125,10 +125,10 @@ class Attempt:
         self._receive(answer, max(0, skip - len(beginning)))
 
     def _admit(self, beginning: bytes, answer: OriginResponse) -> None:
-        """Look at the first bytes: error pages come with status 200, too (trap 19)."""
+        """Look at the first bytes, because error pages may come with status 200 (trap 19)."""
         arrival = self._arrival
-        # An empty cdiff is the vendor's signal, if it is certain that nothing more would have come
-        # (RFC 9112 8): where only the end of the connection ends the body, it may just be lost.
+        # An empty cdiff is the vendor's signal, but only if it is certain that it is complete
+        # (RFC 9112 8). If only the end of the connection ends the body, the content may have been lost.
         if not beginning and answer.size != 0 and not answer.is_chunked:
             raise OriginError(FailureKind.BAD_CONTENT, f"an empty answer without a length{answer.ray}")
         try:
@@ -140,7 +140,7 @@ class Attempt:
             self._turn_to(version, answer)
 
     def _turn_to(self, version: int, answer: OriginResponse) -> None:
-        """The origin sends another version of a CVD than its header probe announced."""
+        """Switch to the version that the origin sends instead of the one that its header probe announced."""
         arrival = self._arrival
         if version < arrival.oldest:
             reason = f"the origin sends version {version}, older than announced{answer.ray}"
@@ -159,10 +159,10 @@ class Attempt:
             arrival.object_id, arrival.partial = object_id, partial
 
     def _restart_or_skip(self, validators: Validators, beginning: bytes) -> int:
-        """Prepare for a file that comes from its beginning; returns how much of it is here already."""
+        """Prepare for a file that comes from its beginning; returns how many bytes are here already."""
         partial, known = self._arrival.partial, self._arrival.validators
         same_tags = validators == known and (known.etag or known.last_modified) is not None
-        # A CVD's header holds the digest of all the rest: same header and size, same file.
+        # A CVD's header holds the digest of all the rest: with the same header and size, it is the same file.
         same_header = self._arrival.header is not None and self._arrival.header.raw == beginning
         if partial.have and validators.size == known.size and (same_tags or same_header):
             return partial.have

@@ -1,7 +1,7 @@
-"""The budget: how often each file was asked of the origin within the last hour.
+"""The budget: how often the origin was asked for each file within the last hour.
 
-The CDN answers with 429 whoever asks more than about ten times in an hour for one file. What
-the gateway does by itself stays well below that, and leaves the rest to what clients need.
+The CDN answers 429 to anyone who asks for one file more than about ten times an hour. The gateway's own
+requests stay well below that, and leave the rest to what clients need.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from clamproxy.notes import Notes
 WINDOW = 3600.0
 """Seconds over which requests are counted."""
 PER_FILE = 5
-"""Requests for one file within that time, after which the gateway asks for it no more by itself."""
+"""How many requests for one file within that time are the limit for the gateway's own requests."""
 FIRST_PAUSE = 60.0
-"""Seconds between the first two requests of the gateway's own for a file."""
+"""Seconds between the gateway's own first two requests for a file."""
 
 
 class Budget:
-    """Counts the requests for each file. Thread-safe."""
+    """Counts the requests for each file. Thread-safe.
+
+    Args:
+        save: is given a path and the times of its requests (None: forget it), to survive a restart.
+            Called from any thread.
+        clock: gives Unix seconds.
+        first_pause: seconds between the gateway's own first two requests for a file.
+    """
 
     def __init__(
         self,
@@ -31,23 +38,16 @@ class Budget:
         clock: Callable[[], float] = time.time,
         first_pause: float = FIRST_PAUSE,
     ) -> None:
-        """Take over what was counted before a restart.
-
-        Args:
-            notes: where the times of requests are kept, by path.
-            clock: gives Unix seconds.
-            first_pause: seconds between the gateway's own first two requests for a file.
-        """
         self._first_pause = first_pause
         self._notes = notes
         self._clock = clock
         self._lock = threading.Lock()
         asked = notes.load(lambda saved: _parse(saved, clock()))
-        # The file that was asked for last is at the end.
+        # The file that was asked for most recently is at the end.
         self._asked = dict(sorted(asked.items(), key=lambda entry: entry[1][-1]))
 
     def note(self, path: str) -> None:
-        """A file is being asked for."""
+        """Count a request for a file."""
         now = self._clock()
         with self._lock:
             times = [*self._recent(path, now), now][-2 * PER_FILE :]
@@ -64,13 +64,13 @@ class Budget:
             return len(self._recent(path, self._clock()))
 
     def allows(self, path: str, first_pause: float | None = None, cost: int = 1) -> bool:
-        """Whether the gateway may ask for a file by itself.
+        """Whether the gateway may ask for a file on its own.
 
         Args:
             path: at the origin.
-            first_pause: seconds between the first two requests, if not the usual ones; each
-                further pause is three times as long as the one before.
-            cost: how many requests that may take.
+            first_pause: seconds between the first two requests, if not the usual ones; each further pause
+                is three times as long as the one before.
+            cost: how many requests it may take.
         """
         now = self._clock()
         pause = self._first_pause if first_pause is None else first_pause
@@ -87,7 +87,7 @@ class Budget:
         return times
 
     def _forget_old(self, now: float) -> list[str]:
-        """Clients choose the files: what was asked for long ago must not pile up."""
+        """Forget what was asked for long ago: clients choose the files, so they must not pile up."""
         forgotten = []
         while self._asked and now - next(iter(self._asked.values()))[-1] >= WINDOW:
             forgotten.append(next(iter(self._asked)))

@@ -1,9 +1,9 @@
-"""Connections to the outside, as urllib3 makes them, with what it takes to rely on them for years.
+"""Connections to the outside, made by urllib3, with what it takes to rely on them for years.
 
-* Another thread, or a deadline, can end a request wherever it blocks: a timeout of a socket begins
-  anew with each byte, so that a peer which sends one byte a second would hold a thread for ever.
-* A kept connection may have died in silence: firewalls and NATs forget it without telling anybody.
-  It is not used again after a while, and a request that gets no answer over it is repeated at once.
+* Another thread or a deadline can end a request wherever it blocks. A socket's timeout starts anew with
+  each byte, so a peer that sends one byte a second would hold a thread for ever.
+* A kept connection may have died silently: firewalls and NATs forget it without telling anyone. So it
+  isn't reused after a while, and a request that gets no response over it is repeated at once.
 * Redirects stay with the host that was asked.
 """
 
@@ -35,11 +35,11 @@ from clamproxy.origin.strict_http import StrictConnection
 from clamproxy.threads import in_thread
 
 LONGEST_IDLE = 30.0
-"""Seconds after its last answer began for which a connection is used again: some NATs forget one
-after a minute."""
+"""How long after its last response began a connection may be reused, in seconds: some NATs forget one after
+a minute."""
 PATIENCE_WITH_REUSED = 1.0
-"""Seconds until the first byte of an answer over a connection that was used before. It is half of
-what a client waits that can be served something older, so that the repetition is in time for it."""
+"""Seconds until the first byte of a response over a reused connection. That is half the time that a client
+waits if it can be served something older, so that the repetition is in time for it."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _SOCKET_OPTIONS = [
@@ -54,26 +54,26 @@ _SOCKET_OPTIONS = [
 
 
 class CancelledScopeError(OSError):
-    """The request was given up from outside."""
+    """The request was cancelled from outside."""
 
 
 class StaleConnectionError(ConnectionError):
-    """A connection that had been used before brought no answer."""
+    """A connection that had been used before brought no response."""
 
 
 class CancelScope:
-    """Requests of one thread, which any thread can end: their connections are shut down."""
+    """The requests of one thread, which any thread can end by shutting their connections down."""
 
     def __init__(self) -> None:
         self.is_overdue = False
-        """Whether a deadline has ended it."""
+        """Whether its deadline ended it."""
         self._lock = threading.Lock()
         self._cancelled = False
-        # Duplicates: TLS takes the descriptor away from the socket that was connected.
+        # Duplicates, because TLS takes the descriptor away from the socket that was connected.
         self._held: list[socket.socket] = []
 
     def cancel(self) -> None:
-        """End what blocks, and whatever follows. Any thread; again does nothing."""
+        """End whatever blocks and all later requests. Any thread; idempotent."""
         with self._lock:
             self._cancelled = True
             for held in self._held:
@@ -82,7 +82,7 @@ class CancelScope:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """What this thread asks for meanwhile belongs to the scope, and ends after so many seconds."""
+        """Put what this thread requests in the meantime into the scope, and end it after `seconds`."""
         timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
         timer.start()
@@ -94,15 +94,15 @@ class CancelScope:
             timer.cancel()
 
     def check(self) -> None:
-        """Raises `CancelledScopeError` if it has been cancelled."""
+        """Raises `CancelledScopeError` if the scope was cancelled."""
         if self._cancelled:
             raise CancelledScopeError("given up")
 
     def hold(self, connection: Any) -> None:
-        """Take a socket in.
+        """Add a socket to the scope.
 
         Raises:
-            CancelledScopeError: it is too late.
+            CancelledScopeError: the scope was cancelled already.
         """
         with self._lock:
             self.check()
@@ -120,7 +120,7 @@ class CancelScope:
             yield
 
     def close(self) -> None:
-        """Leave the connections alone from now on."""
+        """Release the connections; cancelling has no effect on them any more."""
         with self._lock:
             while self._held:
                 self._held.pop().close()
@@ -138,11 +138,11 @@ _thread = _Thread()
 
 
 async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope], T]) -> T:
-    """Run requests in a thread of their own, which ends when nobody waits for it any more.
+    """Run requests in a separate thread, which ends when nobody waits for it any more.
 
     Args:
         name: of the thread.
-        seconds: for all of it.
+        seconds: the deadline for everything together.
         function: is given the scope.
 
     Raises:
@@ -171,11 +171,11 @@ class _Connection(StrictConnection):
     """A connection that belongs to the scope of the thread that uses it, and knows its age."""
 
     _answered_at: float | None = None
-    """When the last answer over it began, by the monotonic clock; None while it is new."""
+    """When the last response over it began, in monotonic seconds; None while it is new."""
 
     @property
     def is_connected(self) -> bool:
-        """Whether the pool may give it out again."""
+        """Whether the pool may reuse it."""
         is_idle = self._answered_at is not None and time.monotonic() - self._answered_at >= LONGEST_IDLE
         return super().is_connected and not is_idle
 
@@ -197,7 +197,7 @@ class _Connection(StrictConnection):
         """Send a request.
 
         Raises:
-            StaleConnectionError: an old connection has been closed.
+            StaleConnectionError: a reused connection had been closed.
         """
         if not self._is_reused:
             super().request(*args, **kwargs)
@@ -210,10 +210,10 @@ class _Connection(StrictConnection):
             raise StaleConnectionError(f"a reused connection had ended: {error}") from error
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        """Wait for the head of the answer.
+        """Wait for the head of the response.
 
         Raises:
-            StaleConnectionError: an old connection brings none.
+            StaleConnectionError: a reused connection brought none.
         """
         response = self._response_of_reused() if self._is_reused else super().getresponse()
         self._answered_at = time.monotonic()
@@ -226,7 +226,7 @@ class _Connection(StrictConnection):
         try:
             return super().getresponse()
         except TimeoutError as error:
-            if error.errno is None:  # the answer has begun
+            if error.errno is None:  # the response has begun
                 raise
             raise StaleConnectionError(f"a reused connection had ended: {error}") from error
         except OSError as error:
@@ -250,7 +250,11 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
-    """Connections to the outside: through the proxy if there is one, with the trust that is configured."""
+    """Connections to the outside, through the proxy if there is one, trusting the configured certificates.
+
+    Args:
+        ca_bundle: certificates to trust besides the system's.
+    """
     context = ssl.create_default_context()
     if ca_bundle is not None:
         context.load_verify_locations(cafile=ca_bundle)
@@ -274,7 +278,7 @@ def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout)
 
 
 class Retries(Retry):
-    """What urllib3 may do by itself: follow redirects, and repeat what an old connection swallowed."""
+    """What urllib3 may do on its own: follow redirects, and repeat what a dead connection swallowed."""
 
     def increment(
         self,
@@ -285,10 +289,10 @@ class Retries(Retry):
         _pool: ConnectionPool | None = None,
         _stacktrace: TracebackType | None = None,
     ) -> Self:
-        """Called by urllib3 before each repetition; what it raises is the end."""
+        """Called by urllib3 before each repetition; an exception ends the request."""
         if isinstance(_pool, HTTPConnectionPool):
             if isinstance(error, HTTPError) and isinstance(error.args[-1], StaleConnectionError):
-                _close_idle(_pool)  # those beside it have most likely ended with it
+                _close_idle(_pool)  # the other idle ones have most likely died with it
                 return self
             location = response.get_redirect_location() if response is not None else None
             if location and not _may_follow(url or "", location):
@@ -296,7 +300,7 @@ class Retries(Retry):
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
-# freshclam follows three redirects (protocol.md 1.1); other retries are the business of the transfer.
+# freshclam follows three redirects (protocol.md 1.1); all other retries are up to the transfer.
 REDIRECTS_ONLY = Retries(
     total=3,
     connect=0,
@@ -308,11 +312,11 @@ REDIRECTS_ONLY = Retries(
     respect_retry_after_header=False,
 )
 ONCE = Retries(False)
-"""No redirects either; errors are raised as they are."""
+"""Follows no redirects either; errors are raised unchanged."""
 
 
 def _may_follow(url: str, location: str) -> bool:
-    """Whether a redirect stays with the host, and keeps its protection."""
+    """Whether a redirect stays with the host, and doesn't lead from https to http."""
     try:
         asked, target = urlsplit(url), urlsplit(urljoin(url, location))
         is_downgrade = asked.scheme == "https" and target.scheme != "https"

@@ -1,17 +1,17 @@
 """Cool-downs: when the origin may be asked again after it refused or failed.
 
-A refusal concerns what it was given for, and nothing else (protocol.md traps 20 and 21):
+A refusal concerns only what it was given for (protocol.md traps 20 and 21):
 
 * 429 concerns one file: the CDN limits requests per address and file;
-* 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. The
-  same answer to a supported version means that the address is blocked, and then the versions
-  in use find that out for themselves, some of them for all;
-* an error of the server or a broken transfer concerns one file, a server that can't be
-  reached all of them;
-* 407 concerns all, and comes from the proxy on the way: each try with a wrong password counts
+* 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. If a supported
+  version is refused too, the address is blocked. The versions in use then find that out one by one,
+  and after some of them, no others try;
+* a server error or a broken transfer concerns one file;
+* a server that can't be reached concerns all files;
+* 407 concerns all files, and comes from the proxy on the way. Each try with a wrong password counts
   there, and soon locks the account.
 
-Pure but for the clock, which is passed in.
+Pure, except for the clock, which is passed in.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ class FailureKind(StrEnum):
     SERVER_ERROR = "server error"
     UNREACHABLE = "unreachable"
     PROXY_AUTHENTICATION = "proxy authentication"
-    """The proxy on the way wants other credentials, or any."""
+    """The proxy on the way wants other credentials, or wants some and got none."""
     INTERRUPTED = "interrupted"
     CHANGED = "changed"
-    """The file is another one than when its transfer began."""
+    """The file is no longer the one whose transfer began."""
     BAD_CONTENT = "bad content"
     NO_ROOM = "no room"
-    """The disk takes no file of that size."""
+    """The disk has no room for a file of that size."""
     LOCAL = "local error"
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds until the origin is asked again: doubling from `first` up to `longest`."""
+    """How long until the origin is asked again: seconds, doubling from `first` up to `longest`."""
 
     first: float
     longest: float
     free: int = 0
-    """Failures in a row after which nothing is waited for."""
+    """How many failures in a row cause no wait at all."""
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row."""
+        """Seconds to wait after this many failures in a row."""
         counted = failures - self.free
         return float(min(self.first * 2 ** min(counted - 1, 32), self.longest)) if counted > 0 else 0.0
 
 
 HOUR = 3600.0
 BACKOFFS = {
-    # freshclam itself waits 24 h after a 403 and 4 h after a 429 without Retry-After. The
-    # gateway stands for a whole site: it looks more often, and never more than once for all.
+    # freshclam itself waits 24 h after a 403 and 4 h after a 429 without Retry-After. The gateway
+    # asks for a whole site, so it may look more often, but only once for everybody.
     FailureKind.FORBIDDEN: Backoff(60, 4 * HOUR),
     FailureKind.RATE_LIMITED: Backoff(300, 4 * HOUR),
     FailureKind.SERVER_ERROR: Backoff(1, 15),
@@ -70,10 +70,10 @@ BACKOFFS = {
     FailureKind.INTERRUPTED: Backoff(1, 15),
     # Directories lock accounts after some three to ten failures within half an hour.
     FailureKind.PROXY_AUTHENTICATION: Backoff(900, 4 * HOUR),
-    # What is there now can be fetched at once; but an origin that lies about a length seems to
-    # change at the end of each download.
+    # The new file can be fetched at once. But with an origin that lies about a length, the file
+    # seems to change at the end of each download.
     FailureKind.CHANGED: Backoff(2, 600, free=1),
-    # Each further look may cost a whole download.
+    # Each further try may cost a whole download.
     FailureKind.BAD_CONTENT: Backoff(2, 600),
     FailureKind.NO_ROOM: Backoff(60, 60),
     FailureKind.LOCAL: Backoff(5, 60),
@@ -92,23 +92,24 @@ LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
 PROXY = "parent proxy"
 TRIAL = 30.0
-"""Seconds for which one request tries whether the proxy admits us now, and all others wait."""
+"""Seconds for which one request tries whether the proxy admits us again, while all others wait."""
 ENOUGH_REFUSALS = 3
-"""Refused client versions at a time, after which versions that were never admitted don't try."""
+"""How many client versions must be refused at the same time to keep versions that were never admitted from
+trying."""
 MOST_ADMITTED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
-    """One thing that is not asked of the origin before a time."""
+    """One thing that the origin is not asked for until a certain time."""
 
     until: float
-    """Unix seconds."""
+    """When it ends, in Unix seconds."""
     failures: int
     failure: FailureKind
     reason: str
     noted_at: float = 0.0
-    """Unix seconds."""
+    """When the failure was noted, in Unix seconds."""
 
     @classmethod
     def after(
@@ -119,13 +120,12 @@ class Cooldown:
         retry_after: float | None,
         now: float,
     ) -> Cooldown:
-        """The cool-down that a failure brings: as long as the origin demands, else longer each time.
+        """The cool-down after a failure: as long as the origin demands, or else longer each time.
 
         Args:
-            previous: what was noted last for the same thing.
-            failure: what happened.
+            previous: the last one noted for the same thing.
             reason: one line for logs and statistics.
-            retry_after: seconds, as the origin demanded.
+            retry_after: in seconds, as the origin demanded.
             now: Unix seconds.
         """
         failures = previous.failures + 1 if previous and previous.failure is failure else 1
@@ -136,14 +136,14 @@ class Cooldown:
 
     @classmethod
     def parse(cls, saved: Any, now: float) -> Cooldown:
-        """Read one that was saved as JSON.
+        """Read a cool-down that was saved as JSON.
 
         Args:
-            saved: whatever is there.
-            now: Unix seconds; none lasts longer from then on than the origin can demand.
+            saved: any JSON value.
+            now: Unix seconds; from then on, a cool-down lasts no longer than the origin can demand.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it isn't a cool-down.
         """
         try:
             return cls(
@@ -158,20 +158,19 @@ class Cooldown:
 
     @property
     def is_forgiven_at(self) -> float:
-        """When it ended so long ago that the next failure is a first one again, Unix seconds."""
+        """When the next failure counts as the first one again, in Unix seconds."""
         return self.until + BACKOFFS[self.failure].longest
 
 
 class Cooldowns:
-    """All cool-downs in force. Event loop only."""
+    """All cool-downs in force. Event loop only.
+
+    Args:
+        save: called with a key and a JSON value (None: gone) whenever one changes.
+        clock: gives Unix seconds.
+    """
 
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
-        """Take over what was in force before a restart.
-
-        Args:
-            notes: where cool-downs are kept.
-            clock: gives Unix seconds.
-        """
         now = clock()
         self._clock = clock
         self._notes = notes
@@ -181,10 +180,10 @@ class Cooldowns:
                 # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
                 notes.save(key, asdict(cooldown))
         self._admitted: dict[str, None] = {}
-        """Client versions that the origin delivered to, the last one at the end."""
+        """Client versions that the origin delivered to; the most recent is at the end."""
 
     def check(self, path: str, agent: str) -> Cooldown | None:
-        """The cool-down that forbids asking for a file now, the longest one, or None.
+        """The longest cool-down that forbids asking for a file now; None if there is none.
 
         Args:
             path: at the origin.
@@ -198,9 +197,9 @@ class Cooldowns:
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
     def admit(self, path: str, agent: str) -> Cooldown | None:
-        """As `check`, for who asks at once if nothing forbids it.
+        """Like `check`, for a caller that asks at once if nothing forbids it.
 
-        After a proxy refused the credentials, one request alone finds out whether it still does.
+        After a proxy refused the credentials, a single request finds out whether it still does.
         """
         cooldown, refusal = self.check(path, agent), self._active.get(PROXY)
         if cooldown is None and refusal is not None:
@@ -213,11 +212,10 @@ class Cooldowns:
         """Note a failure.
 
         Args:
-            failure: what happened.
             path: at the origin.
             agent: the client version that was shown to the origin.
             reason: one line for logs and statistics.
-            retry_after: seconds, as the origin demanded.
+            retry_after: in seconds, as the origin demanded.
         """
         self._forget_old()
         if failure in _FROM_BEYOND_THE_PROXY:
@@ -234,15 +232,15 @@ class Cooldowns:
         return cooldown
 
     def succeeded(self, path: str, agent: str, *, verified: bool = True, asked_at: float = math.inf) -> None:
-        """The origin delivered this file to this client version: nothing of it is held back.
+        """Note that the origin delivered this file to this client version, which ends their cool-downs.
 
         Args:
             path: at the origin.
             agent: the client version that was shown to the origin.
-            verified: whether the content was, too. Else a back-off for bad or changing content
-                goes on: a good header says nothing about the rest of the file.
-            asked_at: when the request began, Unix seconds: a refusal that was noted after that
-                goes on, as it is the origin's last word.
+            verified: whether the content was verified as well. If not, a cool-down for bad or changing
+                content goes on: a good header says nothing about the rest of the file.
+            asked_at: when the request began, in Unix seconds. A refusal that was noted later goes on, as
+                it is the origin's last word.
         """
         self._admitted.pop(agent, None)
         self._admitted[agent] = None
@@ -260,12 +258,12 @@ class Cooldowns:
                 self._notes.forget(key)
 
     def forgive_proxy(self) -> None:
-        """The proxy has let a request through, or its password may have been corrected."""
+        """Note that the proxy let a request through, or that its password may have been corrected."""
         if self._active.pop(PROXY, None) is not None:
             self._notes.forget(PROXY)
 
     def _refusal_of_all(self, now: float) -> Cooldown | None:
-        """The shortest of the refusals, if there are so many that the next version needn't try, too."""
+        """The shortest refusal, if there are enough of them that further versions need not try."""
         refusals = [
             cooldown
             for cooldown in self._active.values()
@@ -285,12 +283,12 @@ class Cooldowns:
         return cooldown is not None and cooldown.failure is FailureKind.FORBIDDEN
 
     def in_force(self) -> dict[str, Cooldown]:
-        """What is held back at this moment, by file, client version or as a whole."""
+        """What is held back now: by file, by client version, or the origin or proxy as a whole."""
         now = self._clock()
         return {key: cooldown for key, cooldown in self._active.items() if cooldown.until > now}
 
     def _forget_old(self) -> None:
-        """Clients choose the keys (versions, files): what ended long ago must not pile up."""
+        """Forget what ended long ago: clients choose the keys (versions, files), so they must not pile up."""
         now = self._clock()
         for key, cooldown in list(self._active.items()):
             if cooldown.is_forgiven_at < now:

@@ -1,4 +1,4 @@
-"""The origin's side: what is known of the origin, and the way to it."""
+"""The origin's side: what is known about the origin, and how to reach it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clamproxy.origin.versions import AdvertisedVersions
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The parts that those share who serve and those who fetch ahead. Event loop only."""
+    """The parts shared by serving and by fetching ahead. Event loop only."""
 
     upstream: Upstream
     versions: AdvertisedVersions
@@ -41,16 +41,12 @@ class Origin:
         learnt: Callable[[str, int], object],
         clock: Clock = time,
     ) -> Origin:
-        """Take over what was known before a restart; nothing is asked yet.
+        """Make all parts; nothing is asked yet.
 
         Args:
-            settings: the configuration.
-            via: this gateway in the Via of its requests.
-            notes: gives the notes on a topic.
-            count: told of requests, and of bytes of content that have come.
-            learnt: told of each database and its version, whenever DNS gives one; without DNS,
-                whenever the origin's head does.
-            clock: tells the time.
+            via: how this gateway names itself in the Via field of its requests.
+            saver: gives the function that saves notes below a prefix.
+            count: is told the number of requests and of body bytes, from any thread.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.

@@ -1,4 +1,4 @@
-"""Who is asked for a TXT record: name servers, or a DNS-over-HTTPS server (RFC 8484)."""
+"""TXT lookups by name servers, or by a DNS-over-HTTPS server (RFC 8484)."""
 
 from __future__ import annotations
 
@@ -23,48 +23,45 @@ from clamproxy.origin.connections import ONCE, in_scope, make_pool
 TIMEOUT = 2.0
 """Seconds for one name server."""
 LIFETIME = 4.0
-"""Seconds for one look-up with all name servers."""
+"""Seconds for one lookup with all name servers."""
 DOH_TIMEOUT = 5.0
-"""Seconds for the connection, and of silence, on the way to a DNS-over-HTTPS server."""
+"""Seconds to connect to a DNS-over-HTTPS server, and seconds of silence from it."""
 DOH_LIFETIME = 10.0
-"""Seconds for one look-up there: it may need a tunnel through a proxy, and TLS."""
+"""Seconds for one lookup there, which may need a tunnel through a proxy, and TLS."""
 LARGEST_MESSAGE = 65535
-"""Bytes of a DNS message (RFC 8484 6)."""
+"""The largest DNS message in bytes (RFC 8484 6)."""
 
 _MEDIA_TYPE = "application/dns-message"
 
 
 class Resolver(Protocol):
-    """Asks for TXT records."""
+    """Looks up TXT records."""
 
     async def txt(self, name: str) -> str:
-        """The first character-string of the first record: all that freshclam looks at.
+        """The first character-string of the first record, which is all that freshclam looks at.
 
         Args:
-            name: complete, without a dot at the end.
+            name: fully qualified, without the final dot.
 
         Raises:
-            Exception: whatever went wrong; the text of it says what.
+            Exception: any failure; its text says what went wrong.
         """
 
-    def close(self) -> None:
-        """Release what is held open."""
+    def close(self) -> None: ...
 
 
 class DnsResolver:
-    """Asks name servers."""
+    """Asks name servers.
+
+    Args:
+        nameservers: address and port of each; if empty, the system's are asked.
+    """
 
     def __init__(self, nameservers: Sequence[tuple[str, int]]) -> None:
-        """Prepare; nothing is asked yet.
-
-        Args:
-            nameservers: address and port; none: those of the system.
-        """
         self._nameservers = nameservers
 
     async def txt(self, name: str) -> str:
-        """See `Resolver`."""
-        # Made anew each time: resolv.conf may have changed.
+        # A new one each time, because resolv.conf may have changed.
         resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
         if self._nameservers:
             resolver.nameservers = [
@@ -75,29 +72,24 @@ class DnsResolver:
         return _first_string(answer.rrset)
 
     def close(self) -> None:
-        """See `Resolver`."""
+        pass
 
 
 class DohResolver:
-    """Asks a DNS-over-HTTPS server, by way of the proxy towards upstream if there is one."""
+    """Asks a DNS-over-HTTPS server, through the proxy towards upstream if there is one.
+
+    Args:
+        ca_bundle: certificates to trust besides the system's.
+    """
 
     def __init__(self, url: str, proxy: HttpProxy | None, ca_bundle: Path | None) -> None:
-        """Prepare; nothing is connected yet.
-
-        Args:
-            url: of the server.
-            proxy: an HTTP proxy on the way, with credentials if it wants some.
-            ca_bundle: certificates to trust besides the system's.
-        """
         self._url = url
         self._pool = make_pool(proxy, ca_bundle, Timeout(connect=DOH_TIMEOUT, read=DOH_TIMEOUT))
 
     async def txt(self, name: str) -> str:
-        """See `Resolver`."""
         return await in_scope(f"look-up {name}", DOH_LIFETIME, lambda _: self._ask(name))
 
     def close(self) -> None:
-        """See `Resolver`."""
         self._pool.clear()
 
     def _ask(self, name: str) -> str:
@@ -110,7 +102,7 @@ class DohResolver:
         return _first_string(answer.resolve_chaining().answer)  # type: ignore[attr-defined]
 
     def _post(self, wire: bytes) -> bytes:
-        # A POST is not answered from a cache on the way (RFC 8484 5.1).
+        # Caches on the way don't answer a POST (RFC 8484 5.1).
         response = self._pool.request(
             "POST",
             self._url,
@@ -159,7 +151,7 @@ def _first_string(records: dns.rrset.RRset | None) -> str:
 
 
 def make_resolver(settings: Settings) -> Resolver | None:
-    """Who is asked for advertised versions; None if nobody is."""
+    """The configured way to look up advertised versions; None if DNS isn't asked."""
     versions, upstream = settings.versions, settings.upstream
     if not settings.asks_dns:
         return None

@@ -1,8 +1,8 @@
 """How a response is read: what RFC 9110 and RFC 9112 ask of a recipient, beneath urllib3.
 
-http.client takes a head that was cut off for a whole one, loses all fields after a line that is none,
-knows no interim response but 100, and guesses where the length makes no sense. So each head is read and
-put in order here before http.client sees it.
+http.client takes a truncated head for a complete one, loses all fields after a line that isn't one, knows
+no interim response except 100, and guesses if the length makes no sense. So each head is read and put in
+order here before http.client sees it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import InvalidHeader
 
 LARGEST_HEAD = 256 * 1024
-"""Bytes of a head, with the interim responses before it."""
+"""The largest head in bytes, including the interim responses before it."""
 
-# 101 is none: it ends HTTP on the connection, and nothing here asks for that.
+# 101 isn't one of them: it ends HTTP on the connection, and nothing here asks for that.
 _INTERIM = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d\b")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH = re.compile(rb"\d{1,18}")
@@ -31,17 +31,13 @@ type _Fields = list[tuple[bytes, bytes]]
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """A response on a connection."""
+    """A response on a connection.
+
+    Args:
+        is_last: whether the request had ``Connection: close``, so that no other may follow it.
+    """
 
     def __init__(self, sock: socket.socket, *arguments: Any, is_last: bool = False, **options: Any) -> None:
-        """Prepare; `begin` reads the head.
-
-        Args:
-            sock: the connection.
-            arguments: for http.client.
-            is_last: whether the request had ``Connection: close``, so that no other may follow it.
-            options: for http.client.
-        """
         super().__init__(sock, *arguments, **options)
         self._socket = sock
         self._is_last = is_last
@@ -50,8 +46,8 @@ class StrictResponse(http.client.HTTPResponse):
         """Read the head.
 
         Raises:
-            InvalidHeader: where the content ends can't be told, or the head doesn't end.
-            http.client.HTTPException: the connection ended before the head did, or it is none.
+            InvalidHeader: the end of the content can't be determined, or the head doesn't end.
+            http.client.HTTPException: the connection ended before the head did, or it isn't a head.
         """
         if self.headers is not None:
             return
@@ -73,7 +69,7 @@ class StrictResponse(http.client.HTTPResponse):
 
 
 def _read_head(stream: BinaryIO) -> tuple[bytes, _Fields]:
-    """The status line and the fields of the final response; nothing if the connection has ended."""
+    """The status line and fields of the final response; both empty if the connection has ended."""
     room = LARGEST_HEAD
     while True:
         lines: list[bytes] = []
@@ -94,7 +90,7 @@ def _read_head(stream: BinaryIO) -> tuple[bytes, _Fields]:
 
 
 def _parsed(lines: list[bytes]) -> _Fields:
-    """The fields, unfolded and without what is none (RFC 9112 2.2, 5.1, 5.2)."""
+    """The fields, unfolded and without lines that aren't fields (RFC 9112 2.2, 5.1, 5.2)."""
     fields: _Fields = []
     is_field = False
     for line in lines:
@@ -112,7 +108,7 @@ def _parsed(lines: list[bytes]) -> _Fields:
 
 
 def _framing(fields: _Fields) -> tuple[_Fields, bool]:
-    """The one field that tells where the content ends, and whether there was another (RFC 9112 6.3).
+    """The one field that tells where the content ends, and whether another contradicts it (RFC 9112 6.3).
 
     Raises:
         InvalidHeader: it makes no sense.
@@ -145,7 +141,7 @@ def _joined(status_line: bytes, fields: _Fields) -> bytes:
 
 
 class StrictConnection(HTTPConnection):
-    """A connection whose responses are read so. After a request with ``Connection: close`` it ends."""
+    """A connection that reads its responses strictly, and ends after a request with ``Connection: close``."""
 
     def request(  # type: ignore[override]
         self,
@@ -155,7 +151,6 @@ class StrictConnection(HTTPConnection):
         headers: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        """Send a request."""
         is_last = "close" in (headers or {}).get("Connection", "").lower()
         self.response_class = partial(StrictResponse, is_last=is_last)  # type: ignore[assignment]
         super().request(method, url, body, headers, **options)

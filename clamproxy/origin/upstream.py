@@ -32,35 +32,34 @@ from clamproxy.origin.connections import REDIRECTS_ONLY, CancelScope, make_pool
 from clamproxy.origin.cooldown import FailureKind
 
 CHUNK = 256 * 1024
-"""Bytes read at a time: large enough that a thread spends its time in system calls."""
+"""How many bytes are read at a time: enough that a thread spends its time in system calls."""
 
 LONGEST_WORDS = 300
-"""Bytes of a parent gateway's reason that are passed on."""
+"""How many bytes of a parent gateway's reason are passed on."""
 PATIENCE_WITH_WORDS = 2.0
-"""Seconds to wait for them."""
+"""Seconds to wait for that reason."""
 
 _WHERE = re.compile(r"^<?[\w.]+(\(.*?\)| object at \w+)>?: ")
-"""What urllib3 puts before its reasons: the connection, which is known."""
+"""What urllib3 puts before its reasons: the connection, which is known anyway."""
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})(.*)")
-"""How http.client tells that a proxy did not grant a CONNECT."""
+"""How http.client reports that a proxy refused a CONNECT."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _RAY = re.compile(r"[\w-]{1,64}", re.ASCII)
 _NOT_CONNECTED = (ConnectTimeoutError, NewConnectionError, ProxyError, ReadTimeoutError, SSLError)
 LIBRARY_ERRORS = (HTTPError, HTTPException, OSError, ValueError)
-"""What urllib3 and http.client raise about answers that make no sense."""
+"""What urllib3 and http.client raise if a response makes no sense."""
 
 
 class OriginError(Exception):
-    """The origin did not deliver."""
+    """The origin did not deliver.
+
+    Args:
+        failure: decides about the cool-down.
+        reason: one line.
+        retry_after: seconds that the origin asks to wait, if it does.
+    """
 
     def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
-        """Describe the failure.
-
-        Args:
-            failure: its kind, which decides about the cool-down.
-            reason: one line.
-            retry_after: seconds that the origin asked to wait, if it did.
-        """
         super().__init__(reason)
         self.failure = failure
         self.retry_after = retry_after
@@ -71,15 +70,15 @@ class NotFoundError(Exception):
 
 
 class KnownMissingError(NotFoundError):
-    """The origin said so a short while ago, and is not asked again."""
+    """The origin said a short while ago that there is no such file, and isn't asked again."""
 
 
 class RangeError(Exception):
-    """The origin has not the range that was asked for: what is partly here is another file."""
+    """The origin doesn't have the requested range: what is partly here is another file."""
 
 
 class OriginResponse:
-    """An answer of the origin whose body is still to be read. Close it in the same thread."""
+    """A response of the origin whose body is still to be read. Close it in the same thread."""
 
     def __init__(
         self, response: urllib3.BaseHTTPResponse, count_bytes: Callable[[int], None], scope: CancelScope
@@ -97,35 +96,35 @@ class OriginResponse:
 
     @property
     def redirects(self) -> bool:
-        """Whether it sends elsewhere."""
+        """Whether it redirects elsewhere."""
         return bool(self._response.get_redirect_location())
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the origin asks to wait, if it does."""
+        """Seconds that the origin asks to wait; None if it doesn't."""
         return retry_after_of(self._response.headers.get("Retry-After"))
 
     @property
     def is_chunked(self) -> bool:
         """Whether the body comes in chunks: then its end is marked, and `chunks` fails without that mark."""
-        # As http.client decides it, which takes the chunks apart.
+        # The same test as in http.client, which decodes the chunks.
         return str(self._response.headers.get("Transfer-Encoding", "")).lower() == "chunked"
 
     @property
     def size(self) -> int | None:
-        """Length of the whole file in bytes, if the origin gives it.
+        """Length of the whole file in bytes; None if the origin doesn't give it.
 
         Raises:
-            OriginError: Content-Length is no number.
+            OriginError: Content-Length isn't a number.
         """
         if self.partial:
             content_range = self._content_range
             return content_range.length if content_range else None
-        # RFC 9112 6.3: a Content-Length beside chunks says nothing.
+        # RFC 9112 6.3: with chunks, Content-Length has no meaning.
         length = None if self.is_chunked else self._response.headers.get("Content-Length")
         if length is None:
             return None
-        # The same length twice is a way to say it once: RFC 9112 6.3.
+        # The same length given twice counts once: RFC 9112 6.3.
         lengths = {one.strip() for one in length.split(",")}
         if len(lengths) != 1 or not _NUMBER.fullmatch(text := lengths.pop()):
             raise OriginError(FailureKind.BAD_CONTENT, f"unusable Content-Length: {_shown(length)}")
@@ -133,7 +132,7 @@ class OriginResponse:
 
     @property
     def start(self) -> int:
-        """Offset of the first byte that comes."""
+        """Offset in the file of the first byte of the body."""
         content_range = self._content_range
         return (content_range.start or 0) if self.partial and content_range else 0
 
@@ -146,12 +145,12 @@ class OriginResponse:
 
     @property
     def etag(self) -> str | None:
-        """The origin's ETag as it stands; None if it is none that could be sent back."""
+        """The origin's ETag, unchanged; None if there is none that could be sent back."""
         return self._plain_field("ETag")
 
     @property
     def last_modified(self) -> str | None:
-        """The origin's Last-Modified as it stands, likewise."""
+        """The origin's Last-Modified, unchanged; None if there is none that could be sent back."""
         return self._plain_field("Last-Modified")
 
     def _plain_field(self, name: str) -> str | None:
@@ -165,12 +164,12 @@ class OriginResponse:
 
     @property
     def ray(self) -> str:
-        """Cloudflare's id of the request, for a report to ClamAV's people; else empty."""
+        """Cloudflare's ID of the request, as text for a report to ClamAV's maintainers; else empty."""
         ray = self._response.headers.get("cf-ray", "")
         return f" (cf-ray {ray})" if _RAY.fullmatch(ray) else ""
 
     def words(self) -> str:
-        """Why a parent gateway doesn't deliver, as it says: so a loop has its name, wherever it closes."""
+        """A parent gateway's own reason for not delivering, which names a loop wherever it closes."""
         if "clamproxy" not in self._response.headers.get("Via", ""):
             return ""
         try:
@@ -182,25 +181,25 @@ class OriginResponse:
         return f": {words}" if words else ""
 
     def chunks(self, largest: int = CHUNK) -> Iterator[bytes]:
-        """The body as it comes.
+        """The body, as it arrives.
 
         Args:
-            largest: bytes that are asked of the socket at a time.
+            largest: how many bytes to ask of the socket at a time.
 
         Raises:
             OriginError: the connection broke before the end.
         """
         try:
-            # read1 returns what is there: readers need not wait for a full chunk.
+            # read1 returns what is there, so readers need not wait for a full chunk.
             while chunk := self._response.read1(largest, decode_content=False):
                 self._count_bytes(len(chunk))
                 yield chunk
-        # AttributeError comes out of a connection that another thread shut down.
+        # A connection that another thread shut down raises AttributeError.
         except (*LIBRARY_ERRORS, AttributeError) as error:
             raise OriginError(FailureKind.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
 
     def beginning(self, length: int) -> bytes:
-        """The first bytes of the body, fewer only if it is shorter."""
+        """The first `length` bytes of the body, or all of it if it is shorter."""
         data = bytearray()
         for chunk in self.chunks(length):  # an origin without Range would go on sending
             data += chunk
@@ -209,7 +208,7 @@ class OriginResponse:
         return bytes(data[:length])
 
     def close(self) -> None:
-        """Close the connection, unless the whole body was read: then it is in the pool again."""
+        """Close the connection, unless the whole body was read: then it is back in the pool."""
         self._scope.close()
         self._response.close()
 
@@ -221,7 +220,18 @@ class OriginResponse:
 
 
 class Upstream:
-    """The origin: the CDN, a mirror or a parent gateway. Thread-safe."""
+    """The origin: the CDN, a mirror or a parent gateway. Thread-safe.
+
+    Args:
+        url: where files are fetched, without a trailing slash.
+        ca_bundle: certificates to trust besides the system's.
+        connect_timeout: seconds.
+        read_timeout: seconds of silence.
+        via: the Via field by which a loop is recognised.
+        count: is told the number of requests and of body bytes, from any thread.
+        note: is told the path of each request, from any thread.
+        offline: whether to ask for nothing; every file then counts as not found.
+    """
 
     def __init__(
         self,
@@ -236,19 +246,6 @@ class Upstream:
         note: Callable[[str], None] = lambda _: None,
         offline: bool = False,
     ) -> None:
-        """Prepare; nothing is connected yet.
-
-        Args:
-            url: where files are fetched, without a trailing slash.
-            proxy: an HTTP proxy on the way, with credentials if it wants some.
-            ca_bundle: certificates to trust besides the system's.
-            connect_timeout: seconds.
-            read_timeout: seconds of silence.
-            via: the Via field that shows a loop.
-            count: is told of requests and of body bytes, from any thread.
-            note: is told of the path of each request, from any thread.
-            offline: nothing is asked; there is no file but in the cache.
-        """
         self._url = url
         self._via = via
         self._count = count
@@ -274,13 +271,12 @@ class Upstream:
         Args:
             path: see `ObjectId.upstream_path`.
             requester: on whose behalf.
-            extra: further header fields.
-            scope: lets another thread end the request; closed with the answer.
+            scope: lets another thread end the request; closed with the response.
 
         Raises:
             NotFoundError: 404 or 410; any file while the gateway is offline.
             RangeError: 416.
-            OriginError: no connection, no answer, or any other answer that is no file.
+            OriginError: no connection, no response, or any other response without a file.
         """
         answer = self.ask(path, requester, extra, scope)
         try:
@@ -308,7 +304,7 @@ class Upstream:
         headers = {
             "User-Agent": requester.user_agent or SKIP_HEADER,
             "Accept": "*/*",
-            # Objects are stored and served as they are signed: trap 32.
+            # Objects are stored and served as they were signed: trap 32.
             "Accept-Encoding": "identity",
             "Via": f"{requester.via}, {self._via}" if requester.via else self._via,
             **(extra or {}),
@@ -336,7 +332,7 @@ class Upstream:
                     retries=REDIRECTS_ONLY,
                 )
             try:
-                scope.check()  # to http.client, a head that was cut short is a whole one
+                scope.check()  # http.client takes a truncated head for a complete one
             except OSError:
                 response.close()
                 raise
@@ -348,7 +344,7 @@ class Upstream:
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> OriginError:
-        """What it means that there was no answer."""
+        """What the absence of a response means."""
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
         refusal = _TUNNEL_REFUSED.search(str(cause)) if isinstance(cause, ProxyError) else None
         if refusal and refusal[1] == "407":
@@ -360,9 +356,9 @@ class Upstream:
             return OriginError(FailureKind.UNREACHABLE, f"the parent proxy fails: {reason_of(cause)}")
         if isinstance(cause, InvalidHeader):
             return OriginError(FailureKind.BAD_CONTENT, reason_of(cause))
-        if isinstance(cause, ValueError):  # LocationValueError, too
+        if isinstance(cause, ValueError):  # including LocationValueError
             return OriginError(FailureKind.SERVER_ERROR, f"an invalid redirect: {reason_of(cause)}")
-        # Only who can't be reached at all is held back as a whole.
+        # Only an origin that can't be reached at all is held back as a whole.
         failure = FailureKind.UNREACHABLE if isinstance(cause, _NOT_CONNECTED) else FailureKind.INTERRUPTED
         return OriginError(failure, reason_of(cause))
 
@@ -395,15 +391,15 @@ class Upstream:
 
 
 def longest_head(connect_timeout: float, read_timeout: float) -> float:
-    """Seconds for all that comes before the content: connection, tunnel, TLS, redirects and fields.
+    """Seconds for everything before the content: connection, tunnel, TLS, redirects and header fields.
 
-    Twice what each of the two steps may take, so that there is time for a second address or a redirect.
+    That is twice what the two steps may take, so that there is time for a second address or a redirect.
     """
     return 2 * (connect_timeout + read_timeout)
 
 
 def retry_after_of(field: str | None) -> float | None:
-    """Seconds to wait: the field holds seconds or a date (RFC 9110 10.2.3)."""
+    """Seconds to wait; the field holds seconds or a date (RFC 9110 10.2.3)."""
     if field is None:
         return None
     text = field.strip()
@@ -414,7 +410,7 @@ def retry_after_of(field: str | None) -> float | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """One short line: urllib3 wraps what matters in what doesn't."""
+    """An error as one short line, without the layers that urllib3 wraps it in."""
     if isinstance(error, MaxRetryError) and error.reason is not None:
         return reason_of(error.reason)
     if isinstance(error, ProtocolError | ProxyError) and isinstance(error.args[-1], Exception):
@@ -424,6 +420,6 @@ def reason_of(error: BaseException) -> str:
 
 
 def _shown(text: str) -> str:
-    """What somebody outside wrote, for a log: one line of harmless characters."""
+    """Foreign text for a log: one line of harmless characters."""
     line = (text.splitlines() or [""])[0]
     return "".join(character if character.isprintable() else "?" for character in line)[:200].strip()

@@ -1,4 +1,4 @@
-"""The mitmproxy addon: the life of the gateway. The hooks for what clients do are in its parts."""
+"""The mitmproxy addon: starts, reloads and stops the gateway. Its parts have the hooks for clients."""
 
 from __future__ import annotations
 
@@ -37,23 +37,22 @@ from clamproxy.supervision import Supervisor
 logger = logging.getLogger(__name__)
 
 STOP_GRACE = 8.0
-"""Seconds in which answers that are on their way may end after SIGTERM; freshclam can't resume them."""
+"""How many seconds after SIGTERM responses under way may take to end; freshclam can't resume them."""
 CLOSING_LIMIT = 2.0
-"""Seconds for connections to go after that; what asyncio cancels at its end leaves tracebacks."""
+"""Seconds for connections to close after that; those that asyncio cancels at its end leave tracebacks."""
 LONGEST_DRAIN = 3600.0
-"""Seconds after a reload in which transfers that began before may end."""
+"""For how many seconds after a reload transfers that began before it may go on."""
 
 
 class ClamProxy:
-    """Serves ClamAV hosts from the cache, forwards what is passed through, refuses the rest."""
+    """Serves ClamAV hosts from the cache, forwards what is passed through, and refuses everything else.
+
+    Args:
+        keys: public keys that objects must be signed with. Tests and benchmarks use their own; there is
+            no setting for it.
+    """
 
     def __init__(self, keys: TrustedKeys = CLAMAV_KEYS) -> None:
-        """Prepare.
-
-        Args:
-            keys: public keys that objects must be signed with. Tests and benchmarks give their
-                own; there is no setting for it.
-        """
         self._keys = keys
         self._front = Front()
         self._names: dns_queries.Names | None = None
@@ -75,18 +74,18 @@ class ClamProxy:
             certificates,
             Requests(self._front, callers),
         ]
-        """mitmproxy calls their hooks, too."""
+        """mitmproxy calls the hooks of these as well."""
 
     # Life of the process
 
     def load(self, loader: Loader) -> None:
-        """Declare the option, and set mitmproxy's own as the job needs them."""
+        """Declare the option, and set mitmproxy's own options for a gateway."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         use_format("text")  # until the configuration is known
         self._options.set_defaults(ctx.options)
         framing.install()
         if not self._has_terminal:
-            # Ports are open before the rest is set up: a reload that early must not end the process.
+            # The ports open before the rest is set up. A SIGHUP that early must not end the process.
             signal.signal(signal.SIGHUP, self._note_early_hang_up)
 
     def configure(self, updated: set[str]) -> None:
@@ -115,7 +114,7 @@ class ClamProxy:
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
 
     async def running(self) -> None:
-        """All is set up."""
+        """Begin to serve, now that mitmproxy is set up."""
         _stay_loaded()
         if self._front.service is None or self._takeover is None or not await self._listening.begin():
             return
@@ -137,7 +136,7 @@ class ClamProxy:
         self._supervisor.ready("Serving")
 
     async def done(self) -> None:
-        """The end: let answers end, stop what runs, keep what has arrived."""
+        """Let responses end, stop everything, and keep what has arrived."""
         service = self._front.service
         if service is None:
             return
@@ -165,12 +164,12 @@ class ClamProxy:
         if self._has_terminal and not os.isatty(0):
             ctx.master.shutdown()  # type: ignore[no-untyped-call]  # the terminal was closed
             return
-        self._reload_wanted = True  # also if it is being read: it may have changed since
+        self._reload_wanted = True  # even during a reload: the file may have changed since it was read
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload(), name="reload")
 
     async def _reload(self) -> None:
-        """Read the configuration anew: all of it takes effect, or nothing."""
+        """Read the configuration again: either all of it takes effect, or nothing."""
         while self._reload_wanted and self._front.service is not None:
             self._reload_wanted = False
             self._supervisor.reloading()
@@ -191,16 +190,16 @@ class ClamProxy:
         self._check_place(settings)
         if settings.listen != old.settings.listen and self._listening.is_given:
             logger.warning("The section listen has changed, but the command line still overrides it.")
-        await old.flush()  # the next one starts with what this one knows
+        await old.flush()  # the new service starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
         self._replace(old, Service(settings, self._keys, self._surroundings), authority)
 
     def _authority(self) -> Authority | None:
-        """The gateway's own, if `clamproxy ca init` has made one."""
+        """The gateway's own authority, if `clamproxy ca init` has made one."""
         return self._own_authority() if self._own_authority is not None else None
 
     def _certificates(self) -> bytes | None:
-        """What clients must trust for https."""
+        """The certificates that clients must trust for https, in PEM."""
         authority = self._authority()
         if authority is not None:
             return authority.bundle()
@@ -221,7 +220,7 @@ class ClamProxy:
         logger.info("The configuration was reloaded: %s.", self._config or "defaults")
 
     async def _drain(self, service: Service) -> None:
-        """Let what began under an earlier configuration end."""
+        """Let everything that began under an earlier configuration end."""
         try:
             await service.idle(LONGEST_DRAIN)
         finally:
@@ -248,36 +247,36 @@ class ClamProxy:
         return settings is not None and settings.serving.admits(address)
 
     def _current_lane(self) -> Lane | None:
-        """Where new connections begin; None: with mitmproxy."""
+        """Where new connections start; None for mitmproxy."""
         settings = self._front.settings
         is_express = settings is not None and settings.serving.express
         return self._lane if is_express and find_having_a_say(ctx.options) is None else None
 
     def _check_place(self, settings: Settings) -> None:
-        """Look whether the proxy can listen where it should, and may."""
+        """Raise unless the proxy can and may listen where it should."""
         conflict = find_conflict(settings, self._listening.proxies(settings.listen))
         if conflict is not None:
             raise ConfigurationError(f"{self._config or 'defaults'}: {conflict}")
         self._listening.check(settings.listen)
 
     def _note_place(self, service: Service) -> None:
-        """Commands know the configuration, but not the command line."""
+        """Note the ports for commands, which know the configuration but not the command line."""
         listening = self._listening
         service.note_proxies(listening.served_at() if listening.is_given else None)
 
     def _own_port(self) -> int | None:
-        """Where clients reach the proxy; the first of its ports if it has several."""
+        """The port where clients reach the proxy; the first one if it has several."""
         return next((endpoint.port for endpoint in self._listening.served_at()), None)
 
     # Names
 
     async def dns_request(self, flow: dns.DNSFlow) -> None:
-        """Answer from the gateway, or leave it to mitmproxy to forward."""
+        """Answer a query, or leave it to mitmproxy to forward."""
         service = self._front.service
         await dns_queries.respond(flow, self._names, service.announcer if service else None)
 
     def dns_response(self, flow: dns.DNSFlow) -> None:
-        """An answer goes out."""
+        """Hold back an answer that must not be sent."""
         dns_queries.withdraw(flow)
 
 
@@ -298,9 +297,10 @@ def _provide_descriptors(settings: Settings) -> None:
 
 
 def _require_no_stray(options: optmanager.OptManager) -> None:
-    """Refuse what was meant for the gateway, and went elsewhere.
+    """Refuse arguments that were meant for the gateway, but went elsewhere.
 
-    An argument that is no option is mitmproxy's filter of what it shows for each flow: that is nothing.
+    mitmproxy takes an argument that isn't an option for a filter of the flows it prints, and it prints
+    none.
     """
     argument = getattr(options, "dumper_filter", None)
     if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
@@ -314,15 +314,16 @@ def _require_no_stray(options: optmanager.OptManager) -> None:
 
 
 def _stop_start(error: Exception) -> None:
-    """Log the error: mitmproxy then ends the start."""
+    """Log the error, upon which mitmproxy stops its start."""
     where = "cache directory: " if isinstance(error, OSError) else ""
     logger.error("%s%s", where, error)
 
 
 def _stay_loaded() -> None:
-    """Have mitmproxy not look each second whether the script that loaded this has changed.
+    """Keep mitmproxy from checking each second whether the script that loaded this has changed.
 
-    An upgrade replaces it, and mitmproxy can unload no addon whose end takes time: it logs a traceback.
+    An upgrade replaces the script. But mitmproxy can't unload an addon that takes time to end: it logs a
+    traceback.
     """
     for task in asyncio.all_tasks():
         if getattr(task.get_coro(), "cr_code", None) is Script.watcher.__code__:

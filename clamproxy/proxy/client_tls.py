@@ -1,4 +1,4 @@
-"""TLS with clients: the certificates of the gateway's own authority, in place of mitmproxy's."""
+"""TLS with clients, with certificates of the gateway's own authority in place of mitmproxy's."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ _UNRECOGNIZED_NAME = bytes((21, 3, 3, 0, 2, 2, 112))
 _HTTP_1 = (b"http/1.1",)
 _HTTP_2 = (b"h2", b"http/1.1")
 _DAY = 86400
-"""Seconds."""
+"""In seconds."""
 
 
 class Certificates:
-    """An addon: provides TLS connections before mitmproxy's own addon does, if there is an authority."""
+    """An addon that sets up TLS before mitmproxy's own addon does, if the gateway has an authority.
+
+    Args:
+        authority: gives the current authority, quickly; None leaves everything to mitmproxy.
+    """
 
     def __init__(self, authority: Callable[[], Authority | None]) -> None:
-        """Prepare.
-
-        Args:
-            authority: gives the authority of the moment, quickly; None leaves all to mitmproxy.
-        """
         self._authority = authority
         self._told: Authority | None = None
 
     def running(self) -> None:
-        """Say what HTTPS clients have to trust."""
+        """Log what HTTPS clients must trust."""
         self._tell(self._authority())
 
     def tls_start_client(self, data: tls.TlsData) -> None:
-        """Provide the connection; one that ends at once if there is no certificate for the name."""
+        """Set up a connection; it ends at once if there is no certificate for the name."""
         authority = self._authority()
         if authority is not self._told:
             self._tell(authority)
@@ -58,7 +57,7 @@ class Certificates:
             return
         try:
             credentials = _Credentials.of_leaf(authority.certificate_for(_name_asked_for(data)))
-            # mitmproxy has no CONNECT over HTTP/2: TLS with the proxy itself comes before it knows a server.
+            # TLS with the proxy itself, when no server is known yet: mitmproxy has no CONNECT over HTTP/2.
             is_proxy = data.context.server.address is None
             data.ssl_conn = SSL.Connection(_tls_context(credentials, _TlsOptions.now(is_proxy=is_proxy)))
             data.ssl_conn.set_accept_state()
@@ -66,15 +65,15 @@ class Certificates:
             logger.warning("%s: TLS refused: %s.", data.conn.peername[0], error)
             data.ssl_conn = _Refusal()
         except Exception:
-            # mitmproxy would go on with a certificate of its own.
+            # Otherwise, mitmproxy would go on with its own certificate.
             logger.exception("%s: TLS failed.", data.conn.peername[0])
             data.ssl_conn = _Refusal()
 
     def context_for(self, host: str) -> SSL.Context | None:
-        """TLS as a host for clients of the express lane.
+        """TLS in the name of a host, for clients of the express lane.
 
         Returns:
-            None where only mitmproxy can do as its options say, or tells the client what is wrong.
+            None if only mitmproxy can honour its options, or can tell the client what is wrong.
         """
         options = ctx.options
         if options.http2 or options.tls_ecdh_curve_client or options.request_client_cert:
@@ -105,7 +104,7 @@ class Certificates:
 
 @dataclass(frozen=True, slots=True)
 class _TlsOptions:
-    """Those options of mitmproxy that concern TLS with clients."""
+    """The options of mitmproxy that concern TLS with clients."""
 
     min_version: Version
     max_version: Version
@@ -125,7 +124,7 @@ class _TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Credentials:
-    """A certificate, its key and what goes to clients with it."""
+    """A certificate, its key, and the chain that is sent with it."""
 
     key: EllipticCurvePrivateKey | RSAPrivateKey
     certificate: x509.Certificate
@@ -133,15 +132,15 @@ class _Credentials:
 
     @classmethod
     def of_leaf(cls, leaf: Leaf) -> _Credentials:
-        """What the gateway's own authority has signed."""
+        """A certificate signed by the gateway's own authority."""
         return cls(leaf.key, leaf.certificate, (leaf.issuer,))
 
     @classmethod
     def of_mitmproxy(cls, host: str) -> _Credentials:
-        """What mitmproxy's authority signs for a host, or what mitmproxy was given for it."""
+        """A certificate that mitmproxy's authority signs for a host, or the one that mitmproxy was given."""
         store: CertStore = ctx.master.addons.get("tlsconfig").certstore  # type: ignore[no-untyped-call]
         if not ctx.options.certs:
-            with suppress(x509.ExtensionNotFound):  # an authority that somebody else has made
+            with suppress(x509.ExtensionNotFound):  # the authority was made by another program
                 return _signed_by_mitmproxy(store, host, int(time.time() // _DAY))
         entry = store.get_cert(host, [general_name(host)])
         chain = _chain(entry.chain_file, entry.chain_certs)
@@ -149,18 +148,17 @@ class _Credentials:
 
 
 def _chain(file: Path | None, certificates: Sequence[Cert]) -> tuple[x509.Certificate, ...]:
-    """What goes to clients with a certificate of mitmproxy's: what a file names, and nothing else."""
+    """What is sent along with one of mitmproxy's certificates: only the content of a chain file."""
     return tuple(one.to_cryptography() for one in certificates) if file else ()
 
 
 @lru_cache(64)
 def _signed_by_mitmproxy(store: CertStore, host: str, day: int) -> _Credentials:
-    """A certificate with a key on P-256: mitmproxy's have RSA keys, which cost far more in each handshake.
+    """A certificate with a P-256 key; mitmproxy's own RSA keys make each handshake far more expensive.
 
     Args:
-        store: of mitmproxy's authority.
         host: whose certificate it is.
-        day: since 1970; tomorrow's is another certificate.
+        day: since 1970, so that each day has a new certificate.
     """
     leaf = make_leaf(host, store.default_ca.to_cryptography(), store.default_privatekey, utc(day * _DAY))
     chain = _chain(store.default_chain_file, store.default_chain_certs)
@@ -169,7 +167,7 @@ def _signed_by_mitmproxy(store: CertStore, host: str, day: int) -> _Credentials:
 
 @lru_cache(64)
 def _tls_context(credentials: _Credentials, options: _TlsOptions) -> SSL.Context:
-    """A context for a certificate; making one costs more than the rest of a handshake's preparation."""
+    """A context for a certificate; making one takes longer than all other preparation of a handshake."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(options.min_version.value)
     context.set_max_proto_version(options.max_version.value)
@@ -178,7 +176,7 @@ def _tls_context(credentials: _Credentials, options: _TlsOptions) -> SSL.Context
     if options.ciphers is not None:
         context.set_cipher_list(options.ciphers.encode())
     elif options.min_version in INSECURE_TLS_MIN_VERSIONS:
-        context.set_cipher_list(b"DEFAULT:@SECLEVEL=0")  # OpenSSL 3 has no older TLS above that level
+        context.set_cipher_list(b"DEFAULT:@SECLEVEL=0")  # OpenSSL 3 allows older TLS at that level only
     context.use_certificate(credentials.certificate)
     for certificate in credentials.chain:
         context.add_extra_chain_cert(certificate)
@@ -202,28 +200,26 @@ def _name_asked_for(data: tls.TlsData) -> str:
     client, address = data.context.client, data.context.server.address
     if client.sni:
         return client.sni
-    # Without a name in its hello a client has connected to an address: its CONNECT, or the gateway's own.
+    # Without SNI, the client connected to an address: the one in its CONNECT, or the gateway's own.
     is_reverse = isinstance(client.proxy_mode, mode_specs.ReverseMode)
     return str(client.sockname[0] if address is None or is_reverse else address[0])
 
 
 class _Refusal(SSL.Connection):
-    """Stands in for a connection: the client gets an alert, and closes."""
+    """Stands in for a connection that is refused: the client gets an alert, and closes."""
 
     def __init__(self) -> None:
         super().__init__(_refusing_context())
         self._alert = _UNRECOGNIZED_NAME
 
     def bio_write(self, buf: bytes | bytearray | memoryview) -> int:
-        """Whatever the client says is thrown away."""
+        """Ignore whatever the client sends."""
         return len(buf)
 
     def do_handshake(self) -> None:
-        """Never done."""
         raise SSL.WantReadError
 
     def bio_read(self, bufsiz: int) -> bytes:
-        """What goes to the client."""
         alert, self._alert = self._alert, b""
         if not alert:
             raise SSL.WantReadError

@@ -1,4 +1,4 @@
-"""Connections of clients: who may have one, how many, and what is spoken on it."""
+"""Clients' connections: who may have one, and which protocol it carries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clients:
         self._names = current_names
 
     def client_connected(self, client: connection.Client) -> None:
-        """Close connections that may not be here and came by no door, such as DNS by UDP."""
+        """Close connections that aren't allowed and came through no door, such as DNS over UDP."""
         address = client.peername[0]
         settings = self._front.settings
         if settings is None or not settings.serving.admits(address):
@@ -40,11 +40,11 @@ class Clients:
             dns_queries.guard(client)
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """Close it, if that was forgotten."""
+        """Close the connection, in case mitmproxy forgot to."""
         stream.close(client)
 
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        """TLS of hosts that are passed through is not intercepted."""
+        """Leave TLS with hosts that are passed through alone."""
         address, caller = data.context.server.address, self._callers.of(data.context.client)
         service = self._front.service
         if address is None or service is None or not self._front.is_known(caller):
@@ -55,20 +55,20 @@ class Clients:
             log_tunnel(caller.address, *address[:2])
 
     def next_layer(self, next_layer: layer.NextLayer) -> None:
-        """Choose as mitmproxy does, then have bodies sent from disk and heads limited."""
+        """Choose as mitmproxy does, then make the layers send bodies from disk and limit heads."""
         stream.choose_layer(next_layer)
         if next_layer.layer is not None and isinstance(next_layer.layer, TCPLayer | DNSLayer):
-            # Nothing is ever tunnelled blindly: what is neither TLS nor HTTP gets a 400.
+            # Nothing is tunnelled blindly: a protocol other than TLS and HTTP gets a 400.
             next_layer.layer = HttpLayer(next_layer.context, HTTPMode.transparent)
         stream.install(next_layer.layer, self._head_limits())
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """The last guard: mitmproxy itself connects to hosts that are passed through, and to none else."""
-        data.server.error = "the gateway has an error"  # mitmproxy would connect if the next line failed
+        """The last guard: mitmproxy itself may connect only to hosts that are passed through."""
+        data.server.error = "the gateway has an error"  # or mitmproxy would connect if the next line failed
         data.server.error = self._refusal(data)
 
     def _refusal(self, data: server_hooks.ServerConnectionHookData) -> str | None:
-        """Why mitmproxy may not connect to a server."""
+        """Why mitmproxy may not connect to a server; None if it may."""
         address = data.server.address
         if dns_queries.is_dns(data.client):
             known = self._names()

@@ -1,8 +1,8 @@
-"""Calls a hook only on those of mitmproxy's own addons that implement it.
+"""Calls a hook only for those of mitmproxy's own addons that implement it.
 
-mitmproxy itself asks each of its 36 addons at each of the 17 hooks of a tunnel with one request. That was a
-quarter of what a small answer from the cache costs. The order of the calls and the handling of errors are
-as in mitmproxy.
+mitmproxy itself asks each of its 36 addons at each of the 17 hooks of a tunnel with one request. That was
+a quarter of the cost of a small response from the cache. The order of calls and the handling of errors
+are as in mitmproxy.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mitmproxy.exceptions import AddonHalt
 
 
 class Dispatch(AddonManager):
-    """An `AddonManager` that remembers which addons to ask for each hook, while the chain stays the same."""
+    """An `AddonManager` that remembers which addons to ask for each hook, until the chain changes."""
 
     _seen: list[Any] = []  # noqa: RUF012  (replaced, never changed)
     """The chain that `_listening` was made from."""
     _listening: dict[str, list[Any]] = {}  # noqa: RUF012
-    """The addons that are asked, by the name of the hook."""
+    """The addons to ask, by the name of the hook."""
 
     async def trigger_event(self, event: hooks.Hook) -> None:
-        """Call a hook of all addons, one after the other."""
+        """Call a hook of all addons, one after another."""
         for addon in self._listeners(event.name):
             try:
                 with safecall():
@@ -36,7 +36,7 @@ class Dispatch(AddonManager):
                 return
 
     def trigger(self, event: hooks.Hook) -> None:
-        """The same for hooks that are called synchronously."""
+        """Like `trigger_event`, for hooks that are called synchronously."""
         for addon in self._listeners(event.name):
             try:
                 with safecall():
@@ -59,7 +59,7 @@ class Dispatch(AddonManager):
 
 
 def install(manager: AddonManager) -> None:
-    """Make mitmproxy call hooks as this module does.
+    """Make mitmproxy call hooks through `Dispatch`.
 
     Raises:
         RuntimeError: this version of mitmproxy calls them in another way.
@@ -72,9 +72,9 @@ def install(manager: AddonManager) -> None:
 
 
 def _is_deaf(addon: Any, name: str) -> bool:
-    """Whether an addon doesn't implement a hook, and never will.
+    """Whether an addon certainly doesn't implement a hook, now or later.
 
-    That is certain only of mitmproxy's own addons, and not of those that hold others: a script may change.
+    That is certain only of mitmproxy's own addons, except those that hold others: a script may change.
     """
     is_own = type(addon).__module__.startswith("mitmproxy.")
     return is_own and not hasattr(addon, "addons") and not hasattr(addon, name)

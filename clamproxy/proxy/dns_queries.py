@@ -1,4 +1,4 @@
-"""DNS queries of clients, where listen.dns is set (mitmproxy's DNS mode)."""
+"""DNS queries from clients, where listen.dns is set (mitmproxy's DNS mode)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from clamproxy.formats.version_record import single_name
 logger = logging.getLogger("clamproxy.access")
 
 TTL = 60
-"""Seconds for which resolvers between clients and the gateway may keep a record."""
+"""For how many seconds resolvers between clients and the gateway may cache a record."""
 LARGEST_DATAGRAM = 1232
-"""Bytes; what is told to who understands EDNS (RFC 6891 6.2.5)."""
+"""The datagram size in bytes that is announced to clients that use EDNS (RFC 6891 6.2.5)."""
 DNS_PORT = 53
 
 _OPT = 41
@@ -29,31 +29,29 @@ _LONGEST_NAME = 200
 
 
 class Names:
-    """Answers queries for the names of version records."""
+    """Answers queries for the names of version records.
+
+    Args:
+        domain: of the primary record.
+        databases: those that have their own record.
+        forwards_others: whether queries for other names are left to mitmproxy, which asks the system's
+            name servers. Otherwise they are refused.
+    """
 
     def __init__(self, domain: str, databases: Iterable[str], forwards_others: bool) -> None:
-        """Prepare.
-
-        Args:
-            domain: of the primary record.
-            databases: those that have a record of their own.
-            forwards_others: whether queries for other names are left to mitmproxy, which asks
-                the system's name servers; else they are refused.
-        """
         self._domain = domain.lower()
         self._databases = {single_name(database, self._domain): database for database in databases}
         self._forwards_others = forwards_others
 
     def allows(self, server: tuple[str, int] | None) -> bool:
-        """Whether mitmproxy may connect to a server: it does so to forward a query."""
+        """Whether mitmproxy may connect to a server, which it does to forward a query."""
         return self._forwards_others and server is not None and server[1] == DNS_PORT
 
     async def answer(self, query: dns.DNSMessage, announcer: Announcer) -> dns.DNSMessage | None:
         """Answer a query.
 
         Args:
-            query: as it came, whatever that is.
-            announcer: composes the records.
+            query: any message that arrived; it may be malformed.
 
         Returns:
             None if it is left to mitmproxy to forward.
@@ -72,26 +70,26 @@ class Names:
             return _records(query, [])
         database = self._databases.get(name)
         text = await (announcer.primary() if database is None else announcer.single(database))
-        # freshclam falls back to HTTP then (protocol.md 3).
+        # After a SERVFAIL, freshclam falls back to HTTP (protocol.md 3).
         return query.fail(response_codes.SERVFAIL) if text is None else _records(query, [text])
 
 
 def of_settings(settings: Settings) -> Names:
-    """What a configuration has answered."""
+    """The names that are answered with a configuration."""
     serving = settings.serving
     forwards = serving.other_names == "forward" and not settings.upstream.offline
     return Names(settings.versions.domain, serving.databases, forwards)
 
 
 def is_dns(client: connection.Client) -> bool:
-    """Whether a client has come in by the DNS mode."""
+    """Whether a client connected by the DNS mode."""
     return isinstance(client.proxy_mode, mode_specs.DnsMode)
 
 
 async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer | None) -> None:
-    """Set the answer to a query, or leave the flow to mitmproxy, and log it."""
+    """Set the answer to a query and log it, or leave the flow to mitmproxy."""
     started_at = time.monotonic()
-    # mitmproxy keeps a flow for each id that a client uses, with the answer to its last query.
+    # mitmproxy reuses the flow when a client reuses an ID, with the answer to the previous query.
     flow.response, flow.error = None, None
     if not flow.request.query:
         flow.response = flow.request  # see `withdraw`
@@ -110,16 +108,16 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
 
 
 def withdraw(flow: dns.DNSFlow) -> None:
-    """Send nothing where a response came in place of a query: two servers could go on for ever."""
+    """Send nothing if a response came in place of a query: two servers could go on forever."""
     if not flow.request.query:
         flow.response = None
 
 
 class CarefulLayer(DNSLayer):
-    """mitmproxy's layer, for which some malformed messages are a crash, with a traceback in the log."""
+    """mitmproxy's layer, which some malformed messages would crash, with a traceback in the log."""
 
     def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:
-        """As mitmproxy does, with struct.error for all that it can't read: it expects that one."""
+        """Like mitmproxy's, but raises struct.error, which it expects, for everything it can't read."""
         try:
             return super().unpack_message(data, from_client)
         except (ValueError, RecursionError) as error:
@@ -127,13 +125,13 @@ class CarefulLayer(DNSLayer):
 
 
 def guard(client: connection.Client) -> None:
-    """Have a client's messages read with care, from its first one on."""
+    """Use `CarefulLayer` for a client, from its first message on."""
     handler = ctx.master.addons.get("proxyserver").connections[client.id]  # type: ignore[no-untyped-call]
     handler.layer = CarefulLayer(handler.layer.context)
 
 
 def _can_be_repeated(query: dns.DNSMessage) -> bool:
-    """Whether the question can be written again: mitmproxy reads labels that it can't write."""
+    """Whether the question can be written into the answer: mitmproxy reads labels that it can't write."""
     try:
         return bool(query.packed)
     except ValueError:
@@ -147,19 +145,19 @@ def _without_question(answer: dns.DNSMessage) -> dns.DNSMessage:
 
 def _records(query: dns.DNSMessage, texts: list[str]) -> dns.DNSMessage:
     """The answer with TXT records, each of one character-string of at most 255 bytes (RFC 1035 3.3.14)."""
-    name = query.questions[0].name  # as it was asked, for clients that mix cases and check that
+    name = query.questions[0].name  # unchanged, for clients that mix upper and lower case and compare
     data = [bytes([len(text)]) + text.encode("ascii") for text in texts]
     answer = query.succeed([dns.ResourceRecord(name, types.TXT, classes.IN, TTL, item) for item in data])
     answer.authoritative_answer = True
     answer.recursion_available = False
     if any(record.type == _OPT for record in query.additionals):
-        # Who sends EDNS gets EDNS (RFC 6891 6.1.1).
+        # A client that uses EDNS gets EDNS (RFC 6891 6.1.1).
         answer.additionals = [dns.ResourceRecord("", _OPT, LARGEST_DATAGRAM, 0, b"")]
     return answer
 
 
 def _log(flow: dns.DNSFlow, answer: dns.DNSMessage, seconds: float) -> None:
-    """One line: client, what, result, bytes, duration."""
+    """Log one line: client, name and type, result, bytes, duration."""
     question = flow.request.question
     name = question.name[:_LONGEST_NAME].encode("unicode_escape").decode("ascii") if question else "-"
     logger.info(

@@ -1,4 +1,4 @@
-"""What mitmproxy's HTTP/1 can't read, be it from clients or from hosts that are passed through."""
+"""What mitmproxy's HTTP/1 can't read, whether from clients or from hosts that are passed through."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _INTERIM = re.compile(rb"(?:HTTP/1\.[0-9] 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]
 
 
 def install() -> None:
-    """Have mitmproxy use what is here from now on, for all connections that begin."""
+    """Make mitmproxy use these classes for all connections from now on."""
     setattr(_http1, "ChunkedReader", _UntrailedReader)  # noqa: B010  (mypy takes it for the name of a class)
     setattr(http, "Http1Client", _FinalClient)  # noqa: B010
 
 
 class _UntrailedReader(ChunkedReader):
-    """Drops trailers, as RFC 9110 6.5.1 allows; mitmproxy fails at them."""
+    """Drops trailers, as RFC 9110 6.5.1 allows, because mitmproxy fails on them."""
 
     def __call__(self, buf: ReceiveBuffer) -> Data | EndOfMessage | None:
         event = super().__call__(buf)
@@ -32,7 +32,7 @@ class _UntrailedReader(ChunkedReader):
 class _FinalClient(_http1.Http1Client):
     """Drops 1xx responses, which mitmproxy takes for the final one (RFC 9110 15.2).
 
-    Nobody has asked for them: what a client expects is answered before a request is forwarded.
+    Nobody asked for them: Expect is answered before a request is forwarded.
     """
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:

@@ -1,7 +1,7 @@
-"""The client's side of an HTTP/1 connection: what mitmproxy's own takes too easily, or too strictly.
+"""The client's side of an HTTP/1 connection, where mitmproxy's own is too lenient or too strict.
 
-Heads and content of any size and at any pace, line ends and fields that RFC 9112 has a server refuse,
-and how a connection ends. What a head must look like is in `syntax`.
+It concerns heads and content of any size and at any pace, line ends and fields that RFC 9112 has a server
+refuse, and how a connection ends. The syntax of a head is checked in `syntax`.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from clamproxy.messages import CACHE_STATUS, Result
 from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
-"""Bytes of further requests that a client may send before it has its answer, besides a head."""
+"""How many bytes of further requests a client may send before it has its response, besides a head."""
 TOO_LARGE = "clamproxy_too_large"
-"""The key of a mark in the metadata of a flow: its request announces more content than is read."""
+"""The key of a mark in a flow's metadata: its request announces more content than is read."""
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _HOP_BY_HOP = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"te", b"upgrade"})
-"""Concern one connection only, like what Connection names (RFC 9110 7.6.1)."""
+"""These concern one connection only, like the fields that Connection names (RFC 9110 7.6.1)."""
 _END_TO_END = frozenset({b"host", b"content-length", b"transfer-encoding", b"via"})
-"""What Connection cannot make hop-by-hop: the framing, and what loops are known by."""
+"""Fields that Connection cannot make hop-by-hop: the framing, and those that loops are detected by."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """What a request line and header fields may take."""
+    """Limits for the head of a request."""
 
     request_line: int = 8 * 1024
-    """Bytes."""
+    """Length of the request line in bytes."""
     head: int = 32 * 1024
-    """Bytes of the line and the fields together."""
+    """Length of the request line and fields together, in bytes."""
     seconds: float = 120.0
-    """From the first byte to the last one."""
+    """Time from the first byte of the head to the last."""
 
 
 class LimitedServer(_http1.Http1Server):
-    """Refuses what isn't HTTP/1.1, or beyond the limits, in the gateway's own words."""
+    """Refuses, in the gateway's own words, what isn't HTTP/1.1 or exceeds the limits."""
 
     def __init__(self, context: Context, limits: HeadLimits, mode: HTTPMode) -> None:
         super().__init__(context)
@@ -66,13 +66,13 @@ class LimitedServer(_http1.Http1Server):
         self._mode = mode
         self._began_at: float | None = None
         self._closes = False
-        """Whether the connection ends with the answer, as the client wants."""
+        """Whether the client wants the connection to end with the response."""
         self._is_1_0 = False
         self._has_ended = False
-        """Whether the client will send no more; it may still wait for its answer."""
+        """Whether the client has finished sending; it may still wait for its response."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        # Whatever a client sends ahead of its turn is kept until then.
+        # Whatever a client sends before its turn stays in the buffer.
         if isinstance(event, events.DataReceived) and len(self.buf) > MOST_AHEAD + self._limits.head:
             reason = "the client sent too much in advance"
             if self.state == self.read_body and not self.response:
@@ -85,7 +85,7 @@ class LimitedServer(_http1.Http1Server):
         yield from super()._handle_event(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """Take a request, or refuse it and close."""
+        """Accept a request, or refuse it and close."""
         if not isinstance(event, events.DataReceived):
             yield from super().read_headers(event)
             return
@@ -94,7 +94,7 @@ class LimitedServer(_http1.Http1Server):
             self._hold_limits()
             lines = self.buf.maybe_extract_lines()
             if lines is None:
-                if self._has_ended:  # while it waited for an answer: the rest never comes
+                if self._has_ended:  # the client did so while it waited for a response; no more will come
                     yield commands.CloseConnection(self.conn)
                     self.state = self.done
                 return
@@ -120,27 +120,27 @@ class LimitedServer(_http1.Http1Server):
             yield command
         is_unfinished = self.state == self.read_body and not self.request_done
         if self._has_ended and is_unfinished and isinstance(event, events.DataReceived):
-            yield from self.read_body(events.ConnectionClosed(self.conn))  # while it waited, as above
+            yield from self.read_body(events.ConnectionClosed(self.conn))  # no more will come, as above
 
     def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """A client that has ended its side may still wait for the answer: ``nc -N`` does."""
+        """Let a client that has finished sending wait for its response, as ``nc -N`` does."""
         is_half_closed = isinstance(event, events.ConnectionClosed) and (
             event.connection.state is ConnectionState.CAN_WRITE
         )
-        # mitmproxy itself streams what is passed through, and would not notice a client that has left.
+        # Not for what is passed through: mitmproxy streams that, and would not notice if the client left.
         if is_half_closed and self.request is not None and not self.request.stream:
             self._has_ended = True
             return
         yield from super().wait(event)
 
     def make_pipe(self) -> layer.CommandGenerator[None]:
-        """A tunnel is open. What is inside has to know, too, if the client has ended its side meanwhile."""
+        """Open a tunnel, and tell the layer inside if the client has finished sending in the meantime."""
         yield from super().make_pipe()
         if self._has_ended:
             yield from self.state(events.ConnectionClosed(self.conn))
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """Send as mitmproxy does, with what concerns this connection only set right."""
+        """Send as mitmproxy does, after correcting what concerns only this connection."""
         if isinstance(event, ResponseProtocolError) and not self.response:
             status = event.code.http_status_code()
             if status is not None and self.conn.state & ConnectionState.CAN_WRITE:
@@ -155,7 +155,7 @@ class LimitedServer(_http1.Http1Server):
         yield from super().send(event)
 
     def _skip_empty_lines(self) -> None:
-        """RFC 9112 2.2: some clients end a request with one too many."""
+        """Skip empty lines before a request: some clients end the last one with too many (RFC 9112 2.2)."""
         received = bytes(self.buf)
         if received and self._began_at is None:
             self._began_at = time.monotonic()
@@ -163,7 +163,7 @@ class LimitedServer(_http1.Http1Server):
             self.buf.maybe_extract_at_most(empty.end())
 
     def _hold_limits(self) -> None:
-        # What follows a head may be there already, but no more than mitmproxy reads at a time.
+        # The buffer may already contain what follows the head, but no more than mitmproxy reads at a time.
         received = bytes(self.buf)
         if _length(received, b"\n") > self._limits.request_line:
             raise Refusal(414, "the request line is longer than access.max_request_line")
@@ -184,8 +184,8 @@ class LimitedServer(_http1.Http1Server):
         has_content = "content-length" in headers or "transfer-encoding" in headers
         if self._is_1_0 or not has_content:
             headers.pop("expect", None)  # RFC 9110 10.1.1
-        headers.pop("upgrade", None)  # never done, and mitmproxy would log it
-        # In the one form that mitmproxy takes.
+        headers.pop("upgrade", None)  # never supported, and mitmproxy would log it
+        # Bring these into the only form that mitmproxy accepts.
         if "content-length" in headers:
             headers["content-length"] = str(int(headers["content-length"]))
         if "transfer-encoding" in headers:
@@ -197,7 +197,7 @@ class LimitedServer(_http1.Http1Server):
         lines[0], has_path = with_path(lines[0])
         try:
             request = http1.read_request_head(lines)
-            request.data.authority.decode("ascii")  # mitmproxy takes any digits for those of a port
+            request.data.authority.decode("ascii")  # mitmproxy accepts any Unicode digits in a port
         except ValueError:
             raise Refusal(400, "the target can't be read") from None
         if request.data.method == b"OPTIONS" and not has_path:
@@ -205,10 +205,10 @@ class LimitedServer(_http1.Http1Server):
         return request
 
     def _direct(self, request: http.Request) -> None:
-        """Say where a request leads, by its form and by the way that it came (RFC 9112 3.2 and 3.3)."""
+        """Determine where a request goes, by its form and by how it arrived (RFC 9112 3.2 and 3.3)."""
         data = request.data
         if data.authority and data.method != b"CONNECT":
-            # Absolute form: Host doesn't count.
+            # Absolute form: Host is ignored.
             target, server = (data.host.lower(), data.port), self.context.server.address
             is_tunnel = self._mode is HTTPMode.transparent and not _is_reverse(self.context)
             if is_tunnel and server is not None and target != (server[0].lower(), server[1]):
@@ -216,15 +216,15 @@ class LimitedServer(_http1.Http1Server):
             request.headers["host"] = data.authority.decode("ascii")
             data.authority = b""
         elif not data.host and self._mode is not HTTPMode.transparent:
-            # Origin form: the gateway itself is asked, whatever Host says. mitmproxy would go by Host.
+            # Origin form: the gateway itself is meant, whatever Host says. mitmproxy would follow Host.
             data.host, data.port = self.context.client.sockname[:2]
 
     def _adapted(self, response: http.Response) -> http.Response:
-        assert self.request is not None  # noqa: S101  (the caller has looked)
+        assert self.request is not None  # noqa: S101  (the caller has checked)
         if response.status_code < 200 or (self.request.method == "CONNECT" and response.status_code < 300):
             return response
         if self.request.stream:
-            response = response.copy()  # the connection to the host goes by the original
+            response = response.copy()  # the connection to the host depends on the original
             response.http_version = "HTTP/1.1"
             drop_hop_by_hop(response.headers)
         if self._is_1_0 and "transfer-encoding" in response.headers:
@@ -240,7 +240,7 @@ class LimitedServer(_http1.Http1Server):
         self.state = self.done
 
     def _log(self, status: int, reason: str) -> layer.CommandGenerator[None]:
-        # mitmproxy adds whose connection it is.
+        # mitmproxy adds the client's address.
         yield commands.Log(f"A request was refused: {status}, {reason}.", logging.WARNING)
 
     def _say(self, status: int, reason: str) -> layer.CommandGenerator[None]:
@@ -248,17 +248,17 @@ class LimitedServer(_http1.Http1Server):
 
 
 class LimitedStream(HttpStream):
-    """One request and its answer; mitmproxy would keep content of any size until the answer."""
+    """One request and its response; mitmproxy would store content of any size until the response."""
 
     def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
-        """Refuse content once too much of it has come, where no length was announced."""
+        """Refuse content of unannounced length once too much of it has arrived."""
         if request and len(self.request_body_buf) > LARGEST_CONTENT:
             yield from self._refuse_content()
             return True
         return (yield from super().check_body_size(request))
 
     def check_killed(self, emit_error_hook: bool) -> layer.CommandGenerator[bool]:
-        """Refuse content that the addon has found too large by its head."""
+        """Refuse content that is too large according to the head; the addon has marked it."""
         if self.flow.metadata.pop(TOO_LARGE, False):
             yield from self._refuse_content()
             return True
@@ -275,7 +275,7 @@ class LimitedStream(HttpStream):
 
 
 def drop_hop_by_hop(headers: http.Headers) -> None:
-    """Remove the fields that concern the connection on which they came."""
+    """Remove the fields that concern only the connection on which they arrived."""
     named = {*options(headers.fields, b"connection")} - _END_TO_END
     headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _HOP_BY_HOP | named)
 
@@ -299,6 +299,6 @@ def _error(status: int, reason: str) -> bytes:
 
 
 def _length(received: bytes, end: bytes) -> int:
-    """Bytes up to an end that may be yet to come."""
+    """How many bytes there are up to an end mark; all bytes if that hasn't arrived."""
     position = received.find(end)
     return len(received) if position < 0 else position

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 def require(expected: Mapping[type, Iterable[str]]) -> None:
-    """Check that classes have, or at least declare, some members.
+    """Check that classes have, or at least declare, certain members.
 
     Raises:
         RuntimeError: one is missing; the message names it.

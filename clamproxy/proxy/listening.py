@@ -1,4 +1,4 @@
-"""Where mitmproxy listens: as the section listen says, unless the command line says otherwise."""
+"""Where mitmproxy listens: at the places in the section listen, unless the command line overrides them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clamproxy.setup.freshclam_lines import CDN, DEFAULT_PORT
 from clamproxy.setup.place import refusal
 
 OPTIONS = ("mode", "listen_host", "listen_port")
-"""Those of mitmproxy that are set here, or respected."""
+"""The options of mitmproxy that are set here, unless the user has set them."""
 
 _KINDS = {
     "tcp": (socket.SOCK_STREAM,),
@@ -28,27 +28,26 @@ _KINDS = {
 
 
 class Listening:
-    """Has mitmproxy listen. What the user has set on the command line wins."""
+    """Makes mitmproxy listen. What the user has set on the command line wins.
+
+    Args:
+        options: mitmproxy's.
+        given: the names of the options that the user has set.
+        proxy: mitmproxy's addon that listens.
+    """
 
     def __init__(self, options: optmanager.OptManager, given: Collection[str], proxy: Proxyserver) -> None:
-        """Prepare; nothing is set yet.
-
-        Args:
-            options: mitmproxy's.
-            given: the names of those that the user has set.
-            proxy: mitmproxy's addon that listens.
-        """
         self._options = options
         self._given = frozenset(given)
         self._proxy = proxy
         self.is_given = not self._given.isdisjoint(OPTIONS)
-        """Whether the command line has a say in where the proxy listens."""
+        """Whether the command line overrides where the proxy listens."""
 
     def check(self, listen: ListenSection) -> None:
-        """Look whether the gateway can listen where it should.
+        """Check that the gateway can listen where it should.
 
-        mitmproxy would tell in words that lead to its own options, and at a reload not before it has
-        given up what it had.
+        mitmproxy's own errors point to its own options. At a reload, they come only after it has given up
+        the old ports.
 
         Raises:
             ConfigurationError: it can't.
@@ -56,7 +55,7 @@ class Listening:
         held = {address[1] for address in self._proxy.listen_addrs()}
         for mode in self._parsed(listen):
             endpoint = self._endpoint(mode)
-            if not 0 <= endpoint.port <= 65535:  # the system would take another
+            if not 0 <= endpoint.port <= 65535:  # the system would use another port
                 raise ConfigurationError(f"{mode.description} on {endpoint}: expected a port up to 65535")
             if endpoint.port in held or self._may_hold(mode, endpoint):
                 continue
@@ -65,34 +64,34 @@ class Listening:
                     raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
 
     def follow(self, listen: ListenSection) -> None:
-        """Have mitmproxy listen where the configuration says; servers that stay are not touched."""
+        """Make mitmproxy listen where the configuration says, without touching servers that stay."""
         modes = self._modes(listen)
         self._options.update(mode=modes)  # type: ignore[no-untyped-call]
         if not all(server.mode.full_spec in modes for server in self._proxy.servers):
             self.hold_back()
 
     def hold_back(self) -> None:
-        """Have mitmproxy not go on with its start: it begins before it loads this addon.
+        """Stop mitmproxy from opening ports at its start, which begins before this addon is loaded.
 
-        Its own default may be another's port. After its start that does nothing.
+        The default port may belong to another program. After the start, this does nothing.
         """
         for task in asyncio.all_tasks():
             if getattr(task.get_coro(), "cr_code", None) is Proxyserver.setup_servers.__code__:
                 task.cancel()
 
     async def begin(self) -> bool:
-        """Open the ports that mitmproxy hasn't opened by itself at its start.
+        """Open the ports that mitmproxy didn't open on its own at its start.
 
         Returns:
-            Whether all are open; what isn't is in the log.
+            Whether all are open; the log names those that aren't.
         """
         servers = self._proxy.servers
-        # Those whose start was cancelled would be stopped, which they can't.
+        # Servers whose start was cancelled would be stopped, but they can't be.
         servers._instances = {mode: one for mode, one in servers._instances.items() if one.is_running}
         return await self._proxy.setup_servers()
 
     def served_at(self) -> list[Endpoint]:
-        """Where machines can reach the proxy that runs; its reverse ports if it has no other."""
+        """Where machines reach the running proxy; its reverse ports if it has no others."""
         by_mode: dict[type[mode_specs.ProxyMode], list[Endpoint]] = {}
         for server in self._proxy.servers:
             host = server.mode.listen_host(self._options.listen_host)
@@ -101,7 +100,7 @@ class Listening:
         return by_mode.get(mode_specs.RegularMode) or by_mode.get(mode_specs.ReverseMode) or []
 
     def proxies(self, listen: ListenSection) -> list[Endpoint]:
-        """Where machines reach the proxy, by `follow`."""
+        """Where machines reach the proxy after `follow`."""
         modes = self._parsed(listen)
         return [self._endpoint(mode) for mode in modes if isinstance(mode, mode_specs.RegularMode)]
 
@@ -110,20 +109,20 @@ class Listening:
             return list(self._options.mode)
         port = self._options.listen_port if "listen_port" in self._given else None
         proxies = (one if port is None else Endpoint(one.host, port) for one in listen.proxy)
-        # The URL only names what is meant: nothing but the origin's side asks the CDN.
+        # The URL is only a name: requests to the CDN are made by the origin's side alone.
         kinds = {"regular": proxies, f"reverse:http://{CDN}": listen.reverse, "dns": listen.dns}
         specs = (self._spec(kind, one) for kind, endpoints in kinds.items() for one in endpoints)
         return list(dict.fromkeys(specs))
 
     def _spec(self, kind: str, endpoint: Endpoint) -> str:
-        # Without an address the option listen_host counts.
+        # Without an address, the option listen_host applies.
         is_open = endpoint.host == ANY or "listen_host" in self._given
         if is_open and kind == "regular" and endpoint.port == (self._options.listen_port or DEFAULT_PORT):
-            return kind  # what mitmproxy begins with by itself
+            return kind  # mitmproxy's own default
         return f"{kind}@{endpoint.port}" if is_open else f"{kind}@{endpoint.host}:{endpoint.port}"
 
     def _parsed(self, listen: ListenSection) -> Iterator[mode_specs.ProxyMode]:
-        """The modes that listen at an address. Of what isn't one mitmproxy tells by itself."""
+        """The modes that listen at an address. mitmproxy itself reports texts that aren't a mode."""
         for text in self._modes(listen):
             with suppress(ValueError):
                 mode = mode_specs.ProxyMode.parse(text)
@@ -131,9 +130,9 @@ class Listening:
                     yield mode
 
     def _may_hold(self, mode: mode_specs.ProxyMode, endpoint: Endpoint) -> bool:
-        """Whether mitmproxy has begun to listen there, and may have the port by now.
+        """Whether mitmproxy has begun to listen there, so that it may already have the port.
 
-        For all addresses it asks the system's resolver first, in a thread: it hasn't.
+        For all addresses it first asks the system's resolver, in a thread, so it can't have the port yet.
         """
         is_slow = endpoint.host == ANY and mode.transport_protocol == "tcp"
         has_begun = any(server.mode == mode for server in self._proxy.servers)

@@ -1,4 +1,4 @@
-"""mitmproxy's options as the gateway needs them, so that no flag has to be remembered."""
+"""mitmproxy's options as the gateway needs them, so that users need not remember any flag."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from clamproxy.proxy.listening import OPTIONS as LISTENING
 from clamproxy.setup.confdir import find_confdir
 
 DEFAULTS: dict[str, bool | str | int] = {
-    # Answer CONNECT without the origin: else nothing is served while it is down (trap 2).
+    # Answer CONNECT without the origin; otherwise, nothing is served while it is down (trap 2).
     "connection_strategy": "lazy",
     "upstream_cert": False,
     # HTTP/1.1 goes from disk to the socket, HTTP/2 piece by piece through the layers.
     "http2": False,
-    # Who may use the proxy is decided by serving.clients.
+    # serving.clients decides who may use the proxy.
     "block_global": False,
-    # On a reverse port too, the pages go by the name that the client asked for.
+    # The pages depend on the name that the client asked for, on a reverse port as well.
     "keep_host_header": True,
-    # mitmproxy's page about its own authority would answer before the addon is asked, whoever asks.
+    # mitmproxy's page about its own authority would be served to anyone before the addon is asked.
     "onboarding": False,
-    # The access log is clamproxy's own; nothing else is printed or kept for each request.
+    # clamproxy has its own access log; nothing else is printed or kept per request.
     "flow_detail": 0,
 }
 
 HAVING_A_SAY = ("proxyauth", "block_list", "block_global", "block_private", "modify_headers", "modify_body")
-"""Those by which mitmproxy itself refuses requests, or changes answers."""
+"""Options by which mitmproxy itself refuses requests or changes responses."""
 
 
 class OwnOptions:
-    """Sets what the user has not set, on the command line or in mitmproxy's own file."""
+    """Sets the options that the user has not set, on the command line or in mitmproxy's own file."""
 
     def __init__(self) -> None:
         self.given: frozenset[str] = frozenset()
-        """The names of those that the user has set."""
+        """The names of the options that the user has set."""
 
     def set_defaults(self, options: optmanager.OptManager) -> None:
         """Set `DEFAULTS`, and note what the user has set."""
@@ -49,18 +49,18 @@ class OwnOptions:
         options.update(**unset)  # type: ignore[no-untyped-call]
         # A record for each connect and disconnect costs as much as serving a small file.
         logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
-        # So does passing each line of the access log to all addons, which is how mitmproxy used to log.
+        # So does passing each line of the access log to all addons, as mitmproxy used to do.
         for handler in logging.getLogger().handlers:
             if isinstance(handler, LegacyLogEvents):
                 handler.addFilter(lambda record: record.name != "clamproxy.access")
 
     def follow(self, options: optmanager.OptManager, settings: Settings) -> None:
-        """Set what the configuration says; connections that are open keep what they have."""
+        """Set what the configuration says; open connections keep their settings."""
         if "tcp_timeout" not in self.given:
             options.update(tcp_timeout=math.ceil(settings.access.idle_timeout))  # type: ignore[no-untyped-call]
 
     def place_authority(self, options: optmanager.OptManager, settings: Settings) -> None:
-        """Give mitmproxy's own authority a directory that can be written.
+        """Give mitmproxy's own authority a writable directory.
 
         Raises:
             ConfigurationError: there is none.
@@ -70,12 +70,12 @@ class OwnOptions:
 
 
 def find_having_a_say(options: optmanager.OptManager) -> str | None:
-    """Name an option by which mitmproxy has a say in requests, if the user has set one."""
+    """The name of an option by which mitmproxy affects requests; None if the user has set none."""
     return next((name for name in HAVING_A_SAY if getattr(options, name, None)), None)
 
 
 def find_unseeing(master: Master) -> str | None:
-    """What expects to see every request in mitmproxy, by its name for the log; None if nothing does."""
+    """Names, for the log, what expects to see every request in mitmproxy; None if nothing does."""
     options = master.options
     if not isinstance(master, DumpMaster):
         return type(master).__name__
@@ -86,5 +86,5 @@ def find_unseeing(master: Master) -> str | None:
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:
-    """Whether the user has given the option a value, be it the default one."""
+    """Whether the user has set the option, even to its default."""
     return name in options and options._options[name].value is not optmanager.unset

@@ -1,4 +1,4 @@
-"""Requests and their answers: the hooks by which mitmproxy serves what the front answers."""
+"""Requests and responses: the hooks by which mitmproxy serves the responses of the front."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from clamproxy.proxy.header_limits import TOO_LARGE, drop_hop_by_hop
 from clamproxy.proxy.translation import Callers, asked_of, response_of
 
 FREEZING = (403, 429)
-"""One of these stops a freshclam for hours, official databases included (trap 20)."""
+"""Either of these stops a freshclam for hours, including official databases (trap 20)."""
 _EXCHANGE = "clamproxy_exchange"
-"""The attribute of a flow that holds its `Exchange`. Not in its metadata: mitmproxy writes that to files."""
+"""The attribute of a flow that holds its `Exchange`. Not in its metadata, which mitmproxy writes to files."""
 
 
 class Requests:
@@ -25,7 +25,7 @@ class Requests:
         self._callers = callers
 
     async def http_connect(self, flow: http.HTTPFlow) -> None:
-        """Refuse tunnels to foreign hosts, and to clients that don't say who they are."""
+        """Refuse tunnels to foreign hosts, and to clients that must authenticate and don't."""
         if flow.response is not None:
             return
         refusal = await self._front.open_tunnel(self._asked(flow))
@@ -34,12 +34,12 @@ class Requests:
             refusal.end(refusal.response.length)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Stream what is passed through; no other request has a body to speak of."""
+        """Stream requests that are passed through; no other request has content that matters."""
         asked = self._asked(flow)
         if flow.response is None and (exchange := await self._front.pass_on(asked)) is not None:
             self._pass_on(flow, exchange)
         if not flow.request.stream and asked.content_length > LARGEST_CONTENT:
-            # mitmproxy would read all of it into memory before the answer, be it a refusal.
+            # mitmproxy would read all of it into memory before the response, even before a refusal.
             flow.metadata[TOO_LARGE] = True
 
     def _pass_on(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
@@ -58,14 +58,14 @@ class Requests:
         flow.request.stream = True
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        """Answer, or leave it to mitmproxy to forward."""
-        # A response is there already if it has been refused.
+        """Respond, or leave the request to mitmproxy to forward."""
+        # There is a response already if the request was refused.
         if flow.response or flow.error or not flow.live or _passed(flow) is not None:
             return
         _respond(flow, await self._front.answer(self._asked(flow)))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Stream what is passed through."""
+        """Stream responses that are passed through."""
         exchange, response, service = _passed(flow), flow.response, self._front.service
         if exchange is None or response is None:
             return
@@ -83,30 +83,30 @@ class Requests:
         exchange.response.status = response.status_code
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """An answer goes out; one with a body from disk is accounted for at its end."""
+        """Account for a response that is sent; one with a body from disk is accounted for at its end."""
         exchange = _exchange_of(flow)
         if stream.job_of(flow) is None and flow.response is not None and exchange is not None:
             exchange.end(exchange.sent or len(flow.response.raw_content or b""))
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """The client left, or the body could not be sent to its end."""
+        """Account for a client that left, or a body that could not be sent completely."""
         job, exchange = stream.job_of(flow), _exchange_of(flow)
         if exchange is None:
-            # It ended before the front saw it: its content didn't come, or was too much.
+            # It ended before the front saw it, because its content didn't arrive or was too large.
             exchange = self._front.unanswered(self._asked(flow))
         if job is not None:
             job.body.source.close()
         exchange.end(job.sent if job else exchange.sent, flow.error.msg if flow.error else "")
 
     async def send_body(self, job: stream.BodyJob) -> None:
-        """Send a body from disk: the hook is `stream.SendBodyHook`."""
+        """Send a body from disk. mitmproxy calls this for a `stream.SendBodyHook`."""
         with self._front.sending():
             await stream.send_body(job)
         if job.error is None:
             _end_job(job)
 
     async def read_piece(self, job: stream.BodyJob) -> None:
-        """Read the next piece of a body: the hook is `stream.ReadPieceHook`."""
+        """Read the next piece of a body. mitmproxy calls this for a `stream.ReadPieceHook`."""
         await stream.read_piece(job)
         if job.error is None and job.sent + len(job.piece) == job.body.length:
             _end_job(job)
@@ -129,17 +129,17 @@ def _end_job(job: stream.BodyJob) -> None:
 
 
 def _exchange_of(flow: http.HTTPFlow) -> Exchange | None:
-    """The exchange of a flow, once the front has seen its request."""
+    """The exchange of a flow; None before the front has seen its request."""
     exchange = vars(flow).get(_EXCHANGE)
     return exchange if isinstance(exchange, Exchange) else None
 
 
 def _passed(flow: http.HTTPFlow) -> Exchange | None:
-    """The exchange, if the request goes on to the host that it asks for."""
+    """The exchange if the request is forwarded to its host; None for others."""
     exchange = _exchange_of(flow)
     return exchange if exchange is not None and exchange.response.result is Result.PASSED else None
 
 
 def _name_host(request: http.Request) -> None:
-    """Have Host name where the request goes (RFC 9112 3.2.2): else it reaches any site of a shared server."""
+    """Set Host to where the request goes (RFC 9112 3.2.2), or it reaches any site of a shared server."""
     request.host_header = hostport(request.scheme, request.host, request.port)

@@ -1,4 +1,4 @@
-"""What ``mitmdump -s addons/clamav_cache.py`` loads: the addon is in the package."""
+"""Loaded by ``mitmdump -s addons/clamav_cache.py``: the addon itself is in the package."""
 
 from __future__ import annotations
 

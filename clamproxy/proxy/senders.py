@@ -1,6 +1,6 @@
 """Bodies from disk to a client's socket, for the express lane and for mitmproxy.
 
-* Plain HTTP: ``loop.sendfile()``.
+* Plain HTTP: by ``loop.sendfile()``.
 * TLS: encrypted in pieces, straight into the transport.
 """
 
@@ -18,11 +18,11 @@ from OpenSSL import SSL
 from clamproxy.messages import Body, SourceError
 
 PIECE = 64 * 1024
-"""Bytes that are encrypted at a time. This is the fastest: larger pieces miss the CPU's cache."""
+"""How many bytes are encrypted at a time. This is fastest: larger pieces miss the CPU's cache."""
 SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
-"""Bytes that one call of sendfile may send; adapted to the speed of the client."""
+"""How many bytes one call of sendfile may send; adapted to the client's speed."""
 STALL_TIMEOUT = 120.0
-"""Seconds in which a client must take a slice or piece."""
+"""How many seconds a client has to accept a slice or piece."""
 
 
 @dataclass(eq=False)
@@ -35,16 +35,14 @@ class Sending:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it has been sent."""
         return self.sent == self.body.length
 
 
 class Outlet(Protocol):
-    """The way to a client. An `asyncio.StreamWriter` is one."""
+    """The way to a client, such as an `asyncio.StreamWriter`."""
 
     @property
-    def transport(self) -> asyncio.WriteTransport:
-        """The client's connection."""
+    def transport(self) -> asyncio.WriteTransport: ...
 
     async def drain(self) -> None:
         """Wait until there is room for more.
@@ -69,8 +67,6 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
     """Send a body, and close its source. Sets `sent`, and `error` if not all of it was sent.
 
     Args:
-        sending: the body.
-        outlet: the way to the client.
         tls: encrypts what is sent; None for plain HTTP.
     """
     source = sending.body.source
@@ -79,7 +75,7 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
         sender = TlsSender(outlet, descriptor, tls) if tls else PlainSender(outlet, descriptor)
         await _send(sending, sender)
     except (SourceError, OSError, SSL.Error, RuntimeError) as error:
-        # TimeoutError is an OSError; RuntimeError: the connection is gone.
+        # TimeoutError is an OSError; RuntimeError means that the connection is gone.
         sending.error = f"{type(error).__name__}: {error}"
     finally:
         source.close()
@@ -98,7 +94,7 @@ async def _send(sending: Sending, sender: Sender) -> None:
 
 
 class PlainSender:
-    """Lets the kernel send; the slices are adapted to the client's speed."""
+    """Lets the kernel send, in slices adapted to the client's speed."""
 
     def __init__(self, outlet: Outlet, descriptor: int) -> None:
         self._outlet = outlet
@@ -107,7 +103,6 @@ class PlainSender:
         self._slice = SMALLEST_SLICE
 
     async def send(self, offset: int, length: int) -> int:
-        """See `Sender.send`."""
         count = min(length, self._slice)
         started_at = time.monotonic()
         async with asyncio.timeout(STALL_TIMEOUT):
@@ -128,7 +123,7 @@ class PlainSender:
         except asyncio.SendfileNotAvailableError:
             if transport.is_closing():
                 raise
-        # A file system without sendfile: copy.
+        # The file system doesn't support sendfile, so copy.
         data = os.pread(self._file.fileno(), min(count, PIECE), offset)
         transport.write(data)
         await self._outlet.drain()
@@ -136,7 +131,7 @@ class PlainSender:
 
 
 class TlsSender:
-    """Encrypts in pieces; the event loop gets its turn after each, so that no other client starves."""
+    """Encrypts in pieces, and yields to the event loop after each, so that no other client starves."""
 
     def __init__(self, outlet: Outlet, descriptor: int, connection: SSL.Connection) -> None:
         self._outlet = outlet
@@ -145,7 +140,6 @@ class TlsSender:
         self._connection = connection
 
     async def send(self, offset: int, length: int) -> int:
-        """See `Sender.send`."""
         data = os.pread(self._descriptor, min(length, PIECE), offset)
         if not data:
             raise OSError("the file is shorter than it was")
@@ -156,7 +150,7 @@ class TlsSender:
         if self._transport.get_write_buffer_size():
             async with asyncio.timeout(STALL_TIMEOUT):
                 await self._outlet.drain()
-        # While the socket keeps up, nothing above yields: one fast client would hold the loop.
+        # While the socket keeps up, nothing above yields, and one fast client would hold the loop.
         await asyncio.sleep(0)
         return len(data)
 
@@ -164,7 +158,7 @@ class TlsSender:
         room = 2 * PIECE
         encrypted = self._connection.bio_read(room)
         self._transport.write(encrypted)
-        while len(encrypted) == room:  # a shorter read has emptied it
+        while len(encrypted) == room:  # a shorter read means that it is empty
             try:
                 encrypted = self._connection.bio_read(room)
             except SSL.WantReadError:

@@ -1,12 +1,12 @@
 """Bodies from disk to the sockets of mitmproxy's clients, by way of its internals.
 
-An addon can give mitmproxy a whole body in memory, or none: 10 TLS clients of a 100 MB file
-took 2 GB and seconds to the first byte (mitmproxy.md section 1). So the head of an answer goes
-through mitmproxy's layers as usual, then one hook that blocks only this stream sends the body
-straight to the transport, then the layers end the message.
+An addon can give mitmproxy a whole body in memory or none at all: 10 TLS clients of a 100 MB file took 2
+GB and seconds to the first byte (mitmproxy.md section 1). So the head of a response goes through
+mitmproxy's layers as usual. Then a hook that blocks only this stream sends the body straight to the
+transport, and finally the layers end the message.
 
-HTTP/1, plain and in TLS, is sent by the `senders`; anything else (HTTP/2, TLS in TLS) goes piece by
-piece through the layers.
+HTTP/1, plain or in TLS, is sent by the `senders`. Everything else (HTTP/2, TLS in TLS) goes through the
+layers piece by piece.
 """
 
 from __future__ import annotations
@@ -41,40 +41,40 @@ from clamproxy.proxy.takeover import InsideWriter
 from clamproxy.waiting import wait_while
 
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
-"""What a client has agreed on by ALPN."""
+"""The results of ALPN that mean HTTP/1."""
 
 JOB = "clamproxy_job"
-"""The name of a `BodyJob` among the attributes of a flow."""
+"""The name of the attribute of a flow that holds its `BodyJob`."""
 
 
 @dataclass(eq=False)
 class BodyJob(Sending):
-    """A body on its way to a client of mitmproxy's."""
+    """A body on its way to one of mitmproxy's clients."""
 
     stream: BodyStream | None = field(default=None, repr=False)
     piece: bytes = field(default=b"", repr=False)
-    """The next piece, where pieces go through mitmproxy's layers."""
+    """The next piece, if pieces go through mitmproxy's layers."""
 
 
 @dataclass
 class SendBodyHook(commands.StartHook):  # type: ignore[no-untyped-call]
-    """Asks the addon to send a whole body; calls its ``send_body``."""
+    """Asks the addon to send a whole body, by its ``send_body``."""
 
     job: BodyJob
 
 
 @dataclass
 class ReadPieceHook(commands.StartHook):  # type: ignore[no-untyped-call]
-    """Asks the addon for the next piece of a body; calls its ``read_piece``."""
+    """Asks the addon for the next piece of a body, by its ``read_piece``."""
 
     job: BodyJob
 
 
 class BodyStream(LimitedStream):
-    """One request and its answer; knows how to send a `BodyJob`."""
+    """One request and its response; knows how to send a `BodyJob`."""
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
-        """Send the answer that the addon has set."""
+        """Send the response that the addon has set."""
         job: BodyJob | None = vars(self.flow).get(JOB)
         if already_streamed or job is None or self.flow.response is None:
             yield from super().send_response(already_streamed)
@@ -107,7 +107,7 @@ class BodyStream(LimitedStream):
             job.sent += len(job.piece)
 
     def _cut(self, job: BodyJob) -> layer.CommandGenerator[None]:
-        """Close the connection: a Content-Length was given, so the client knows and tries again."""
+        """Close the connection: the client was given a Content-Length, so it notices and tries again."""
         self.flow.error = flow.Error(job.error or "body not sent")
         yield HttpErrorHook(self.flow)
         yield commands.CloseConnection(self.context.client)
@@ -117,14 +117,14 @@ class BodyStream(LimitedStream):
 
 
 class BodyHttpLayer(HttpLayer):
-    """An HTTP connection whose streams are `BodyStream`, and whose requests have bounds."""
+    """An HTTP connection with `BodyStream` as its streams, and with limits for requests."""
 
     limits = HeadLimits()
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         client = self.context.client
         if isinstance(event, events.Start) and client.alpn in _HTTP_1:
-            # mitmproxy leaves alone what is there already.
+            # mitmproxy doesn't replace an existing entry.
             self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits, self.mode))
         yield from super()._handle_event(event)
 
@@ -136,17 +136,17 @@ class BodyHttpLayer(HttpLayer):
 
 
 def choose_layer(next_layer: layer.NextLayer) -> None:
-    """Let mitmproxy choose the layer: script addons are asked before its own NextLayer is."""
+    """Let mitmproxy choose the layer: its own NextLayer is asked only after script addons."""
     if next_layer.layer is None:
         _addon("nextlayer").next_layer(next_layer)
 
 
 def install(top: layer.Layer | None, limits: HeadLimits) -> None:
-    """Make the HTTP layers of a connection send bodies from disk, and bound what they receive.
+    """Make the HTTP layers of a connection send bodies from disk, and limit what they receive.
 
     Args:
-        top: what a ``next_layer`` hook has chosen; reverse mode hands out a ready stack.
-        limits: of the heads of requests.
+        top: the choice of a ``next_layer`` hook; reverse mode gives a complete stack.
+        limits: for the heads of requests.
     """
     current: Any = top
     while current is not None:
@@ -157,10 +157,10 @@ def install(top: layer.Layer | None, limits: HeadLimits) -> None:
 
 
 def check_internals() -> None:
-    """See that this mitmproxy is built as this module expects.
+    """Check that this version of mitmproxy has what this module relies on.
 
     Raises:
-        RuntimeError: it isn't.
+        RuntimeError: something is missing.
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
@@ -175,7 +175,7 @@ def check_internals() -> None:
 
 
 async def send_body(job: BodyJob) -> None:
-    """Send a body to the client's transport; sets `sent`, and `error` if that is not all."""
+    """Send a body to the client's transport. Sets `sent`, and `error` if not all of it was sent."""
     assert job.stream is not None  # noqa: S101  (set by the stream that asks)
     tls = _direct_tls(job.stream)
     try:
@@ -188,7 +188,7 @@ async def send_body(job: BodyJob) -> None:
 
 
 async def read_piece(job: BodyJob) -> None:
-    """Read the next piece of a body, when there is room for it in the client's buffer."""
+    """Read the next piece of a body once there is room for it in the client's buffer."""
     source, body = job.body.source, job.body
     assert job.stream is not None  # noqa: S101
     try:
@@ -208,9 +208,9 @@ def _addon(name: str) -> Any:
 
 
 def close(client: connection.Client) -> None:
-    """Close a client's connection when what was written has been sent.
+    """Close a client's connection once everything written has been sent.
 
-    mitmproxy forgets to, where a command to close comes while it waits to handle what it has read.
+    mitmproxy forgets to do so if a command to close comes while it waits to handle what it has read.
     """
     with suppress(KeyError):
         _client_writer(client).close()
@@ -220,7 +220,7 @@ async def end_all(limit: float) -> None:
     """Close all TCP connections of clients at once, and wait until they are gone.
 
     Args:
-        limit: seconds to wait at most.
+        limit: how many seconds to wait at most.
     """
     handlers = _addon("proxyserver").connections
 
@@ -228,7 +228,7 @@ async def end_all(limit: float) -> None:
         return [one.client for one in handlers.values() if one.client.transport_protocol == "tcp"]
 
     for client in clients():
-        # Not abort(): asyncio stumbles over a transport that is lost in the middle of sendfile.
+        # Not abort(), because asyncio fails if a transport is lost in the middle of sendfile.
         with suppress(KeyError, OSError):
             _client_writer(client).get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     await wait_while(clients, limit, every=0.01)
@@ -252,7 +252,7 @@ def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
 
 
 def _direct_tls(stream: BodyStream) -> list[SSL.Connection] | None:
-    """The TLS under a stream whose body can go straight to the transport (none if it is plain), else None."""
+    """The TLS (empty if plain) under a stream whose body can go straight to the transport; else None."""
     tls = [found.tls for found in stream.context.layers if isinstance(found, ClientTLSLayer)]
     with suppress(KeyError):
         writer = _writer(stream)
@@ -264,6 +264,6 @@ def _direct_tls(stream: BodyStream) -> list[SSL.Connection] | None:
 
 
 def job_of(flow: HTTPFlow) -> BodyJob | None:
-    """The body that goes with a flow's answer, if it doesn't go the ordinary way."""
+    """The body that follows a flow's response, if it is sent from disk."""
     job = vars(flow).get(JOB)
     return job if isinstance(job, BodyJob) else None

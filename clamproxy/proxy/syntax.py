@@ -1,6 +1,6 @@
-"""The head of a request as RFC 9110 and 9112 want a server to take it. Pure: bytes in, verdict out.
+"""Checks the head of a request as RFC 9110 and 9112 require of a server. Pure: bytes in, verdict out.
 
-mitmproxy's own parser comes after this and accepts more: it was made to show traffic, not to judge it.
+mitmproxy's own parser runs after this and accepts more: it was made to show traffic, not to judge it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
-"""RFC 3986 3.2.2 and 3.2.3, without userinfo. It may be empty: RFC 9110 7.2."""
+"""RFC 3986 3.2.2 and 3.2.3, without userinfo. Host may be empty: RFC 9110 7.2."""
 _NO_PATH = re.compile(rb"(\S+\s+[A-Za-z]+://[^/?#\s]+)(\?\S*\s.*|\s.*)")
-"""A request line with an absolute form that ends with the authority, or has a query after that."""
+"""A request line with a target in absolute form that has no path, with or without a query."""
 
 type Fields = list[tuple[bytes, bytes]]
-"""Names in lower case, and values without the white space around them."""
+"""Names in lower case, and values without surrounding white space."""
 
 
 class Refusal(Exception):
-    """A request that is answered with an error before anybody has looked at what it asks for."""
+    """A request that is answered with an error before anything looks at what it asks for."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -28,10 +28,10 @@ class Refusal(Exception):
 
 
 def unfold(lines: Sequence[bytes]) -> list[bytes]:
-    """Put fields that are folded over several lines into one each (RFC 9112 5.2).
+    """Join each field that is folded over several lines into one line (RFC 9112 5.2).
 
     Raises:
-        Refusal: there is no field to which such a line belongs (2.2).
+        Refusal: a continuation line has no field to belong to (2.2).
     """
     unfolded: list[bytes] = []
     for line in lines:
@@ -45,13 +45,13 @@ def unfold(lines: Sequence[bytes]) -> list[bytes]:
 
 
 def check_head(lines: Sequence[bytes]) -> None:
-    """See that a head is one.
+    """Check the head of a request.
 
     Args:
-        lines: the request line and the fields, unfolded and without their ends.
+        lines: the request line and the fields, unfolded and without line ends.
 
     Raises:
-        Refusal: it isn't; 400, 501 or 505.
+        Refusal: it is malformed or not supported; the status is 400, 501 or 505.
     """
     if any(b"\r" in line or b"\0" in line for line in lines):
         raise Refusal(400, "a bare CR or a NUL in the header")  # RFC 9112 2.2, RFC 9110 5.5
@@ -62,7 +62,7 @@ def check_head(lines: Sequence[bytes]) -> None:
 
 
 def with_path(line: bytes) -> tuple[bytes, bool]:
-    """A request line whose target has a path, and whether it had one (RFC 9110 4.2.3)."""
+    """A request line with a path added if its target had none, and whether it had one (RFC 9110 4.2.3)."""
     match = _NO_PATH.fullmatch(line)
     return (b"/".join(match.groups()), False) if match else (line, True)
 
@@ -71,8 +71,8 @@ def options(fields: Sequence[tuple[bytes, bytes]], name: bytes) -> Iterator[byte
     """The members of a list field, in lower case (RFC 9110 5.6.1).
 
     Args:
-        fields: of a message, in any case.
-        name: of the field, in lower case; it may be there several times.
+        fields: of a message, names in any case.
+        name: of the field, in lower case; it may occur several times.
     """
     for one, value in fields:
         if one.lower() == name:
@@ -108,7 +108,7 @@ def _fields(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _check_host(fields: Fields, version: bytes) -> None:
-    """RFC 9112 3.2."""
+    """Require one valid Host (RFC 9112 3.2)."""
     hosts = [value for name, value in fields if name == b"host"]
     if len(hosts) > 1:
         raise Refusal(400, "more than one Host")
@@ -119,7 +119,7 @@ def _check_host(fields: Fields, version: bytes) -> None:
 
 
 def _check_length(fields: Fields, method: bytes, version: bytes) -> None:
-    """Where the content ends must be beyond doubt: RFC 9112 6.1 to 6.3."""
+    """Require that there is no doubt where the content ends (RFC 9112 6.1 to 6.3)."""
     lengths = [value for name, value in fields if name == b"content-length"]
     codings = list(options(fields, b"transfer-encoding"))
     is_coded = any(name == b"transfer-encoding" for name, _ in fields)

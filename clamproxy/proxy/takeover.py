@@ -1,8 +1,8 @@
 """Puts doors in place of mitmproxy's servers, and hands connections to mitmproxy.
 
-mitmproxy opens its ports itself. Its servers are then replaced by doors on the same sockets. These pass on
-the connections that the express lane doesn't keep, with the bytes that were already read. No other module
-knows how mitmproxy accepts a connection.
+mitmproxy opens its ports itself. Its servers are then replaced by doors on the same sockets. The doors
+pass on the connections that the express lane doesn't keep, with the bytes that were already read. No
+other module knows how mitmproxy accepts a connection.
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ def check_internals() -> None:
     """Check that this version of mitmproxy has what this module relies on.
 
     Raises:
-        RuntimeError: it isn't.
+        RuntimeError: something is missing.
     """
     require({AsyncioServerInstance: ("_servers", "handle_stream"), Proxyserver: ("servers", "connections")})
 
 
 class Takeover:
-    """Replaces mitmproxy's servers: when told to, and whenever mitmproxy has opened other ones."""
+    """Replaces mitmproxy's servers: when told to, and whenever mitmproxy has opened others.
+
+    Args:
+        proxy: mitmproxy's addon that listens.
+        threshold: says which clients may connect.
+        lane: gives the express lane; None if mitmproxy should get all new connections.
+    """
 
     def __init__(self, proxy: Proxyserver, threshold: Threshold, lane: Callable[[], Lane | None]) -> None:
-        """Prepare.
-
-        Args:
-            proxy: mitmproxy's addon that listens.
-            threshold: says which clients may connect.
-            lane: gives the express lane; None if mitmproxy is to have all new connections.
-        """
         self._proxy = proxy
         self._threshold = threshold
         self._lane = lane
         proxy.servers.changed.connect(self.take)
 
     def take(self) -> None:
-        """Replace the servers that still accept connections themselves. No connection is lost by that."""
+        """Replace the servers that still accept connections themselves. No connection is lost."""
         for instance in self._proxy.servers:
             if isinstance(instance, AsyncioServerInstance):
                 servers: list[Any] = instance._servers
@@ -82,7 +81,7 @@ def _hand_over(
     tunnel: Tunnel | None,
     has_ended: bool,
 ) -> None:
-    """Give a connection of the lane's to mitmproxy. The last four arguments are those of `lane.HandOver`."""
+    """Give one of the lane's connections to mitmproxy. The last four arguments are `lane.HandOver`'s."""
     protocol = _MitmproxyProtocol(instance, leave, tunnel)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
@@ -110,12 +109,12 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
         if transport.get_extra_info("peername") is None:
-            self._client.abort()  # it has left already: nobody could tell whose requests these are
+            self._client.abort()  # it has left already, and nobody could tell whose requests these are
             return
         super().connection_made(transport)
 
     def read(self, data: bytes) -> None:
-        """Take in bytes that are decrypted already."""
+        """Take in bytes that are already decrypted."""
         super().data_received(data)
 
     def data_received(self, data: bytes) -> None:
@@ -125,7 +124,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
             return
         try:
             said, to_send = session.receive(data)
-        except SSL.Error:  # nothing that follows can be read, or said
+        except SSL.Error:  # nothing more can be read or sent
             self._client.write(session.take())
             self._client.close()
             return
@@ -143,7 +142,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 class InsideWriter(asyncio.StreamWriter):
     """Writes for mitmproxy into a tunnel that the lane has opened.
 
-    mitmproxy gets the client's CONNECT again, to learn where the tunnel leads. Its answer to that is dropped.
+    mitmproxy gets the client's CONNECT again, to learn where the tunnel leads. Its response is dropped.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class InsideWriter(asyncio.StreamWriter):
         return self._session.connection if self._session is not None else None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything except the answer to CONNECT, which the client already has."""
+        """Send everything except the response to CONNECT, which the client already has."""
         if not self._is_open:
             self._is_open = True
             head, _, data = bytes(data).partition(b"\r\n\r\n")
@@ -173,7 +172,7 @@ class InsideWriter(asyncio.StreamWriter):
         if data and self._session is not None:
             try:
                 data = self._session.encrypt(bytes(data))
-            except SSL.Error:  # whatever the client has done to it
+            except SSL.Error:  # for whatever the client did
                 self.close()
                 return
         if data:

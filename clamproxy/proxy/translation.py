@@ -1,4 +1,4 @@
-"""Translates between mitmproxy's types and the front's."""
+"""Translates between mitmproxy's types and those of the front."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Callers:
         self._callers: WeakKeyDictionary[connection.Client, Caller] = WeakKeyDictionary()
 
     def of(self, client: connection.Client) -> Caller:
-        """The caller of a connection; the same object as long as the connection lasts."""
+        """The caller of a connection; always the same object for one connection."""
         caller = self._callers.get(client)
         if caller is None:
             caller = Caller(client.peername[0], *client.sockname[:2], is_reverse=_is_reverse(client))
@@ -30,7 +30,6 @@ class Callers:
 
 
 def asked_of(request: http.Request, caller: Caller) -> Asked:
-    """Turn mitmproxy's request into the front's."""
     return Asked(
         method=_method(request),
         path=request.path,
@@ -44,7 +43,7 @@ def asked_of(request: http.Request, caller: Caller) -> Asked:
 
 
 def response_of(response: Response) -> http.Response:
-    """Turn a response into mitmproxy's response; without its body, if that is sent from disk."""
+    """Turn a response into mitmproxy's, without its body if that is sent from disk."""
     return http.Response(
         http_version=b"HTTP/1.1",
         status_code=response.status,
@@ -62,10 +61,10 @@ def _is_reverse(client: connection.Client) -> bool:
 
 
 def _text(raw: bytes) -> str:
-    """Replace line ends, which HTTP/2 lets through, by spaces: RFC 9110 5.5 asks a recipient to."""
+    """Replace line ends, which HTTP/2 lets through, by spaces, as RFC 9110 5.5 requires of a recipient."""
     return raw.decode("latin-1").replace("\r", " ").replace("\n", " ")
 
 
 def _method(request: http.Request) -> str:
-    """The method as it was sent. mitmproxy turns it into upper case, but case matters: RFC 9110 9.1."""
+    """The method as it was sent; mitmproxy converts it to upper case, but case matters (RFC 9110 9.1)."""
     return _text(request.data.method)

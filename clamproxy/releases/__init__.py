@@ -1,1 +1,1 @@
-"""Releases: what a new version brings, fetched ahead, and what the cached patches make of it."""
+"""Releases: fetching new versions ahead of clients, and what the cached patches make of them."""

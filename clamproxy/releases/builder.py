@@ -1,8 +1,7 @@
 """CLDs, built here from the cached CVD and the patches: what PrivateMirror clients ask for first.
 
-freshclam in PrivateMirror mode never uses patches; it asks for ``<db>.cld``, then for
-``<db>.cvd``, whole each time (protocol.md 1.3). With the CLD it gets each version without a
-download from the origin.
+freshclam in PrivateMirror mode never uses patches; it asks for ``<db>.cld``, then for ``<db>.cvd``, whole
+each time (protocol.md 1.3). With the CLD, it gets each new version without a download from the origin.
 """
 
 from __future__ import annotations
@@ -33,22 +32,27 @@ from clamproxy.threads import Writer, in_thread
 logger = logging.getLogger(__name__)
 
 LEVEL = 1
-"""zlib's level: a site's network gains most from the first; see benchmarks/README.md."""
+"""zlib's compression level: the first level saves a site's network the most; see benchmarks/README.md."""
 LONGEST_BUILD = 24 * 3600.0
-"""Seconds after which a workspace was left behind by a process that ended."""
+"""Seconds after which a workspace counts as left behind by a process that has ended."""
 
 
 LONGEST_DEMAND = 3 * 86400.0
-"""Seconds after which a demand for CLDs is over."""
+"""Seconds after the last request for a CLD until the database counts as no longer in demand."""
 _NOTED_EVERY = 3600.0
 
 
 class BuildError(Exception):
-    """The CLD can't be built: the client is to take the CVD."""
+    """The CLD can't be built; the client should fetch the CVD instead."""
 
 
 class CldBuilder:
-    """Builds CLDs, one at a time, each once. Event loop only."""
+    """Builds CLDs, one at a time, each once. Owns its tasks. Event loop only.
+
+    Args:
+        save: is given a database and the time of the last request for its CLD, to survive a restart.
+        after_publishing: called when the store has grown.
+    """
 
     def __init__(
         self,
@@ -59,16 +63,6 @@ class CldBuilder:
         after_publishing: Callable[[], object] = lambda: None,
         clock: Clock = time,
     ) -> None:
-        """Take over for which databases CLDs were demanded before a restart.
-
-        Args:
-            store: where CVDs and patches are, and CLDs go.
-            writer: publishes.
-            keys: whose signatures count.
-            notes: where the time of the last demand is kept, by database.
-            after_publishing: called when the store has grown.
-            clock: tells the time.
-        """
         self._after_publishing = after_publishing
         self._clock = clock
         self._notes = notes
@@ -86,22 +80,22 @@ class CldBuilder:
         self._demanded_at = notes.load(lambda saved: as_past_time(saved, clock.time()))
 
     def note_demand(self, database: str) -> None:
-        """A client asks for a CLD of this database. Quick."""
+        """Note that a client asks for a CLD of this database. Quick."""
         now = self._clock.time()
         if now - self._demanded_at.get(database, 0.0) >= _NOTED_EVERY:
             self._demanded_at[database] = now
             self._notes.save(database, now)
 
     def is_in_demand(self, database: str) -> bool:
-        """Whether clients have asked lately, so that it is worth building each new version ahead."""
+        """Whether clients have asked recently, so that building each new version ahead is worthwhile."""
         return self._clock.time() - self._demanded_at.get(database, 0.0) < LONGEST_DEMAND
 
     def can_build(self, object_id: ObjectId) -> bool:
-        """Whether there is no reason yet why this CLD could not be built."""
+        """Whether building this CLD hasn't failed so far."""
         return object_id not in self._failed
 
     def start(self, database: str, proven: ProvenLineage) -> ObjectId:
-        """Begin to build the CLD of the version that a lineage reaches, unless it is there.
+        """Start building the CLD of the version that a lineage reaches, unless it exists.
 
         Returns:
             The CLD's name.
@@ -112,9 +106,9 @@ class CldBuilder:
         return object_id
 
     async def open(self, database: str, proven: ProvenLineage) -> PublishedFile:
-        """The CLD of the version that a lineage reaches, built if it isn't there yet.
+        """Open the CLD of the version that a lineage reaches, building it first if necessary.
 
-        The building goes on when the one who waits for it leaves.
+        Cancelling this call doesn't stop the build.
 
         Raises:
             BuildError: it can't be built.
@@ -124,16 +118,16 @@ class CldBuilder:
             await self._running.run(object_id, partial(self._build, object_id, proven))
         published = self._store.open(object_id)
         if published is None:
-            self._failed.add(object_id)  # there was no room for it, or it didn't come out right
+            self._failed.add(object_id)  # there was no room for it, or the result was wrong
             raise BuildError(f"{object_id.file_name} can't be built")
         return published
 
     def stop(self) -> None:
-        """Cancel what is waiting; the process doesn't wait for what is at work."""
+        """Cancel all builds. Their threads go on, but the process doesn't wait for them."""
         self._running.stop()
 
     def sweep(self) -> None:
-        """Remove what processes left that were killed while they built. Blocks."""
+        """Remove what processes left behind that were killed during a build. Blocks."""
         for path in self._directory.glob("*"):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime + LONGEST_BUILD < time.time():
@@ -150,7 +144,7 @@ class CldBuilder:
                     "clamproxy-build", lambda: self._work(object_id, proven.lineage.base)
                 )
             except (InvalidObject, OSError) as error:
-                # Tried again after a restart; until then, clients take the CVD.
+                # It is tried again after a restart; until then, clients fetch the CVD.
                 self._failed.add(object_id)
                 logger.warning("%s can't be built: %s", object_id.file_name, error)
                 return
@@ -164,7 +158,7 @@ class CldBuilder:
             logger.info("Built %s in %.1f s.", object_id.file_name, time.monotonic() - started_at)
 
     def _work(self, object_id: ObjectId, base_version: int) -> Path:
-        """Build in a directory of its own, which is returned; the caller removes it."""
+        """Build in a separate directory and return it; the caller removes it."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         workspace = Path(tempfile.mkdtemp(prefix=f"{object_id.file_name}.", dir=self._directory))
         unpacked = workspace / "unpacked"
@@ -186,7 +180,7 @@ class CldBuilder:
         return workspace
 
     def _ingredients(self, object_id: ObjectId, base_version: int) -> list[PublishedFile]:
-        """What to build from: the newest earlier CLD, else the base, and the patches from there on."""
+        """What to build from: the newest earlier CLD or else the base, and the patches that follow it."""
         database, found = object_id.database, list[PublishedFile]()
         for version in range(object_id.version - 1, base_version - 1, -1):
             kind = Kind.CVD if version == base_version else Kind.CLD

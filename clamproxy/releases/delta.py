@@ -1,9 +1,9 @@
-"""Delta serving: when a cached CVD, and the patches after it, stand for a newer version. Pure.
+"""Delta serving: when a cached CVD and the patches after it can stand in for a newer version. Pure.
 
-A new client that gets an older CVD than is advertised asks at once for the cdiffs from there on
-(protocol.md 2.5, measured: test-3.cvd and three cdiffs became version 6). So a release costs the
-site its cdiff, and a whole CVD is only fetched anew where patches don't lead on, or where there
-are so many of them that a new client loses time.
+A new client that gets an older CVD than advertised asks at once for the cdiffs that follow
+(protocol.md 2.5, measured: test-3.cvd and three cdiffs became version 6). So a release costs the site
+only its cdiff. A whole CVD is fetched again only where patches don't lead on, or where there are so many
+of them that a new client loses time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from clamproxy.config.settings import Delta
 
 
 class Renewal(StrEnum):
-    """When the base is to be replaced by a newer CVD."""
+    """When to replace the base with a newer CVD."""
 
     NOT_NEEDED = "not needed"
     IN_A_QUIET_HOUR = "in a quiet hour"
@@ -27,24 +27,23 @@ class Lineage:
     """A cached CVD, the base, and the cached cdiffs that follow it without a gap."""
 
     base: int
-    """Version of the CVD."""
     base_size: int
-    """Its bytes."""
+    """Size of that CVD in bytes."""
     reached: int
-    """The version that the last of the cdiffs leads to; that of the base if there is none."""
+    """The version that the last of the cdiffs leads to; the base's own if there are none."""
     patch_bytes: int = 0
-    """Bytes of these cdiffs together."""
+    """Total size of the cdiffs in bytes."""
     is_blocked: bool = False
-    """Whether the next cdiff is here and leads nowhere: it is empty, with which the vendor tells
-    clients to take the whole CVD (trap 15), or it doesn't fit."""
+    """Whether the next cdiff is here but leads nowhere. Either it is empty, which is how the vendor tells
+    clients to fetch the whole CVD (trap 15), or it doesn't fit."""
 
     @property
     def patches(self) -> int:
-        """How many patches a client applies that gets the base."""
+        """How many patches a client that gets the base must apply."""
         return self.reached - self.base
 
     def is_within(self, limits: Delta) -> bool:
-        """Whether patches and base together are still a good deal for a new client."""
+        """Whether the base with its patches is still a good choice for a new client."""
         return self.patches <= limits.max_patches and self.patch_bytes <= limits.max_share * self.base_size
 
 
@@ -52,9 +51,7 @@ def renewal(lineage: Lineage, limits: Delta, *, next_is_gone: bool = False) -> R
     """When to fetch a newer base.
 
     Args:
-        lineage: what is here.
-        limits: the section ``delta`` of the configuration.
-        next_is_gone: whether the next cdiff is advertised, and the origin has it no more.
+        next_is_gone: whether the next cdiff is advertised, but the origin no longer has it.
     """
     if not limits.enabled:
         return Renewal.NOT_NEEDED

@@ -1,8 +1,8 @@
 """The follower: fetches what a release brings before clients ask for it.
 
-It watches the advertised versions of the databases in use. New patches and their signatures are
-fetched as they appear, in the name of a freshclam that came by; and where patches don't lead
-on, or have become many, a new CVD.
+It watches the advertised versions of the databases in use. It fetches new patches and their signatures as
+they appear, on behalf of a freshclam that came by. Where patches don't lead on, or have become too many,
+it fetches a new CVD.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from clamproxy.releases.stuck import StuckPatches
 logger = logging.getLogger(__name__)
 
 LATEST_START = 10.0
-"""Seconds after the start, at most, until the first look."""
+"""The longest time from the start to the first look, in seconds."""
 SHORTEST_PROBE_INTERVAL = 900.0
-"""Seconds between looks at the header of a CVD, where DNS says nothing."""
+"""Seconds between probes for the header of a CVD, where DNS doesn't tell the version."""
 LONGEST_TRUST = 86400.0
-"""Seconds for which DNS alone is believed that there is nothing newer."""
+"""Seconds for which DNS alone is believed when it says that there is nothing newer."""
 LONGEST_WAIT = 86400.0
-"""Seconds after which a signature that the origin doesn't have counts as one that never comes."""
+"""Seconds after which a signature that the origin lacks is no longer expected."""
 LONGEST_SLEEP = 600.0
 LONGEST_INTEREST = 86400.0
-"""Seconds for which a database of which nothing is cached is watched after a client asked for it."""
+"""Seconds for which a database without a cached file is watched after a client asked for it."""
 LONGEST_LAG = 3600.0
-"""Seconds after which a patch that the origin doesn't have counts as one that never comes."""
+"""Seconds after which a patch that the origin lacks is no longer expected."""
 
 
 class Follower:
-    """The background task. Event loop only."""
+    """The background task that fetches ahead. Event loop only."""
 
     def __init__(
         self,
@@ -64,7 +64,6 @@ class Follower:
         signs: Signs,
         stuck: StuckPatches,
     ) -> None:
-        """Use the given parts; who makes them also stops them."""
         self._settings = settings
         self._store = store
         self._versions = origin.versions
@@ -79,27 +78,27 @@ class Follower:
         self._stuck = stuck
         self._clock = origin.clock
         self._in_use: dict[str, float] = {}
-        """When a client asked last, Unix seconds, by database."""
+        """When a client last asked for each database, in Unix seconds."""
         self._lock: IO[bytes] | None = None
         self._settled: set[ObjectId] = set()
-        """Signatures that are here, or that never will be."""
+        """Signatures that are cached, or no longer expected."""
         self._missing_since: dict[ObjectId, float] = {}
         self._gaps: dict[str, tuple[int, float]] = {}
-        """The patch that each database lacks at the origin, and since when that is known."""
+        """By database: the patch that the origin lacks, and since when, in Unix seconds."""
         self._made_at = self._clock.time()
         self._task: asyncio.Task[None] | None = None
 
     def see(self, database: str) -> None:
-        """A client asks for files of this database."""
+        """Note that a client asks for files of this database."""
         self._in_use[database] = self._clock.time()
 
     def start(self) -> None:
-        """Begin, if anything is to be fetched ahead of clients at all."""
+        """Start following, unless nothing is to be fetched ahead of clients."""
         if self._settings.serving.prefetch != "none" and not self._settings.upstream.offline:
             self._task = asyncio.create_task(self._run(), name="follow releases")
 
     def stop(self) -> None:
-        """Cancel; what has arrived stays on disk."""
+        """Cancel the task; what has arrived stays on disk."""
         if self._task is not None:
             self._task.cancel()
         if self._lock is not None:
@@ -115,7 +114,7 @@ class Follower:
                         await self._look(database)
             except Exception:
                 logger.exception("Following releases failed.")
-            # Gateways that were started together shall not ask together.
+            # Gateways that were started together should not ask together.
             await asyncio.sleep(min(refresh, LONGEST_SLEEP) * random.uniform(1.0, 1.25))  # noqa: S311
 
     async def _look(self, database: str) -> None:
@@ -127,13 +126,13 @@ class Follower:
             logger.exception("Following the releases of %s failed.", database)
 
     def _is_in_charge(self) -> bool:
-        """Whether it is this process, of those that share the cache, which fetches for all of them."""
+        """Whether this process is the one that fetches for all processes sharing the cache."""
         try:
             if self._lock is None:
                 self._lock = (self._store.directory / "follower.lock").open("ab")
             return try_lock(self._lock)
         except OSError as error:
-            # On a disk that takes nothing, each process fetches for its own memory.
+            # If the disk can't be written to, each process fetches for its own memory.
             if not self._store.condition.failed(error):
                 raise
         return True
@@ -150,7 +149,7 @@ class Follower:
         """Look once, and fetch what is missing.
 
         Raises:
-            OriginTrouble: something can't be had now; the next look is soon.
+            OriginTrouble: something isn't available now; the next look is soon.
         """
         requester = self._requester()
         advertised = await self._advertised(database, requester)
@@ -168,19 +167,22 @@ class Follower:
             self._builder.start(database, proven)
 
     def _requester(self) -> Requester | None:
-        """In whose name to ask: if there is any, one that the origin has not refused lately."""
+        """On whose behalf to ask; prefers a version that the origin hasn't refused lately."""
         cooldowns = self._cooldowns
-        # A refusal of one file doesn't concern the others: only the client version is looked at.
+        # No path is given: a refusal of one file doesn't concern the others.
         return self._agents.requester(
             lambda agent: not cooldowns.was_refused(agent) and cooldowns.check("", agent) is None
         ) or self._agents.requester(lambda agent: cooldowns.check("", agent) is None)
 
     async def refetch(self, object_id: ObjectId) -> None:
-        """See `Prefetcher.refetch`."""
+        """Fetch an object again; see `Prefetcher.refetch`.
+
+        Raises:
+            OriginTrouble: it isn't available now, or there is no client on whose behalf to ask.
+        """
         await self._prefetcher.refetch(object_id, self._require_requester())
 
     def _require_requester(self) -> Requester:
-        """Raises `OriginError` if there is none."""
         requester = self._requester() or self._agents.requester()
         if requester is None:
             raise OriginError(
@@ -189,10 +191,10 @@ class Follower:
         return requester
 
     async def fetch_release(self, database: str) -> None:
-        """Fetch all of the advertised version: patches, the whole CVD, and the signatures.
+        """Fetch everything of the advertised version: patches, the whole CVD, and the signatures.
 
         Raises:
-            OriginTrouble: something of it can't be had now.
+            OriginTrouble: some of it isn't available now.
         """
         requester = self._require_requester()
         told = await self._versions.get(database, patience=None) if self._settings.asks_dns else None
@@ -200,8 +202,8 @@ class Follower:
             await self._heads.probe(database, requester, 0, 0)
         head, cached = self._heads.get(database), self._store.newest_version(database)
         advertised = told.version if told and told.fresh else head.header.version if head else 0
-        # The last two patches in any case, for clients that are a little behind, but not all that
-        # there ever were.
+        # The last two patches in any case, for clients that are slightly behind, but not every patch
+        # there ever was.
         first = min(advertised - 1, advertised if cached is None else cached + 1)
         first = max(1, first, advertised - self._settings.cache.keep_cdiffs + 1)
         with suppress(NotFoundError):
@@ -211,7 +213,7 @@ class Follower:
         await self._fetch_signatures(database, advertised, requester, insists=True)
 
     async def _advertised(self, database: str, requester: Requester | None) -> int | None:
-        """The version that is advertised by DNS, else by the header of the origin's CVD."""
+        """The version advertised by DNS, or else by the header of the origin's CVD."""
         if self._settings.asks_dns:
             advertised = await self._versions.get(database)
             if advertised is not None and advertised.fresh:
@@ -223,21 +225,21 @@ class Follower:
         return self._seen(database) or None
 
     def _seen(self, database: str) -> int:
-        """The version in the header of the origin's CVD; 0 if that was never seen."""
+        """The version in the header of the origin's CVD; 0 if it was never seen."""
         head = self._heads.get(database)
         return head.header.version if head else 0
 
     async def _look_past_dns(self, database: str, requester: Requester) -> None:
-        """DNS that has no news for ever may be wrong: once a day the origin is looked at all the same."""
+        """Probe the origin once a day even if DNS has no news, because DNS may be wrong."""
         age = self._clock.time() - max(self._heads.sighting(database).at, self._made_at)
         if self._settings.asks_dns and age >= LONGEST_TRUST and self._prefetcher.may_renew(database):
             with suppress(*ORIGIN_TROUBLE):
                 await self._heads.probe(database, requester, 0, 0)
 
     async def _fetch_patches(self, database: str, advertised: int, requester: Requester) -> None:
-        """Fetch the patches up to the advertised version, from where the cached ones end."""
+        """Fetch the patches that follow the cached ones, up to the advertised version."""
         wanted = patches_between(database, await self._first_missing(database, advertised), advertised)
-        # In their order: none is of use to anybody before its predecessors.
+        # In order: no patch is of any use before its predecessors are here.
         asked = list(takewhile(lambda one: self._store.has(one) or self._prefetcher.may_fetch(one), wanted))
         try:
             await self._prefetcher.fetch_patches(asked, requester)
@@ -254,19 +256,19 @@ class Follower:
         proven = await self._lineages.get(database)
         if proven is not None and not proven.lineage.is_blocked and proven.lineage.reached >= oldest - 1:
             return proven.lineage.reached + 1
-        # Without a base to go on from, the patches still serve the clients that have one.
+        # Even without a base here, the patches serve clients that have one.
         for version in range(advertised, max(oldest, 1), -1):
             if self._store.has(ObjectId(database, version, Kind.CDIFF)):
                 return version + 1
         return advertised + 1 if proven is None else advertised
 
     async def _renew_if_due(self, database: str, advertised: int, requester: Requester) -> None:
-        """Fetch a new CVD, if patches don't do it."""
+        """Fetch a new CVD if patches are not enough."""
         due = await self._renewal(database, advertised)
         if due is Renewal.IN_A_QUIET_HOUR and not self._quiet_hour.is_now():
             return
         if due is not Renewal.NOT_NEEDED:
-            # Not waited for: the patches of other databases shall not wait, either.
+            # In the background, so that the patches of other databases don't have to wait.
             self._prefetcher.renew_soon(database, requester)
 
     async def _renewal(self, database: str, advertised: int) -> Renewal:
@@ -274,7 +276,7 @@ class Follower:
         if self._settings.serving.prefetch == "all" and (proven is None or proven.lineage.base < advertised):
             return Renewal.AT_ONCE
         gap, since = self._gaps.get(database, (0, 0.0))
-        # An edge of the CDN may lag behind; the newest patch may be published late.
+        # An edge of the CDN may lag behind, and the newest patch may be published late.
         patience = 2 * self._settings.versions.refresh if gap < advertised else LONGEST_LAG
         is_gone = gap > 0 and self._clock.time() - since >= patience
         if proven is None:
@@ -288,13 +290,10 @@ class Follower:
     async def _fetch_signatures(
         self, database: str, advertised: int, requester: Requester, *, insists: bool = False
     ) -> None:
-        """Fetch the signatures of the base and of the patches that are here.
+        """Fetch the signatures of the base and of the cached patches.
 
         Args:
-            database: whose.
-            advertised: its version.
-            requester: in whose name.
-            insists: whether a person waits: then no budget holds back, and trouble is raised.
+            insists: whether a person is waiting. Then the budget doesn't count, and trouble is raised.
         """
         proven = await self._lineages.get(database)
         oldest = max(1, advertised - self._settings.delta.max_patches + 1)
@@ -318,11 +317,11 @@ class Follower:
         try:
             await self._prefetcher.fetch(signature, requester)
         except NotFoundError:
-            # It may be published after its object; that of an older one never will be.
+            # A signature may be published after its object, but no longer for an older version.
             since = self._missing_since.setdefault(signature, self._clock.time())
             if signature.version < advertised - 1 or self._clock.time() - since >= LONGEST_WAIT:
                 self._settled.add(signature)
         except TransferError as error:
             if error.failure is FailureKind.FORBIDDEN:
-                raise  # which concerns the others, too
+                raise  # this concerns all the others as well
             logger.debug("%s: not now: %s", signature.file_name, error)

@@ -1,8 +1,8 @@
-"""Lineages: which version the cached patches lead to, from the newest cached CVD on.
+"""Lineages: which version the cached patches lead to, starting from the newest cached CVD.
 
-Each patch also changes the database's ``.info``, which the vendor signed anew for each version.
-So from the base and the patches alone the header of every version in between is known, and
-proven: no client can be led into a patch that doesn't fit (trap 18).
+Each patch also changes the database's ``.info``, which the vendor signs anew for each version. So the
+base and the patches alone prove the header of every version in between, and no client can be led to a
+patch that doesn't fit (trap 18).
 """
 
 from __future__ import annotations
@@ -31,35 +31,33 @@ from clamproxy.threads import in_thread
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.2
-"""Seconds between looks at all patches of a lineage, which take up to half a millisecond."""
+"""Seconds between checks of all patches of a lineage; each check takes up to half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProvenLineage:
-    """A lineage, and the ``.info`` of the version that it reaches."""
+    """A lineage, with the ``.info`` of the version that it reaches."""
 
     lineage: Lineage
     info: Info
 
     @property
     def header(self) -> CvdHeader:
-        """The header of that version, in the form that a CLD has it: without hash and signature."""
+        """The header of that version as a CLD has it, without hash and signature."""
         return self.info.header
 
 
 class Lineages:
-    """The lineage of each database, kept in step with the store. Event loop only."""
+    """The lineage of each database, kept in step with the store. Event loop only.
+
+    Args:
+        store: where CVDs and cdiffs are; other processes may add to it.
+        learn: is given each database and header that is proven, in a thread.
+    """
 
     def __init__(
         self, store: Store, keys: TrustedKeys, learn: Callable[[str, CvdHeader], None] = lambda *_: None
     ) -> None:
-        """Start without any; the store is read when one is asked for.
-
-        Args:
-            store: where CVDs and cdiffs are; other processes may add to it.
-            keys: whose signatures count.
-            learn: is given each database and header that is proven, in a thread.
-        """
         self._store = store
         self._keys = keys
         self._learn = learn
@@ -68,10 +66,11 @@ class Lineages:
         self._readings = SingleFlight[str, ProvenLineage | None]("lineage of")
 
     async def get(self, database: str) -> ProvenLineage | None:
-        """The lineage as the store has it now; None if there is no CVD to begin with.
+        """The lineage in the store's current state; None if there is no CVD to start from.
 
-        Quick, but for the first call after the start, or after a base or a patch was added: that
-        reads and verifies these, in a thread. Others wait for the same reading; it goes on when they leave.
+        Quick, except for the first call after the start and after a base or patch was added: the new
+        files are then read and verified in a thread. Concurrent calls share that work, which cancelling
+        them doesn't stop.
         """
         known = self._known.get(database)
         if known is not None and self._is_current(known.lineage, database):
@@ -79,18 +78,17 @@ class Lineages:
         return await self._readings.run(database, partial(self._read_in_thread, database, known))
 
     def last(self, database: str) -> ProvenLineage | None:
-        """The lineage as it was when somebody asked for it last, if its base is still the base. Quick."""
+        """The lineage when it was last asked for; None if its base has been replaced. Quick."""
         known = self._known.get(database)
         if known is None or self._store.newest_version(database) != known.lineage.base:
             return None
         return known
 
     def read(self, database: str, known: ProvenLineage | None = None) -> ProvenLineage | None:
-        """Read a lineage from the store. Blocks: some milliseconds for each patch.
+        """Read a lineage from the store. Blocks for some milliseconds per patch.
 
         Args:
-            database: whose.
-            known: an earlier result, from which to go on if its base is still the same.
+            known: an earlier result to continue from, if its base is still the same.
         """
         base = self._store.open_newest(database)
         if base is None:
@@ -107,7 +105,7 @@ class Lineages:
         return self.read(database) if was_dropped else None  # there may be an older one
 
     def _begin(self, base: PublishedFile) -> ProvenLineage | None:
-        """The lineage of a base without patches; None if it can't be read, or is damaged."""
+        """The lineage of a base without patches; None if the base is unreadable or damaged."""
         object_id = base.object_id
         try:
             with open(base.fileno(), "rb", closefd=False) as file:
@@ -117,7 +115,7 @@ class Lineages:
             logger.warning("%s can't be read: %s", object_id.file_name, error)
             return None
         except InvalidObject as error:
-            # It was verified when it came, and has been spoilt since: serving it would hurt clients.
+            # It was verified when it arrived and was damaged since; serving it would hurt clients.
             logger.warning(
                 "%s was damaged, and has been dropped from the cache: %s", object_id.file_name, error
             )
@@ -151,7 +149,7 @@ class Lineages:
         return known
 
     def _step(self, database: str, known: ProvenLineage) -> ProvenLineage | None:
-        """The lineage with one more patch; None if that patch isn't here."""
+        """The lineage extended by one patch; None if that patch isn't here."""
         patch_id = ObjectId(database, known.lineage.reached + 1, Kind.CDIFF)
         patch = self._store.open(patch_id)
         if patch is None:
@@ -176,7 +174,7 @@ class Lineages:
         return ProvenLineage(replace(known.lineage, reached=patch_id.version, patch_bytes=total), info)
 
     def _is_damaged(self, file: BinaryIO, patch_id: ObjectId) -> bool:
-        """Whether a patch was spoilt since it came; then it is dropped, to be fetched again."""
+        """Whether a patch was damaged since it arrived; if so, it is dropped, to be fetched again."""
         try:
             verify_cdiff(file, patch_id, self._keys)
         except InvalidObject as error:
@@ -188,7 +186,7 @@ class Lineages:
         return False
 
     def _is_current(self, lineage: Lineage, database: str) -> bool:
-        """Whether nothing in the store has changed the lineage."""
+        """Whether the lineage still matches the store."""
         if self._store.newest_version(database) != lineage.base:
             return False
         now = time.monotonic()
@@ -199,7 +197,7 @@ class Lineages:
         return lineage.is_blocked or not self._has(database, lineage.reached + 1)
 
     def _is_complete(self, lineage: Lineage, database: str) -> bool:
-        """Whether all its patches are here: retention drops the oldest, a repair any of them."""
+        """Whether all its patches are here: retention drops the oldest, a repair may drop any."""
         return all(self._has(database, version) for version in range(lineage.base + 1, lineage.reached + 1))
 
     def _has(self, database: str, version: int) -> bool:

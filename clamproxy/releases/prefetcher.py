@@ -1,4 +1,4 @@
-"""Prefetching: objects that are fetched for no client in particular, and published before use."""
+"""Prefetching: objects that are fetched on no particular client's request, and published before use."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from clamproxy.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 AT_A_TIME = 4
-"""Patches that are fetched side by side when there are several to catch up with."""
+"""How many patches are fetched in parallel when several are missing."""
 _COST_OF_RENEWAL = 2
-"""Requests: the header, then the whole file."""
+"""In requests: one for the header, one for the whole file."""
 
 
 class Prefetcher:
-    """Fetches what is missing, each thing once at a time. Event loop only."""
+    """Fetches what is missing, never the same thing twice at a time. Owns its tasks. Event loop only."""
 
     def __init__(self, store: Store, origin: Origin, lineages: Lineages, transfers: Transfers) -> None:
-        """Use the given parts; who makes them also stops them."""
         self._store = store
         self._lineages = lineages
         self._heads = origin.heads
@@ -40,33 +39,30 @@ class Prefetcher:
         self._running = SingleFlight[str, None]("prefetch:", _log_failure)
 
     async def fetch(self, object_id: ObjectId, requester: Requester, oldest: int | None = None) -> None:
-        """Fetch an object that isn't here, and wait until it is published.
+        """Fetch an object unless it is here, and wait until it is published.
 
         Args:
-            object_id: what.
-            requester: in whose name.
+            requester: on whose behalf.
             oldest: see `Transfer`.
 
         Raises:
-            OriginTrouble: it can't be had now.
+            OriginTrouble: it isn't available now.
         """
         if not self._store.holds(object_id):
             transfer, _ = await self._transfers.ready(object_id, requester, oldest, for_client=False)
             await transfer.finish()
 
     async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
-        """Fetch the patches that lead from the cached CVD on to a version, as far as they are there.
+        """Fetch the patches that lead from the cached CVD to a version, as far as they exist.
 
         Args:
-            database: whose.
-            target: the version.
-            requester: in whose name.
+            requester: on whose behalf.
 
         Returns:
-            The lineage as it is then; None if there is no CVD to begin with.
+            The resulting lineage; None if there is no CVD to start from.
 
         Raises:
-            OriginTrouble: why a patch that is missing can't be had.
+            OriginTrouble: a missing patch isn't available.
         """
         before = -1
         while True:
@@ -80,11 +76,11 @@ class Prefetcher:
             )
 
     async def fetch_patches(self, patches: Iterable[ObjectId], requester: Requester) -> None:
-        """Fetch what is missing of these, a few at a time, in their order.
+        """Fetch those of the patches that are missing, a few at a time and in order.
 
         Raises:
-            OriginTrouble: of the first of them that can't be had; those after its group are not
-                asked for.
+            OriginTrouble: the error of the first patch that isn't available; patches after its group are
+                not asked for.
         """
         missing = [patch for patch in patches if not self._store.holds(patch)]
         for start in range(0, len(missing), AT_A_TIME):
@@ -97,20 +93,21 @@ class Prefetcher:
                     raise result
 
     async def renew(self, database: str, requester: Requester) -> None:
-        """Fetch the origin's CVD, if it is newer than the cached one, and wait until it is published.
+        """Fetch the origin's CVD if it is newer than the cached one, and wait until it is published.
 
         Raises:
-            OriginTrouble: it can't be had now.
+            OriginTrouble: it isn't available now.
         """
         await self._running.run(_renewal(database), partial(self._renew, database, requester))
 
     async def refetch(self, object_id: ObjectId, requester: Requester) -> None:
         """Fetch an object that was dropped, or a newer version of a CVD, because a person asks for it.
 
-        The growing pauses between the gateway's own requests don't count then, their number does.
+        The growing pauses between the gateway's own requests are skipped, but their number is still
+        limited.
 
         Raises:
-            OriginTrouble: it can't be had now, or was asked for too often within the last hour.
+            OriginTrouble: it isn't available now, or was asked for too often within the last hour.
         """
         is_cvd = object_id.kind is Kind.CVD
         used = self._budget.used(object_id.upstream_path)
@@ -125,20 +122,20 @@ class Prefetcher:
             raise OriginError(FailureKind.LOCAL, "the origin has only an older version")
 
     def asked_at(self, database: str, first: int, last: int) -> float | None:
-        """See `Transfers.asked_at`; of the patches of these versions, both included."""
+        """`Transfers.asked_at` for the patches of these versions, both included."""
         return self._transfers.asked_at(patches_between(database, first, last))
 
     def may_fetch(self, object_id: ObjectId) -> bool:
-        """Whether the gateway may ask for a patch or a signature by itself, or somebody does already."""
+        """Whether the gateway may ask for a patch or signature on its own, or is fetching it already."""
         return self._transfers.is_running(object_id) or self._budget.allows(object_id.upstream_path)
 
     def may_renew(self, database: str) -> bool:
-        """Whether the gateway may ask for a CVD by itself: for its header, and for the whole."""
+        """Whether the gateway may ask for a CVD on its own: for its header, then for the whole file."""
         path = Latest(database, Kind.CVD).upstream_path
         return self._budget.allows(path, cost=_COST_OF_RENEWAL)
 
     def renew_soon(self, database: str, requester: Requester) -> None:
-        """The same in the background, if the budget allows it; what goes wrong is logged."""
+        """Like `renew`, but in the background and only if the budget allows it; errors are logged."""
         if _renewal(database) not in self._running and self.may_renew(database):
             _ = self._running.start(_renewal(database), partial(self._renew, database, requester))
 
@@ -152,7 +149,7 @@ class Prefetcher:
             logger.info("%s is the new base of %s.", object_id.file_name, database)
 
     def stop(self) -> None:
-        """Cancel all; what has arrived stays on disk."""
+        """Cancel all tasks; what has arrived stays on disk."""
         self._running.stop()
 
 

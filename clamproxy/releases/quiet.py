@@ -1,4 +1,4 @@
-"""The quiet hour: when clients ask least, and a large download disturbs least."""
+"""The quiet hour: when clients ask least, so that a large download disturbs least."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ from clamproxy.notes import Notes
 
 HOURS = 24
 USUAL_HOUR = 3
-"""The hour of the day, local time, that is taken for the quiet one while nothing is known."""
+"""The hour of the day, in local time, that counts as the quiet one as long as nothing is known."""
 _WEIGHT_OF_TODAY = 0.3
 _NOTE = "hours"
 
 
 class QuietHour:
-    """Counts requests by the hour of the day. Event loop only."""
+    """Counts requests by the hour of the day. Event loop only.
+
+    Args:
+        save: is given the history once an hour, to survive a restart.
+        clock: gives Unix seconds.
+    """
 
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
-        """Take over what was counted before a restart.
-
-        Args:
-            notes: where the counts are kept, written once an hour.
-            clock: gives Unix seconds.
-        """
         self._notes = notes
         self._clock = clock
         self._usual = notes.load(_parse).get(_NOTE, [0.0] * HOURS)
         self._hour = int(clock() // 3600)
         self._count = 0
-        # Gateways must not begin all at once: each waits for its own part of the hour.
+        # Gateways must not all start at once, so each waits for a random part of the hour.
         self._offset = random.uniform(0, 0.5) * 3600  # noqa: S311
 
     def count(self) -> None:
-        """A request has come."""
+        """Count a request."""
         self._turn()
         self._count += 1
 
     def is_now(self) -> bool:
-        """Whether the quiet hour is on, and this gateway's part of it has come."""
+        """Whether it is the quiet hour, and this gateway's part of it has come."""
         self._turn()
         now = self._clock()
         return _hour_of_day(now) == self.hour and now % 3600 >= self._offset
 
     @property
     def hour(self) -> int:
-        """The hour of the day, local time, with the fewest requests; if in doubt near 3 o'clock."""
+        """The local hour of the day with the fewest requests; of equal ones, the nearest to 3 o'clock."""
         return min(range(HOURS), key=lambda hour: (self._usual[hour], _distance(hour, USUAL_HOUR)))
 
     def _turn(self) -> None:
-        """Close the books of the hours that have passed."""
+        """Add the hours that have passed to the history."""
         hour = int(self._clock() // 3600)
         if hour == self._hour:
             return

@@ -1,8 +1,8 @@
-"""Signs: the cached ``.sign`` files, each held against the file that it signs before it is handed out.
+"""Signs: cached ``.sign`` files, each checked against the file that it signs before it is served.
 
-freshclam 1.5 takes a signature of another file for an attack, while it goes on without one
-(protocol.md 6). A signature may come before its file, and what another version of clamproxy put into
-the cache was never compared. So this is done again when a signature is asked for, once in a process.
+freshclam 1.5 treats a signature of another file as an attack, while it accepts a missing one
+(protocol.md 6). A signature may arrive before its file, and what another version of clamproxy cached was
+never compared. So a signature is checked when it is first asked for, once per process.
 """
 
 from __future__ import annotations
@@ -22,29 +22,27 @@ logger = logging.getLogger(__name__)
 
 
 type _Pair = tuple[Metadata | None, ...]
-"""The metadata of a signature and of its file, which differ from those of earlier files with their names."""
+"""The metadata of a signature and of its file. They differ from those of earlier files of the same names."""
 
 
 class Signs:
-    """Knows which signatures belong to their files. Event loop only."""
+    """Knows which signatures belong to their files. Event loop only.
+
+    Args:
+        store: where signatures and files are; other processes may add to it.
+    """
 
     def __init__(self, store: Store, keys: TrustedKeys) -> None:
-        """Start without any; the store is read when one is asked for.
-
-        Args:
-            store: where signatures and files are; other processes may add to it.
-            keys: whose signatures count.
-        """
         self._store = store
         self._keys = keys
         self._proven: dict[ObjectId, _Pair] = {}
         self._examinations = SingleFlight[ObjectId, None]("examine")
 
     async def examine(self, signature: ObjectId) -> None:
-        """Drop a signature from the cache if it turns out to be damaged, or another file's.
+        """Drop a signature from the cache if it is damaged or belongs to another file.
 
-        Quick, but for the first call once the signature and its file are here: that reads the file,
-        in a thread. Others wait for the same reading; it goes on when they leave.
+        Quick, except for the first call once both the signature and its file are here: the file is then
+        read in a thread. Concurrent calls share that work, which cancelling them doesn't stop.
         """
         pair = self._pair(signature)
         if None in pair or pair == self._proven.get(signature):
@@ -52,13 +50,13 @@ class Signs:
         await self._examinations.run(signature, partial(self._examine_in_thread, signature))
 
     async def examine_all(self) -> None:
-        """The same for all signatures that are here."""
+        """Like `examine`, for all cached signatures."""
         for object_id in sorted(self._store.object_ids()):
             if object_id.kind.is_signature:
                 await self.examine(object_id)
 
     def is_proven(self, signature: ObjectId) -> bool:
-        """Whether a signature is here, its file is, too, and they have been compared. Quick."""
+        """Whether both a signature and its file are here and have been compared. Quick."""
         pair = self._pair(signature)
         return None not in pair and pair == self._proven.get(signature)
 

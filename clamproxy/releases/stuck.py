@@ -1,8 +1,8 @@
-"""Stuck patches: cdiffs of which the origin sends, again and again, what can't be published.
+"""Stuck patches: cdiffs for which the origin repeatedly sends something that can't be published.
 
-A client that asks for one gets 503, and stays one version behind until the next release. Once that
-has gone on for a while it is told to take the whole CVD, which the vendor does by an empty cdiff
-(trap 15). That costs each client a whole download from the gateway: not for an origin that errs once.
+A client that asks for such a patch gets 503, and stays one version behind until the next release. After a
+while it is told to fetch the whole CVD, as the vendor does with an empty cdiff (trap 15). That costs each
+client a whole download from the gateway, so a single failure of the origin isn't enough.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from clamproxy.objects import ObjectId
 logger = logging.getLogger(__name__)
 
 ENOUGH_FAILURES = 4
-"""After which a patch may be stuck."""
+"""How many failures it takes for a patch to count as stuck."""
 LEAST_TIME = 60.0
-"""Seconds since the first of them after which it is: that long it may just be a bad edge of the CDN."""
+"""Seconds since the first failure before a patch counts as stuck; until then, it may just be a bad edge of
+the CDN."""
 LONGEST_MEMORY = 2 * 86400.0
-"""Seconds after the last failure when it is forgotten: the patch is no longer of interest."""
+"""Seconds after the last failure until it is forgotten: by then, the patch is no longer of interest."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchFailures:
-    """What is known of one patch. Times are in Unix seconds."""
+    """The failures of one patch. Times are in Unix seconds."""
 
     failures: int
     since: float
@@ -49,25 +50,24 @@ class PatchFailures:
         raise ValueError("no trouble with a patch")
 
     def is_stuck(self, now: float) -> bool:
-        """Whether clients shall wait no longer."""
+        """Whether clients should stop waiting for the patch."""
         return self.failures >= ENOUGH_FAILURES and now - self.since >= LEAST_TIME
 
     def is_over(self, now: float) -> bool:
-        """Whether it is forgotten."""
+        """Whether the failures are old enough to be forgotten."""
         return now - self.last > LONGEST_MEMORY
 
 
 class StuckPatches:
-    """Counts for each patch how often it came in a form that was refused. Event loop only."""
+    """Counts how often each patch arrived in a form that was refused. Event loop only.
+
+    Args:
+        store: tells which patches have arrived after all.
+        save: is given a patch's name and a JSON value (None: forget it), to survive a restart.
+        clock: gives Unix seconds.
+    """
 
     def __init__(self, store: Store, notes: Notes, clock: Callable[[], float] = time.time) -> None:
-        """Take over what was counted before a restart.
-
-        Args:
-            store: where patches are that have come after all.
-            notes: where troubles are kept, by the patches' names.
-            clock: gives Unix seconds.
-        """
         self._store = store
         self._notes = notes
         self._clock = clock
@@ -80,7 +80,7 @@ class StuckPatches:
         self._told: set[ObjectId] = set()
 
     def note(self, patch: ObjectId) -> None:
-        """What the origin sent for a patch was refused."""
+        """Note that what the origin sent for a patch was refused."""
         now = self._clock()
         self._forget_old(now)
         before = self._troubles.get(patch, PatchFailures(0, now, now))
@@ -89,7 +89,7 @@ class StuckPatches:
         self._notes.save(patch.file_name, asdict(trouble))
 
     def is_stuck(self, patch: ObjectId) -> bool:
-        """Whether clients shall wait for a patch no longer."""
+        """Whether clients should stop waiting for a patch."""
         trouble = self._troubles.get(patch)
         if trouble is None or not trouble.is_stuck(self._clock()) or self._store.has(patch):
             return False
@@ -111,7 +111,7 @@ class StuckPatches:
 
 
 def stuck_patches(store: Store, now: float) -> dict[str, PatchFailures]:
-    """The patches that are stuck, by their names, whether the proxy runs or not. Blocks."""
+    """The patches that are stuck, by name, whether or not the proxy is running. Blocks."""
     found = {}
     for name, saved in sorted(store.notes("stuck/").items()):
         try:

@@ -1,1 +1,1 @@
-"""Serving: from a request to the response."""
+"""Serving: turns a request for a file of ClamAV into a response."""

@@ -1,4 +1,4 @@
-"""Responses: how an object, a head or a failure is put into an answer."""
+"""Responses: how an object, its header or a failure becomes a response."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _REVALIDATE = "no-cache"
 
 
 def take_the_whole(cdiff: ObjectId) -> Response:
-    """An empty cdiff, by which the vendor tells a freshclam to take the whole CVD (trap 15).
+    """An empty cdiff, which is how the vendor tells freshclam to fetch the whole CVD (trap 15).
 
-    Here it is the gateway's own word, for this moment: nobody between it and the client may keep it.
+    Here the gateway itself decides so, for this moment only. No cache on the way to the client may keep
+    it.
     """
     response = Response(200, Result.STALE, version=cdiff.version)
     response.headers["Content-Type"] = "application/octet-stream"
@@ -39,9 +40,9 @@ def take_the_whole(cdiff: ObjectId) -> Response:
 
 
 def unavailable(error: Exception) -> Response:
-    """The origin can't be asked or doesn't deliver: 503, after which freshclam tries again.
+    """A 503, after which freshclam tries again: the origin can't be asked or doesn't deliver.
 
-    Whatever the origin said, a 403 or 429 would stop the client for hours (trap 20).
+    A 403 or 429 is never passed on, because it would stop the client for hours (trap 20).
     """
     response = plain(503, Result.ERROR, explain(error))
     wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
@@ -60,15 +61,12 @@ def from_object(
     *,
     is_newest: bool = True,
 ) -> Response:
-    """Answer with an object, or the part of it that is asked for.
+    """Respond with an object, or with the part of it that was asked for.
 
     Args:
-        request: the request.
-        object_id: what is served.
-        metadata: what is known of it.
-        source: its bytes; closed here unless they become the body of the response.
-        result: how it came to be here.
-        is_newest: whether nothing newer is advertised.
+        source: the object's bytes; closed here unless they become the body of the response.
+        result: how the object got here.
+        is_newest: whether no newer version is advertised.
     """
     try:
         return _from_source(request, object_id, metadata, source, result, is_newest=is_newest)
@@ -98,7 +96,7 @@ def _from_source(
 def from_metadata(
     request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool = True
 ) -> Response | None:
-    """Answer as `from_object` does, but without the object's bytes; None if it takes more than its header."""
+    """Respond like `from_object`, but without opening the object; None if more than its header is needed."""
     selection, response = _selected(request, object_id, metadata, result, is_newest=is_newest)
     end = selection.start + selection.length
     if request.method == "GET" and selection.length:
@@ -111,7 +109,7 @@ def from_metadata(
 def _selected(
     request: Request, object_id: ObjectId, metadata: Metadata, result: Result, *, is_newest: bool
 ) -> tuple[Selection, Response]:
-    """Which bytes of an object answer a request, and the answer without them."""
+    """Which bytes of an object are wanted, and the response without its body."""
     header = _parsed(metadata.header) if metadata.header else None
     last_modified = _last_modified(metadata.last_modified, header)
     representation = Representation(metadata.size, object_id.file_name, last_modified)
@@ -127,11 +125,11 @@ def _parsed(header: str) -> CvdHeader:
 def from_header(
     request: Request, object_id: ObjectId, head: ProbedHeader, result: Result, *, is_newest: bool
 ) -> Response | None:
-    """Answer a header probe about a CVD or CLD of which only the head is here; None for all other requests.
+    """Respond to a probe for the header of a CVD or CLD that isn't here; None for all other requests.
 
-    The length of the file isn't known, and its bytes aren't: one whose header was made from patches
-    begins otherwise. So there is no ETag. What the origin only claims has no date, either, and nobody
-    is told by it that nothing has changed: a client compares the version in the header itself.
+    The length of the file isn't known. Nor is its content: if the header was computed from patches, the
+    origin's file begins differently. So there is no ETag. A header that the origin only claims gives no
+    Last-Modified and never leads to a 304 either; the client compares the version in the header itself.
     """
     header = head.header if head.is_proven else None
     representation = Representation(None, None, _last_modified(None, header))
@@ -175,7 +173,7 @@ def _select(
 
 
 def explain(error: Exception) -> str:
-    """Say in words why the origin gives nothing."""
+    """Say in words why the origin doesn't deliver."""
     if isinstance(error, CooldownError):
         cooldown = error.cooldown
         return f"the origin is not asked until {time.ctime(cooldown.until)}: {cooldown.reason}"

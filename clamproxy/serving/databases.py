@@ -29,9 +29,9 @@ from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.resolution import CurrentVersions, Patience, Resolution
 
 PATIENCE_WITH_BUILD = 50.0
-"""Seconds for which a client waits for a CLD: freshclam's ReceiveTimeout is 60 s."""
+"""How many seconds a client waits for a CLD to be built; freshclam's ReceiveTimeout is 60 s."""
 _BEFORE_SIGNATURES = re.compile(r"ClamAV/(0\.|1\.[0-4](?![0-9]))")
-"""User-Agents of the versions that know no external signatures."""
+"""User-Agents of the versions without support for external signatures."""
 
 
 class WholeDatabases:
@@ -47,7 +47,6 @@ class WholeDatabases:
         prefetcher: Prefetcher,
         builder: CldBuilder,
     ) -> None:
-        """Use the given parts; who makes them also stops them."""
         self._limits = limits
         self._store = store
         self._heads = heads
@@ -59,12 +58,11 @@ class WholeDatabases:
     async def answer_cvd(
         self, request: Request, latest: Latest, *, patience: Patience | None = None
     ) -> Response:
-        """Answer a request for a CVD.
+        """Respond to a request for a CVD.
 
         Args:
-            request: the request.
-            latest: what it asks for.
-            patience: what is left of the client's after a first try, during which there was a release.
+            patience: what is left of the client's patience on a second try, after a release interrupted
+                the first.
 
         Raises:
             OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
@@ -95,16 +93,16 @@ class WholeDatabases:
         return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
 
     async def _find_whole(self, request: Request, latest: Latest, finding: Resolution) -> Resolution:
-        """What is current without the patches."""
+        """Find out what is current if patches don't count."""
         patience = finding.patience
         return await self._current.find_out(latest, request.requester, with_patches=False, patience=patience)
 
     async def _find_signed(
         self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage
     ) -> Resolution | None:
-        """A newer CVD that has an external signature, for a client that may refuse the base without one.
+        """Find a newer CVD with an external signature, for a client that may refuse a base without one.
 
-        None if the client can begin with the base, or no other CVD is better for it.
+        None if the client can start from the base, or if no other CVD would serve it better.
         """
         if not (_is_for_new_client(request) and _wants_signatures(request)):
             return None
@@ -119,9 +117,9 @@ class WholeDatabases:
         return None if await self._lacks_signature(newer, request, whole) else whole
 
     async def _lacks_signature(self, cvd: ObjectId, request: Request, finding: Resolution) -> bool:
-        """Whether it is known that there is no good signature of a CVD. This fetches it if there is one.
+        """Whether a CVD is known to have no valid signature. Fetches the signature if there is one.
 
-        It is what the client asks for next in any case.
+        The client asks for it next in any case.
         """
         published = await self._delivery.open(cvd.signature)
         try:
@@ -142,7 +140,7 @@ class WholeDatabases:
         return False
 
     def _answer_exactly(self, request: Request, latest: Latest) -> Response | None:
-        """The very version that cvdupdate asks for, if it is here (protocol.md 9.5)."""
+        """The exact version that cvdupdate asks for, if it is cached (protocol.md 9.5)."""
         if latest.demanded is None:
             return None
         object_id = ObjectId(latest.database, latest.demanded, Kind.CVD)
@@ -154,7 +152,7 @@ class WholeDatabases:
     def _answer_by_patches(
         self, request: Request, latest: Latest, proven: ProvenLineage, choice: Choice
     ) -> Response | None:
-        """Answer with what the patches lead to; None if it takes the whole file of that version."""
+        """Respond with what the patches lead to; None if only the whole file of that version will do."""
         result = _result_of(choice)
         if _is_for_new_client(request):
             if not proven.lineage.is_within(self._limits):
@@ -164,7 +162,7 @@ class WholeDatabases:
                 return None
             return from_object(request, base.object_id, base.metadata, base, result, is_newest=False)
         since = parse_http_date(request.headers.get("If-Modified-Since"))
-        # Between build and upload only the origin's own header can tell; see `is_not_modified`.
+        # For a time between build and upload, only the origin's own header can tell; see `is_not_modified`.
         if since is not None and since > proven.header.stime:
             return None
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
@@ -206,19 +204,19 @@ class WholeDatabases:
             is_newest = delivered[0].version >= finding.known.newest
             response = from_object(request, *delivered, is_newest=is_newest)
             if response.status == 304 and isinstance(delivered[2], FileSource):
-                # So says the header of a file that is still arriving: nobody knows yet whether it is right.
+                # The 304 relies on the header of a file that is still arriving and not yet verified.
                 response = from_object(request, *await fetch(verified=True), is_newest=is_newest)
             return response
         except ORIGIN_TROUBLE as error:
             if isinstance(error, TransferError) and error.failure is FailureKind.CHANGED and not again:
-                # A release in this very moment: look what is current now.
+                # There was a release just now: find out again what is current.
                 return await self.answer_cvd(request, latest, patience=finding.patience)
             return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
 
     async def answer_cld(self, request: Request, latest: Latest) -> Response:
-        """Answer a request for a CLD: 404 unless patches lead further than the cached CVD.
+        """Respond to a request for a CLD: 404 unless patches lead further than the cached CVD.
 
-        A client takes a 404 as the sign to ask for the CVD (trap 22).
+        After a 404, the client asks for the CVD (trap 22).
         """
         nothing = plain(404, Result.NEGATIVE, "no such file")
         self._builder.note_demand(latest.database)
@@ -231,13 +229,13 @@ class WholeDatabases:
         if choice is None:
             return nothing
         object_id = ObjectId(latest.database, choice.version, Kind.CLD)
-        # It may be here though the CVD is, too: the base was renewed after a client's probe.
+        # The CLD may exist beside a CVD of the same version if the base was renewed after a client's probe.
         published = self._store.open(object_id)
         if published is None:
             if proven is None or not choice.by_patches or not self._builder.can_build(object_id):
                 return nothing
             result = _result_of(choice)
-            # Who asks for the header asks for the whole file next, if it is newer than its own.
+            # A client that asks for the header asks for the whole file next, if that is newer than its own.
             self._builder.start(latest.database, proven)
             head = ProbedHeader(proven.header, is_proven=True)
             if response := from_header(request, object_id, head, result, is_newest=not choice.stale):
@@ -253,7 +251,7 @@ class WholeDatabases:
 
 
 def _with_reason(response: Response, finding: Resolution) -> Response:
-    """Say for the log why something older is served."""
+    """Add to a stale response why something older is served, for the log."""
     if response.result is Result.STALE:
         newer = f"{finding.known.newest} is advertised, but the origin has not delivered it yet"
         response.reason = explain(finding.trouble) if finding.trouble else newer
@@ -271,16 +269,16 @@ def _from_published(request: Request, published: PublishedFile, choice: Choice) 
 
 
 def is_freshclam(request: Request) -> bool:
-    """Whether it is freshclam that asks, without a gateway in between."""
+    """Whether the request comes from freshclam itself, without another gateway in between."""
     return request.is_freshclams and not request.is_relayed
 
 
 def _is_for_new_client(request: Request) -> bool:
-    """Whether a freshclam without this database asks, which goes on with the patches by itself.
+    """Whether the client is a freshclam without this database, which will go on with the patches by itself.
 
-    Others would keep the older version: programs that aren't freshclam, and gateways, to whom
-    a header promised the advertised version. An If-Modified-Since shows that the client has a
-    version already and wants a whole file nevertheless.
+    All others would keep the older version: programs other than freshclam, and gateways, which a header
+    promised the advertised version. A client that sends If-Modified-Since already has some version and
+    wants a whole file nevertheless.
     """
     headers = request.headers
     return (
@@ -295,7 +293,7 @@ def _is_for_new_client(request: Request) -> bool:
 def _wants_signatures(request: Request) -> bool:
     """Whether this freshclam asks for external signatures, and may refuse a CVD without one.
 
-    ClamAV does so since 1.5; with FIPSCryptoHashLimits nothing else counts (protocol.md 6). A version
-    that says nothing is taken for a newer one.
+    ClamAV does so since 1.5; with FIPSCryptoHashLimits it accepts nothing else (protocol.md 6). A client
+    that doesn't give its version is treated as a newer one.
     """
     return _BEFORE_SIGNATURES.match(request.headers.get("User-Agent") or "") is None

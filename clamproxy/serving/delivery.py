@@ -14,37 +14,36 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.releases.signs import Signs
 
 type Delivered = tuple[ObjectId, Metadata, Source, Result]
-"""What comes, what is known of it, its bytes, and how it came to be here."""
+"""The object that was delivered, its metadata, its bytes, and how it got here."""
 
 
 class Delivery:
-    """Opens what is here; for the rest, starts and joins transfers for clients."""
+    """Opens cached objects; for all others, starts or joins transfers on behalf of clients."""
 
     def __init__(self, store: Store, transfers: Transfers, signs: Signs) -> None:
-        """Use the given parts; who makes them also stops them."""
         self._store = store
         self._transfers = transfers
         self._signs = signs
 
     async def open(self, object_id: ObjectId) -> PublishedFile | None:
-        """An object for reading, or None if the cache has none that may be handed out."""
+        """Open an object; None if the cache has none that may be served."""
         if object_id.kind.is_signature:
-            # Who has just been given the end of a file asks for its signature.
+            # A client asks for the signature as soon as it has the end of the file.
             await self._transfers.settle(object_id.signed)
             await self._signs.examine(object_id)
         return self._store.open(object_id)
 
     def require_not_missing(self, object_id: ObjectId) -> None:
-        """Give up at once on an object that can be had nowhere. Quick.
+        """Fail at once if an object isn't available anywhere. Quick.
 
         Raises:
-            KnownMissingError: it isn't cached, and the origin said a short while ago that it hasn't got it.
+            KnownMissingError: it isn't cached, and the origin said a short while ago that it doesn't
+                exist.
         """
         if not self._store.has(object_id):
             self._transfers.require_not_missing(object_id)
 
     def asked_at(self, object_id: ObjectId) -> float | None:
-        """See `Transfers.asked_at`."""
         return self._transfers.asked_at([object_id])
 
     async def fetch(
@@ -59,14 +58,12 @@ class Delivery:
         """Start or join a transfer, and wait until it can be read from.
 
         Args:
-            object_id: what the client wants.
-            requester: the client.
-            until: loop time at which waiting ends; if it is over, no transfer begins.
+            until: loop time at which waiting ends; once it has passed, no transfer is started.
             oldest: see `Transfer`.
-            verified: whether to wait until all of it is here and verified.
+            verified: whether to wait until the object is complete and verified.
 
         Raises:
-            OriginTrouble: it can't be had now.
+            OriginTrouble: the object isn't available now.
         """
         is_over = asyncio.get_running_loop().time() >= until
         if is_over and not self._transfers.is_running(object_id):

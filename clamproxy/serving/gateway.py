@@ -1,4 +1,4 @@
-"""The application: a request in, a response out. Knows nothing of mitmproxy."""
+"""The application: takes a request and returns a response. Knows nothing of mitmproxy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Answers requests on ClamAV hosts."""
+    """Responds to requests on ClamAV hosts.
+
+    Args:
+        databases: the names of the databases that are served.
+        stuck: the patches that clients should no longer wait for.
+        notice: is told the database and the client of each request, except the doctor's.
+    """
 
     def __init__(
         self,
@@ -40,19 +46,6 @@ class Gateway:
         stuck: StuckPatches,
         notice: Callable[[str, Requester], object],
     ) -> None:
-        """Serve with the given parts; who makes them also stops them.
-
-        Args:
-            databases: the names that are served.
-            store: what is cached.
-            soundness: whether what is cached of a database has been checked.
-            current: what is advertised.
-            delivery: fetches what isn't cached.
-            ready: keeps small answers in memory.
-            whole: answers requests for CVDs and CLDs.
-            stuck: the patches that nobody shall wait for.
-            notice: told the database and the client of each request, except the doctor's.
-        """
         self._databases = databases
         self._store = store
         self._soundness = soundness
@@ -64,7 +57,7 @@ class Gateway:
         self._notice = notice
 
     async def handle(self, request: Request) -> Response:
-        """Answer a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
+        """Respond to a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
         try:
             return self.answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:
@@ -78,7 +71,7 @@ class Gateway:
             return plain(503, Result.ERROR, "internal error; see the gateway's log")
 
     def answer_at_once(self, request: Request) -> Response | None:
-        """The answer to a GET or HEAD, if it is ready in memory."""
+        """Respond to a GET or HEAD if the response is ready in memory; None otherwise."""
         if (ready := self._ready.find(request)) is None:
             return None
         object_id, response = ready
@@ -104,7 +97,7 @@ class Gateway:
             self._notice(database, request.requester)
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Response:
-        """Answer a request for a patch or a signature."""
+        """Respond to a request for a patch or a signature."""
         self._delivery.require_not_missing(object_id)
         while (published := await self._delivery.open(object_id)) is not None:
             response = from_object(request, object_id, published.metadata, published, Result.HIT)
@@ -122,15 +115,15 @@ class Gateway:
             return take_the_whole(object_id)
 
     def _is_better_whole(self, request: Request, cdiff: ObjectId) -> bool:
-        """Whether a freshclam that can't have a patch gets on by a CVD that is here.
+        """Whether a freshclam that can't get a patch can continue with a CVD that is cached.
 
-        Other programs, and gateways, would keep an empty cdiff and pass it on.
+        Only freshclam: other programs and gateways would keep the empty cdiff and pass it on.
         """
         newest = self._store.newest_version(cdiff.database) or 0
         return newest >= cdiff.version and is_freshclam(request) and self._stuck.is_stuck(cdiff)
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
-        """Whether a version is so far from a fresh DNS answer that a client must have made it up."""
+        """Whether a version is so far from a fresh DNS answer that the client must have made it up."""
         known = await self._current.ask_dns(Latest(object_id.database, Kind.CVD), Requester())
         oldest = known.wanted - OLDEST_CDIFF if object_id.kind is Kind.CDIFF else 0
         newest = known.newest + PLAUSIBLE_LEAD

@@ -1,4 +1,4 @@
-"""What is current: the facts about one database at this moment, gathered from DNS, cache and origin."""
+"""What is current: the facts about one database at this moment, from DNS, the cache and the origin."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.releases.prefetcher import Prefetcher
 
 PATIENCE = 25.0
-"""Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout
-is 60 s by default, its ConnectTimeout 30 s (protocol.md 1.1)."""
+"""Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout is 60 s by
+default, its ConnectTimeout 30 s (protocol.md 1.1)."""
 PATIENCE_WITH_STALE = 2.0
-"""Seconds after which a client gets something older instead, if there is something."""
+"""Seconds after which such a client gets an older version instead, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long one client waits for the origin, for everything that its request needs."""
+    """How long one client waits for the origin, in total for everything that its request needs."""
 
     ends_at: float
-    """Loop time."""
+    """When the client's patience ends, in loop time."""
     is_short: bool
-    """Whether something older can be served."""
+    """Whether an older version can be served instead."""
 
     @classmethod
     def begin(cls, *, has_copy: bool) -> Self:
         """The patience of a client that has just come.
 
         Args:
-            has_copy: whether something older can be served.
+            has_copy: whether an older version can be served instead.
         """
         seconds = PATIENCE_WITH_STALE if has_copy else PATIENCE
         return cls(asyncio.get_running_loop().time() + seconds, has_copy)
 
     def until(self, asked_at: float | None) -> float:
-        """Loop time at which waiting for one answer of the origin ends.
+        """Loop time at which to stop waiting for one response of the origin.
 
-        A herd must not wait for a silent origin one client after the other. A question that has had no answer
-        for `PATIENCE_WITH_STALE` stays open, but clients with an older answer don't wait for it.
+        A herd must not wait for a silent origin one client after the other. A request that has had no
+        response for `PATIENCE_WITH_STALE` goes on, but clients that can get an older version don't wait
+        for it.
 
         Args:
             asked_at: loop time at which the origin was asked; None if it hasn't been yet.
@@ -63,16 +64,16 @@ class Resolution:
 
     known: Known
     proven: ProvenLineage | None
-    """What the cached patches lead to, where that counts."""
+    """What the cached patches lead to; None if they were not considered."""
     patience: Patience
-    """The client's, with the origin."""
+    """How long the client still waits for the origin."""
     was_origin_asked: bool = False
     trouble: OriginTrouble | None = None
-    """Why the origin didn't answer, if it was asked and didn't."""
+    """Why the origin didn't respond; None if it did or wasn't asked."""
 
 
 class CurrentVersions:
-    """Finds out what is current, and asks no more than it has to."""
+    """Finds out what is current, and asks no more than necessary."""
 
     def __init__(
         self,
@@ -82,7 +83,6 @@ class CurrentVersions:
         lineages: Lineages,
         prefetcher: Prefetcher,
     ) -> None:
-        """Use the given parts; who makes them also stops them."""
         self._settings = settings
         self._store = store
         self._versions = origin.versions
@@ -94,7 +94,7 @@ class CurrentVersions:
         self._prefetcher = prefetcher
 
     async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
-        """What is known after a look at DNS, which is asked no more than once in a while."""
+        """Consult DNS, unless that was done recently, and return what is known."""
         await self._look_at_dns(latest)
         return self.known(latest, requester)
 
@@ -104,7 +104,7 @@ class CurrentVersions:
             await self._versions.get(latest.database, is_needed=not has_copy)
 
     def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
-        # The base may have been published, or renewed, while the one or the other was looked up.
+        # The base may have been published or renewed between the two lookups.
         if proven is not None and proven.lineage.base == known.cached:
             known = replace(known, patched=proven.lineage.reached)
         if self._settings.upstream.offline:
@@ -120,15 +120,14 @@ class CurrentVersions:
         needs_patches: bool = False,
         patience: Patience | None = None,
     ) -> Resolution:
-        """Learn what is current, from DNS, then by the patches that lead there, then from the origin.
+        """Find out what is current: from DNS, then from the patches that lead there, then from the origin.
 
         Args:
-            latest: what the client asks for.
-            requester: the client.
             with_patches: whether a version that patches lead to is as good as a whole file.
-            needs_patches: whether the answer depends on the patches. Else they are fetched only
-                if that is done ahead of clients anyway.
-            patience: what is left of the client's; default: it has just come.
+            needs_patches: whether the response depends on the patches. If not, they are fetched only
+                where patches are fetched ahead of clients anyway.
+            patience: what is left of the client's patience; by default, that of a client that has just
+                come.
         """
         patience = patience or self.patience(latest)
         await self._look_at_dns(latest)
@@ -147,14 +146,14 @@ class CurrentVersions:
         return finding
 
     def patience(self, latest: Latest) -> Patience:
-        """The patience of a client that has just come."""
         return Patience.begin(has_copy=self._store.newest_version(latest.database) is not None)
 
     def announced(self, database: str) -> int | None:
-        """The version that clients shall be told of by DNS: one that they find here. Quick.
+        """The version to announce to clients by DNS: one that they can get here. Quick.
 
-        Whoever hears of a version asks for its cdiff at once. So it is announced when the patch is
-        here; but where nothing is fetched ahead, only clients that ask can bring it here.
+        A client that hears of a version asks for its cdiff at once. So a version is announced once its
+        patch is here. If nothing is fetched ahead, only the clients' own requests bring it here, so the
+        advertised version is announced.
         """
         advertised = self._versions.last_known(database) if self._settings.asks_dns else None
         last = advertised.version if advertised else None
@@ -166,21 +165,18 @@ class CurrentVersions:
         return held or self._newest_patch(database, last) or last
 
     def _newest_patch(self, database: str, advertised: int | None) -> int | None:
-        """The newest cached patch, of a database of which no CVD was ever asked for."""
+        """The newest cached patch, for a database whose CVD was never asked for."""
         versions = range(advertised or 0, max(0, (advertised or 0) - self._settings.delta.max_patches), -1)
         return next((n for n in versions if self._store.has(ObjectId(database, n, Kind.CDIFF))), None)
 
     async def _catch_up(
         self, finding: Resolution, latest: Latest, requester: Requester, to: int, *, is_news: bool = False
     ) -> Resolution:
-        """Fetch the patches that are missing, if delta serving can go on with them.
+        """Fetch the missing patches, if delta serving can continue with them.
 
         Args:
-            finding: what is known so far.
-            latest: what the client asks for.
-            requester: the client.
-            to: the version that the patches shall lead to.
-            is_news: whether that version was seen at the origin just now: its patch should be there.
+            to: the version that the patches should lead to.
+            is_news: whether that version was just seen at the origin, so that its patch should be there.
         """
         if finding.proven is None or finding.proven.lineage.is_blocked:
             return finding
@@ -196,7 +192,7 @@ class CurrentVersions:
             async with asyncio.timeout_at(finding.patience.until(asked_at)):
                 await self._prefetcher.catch_up(latest.database, to, requester)
         except NotFoundError:
-            pass  # a patch is published late, or never: the header of the CVD will tell
+            pass  # the patch comes late or never; the CVD's header will tell
         except ORIGIN_TROUBLE as error:
             trouble = error
         proven = await self._lineages.get(latest.database)
@@ -214,7 +210,7 @@ class CurrentVersions:
         return replace(finding, known=known, was_origin_asked=True, trouble=trouble)
 
     def known(self, latest: Latest, requester: Requester) -> Known:
-        """What is known without asking anybody."""
+        """What is known without asking DNS or the origin."""
         database = latest.database
         offline = self._settings.upstream.offline
         told = self._versions.last_known(database) if self._settings.asks_dns else None
@@ -222,7 +218,7 @@ class CurrentVersions:
         return Known(
             now=self._clock.time(),
             refresh=self._settings.versions.refresh,
-            # Offline, the newest that was imported is all that there is.
+            # Offline, nothing is newer than what was imported.
             advertised=self.announced(database) if offline else told.version if told else None,
             advertised_is_fresh=offline or (told is not None and told.fresh),
             demanded=latest.demanded,

@@ -1,1 +1,1 @@
-"""What all that is kept on a disk rests on: its condition, sealed texts, files of records."""
+"""What all data on disk rests on: the condition of the disk, sealed texts, files of records."""

@@ -1,8 +1,8 @@
 """The condition of a directory: what errors of the disk mean, and since when there is trouble.
 
-The one place that decides it. What can't be written is kept in memory meanwhile and tried again,
-so trouble is a state with a beginning and an end: one line in the log for each, however many
-writes fail in between.
+This is the only place that decides it. What can't be written is kept in memory for the time being and
+tried again. So trouble is a state with a beginning and an end, with one line in the log for each, however
+many writes fail in between.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Trouble(StrEnum):
     FULL = "full"
     READ_ONLY = "read-only"
     BROKEN = "broken"
-    """It can't be reached or read: an error of the hardware, or a directory that is gone."""
+    """It can't be reached or read, because of a hardware error or because the directory is gone."""
     LOCKED = "locked"
     DAMAGED = "damaged"
 
@@ -61,7 +61,7 @@ _BY_CODE = {
     sqlite3.SQLITE_BUSY: Trouble.LOCKED,
     sqlite3.SQLITE_LOCKED: Trouble.LOCKED,
 }
-"""Every other error of SQLite on a query of ours says that the file isn't what was written."""
+"""Any other SQLite error on one of our queries means that the file isn't what was written."""
 
 _IN_WORDS = {
     Trouble.FULL: "is full",
@@ -73,7 +73,7 @@ _IN_WORDS = {
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
-    """What an error says of the disk; None if it says nothing."""
+    """What an error means for the disk; None if it has nothing to do with the disk."""
     for one in _with_causes(error):
         if isinstance(one, sqlite3.Error):
             # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
@@ -85,26 +85,23 @@ def trouble_of(error: BaseException) -> Trouble | None:
 
 @dataclass(frozen=True, slots=True)
 class LastingTrouble:
-    """Trouble that lasts."""
-
     trouble: Trouble
     reason: str
-    """One line."""
+    """One line for logs and people."""
     since: float
-    """Unix seconds."""
+    """When it began, in Unix seconds."""
 
 
 class Condition:
-    """Whether a directory takes what is written to it. Thread-safe."""
+    """Whether a directory can be written to, as far as known. Thread-safe.
+
+    Args:
+        directory: where things are written.
+        what: its name in the log, such as "The cache directory".
+        clock: gives Unix seconds.
+    """
 
     def __init__(self, directory: Path, what: str, clock: Callable[[], float] = time.time) -> None:
-        """All is well until something fails.
-
-        Args:
-            directory: where things are written.
-            what: its name in the log, such as "The cache directory".
-            clock: gives Unix seconds.
-        """
         self._directory = directory
         self._what = what
         self._clock = clock
@@ -113,14 +110,15 @@ class Condition:
 
     @property
     def state(self) -> LastingTrouble | None:
-        """The trouble that there is, if any."""
+        """The trouble, if there is any."""
         return self._state
 
     def failed(self, error: BaseException) -> bool:
-        """Something could not be read or written.
+        """Note that something could not be read or written.
 
         Returns:
-            Whether that is trouble of the disk, which has been logged; else it is somebody's mistake.
+            Whether the disk is in trouble, which has then been logged. If not, the error has another
+            cause.
         """
         trouble = trouble_of(error)
         if trouble is None:
@@ -135,7 +133,7 @@ class Condition:
         return True
 
     def recovered(self) -> None:
-        """All that was to be written has been written."""
+        """Note that everything has been written."""
         with self._lock:
             if self._state is not None:
                 logger.warning("%s can be written to again: %s", self._what, self._directory)
@@ -143,10 +141,10 @@ class Condition:
 
 
 def look(directory: Path) -> None:
-    """Try whether a directory can be written to. Blocks; writes one byte, which has no name.
+    """Check that a directory can be written to. Blocks; writes one byte to a file without a name.
 
     Raises:
-        OSError: it can't, or the disk is as good as full.
+        OSError: it can't, or the disk is almost full.
     """
     require_space(directory)
     with tempfile.TemporaryFile(dir=directory) as file:
@@ -154,7 +152,7 @@ def look(directory: Path) -> None:
 
 
 def require_space(directory: Path) -> None:
-    """See that the disk isn't as good as full. Quick.
+    """Check that the disk isn't almost full. Quick.
 
     Raises:
         OSError: it is, or the directory is gone.
@@ -165,7 +163,7 @@ def require_space(directory: Path) -> None:
 
 
 def free_bytes(directory: Path) -> int:
-    """What a file in a directory may still take, in bytes; 0 if that can't be told."""
+    """How many bytes can still be written in a directory; 0 if unknown."""
     try:
         space = os.statvfs(directory)
     except OSError:

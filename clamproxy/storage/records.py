@@ -28,19 +28,18 @@ CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, text TEXT NOT NULL) ST
 
 
 class Records:
-    """Counters that only grow, and notes. Safe to share between threads and processes; blocks."""
+    """Counters that only grow, and notes. Safe to share between threads and processes. Blocks.
+
+    Args:
+        directory: the state directory; made when it is needed.
+    """
 
     def __init__(self, directory: Path) -> None:
-        """Prepare; nothing is opened yet.
-
-        Args:
-            directory: the state directory; made when it is needed.
-        """
         self.condition = Condition(directory, "The records of what was served")
         self._file = RecordsFile(directory / FILE_NAME, _SCHEMA, 1, "The file of counters")
         self._lock = threading.Lock()
         self._last: dict[str, int] = {}
-        """The counters as this process has seen them last: a damaged file goes on from there."""
+        """The counters as this process last saw them, from which a damaged file is continued."""
 
     @property
     def directory(self) -> Path:
@@ -48,10 +47,10 @@ class Records:
         return self._file.path.parent
 
     def counters(self, elsewhere: Mapping[str, int] | None = None) -> dict[str, int]:
-        """The counters as last written; while the file can't be read, as last seen.
+        """The counters as last written; as last seen if the file can't be read.
 
         Args:
-            elsewhere: what is recorded elsewhere; it is added unless `take_over` has done so.
+            elsewhere: counters recorded elsewhere; they are added unless `take_over` has done so.
         """
         known = self._read()
         found = {
@@ -67,7 +66,7 @@ class Records:
         return dict(total)
 
     def add(self, amounts: Mapping[str, int]) -> bool:
-        """Add to counters, all at once; returns whether that could be written. Trouble is logged once."""
+        """Add to counters, all at once; returns whether that was written. Trouble is logged once."""
         return self._change({}, amounts)
 
     def notes(self, prefix: str) -> dict[str, Any]:
@@ -76,16 +75,16 @@ class Records:
         return {key.removeprefix(prefix): _value(texts[key]) for key in texts if key.startswith(prefix)}
 
     def set_note(self, key: str, value: Any) -> bool:
-        """Note a JSON value; returns whether that could be written."""
+        """Save a JSON value; returns whether that was written."""
         return self._change({key: json.dumps(value)}, {})
 
     def take_over(self, counters: Mapping[str, int], history: Any) -> bool:
-        """Add what was recorded elsewhere, and remember that, until `forget_takeover`.
+        """Add what was recorded elsewhere, and remember that it was, until `forget_takeover`.
 
-        Once for the same: after a kill, calling it again with what is still there adds nothing.
+        Idempotent: if a process was killed, calling this again with what is still there adds nothing.
 
         Returns:
-            Whether it is here now.
+            Whether it is recorded here now.
         """
         source = _source_of(counters)
         known = self._read()
@@ -97,7 +96,7 @@ class Records:
         return self._change(changes, counters, unless_moved=source)
 
     def forget_takeover(self) -> None:
-        """What was taken over is gone there."""
+        """Note that what was taken over no longer exists elsewhere."""
         if _MOVED in self._read():
             self._change({_MOVED: ""}, {})
 
@@ -143,7 +142,7 @@ class Records:
             text = known.get(_COUNTER_PREFIX + name, "")
             last = before.get(_COUNTER_PREFIX + name, 0)
             counted[name] = (int(text) if text.isdecimal() else last) + amount
-        # A file that begins anew begins with all that was counted.
+        # A new file starts with everything that was counted.
         missing = {key: str(count) for key, count in before.items() if key not in known}
         new = missing | {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()} | dict(texts)
         connection.executemany(
@@ -162,12 +161,12 @@ def _value(text: str) -> Any:
 
 
 def _source_of(counters: Mapping[str, int]) -> str:
-    """What is remembered of counters that were taken over."""
+    """How counters that were taken over are remembered."""
     return json.dumps(dict(sorted(counters.items())))
 
 
 def _texts(connection: sqlite3.Connection) -> dict[str, str]:
-    """What is as it was written.
+    """The texts whose checksums are right.
 
     Raises:
         Damage: the table isn't what it was.

@@ -1,7 +1,7 @@
-"""Sealed texts: a flipped bit in one is noticed.
+"""Sealed texts, in which a flipped bit is noticed.
 
-SQLite notices damage of its own structures at most; in a text, a flipped bit makes another text. So
-each carries a checksum over itself and its key.
+SQLite at most notices damage to its own structures; a flipped bit in a text just makes another text. So
+each text carries a checksum over itself and its key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import zlib
 
 _MARK = "~"
-"""Begins a sealed text. No JSON does, nor with any one bit of it flipped: earlier versions didn't seal."""
+"""The first character of a sealed text. No JSON starts with it, even with one bit flipped; earlier versions
+stored plain JSON."""
 
 
 def seal(key: str, text: str) -> str:
@@ -18,7 +19,7 @@ def seal(key: str, text: str) -> str:
 
 
 def unseal(key: str, stored: str) -> str | None:
-    """The inverse of `seal`; None if a bit of key or text has changed. An unsealed text is taken as it is."""
+    """The inverse of `seal`; None if a bit of key or text has changed. Unsealed text is returned as is."""
     if not stored.startswith(_MARK):
         return stored
     found, _, text = stored.removeprefix(_MARK).partition(" ")
@@ -26,5 +27,5 @@ def unseal(key: str, stored: str) -> str | None:
 
 
 def checksum(*texts: str) -> str:
-    """Eight hexadecimal digits."""
+    """A CRC-32 of the texts as eight hexadecimal digits."""
     return f"{zlib.crc32(' '.join(texts).encode(errors='replace')):08x}"

@@ -54,19 +54,19 @@ class Page:
         return self.browser
 
     def machines(self, count: int) -> list[list[str]]:
-        """Wait until so many machines are listed; returns the texts of their cells."""
+        """Wait until this many machines are listed; returns the texts of their cells."""
         self.browser.until(lambda: len(rows(self.browser, "machines")) == count)
         return rows(self.browser, "machines")
 
     def change(self, status: Any = None, *, code: int = 200) -> None:
-        """Have the gateway answer differently from now on; the page has seen it afterwards."""
+        """Make the gateway answer differently from now on, and wait until the page has seen it."""
         if status is not None:
             self.server.status = status
         self.server.code = code
         self.next_answer()
 
     def next_answer(self) -> None:
-        """Wait until the page has asked once more, and shows the answer."""
+        """Wait until the page has asked once more and shows the answer."""
         self.ask_now()
         # The next question is asked when the answer to this one has been shown.
         self.ask_now()
@@ -91,7 +91,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """The status page, not opened yet. In the console, nothing may come up but what the test provokes."""
+    """The status page, not opened yet. The console must stay empty, except for what the test provokes."""
     server = StatusServer()
     try:
         yield Page(browser, server)

@@ -19,11 +19,11 @@ SERIES = ("requests", "hits", "misses", "errors", "bytes_served", "upstream_byte
 
 
 def history(*, missing: range = range(0), seed: int = 7) -> Json:
-    """A usual day: few requests at night, a release now and then.
+    """A usual day: few requests at night, an occasional release.
 
     Args:
-        missing: the steps in which the gateway was not there.
-        seed: of its chances.
+        missing: the steps in which the gateway was not running.
+        seed: for the random values.
     """
     chance = random.Random(seed)
     series: Json = {name: [] for name in SERIES}
@@ -79,7 +79,7 @@ def late(number: int, releases: int, **changes: Any) -> Json:
 
 
 def unknown(number: int, **changes: Any) -> Json:
-    """A machine whose requests have told no version yet."""
+    """A machine whose requests haven't told any version yet."""
     return machine(number, **changes) | {"databases": {}}
 
 
@@ -247,7 +247,7 @@ BUSY: Json = merged(
     },
     history=history(missing=range(170, 190)),
 )
-"""One that has been at work for some days."""
+"""A gateway that has been working for some days."""
 
 NOT_READY: Json = merged(
     EMPTY,
@@ -270,7 +270,7 @@ HUGE: Json = merged(
         *(machine(number) for number in range(398, 2000)),
     ),
 )
-"""More machines than anybody wants to see at once."""
+"""More machines than anyone wants to see at once."""
 
 MANY: Json = merged(
     BUSY,

@@ -24,7 +24,6 @@ type MakeForged = Callable[..., Site]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them all."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
@@ -53,7 +52,7 @@ def site(sites: SitePool) -> Iterator[Site]:
 
 @pytest.fixture
 def make_site(tmp_path: Path) -> Iterator[MakeSite]:
-    """Starts sites with settings of their own: the arguments of `open_site` but the directory."""
+    """Starts sites with their own settings; takes the arguments of `open_site` except the directory."""
     opened: list[Site] = []
     numbers = itertools.count()
 
@@ -68,7 +67,7 @@ def make_site(tmp_path: Path) -> Iterator[MakeSite]:
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site with version 2 and all cdiffs up to 6 in its cache; tests do not change that."""
+    """A site with version 2 and all cdiffs up to 6 in its cache. Tests must not change it."""
     site = open_site(tmp_path_factory.mktemp("behind"), delta=ROOMY)
     hold(site, BASE)
     yield site
@@ -77,19 +76,19 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def roomy(make_site: MakeSite) -> Site:
-    """A site whose delta serving does not mind how large the cdiffs are."""
+    """A site whose delta serving accepts cdiffs of any size."""
     return make_site(delta=ROOMY)
 
 
 @pytest.fixture(scope="module")
 def forgery(tmp_path_factory: pytest.TempPathFactory) -> Forgery:
-    """Two versions of a big CVD that test keys have signed."""
+    """Two versions of a big CVD, signed with test keys."""
     return forge(tmp_path_factory.mktemp("forged"))
 
 
 @pytest.fixture
 def make_forged(tmp_path: Path, forgery: Forgery) -> Iterator[MakeForged]:
-    """Makes sites that trust those keys, with the settings that the test needs."""
+    """Makes sites that trust the test keys, with the settings that the test needs."""
     opened: list[Site] = []
 
     def make(**sections: Any) -> Site:
@@ -103,7 +102,7 @@ def make_forged(tmp_path: Path, forgery: Forgery) -> Iterator[MakeForged]:
 
 @pytest.fixture
 def big(make_forged: MakeForged) -> Site:
-    """One such site."""
+    """A site that trusts the test keys."""
     return make_forged()
 
 
@@ -116,20 +115,20 @@ def dns() -> Iterator[FakeDns]:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
-    """What a gateway with internet has exported."""
+    """What a gateway with internet access has exported."""
     with open_bundles(tmp_path_factory.mktemp("bundles")) as bundles:
         yield bundles
 
 
 @pytest.fixture
 def idle(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> Gateway:
-    """A gateway without internet that does not run and has no cache yet."""
+    """A gateway without internet access that isn't running and has no cache yet."""
     return Gateway(tmp_path / "idle", settings_for(origin, dns, **OFFLINE))
 
 
 @pytest.fixture
 def mirror(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> Iterator[Mirror]:
-    """No proxy runs, and no freshclam has used the cache."""
+    """A mirror whose proxy isn't running, and whose cache no freshclam has used."""
     site = idle_site(tmp_path / "site", origin, dns, upstream=NAMED, versions=ANEW)
     with open_mirror(site) as mirror:
         yield mirror

@@ -29,7 +29,7 @@ NAME = PATH[1:]
 BODY = b"signature\n" * 30
 BIG = os.urandom(300_000)
 STALE: dict[str, Any] = {"Cache-Control": "max-age=0"}
-"""Each request is revalidated then; an old copy may stand in."""
+"""With this, each request is revalidated, and an old copy may be served instead."""
 HIT, MISS, REVALIDATED, STALE_COPY = "hit", "fwd=miss", "fwd=stale; fwd-status=304", "fwd=stale"
 NEGATIVE, ERROR, BYPASS = "hit; detail=negative", "fwd=miss; detail=error", "fwd=bypass"
 
@@ -112,7 +112,7 @@ class FeedsHarness:
         return await ask_feeds(self.feeds, url or self.url(path), method, fields)
 
     async def get(self, path: str = PATH, **headers: str) -> tuple[int, str, bytes]:
-        """Status, the essence of Cache-Status, and the content; the transfer has ended then."""
+        """Status, the essence of Cache-Status, and the content; the transfer has ended by then."""
         response = await self.ask(path, **headers)
         content = await read(response)
         await self.settle()
@@ -123,7 +123,7 @@ class FeedsHarness:
         await asyncio.gather(*self.feeds._tasks, return_exceptions=True)
 
     def set_out(self, body: bytes = BODY, name: str = NAME, **headers: str) -> None:
-        """Serve a file; ``cache_control="no-cache"`` becomes a field."""
+        """Serve a file at the fake origin; ``cache_control="no-cache"`` becomes a field."""
         self.origin.heal()
         self.origin.put(name, body)
         fields = {key.replace("_", "-"): value for key, value in headers.items()}

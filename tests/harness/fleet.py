@@ -1,4 +1,4 @@
-"""A table of clients and who writes it."""
+"""A table of clients and its writer."""
 
 from __future__ import annotations
 

@@ -152,14 +152,14 @@ class FollowerHarness:
         self.origin.forget()
 
     async def look(self, database: str = "daily") -> None:
-        """One look, to its end."""
+        """One complete look."""
         async with asyncio.timeout(LIMIT):
             with suppress(*ORIGIN_TROUBLE):
                 await self.follower.follow(database)
             await until(lambda: not self.transfers.under_way() and not self.prefetcher._running)
 
     async def live(self, seconds: float, pause: float = REFRESH) -> None:
-        """Look again and again for a while."""
+        """Look repeatedly for a while."""
         end = self.clock.now + seconds
         while self.clock.now < end:
             await self.look()

@@ -29,7 +29,7 @@ class HeadsHarness:
         return HeaderProbes(self.upstream, self.cooldowns, notes_in(self.notes), clock=self.clock)
 
     async def probe(self, database: str = "daily", requester: Requester = NEW, wanted: int = 5) -> int:
-        """Probe; gives the version that is known then."""
+        """Probe; returns the version that is known afterwards."""
         await self.heads.probe(database, requester, wanted, wanted)
         head = self.heads.get(database)
         assert head is not None

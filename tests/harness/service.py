@@ -52,7 +52,7 @@ class ServiceHarness:
         return Service(settings, forge_keys().trusted, Surroundings(clock=self.clock))
 
     def restart(self, **sections: dict[str, Any]) -> None:
-        """With other settings."""
+        """Restart with other settings."""
         self.service.stop()
         self.service = self.make(**sections)
 
@@ -67,13 +67,13 @@ class ServiceHarness:
         self.clock.ahead += 400
 
     async def begin(self, base: int = 1) -> None:
-        """Have a base cached."""
+        """Put a base into the cache."""
         self.release(base)
         assert (await self.ask())[0].version == base
         await self.settle()
 
     async def hold(self, base: int = 1, reached: int = NEWEST) -> None:
-        """Have a base and the patches from there on cached; the origin has the whole of the last."""
+        """Put a base and the patches that follow it into the cache; the origin has the newest CVD."""
         await self.begin(base)
         self.release(reached)
         assert (await self.ask())[0].version == base

@@ -1,4 +1,4 @@
-"""A status site over a store, and what it is asked in the tests."""
+"""A status site over a store, and requests to it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class StatusHarness:
         return f"# {mode}\n"
 
     def renew(self) -> None:
-        """A site that has no picture yet."""
+        """Make a site that has no picture yet."""
         self.site = Pages(self.sources())
 
     def guard(self, token: str = TOKEN) -> None:
@@ -103,7 +103,7 @@ def text_of(response: Response) -> str:
 
 
 def machine(number: int = 1, *, eol: bool = False, **behind: int | None) -> Machine:
-    """A machine that is behind by so many releases."""
+    """A machine that is behind by this many releases."""
     return Machine(
         uuid=f"00000000-0000-4000-8000-{number:012d}",
         address=f"10.0.{number // 250}.{number % 250}",

@@ -1,4 +1,4 @@
-"""A big CVD that is signed with test keys, and sites whose proxy trusts those."""
+"""A big CVD that is signed with test keys, and sites whose proxy trusts those keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.gateway import FORGED_ADDON, Answer, Gateway, Way, read_body,
 from tests.support.site import Site, open_site
 
 SIZE = 8_000_000
-"""Bytes, about."""
+"""Roughly, in bytes."""
 NAME = "daily.cvd"
 PATH = f"/{NAME}"
 VERSION = 27800
-"""As the fake DNS server advertises from the start."""
+"""The version that the fake DNS server advertises from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class Forgery:
 
 
 def forge(directory: Path) -> Forgery:
-    """Make them."""
     keys = directory / "keys"
     forge_keys().save(keys)
     bodies = []
@@ -64,14 +63,13 @@ class Download(Thread):
         self.start()
 
     def run(self) -> None:
-        """Read."""
         try:
             self._answer = self._fetch()
         except Exception as error:
             self._error = error
 
     def answer(self, limit: float = 45) -> Answer:
-        """Wait for the end.
+        """Wait until the download has ended.
 
         Args:
             limit: seconds.
@@ -101,7 +99,7 @@ class Rest:
 def begun_download(
     gateway: Gateway, count: int = 65536, way: Way = Way.CONNECT_HTTP, **options: Any
 ) -> Iterator[Rest]:
-    """A client that has read the first bytes and can go on or leave."""
+    """A client that has read the first bytes, and can then go on or leave."""
     with gateway.connection(way, **options) as connection:
         send(connection, PATH, way)
         response = connection.getresponse()

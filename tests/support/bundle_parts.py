@@ -1,4 +1,4 @@
-"""Bundles between two caches: exported, taken apart, put together anew, imported, refused."""
+"""Bundles between two caches: exported, taken apart, put together again, imported, refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unpacked(bundle: bytes) -> dict[str, bytes]:
 
 
 def packed(members: dict[str, bytes], manifest: dict[str, Any] | None = None) -> bytes:
-    """A tar as GNU tar would make it, which is as good."""
+    """A tar like GNU tar's, which is accepted as well."""
     stream = io.BytesIO()
     if manifest is not None:
         members = members | {MANIFEST_NAME: json.dumps(manifest).encode()}

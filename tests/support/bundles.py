@@ -1,4 +1,4 @@
-"""Bundles: exported by a gateway with internet, spoilt in many ways, imported by one without."""
+"""Bundles: exported by a gateway with internet access, damaged in many ways, imported by one without."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.support.site import open_site
 type Snapshot = dict[str, bytes]
 
 OFFLINE: dict[str, Any] = {"upstream": {"offline": True}, "delta": ROOMY}
-"""The sections of a gateway without internet."""
+"""Configuration of a gateway without internet access."""
 BASE = 4
 CVD = f"test-{BASE}.cvd"
 PATCH = f"test-{NEWEST}.cdiff"
 MANIFEST = "manifest.json"
 REFUSED = 1
-"""Exit code."""
+"""Exit code of a refused import."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """Files that a gateway with internet has exported, one release after the other."""
+    """Files that a gateway with internet access has exported, one release after another."""
 
     first: Path
     """CVD 4 and cdiff 5."""
@@ -44,21 +44,21 @@ class Bundles:
 
 
 def export(gateway: Gateway, file: Path, *options: str) -> Path:
-    """Export into a file; it must succeed."""
+    """Export into a file, which must succeed."""
     result = gateway.tool("export", str(file), *options)
     assert (result.returncode, result.stdout) == (OK, ""), result.stderr
     return file
 
 
 def take_in(gateway: Gateway, file: Path, *options: str) -> str:
-    """Import a file; it must succeed. Returns what is told."""
+    """Import a file, which must succeed; returns what is printed."""
     result = gateway.tool("import", str(file), *options)
     assert (result.returncode, result.stdout) == (OK, ""), result.stderr
     return result.stderr
 
 
 def refusal(gateway: Gateway, file: Path, *options: str) -> str:
-    """Import a file that must be refused, which changes nothing; returns the line that says why."""
+    """Import a file, which must be refused and change nothing; returns the line that says why."""
     before = snapshot(gateway.cache)
     result = gateway.tool("import", str(file), *options)
     assert (result.returncode, result.stdout) == (REFUSED, ""), result.stderr
@@ -69,9 +69,9 @@ def refusal(gateway: Gateway, file: Path, *options: str) -> str:
 
 
 def snapshot(cache: Path) -> Snapshot:
-    """All files of a cache but locks and databases, which change when they are opened.
+    """All files of a cache except locks and databases, which change when they are opened.
 
-    What a bundle has been unpacked to is no part of the cache yet.
+    The files of an unpacked bundle aren't part of the cache yet.
     """
     left_out = ("staging", "cache.db", "fleet.sqlite")
     return {
@@ -103,7 +103,7 @@ def pack(file: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def forged(bundle: Path, file: Path, contents: Members) -> Path:
-    """A copy of a bundle with other contents, which its manifest lists as it should."""
+    """A copy of a bundle with other contents, correctly listed in its manifest."""
     members = members_of(bundle) | contents
     manifest = json.loads(members[MANIFEST])
     for item in manifest["databases"]["test"]["objects"]:
@@ -113,7 +113,7 @@ def forged(bundle: Path, file: Path, contents: Members) -> Path:
 
 
 def with_manifest(bundle: Path, file: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a bundle whose manifest says something else of database test."""
+    """A copy of a bundle whose manifest is changed for database test."""
     members = members_of(bundle)
     manifest = json.loads(members[MANIFEST])
     change(manifest["databases"]["test"])
@@ -122,7 +122,7 @@ def with_manifest(bundle: Path, file: Path, change: Callable[[dict[str, Any]], o
 
 @contextmanager
 def open_bundles(directory: Path) -> Iterator[Bundles]:
-    """What the outside has exported, into a directory."""
+    """Bundles exported into a directory by a gateway with internet access."""
     site = open_site(directory / "outside", delta=ROOMY)
     try:
         hold(site, BASE, NEWEST - 1)

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, and a server of the status page with figures of the test's own."""
+"""A real Chromium without a window, and a server of the status page with the test's own figures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from clamproxy.web.sources import Sources
 from tests.support.machines import machine_of
 
 WAIT = 40.0
-"""Seconds until the page must show something."""
+"""How many seconds the page may take to show something."""
 START_LIMIT = 60
-"""Seconds for one command of the browser."""
+"""How many seconds one command of the browser may take."""
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # the tests may run as root
@@ -54,7 +54,7 @@ class Browser:
         self.driver = driver
 
     def open(self, url: str) -> None:
-        """Load a page, with nothing left of the one before."""
+        """Load a page, with nothing left over from the previous one."""
         self.driver.get("about:blank")
         self.messages()
         self.look()
@@ -77,10 +77,10 @@ class Browser:
         return cast(list[str], self.run(script, selector))
 
     def until[T](self, look: Callable[[], T], *, limit: float = WAIT) -> T:
-        """Look until something true is seen, and return it.
+        """Look until the result is true, and return it.
 
         Raises:
-            TimeoutException: it is not seen in time.
+            TimeoutException: that takes too long.
         """
         waiting = WebDriverWait(self.driver, limit, 0.1, ignored_exceptions=[StaleElementReferenceException])
         return waiting.until(lambda _: look())
@@ -90,7 +90,7 @@ class Browser:
         return self.until(lambda: part in (text := self.text(selector)) and text) or ""
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False, calm: bool = False) -> None:
-        """Look through a window of another size, or as somebody who likes it dark, or without motion."""
+        """Change the size of the window, or prefer dark colours or no motion."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         features = [
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
@@ -100,7 +100,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def messages(self) -> list[str]:
-        """What came up in the console since the last look, violations of the policy among it."""
+        """What appeared in the console since the last call, including violations of the policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
     def screenshot(self, path: Path) -> None:
@@ -114,11 +114,11 @@ class Browser:
 
 @contextmanager
 def open_browser(directory: Path, *, proxy: int | None = None) -> Iterator[Browser]:
-    """Start Chromium with a profile of its own; skips the test where there is none.
+    """Start Chromium with a new profile; skips the test if it isn't installed.
 
     Args:
         directory: for the profile.
-        proxy: the port of an HTTP proxy on this machine for all that it asks; none by default.
+        proxy: the port of an HTTP proxy on this machine for all requests; none by default.
     """
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
@@ -149,7 +149,7 @@ def _do_without(reason: str) -> None:
 
 
 class StatusServer:
-    """Serves the files of the page as the gateway does, and a status.json of the test's own."""
+    """Serves the files of the page as the gateway does, and the test's own status.json."""
 
     def __init__(self) -> None:
         self.status: Any = {}
@@ -181,13 +181,12 @@ class StatusServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
 
     def close(self) -> None:
-        """Stop."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     def count(self, path: str) -> int:
-        """How often a path has been asked for."""
+        """How often a path was asked for."""
         return self.asked.count(path)
 
     def _settings(self) -> Settings:

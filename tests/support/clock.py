@@ -1,4 +1,4 @@
-"""Clocks that tests turn on."""
+"""Clocks that tests set forward."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """A clock that stands still until a test turns it; stands in for a function or for the module `time`."""
+    """A clock that stands still until a test moves it; replaces a function or the module `time`."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
@@ -22,7 +22,7 @@ class Clock:
 
 
 class ClockAhead:
-    """The time, and more: stands in for the module `time` where real servers tell the time as well."""
+    """Real time plus an offset; replaces the module `time` where real servers look at the clock as well."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

@@ -1,4 +1,4 @@
-"""Puts a process under the seccomp rules of a systemd unit, as systemd would, without systemd.
+"""Puts a process under the seccomp rules of a systemd unit, without systemd.
 
 What systemd does by seccomp is emulated with the same library: SystemCallFilter, MemoryDenyWriteExecute,
 RestrictAddressFamilies, RestrictNamespaces. What it does by mounts and credentials is not.
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "libseccomp.so.2"
 UNIT_VARIABLE = "TEST_UNIT"
-"""Of the environment: the unit under whose rules an interpreter runs; see `confined_environment`."""
+"""The environment variable that names the unit whose rules apply, see `confined_environment`."""
 CALLS_VARIABLE = "TEST_SYSTEM_CALLS"
 
 _ALLOW = 0x7FFF0000
@@ -64,7 +64,7 @@ class _Filter:
         assert code == 0, f"{name}: {os.strerror(-code)}"
 
     def load(self) -> None:
-        """From now on it holds."""
+        """Apply the filter from now on."""
         code = self._library.seccomp_load(self._context)
         assert code == 0, os.strerror(-code)
 
@@ -76,7 +76,7 @@ def unit_setting(unit: Path, name: str) -> list[str]:
 
 
 def allowed_calls(unit: Path) -> set[str]:
-    """The system calls that SystemCallFilter leaves; asks systemd-analyze what its groups are."""
+    """The system calls that SystemCallFilter allows; asks systemd-analyze what is in its groups."""
     allowed: set[str] = set()
     for line in unit_setting(unit, "SystemCallFilter"):
         names = set().union(*(_members(name) for name in line.removeprefix("~").split()))
@@ -96,11 +96,11 @@ def _members(name: str) -> frozenset[str]:
 
 
 def confine(unit: Path, calls: set[str]) -> None:
-    """Hold this process and what it starts to the rules of a unit, for ever.
+    """Apply the rules of a unit to this process and its children, permanently.
 
     Args:
         unit: the file.
-        calls: what `allowed_calls` gave.
+        calls: the result of `allowed_calls`.
     """
     denials = _Filter(_ALLOW)
     if unit_setting(unit, "MemoryDenyWriteExecute") == ["yes"]:

@@ -1,4 +1,4 @@
-"""Where the test data is: files signed by ClamAV, which are not part of the repository."""
+"""The location of the test data: files signed by ClamAV, which are not part of the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGN_NAMES = [f"{name}.sign" for name in CVD_NAMES + CDIFF_NAMES]
 
 
 def require_testdata() -> Path:
-    """The directory with the test data; without it the test is skipped, or fails where CI=true."""
+    """The directory with the test data; if it is missing, the test is skipped, or fails if CI=true."""
     if not (TESTDATA / "test-1.cvd").is_file():
         reason = f"no test data in {TESTDATA}; set CLAMPROXY_TESTDATA"
         if os.environ.get("CI") == "true":
@@ -28,5 +28,5 @@ def require_testdata() -> Path:
 
 
 def read_testdata(name: str) -> bytes:
-    """The contents of one file of the test data, after `require_testdata`."""
+    """The content of one file of the test data; calls `require_testdata`."""
     return (require_testdata() / name).read_bytes()

@@ -1,4 +1,4 @@
-"""A small disk of its own for a test: it can be filled, and made read-only."""
+"""A small separate disk for a test, which can be filled or made read-only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Disk:
         self._filler = path / "filler"
 
     def fill(self, leave: int = 0) -> None:
-        """Leave so many bytes free."""
+        """Leave only this many bytes free."""
         free = shutil.disk_usage(self.path).free - leave
         with self._filler.open("ab", buffering=0) as file:
             while free > 0:
@@ -34,21 +34,20 @@ class Disk:
                     return
 
     def clear(self) -> None:
-        """Remove what fills it."""
+        """Remove what `fill` wrote."""
         self._filler.unlink()
 
     def make_read_only(self) -> None:
-        """From now on nothing can be written; who has a file open for writing must have closed it."""
+        """Make the disk read-only; files that are open for writing must have been closed."""
         _run("mount", "-o", "remount,ro", str(self.path))
 
     def make_writable(self) -> None:
-        """The opposite."""
         _run("mount", "-o", "remount,rw", str(self.path))
 
 
 @contextmanager
 def open_disk(path: Path) -> Iterator[Disk]:
-    """Mount one; skips the test where that isn't allowed."""
+    """Mount a disk; skips the test if that isn't allowed."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ import dns.rrset
 
 PRIMARY = "current.cvd.clamav.net"
 FIELDS = ("main", "daily", "safebrowsing", "bytecode")
-"""Databases with a place in the primary record; others have a record of their own (protocol.md 3)."""
+"""Databases with a place in the primary record; others have their own record (protocol.md 3)."""
 STALE = 13 * 3600
 """Seconds; freshclam distrusts a record older than 12 h."""
 
@@ -79,7 +79,7 @@ class FakeDns:
         return self.queries.count(name)
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         # A datagram to itself wakes the thread, which closing the socket would not.
         with contextlib.suppress(OSError):
             self._socket.sendto(b"", (self.address, self.port))
@@ -100,7 +100,7 @@ class FakeDns:
                     self._socket.sendto(answer.to_wire(), peer)
 
     def answer(self, query: dns.message.Message) -> dns.message.Message | None:
-        """The answer to a query, None for silence; another transport may ask for it, too."""
+        """The answer to a query, or None for silence; other transports may use it too."""
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True).lower()
         self.queries.append(name)
@@ -138,9 +138,9 @@ class FakeDns:
 
 
 def open_dns() -> FakeDns:
-    """A server on port 53 of some free loopback address, as resolv.conf has no ports.
+    """A server on port 53 of some free loopback address, because resolv.conf has no ports.
 
-    Where port 53 is forbidden, it is on another port: good for the proxy, useless for freshclam.
+    Where port 53 is forbidden, it uses another port, which the proxy can reach but freshclam can't.
     """
     for _ in range(20):
         try:
@@ -154,7 +154,7 @@ def open_dns() -> FakeDns:
 
 
 def free_address() -> str:
-    """A loopback address whose port 53 another server can be given.
+    """A loopback address where another server can use port 53.
 
     Raises:
         OSError: port 53 is forbidden, or taken everywhere.
@@ -178,7 +178,7 @@ def _random_address() -> str:
 
 
 def namespace_refusal(directory: Path) -> str | None:
-    """Why a program cannot be given a resolv.conf of its own here; None if it can."""
+    """Why a program can't be given its own resolv.conf here; None if it can."""
     probe = directory / "resolv.probe"
     probe.write_text("nameserver 127.0.0.1\n")
     command = ["unshare", "-m", "mount", "--bind", str(probe), "/etc/resolv.conf"]

@@ -67,7 +67,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves, or distrusts the certificate, is no error of the server."""
+        """Ignore clients that leave, or that distrust the certificate."""
 
 
 def _serve(server: ThreadingHTTPServer) -> None:
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        pass
 
 
 class _DohHandler(_Handler):

@@ -1,4 +1,4 @@
-"""A fake gateway for the doctor: it answers as it is told, rightly by default."""
+"""A fake gateway for the doctor, which answers correctly unless told otherwise."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def from_clamproxy(
     at: float | None = None,
     length: int | None = None,
 ) -> bytes:
-    """An answer of a clamproxy, whose clock says `at`."""
+    """An answer of a clamproxy whose clock says `at`."""
     date = formatdate(time.time() if at is None else at, usegmt=True)
     return answer(status, body, length, cache_status=cache_status, via="1.1 clamproxy-0badc0de", date=date)
 
 
 def in_words(status: int, reason: str) -> bytes:
-    """A clamproxy's answer that is no file."""
+    """An answer of clamproxy with a text instead of a file."""
     return from_clamproxy(status, f"clamproxy: {reason}\n".encode(), "clamproxy; fwd=miss; detail=error")
 
 
 def header(version: int = VERSION, age: float = 3600.0) -> bytes:
-    """512 bytes as a CVD begins."""
+    """512 bytes like the beginning of a CVD."""
     return cvd_header(version, int(time.time() - age), b"digest of 16 byt", forge_keys())
 
 
 def patch(version: int = VERSION) -> bytes:
-    """A signed one."""
+    """A signed cdiff."""
     return forge_cdiff("daily", version)
 
 
 def close(_: socket.socket) -> None:
-    """Say nothing, and leave."""
+    """Close without an answer."""
 
 
 def stay_silent(stream: socket.socket) -> None:
@@ -70,7 +70,7 @@ def stay_silent(stream: socket.socket) -> None:
 
 
 def drip(stream: socket.socket) -> None:
-    """A byte now and then, without end."""
+    """Send a byte now and then, without end."""
     for byte in b"HTTP/1.1 200 " + b"x" * 200:
         stream.sendall(bytes([byte]))
         time.sleep(0.05)
@@ -78,7 +78,7 @@ def drip(stream: socket.socket) -> None:
 
 @dataclass
 class FakeGateway:
-    """A proxy on loopback. Its attributes say what it does."""
+    """A proxy on loopback, whose attributes say what it does."""
 
     connect: bytes | Act = ESTABLISHED
     files: dict[str, bytes | Act] = field(default_factory=dict)

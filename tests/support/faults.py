@@ -9,7 +9,7 @@ type Headers = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """How an answer differs from the right one. The default differs in nothing."""
+    """How an answer differs from the correct one; by default, it doesn't."""
 
     status: int | None = None
     """Answered instead of the file, with `body`."""
@@ -49,7 +49,7 @@ def status(code: int, body: bytes = b"error code: 1020", **headers: str) -> Faul
 
 
 def html(code: int = 200) -> Fault:
-    """An error page, of a captive portal say, with status 200."""
+    """An error page with status 200, such as that of a captive portal."""
     page = (
         b"<!DOCTYPE html><html><body><h1>Please log in</h1>" + b"<p>Terms of use</p>" * 40 + b"</body></html>"
     )
@@ -67,12 +67,12 @@ def empty() -> Fault:
 
 
 def short(after: int) -> Fault:
-    """Cut after so many bytes, the right Content-Length given."""
+    """Cut after this many bytes, with the correct Content-Length."""
     return Fault(cut_after=after)
 
 
 def short_without_length(after: int) -> Fault:
-    """Cut after so many bytes, no length given: the client cannot see that it is short."""
+    """Cut after this many bytes, without a length: the client can't see that it is short."""
     return Fault(cut_after=after, length=False)
 
 
@@ -102,7 +102,7 @@ def silent() -> Fault:
 
 
 def slow(rate: float) -> Fault:
-    """So many bytes per second."""
+    """Only this many bytes per second."""
     return Fault(rate=rate)
 
 

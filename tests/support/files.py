@@ -1,4 +1,4 @@
-"""The files of the fake CDN, answered by the rules of HTTP."""
+"""The files of the fake CDN, served by the rules of HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A signer of CVDs, cdiffs and ``.sign`` files, with keys of its own, for tests and benchmarks."""
+"""Signs CVDs, cdiffs and ``.sign`` files with test keys, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def forge_cvd(
 
 
 def seal(version: int, payload: bytes, keys: ForgeKeys | None = None, stime: int = 1_700_000_000) -> bytes:
-    """A CVD with any payload, well signed: for what a verifier must find behind a good signature."""
+    """A correctly signed CVD with any payload, for what a verifier must find behind a good signature."""
     digest = hashlib.md5(payload, usedforsecurity=False).digest()
     return cvd_header(version, stime, digest, keys or forge_keys()) + payload
 
@@ -137,7 +137,7 @@ def payload_of(members: Iterable[tuple[str, bytes]]) -> bytes:
 def forge_database(
     database: str, version: int, files: Mapping[str, bytes], keys: ForgeKeys | None = None
 ) -> bytes:
-    """A CVD with the given files, which its ``.info`` lists as it should."""
+    """A CVD with the given files, correctly listed in its ``.info``."""
     info = forge_info(database, version, files, keys)
     return seal(
         version, payload_of([("COPYING", _COPYING), (f"{database}.info", info), *files.items()]), keys
@@ -147,7 +147,7 @@ def forge_database(
 def forge_info(
     database: str, version: int, files: Mapping[str, bytes], keys: ForgeKeys | None = None
 ) -> bytes:
-    """The ``.info`` member of the CVD that `forge_database` makes of the same arguments."""
+    """The ``.info`` member of the CVD that `forge_database` makes from the same arguments."""
     listed = [(name, len(data), _sha256([data])) for name, data in files.items()]
     return info_member(info_line(version), listed, keys or forge_keys())
 
@@ -220,7 +220,7 @@ def forge_cdiff(
 
 
 def seal_cdiff(version: int, stream: bytes, script_size: int = 0, keys: ForgeKeys | None = None) -> bytes:
-    """A cdiff with anything in the place of the compressed script, well signed."""
+    """A correctly signed cdiff with any bytes in place of the compressed script."""
     signed = f"ClamAV-Diff:{version}:{script_size}:".encode() + stream
     return signed + b":" + sign_sha256((keys or forge_keys()).cdiff, hashlib.sha256(signed).digest())
 

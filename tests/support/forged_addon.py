@@ -1,4 +1,4 @@
-"""What mitmdump loads in tests with big objects: the addon with the test keys for its trust."""
+"""Loaded by mitmdump in tests with big objects: the addon, trusting the test keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the real freshclam in a directory of its own and tells what came of it."""
+"""Runs the real freshclam in a separate directory, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Freshclam:
         return self.directory / "db"
 
     def install(self, source: Path, name: str = "test.cvd") -> None:
-        """Put a database there, as if an earlier run had."""
+        """Put a database there, as if by an earlier run."""
         shutil.copyfile(source, self.databases / name)
 
     def run(self) -> Outcome:
-        """Run it once."""
+        """Run freshclam once."""
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", **self.environment}
         result = subprocess.run(
             self._command(),

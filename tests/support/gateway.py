@@ -1,4 +1,4 @@
-"""Starts the proxy as its users do, and speaks to it in each way that its clients do."""
+"""Starts the proxy as its users do, and talks to it in each way that its clients do."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FORGED_ADDON = "tests/support/forged_addon.py"
 CDN = "database.clamav.net"
 PIECE = 64 * 1024
 START_LIMIT = 60.0
-"""Seconds until the proxy must serve."""
+"""Seconds within which the proxy must serve."""
 SET_UP = "HTTPS clients have to trust"
-"""In the last line that it prints at its start; its ports are open before it has read its settings."""
+"""Part of the last line that it prints at its start; its ports open before it has read its settings."""
 
 END_LIMIT = 40
-"""Seconds for its end after SIGTERM."""
+"""Seconds within which it must end after SIGTERM."""
 TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
 LOG_PATIENCE = 0.025
@@ -45,7 +45,7 @@ LOG_PATIENCE = 0.025
 STATS_PATIENCE = 0.4
 """Seconds without a change, after which the figures are taken as complete; they are written every 0.1 s."""
 EXPRESS = "CLAMPROXY_SERVING__EXPRESS"
-"""The variable that has all tests run without the express lane, if it is ``false``."""
+"""The environment variable that makes all tests run without the express lane, if it is ``false``."""
 
 type Settings = dict[str, dict[str, Any]]
 type Stream = IO[bytes] | int
@@ -79,7 +79,7 @@ class Answer:
 
 
 class Gateway:
-    """A proxy process with its settings and its cache directory, stopped and started at will."""
+    """A proxy process with its settings and cache directory, which can be stopped and started."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Gateway:
 
     @property
     def log(self) -> str:
-        """All that it has printed. Lines about requests come a little late, so it waits for the last one."""
+        """All that it has printed. Lines about requests come slightly late, so it waits for the last one."""
         path = self.directory / "gateway.log"
         text = ""
         for attempt in range(40):
@@ -201,7 +201,7 @@ class Gateway:
         return tool(*arguments, "--config", str(self.config), stdin=stdin, environment=self._environment)
 
     def start_tool(self, *arguments: str, stdin: Stream = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Start it so; for tests that kill it or feed it."""
+        """Start the command line tool in the same way, for tests that kill it or feed it."""
         return start_tool(
             *arguments, "--config", str(self.config), stdin=stdin, environment=self._environment
         )
@@ -332,7 +332,7 @@ class Gateway:
 def tool(
     *arguments: str, stdin: Stream = subprocess.DEVNULL, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``clamproxy``, which may fail, but not with a traceback, and shows no progress bar.
+    """Run ``clamproxy``, which may fail, but not with a traceback, and must not show progress bars.
 
     Args:
         arguments: the command and its arguments.
@@ -378,7 +378,7 @@ def start_tool(
 
 
 def _clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without the settings of whoever runs the tests, but for `EXPRESS`."""
+    """The environment without the settings of the user who runs the tests, except `EXPRESS`."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     kept = {
         name: value for name, value in kept.items() if not name.startswith("CLAMPROXY_") or name == EXPRESS
@@ -474,7 +474,7 @@ def connectable(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, and that neither the kernel nor another thread gives away meanwhile."""
+    """Ports that nothing listens on, and that neither the kernel nor another thread uses in the meantime."""
     chosen: list[int] = []
     while len(chosen) < count:
         port = random.choice(_PORTS)
@@ -487,7 +487,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _own_ports() -> range:
-    """Below what the kernel takes for outgoing connections; test processes side by side don't share any."""
+    """Below the kernel's range for outgoing connections; parallel test processes use different ones."""
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = 15_000 + number % 8 * 2_000
     return range(first, first + 2_000)

@@ -1,4 +1,4 @@
-"""Kills a process of its own at each of its steps that change files."""
+"""Kills a separate process at each of its steps that change files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     """Do something in a child process that is killed when it begins a step, counted from 0.
 
     Returns:
-        Whether the child came to that step; else it has finished its work.
+        Whether the child reached that step; otherwise, it finished its work.
     """
     child = os.fork()
     if child == 0:

@@ -24,17 +24,17 @@ type Result = subprocess.CompletedProcess[str]
 NOT_DELIVERED = 2
 """Exit code when the origin does not deliver everything (README.md, A mirror for a web server)."""
 NAMED = {"user_agent": USER_AGENT}
-"""Section `upstream` of a gateway that no freshclam has used yet."""
+"""Section `upstream` for a gateway that no freshclam has used yet."""
 TEST = ("--database", "test")
 ANEW = {"refresh": "10ms"}
-"""Section `versions` of a gateway whose every run asks for the versions anew."""
+"""Section `versions` for a gateway that asks for the versions again in every run."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Not here."""
+        pass
 
 
 @contextmanager
@@ -61,7 +61,7 @@ class Mirror:
     url: str
 
     def run(self, *options: str) -> Result:
-        """Run it once; nothing may come to the standard output."""
+        """Run the command once; nothing may be written to the standard output."""
         result = self.site.gateway.tool("mirror", str(self.directory), *options)
         assert result.stdout == ""
         return result
@@ -76,7 +76,7 @@ class Mirror:
         assert result.returncode == OK, result.stderr
 
     def release(self, version: int, *options: str) -> None:
-        """Publish a version and run until it is there: an answer of DNS may be late once."""
+        """Publish a version and run until it is there, because DNS may answer late once."""
 
         def arrived() -> bool:
             self.update(*options)
@@ -106,7 +106,7 @@ class Mirror:
         return {int(path.stem.partition("-")[2]) for path in self.directory.glob("test-*.cdiff")}
 
     def assert_sound(self) -> None:
-        """Each file of the layout is as ClamAV signed it; what leads to the CVD is there with it."""
+        """Each file of the layout is as ClamAV signed it, with everything that leads to the CVD."""
         version = self.version()
         for path in self.directory.glob("test*"):
             name = f"test-{version}.cvd" if path.name == "test.cvd" else path.name
@@ -117,19 +117,19 @@ class Mirror:
 
 
 def idle_site(directory: Path, origin: OriginServer, dns: FakeDns, **sections: dict[str, Any]) -> Site:
-    """A site whose proxy does not run."""
+    """A site whose proxy isn't running."""
     return Site(directory, origin, dns, Gateway(directory / "gateway", settings_for(origin, dns, **sections)))
 
 
 @contextmanager
 def open_mirror(site: Site, name: str = "mirror") -> Iterator[Mirror]:
-    """A web server for a directory that is not there yet."""
+    """A web server for a directory that doesn't exist yet."""
     directory = site.directory / name
     with web_server(directory) as url:
         yield Mirror(site, directory, url)
 
 
 def told(mirror: Mirror, result: Result | Outcome) -> str:
-    """What to read when something went wrong."""
+    """Output to read if something went wrong."""
     text = result.output if isinstance(result, Outcome) else f"{result.returncode} {result.stderr}"
     return f"{text}\nat the CDN: {mirror.site.origin.trace}\nin the mirror: {sorted(mirror.names())}"

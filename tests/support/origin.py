@@ -1,7 +1,7 @@
-"""A fake ClamAV CDN on loopback, which misbehaves on demand and writes down what it was asked.
+"""A fake ClamAV CDN on loopback, which misbehaves on demand and records what it was asked.
 
-It is written on bare sockets, because most of what it has to do (cut a body short, lie about its
-length, reset the connection, fall silent) is what HTTP libraries prevent.
+It is written on bare sockets, because HTTP libraries prevent most of what it has to do: cut a body short,
+lie about its length, reset the connection, fall silent.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.support.files import File, file_answer, upload_date
 PIECE = 16 * 1024
 """Bytes per write, so that a rate limit and a cut have something to act on."""
 PATIENCE = 90.0
-"""Seconds after which a stalled answer or a silent peer is given up; only a guard against leaks."""
+"""Seconds after which a stalled response or a silent peer is given up; only a guard against leaks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request that arrived, and what became of the answer."""
+    """A request that arrived, and what became of the response."""
 
     time: float
     method: str
@@ -114,7 +114,7 @@ class OriginServer:
     # What it serves
 
     def put(self, name: str, body: bytes, modified: str | None = None, *, undated: bool = False) -> None:
-        """Serve a file; without a date, Last-Modified is a minute after a CVD's build time, else some day."""
+        """Serve a file; without a date, Last-Modified is a minute after a CVD's build time, or some day."""
         self._files[f"/{name}"] = File(body, None if undated else modified or upload_date(body))
 
     def remove(self, name: str) -> None:
@@ -126,15 +126,14 @@ class OriginServer:
 
         Args:
             path: a path, a short name (P, W, D6) or ``*``. The newest rule that applies wins.
-            fault: what to do.
-            times: how many requests, None for all.
-            skip: how many requests are answered rightly before.
+            times: how many requests; None for all.
+            skip: how many requests are answered correctly first.
         """
         with self._lock:
             self._rules.insert(0, _Rule(path, fault, skip, times))
 
     def heal(self) -> None:
-        """Forget all rules, and let go of the answers that are stalled (they are cut)."""
+        """Forget all rules, and release stalled responses, which are cut off."""
         with self._lock:
             self._rules.clear()
             release, self._release = self._release, threading.Event()
@@ -162,7 +161,7 @@ class OriginServer:
         return sum(seen.sent for seen in self.requests())
 
     def forget(self) -> None:
-        """Start the record anew."""
+        """Start a new record."""
         with self._lock:
             self.seen.clear()
 
@@ -234,7 +233,7 @@ class OriginServer:
     # One answer
 
     def _answer(self, connection: socket.socket, method: str, path: str, headers: Headers) -> bool:
-        """Returns whether the connection can carry another request."""
+        """Respond; returns whether the connection can carry another request."""
         seen = Seen(time.time(), method, path, headers, 0, 0)
         with self._lock:
             fault = next((rule.fault for rule in self._rules if rule.applies(seen)), Fault())
@@ -282,7 +281,7 @@ class OriginServer:
         return code, head | fault.headers, body
 
     def pause_for(self, count: int) -> float:
-        """Seconds to wait before so many bytes may leave under the common rate limit."""
+        """Seconds to wait before this many bytes may leave under the common rate limit."""
         if self.rate is None:
             return 0.0
         with self._lock:
@@ -335,7 +334,7 @@ class _Sender:
         raise _Gone
 
     def wait_for_the_end(self) -> None:
-        """Say nothing until the peer leaves, the server heals or patience ends; then cut."""
+        """Stay silent until the peer leaves, the server heals or patience ends; then cut the connection."""
         deadline = time.monotonic() + PATIENCE
         while not self._release.wait(0.05) and time.monotonic() < deadline:
             readable, _, _ = select.select([self._connection], [], [], 0)

@@ -11,11 +11,11 @@ from typing import NoReturn
 import pytest
 
 _PLACES = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"))
-"""Where they are: beside this Python if they come with the tests' requirements, else on the system."""
+"""Where to look: next to this Python, for programs from the tests' requirements, then in the system."""
 
 
 def require_program(name: str) -> str:
-    """The path of a program; skips the test where it is missing, and fails when CI is set."""
+    """The path of a program; if it is missing, skips the test, or fails if CI is set."""
     path = shutil.which(name, path=_PLACES)
     if path is None:
         give_up(f"{name} is not installed")
@@ -23,7 +23,7 @@ def require_program(name: str) -> str:
 
 
 def give_up(reason: str) -> NoReturn:
-    """Skip the test, as something is missing; fail it when CI is set."""
+    """Skip the test because something is missing; fail if CI is set."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

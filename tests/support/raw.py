@@ -1,4 +1,4 @@
-"""What an HTTP library would not send, and what happens to connections on their way."""
+"""What no HTTP library would send, and what happens to connections on their way."""
 
 from __future__ import annotations
 
@@ -76,19 +76,18 @@ class _Listener:
 
 
 class RawServer(_Listener):
-    """Does with each connection what it is told. Use it as a context manager."""
+    """Does with each connection what it is told to do. Use it as a context manager."""
 
     def __init__(self, behaviour: Callable[[socket.socket], object]) -> None:
         self.behaviour = behaviour
         super().__init__()
 
     def serve(self, connection: socket.socket) -> None:
-        """See `_Listener`."""
         self.behaviour(connection)
 
 
 class RawHost(_Listener):
-    """Gives one answer to all, and keeps what it was asked, byte by byte. Use it as a context manager."""
+    """Gives one answer to everyone, and keeps the requests byte by byte. Use it as a context manager."""
 
     def __init__(self, answer: bytes) -> None:
         self.requests: list[bytes] = []
@@ -96,7 +95,6 @@ class RawHost(_Listener):
         super().__init__()
 
     def serve(self, connection: socket.socket) -> None:
-        """See `_Listener`."""
         while head := read_head(connection):
             self.requests.append(head)
             connection.sendall(self._answer)
@@ -144,12 +142,12 @@ class Relay(_Listener):
         super().__init__()
 
     def forget(self) -> None:
-        """Like a NAT: nothing that is sent on the connections of this moment arrives, and nobody is told."""
+        """Like a NAT: nothing that is sent on the present connections arrives, and nobody is told."""
         with self.lock:
             self._forgotten.update(one for pair in self._pairs for one in pair)
 
     def reset(self) -> None:
-        """End the connections of this moment by RST."""
+        """End the present connections by RST."""
         with self.lock:
             pairs, self._pairs = self._pairs, []
         for near, _ in pairs:
@@ -157,7 +155,6 @@ class Relay(_Listener):
             near.close()
 
     def serve(self, connection: socket.socket) -> None:
-        """See `_Listener`."""
         assert self.target is not None
         with socket.create_connection(("127.0.0.1", self.target), _PATIENCE) as far:
             with self.lock:

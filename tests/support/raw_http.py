@@ -1,4 +1,4 @@
-"""HTTP byte by byte: requests as nobody writes them, and all that comes back."""
+"""HTTP byte by byte: requests that nobody would write, and everything that comes back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 40.0
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """One response of several on a connection."""
+    """One of several responses on a connection."""
 
     version: str
     status: int
@@ -34,9 +34,9 @@ def exchange(
     Args:
         port: on loopback.
         data: what is sent.
-        inside: the target of a CONNECT before.
-        half_closes: whether to say that no more will be sent.
-        pause_at: so many bytes are sent first, and the rest a moment later.
+        inside: the target of a CONNECT that is sent first.
+        half_closes: whether to signal that no more will be sent.
+        pause_at: this many bytes are sent first, and the rest a moment later.
 
     Raises:
         TimeoutError: the connection is left open.
@@ -59,11 +59,11 @@ def exchange(
 
 
 def parse_answers(received: bytes, methods: Sequence[str] = ()) -> list[RawAnswer]:
-    """Tell apart what has come on one connection; fails at bytes that belong to no response.
+    """Split what arrived on one connection into responses; fails if bytes belong to none.
 
     Args:
-        received: all of it.
-        methods: of the requests, in their order; GET beyond that.
+        received: all bytes.
+        methods: of the requests, in order; GET for further ones.
     """
     answers: list[RawAnswer] = []
     asked = iter(methods)

@@ -27,7 +27,7 @@ EPOCH = 1_700_000_000
 """Build time of the first release in Unix seconds; each further one is a day younger."""
 COPYING = b"Made for tests; nothing in here is a signature of anything.\n"
 PREFIX_LENGTH = 15
-"""Bytes of an old line that ClamAV's own cdiffs repeat, as those of the test data show."""
+"""How many bytes of an old line ClamAV's own cdiffs repeat, as seen in the test data."""
 LINE = 76
 """Bytes of a line of filler."""
 
@@ -45,7 +45,7 @@ class _Release:
 
 @dataclass(slots=True)
 class _Cache:
-    """What has been made so far; the signatures take most of the time."""
+    """What has been made so far, because the signatures take most of the time."""
 
     releases: list[_Release] = field(default_factory=list)
     infos: dict[int, bytes] = field(default_factory=dict)
@@ -241,6 +241,6 @@ def _prefix(line: bytes) -> bytes:
 
 
 def _filler(seed: str, size: int) -> list[bytes]:
-    """Lines of about so many bytes together, other ones for each seed."""
+    """Lines of about this many bytes in total, different for each seed."""
     text = b64encode(random.Random(seed).randbytes(size * 3 // 4))
     return [text[start : start + LINE] for start in range(0, len(text), LINE)]

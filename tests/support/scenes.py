@@ -1,4 +1,4 @@
-"""Situations that the tests of delta serving, of CLDs and of chains begin with."""
+"""Starting points for the tests of delta serving, of CLDs and of chains."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ type Members = dict[str, bytes]
 
 
 def hold(site: Site, base: int, advertised: int = NEWEST) -> None:
-    """Bring a CVD and the cdiffs from there on into the cache, as releases and their clients do.
+    """Bring a CVD and the cdiffs that follow it into the cache, as releases and clients do.
 
-    The record of the origin starts anew afterwards.
+    Afterwards, the origin's record is empty.
     """
     site.publish(base)
     assert site.gateway.ask("/test.cvd").body == read_testdata(f"test-{base}.cvd"), site.gateway.log
@@ -49,7 +49,7 @@ def advance(site: Site, held: int, advertised: int) -> None:
 
 
 def settle(origin: OriginServer) -> None:
-    """Wait until the origin is not asked any more: what runs in the background has come to its end."""
+    """Wait until the origin is not asked any more, because background work has ended."""
     lengths: list[int] = []
 
     def quiet() -> bool:
@@ -60,7 +60,7 @@ def settle(origin: OriginServer) -> None:
 
 
 def refreshed(site: Site, times: int = 3) -> bool:
-    """Wait until the proxy has asked DNS for the version of database test so many times more."""
+    """Wait until the proxy has asked DNS for the version of database test this many more times."""
     before = site.dns.count(EXTRA)
     return eventually(lambda: site.dns.count(EXTRA) >= before + times)
 
@@ -99,5 +99,5 @@ def whole(gateway: Gateway, path: str = "/test.cvd", **headers: str) -> Answer:
 
 
 def explain(site: Site, outcome: Outcome) -> str:
-    """What to read when a run went wrong."""
+    """Output to read if a run went wrong."""
     return f"{outcome}\nat the CDN: {site.origin.trace}\n{outcome.output}\n{site.gateway.log}"

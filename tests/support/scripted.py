@@ -1,4 +1,4 @@
-"""A server that answers with bytes as they are given: for what no library would ever send."""
+"""A server that answers with exactly the given bytes, for what no library would ever send."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Asked:
 
 
 class RawOrigin:
-    """Gives the answers one after the other, the last one again and again. A context manager."""
+    """Gives the answers one after another, and the last one repeatedly. A context manager."""
 
     def __init__(self, *answers: Raw, tls: ssl.SSLContext | None = None) -> None:
         self.answers = list(answers)

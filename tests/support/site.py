@@ -45,7 +45,7 @@ def build_time(version: int) -> int:
 
 
 def flipped(body: bytes, position: int = -100) -> bytes:
-    """The same bytes but one."""
+    """The same bytes with one changed."""
     changed = bytearray(body)
     changed[position] ^= 0xFF
     return bytes(changed)
@@ -77,7 +77,7 @@ type Break = Callable[[OriginServer], object]
 
 
 def lacks(name: str) -> Break:
-    """A file is not there."""
+    """A file is missing."""
     return lambda origin: origin.remove(name)
 
 
@@ -87,12 +87,12 @@ def answers(path: str, fault: Fault, *, times: int | None = None) -> Break:
 
 
 def corrupts(path: str, name: str, *, times: int | None = None) -> Break:
-    """One byte of a file is wrong, and all checksums of the transport are right."""
+    """One byte of a file is wrong, while all checksums of the transport are right."""
     return lambda origin: origin.rule(path, replaced(flipped(signed(name))), times=times)
 
 
 def swaps(path: str, name: str, *, modified: str | None = "keep") -> Break:
-    """The bytes of another file of the test data."""
+    """A file has the content of another file of the test data."""
     return lambda origin: origin.rule(path, Fault(body=signed(name), modified=modified))
 
 
@@ -129,7 +129,7 @@ class Site:
         Args:
             name: of its directory.
             way: how.
-            local: the version that it has already.
+            local: the version that it already has.
             use_dns: DNS mode; the test is skipped where it is impossible.
             options: fields of `Freshclam`.
         """
@@ -141,9 +141,9 @@ class Site:
         return client
 
     def warm(self, version: int) -> None:
-        """Release a version and let two clients fetch it: its CVD and its cdiff are in the cache then.
+        """Release a version and let two clients fetch it, so that its CVD and cdiff are in the cache.
 
-        The record of the origin starts anew afterwards.
+        Afterwards, the origin's record is empty.
         """
         self.publish(version)
         fresh = self.client("warm-fresh").run()
@@ -152,10 +152,10 @@ class Site:
         self.origin.forget()
 
     def assert_nothing_bad_is_stored(self, *also: bytes) -> None:
-        """Whatever the proxy gives with the origin gone is a file as ClamAV signed it.
+        """Whatever the proxy serves without the origin is a file as ClamAV signed it.
 
         Args:
-            also: bodies that are right besides: the empty cdiff.
+            also: further bodies that are right: the empty cdiff.
         """
         self.origin.refuse()
         right = {signed(path.name) for path in TESTDATA.glob("test-*") if path.suffix != ".cld"} | set(also)
@@ -190,7 +190,7 @@ def client_fields(way: Way, gateway: Gateway) -> dict[str, Any]:
 
 
 def resolver_of(dns: FakeDns) -> str:
-    """The address by which freshclam reaches a fake DNS server; skips the test where it cannot."""
+    """The address by which freshclam reaches a fake DNS server; skips the test if it can't."""
     reason = _namespace_refusal() if dns.port == 53 else "port 53 cannot be bound"
     if reason is not None and os.environ.get("CI") == "true":
         pytest.fail(reason)
@@ -206,7 +206,7 @@ def _namespace_refusal() -> str | None:
 
 
 def settings_for(origin: OriginServer, dns: FakeDns, **sections: dict[str, Any]) -> Settings:
-    """proxy.yaml of the tests: short times, the fake servers; `sections` are laid over it."""
+    """A proxy.yaml for tests, with short times and the fake servers; `sections` are laid over it."""
     settings: Settings = {
         "upstream": {"url": origin.url, "connect_timeout": "2s", "read_timeout": "2s"},
         "versions": {"nameservers": [dns.nameserver], "refresh": "1s"},
@@ -248,7 +248,7 @@ def open_site(
 
 
 class SitePool:
-    """Starts sites ahead of the tests that take them, as a start of the proxy takes a while."""
+    """Starts sites before the tests that take them, because starting the proxy takes a while."""
 
     AHEAD = 2
 
@@ -258,13 +258,13 @@ class SitePool:
         self._ready: deque[Future[Site]] = deque()
 
     def take(self) -> Site:
-        """A site that nobody has used."""
+        """A site that no other test has used."""
         while len(self._ready) <= self.AHEAD:
             self._ready.append(self._executor.submit(open_site, next(self._directories)))
         return self._ready.popleft().result()
 
     def close(self) -> None:
-        """Stop those that nobody took."""
+        """Stop the sites that nobody took."""
         self._executor.shutdown(cancel_futures=True)
         for future in self._ready:
             if not future.cancelled() and future.exception() is None:
@@ -283,7 +283,7 @@ def origin_certificates(directory: Path) -> tuple[ssl.SSLContext, Path]:
 
 
 def eventually[T](look: Callable[[], T], *, limit: float = 40.0, every: float = 0.2) -> T:
-    """Look again and again until something true is seen; returns the last thing seen.
+    """Look repeatedly until the result is true; returns the last result.
 
     Args:
         look: what to evaluate.

@@ -1,4 +1,4 @@
-"""What property tests are tried with."""
+"""Values for property tests."""
 
 from __future__ import annotations
 
