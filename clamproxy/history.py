@@ -100,7 +100,7 @@ class History:
     Args:
         read: returns the counters. It blocks, is called in a thread, and must release whatever it holds
             for that thread.
-        save: is given the past as JSON whenever it has changed, to keep it over a restart.
+        notes: where the past is kept over a restart.
         clock: returns Unix seconds.
     """
 
@@ -110,14 +110,6 @@ class History:
         notes: Notes,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Continue the past of an earlier process.
-
-        Args:
-            read: gives the counters. Blocks, is called in a thread, and must release what it holds for that
-                thread.
-            notes: where the past is kept.
-            clock: gives Unix seconds.
-        """
         self._read = read
         self._notes = notes
         self._clock = clock

@@ -23,7 +23,7 @@ class FeedCooldowns:
     """All cool-downs of feeds. Event loop only.
 
     Args:
-        save: called with a key and a JSON value (None: gone) whenever one changes.
+        notes: where they are kept over a restart.
         clock: gives Unix seconds.
     """
 

@@ -30,7 +30,6 @@ def from_source(
         source: the body; closed here unless it becomes the body of the response.
         result: how the body got here.
         is_not_newer: decides about If-Modified-Since, see `StoredResponse.is_not_newer`.
-        arriving: whether some of the body may not have arrived yet.
     """
     try:
         selection, headers = _select(request, head, source.size, is_not_newer)

@@ -40,7 +40,7 @@ class Agents:
 
     Args:
         configured: the User-Agent to use while no other can be used, if any.
-        save: is given a User-Agent's version and a JSON value (None: forget it), to survive a restart.
+        notes: where the User-Agents are kept over a restart, by version.
         clock: gives Unix seconds.
     """
 

@@ -26,8 +26,7 @@ class Budget:
     """Counts the requests for each file. Thread-safe.
 
     Args:
-        save: is given a path and the times of its requests (None: forget it), to survive a restart.
-            Called from any thread.
+        notes: where the times of the requests are kept over a restart, by path.
         clock: gives Unix seconds.
         first_pause: seconds between the gateway's own first two requests for a file.
     """

@@ -166,7 +166,7 @@ class Cooldowns:
     """All cool-downs in force. Event loop only.
 
     Args:
-        save: called with a key and a JSON value (None: gone) whenever one changes.
+        notes: where they are kept over a restart.
         clock: gives Unix seconds.
     """
 

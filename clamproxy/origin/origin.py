@@ -45,8 +45,10 @@ class Origin:
 
         Args:
             via: how this gateway names itself in the Via field of its requests.
-            saver: gives the function that saves notes below a prefix.
+            notes: gives the notes on a topic.
             count: is told the number of requests and of body bytes, from any thread.
+            learnt: is told a database and its version whenever DNS gives one; without DNS, whenever the
+                origin's header does.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.

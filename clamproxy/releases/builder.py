@@ -50,7 +50,7 @@ class CldBuilder:
     """Builds CLDs, one at a time, each once. Owns its tasks. Event loop only.
 
     Args:
-        save: is given a database and the time of the last request for its CLD, to survive a restart.
+        notes: where the time of the last request for a CLD is kept over a restart, by database.
         after_publishing: called when the store has grown.
     """
 

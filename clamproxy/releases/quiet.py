@@ -20,7 +20,7 @@ class QuietHour:
     """Counts requests by the hour of the day. Event loop only.
 
     Args:
-        save: is given the history once an hour, to survive a restart.
+        notes: where the history is kept over a restart; it is saved once an hour.
         clock: gives Unix seconds.
     """
 

@@ -63,7 +63,7 @@ class StuckPatches:
 
     Args:
         store: tells which patches have arrived after all.
-        save: is given a patch's name and a JSON value (None: forget it), to survive a restart.
+        notes: where the failures are kept over a restart, by the name of the patch.
         clock: gives Unix seconds.
     """
 
