@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -16,6 +16,7 @@ DOCTOR_FIELD = "Clamproxy-Doctor"
 GATEWAY_IN_VIA = "clamproxy-"
 """How every gateway's name in Via begins."""
 
+_DOCTOR_FIELD = DOCTOR_FIELD.lower()
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
@@ -112,32 +113,53 @@ class Body:
     length: int
 
 
-@dataclass(slots=True)
 class Request:
-    """One request from a client."""
+    """One request from a client.
 
-    method: str
-    path: str = field(repr=False)
-    """Path with query string, as received. For a feed, both may contain a subscriber's key."""
-    headers: Headers = field(repr=False)
-    scheme: str = ""
-    host: str = ""
-    port: int = 0
-    """Together with scheme and host, the server that is asked; databases and pages ignore it."""
-    _fields: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+    Args:
+        path: path with query string, as received. For a feed, both may contain a subscriber's key.
+        headers: all fields, in their order.
+        scheme: together with `host` and `port`, the server that is asked; databases and pages ignore it.
+    """
+
+    __slots__ = ("_fields", "_headers", "host", "method", "path", "port", "scheme")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Headers | Sequence[tuple[str, str]],
+        scheme: str = "",
+        host: str = "",
+        port: int = 0,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.scheme = scheme
+        self.host = host
+        self.port = port
+        self._headers = headers
+        self._fields: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """All fields, in their order. Building them costs as much as a small response: prefer `fields`."""
+        if not isinstance(self._headers, Headers):
+            self._headers = Headers(self._headers)
+        return self._headers
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The first value of each field in `headers`, by its name in lower case.
+        """The first value of each field, by its name in lower case.
 
         About ten fields are looked up for a request, most of which it doesn't have, and each lookup in
         `headers` costs as much as building this for all of them. Don't use it before `headers` are
         complete.
         """
         if self._fields is None:
-            self._fields = {}
-            for name, value in self.headers:
-                self._fields.setdefault(name.lower(), value)
+            self._fields = fields = dict[str, str]()
+            for name, value in self._headers:
+                fields.setdefault(name.lower(), value)
         return self._fields
 
     @property
@@ -164,7 +186,7 @@ class Request:
     @property
     def is_doctors(self) -> bool:
         """Whether it comes from `clamproxy doctor`; then no machine needs the response."""
-        return DOCTOR_FIELD.lower() in self.fields
+        return _DOCTOR_FIELD in self.fields
 
     @property
     def is_relayed(self) -> bool:

@@ -21,7 +21,7 @@ from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
-from clamproxy.messages import GATEWAY_IN_VIA, Requester
+from clamproxy.messages import GATEWAY_IN_VIA
 from clamproxy.notes import Notes
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
@@ -303,10 +303,10 @@ class Service:
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self.fleet.note_built(database, header.version, header.stime)
 
-    def _notice(self, database: str, requester: Requester) -> None:
+    def _notice(self, database: str, user_agent: str | None) -> None:
         """Note that a client asks for something."""
         self.follower.see(database)
-        self._origin.agents.see(requester.user_agent)
+        self._origin.agents.see(user_agent)
         self._quiet_hour.count()
 
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:

@@ -61,24 +61,21 @@ class Stats:
 
     def count_request(self, result: Result, length: int) -> None:
         """Count a request that was answered with `length` bytes of content."""
-        self._add({"requests": 1, COUNTER_OF_RESULT[result]: 1, "bytes_served": length})
+        self._add(("requests", 1), (COUNTER_OF_RESULT[result], 1), ("bytes_served", length))
 
     def count_feed_request(self, result: Result, length: int) -> None:
         """Count a request to another feed's host; these are counted separately."""
-        amounts = {"feed_requests": 1, "feed_bytes_served": length}
-        if result is Result.ERROR:
-            amounts["feed_errors"] = 1
-        elif result in FROM_CACHE:
-            amounts["feed_hits"] = 1
-        self._add(amounts)
+        is_hit, is_error = result in FROM_CACHE, result is Result.ERROR
+        outcome = ("feed_hits", is_hit), ("feed_errors", is_error)
+        self._add(("feed_requests", 1), *outcome, ("feed_bytes_served", length))
 
     def count_upstream(self, requests: int, length: int) -> None:
         """Count requests to the origin, or bytes of content from it."""
-        self._add({"upstream_requests": requests, "upstream_bytes": length})
+        self._add(("upstream_requests", requests), ("upstream_bytes", length))
 
     def count_feed_upstream(self, requests: int, length: int) -> None:
         """Count requests to a feed, or bytes from it."""
-        self._add({"feed_upstream_requests": requests, "feed_upstream_bytes": length})
+        self._add(("feed_upstream_requests", requests), ("feed_upstream_bytes", length))
 
     def flush(self) -> None:
         """Hand what has been counted to the writer."""
@@ -94,14 +91,15 @@ class Stats:
             is_written = self._store.add_to_counters(amounts)
         finally:
             self._delay = FLUSH_DELAY if is_written else FLUSH_DELAY_AFTER_ERROR
-            if not is_written:  # count it again, for the next attempt
-                self._add(amounts)
+            if not is_written:
+                self._add(*amounts.items())
 
-    def _add(self, amounts: dict[str, int]) -> None:
+    def _add(self, *amounts: tuple[str, int]) -> None:
+        pending = self._pending
         with self._lock:
-            first = not self._pending  # then one flush is scheduled, for everything until then
-            for name, amount in amounts.items():
-                self._pending[name] += amount
+            first = not pending
+            for name, amount in amounts:
+                pending[name] += amount
         if first and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, self.flush)
 

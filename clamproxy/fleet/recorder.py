@@ -24,10 +24,11 @@ from clamproxy.threads import Writer
 
 logger = logging.getLogger(__name__)
 
-FLUSH_DELAY = 0.5
-"""Seconds from a visit until it is in the table."""
-ENOUGH = 2_000
-"""Visits that are written without delay: when a fleet wakes, each machine comes by twice within a second."""
+FLUSH_DELAY = 1.0
+"""Seconds from a visit until it is in the table. A machine comes by twice within a second, for a patch and
+its signature; its row is written once for both."""
+ENOUGH = 20_000
+"""Visits that are written without delay."""
 MOST_PENDING = 40_000
 """Visits, of some 500 bytes, that wait to be written; while the disk takes none, the oldest are forgotten."""
 

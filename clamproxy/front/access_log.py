@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +46,14 @@ class Outcome:
     """Why the client didn't get what it asked for, or not the newest of it, or not all of it."""
 
 
-class _Entry:
-    """A record's message, made only when a handler asks for it, and in the form that it asks for."""
+class Entry:
+    """One request in the log. Its text, or its fields, are made only when they are asked for."""
 
-    __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path")
+    __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path", "at")
 
     def __init__(self, asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
+        self.at = time.time()
+        """Unix seconds."""
         self._asked, self._outcome = asked, outcome
         self._is_tunnel = asked.method == "CONNECT"
         self._host = f"{asked.host}:{asked.port}" if self._is_tunnel else asked.host
@@ -62,12 +65,16 @@ class _Entry:
 
     def __str__(self) -> str:
         """The line of text."""
-        outcome, method, host = self._outcome, self._asked.method, self._host
-        target = host if self._is_tunnel else self._path or f"{host}/..."
+        target = self._host if self._is_tunnel else self._path or f"{self._host}/..."
+        sent = (self._asked.method[:_LONGEST], target[:_LONGEST], self._software[:_LONGEST] or "-")
+        line = self._line(*sent)
+        return line if _is_printable(line) else self._line(*map(_printable, sent))
+
+    def _line(self, method: str, target: str, software: str) -> str:
+        outcome = self._outcome
         line = (
-            f"{outcome.client} {_printable(method)} {_printable(target)} {outcome.version or '-'} "
-            f"{outcome.result} {outcome.status} {outcome.length}B {outcome.seconds:.3f}s "
-            f"{_printable(self._software or '-')}"
+            f"{outcome.client} {method} {target} {outcome.version or '-'} {outcome.result} "
+            f"{outcome.status} {outcome.length}B {outcome.seconds:.3f}s {software}"
         )
         return f"{line} ({_printable(outcome.error)})" if outcome.error else line
 
@@ -92,6 +99,11 @@ class _Entry:
         }
 
 
+type Taker = Callable[[Entry], bool]
+_takers: list[Taker] = []
+"""At most one."""
+
+
 def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
     """Write one record: client, what, version, result, status, bytes, duration, client software.
 
@@ -101,17 +113,26 @@ def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
         hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
             the query, some in the path. Queries are never logged.
     """
-    entry = _Entry(asked, outcome, hides_path=hides_path)
-    if logger.isEnabledFor(logging.INFO):
+    entry = Entry(asked, outcome, hides_path=hides_path)
+    if logger.isEnabledFor(logging.INFO) and not (_takers and _takers[-1](entry)):
         logger.handle(_record_of(entry))
 
 
-def _record_of(entry: _Entry) -> logging.LogRecord:
+def take_directly(taker: Taker | None) -> None:
+    """Have entries offered to a function first: a record's way through logging costs as much as an answer.
+
+    Args:
+        taker: returns whether it has taken the entry, and no handler wants it; None: there is none any more.
+    """
+    _takers[:] = [] if taker is None else [taker]
+
+
+def _record_of(entry: Entry) -> logging.LogRecord:
     """A record as logging makes it, but for what it looks up each time: thread, task, line of code."""
     record = logging.LogRecord.__new__(logging.LogRecord)
-    created = time.time()
-    own = {"msg": entry, "created": created, "msecs": float(int(created % 1 * 1000)), FIELDS: entry.fields}
-    vars(record).update(_TEMPLATE, **own)
+    milliseconds = float(int(entry.at % 1 * 1000))
+    own = {"msg": entry, "created": entry.at, "msecs": milliseconds, FIELDS: entry.fields}
+    record.__dict__ = _TEMPLATE | own
     return record
 
 
@@ -137,6 +158,8 @@ def _database_of(path: str | None) -> str | None:
 def _printable(text: str) -> str:
     """One line, whatever the client sent."""
     text = text[:_LONGEST]
-    if text.isascii() and text.isprintable() and "\\" not in text:
-        return text
-    return text.encode("unicode_escape").decode("ascii")
+    return text if _is_printable(text) else text.encode("unicode_escape").decode("ascii")
+
+
+def _is_printable(text: str) -> bool:
+    return text.isascii() and text.isprintable() and "\\" not in text

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from werkzeug.datastructures import Headers
 
 from clamproxy.access.users import Users
 from clamproxy.messages import Request
@@ -28,18 +31,35 @@ class Caller:
     """The users that its CONNECT was checked against. A reload may have installed others since."""
 
 
-@dataclass(slots=True, kw_only=True)
 class Asked(Request):
     """A request, as it reached the gateway.
 
     A request without a scheme came in origin form and outside a tunnel. It is for the gateway itself,
     whatever its Host says. Inside a tunnel, scheme, host and port are the tunnel's. CONNECT has no
     scheme.
+
+    Args:
+        caller: the connection that it came by.
+        started_at: when its head was complete, in monotonic seconds.
     """
 
-    caller: Caller
-    started_at: float
-    """When its head was complete, in monotonic seconds."""
+    __slots__ = ("caller", "started_at")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Headers | Sequence[tuple[str, str]],
+        scheme: str,
+        host: str,
+        port: int,
+        *,
+        caller: Caller,
+        started_at: float,
+    ) -> None:
+        super().__init__(method, path, headers, scheme, host, port)
+        self.caller = caller
+        self.started_at = started_at
 
     @property
     def is_for_gateway(self) -> bool:

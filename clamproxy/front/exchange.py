@@ -53,40 +53,42 @@ class Exchange:
         if self.ended or service is None:
             return
         self.ended = True
-        result, response = self.response.result, self.response
-        if self.asked.is_doctors and self.destination in _ASKED_BY_DOCTOR:
+        asked, destination, response = self.asked, self.destination, self.response
+        result = response.result
+        if asked.is_doctors and destination in _ASKED_BY_DOCTOR:
             result = Result.STATUS
-        elif self.destination is Destination.FEED and result is not Result.REFUSED:
+        elif destination is Destination.FEED and result is not Result.REFUSED:
             service.stats.count_feed_request(result, length)
-        elif self.destination is not Destination.PAGES:
+        elif destination is not Destination.PAGES:
             service.stats.count_request(result, length)
-        if self.destination is Destination.DATABASES:
+        if destination is Destination.DATABASES:
             # The doctor's requests, too: no machine can hide by sending the doctor's field.
             service.fleet.see(self._visit(service, length, is_complete=not error))
         reason = "" if response.result in _ORDINARY else response.reason
         outcome = Outcome(
-            client=self.asked.caller.address,
+            client=asked.caller.address,
             result=result,
             version=response.version,
             status=response.status,
             length=length,
-            seconds=time.monotonic() - self.asked.started_at,
+            seconds=time.monotonic() - asked.started_at,
             error=error or reason,
         )
         # A request for an unknown host, or from an unknown client, may have been meant for a feed.
-        hides_path = self.destination not in (Destination.DATABASES, Destination.PAGES)
-        log_request(self.asked, outcome, hides_path=hides_path)
+        hides_path = destination is not Destination.DATABASES and destination is not Destination.PAGES
+        log_request(asked, outcome, hides_path=hides_path)
 
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
-        asked, response = self.asked, self.response
-        since = asked.fields.get("if-modified-since")
+        asked, response, fields = self.asked, self.response, self.asked.fields
+        since = fields.get("if-modified-since")
         target = parse_path(asked.path, service.databases)
+        body = response.body if isinstance(target, Latest) else b""
         return Visit(
             address=asked.caller.address,
-            user_agent=asked.fields.get("user-agent"),
+            user_agent=fields.get("user-agent"),
             target=target,
-            range_probe="range" in asked.fields,
+            range_probe="range" in fields,
             # Thousands of visits may wait to be written: no more than a date is kept.
             if_modified_since=since and since[:LONGEST_DATE],
             status=response.status,
@@ -95,8 +97,6 @@ class Exchange:
             complete=is_complete,
             at=time.time(),
             method=asked.method[:_LONGEST_METHOD],
-            head=response.body[:HEADER_SIZE]
-            if isinstance(target, Latest) and isinstance(response.body, bytes)
-            else b"",
+            head=body[:HEADER_SIZE] if isinstance(body, bytes) else b"",
             is_relayed=asked.is_relayed,
         )

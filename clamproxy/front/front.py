@@ -82,6 +82,19 @@ class Front:
 
     # Answers
 
+    def opens_at_once(self, asked: Asked) -> bool:
+        """Admit a CONNECT without waiting for anything. `open_tunnel` decides the same, but costs more.
+
+        Returns:
+            Whether that is possible: then answer 200.
+        """
+        routing = self.routing
+        try:
+            return routing is not None and self.is_known(asked.caller) and _opens(asked, routing)
+        except Exception:
+            logger.exception("A request from %s failed.", asked.caller.address)
+            return False
+
     async def open_tunnel(self, asked: Asked) -> Exchange | None:
         """Admit or refuse a CONNECT.
 
@@ -95,10 +108,9 @@ class Front:
         try:
             if not await self._admits(asked):
                 refusal = refusals.unknown_client(is_proxy=True)
-            elif not routing.admits_tunnel(asked):
+            elif not _opens(asked, routing):
                 refusal = refusals.no_tunnel(asked.host, asked.port)
             else:
-                asked.caller.tunnel = asked.host, asked.port
                 return None
         except Exception:
             logger.exception("A request from %s failed.", asked.caller.address)
@@ -220,6 +232,14 @@ class Front:
 
     def _running(self) -> Service | None:
         return self.service
+
+
+def _opens(asked: Asked, routing: Routing) -> bool:
+    """Open the tunnel that a client asks for, if it may lead there."""
+    if not routing.admits_tunnel(asked):
+        return False
+    asked.caller.tunnel = asked.host, asked.port
+    return True
 
 
 def _is_open(asked: Asked, destination: Destination, service: Service) -> bool:

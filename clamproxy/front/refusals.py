@@ -33,7 +33,7 @@ def unfit(request: Request, pseudonym: str) -> Response | None:
 def loop(request: Request, pseudonym: str) -> Response | None:
     """Refuse a request that came through this gateway before, or through implausibly many; else None."""
     via = request.via
-    if pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable():
+    if not via or (pseudonym not in via and len(via) <= LONGEST_VIA and via.isascii() and via.isprintable()):
         return None
     return plain(502, Result.REFUSED, "loop: this request has come through this gateway before")
 

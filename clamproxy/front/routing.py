@@ -41,12 +41,12 @@ class Routing:
         gateway may be known by many names, of a service, a container or a load balancer. Only the
         absolute form and tunnels ask for a host.
         """
-        asks_for_page = is_page(asked.path)
-        page = Destination.PAGES if asks_for_page else Destination.DATABASES
+        page = Destination.PAGES if is_page(asked.path) else Destination.DATABASES
         if asked.is_for_gateway:
             return page
         if self.settings.serving.is_clamav_host(asked.host):
-            return page if asks_for_page and self._is_own_name(asked.host) else Destination.DATABASES
+            is_own_page = page is Destination.PAGES and self._is_own_name(asked.host)
+            return page if is_own_page else Destination.DATABASES
         if self.settings.feeds.covers(asked.host):
             return Destination.FEED
         if self.passes_through(asked.host, is_reverse=asked.caller.is_reverse):

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from clamproxy.dates import as_past_time
@@ -57,11 +58,13 @@ class Agents:
 
     def see(self, user_agent: str | None) -> None:
         """Note the User-Agent of a client. Quick."""
-        release = _supported_release(user_agent)
+        release = _release(user_agent.partition(" ")[0]) if user_agent else None
         if release is None or user_agent is None:
             return
         now, known = self._clock(), self._seen.get(release)
         if known is not None and 0 <= now - known.seen_at < _NOTED_EVERY:
+            return
+        if PLAIN_FIELD.fullmatch(user_agent) is None:
             return
         self._seen[release] = _Agent(user_agent, now)
         self._notes.save(_key(release), {"user_agent": user_agent, "seen_at": now})
@@ -95,7 +98,13 @@ def _supported_release(user_agent: str | None) -> _Release | None:
     """The version in a freshclam's User-Agent; None if it isn't freshclam's or isn't supported."""
     if not user_agent or not PLAIN_FIELD.fullmatch(user_agent):
         return None
-    match = _VERSION.match(user_agent)
+    return _release(user_agent.partition(" ")[0])
+
+
+@lru_cache(MOST_VERSIONS)
+def _release(product: str) -> _Release | None:
+    """The same of the first word alone."""
+    match = _VERSION.match(product)
     release = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     return release if release >= OLDEST_SUPPORTED else None
 

@@ -37,6 +37,21 @@ type Receive = Callable[[Leave], asyncio.BaseProtocol]
 """Makes the protocol of a new connection."""
 
 
+class Prompt(asyncio.Protocol):
+    """A protocol that may answer a client at the door: a transport costs more than a small answer."""
+
+    def answer_at_door(self, client: socket.socket) -> bool:
+        """Read what has come with the connection, and answer it if that is the whole of it. Doesn't wait.
+
+        Args:
+            client: the connection, without a transport.
+
+        Returns:
+            Whether the connection is to be closed now. Else it gets a transport, as usual.
+        """
+        raise NotImplementedError
+
+
 class Threshold:
     """What all doors share: which clients may connect, and how many."""
 
@@ -173,7 +188,12 @@ class Door:
             connection.close()
             return
         connection.setblocking(False)
-        protocol = self._receive(partial(self._threshold.leave, address))
+        leave = partial(self._threshold.leave, address)
+        protocol = self._receive(leave)
+        if isinstance(protocol, Prompt) and protocol.answer_at_door(connection):
+            connection.close()
+            leave()
+            return
         entering = self._loop.connect_accepted_socket(lambda: protocol, connection)
         task = asyncio.Task(entering, loop=self._loop, eager_start=True)
         self._entering.add(task)

@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import sys
+import threading
+from abc import abstractmethod
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,10 +22,11 @@ from typing import IO, Any
 
 from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.contrib import click as miniclick
-from mitmproxy.log import ALERT, LOG_COLORS
+from mitmproxy.log import ALERT, LOG_COLORS, LegacyLogEvents
 from mitmproxy.utils import human
 
-from clamproxy.front.access_log import FIELDS
+from clamproxy.front.access_log import FIELDS, Entry, take_directly
+from clamproxy.front.access_log import logger as access_log
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """All control characters but the newline, the other line ends of Unicode, and lone surrogates."""
@@ -33,6 +36,7 @@ PATIENCE = 0.01
 """Seconds that a request's line waits at most before it is written."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)
+_PARENT = logging.getLogger("clamproxy")
 _SCRIPT_LOADER = "mitmproxy.addons.script"
 
 type _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -55,6 +59,7 @@ def use_format(name: str) -> None:
         output = LineHandler(replaced)
         root.addHandler(output)
         root.removeHandler(replaced)
+        take_directly(output.take)
     output.setFormatter(JsonFormatter() if name == "json" else output.text_formatter())
 
 
@@ -85,8 +90,11 @@ class LineHandler(logging.Handler):
         self.replaced = replaced
         self._file: IO[str] = replaced.file
         self._waiting: list[str] = []
+        self._lock = threading.Lock()
         self._writes_in: asyncio.AbstractEventLoop | None = None
         """The loop that will write what waits."""
+        self._is_alone = False
+        """Whether no other handler takes requests. Looked up at each write."""
 
     def text_formatter(self) -> logging.Formatter:
         """What fits where the lines go."""
@@ -105,8 +113,28 @@ class LineHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        self._waiting.append(line)
-        loop = _running_loop() if hasattr(record, FIELDS) and record.levelno < logging.WARNING else None
+        with self._lock:
+            self._waiting.append(line)
+        if hasattr(record, FIELDS) and record.levelno < logging.WARNING:
+            self._write_soon()
+        else:
+            self.flush()
+
+    def take(self, entry: Entry) -> bool:
+        """Write the line of a request; False if it has to come as a record, as others want it, too."""
+        if not self._is_alone or not isinstance(self.formatter, RequestFormatter):
+            return False
+        try:
+            line = self.formatter.format_request(entry)
+        except Exception:
+            return False  # it fails again as a record, and is reported
+        with self._lock:
+            self._waiting.append(line)
+        self._write_soon()
+        return True
+
+    def _write_soon(self) -> None:
+        loop = _running_loop()
         if loop is None:
             self.flush()
         elif self._writes_in is not loop:
@@ -117,15 +145,23 @@ class LineHandler(logging.Handler):
         """Write what waits. Called by logging at the end of the process, too."""
         self.acquire()
         try:
-            text = "".join(f"{line}\n" for line in self._waiting)
-            self._waiting.clear()
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+            text = "".join(f"{line}\n" for line in waiting)
             self._writes_in = None
+            self._is_alone = self._looks_alone()
             if text:
                 self._write(text)
         except UnicodeEncodeError:  # a locale without UTF-8
             self._write(text.encode("ascii", "backslashreplace").decode())
         finally:
             self.release()
+
+    def _looks_alone(self) -> bool:
+        """Whether no other handler takes requests. mitmproxy's `LegacyLogEvents` don't: see `OwnOptions`."""
+        handlers = [*access_log.handlers, *_PARENT.handlers, *logging.getLogger().handlers]
+        others = [one for one in handlers if one is not self and not isinstance(one, LegacyLogEvents)]
+        return self.replaced.level <= logging.INFO and all(one.level > logging.INFO for one in others)
 
     def _write(self, text: str) -> None:
         try:
@@ -158,7 +194,15 @@ def _go_on_without_reader(file: IO[str]) -> None:
         sys.stderr.flush()
 
 
-class TextFormatter(logging.Formatter):
+class RequestFormatter(logging.Formatter):
+    """Also formats requests that aren't records."""
+
+    @abstractmethod
+    def format_request(self, entry: Entry) -> str:
+        """What `format` makes of the record of a request."""
+
+
+class TextFormatter(RequestFormatter):
     """Date, level and message; no message can look like a second line, or move the cursor."""
 
     def __init__(self, *, colorize: bool = False) -> None:
@@ -173,6 +217,10 @@ class TextFormatter(logging.Formatter):
         if color is not None:
             message = miniclick.style(message, fg=color)
         return f"{_local_time(record.created)} {_level(record)} {message}"
+
+    def format_request(self, entry: Entry) -> str:
+        """One line."""
+        return f"{_local_time(entry.at)} info {_indented(str(entry))}"
 
     def message_of(self, record: logging.LogRecord) -> str:
         """The message with its client and traceback."""
@@ -192,9 +240,17 @@ class JournalFormatter(TextFormatter):
         prefix = f"<{_PRIORITIES.get(_level(record), 6)}>"
         return "\n".join(f"{prefix}{line}" for line in self.message_of(record).split("\n"))
 
+    def format_request(self, entry: Entry) -> str:
+        """One entry."""
+        return f"<{_PRIORITIES['info']}>{_indented(str(entry))}"
 
-class JsonFormatter(logging.Formatter):
+
+class JsonFormatter(RequestFormatter):
     """One JSON object for each record, in ASCII without control characters."""
+
+    def format_request(self, entry: Entry) -> str:
+        """The object; keys that tell nothing are null."""
+        return _encode({"time": _time(entry.at), "level": "info", "event": "request", **entry.fields()})
 
     def format(self, record: logging.LogRecord) -> str:
         """The object; keys that tell nothing are null in requests, and absent elsewhere."""
@@ -208,11 +264,15 @@ class JsonFormatter(logging.Formatter):
                 entry["client"] = human.format_address(client)
             if record.exc_info:
                 entry["exception"] = self.formatException(record.exc_info)
-        text = _ENCODER.encode(entry)
-        if "\\ud" in text:
-            # Lone surrogates are no characters: strict readers refuse the whole line.
-            text = _ENCODER.encode({key: _sound(value) for key, value in entry.items()})
-        return text.replace("\x7f", "\\u007f")
+        return _encode(entry)
+
+
+def _encode(entry: dict[str, Any]) -> str:
+    text = _ENCODER.encode(entry)
+    if "\\ud" in text:
+        # Lone surrogates are no characters: strict readers refuse the whole line.
+        text = _ENCODER.encode({key: _sound(value) for key, value in entry.items()})
+    return text.replace("\x7f", "\\u007f")
 
 
 def _level(record: logging.LogRecord) -> str:

@@ -7,10 +7,11 @@ no folded field, no bare CR. Odd requests that it accepts nevertheless are sorte
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from werkzeug.datastructures import Headers
 
 from clamproxy.proxy.syntax import HOST, options
 
@@ -18,11 +19,21 @@ _ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"
 """Fields that announce content, or ask for more than a plain answer."""
 _PLAIN = re.compile(rb"(?:(http)://([0-9A-Za-z._-]+)(?::([0-9]{1,5}))?)?(/[!\"$-~]*)")
 _TUNNEL = re.compile(rb"()([0-9A-Za-z._-]+):([0-9]{1,5})()")
+_AGENT = re.compile(rb"\r\nUser-Agent: ([!-~](?:[ -~]*[!-~])?)\r\n")
+_ANY_AGENT = b"*"
+"""What stands for the User-Agent in a head that is remembered."""
+_REMEMBERED = 256
+"""Heads, of some 2 KiB each."""
+_SECRET = b"uthorization"
+"""Passwords are not remembered."""
 _TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
 """What the target must look like, by method; the groups are scheme, host, port and path."""
 
 
-@dataclass(slots=True)
+type Fields = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestHead:
     """What an ordinary request asks for."""
 
@@ -33,7 +44,7 @@ class RequestHead:
     """Empty in origin form."""
     port: int
     path: str
-    headers: Headers
+    fields: Fields
     closes: bool
     """Whether the connection ends with the answer: the client wants that, or speaks HTTP/1.0."""
 
@@ -54,15 +65,32 @@ class _Collector:
         self.fields.append((name, value))
 
 
-def read_head(raw: bytes) -> RequestHead | None:
+def read_head(raw: bytes) -> tuple[RequestHead, Fields] | None:
     """Read the head of a request.
+
+    The machines of a fleet send the same heads, but for the UUID in their User-Agent. So a head is parsed
+    with another User-Agent in place of the client's, once for all of them.
 
     Args:
         raw: up to and including the first empty line.
 
     Returns:
-        None if the request is not an ordinary one.
+        What it asks for, and its fields. None if the request is not an ordinary one.
     """
+    match = _AGENT.search(raw)
+    if match is None or _SECRET in raw:
+        head = _parse(raw)
+        return None if head is None else (head, head.fields)
+    start, end = match.span(1)
+    head = _parse_once(raw[:start] + _ANY_AGENT + raw[end:])
+    if head is None:
+        return None
+    fields = [*head.fields]
+    fields[raw.count(b"\r\n", 0, start) - 1] = ("User-Agent", match[1].decode("ascii"))
+    return head, fields
+
+
+def _parse(raw: bytes) -> RequestHead | None:
     collector = _Collector()
     parser = HttpRequestParser(collector)
     try:
@@ -87,9 +115,12 @@ def read_head(raw: bytes) -> RequestHead | None:
         host.decode("ascii"),
         port,
         path.decode("ascii"),
-        Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in collector.fields]),
+        tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in collector.fields),
         closes or version == "1.0",
     )
+
+
+_parse_once = lru_cache(_REMEMBERED)(_parse)
 
 
 def _read_fields(fields: list[tuple[bytes, bytes]]) -> bool | None:

@@ -20,7 +20,8 @@ from OpenSSL import SSL
 
 from clamproxy.proxy.door import Door, Leave, Threshold
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.lane import Lane, LaneConnection
+from clamproxy.proxy.lane import Lane
+from clamproxy.proxy.lane_connection import LaneConnection
 from clamproxy.proxy.lane_tls import Tunnel
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
@@ -81,7 +82,7 @@ def _hand_over(
     tunnel: Tunnel | None,
     has_ended: bool,
 ) -> None:
-    """Give one of the lane's connections to mitmproxy. The last four arguments are `lane.HandOver`'s."""
+    """Give one of the lane's connections to mitmproxy. The last four arguments are `HandOver`'s."""
     protocol = _MitmproxyProtocol(instance, leave, tunnel)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)

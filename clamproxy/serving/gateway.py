@@ -31,7 +31,7 @@ class Gateway:
     Args:
         databases: the names of the databases that are served.
         stuck: the patches that clients should no longer wait for.
-        notice: is told the database and the client of each request, except the doctor's.
+        notice: is told the database and the User-Agent of each request, except the doctor's.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Gateway:
         ready: ReadyAnswers,
         whole: WholeDatabases,
         stuck: StuckPatches,
-        notice: Callable[[str, Requester], object],
+        notice: Callable[[str, str | None], object],
     ) -> None:
         self._databases = databases
         self._store = store
@@ -94,7 +94,7 @@ class Gateway:
 
     def _see(self, request: Request, database: str) -> None:
         if not request.is_doctors:
-            self._notice(database, request.requester)
+            self._notice(database, request.fields.get("user-agent"))
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Response:
         """Respond to a request for a patch or a signature."""

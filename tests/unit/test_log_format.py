@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from mitmproxy.addons.termlog import TermLog, TermLogHandler
 from mitmproxy.log import ALERT
 
-from clamproxy.front.access_log import FIELDS
+from clamproxy.front.access_log import FIELDS, Outcome, log_request, take_directly
+from clamproxy.messages import Result
 from clamproxy.proxy.log_format import JsonFormatter, LineHandler, TextFormatter, before_start, use_format
+from tests.support.front import asked
 from tests.support.stored import until
 
 logger = logging.getLogger("clamproxy.tests")
@@ -54,6 +56,7 @@ def restore() -> None:
     root = logging.getLogger()
     for output in [handler for handler in root.handlers if isinstance(handler, LineHandler)]:
         output.flush()
+        take_directly(None)
         root.addHandler(output.replaced)
         root.removeHandler(output)
 
@@ -181,6 +184,42 @@ async def test_whatever_else_is_written_at_once_and_in_order(printed: io.StringI
     log_a_request(4)
     restore()
     assert said(printed)[4:] == ["request 4"]
+
+
+@pytest.mark.parametrize("name", ["text", "json"])
+async def test_a_request_is_the_same_line_whichever_way_it_takes(
+    printed: io.StringIO, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Alone, the handler takes it directly; with others, it is a record for all of them."""
+    use_format(name)
+    log_an_outcome()
+    assert caplog.records
+    root = logging.getLogger()
+    others = [one for one in root.handlers if not hasattr(one, "take")]
+    for other in others:
+        root.removeHandler(other)
+    try:
+        caplog.clear()
+        log_an_outcome()
+        await until(lambda: len(requests_in(printed)) == 2)
+    finally:
+        for other in others:
+            root.addHandler(other)
+    assert not caplog.records
+    first, second = (re.sub(r"\d\d:\d\d\.\d+", "", line) for line in requests_in(printed))
+    assert first == second
+
+
+def log_an_outcome() -> None:
+    """A request, after something that makes the handler look around."""
+    logger.warning("something else")
+    given = {"client": "192.0.2.7", "result": Result.HIT, "version": 1, "status": 200, "length": 2}
+    outcome = Outcome(**given, seconds=0.5, error="\n")  # type: ignore[arg-type]
+    log_request(asked(method="G\\ET"), outcome, hides_path=False)
+
+
+def requests_in(printed: io.StringIO) -> list[str]:
+    return [line for line in printed.getvalue().splitlines() if "192.0.2.7" in line]
 
 
 def test_a_loop_that_ends_loses_nothing(printed: io.StringIO) -> None:

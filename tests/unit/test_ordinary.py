@@ -28,9 +28,10 @@ def head(line: str, *fields: str) -> bytes:
 def test_ordinary(line: str, target: tuple[str, str, int, str]) -> None:
     read = read_head(head(line, f"Host:{HOST} ", "User-Agent: ClamAV/1.4.6 (OS: Linux)\t"))
     assert read is not None
-    assert (read.scheme, read.host, read.port, read.path) == target
-    assert (read.method, read.closes) == (line.split(maxsplit=1)[0], line.endswith("1.0"))
-    assert list(read.headers) == [("Host", HOST), ("User-Agent", "ClamAV/1.4.6 (OS: Linux)")]
+    asked, sent = read
+    assert (asked.scheme, asked.host, asked.port, asked.path) == target
+    assert (asked.method, asked.closes) == (line.split(maxsplit=1)[0], line.endswith("1.0"))
+    assert list(sent) == [("Host", HOST), ("User-Agent", "ClamAV/1.4.6 (OS: Linux)")]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,25 @@ def test_ordinary(line: str, target: tuple[str, str, int, str]) -> None:
 def test_connection(field: str, closes: bool) -> None:
     read = read_head(head("GET / HTTP/1.1", "Host: x", f"Connection: {field}"))
     assert read is not None
-    assert read.closes == closes
+    assert read[0].closes == closes
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("User-Agent: * ", "Host: x", "User-Agent: a"),
+        ("Host: x", "User-Agent: a", "User-Agent: b"),
+        ("User-Agent: *", "Host: x", "X: User-Agent: a"),
+        ("Host: x", "User-Agent: a", "Proxy-Authorization: Basic a"),
+    ],
+)
+def test_heads_that_differ_by_the_user_agent_alone(fields: tuple[str, ...]) -> None:
+    """They are parsed once; each keeps its own."""
+    for number in (1, 2):
+        sent = [field.replace("a", f"Agent-{number}") if field.endswith("a") else field for field in fields]
+        read = read_head(head("GET / HTTP/1.1", *sent))
+        assert read is not None
+        assert list(read[1]) == [tuple(field.rstrip().split(": ", 1)) for field in sent]
 
 
 GET = "GET / HTTP/1.1"
@@ -81,7 +100,10 @@ def test_odd(odd: bytes) -> None:
 
 _texts = st.text(st.characters(max_codepoint=255, exclude_characters="\n"), max_size=12)
 _fields = st.lists(
-    st.sampled_from(["Host: x", "Host: ", "X: y", " z", "X:", "Connection: close"]) | _texts, max_size=4
+    st.sampled_from(["Host: x", "Host: ", "X: y", " z", "X:", "Connection: close", "User-Agent: *"])
+    | st.builds("User-Agent: {}".format, _texts)
+    | _texts,
+    max_size=5,
 )
 
 
@@ -98,4 +120,4 @@ def test_what_is_ordinary_is_right(line: str, fields: list[str]) -> None:
         assert unfold(lines) == lines
         check_head(lines)
         said = [one.decode("latin-1").partition(":")[::2] for one in lines[1:]]
-        assert list(read.headers) == [(name, value.strip(" \t")) for name, value in said]
+        assert list(read[1]) == [(name, value.strip(" \t")) for name, value in said]
