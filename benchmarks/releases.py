@@ -28,9 +28,9 @@ RELEASES = 90
 FLEETS = (1, 100, 10_000)
 """Numbers of clients."""
 CVD = 60_000_000
-"""Size of a daily.cvd in bytes (protocol.md 9.4: up to 62 MB)."""
+"""Size of a daily.cvd in bytes (docs/protocol.md 9.4: up to 62 MB)."""
 SIGN = 9_000
-"""Size of a `.sign` file in bytes (protocol.md 6: 8.87 KiB)."""
+"""Size of a `.sign` file in bytes (docs/protocol.md 6: 8.87 KiB)."""
 SMALLEST_CDIFF, LARGEST_CDIFF = 5_000, 100_000
 """Sizes in bytes."""
 RENEWALS = (7, 30, 90)
@@ -147,7 +147,7 @@ def gateway(days: Sequence[Day], limits: Delta) -> Bill:
 
 
 def cvdupdate(days: Sequence[Day]) -> Bill:
-    """The vendor's mirror tool, which fetches both files of each release (protocol.md 9.5)."""
+    """The vendor's mirror tool, which fetches both files of each release (docs/protocol.md 9.5)."""
     bill = Bill(REFERENCE, first_day=CVD + SIGN)
     for day in days:
         bill.add_patch(day.cdiff)

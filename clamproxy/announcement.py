@@ -1,4 +1,4 @@
-"""Version records as the gateway itself announces them, by DNS and as dns.txt (protocol.md 3)."""
+"""Version records as the gateway itself announces them, by DNS and as dns.txt (docs/protocol.md 3)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _DOCTOR_FIELD = DOCTOR_FIELD.lower()
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
 PLAIN_FIELD = re.compile(r"[ -~]{1,255}")
-"""A field value that is passed on; freshclam's User-Agent has at most 127 bytes (protocol.md 1.1)."""
+"""A field value that is passed on; freshclam's User-Agent has at most 127 bytes (docs/protocol.md 1.1)."""
 
 
 class Result(StrEnum):
@@ -89,7 +89,7 @@ class Requester:
     """The client on whose behalf the origin is asked."""
 
     user_agent: str | None = None
-    """The client's own, which goes to the origin unchanged: the CDN decides by it (protocol.md 9.4)."""
+    """The client's own, which goes to the origin unchanged: the CDN decides by it (docs/protocol.md 9.4)."""
     via: str | None = None
     """The gateways that the request came through, by which a loop is detected."""
 
@@ -97,7 +97,7 @@ class Requester:
     def version(self) -> str:
         """The part of the User-Agent by which the CDN admits or refuses: ``ClamAV/1.4.6``.
 
-        The rest of freshclam's User-Agent identifies the machine (protocol.md 1.1). All other clients
+        The rest of freshclam's User-Agent identifies the machine (docs/protocol.md 1.1). All other clients
         count as one version.
         """
         match = _CLIENT_VERSION.match(self.user_agent or "")

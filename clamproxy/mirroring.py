@@ -1,7 +1,7 @@
 """A mirror: a directory in cvdupdate's layout, to be served by any web server.
 
 It holds ``<db>.cvd``, ``<db>-<version>.cdiff``, their ``.sign`` files under the names that clients ask
-for, and ``dns.txt`` with what DNS would advertise (protocol.md 9.5).
+for, and ``dns.txt`` with what DNS would advertise (docs/protocol.md 9.5).
 """
 
 from __future__ import annotations

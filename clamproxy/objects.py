@@ -15,10 +15,10 @@ from typing import Self
 from urllib.parse import parse_qs
 
 MAX_VERSION = 2**31 - 1
-"""freshclam keeps versions in C ints, so nothing greater is a version (protocol.md 1.2)."""
+"""freshclam keeps versions in C ints, so nothing greater is a version (docs/protocol.md 1.2)."""
 
 STANDARD_DATABASES = ("main", "daily", "bytecode")
-"""The databases that every freshclam wants (protocol.md 1.2)."""
+"""The databases that every freshclam wants (docs/protocol.md 1.2)."""
 
 
 class Kind(StrEnum):
@@ -96,7 +96,7 @@ class Latest:
     database: str
     kind: Kind
     demanded: int | None = None
-    """The lowest acceptable version: cvdupdate's ``?version=N`` (protocol.md 9.5)."""
+    """The lowest acceptable version: cvdupdate's ``?version=N`` (docs/protocol.md 9.5)."""
 
     @property
     def upstream_path(self) -> str:
@@ -106,7 +106,7 @@ class Latest:
 
 type Target = ObjectId | Latest
 
-# Versions are printed with %d, without leading zeros (protocol.md 1.2). Names are taken
+# Versions are printed with %d, without leading zeros (docs/protocol.md 1.2). Names are taken
 # literally: no percent-decoding, no other separators, no upper case (trap 25).
 _VERSION = r"(?P<version>[1-9][0-9]{0,9})"
 _OBJECT_NAME = re.compile(rf"(?P<database>[a-z]+)-{_VERSION}\.(?P<kind>cvd|cld|cdiff|(?:cvd|cdiff)\.sign)")

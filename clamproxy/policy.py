@@ -1,6 +1,6 @@
 """Decisions about versions: pure functions of what is known, what is asked for, and the time.
 
-The rules, each with the trap of protocol.md section 10 that it answers:
+The rules, each with the trap of docs/protocol.md section 10 that it answers:
 
 * a cached CVD is current while nothing newer is advertised, however old it is (3);
 * the header probe, the whole file and all clients see the same version at any moment (13);
@@ -28,7 +28,7 @@ PLAUSIBLE_LEAD = 5
 """How many versions a client may be ahead of what the gateway knows."""
 OLDEST_CDIFF = 120
 """A missing cdiff this many versions below the advertised one won't come back: the CDN keeps about 90
-(protocol.md 3)."""
+(docs/protocol.md 3)."""
 
 
 @dataclass(frozen=True, slots=True)

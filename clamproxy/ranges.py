@@ -1,7 +1,7 @@
 """Conditional and Range requests: which bytes of a representation answer a request.
 
 Pure: no I/O and no clock. RFC 9110 sections 13 and 14, with regard to how freshclam reacts to the
-responses (protocol.md section 10, traps 11, 12, 14 and 37).
+responses (docs/protocol.md, traps 11, 12, 14 and 37).
 """
 
 from __future__ import annotations

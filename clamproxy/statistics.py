@@ -108,7 +108,7 @@ def snapshot(store: Store) -> dict[str, Any]:
     """The statistics in the store, whether or not the proxy is running. Blocks.
 
     Returns:
-        The keys that design.md fixes, and some more. Times are in Unix seconds, sizes in bytes.
+        The values that `clamproxy stats --json` prints. Times are in Unix seconds, sizes in bytes.
     """
     counters = store.counters()
     sizes = store.sizes()

@@ -55,7 +55,7 @@ class Fetch:
 
 
 def agent() -> str:
-    """The User-Agent of another machine, with a new UUID (protocol.md 1.1)."""
+    """The User-Agent of another machine, with a new UUID (docs/protocol.md 1.1)."""
     return f"ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: {uuid.uuid4()})"
 
 
@@ -73,7 +73,7 @@ def tunnel_request(entry: Entry, user_agent: str) -> bytes:
 
 
 def request(entry: Entry, fetch: Fetch, user_agent: str, *, keep_alive: bool = False) -> bytes:
-    """The head of a GET, with the fields in freshclam's order (protocol.md 1.1)."""
+    """The head of a GET, with the fields in freshclam's order (docs/protocol.md 1.1)."""
     absolute = entry.form is Form.ABSOLUTE
     url = f"http://{HOST}{fetch.path}" if absolute else fetch.path
     return _head(

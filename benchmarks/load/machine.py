@@ -16,7 +16,8 @@ from benchmarks.load.asking import HOST, Entry, Fetch, agent, request, tunnel_re
 from clamproxy.formats.header import HEADER_SIZE
 
 CONNECT_TIMEOUT = 30.0
-"""Seconds until the tunnel, or TLS, must be established (freshclam's ConnectTimeout, protocol.md 1.1)."""
+"""Seconds until the tunnel, or TLS, must be established (freshclam's ConnectTimeout,
+docs/protocol.md 1.1)."""
 RECEIVE_TIMEOUT = 60.0
 """Seconds without a byte after which a machine gives up (ReceiveTimeout)."""
 

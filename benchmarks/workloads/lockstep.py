@@ -1,6 +1,6 @@
 """All machines at once, each from its own address: a cdiff, then its signature, as after a release.
 
-freshclams on machines that were booted together look for updates at the same moment (protocol.md 1.3).
+freshclams on machines that were booted together look for updates at the same moment (docs/protocol.md 1.3).
 """
 
 from __future__ import annotations

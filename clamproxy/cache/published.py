@@ -135,7 +135,8 @@ class PublishedFile:
         link_or_copy(Path(self.path), target, self.fileno())
         # Both names are one file: what is set here holds for the cache's name, too. There nobody
         # else gets at it, as the cache directory admits its owner only; and nobody may write to
-        # it under either name. Its date is what a web server sends as Last-Modified (trap 7).
+        # it under either name. Its date is what a web server sends as Last-Modified
+        # (docs/protocol.md, trap 7).
         target.chmod(_LINKED_MODE)
         date = self.metadata.last_modified or self.metadata.built_at or self.metadata.fetched_at
         os.utime(target, (date, date))

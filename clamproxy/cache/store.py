@@ -245,7 +245,10 @@ class Store:
         return version
 
     def _leads_on(self, cdiff: ObjectId) -> bool:
-        """Whether a cdiff is here and isn't empty; an empty one tells clients to fetch the CVD (trap 15)."""
+        """Whether a cdiff is here and isn't empty; an empty one tells clients to fetch the CVD.
+
+        Source: docs/protocol.md, trap 15.
+        """
         published = self.open(cdiff)
         if published is None:
             return False

@@ -36,7 +36,7 @@ from clamproxy.readable import shown_count, shown_span
 from clamproxy.setup.freshclam_lines import CDN
 
 OLD_DAILY = 4 * 86400.0
-"""Seconds after which a daily.cvd is old: it is renewed about once a day (protocol.md 3)."""
+"""Seconds after which a daily.cvd is old: it is renewed about once a day (docs/protocol.md 3)."""
 LARGEST_PATCH = 64 * MIB
 
 _CONNECT_LIMIT = 5.0

@@ -1,4 +1,4 @@
-"""The version record in DNS, as seen by freshclam and by the gateway (protocol.md 3)."""
+"""The version record in DNS, as seen by freshclam and by the gateway (docs/protocol.md 3)."""
 
 from __future__ import annotations
 

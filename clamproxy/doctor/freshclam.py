@@ -20,7 +20,7 @@ PLACES = (
 DATABASE_DIRECTORIES = (Path("/var/lib/clamav"), Path("/usr/local/share/clamav"))
 """Where databases are without DatabaseDirectory: in distributions' builds, and in ClamAV's own."""
 STANDARD_DATABASES = ("daily", "main", "bytecode")
-"""In the order in which freshclam updates them (protocol.md 1.1)."""
+"""In the order in which freshclam updates them (docs/protocol.md 1.1)."""
 ANY_VERSION = "1.4.3"
 """The version to claim on a machine without freshclam: one that ClamAV supports."""
 
@@ -46,7 +46,7 @@ class FreshclamConf:
 
     @property
     def mirrors(self) -> list[str]:
-        """The URLs of the servers, in the order in which freshclam tries them (protocol.md 1.1)."""
+        """The URLs of the servers, in the order in which freshclam tries them (docs/protocol.md 1.1)."""
         if private := self.all("PrivateMirror"):
             return [mirror if "://" in mirror else f"http://{mirror}" for mirror in private]
         return [_official(mirror) for mirror in self.all("DatabaseMirror")]

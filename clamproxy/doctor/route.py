@@ -1,4 +1,7 @@
-"""The route of freshclam's requests: through which proxy, if any, and to which server (protocol.md 1.4)."""
+"""The route of freshclam's requests: through which proxy, if any, and to which server.
+
+Source: docs/protocol.md 1.4.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from clamproxy.doctor.freshclam import FreshclamConf
 from clamproxy.setup.freshclam_lines import CDN
 
 DEFAULT_PORT = 8080
-"""The proxy's port if HTTPProxyPort is not set (protocol.md 1.4)."""
+"""The proxy's port if HTTPProxyPort is not set (docs/protocol.md 1.4)."""
 
 _PORTS = {"http": 80, "https": 443}
 _OFFICIAL = "clamav.net"

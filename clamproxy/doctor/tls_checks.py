@@ -28,7 +28,7 @@ SYSTEM_BUNDLES = (
     Path("/etc/ssl/ca-bundle.pem"),  # SUSE
     Path("/etc/ssl/cert.pem"),  # BSD
 )
-"""Where libcurl was built to look, whatever SSL_CERT_FILE says (protocol.md 7)."""
+"""Where libcurl was built to look, whatever SSL_CERT_FILE says (docs/protocol.md 7)."""
 
 _EXPIRED, _NOT_YET, _WRONG_NAME, _NOT_PERMITTED = 10, 9, 62, 47
 """Error codes of X509_verify_cert(3)."""

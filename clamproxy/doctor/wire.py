@@ -1,6 +1,6 @@
 """Requests like freshclam's, each on its own connection, in bounded time.
 
-No HTTP library is used: the peer must get exactly what freshclam sends (protocol.md 1.1 and 1.4), plus
+No HTTP library is used: the peer must get exactly what freshclam sends (docs/protocol.md 1.1 and 1.4), plus
 one field by which the gateway knows not to count it as a machine's; and what goes wrong must be known
 exactly.
 """

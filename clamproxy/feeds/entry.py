@@ -43,8 +43,8 @@ class StoredResponse:
     def is_not_newer(self, since: float) -> bool:
         """Whether a client that got its copy at a certain time has this body or a later one.
 
-        freshclam sends the time when it wrote its file as If-Modified-Since (protocol.md trap 8). If the
-        gateway served an older copy, that time may be after Last-Modified of a version that the gateway
+        freshclam sends the time when it wrote its file as If-Modified-Since (docs/protocol.md, trap 8). If
+        the gateway served an older copy, that time may be after Last-Modified of a version that the gateway
         didn't have yet. So what counts is when the gateway got its own copy.
 
         Args:

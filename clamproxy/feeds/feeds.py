@@ -1,7 +1,7 @@
 """The cache of feeds: a request in, a response out. Knows nothing of mitmproxy.
 
 freshclam treats all answers but 200, 304, 403 and 429 alike: the file can't be had now
-(protocol.md 2.2). 403 and 429 freeze its official updates for hours. So:
+(docs/protocol.md 2.2). 403 and 429 freeze its official updates for hours. So:
 
 * 404 and 410 become 404, and are remembered for a minute;
 * 401, 402, 403, 429, 451, what else is no file, and an unreachable server begin a cool-down; the

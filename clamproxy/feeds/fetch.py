@@ -37,7 +37,7 @@ from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse, longest_head, retry_after_of
 
 MOST_REDIRECTS = 3
-"""As many as freshclam follows (protocol.md 1.1)."""
+"""As many as freshclam follows (docs/protocol.md 1.1)."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LASTING = frozenset({301, 308})
 """Redirects that may be stored even if they give no freshness lifetime (RFC 9110 15.4)."""
@@ -82,7 +82,7 @@ def forwarded(headers: Headers, target: Target, via: str) -> Headers:
     if target.credentials is not None:
         sent["Authorization"] = target.credentials
     sent.setdefault("Accept", "*/*")
-    # freshclam doesn't decode anything: protocol.md trap 32.
+    # freshclam doesn't decode anything: docs/protocol.md, trap 32.
     sent["Accept-Encoding"] = "identity"
     sent["Via"] = ", ".join([*headers.getlist("Via"), via])
     return sent

@@ -1,4 +1,4 @@
-"""Agents: what a User-Agent says about the client's machine (protocol.md 1.1).
+"""Agents: what a User-Agent says about the client's machine (docs/protocol.md 1.1).
 
 freshclam sends ``ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: <uuid4>)``, where the UUID
 identifies the installation. A client without a UUID can't be told from others and isn't counted as a

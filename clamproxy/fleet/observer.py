@@ -1,6 +1,6 @@
 """The observer: what a request tells about the databases of a machine. No guesses.
 
-freshclam never says which version it has, but what it asks for does (protocol.md 1.2, 1.3):
+freshclam never says which version it has, but what it asks for does (docs/protocol.md 1.2, 1.3):
 
 * ``daily-N.cdiff``: it has N-1; once it got the whole cdiff, N. If it asks for it again, it has not;
 * ``daily-N.cvd.sign``: it has the CVD N;
@@ -122,7 +122,10 @@ def _failure(visit: Visit) -> str | None:
 
 
 def _may_be_missing(target: Target) -> bool:
-    """Whether freshclam goes on without the file: a signature, or a CLD before the CVD (protocol.md 2.2)."""
+    """Whether freshclam goes on without the file: a signature, or a CLD before the CVD.
+
+    Source: docs/protocol.md 2.2.
+    """
     return target.kind in (Kind.CVD_SIGN, Kind.CDIFF_SIGN, Kind.CLD)
 
 

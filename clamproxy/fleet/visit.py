@@ -18,9 +18,10 @@ class Visit:
     target: Target | None
     """What the path asks for; None if it is not one of ClamAV's files."""
     range_probe: bool
-    """Whether only a part was asked for, such as the header of a CVD or CLD (protocol.md 1.3)."""
+    """Whether only a part was asked for, such as the header of a CVD or CLD (docs/protocol.md 1.3)."""
     if_modified_since: str | None
-    """The field If-Modified-Since as sent: for freshclam, its own version's build time (protocol.md 1.1)."""
+    """The field If-Modified-Since as sent: for freshclam, its own version's build time
+    (docs/protocol.md 1.1)."""
     status: int
     """Status code of the response."""
     version: int | None

@@ -1,8 +1,8 @@
 """cdiff files: patches from one version of a database to the next.
 
 A cdiff is ``ClamAV-Diff:<version>:<size>:``, a gzip stream with a script, ``:``, and a signature of
-everything before that colon (protocol.md 5.1, libclamav_rust/src/cdiff.rs). An empty file is a cdiff too:
-with it the vendor tells clients to take the whole CVD (trap 15).
+everything before that colon (docs/protocol.md 5.1, libclamav_rust/src/cdiff.rs). An empty file is a cdiff
+too: with it the vendor tells clients to take the whole CVD (trap 15).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LINE_LIMIT = 16 * 2**20
 _FOOTER_WINDOW = 350  # cdiff.rs: MAX_DSIG_SIZE; the last colon lies within these bytes
 _HEADER = re.compile(rb"ClamAV-Diff:([0-9]{1,10}):([0-9]{1,10}):")
 _HEADER_LIMIT = 64  # more than the longest match of `_HEADER`
-# What freshclam 1.5 accepts. Up to 1.4 it refuses "_", and then takes the whole CVD (protocol.md 5.2).
+# What freshclam 1.5 accepts. Up to 1.4 it refuses "_", and then takes the whole CVD (docs/protocol.md 5.2).
 _FILE_NAME = re.compile(rb"[A-Za-z0-9._]{1,99}")
 _LINE_NUMBER = re.compile(rb"[0-9]{1,10}")
 
@@ -67,7 +67,7 @@ class CdiffContainer:
         if match is None or not 1 <= int(match[1]) <= MAX_VERSION:
             raise InvalidObject("malformed header")
         size = file.seek(0, os.SEEK_END)
-        if size < _FOOTER_WINDOW:  # refused by cdiff.rs as well (protocol.md 5.1)
+        if size < _FOOTER_WINDOW:  # refused by cdiff.rs as well (docs/protocol.md 5.1)
             raise InvalidObject(f"cut off after {size} bytes")
         file.seek(size - _FOOTER_WINDOW)
         _, colon, dsig = file.read(_FOOTER_WINDOW).rpartition(b":")
@@ -157,7 +157,7 @@ def verify_cdiff(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
     """Prove that a file is the cdiff of the expected database and version.
 
     Clients compare neither the name nor the version. A well-signed cdiff under the wrong name makes each
-    of them fetch a whole CVD (protocol.md 5.2), so the gateway checks both.
+    of them fetch a whole CVD (docs/protocol.md 5.2), so the gateway checks both.
 
     Args:
         file: the whole file, seekable; its position is moved.
@@ -210,7 +210,7 @@ def _parse_command(line: bytes, database: str) -> Command:
             return Replace(_line_number(number), prefix, new)
         case b"MOVE", b" ":
             return _parse_move(rest, database)
-    # This includes empty lines, which cdiff.rs refuses too (protocol.md 5.2).
+    # This includes empty lines, which cdiff.rs refuses too (docs/protocol.md 5.2).
     raise InvalidObject(f"unknown command {command[:20].decode('ascii', 'backslashreplace')!r} in the script")
 
 

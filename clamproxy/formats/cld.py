@@ -1,7 +1,7 @@
 """CLD files: building them from a CVD and cdiffs as freshclam does, and verifying them.
 
 A CLD's header carries no signature. The signed ``.info`` inside repeats the header and lists every other
-file with its hash, so everything except COPYING is proven (protocol.md 4.4 and 5.3, trap 42).
+file with its hash, so everything except COPYING is proven (docs/protocol.md 4.4 and 5.3, trap 42).
 """
 
 from __future__ import annotations

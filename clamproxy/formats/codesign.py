@@ -1,7 +1,7 @@
 """External signatures: the ``.sign`` files that freshclam asks for since ClamAV 1.5.
 
 The first line is ``#clamsign-1.0``; each further line is one signature, ``<lowest level>:<highest
-level>:pkcs7-pem:<base64 of a DER PKCS#7>`` (protocol.md 6, libclamav_rust/src/codesign.rs).
+level>:pkcs7-pem:<base64 of a DER PKCS#7>`` (docs/protocol.md 6, libclamav_rust/src/codesign.rs).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The signature covers the payload but not the header, and the payload names its database only in the names
 of its members. What binds them together is the ``.info`` member, whose first line repeats the header
-(protocol.md 4.1 and 4.4, trap 18).
+(docs/protocol.md 4.1 and 4.4, trap 18).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""freshclam.dat, where freshclam keeps its UUID and its cool-down (protocol.md 2.4)."""
+"""freshclam.dat, where freshclam keeps its UUID and its cool-down (docs/protocol.md 2.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 512-byte header that begins every CVD and CLD (protocol.md 4.1, libclamav/cvd.c)."""
+"""The 512-byte header that begins every CVD and CLD (docs/protocol.md 4.1, libclamav/cvd.c)."""
 
 from __future__ import annotations
 

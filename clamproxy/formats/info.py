@@ -1,7 +1,7 @@
 """The ``.info`` member of a CVD or CLD: a signed list of what its files must be.
 
 Line 1 is the header of a CLD. Lines ``<name>:<size>:<SHA-256>`` follow, then ``DSIG:`` and a signature of
-everything before it (protocol.md 4.4, libclamav/readdb.c:cli_loadinfo).
+everything before it (docs/protocol.md 4.4, libclamav/readdb.c:cli_loadinfo).
 """
 
 from __future__ import annotations

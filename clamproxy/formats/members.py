@@ -1,7 +1,7 @@
 """The tar inside a CVD or CLD, read as a stream by the rules of libclamav/cvd.c:cli_tgzload.
 
 A CVD's tar is one gzip member. A CLD's is plain, or compressed in the same way. Which one it is follows
-from the bytes after the header, not from the name of the file (protocol.md 4.4).
+from the bytes after the header, not from the name of the file (docs/protocol.md 4.4).
 """
 
 from __future__ import annotations

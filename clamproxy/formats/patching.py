@@ -1,6 +1,6 @@
 """Applying cdiffs: from the files of one version of a database to those of the next.
 
-The rules are those of libclamav_rust/src/cdiff.rs (protocol.md 5.2). Whether the result is right is
+The rules are those of libclamav_rust/src/cdiff.rs (docs/protocol.md 5.2). Whether the result is right is
 decided later, by the hashes in ``.info``.
 """
 

@@ -2,7 +2,7 @@
 
 CVD headers carry a textbook RSA signature over an MD5 hash; cdiffs and ``.info`` members carry RSASSA-PSS
 over SHA-256, in ClamAV's own reading of it. Both write the signature as a number in ClamAV's own base-64
-digits (protocol.md 4.2 and 4.3, libclamav/dsig.c).
+digits (docs/protocol.md 4.2 and 4.3, libclamav/dsig.c).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 PSS_SALT_LENGTH = 32
-"""Length of the salt in an RSASSA-PSS signature, in bytes (protocol.md 4.3)."""
+"""Length of the salt in an RSASSA-PSS signature, in bytes (docs/protocol.md 4.3)."""
 
 _MD5_LENGTH = 16
 _SHA256_LENGTH = 32
@@ -67,7 +67,7 @@ class RsaPublicKey:
         """Whether this signature from a CVD header is valid for the hash.
 
         The recovered number is the hash, aligned to the right: libclamav before 1.5 aligned it to the
-        left and refused hashes that begin with a zero byte (protocol.md 4.2).
+        left and refused hashes that begin with a zero byte (docs/protocol.md 4.2).
 
         Args:
             digest: the 16 bytes of an MD5 hash.

@@ -1,4 +1,4 @@
-"""The checks that a file must pass before it enters the cache (protocol.md, traps 18 and 19)."""
+"""The checks that a file must pass before it enters the cache (docs/protocol.md, traps 18 and 19)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Version records: the TXT records in DNS that tell the versions of databases (protocol.md 3).
+"""Version records: the TXT records in DNS that tell the versions of databases (docs/protocol.md 3).
 
 The primary record, ``current.cvd.clamav.net``, has those of four databases::
 

@@ -33,7 +33,9 @@ _NAMELESS = "1.1 clamproxy"
 
 
 class Front:
-    """Makes the current service respond to requests. Event loop only; never sends 403 or 429 (trap 20).
+    """Makes the current service respond to requests. Event loop only; never sends 403 or 429.
+
+    Source: docs/protocol.md, trap 20.
 
     Without a service, every response is 503.
     """
@@ -211,7 +213,8 @@ class Front:
         if self.is_known(asked.caller):
             return True
         users = self._users
-        # freshclam sends a proxy's password only with CONNECT, not inside the tunnel (protocol.md 9.1, A6).
+        # freshclam sends a proxy's password only with CONNECT, not inside the tunnel
+        # (docs/protocol.md 9.1, A6).
         field = "Authorization" if asked.is_direct else "Proxy-Authorization"
         # Content of any size stays in memory in the meantime, so a request with a lot must not queue.
         is_large = asked.content_length > LARGEST_CONTENT

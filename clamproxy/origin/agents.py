@@ -1,7 +1,7 @@
 """Agents: the freshclams that came by, on whose behalf the gateway asks for what no client asked for yet.
 
 The CDN admits freshclam by its User-Agent and refuses versions that ClamAV no longer supports
-(protocol.md 9.4). So the gateway's own requests carry the User-Agent of the newest version.
+(docs/protocol.md 9.4). So the gateway's own requests carry the User-Agent of the newest version.
 """
 
 from __future__ import annotations

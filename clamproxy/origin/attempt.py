@@ -125,7 +125,10 @@ class Attempt:
         self._receive(answer, max(0, skip - len(beginning)))
 
     def _admit(self, beginning: bytes, answer: OriginResponse) -> None:
-        """Look at the first bytes, because error pages may come with status 200 (trap 19)."""
+        """Look at the first bytes, because error pages may come with status 200.
+
+        Source: docs/protocol.md, trap 19.
+        """
         arrival = self._arrival
         # An empty cdiff is the vendor's signal, but only if it is certain that it is complete
         # (RFC 9112 8). If only the end of the connection ends the body, the content may have been lost.

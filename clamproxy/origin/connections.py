@@ -300,7 +300,7 @@ class Retries(Retry):
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
-# freshclam follows three redirects (protocol.md 1.1); all other retries are up to the transfer.
+# freshclam follows three redirects (docs/protocol.md 1.1); all other retries are up to the transfer.
 REDIRECTS_ONLY = Retries(
     total=3,
     connect=0,

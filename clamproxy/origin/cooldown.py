@@ -1,6 +1,6 @@
 """Cool-downs: when the origin may be asked again after it refused or failed.
 
-A refusal concerns only what it was given for (protocol.md traps 20 and 21):
+A refusal concerns only what it was given for (docs/protocol.md, traps 20 and 21):
 
 * 429 concerns one file: the CDN limits requests per address and file;
 * 403 concerns one client version: the CDN refuses old freshclams by their User-Agent. If a supported

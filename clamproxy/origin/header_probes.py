@@ -161,7 +161,8 @@ class HeaderProbes:
             try:
                 return await self._probes.run(probe, partial(self._probe, probe, sighting))
             except OriginError as error:
-                # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                # An old client's 403 is not the others' (docs/protocol.md, trap 20): ask under one's own
+                # name.
                 same = probe.requester.version == requester.version
                 if same or error.failure is not FailureKind.FORBIDDEN:
                     raise

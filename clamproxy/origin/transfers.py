@@ -175,7 +175,8 @@ class Transfers:
             try:
                 await transfer.ready()
             except TransferError as error:
-                # An old client's 403 is not the others' (trap 20): ask under one's own name.
+                # An old client's 403 is not the others' (docs/protocol.md, trap 20): ask under one's own
+                # name.
                 same = transfer.requester.version == requester.version
                 if not joined or same or error.failure is not FailureKind.FORBIDDEN:
                     raise

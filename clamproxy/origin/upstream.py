@@ -304,7 +304,7 @@ class Upstream:
         headers = {
             "User-Agent": requester.user_agent or SKIP_HEADER,
             "Accept": "*/*",
-            # Objects are stored and served as they were signed: trap 32.
+            # Objects are stored and served as they were signed: docs/protocol.md, trap 32.
             "Accept-Encoding": "identity",
             "Via": f"{requester.via}, {self._via}" if requester.via else self._via,
             **(extra or {}),

@@ -1,4 +1,4 @@
-"""Advertised versions: what DNS says is current (protocol.md section 3)."""
+"""Advertised versions: what DNS says is current (docs/protocol.md section 3)."""
 
 from __future__ import annotations
 

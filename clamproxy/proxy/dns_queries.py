@@ -70,7 +70,7 @@ class Names:
             return _records(query, [])
         database = self._databases.get(name)
         text = await (announcer.primary() if database is None else announcer.single(database))
-        # After a SERVFAIL, freshclam falls back to HTTP (protocol.md 3).
+        # After a SERVFAIL, freshclam falls back to HTTP (docs/protocol.md 3).
         return query.fail(response_codes.SERVFAIL) if text is None else _records(query, [text])
 
 

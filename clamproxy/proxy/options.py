@@ -15,7 +15,8 @@ from clamproxy.proxy.listening import OPTIONS as LISTENING
 from clamproxy.setup.confdir import find_confdir
 
 DEFAULTS: dict[str, bool | str | int] = {
-    # Answer CONNECT without the origin; otherwise, nothing is served while it is down (trap 2).
+    # Answer CONNECT without the origin; otherwise, nothing is served while it is down
+    # (docs/protocol.md, trap 2).
     "connection_strategy": "lazy",
     "upstream_cert": False,
     # HTTP/1.1 goes from disk to the socket, HTTP/2 piece by piece through the layers.

@@ -12,7 +12,7 @@ from clamproxy.proxy.header_limits import TOO_LARGE, drop_hop_by_hop
 from clamproxy.proxy.translation import Callers, asked_of, response_of
 
 FREEZING = (403, 429)
-"""Either of these stops a freshclam for hours, including official databases (trap 20)."""
+"""Either of these stops a freshclam for hours, including official databases (docs/protocol.md, trap 20)."""
 _EXCHANGE = "clamproxy_exchange"
 """The attribute of a flow that holds its `Exchange`. Not in its metadata, which mitmproxy writes to files."""
 

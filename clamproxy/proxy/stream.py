@@ -1,7 +1,7 @@
 """Bodies from disk to the sockets of mitmproxy's clients, by way of its internals.
 
 An addon can give mitmproxy a whole body in memory or none at all: 10 TLS clients of a 100 MB file took 2
-GB and seconds to the first byte (mitmproxy.md section 1). So the head of a response goes through
+GB and seconds to the first byte (docs/architecture.md 5.1). So the head of a response goes through
 mitmproxy's layers as usual. Then a hook that blocks only this stream sends the body straight to the
 transport, and finally the layers end the message.
 

@@ -1,7 +1,7 @@
 """CLDs, built here from the cached CVD and the patches: what PrivateMirror clients ask for first.
 
 freshclam in PrivateMirror mode never uses patches; it asks for ``<db>.cld``, then for ``<db>.cvd``, whole
-each time (protocol.md 1.3). With the CLD, it gets each new version without a download from the origin.
+each time (docs/protocol.md 1.3). With the CLD, it gets each new version without a download from the origin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Delta serving: when a cached CVD and the patches after it can stand in for a newer version. Pure.
 
 A new client that gets an older CVD than advertised asks at once for the cdiffs that follow
-(protocol.md 2.5, measured: test-3.cvd and three cdiffs became version 6). So a release costs the site
+(docs/protocol.md 2.5, measured: test-3.cvd and three cdiffs became version 6). So a release costs the site
 only its cdiff. A whole CVD is fetched again only where patches don't lead on, or where there are so many
 of them that a new client loses time.
 """

@@ -2,7 +2,7 @@
 
 Each patch also changes the database's ``.info``, which the vendor signs anew for each version. So the
 base and the patches alone prove the header of every version in between, and no client can be led to a
-patch that doesn't fit (trap 18).
+patch that doesn't fit (docs/protocol.md, trap 18).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Signs: cached ``.sign`` files, each checked against the file that it signs before it is served.
 
 freshclam 1.5 treats a signature of another file as an attack, while it accepts a missing one
-(protocol.md 6). A signature may arrive before its file, and what another version of clamproxy cached was
+(docs/protocol.md 6). A signature may arrive before its file, and what another version of clamproxy cached was
 never compared. So a signature is checked when it is first asked for, once per process.
 """
 

@@ -1,8 +1,8 @@
 """Stuck patches: cdiffs for which the origin repeatedly sends something that can't be published.
 
 A client that asks for such a patch gets 503, and stays one version behind until the next release. After a
-while it is told to fetch the whole CVD, as the vendor does with an empty cdiff (trap 15). That costs each
-client a whole download from the gateway, so a single failure of the origin isn't enough.
+while it is told to fetch the whole CVD, as the vendor does with an empty cdiff (docs/protocol.md, trap 15).
+That costs each client a whole download from the gateway, so a single failure of the origin isn't enough.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ _REVALIDATE = "no-cache"
 
 
 def take_the_whole(cdiff: ObjectId) -> Response:
-    """An empty cdiff, which is how the vendor tells freshclam to fetch the whole CVD (trap 15).
+    """An empty cdiff, which is how the vendor tells freshclam to fetch the whole CVD.
+
+    Source: docs/protocol.md, trap 15.
 
     Here the gateway itself decides so, for this moment only. No cache on the way to the client may keep
     it.

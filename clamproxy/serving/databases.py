@@ -140,7 +140,7 @@ class WholeDatabases:
         return False
 
     def _answer_exactly(self, request: Request, latest: Latest) -> Response | None:
-        """The exact version that cvdupdate asks for, if it is cached (protocol.md 9.5)."""
+        """The exact version that cvdupdate asks for, if it is cached (docs/protocol.md 9.5)."""
         if latest.demanded is None:
             return None
         object_id = ObjectId(latest.database, latest.demanded, Kind.CVD)
@@ -293,7 +293,7 @@ def _is_for_new_client(request: Request) -> bool:
 def _wants_signatures(request: Request) -> bool:
     """Whether this freshclam asks for external signatures, and may refuse a CVD without one.
 
-    ClamAV does so since 1.5; with FIPSCryptoHashLimits it accepts nothing else (protocol.md 6). A client
+    ClamAV does so since 1.5; with FIPSCryptoHashLimits it accepts nothing else (docs/protocol.md 6). A client
     that doesn't give its version is treated as a newer one.
     """
     return _BEFORE_SIGNATURES.match(request.headers.get("User-Agent") or "") is None

@@ -57,7 +57,10 @@ class Gateway:
         self._notice = notice
 
     async def handle(self, request: Request) -> Response:
-        """Respond to a GET or HEAD, whatever happens, and never with 403 or 429 (trap 20)."""
+        """Respond to a GET or HEAD, whatever happens, and never with 403 or 429.
+
+        Source: docs/protocol.md, trap 20.
+        """
         try:
             return self.answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:

@@ -19,7 +19,7 @@ from clamproxy.releases.prefetcher import Prefetcher
 
 PATIENCE = 25.0
 """Seconds after which a client that waits for the origin gets a 503. freshclam's ReceiveTimeout is 60 s by
-default, its ConnectTimeout 30 s (protocol.md 1.1)."""
+default, its ConnectTimeout 30 s (docs/protocol.md 1.1)."""
 PATIENCE_WITH_STALE = 2.0
 """Seconds after which such a client gets an older version instead, if there is one."""
 

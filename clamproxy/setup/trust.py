@@ -1,7 +1,7 @@
 """How to make a machine's freshclam trust the gateway's certificate authority.
 
 On Linux and BSD, freshclam trusts the certificates in the file that ``CURL_CA_BUNDLE`` names, and then no
-others; on macOS and Windows it trusts those of the system, and only those (protocol.md 7;
+others; on macOS and Windows it trusts those of the system, and only those (docs/protocol.md 7;
 common/mac/cert_util_mac.m and common/win/cert_util_win.c of ClamAV). The snippets contain the
 certificates themselves, because anything fetched from the gateway over plain http could be forged.
 """
@@ -14,7 +14,7 @@ from textwrap import dedent, indent
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
 LINUX_FILE = "/usr/local/share/ca-certificates/clamproxy.pem"
-"""Debian's AppArmor profile lets freshclam read this file (protocol.md 7)."""
+"""Debian's AppArmor profile lets freshclam read this file (docs/protocol.md 7)."""
 RHEL_FILE = "/etc/pki/clamproxy/clamproxy.pem"
 """Everything below /etc/pki has a type that SELinux lets freshclam read."""
 KUBERNETES_FILE = "/etc/clamproxy/clamproxy.pem"

@@ -1,4 +1,4 @@
-"""cvdupdate, ClamAV's own mirror tool, behind the gateway (protocol.md 9.5)."""
+"""cvdupdate, ClamAV's own mirror tool, behind the gateway (docs/protocol.md 9.5)."""
 
 from __future__ import annotations
 

@@ -185,7 +185,10 @@ def test_a_stale_copy_is_revalidated(scene: Scene) -> None:
 
 
 def test_a_new_version_that_is_older_than_the_client_s_file_is_seen(scene: Scene) -> None:
-    """What another cache gave the client may be older than what the feed had then (protocol.md trap 8)."""
+    """What another cache gave the client may be older than what the feed had then.
+
+    Source: docs/protocol.md, trap 8.
+    """
     scene.set_out(FIRST, STALE, http_date(time.time() - 7200))
     client = scene.client()
     assert client.run().code == OK

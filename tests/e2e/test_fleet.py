@@ -19,7 +19,7 @@ from tests.support.site import Site, build_time, eventually
 from .conftest import MakeSite
 
 UUID_OFFSET, UUID_LENGTH = 17, 36
-"""Where the UUID is in freshclam.dat (protocol.md 2.4)."""
+"""Where the UUID is in freshclam.dat (docs/protocol.md 2.4)."""
 
 type Json = dict[str, Any]
 

@@ -123,7 +123,7 @@ class TestFiles:
         assert (mirror.directory / "test.cvd").stat().st_mtime == build_time(6) + 60
 
     def test_dns_record(self, mirror: Mirror) -> None:
-        """As the TXT record (protocol.md 3), its time is now; of the usual databases none is there."""
+        """As the TXT record (docs/protocol.md 3), its time is now; of the usual databases none is there."""
         mirror.release(6)
         begin = int(time.time())
         result = mirror.run()

@@ -1,4 +1,4 @@
-"""The rig itself: freshclam straight at the fake CDN does what protocol.md 9.2 measured."""
+"""The rig itself: freshclam straight at the fake CDN does what docs/protocol.md 9.2 measured."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ CERTIFICATE = TESTDATA / "clamav-test.crt"
 
 
 def assert_openssl_verifies(directory: Path, signature: bytes, content: bytes) -> None:
-    """As freshclam 1.5 does (protocol.md 6)."""
+    """As freshclam 1.5 does (docs/protocol.md 6)."""
     der = base64.b64decode(signature.splitlines()[1].rpartition(b":")[2])
     (directory / "p7").write_bytes(der)
     (directory / "content").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Clients in HTTP mode (``--no-dns``) behind the proxy, while the CDN does what protocol.md 9.2 lists.
+"""Clients in HTTP mode (``--no-dns``) behind the proxy, while the CDN does what docs/protocol.md 9.2 lists.
 
 Each row names the outcome that a good proxy makes of it: no error page, no damaged body, no 403
 and no 429 gets through, and the client ends as well as the files that the CDN has allow.

@@ -317,7 +317,7 @@ class TestDatabases:
         assert "main" not in verdict.text
 
     def test_a_database_that_clamav_has_given_up(self) -> None:
-        """freshclam fails at what the origin hasn't got, and doesn't go on (protocol.md 2.1)."""
+        """freshclam fails at what the origin hasn't got, and doesn't go on (docs/protocol.md 2.1)."""
         local = {"daily": Local(7), "safebrowsing": Local()}
         verdict = compare(local, {**served(daily=7), "safebrowsing": None}, time.time())
         assert (verdict.status, verdict.remedy) == (

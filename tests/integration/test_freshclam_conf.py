@@ -64,7 +64,10 @@ class TestRoute:
         ],
     )
     def test_by_the_environment(self, mirror: str, environment: dict[str, str], route: Route | None) -> None:
-        """As in containers: without HTTPProxyServer libcurl takes the proxy from there (protocol.md 1.4)."""
+        """As in containers: without HTTPProxyServer libcurl takes the proxy from there.
+
+        Source: docs/protocol.md 1.4.
+        """
         assert route_of(parse_conf(f"DatabaseMirror {mirror}"), environment) == route
 
     @pytest.mark.parametrize(

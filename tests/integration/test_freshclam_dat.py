@@ -41,7 +41,7 @@ def test_of_a_real_freshclam(
     origin.rule("*", faults.status(status, retry_after=retry_after or ""))
     client = Freshclam(directory=tmp_path, mirrors=[origin.url], attempts=1)
     before = int(time.time())
-    # To the header, any refusal is exit code 11 (protocol.md 0.10); what is remembered is the same.
+    # To the header, any refusal is exit code 11 (docs/protocol.md 2.2); what is remembered is the same.
     assert client.run().code in (code, 11)
     found = FreshclamDat.parse((client.databases / "freshclam.dat").read_bytes())
     assert before + seconds <= found.retry_after <= time.time() + seconds

@@ -1,4 +1,4 @@
-"""Header probes at a fake CDN (protocol.md 1.3)."""
+"""Header probes at a fake CDN (docs/protocol.md 1.3)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def releases() -> Releases:
 
 
 def unpacked(payload: bytes) -> Members:
-    """The members of a tar archive as ClamAV writes it (protocol.md 4.4)."""
+    """The members of a tar archive as ClamAV writes it (docs/protocol.md 4.4)."""
     members, offset = {}, 0
     while offset < len(payload) and payload[offset]:
         name = payload[offset : offset + 100].rstrip(b"\0").decode()
@@ -40,7 +40,7 @@ def script_of(cdiff: bytes) -> bytes:
 
 
 def patched(members: Members, script: bytes) -> Members:
-    """A patcher that is as simple as it can be (protocol.md 5.2)."""
+    """A patcher that is as simple as it can be (docs/protocol.md 5.2)."""
     files = {name: content.splitlines() for name, content in members.items()}
     edits: dict[int, bytes | None] = {}
     opened, added = "", list[bytes]()

@@ -1,4 +1,4 @@
-"""Advertised versions: TXT records (protocol.md 3), and when DNS is asked."""
+"""Advertised versions: TXT records (docs/protocol.md 3), and when DNS is asked."""
 
 from __future__ import annotations
 

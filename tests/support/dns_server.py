@@ -23,7 +23,7 @@ import dns.rrset
 
 PRIMARY = "current.cvd.clamav.net"
 FIELDS = ("main", "daily", "safebrowsing", "bytecode")
-"""Databases with a place in the primary record; others have their own record (protocol.md 3)."""
+"""Databases with a place in the primary record; others have their own record (docs/protocol.md 3)."""
 STALE = 13 * 3600
 """Seconds; freshclam distrusts a record older than 12 h."""
 

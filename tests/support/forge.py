@@ -34,7 +34,7 @@ FUNCTIONALITY_LEVEL = 81
 BUILDER = "forge"
 
 _PIECE = 2**20
-_PSS_MASKED = 223  # 2048 bits less the hash and the trailer, protocol.md 4.3
+_PSS_MASKED = 223  # 2048 bits less the hash and the trailer, docs/protocol.md 4.3
 _STORED_BLOCK = 65535  # RFC 1951 3.2.4: bytes that a stored block holds, after 5 bytes of its own
 _STORED_OVERHEAD = 5
 _COPYING = b"Made for tests; nothing in here is a signature of anything.\n"
@@ -235,7 +235,7 @@ def forge_sign(data: bytes = b"") -> bytes:
 
 
 def sign_sha256(key: rsa.RSAPrivateKey, digest: bytes) -> bytes:
-    """A PSS signature in ClamAV's digits, the way ClamAV makes it (protocol.md 4.3)."""
+    """A PSS signature in ClamAV's digits, the way ClamAV makes it (docs/protocol.md 4.3)."""
     modulus = key.public_key().public_numbers().n
     for attempt in range(1000):
         salt = hashlib.sha256(digest + attempt.to_bytes(4)).digest()[:PSS_SALT_LENGTH]

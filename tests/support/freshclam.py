@@ -15,12 +15,12 @@ from pathlib import Path
 from tests.support.programs import require_program
 
 COOL_DOWN_OFFSET = 61
-"""Where retry_after (8 bytes, little endian) is in freshclam.dat (protocol.md 2.4)."""
+"""Where retry_after (8 bytes, little endian) is in freshclam.dat (docs/protocol.md 2.4)."""
 HARD_LIMIT = 50
 """Seconds for one run."""
 
 OK, NOT_CONNECTED, EMPTY, BAD_CVD, FAILED, FORBIDDEN = 0, 5, 6, 7, 11, 17
-"""Exit codes (protocol.md 2.1)."""
+"""Exit codes (docs/protocol.md 2.1)."""
 
 
 def require_freshclam() -> str:

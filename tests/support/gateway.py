@@ -53,7 +53,7 @@ type Stream = IO[bytes] | int
 
 
 class Way(StrEnum):
-    """The ways in (protocol.md 1.4)."""
+    """The ways in (docs/protocol.md 1.4)."""
 
     CONNECT_HTTP = "connect80"
     CONNECT_HTTPS = "connect443"
@@ -395,7 +395,7 @@ class TunnelRefused(Exception):
 
 
 def tunnel(stream: socket.socket, target: str) -> None:
-    """CONNECT, byte for byte as freshclam sends it (protocol.md 9.1, A4).
+    """CONNECT, byte for byte as freshclam sends it (docs/protocol.md 9.1, A4).
 
     Raises:
         TunnelRefused: the answer is not 200; its status is 0 when the connection was closed.

@@ -45,7 +45,10 @@ class Seen:
 
     @property
     def short_name(self) -> str:
-        """P for a header probe, W for a whole CVD, Dn for a cdiff (protocol.md 9.2); R for other Ranges."""
+        """P for a header probe, W for a whole CVD, Dn for a cdiff; R for other Ranges.
+
+        Source: docs/protocol.md 9.2.
+        """
         name, _, _ = self.path.partition("?")
         if match := re.fullmatch(r"/[a-z]+-(\d+)\.cdiff", name):
             return f"D{match[1]}"

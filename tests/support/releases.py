@@ -103,7 +103,7 @@ class Releases:
         return info | {name: joined(lines) for name, lines in files.items()}
 
     def cld_header(self, version: int) -> bytes:
-        """The 512 bytes in front of a CLD of a version (protocol.md 4.4)."""
+        """The 512 bytes in front of a CLD of a version (docs/protocol.md 4.4)."""
         return info_line(version, self.stime(version)).ljust(512).encode()
 
     def script(self, version: int) -> bytes:
@@ -180,7 +180,7 @@ class Releases:
 
 @dataclass(slots=True)
 class _Edit:
-    """Changes files and writes down the commands that do the same (protocol.md 5.2)."""
+    """Changes files and writes down the commands that do the same (docs/protocol.md 5.2)."""
 
     files: dict[str, list[bytes]]
     script: list[bytes] = field(default_factory=list)

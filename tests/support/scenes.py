@@ -78,7 +78,10 @@ def version_of(body: bytes) -> int | None:
 
 
 def members_of(database: bytes) -> Members:
-    """The members of a CVD or CLD: a tar archive behind the header, compressed or not (protocol.md 4.4)."""
+    """The members of a CVD or CLD: a tar archive behind the header, compressed or not.
+
+    Source: docs/protocol.md 4.4.
+    """
     archive = database[512:]
     if not archive.startswith(b"COPYING"):
         archive = gzip.decompress(archive)

@@ -175,7 +175,7 @@ class Site:
 
 
 def client_fields(way: Way, gateway: Gateway) -> dict[str, Any]:
-    """The configuration of freshclam for each way in (protocol.md 1.4)."""
+    """The configuration of freshclam for each way in (docs/protocol.md 1.4)."""
     if way is Way.CONNECT_HTTP:
         return {"mirrors": [f"http://{CDN}"], "proxy": (LOCALHOST, gateway.port)}
     if way is Way.CONNECT_HTTPS:

@@ -1,4 +1,4 @@
-"""Agents: in whose name the gateway asks for what nobody asked yet (protocol.md 9.4)."""
+"""Agents: in whose name the gateway asks for what nobody asked yet (docs/protocol.md 9.4)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_newest_supported_freshclam(
     [
         pytest.param("ClamAV/1.4.6 \xff", id="a byte beyond ASCII"),
         pytest.param("ClamAV/1.4.6\0", id="a zero"),
-        pytest.param("ClamAV/1.4.6" + "x" * 5000, id="longer than any freshclam's (protocol.md 1.1)"),
+        pytest.param("ClamAV/1.4.6" + "x" * 5000, id="longer than any freshclam's (docs/protocol.md 1.1)"),
     ],
 )
 def test_what_no_freshclam_sends_is_never_used(harness: AgentsHarness, user_agent: str) -> None:

@@ -1,4 +1,4 @@
-"""Cool-downs: what is held back, for whom and for how long (protocol.md traps 20 and 21)."""
+"""Cool-downs: what is held back, for whom and for how long (docs/protocol.md, traps 20 and 21)."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_another_kind_of_failure_begins_anew(harness: CooldownHarness) -> None:
         (7.0, 7.0),
         (86400.0, 86400.0),
         pytest.param(10 * 86400.0, LONGEST_RETRY_AFTER, id="never more than a day"),
-        pytest.param(0.0, 300.0, id="protocol.md 2.2: not positive counts as absent"),
+        pytest.param(0.0, 300.0, id="docs/protocol.md 2.2: not positive counts as absent"),
         pytest.param(-5.0, 300.0, id="a date that has passed"),
         (None, 300.0),
     ],

@@ -1,4 +1,4 @@
-"""What a User-Agent says about the machine behind it (protocol.md 1.1)."""
+"""What a User-Agent says about the machine behind it (docs/protocol.md 1.1)."""
 
 from __future__ import annotations
 

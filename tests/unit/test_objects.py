@@ -1,4 +1,4 @@
-"""Names of objects, and the URL paths that lead to them (protocol.md 1.2 and trap 25)."""
+"""Names of objects, and the URL paths that lead to them (docs/protocol.md 1.2 and trap 25)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions about versions; the traps are those of protocol.md section 10."""
+"""Decisions about versions; the traps are those of docs/protocol.md section 10."""
 
 from __future__ import annotations
 

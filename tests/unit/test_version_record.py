@@ -1,4 +1,4 @@
-"""Version records: what is read from them, and how they are composed (protocol.md 3, trap 36)."""
+"""Version records: what is read from them, and how they are composed (docs/protocol.md 3, trap 36)."""
 
 from __future__ import annotations
 
