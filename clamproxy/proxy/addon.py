@@ -57,6 +57,8 @@ class ClamProxy:
         self._front = Front()
         self._names: dns_queries.Names | None = None
         self._options = OwnOptions()
+        self._having_a_say: str | None = None
+        """See `find_having_a_say`. Each look at mitmproxy's options makes copies of them."""
         self._supervisor = Supervisor(os.environ)
         self._config: Path | None = None
         self._own_authority: CurrentAuthority | None = None
@@ -90,6 +92,7 @@ class ClamProxy:
 
     def configure(self, updated: set[str]) -> None:
         """Read the configuration and open the cache. An error stops mitmproxy's start."""
+        self._having_a_say = find_having_a_say(ctx.options)
         if self._front.service is not None or "clamproxy_config" not in updated:
             return
         try:
@@ -120,8 +123,8 @@ class ClamProxy:
             return
         self._takeover.take()
         self._lane.start()
-        if (option := find_having_a_say(ctx.options)) is not None:
-            logger.info("With mitmproxy's option %s, all requests go through mitmproxy.", option)
+        if self._having_a_say is not None:
+            logger.info("With mitmproxy's option %s, all requests go through mitmproxy.", self._having_a_say)
         elif self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
             logger.warning(
                 "%s will not see most requests; with serving.express: false, they all go through mitmproxy.",
@@ -250,7 +253,7 @@ class ClamProxy:
         """Where new connections start; None for mitmproxy."""
         settings = self._front.settings
         is_express = settings is not None and settings.serving.express
-        return self._lane if is_express and find_having_a_say(ctx.options) is None else None
+        return self._lane if is_express and self._having_a_say is None else None
 
     def _check_place(self, settings: Settings) -> None:
         """Raise unless the proxy can and may listen where it should."""
