@@ -24,7 +24,7 @@ run: $(VENV)/.runtime ## Start the proxy in the foreground, with ./proxy.yaml
 	$(BIN)/clamproxy run $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from clamproxy.cache.store import Store
 from tests.support.fixtures import Child, Fill, MakeCvd, Write
 from tests.support.forge import forge_cdiff, forge_cvd
 from tests.support.origin import OriginServer
 from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stime_of
+
+# How long an example takes says something of the machine only. HYPOTHESIS_PROFILE=deep looks for longer.
+settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("deep", settings.get_profile("usual"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -30,7 +30,7 @@ def spoil(gateway: Gateway, name: str, *, cut: bool = False) -> None:
     published = store.open(ObjectId.parse(name))
     assert published is not None, name
     with published:
-        path = Path(published._file.name)
+        path = Path(published.path)
     store.close()
     body = path.read_bytes()
     path.chmod(0o600)

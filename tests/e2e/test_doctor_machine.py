@@ -53,7 +53,7 @@ class Machine:
     def obey(self, row: Row) -> None:
         """Do what a finding says."""
         command = row["remedy"].removeprefix("as root: ").partition(" (")[0].partition("; then ")[0]
-        # The rig's freshclam has no DNS but that of --no-dns; a daemon must not hold the test's pipes.
+        # freshclam here has no DNS but that of --no-dns; a daemon must not hold the test's pipes.
         command = command.replace("freshclam --config", f"{require_freshclam()} --no-dns --config")
         subprocess.run(["sh", "-c", command], check=True, stdout=NOWHERE, stderr=NOWHERE)
 

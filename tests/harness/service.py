@@ -1,4 +1,4 @@
-"""A gateway between a fake CDN and a fake DNS server, for tests of whole databases."""
+"""A gateway between a fake CDN and a fake DNS server."""
 
 from __future__ import annotations
 
@@ -104,6 +104,12 @@ class ServiceHarness:
         response, content = await self.ask(path, **PROBE)
         assert (response.status, len(content)) == (206, 512), content
         return CvdHeader.parse(content).version
+
+    async def announced(self) -> int:
+        """The version of daily that the gateway's own DNS gives."""
+        record = await self.service.announcer.single("daily")
+        assert record is not None
+        return int(record.split(":")[0])
 
     async def refused(self, path: str, **fields: str) -> bool:
         return (await self.ask(path, **fields))[0].status == 404

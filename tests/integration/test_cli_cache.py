@@ -73,7 +73,7 @@ def spoil(name: str) -> None:
     published = store.open(ObjectId.parse(name))
     assert published is not None
     with published:
-        path = Path(published._file.name)
+        path = Path(published.path)
     path.chmod(0o600)
     body = path.read_bytes()
     path.write_bytes(body[:-5] + b"xxxxx")

@@ -32,16 +32,6 @@ def test_what_is_installed_exists() -> None:
         assert (ROOT / source).is_file(), source
 
 
-def test_package_and_unit_agree() -> None:
-    text = (DEBIAN / "build").read_text()
-    unit = (CONTRIB / "systemd" / "clamproxy.service").read_text()
-    prefix = re.search(r"^prefix=(.*)$", text, re.MULTILINE)
-    assert prefix is not None
-    assert f"ExecStart={prefix[1]}/bin/clamproxy run" in unit
-    for name in ("sysusers", "tmpfiles"):
-        assert f"put contrib/systemd/clamproxy.{name} /usr/lib/{name}.d/clamproxy.conf" in text
-
-
 def test_a_python_that_cannot_be_moved_is_refused(tmp_path: Path) -> None:
     """Nothing is built with the system's own."""
     fake = tmp_path / "python3"

@@ -14,12 +14,10 @@ import pytest
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.web.pages import PATHS
-from tests.support.contrib import CONTRIB, NOFILE_PER_CONNECTION, ROOT, directives, load_yaml, parse
+from tests.support.contrib import CONTRIB, NOFILE_PER_CONNECTION, ROOT, load_yaml, parse
 
 DOCKER = CONTRIB / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
-NAMES_OF_IMAGES = re.compile(r"[a-z0-9-]+(/[a-z0-9-]+)?(:[a-z0-9.-]+)?")
-"""Without the host of a registry, which is for the site to choose."""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -63,15 +61,6 @@ def test_what_the_build_needs_is_copied() -> None:
     assert re.search(r"^setuptools==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
 
 
-def test_images_have_no_registry() -> None:
-    images = [rest.split()[0] for rest in of("FROM")]
-    images += [service["image"] for service in compose()["services"].values()]
-    assert len(images) == 4
-    for image in images:
-        assert NAMES_OF_IMAGES.fullmatch(image), image
-    assert len({rest.split()[0] for rest in of("FROM")}) == 1, "the environment fits one Python only"
-
-
 def test_entry_point_is_ours() -> None:
     words = json.loads(of("ENTRYPOINT")[0])
     params = parse(words)
@@ -87,10 +76,6 @@ def test_only_volumes_are_written_to() -> None:
         assert any(directory.is_relative_to(volume) for volume in volumes), directory
     for volume in volumes:
         assert any(rest.endswith(f" {volume}") and "--chown=10001:10001" in rest for rest in of("COPY"))
-
-
-def test_user_is_a_number() -> None:
-    assert of("USER") == ["10001:10001"]
 
 
 def test_health_check_asks_for_a_page_of_ours() -> None:
@@ -112,39 +97,11 @@ def compose() -> dict[str, Any]:
     return document
 
 
-def test_compose_builds_the_image() -> None:
-    build = compose()["services"]["clamproxy"]["build"]
-    context = (DOCKER / build["context"]).resolve()
-    assert context == ROOT
-    assert context / build["dockerfile"] == DOCKERFILE
-
-
-def test_compose_gives_no_more_than_is_needed() -> None:
+def test_compose_gives_descriptors_for_all_connections() -> None:
     gateway = compose()["services"]["clamproxy"]
-    assert gateway["read_only"] is True
-    assert gateway["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in gateway["security_opt"]
     assert gateway["ulimits"]["nofile"] >= NOFILE_PER_CONNECTION * Settings().access.max_connections + 256
-    mounted = {volume.partition(":")[2] for volume in gateway["volumes"]}
-    assert mounted == set(json.loads(of("VOLUME")[0]))
 
 
 def test_variables_in_compose_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = compose()["services"]["clamproxy"]["environment"]
     assert load_settings(DOCKER / "proxy.yaml", environ).log.format == "json"
-
-
-def test_compose_agrees_with_itself() -> None:
-    document = compose()
-    used = {
-        volume.partition(":")[0]
-        for service in document["services"].values()
-        for volume in service.get("volumes", [])
-    }
-    assert used == set(document["volumes"])
-    client = document["services"]["clamav"]
-    assert client["depends_on"] == {"clamproxy": {"condition": "service_healthy"}}
-    lines = directives(document["configs"][client["configs"][0]["source"]]["content"])
-    assert lines["HTTPProxyServer"][0] in document["services"]
-    assert lines["HTTPProxyPort"] == of("EXPOSE")
-    assert lines["DatabaseMirror"] == ["http://database.clamav.net"]

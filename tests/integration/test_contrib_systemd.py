@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from clamproxy.config.loading import load_settings
 from clamproxy.config.settings import Settings
@@ -108,13 +107,6 @@ def test_time_to_stop() -> None:
     assert values("Type") == ["notify"]
 
 
-def test_user_agrees(tmp_path: Path) -> None:
-    line = (SYSTEMD / "clamproxy.sysusers").read_text().splitlines()[-1]
-    kind, name, _, _, home, _ = shlex.split(line)
-    assert (kind, home) == ("u", "/var/lib/clamproxy")
-    assert values("User") == values("Group") == [name]
-
-
 def test_sysusers_makes_the_user(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     program = require_program("systemd-sysusers")
@@ -134,10 +126,6 @@ def test_port_53_is_a_setting() -> None:
     assert setting is not None
     listen = load_settings(SYSTEMD / "proxy.yaml", {setting[1]: setting[2]}).listen
     assert (listen.dns, listen.proxy) == ((Endpoint("*", 53),), (Endpoint("*", 8080),))
-
-
-def test_short_configuration_points_to_the_long_one() -> None:
-    assert set(yaml.safe_load((SYSTEMD / "proxy.yaml").read_text())) == {"cache", "state", "tls"}
 
 
 def test_logrotate(tmp_path: Path) -> None:

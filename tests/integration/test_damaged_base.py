@@ -146,7 +146,7 @@ async def test_offline_the_older_cvd_is_what_there_is(harness: ServiceHarness) -
     for _ in range(ENOUGH):
         response, content = await harness.ask()
     assert (response.status, content) == (200, RELEASES.cvd(1))
-    assert harness.service._current.announced("daily") == await harness.shown()
+    assert await harness.announced() == await harness.shown()
 
 
 async def test_offline_without_another_there_is_none(harness: ServiceHarness) -> None:

@@ -426,7 +426,7 @@ class TestUpstream:
             (faults.reset(), "can't be reached", "DNS and default route"),
             pytest.param(
                 faults.Fault(headers={"Content-Encoding": "gzip"}),
-                "is no CVD: answer is encoded as gzip",
+                "is not a CVD: answer is encoded as gzip",
                 "replaces answers",
                 id="a file that the gateway would refuse, too",
             ),

@@ -341,7 +341,7 @@ async def test_what_somebody_fetches_already_may_be_waited_for(harness: Prefetch
     """Whether the gateway has asked for it a moment ago or not: waiting costs nothing."""
     path, fetcher = cdiff(2).upstream_path, harness.prefetcher
     assert fetcher.may_fetch(cdiff(2))
-    fetcher._budget.note(path)
+    harness.budget.note(path)
     assert not fetcher.may_fetch(cdiff(2))
     harness.origin.rule("D2", faults.silent(), times=1)
     transfer, _ = harness.transfers.join(cdiff(2), NEW, for_client=False)
@@ -360,7 +360,7 @@ async def test_a_renewal_has_the_budget_of_its_file(
     harness: PrefetchHarness, noted: int, allowed: bool
 ) -> None:
     for _ in range(noted):
-        harness.prefetcher._budget.note("/daily.cvd")
+        harness.budget.note("/daily.cvd")
     assert harness.prefetcher.may_renew("daily") is allowed
     hold(harness.store, 1)
     harness.prefetcher.renew_soon("daily", NEW)

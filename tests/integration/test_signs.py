@@ -15,7 +15,7 @@ from tests.harness.service import RELEASES, ServiceHarness, open_harness
 from tests.support import faults
 from tests.support.forge import forge_sign
 from tests.support.origin import OriginServer
-from tests.support.stored import NEW, cdiff, cvd, put, read, sign, until
+from tests.support.stored import cdiff, cvd, put, read, sign, until
 
 WRONG = forge_sign(b"another file")
 CVD_SIGN, CDIFF_SIGN = sign(cvd(1)), sign(cdiff(2))
@@ -105,7 +105,7 @@ async def test_a_signature_that_is_asked_for_while_its_file_is_published(
     harness.origin.put("daily-3.cdiff", RELEASES.cdiff(3))
     harness.origin.put("daily-3.cdiff.sign", WRONG)
     harness.advertise(3)
-    transfers, store = harness.service._transfers, harness.service.store
+    store = harness.service.store
     verified, publish = asyncio.Event(), store.publish
     loop = asyncio.get_running_loop()
 
@@ -115,10 +115,11 @@ async def test_a_signature_that_is_asked_for_while_its_file_is_published(
         publish(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "publish", slow_publish)
-    transfers.join(cdiff(3), NEW)
+    client = asyncio.create_task(harness.ask("/daily-3.cdiff"))
     await verified.wait()
     response, _ = await harness.ask("/daily-3.cdiff.sign")
     assert response.status == 503
+    await client
 
 
 async def test_a_signature_of_a_damaged_file_stays(harness: ServiceHarness) -> None:

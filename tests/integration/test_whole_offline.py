@@ -103,7 +103,7 @@ async def test_offline_what_was_seen_at_the_origin_does_not_count(harness: Servi
             assert (await harness.ask(f"/daily-{version}.cdiff"))[1] == RELEASES.cdiff(version)
     head, _ = await harness.ask(method="HEAD", If_Modified_Since=since(NEWEST))
     assert (head.status, head.version) == (304, NEWEST)
-    assert harness.service._current.announced("daily") == NEWEST
+    assert await harness.announced() == NEWEST
     assert harness.origin.requests() == []
 
 

@@ -29,12 +29,3 @@ def parse(words: list[str]) -> dict[str, Any]:
 def load_yaml(path: Path) -> list[Any]:
     """All documents of a file."""
     return list(yaml.safe_load_all(path.read_text()))
-
-
-def directives(text: str) -> dict[str, list[str]]:
-    """The lines of a freshclam.conf."""
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        name, _, value = line.strip().partition(" ")
-        found.setdefault(name, []).append(value)
-    return found

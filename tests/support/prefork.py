@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import reduction
+from multiprocessing import connection, reduction
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -140,7 +140,16 @@ def _run(program: Program, arguments: list[str], environment: dict[str, str], fi
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = [program.name, *arguments]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sys.exit(getattr(importlib.import_module(program.module), program.function)())
     finally:
         atexit._run_exitfuncs()
+
+
+def _end_with_parent() -> None:
+    """Nothing outlives the tests, even if they are killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

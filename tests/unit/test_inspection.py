@@ -42,7 +42,7 @@ def file_of(store: Store, object_id: ObjectId) -> Path:
     published = store.open(object_id)
     assert published is not None
     with published:
-        return Path(published._file.name)
+        return Path(published.path)
 
 
 def spoil(store: Store, object_id: ObjectId, change: Callable[[bytes], bytes]) -> None:

@@ -97,7 +97,7 @@ def test_scripts(tmp_path: Path, script: bytes, changed: dict[str, bytes | None]
         (b"CLOSE\n", "Close in the wrong place"),
         (b"ADD x\n", "Add in the wrong place"),
         (b"DEL 1 x\n", "Delete in the wrong place"),
-        (b"XCHG 1 x y\n", "Exchange in the wrong place"),
+        (b"XCHG 1 x y\n", "Replace in the wrong place"),
         (b"OPEN daily.ndb\nCLOSE\nADD x\n", "Add in the wrong place"),
         (b"OPEN daily.ndb\nOPEN daily.hdb\n", "Open in the wrong place"),
         (b"OPEN daily.ndb\nUNLINK daily.hdb\nCLOSE\n", "Unlink in the wrong place"),

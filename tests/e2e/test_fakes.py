@@ -1,4 +1,4 @@
-"""The rig itself: freshclam straight at the fake CDN does what docs/protocol.md 9.2 measured."""
+"""freshclam straight at the fake CDN does what docs/protocol.md 9.2 measured at the real one."""
 
 from __future__ import annotations
 
