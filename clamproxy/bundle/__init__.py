@@ -5,7 +5,7 @@ database it leads to. Then come the objects under their names. An import trusts 
 vendor's signatures on the objects.
 """
 
-from clamproxy.bundle.contents import BundleSelection, Progress, Since, select
+from clamproxy.bundle.contents import BundleSelection, Reporter, Since, select
 from clamproxy.bundle.exporting import write_bundle, written_file
 from clamproxy.bundle.importing import import_bundle
 from clamproxy.bundle.manifest import BundleError, Manifest
@@ -14,7 +14,7 @@ __all__ = [
     "BundleError",
     "BundleSelection",
     "Manifest",
-    "Progress",
+    "Reporter",
     "Since",
     "import_bundle",
     "select",

@@ -18,7 +18,7 @@ previous bundle was written."""
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
 
-class Progress:
+class Reporter:
     """Hears of the bytes of each database that have been handled; this one tells nobody."""
 
     def begin(self, totals: Mapping[str, int]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clamproxy import __version__
-from clamproxy.bundle.contents import BundleSelection, Contents, Progress
+from clamproxy.bundle.contents import BundleSelection, Contents, Reporter
 from clamproxy.bundle.manifest import (
     MANIFEST_NAME,
     BundleError,
@@ -28,7 +28,7 @@ from clamproxy.objects import ObjectId
 
 
 def write_bundle(
-    store: Store, selection: BundleSelection, stream: BinaryIO, progress: Progress | None = None
+    store: Store, selection: BundleSelection, stream: BinaryIO, progress: Reporter | None = None
 ) -> Manifest:
     """Write what was selected. Blocks; each object is read twice, to hash it and to write it.
 
@@ -42,7 +42,7 @@ def write_bundle(
     """
     if not selection.databases:
         raise BundleError("there is nothing to export")
-    progress = progress or Progress()
+    progress = progress or Reporter()
     progress.begin(_bytes_to_read(selection))
     signatures = tuple(_list_object(store, signature, progress) for signature in selection.signatures)
     manifest = Manifest(
@@ -74,12 +74,12 @@ def _bytes_to_read(selection: BundleSelection) -> Mapping[str, int]:
     return {name: 2 * total for name, total in totals.items()}
 
 
-def _list(store: Store, part: Contents, progress: Progress) -> ListedDatabase:
+def _list(store: Store, part: Contents, progress: Reporter) -> ListedDatabase:
     listed = [_list_object(store, object_id, progress) for object_id in part.sizes]
     return ListedDatabase(version=part.version, base=part.base, objects=tuple(listed))
 
 
-def _list_object(store: Store, object_id: ObjectId, progress: Progress) -> ListedObject:
+def _list_object(store: Store, object_id: ObjectId, progress: Reporter) -> ListedObject:
     with _open(store, object_id) as published:
         digest = sha256_of(_pieces(published, progress))
         if published.metadata.sha256 not in (None, digest):
@@ -101,7 +101,7 @@ def _open(store: Store, object_id: ObjectId) -> PublishedFile:
     return published
 
 
-def _pieces(published: PublishedFile, progress: Progress) -> Iterator[bytes]:
+def _pieces(published: PublishedFile, progress: Reporter) -> Iterator[bytes]:
     offset = 0
     while piece := os.pread(published.fileno(), PIECE, offset):
         offset += len(piece)

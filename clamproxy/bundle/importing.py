@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.bundle.contents import Progress, publishing_order
+from clamproxy.bundle.contents import Reporter, publishing_order
 from clamproxy.bundle.manifest import (
     MANIFEST_LIMIT,
     MANIFEST_NAME,
@@ -46,7 +46,7 @@ def import_bundle(
     keys: TrustedKeys,
     *,
     allow_older: bool = False,
-    progress: Progress | None = None,
+    progress: Reporter | None = None,
 ) -> Manifest:
     """Import a bundle into the cache. Blocks.
 
@@ -65,13 +65,13 @@ def import_bundle(
     """
     with _staging(store.directory) as staging:
         try:
-            return _import(store, stream, keys, staging, allow_older, progress or Progress())
+            return _import(store, stream, keys, staging, allow_older, progress or Reporter())
         except TarError as error:
             raise BundleError(f"the bundle {error}") from error
 
 
 def _import(
-    store: Store, stream: BinaryIO, keys: TrustedKeys, staging: Path, allow_older: bool, progress: Progress
+    store: Store, stream: BinaryIO, keys: TrustedKeys, staging: Path, allow_older: bool, progress: Reporter
 ) -> Manifest:
     members = read_members(stream)
     data = _read_manifest(members)
@@ -143,7 +143,7 @@ def _check_direction(database: str, part: ListedDatabase, current: int | None, a
         )
 
 
-def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Progress) -> None:
+def _unpack(members: Iterator[TarMember], manifest: Manifest, area: Path, progress: Reporter) -> None:
     """Write each object under its name into `area`, checked against the manifest."""
     missing = manifest.objects
     for member in members:
@@ -172,7 +172,7 @@ def _is_complete(path: Path, listed: ListedObject) -> bool:
         return sha256_of(iter(lambda: file.read(PIECE), b"")) == listed.sha256
 
 
-def _write(member: TarMember, target: Path, listed: ListedObject, progress: Progress) -> None:
+def _write(member: TarMember, target: Path, listed: ListedObject, progress: Reporter) -> None:
     part = target.with_name(f"{target.name}.part")
     digest = hashlib.sha256()
     with part.open("wb") as file:
@@ -184,13 +184,13 @@ def _write(member: TarMember, target: Path, listed: ListedObject, progress: Prog
     part.replace(target)
 
 
-def _counted(member: TarMember, listed: ListedObject, progress: Progress) -> Iterator[bytes]:
+def _counted(member: TarMember, listed: ListedObject, progress: Reporter) -> Iterator[bytes]:
     for piece in member.pieces():
         progress.advance(listed.object_id.database, len(piece))
         yield piece
 
 
-def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Progress) -> None:
+def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Reporter) -> None:
     """Prove that every object is what its name says, then that each signature signs its object."""
     own = {listed.name for part in manifest.databases.values() for listed in part.objects}
     for listed in sorted(manifest.objects.values(), key=lambda listed: listed.object_id.kind.is_signature):

@@ -66,7 +66,7 @@ def _new_progress() -> Progress:
     )
 
 
-class Bars(bundle.Progress):
+class Bars(bundle.Reporter):
     """One bar for each database on stderr; nothing at all if that isn't a terminal."""
 
     def __init__(self) -> None:

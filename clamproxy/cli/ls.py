@@ -33,7 +33,7 @@ _NUMBERS = (_HEADINGS.index("VERSION"), _HEADINGS.index("SIZE"))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedObject:
     """What is known about a cached object without reading it."""
 
     object_id: ObjectId
@@ -89,7 +89,7 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"Other feeds: {shown_count(feeds[0], 'file')}, {shown_size(feeds[1])}")
 
 
-def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
+def entries_of(store: Store, databases: Collection[str] = ()) -> list[CachedObject]:
     """What is cached, sorted by database, kind and version; objects deleted in the meantime are left out.
 
     Args:
@@ -103,7 +103,7 @@ def entries_of(store: Store, databases: Collection[str] = ()) -> list[Entry]:
         if published is not None:
             with published:
                 metadata = published.metadata
-                entries.append(Entry(object_id, metadata.size, metadata.fetched_at, metadata.built_at))
+                entries.append(CachedObject(object_id, metadata.size, metadata.fetched_at, metadata.built_at))
     return sorted(entries, key=_order)
 
 
@@ -126,12 +126,12 @@ def feed_files(directory: Path) -> tuple[int, int]:
     return count, total
 
 
-def _order(entry: Entry) -> tuple[str, str, int]:
+def _order(entry: CachedObject) -> tuple[str, str, int]:
     object_id = entry.object_id
     return object_id.database, object_id.kind, object_id.version
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: CachedObject) -> tuple[str, ...]:
     object_id, fetched, built = entry.object_id, shown_time(entry.fetched_at), shown_time(entry.built_at)
     return (
         object_id.database,

@@ -23,7 +23,7 @@ from clamproxy.cli.common import (
     shown_trouble,
     tell,
 )
-from clamproxy.cli.ls import Entry, entries_of
+from clamproxy.cli.ls import CachedObject, entries_of
 from clamproxy.cli.parameters import duration
 from clamproxy.inspection import Rejected, discard, quarantined
 from clamproxy.objects import Kind, ObjectId
@@ -93,7 +93,7 @@ def purge(
 
 
 def chosen(
-    entries: Iterable[Entry], databases: Collection[str], kinds: Collection[Kind], before: float
+    entries: Iterable[CachedObject], databases: Collection[str], kinds: Collection[Kind], before: float
 ) -> dict[ObjectId, int]:
     """What to delete, in this order, with sizes in bytes. Pure.
 

@@ -41,7 +41,7 @@ _CHUNK = 1024 * 1024
 _BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
 
 
-class NoRoomError(Exception):
+class FeedsFullError(Exception):
     """A response is larger than feeds may be."""
 
 
@@ -270,7 +270,7 @@ class FeedStore:
         """
         with self._lock:
             if self._arriving + length > self.largest:
-                raise NoRoomError("larger than feeds.size_limit")
+                raise FeedsFullError("larger than feeds.size_limit")
             self._arriving += length
             self._evict()
 

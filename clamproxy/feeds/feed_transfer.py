@@ -16,7 +16,7 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.feeds.entry import StoredResponse
-from clamproxy.feeds.feed_store import FeedStore, NoRoomError, Spool
+from clamproxy.feeds.feed_store import FeedsFullError, FeedStore, Spool
 from clamproxy.feeds.fetch import Fetched, Fetcher
 from clamproxy.feeds.sharing_rules import (
     ResponseHead,
@@ -134,7 +134,7 @@ class FeedTransfer(Download[FetchOutcome]):
                 return OriginError(FailureKind.LOCAL, STOPPING)
             case NotFoundError() | OriginError():
                 return error
-            case NoRoomError():
+            case FeedsFullError():
                 return OriginError(FailureKind.BAD_CONTENT, str(error))
         # Only what the operating system says is surely without a URL.
         detail = error.strerror if isinstance(error, OSError) else None

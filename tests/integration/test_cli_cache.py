@@ -18,7 +18,7 @@ from clamproxy import cli
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.cli import purge as purging
-from clamproxy.cli.ls import Entry
+from clamproxy.cli.ls import CachedObject
 from clamproxy.cli.purge import chosen
 from clamproxy.objects import Kind, ObjectId
 from tests.support.data import read_testdata, require_testdata
@@ -373,7 +373,7 @@ class TestPurge:
     def test_order(self) -> None:
         """Bases before patches, oldest first, each with its signature."""
         entries = [
-            Entry(ObjectId.parse(name), 1, 10.0, None)
+            CachedObject(ObjectId.parse(name), 1, 10.0, None)
             for name in (
                 "a-5.cdiff",
                 "a-6.cdiff.sign",
@@ -397,7 +397,7 @@ class TestPurge:
 
     def test_a_younger_signature_goes_with_its_object(self) -> None:
         ages = {"a-5.cdiff": 10.0, "a-5.cdiff.sign": 20.0, "a-6.cdiff": 20.0, "a-6.cdiff.sign": 20.0}
-        entries = [Entry(ObjectId.parse(name), 1, at, None) for name, at in ages.items()]
+        entries = [CachedObject(ObjectId.parse(name), 1, at, None) for name, at in ages.items()]
         found = {one.file_name for one in chosen(entries, (), {Kind.CDIFF}, 15.0)}
         assert found == {"a-5.cdiff", "a-5.cdiff.sign"}
 

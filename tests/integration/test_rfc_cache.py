@@ -1,7 +1,7 @@
 """What RFC 9111 asks of a shared cache, as a client of a feed sees it: two requests, one after the other.
 
 What RFC 9110 and 9112 ask of the recipient of a single response is in test_rfc_client.py; the rules with
-their clock are in test_feeds_rules.py.
+their clock are in test_sharing_rules.py.
 """
 
 from __future__ import annotations

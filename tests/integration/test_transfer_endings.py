@@ -23,7 +23,7 @@ from clamproxy.origin.header_probes import SILENCE
 from clamproxy.origin.transfer import MAX_BREAKS, Transfer, TransferError
 from clamproxy.origin.upstream import OriginError
 from clamproxy.statistics import Stats
-from tests.harness.heads import HeadsHarness
+from tests.harness.header_probes import HeadsHarness
 from tests.harness.service import ServiceHarness
 from tests.harness.transfers import (
     LIMIT,

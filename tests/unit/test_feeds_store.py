@@ -11,7 +11,7 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from clamproxy.feeds.entry import StoredResponse
-from clamproxy.feeds.feed_store import OVERHEAD, FeedStore, NoRoomError
+from clamproxy.feeds.feed_store import OVERHEAD, FeedsFullError, FeedStore
 from clamproxy.feeds.sharing_rules import ResponseHead
 from tests.support.fixtures import Child
 
@@ -128,7 +128,7 @@ def test_what_is_larger_than_the_limit_is_refused(directory: Path) -> None:
     put(store, 1, b"body")
     spool = store.create()
     spool.append(b"x" * 60_000)
-    with pytest.raises(NoRoomError):
+    with pytest.raises(FeedsFullError):
         spool.append(b"x" * 60_000)
     spool.close()
     assert not list(directory.glob("*.part"))
@@ -142,7 +142,7 @@ def test_bodies_that_arrive_count(directory: Path) -> None:
     spool = store.create()
     spool.append(b"y" * 60_000)
     assert store.get(key_of(1)) is None
-    with pytest.raises(NoRoomError):
+    with pytest.raises(FeedsFullError):
         store.make_room(60_000)
     spool.close()
 

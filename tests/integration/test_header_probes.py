@@ -15,7 +15,7 @@ from clamproxy.origin.header_probes import Sighting
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from clamproxy.policy import RECHECK
-from tests.harness.heads import HeadsHarness
+from tests.harness.header_probes import HeadsHarness
 from tests.support import faults
 from tests.support.fixtures import MakeCvd
 from tests.support.forge import info_line
