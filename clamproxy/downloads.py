@@ -112,13 +112,13 @@ class Download[T](Progress, ABC):
         return end
 
     async def run(self) -> T:
-        """Fetch it; all who wait are told. To be cancelled when the gateway stops.
+        """Fetch it, and tell everybody who waits. To be cancelled when the gateway stops.
 
         Returns:
-            As `ready`.
+            What `ready` returns.
 
         Raises:
-            Exception: as `ready`, or later; whether there are readers or not.
+            Exception: what `ready` raises; also what fails after that, when readers have begun to read.
         """
         try:
             result = await self._fetch()
@@ -135,8 +135,10 @@ class Download[T](Progress, ABC):
             # Without its cause, whose text may hold the URL of a feed, and that a subscriber's key.
             raise failure from None
         finally:
-            self._end()
-            self.wake()
+            try:
+                self._end()
+            finally:
+                self.wake()
 
     def announce(self, value: T) -> T:
         """There is something to answer with; returns what. Any thread."""

@@ -34,10 +34,15 @@ class Owners:
         try:
             # Whoever can write here can choose what the site's scanners load.
             directory.chmod(0o700)
-            for path in parts:
-                _make(path)
+            # What root makes for another user, that user can't write to.
+            is_own = directory.stat().st_uid == os.geteuid()
+            if is_own:
+                for path in parts:
+                    _make(path)
             look(directory)
-            self._lock = (directory / _LOCK).open("ab")
+            lock = directory / _LOCK
+            if is_own or lock.exists():
+                self._lock = lock.open("ab")
         except OSError as error:
             list(directory.iterdir())  # what can't be read either can't be served
             is_foreign = isinstance(error, PermissionError) and directory.stat().st_uid != os.geteuid()

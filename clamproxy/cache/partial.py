@@ -145,10 +145,11 @@ class PartialFile(GrowingFile):
         """Unlock and close, once; readers that duplicated the descriptor go on."""
         if self.descriptor < 0:
             return
-        if self.have == 0:
-            self.path.unlink(missing_ok=True)
-        if not self.path.exists():
-            self._sidecar.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that can't be written to any more; what stays is swept up later
+            if self.have == 0:
+                self.path.unlink(missing_ok=True)
+            if not self.path.exists():
+                self._sidecar.unlink(missing_ok=True)
         unlock(self.descriptor)
         self.close()
 

@@ -49,6 +49,8 @@ def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> No
                 move = layout.move if alone else layout.name_in_row
                 if (filename := move(root, object_id, path)) is not None:
                     found[object_id] = IndexRow(text, filename)
+                    # Its place may be in the list, too, for a file that this one has just replaced.
+                    named.add(os.path.realpath(layout.locate(root, object_id, filename)))
         elif alone and os.access(path, os.R_OK):  # else nobody knows what it is
             with suppress(OSError):
                 path.unlink()

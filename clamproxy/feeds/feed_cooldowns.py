@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from clamproxy.notes import Notes
-from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.origin.cooldown import Cooldown, FailureKind, load_cooldowns
 
 _OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
 MOST = 4096
@@ -30,7 +30,7 @@ class FeedCooldowns:
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
         self._notes = notes
         self._clock = clock
-        self._active = notes.load(lambda saved: Cooldown.parse(saved, clock()))
+        self._active = load_cooldowns(notes, clock())
         self._forget_forgiven()
 
     def check(self, server: str, key: str) -> Cooldown | None:
@@ -41,7 +41,7 @@ class FeedCooldowns:
             key: stands for the URL, see `Target.key`.
         """
         found = (self._active.get(server), self._active.get(key))
-        running = [cooldown for cooldown in found if cooldown and cooldown.until > self._clock()]
+        running = [cooldown for cooldown in found if cooldown and cooldown.holds(self._clock())]
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
     def failed(
@@ -64,7 +64,7 @@ class FeedCooldowns:
     def until(self, server: str) -> float | None:
         """When the cool-down of a host as a whole ends, in Unix seconds; None if there is none."""
         cooldown = self._active.get(server)
-        return cooldown.until if cooldown is not None and cooldown.until > self._clock() else None
+        return cooldown.until if cooldown is not None and cooldown.holds(self._clock()) else None
 
     def _make_room(self) -> None:
         if len(self._active) < MOST:

@@ -79,7 +79,8 @@ class Spool(GrowingFile):
 
     def close(self) -> None:
         """Give its room back; delete the file unless it was published. Readers go on; again does nothing."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that can't be written to any more; the next start sweeps up
+            self.path.unlink(missing_ok=True)
         self.give_back()
         super().close()
 

@@ -152,7 +152,7 @@ class Fetcher:
         upstream = self._upstream
         try:
             with scope.within(longest_head(upstream.connect_timeout, upstream.read_timeout)):
-                return self._pool.request(
+                response = self._pool.request(
                     "GET",
                     place.url,
                     headers=fields,
@@ -161,6 +161,12 @@ class Fetcher:
                     redirect=False,
                     retries=ONCE,
                 )
+            try:
+                scope.check()  # http.client takes a truncated head for a complete one
+            except OSError:
+                response.close()
+                raise
+            return response
         except (HTTPError, OSError, ValueError) as error:
             failure = FailureKind.BAD_CONTENT if isinstance(error, InvalidHeader) else FailureKind.UNREACHABLE
             reason = explain(error)

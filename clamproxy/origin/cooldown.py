@@ -140,26 +140,49 @@ class Cooldown:
 
         Args:
             saved: any JSON value.
-            now: Unix seconds; from then on, a cool-down lasts no longer than the origin can demand.
+            now: Unix seconds; from then on, a cool-down lasts no longer than the origin can demand. Later
+                times were noted by a wrong clock.
 
         Raises:
             ValueError: it isn't a cool-down.
         """
         try:
+            until, noted_at = float(saved["until"]), float(saved.get("noted_at", 0.0))
+            if math.isnan(until) or math.isnan(noted_at):
+                raise ValueError("no time")
             return cls(
-                min(float(saved["until"]), now + LONGEST_RETRY_AFTER),
+                min(until, now + LONGEST_RETRY_AFTER),
                 int(saved["failures"]),
                 FailureKind(saved["failure"]),
                 str(saved["reason"]),
-                float(saved.get("noted_at", 0.0)),
+                min(noted_at, now),
             )
         except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise ValueError("no cool-down") from error
+
+    def holds(self, now: float) -> bool:
+        """Whether it is in force. One that lasts too long was noted before the clock was set back."""
+        return now < self.until <= now + LONGEST_RETRY_AFTER
 
     @property
     def is_forgiven_at(self) -> float:
         """When the next failure counts as the first one again, in Unix seconds."""
         return self.until + BACKOFFS[self.failure].longest
+
+
+def load_cooldowns(notes: Notes, now: float) -> dict[str, Cooldown]:
+    """The cool-downs that an earlier process noted.
+
+    Args:
+        notes: where they are.
+        now: Unix seconds.
+    """
+    cooldowns = notes.load(lambda saved: Cooldown.parse(saved, now))
+    for key, cooldown in cooldowns.items():
+        if cooldown.until == now + LONGEST_RETRY_AFTER:
+            # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
+            notes.save(key, asdict(cooldown))
+    return cooldowns
 
 
 class Cooldowns:
@@ -171,14 +194,9 @@ class Cooldowns:
     """
 
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
-        now = clock()
         self._clock = clock
         self._notes = notes
-        self._active = notes.load(lambda saved: Cooldown.parse(saved, now))
-        for key, cooldown in self._active.items():
-            if cooldown.until == now + LONGEST_RETRY_AFTER:
-                # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
-                notes.save(key, asdict(cooldown))
+        self._active = load_cooldowns(notes, clock())
         self._admitted: dict[str, None] = {}
         """Client versions that the origin delivered to; the most recent is at the end."""
 
@@ -193,7 +211,7 @@ class Cooldowns:
         found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN, PROXY)]
         if agent not in self._admitted:
             found.append(self._refusal_of_all(now))
-        running = [cooldown for cooldown in found if cooldown is not None and cooldown.until > now]
+        running = [cooldown for cooldown in found if cooldown is not None and cooldown.holds(now)]
         return max(running, key=lambda cooldown: cooldown.until, default=None)
 
     def admit(self, path: str, agent: str) -> Cooldown | None:
@@ -267,7 +285,7 @@ class Cooldowns:
         refusals = [
             cooldown
             for cooldown in self._active.values()
-            if cooldown.failure is FailureKind.FORBIDDEN and cooldown.until > now
+            if cooldown.failure is FailureKind.FORBIDDEN and cooldown.holds(now)
         ]
         if len(refusals) < ENOUGH_REFUSALS:
             return None
@@ -285,7 +303,7 @@ class Cooldowns:
     def in_force(self) -> dict[str, Cooldown]:
         """What is held back now: by file, by client version, or the origin or proxy as a whole."""
         now = self._clock()
-        return {key: cooldown for key, cooldown in self._active.items() if cooldown.until > now}
+        return {key: cooldown for key, cooldown in self._active.items() if cooldown.holds(now)}
 
     def _forget_old(self) -> None:
         """Forget what ended long ago: clients choose the keys (versions, files), so they must not pile up."""

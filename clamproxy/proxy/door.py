@@ -190,7 +190,12 @@ class Door:
         connection.setblocking(False)
         leave = partial(self._threshold.leave, address)
         protocol = self._receive(leave)
-        if isinstance(protocol, Prompt) and protocol.answer_at_door(connection):
+        try:
+            is_answered = isinstance(protocol, Prompt) and protocol.answer_at_door(connection)
+        except Exception:  # a bug must not cost a place for ever
+            logger.exception("A request from %s failed.", address)
+            is_answered = True
+        if is_answered:
             connection.close()
             leave()
             return

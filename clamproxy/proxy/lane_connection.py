@@ -111,8 +111,13 @@ class LaneConnection(Prompt):
         if exchange is None or isinstance(exchange.response.body, Body):
             return False
         answer, self._buffer = self._head(exchange.response) + exchange.response.body, b""
-        with suppress(OSError):  # the client has left, or takes nothing yet
+        try:
             answer = answer[client.send(answer) :]
+        except BlockingIOError:  # the client takes nothing yet
+            pass
+        except OSError:
+            exchange.end(0, "the client has left")
+            return True
         exchange.end(exchange.response.length)
         self._unsent = answer
         return not answer

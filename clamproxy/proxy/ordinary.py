@@ -23,9 +23,11 @@ _AGENT = re.compile(rb"\r\nUser-Agent: ([!-~](?:[ -~]*[!-~])?)\r\n")
 _ANY_AGENT = b"*"
 """What stands for the User-Agent in a head that is remembered."""
 _REMEMBERED = 256
-"""Heads, of some 2 KiB each."""
-_SECRET = b"uthorization"
-"""Passwords are not remembered."""
+"""How many heads are remembered, of some KiB each."""
+_FIRST_LINE = re.compile(rb"(?:GET|HEAD) (?:http://[0-9A-Za-z._:-]+)?/[0-9A-Za-z._-]{1,40} HTTP/|CONNECT ")
+"""How heads that are remembered begin: those for ClamAV's files do. The URL of a feed may hold a key."""
+_SECRET = b"authorization"
+"""No head with a password is remembered."""
 _TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
 """What the target must look like, by method; the groups are scheme, host, port and path."""
 
@@ -45,6 +47,7 @@ class RequestHead:
     port: int
     path: str
     fields: Fields
+    """As they were parsed: the User-Agent may be another client's. `read_head` gives the client's own."""
     closes: bool
     """Whether the connection ends with the answer: the client wants that, or speaks HTTP/1.0."""
 
@@ -78,7 +81,7 @@ def read_head(raw: bytes) -> tuple[RequestHead, Fields] | None:
         What it asks for, and its fields. None if the request is not an ordinary one.
     """
     match = _AGENT.search(raw)
-    if match is None or _SECRET in raw:
+    if match is None or _FIRST_LINE.match(raw) is None or _SECRET in raw.lower():
         head = _parse(raw)
         return None if head is None else (head, head.fields)
     start, end = match.span(1)

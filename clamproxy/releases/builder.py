@@ -75,10 +75,6 @@ class CldBuilder:
         self._running = SingleFlight[ObjectId, None]("build", self._note_failure)
         self._failed: set[ObjectId] = set()
 
-        self._clock = clock
-        self._notes = notes
-        self._demanded_at = notes.load(lambda saved: as_past_time(saved, clock.time()))
-
     def note_demand(self, database: str) -> None:
         """Note that a client asks for a CLD of this database. Quick."""
         now = self._clock.time()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clamproxy.front import Front
-from clamproxy.proxy.door import Door, Threshold
+from clamproxy.proxy.door import Door, Prompt, Threshold
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.lane_connection import LaneConnection
 from tests.harness.service import RELEASES, ServiceHarness, open_harness
@@ -115,6 +115,28 @@ async def test_a_place_is_free_again(harness: ServiceHarness) -> None:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(request("Connection: close"))
         assert (await reader.read()).endswith(RELEASES.cdiff(2))
+        writer.close()
+        await until(lambda: not front.limits.is_full)
+    threshold.close()
+
+
+class Failing(Prompt):
+    """A server with a bug."""
+
+    def answer_at_door(self, client: socket.socket) -> bool:
+        raise RuntimeError("a bug")
+
+
+async def test_a_bug_costs_no_place(harness: ServiceHarness) -> None:
+    front = front_of(harness)
+    front.limits.in_all = 1
+    threshold = Threshold(lambda _: True, front.limits)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    Door([listener], threshold, lambda _: Failing())
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*address)
+        assert await reader.read() == b""
         writer.close()
         await until(lambda: not front.limits.is_full)
     threshold.close()

@@ -65,6 +65,18 @@ def test_repairing_drops_nothing_that_can_not_be_read(cache: Path, part: str) ->
         assert read(store, cdiff(3)) == RELEASES.cdiff(3)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can open the cache of another user")
+def test_root_makes_nothing_in_the_cache_of_another_user(tmp_path: Path) -> None:
+    """The gateway, as that user, could not write to it after an upgrade."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    os.chown(cache, 65534, 65534)
+    with closing(Store(cache, tidy=False)):
+        pass
+    assert not (cache / "objects").exists()
+    assert not (cache / "owners.lock").exists()
+
+
 START = """
 import os, sys
 from pathlib import Path

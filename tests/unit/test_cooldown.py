@@ -143,6 +143,31 @@ def test_a_cooldown_that_a_wrong_clock_noted_ends_over_many_restarts(harness: Co
         assert restarts <= 6
 
 
+def test_a_refusal_that_a_wrong_clock_noted_ends_with_the_next_delivery(harness: CooldownHarness) -> None:
+    harness.clock.now += 365 * 86400
+    harness.fail(FailureKind.FORBIDDEN)
+    harness.clock.now -= 365 * 86400
+    harness.cooldowns = harness.make()
+    harness.cooldowns.succeeded(CVD, NEW, asked_at=harness.clock.now)
+    assert not harness.cooldowns.was_refused(NEW)
+
+
+def test_a_cooldown_from_before_the_clock_was_set_back_holds_nothing_back(harness: CooldownHarness) -> None:
+    harness.fail(FailureKind.RATE_LIMITED)
+    harness.clock.now -= 2 * LONGEST_RETRY_AFTER
+    assert not harness.blocks()
+    assert harness.cooldowns.in_force() == {}
+
+
+@pytest.mark.parametrize("field", ["until", "noted_at"])
+def test_a_note_without_a_time_is_dropped(harness: CooldownHarness, field: str) -> None:
+    harness.fail(FailureKind.RATE_LIMITED)
+    harness.notes[CVD][field] = float("nan")
+    harness.cooldowns = harness.make()
+    assert not harness.blocks()
+    assert CVD not in harness.notes
+
+
 def test_a_file_that_changes_again_and_again_is_not_fetched_at_once(harness: CooldownHarness) -> None:
     """An origin that gives a wrong length seems to change at the end of each download."""
     assert harness.fail(FailureKind.CHANGED) == 0

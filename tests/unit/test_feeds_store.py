@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -145,6 +146,21 @@ def test_bodies_that_arrive_count(directory: Path) -> None:
     with pytest.raises(FeedsFullError):
         store.make_room(60_000)
     spool.close()
+
+
+def test_room_is_given_back_though_the_disk_can_not_be_written_to(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    store = open_store(directory, 100_000)
+    for _ in range(3):
+        spool = store.create()
+        spool.append(b"x" * 60_000)
+        with monkeypatch.context() as context:
+            context.setattr(Path, "unlink", fail)
+            spool.close()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"key": 1}', b"\xff\xfe", b"[" * 5000])

@@ -313,6 +313,22 @@ def test_what_is_not_what_its_name_says_is_not_taken_in(tmp_path: Path) -> None:
         assert set(store.sizes()) == {cvd(1), cdiff(4)}
 
 
+@pytest.mark.parametrize("name", ["a", "daily.bak", "old", "zz"])
+def test_a_copy_among_the_objects_costs_no_object(tmp_path: Path, name: str) -> None:
+    """Whichever of the two is found first."""
+    directory = tmp_path / "cache"
+    filled(directory)
+    with closing(Store(directory, keys=KEYS)) as store:
+        sizes = dict(store.sizes())
+    shutil.copytree(directory / "objects" / "daily", directory / "objects" / name)
+    spoil(directory, Path.unlink)
+    for _ in range(2):
+        with closing(Store(directory, keys=KEYS)) as store:
+            assert dict(store.sizes()) == sizes
+            for object_id, size in sizes.items():
+                assert len(read(store, object_id) or b"") == size
+
+
 FLIPS = 60
 
 
