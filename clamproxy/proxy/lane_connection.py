@@ -104,7 +104,7 @@ class LaneConnection(Prompt):
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end < len(data):
             return False
-        asked = self._asked_safely(data)
+        asked = self._safely(self._asked, data)
         if asked is None or asked.method == "CONNECT" or not self._closes:
             return False
         exchange = self._front.answer_at_once(asked)
@@ -262,24 +262,24 @@ class LaneConnection(Prompt):
     def _take(self, raw: bytes) -> bool:
         """Begin to answer a request; False if it isn't for the lane."""
         front = self._front
-        if (asked := self._asked_safely(raw)) is None:
+        if (asked := self._safely(self._asked, raw)) is None:
             return False
         ready = front.answer_at_once(asked) if asked.method != "CONNECT" else None
-        if ready is None and not self._is_served(asked):
+        if ready is None and not self._safely(self._is_served, asked):
             return False
         if ready is not None:
             self._respond(ready)
         elif asked.method != "CONNECT":
             self._run(front.answer(asked), self._respond)
-        elif front.opens_at_once(asked):
+        elif self._safely(front.opens_at_once, asked):
             self._enter_tunnel(Tunnel(raw, asked.host), None)
         else:
             self._run(front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host)))
         return True
 
-    def _asked_safely(self, raw: bytes) -> Asked | None:
+    def _safely[A, R](self, decide: Callable[[A], R], subject: A) -> R | None:
         try:
-            return self._asked(raw)
+            return decide(subject)
         except Exception:
             logger.exception("A request from %s failed.", self._caller.address)
             return None  # a bug here must let nothing through: mitmproxy answers

@@ -146,7 +146,7 @@ def test_the_parent_proxy_wants_a_password(make_site: MakeSite, scheme: str) -> 
         rows["gateway", "upstream"],
         "problem",
         "requires a user and a password (407)",
-        "upstream.proxy: http:",
+        "set upstream.proxy to http:",
     )
 
 

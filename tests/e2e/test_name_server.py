@@ -219,7 +219,7 @@ def test_connections_for_queries_count_like_others(start: Start) -> None:
     finally:
         for stream in held:
             stream.close()
-    assert eventually(lambda: "max_connections_per_client is reached" in gateway.log)
+    assert eventually(lambda: "max_connections_per_client has been reached" in gateway.log)
 
 
 def test_other_names_are_forwarded_where_that_is_wanted(start: Start) -> None:

@@ -147,9 +147,10 @@ def test_a_defect_lets_nothing_through(make_site: MakeSite, origin: OriginServer
     origin.put("x", b"secret")
     address = f"{LOOPBACK}:{origin.port}"
     assert status_of(exchange(site.gateway.port, get(f"http://{address}/x", address.encode()))) == 503
-    with pytest.raises(TunnelRefused) as refused:
-        exchange(site.gateway.port, b"", inside=address)
-    assert refused.value.status == 503
+    for inside in (address, f"{CDN}:80"):
+        with pytest.raises(TunnelRefused) as refused:
+            exchange(site.gateway.port, b"", inside=inside)
+        assert refused.value.status == 503
     assert origin.requests() == []
 
 
