@@ -87,7 +87,7 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterat
         suffix: of that name; what a kill leaves can be told by it.
 
     Raises:
-        OSError: it can't be written. The former file is as it was.
+        OSError: it can't be written; then the former file is as it was. Or the directory can't be synced.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
     try:

@@ -2,12 +2,12 @@
 
 It knows the current service, the users, and where requests lead. It knows nothing of sockets. A server
 
-* makes one `Caller` for each connection, and one `Asked` for each request whose head it accepts. The values
-  of fields must have no line ends;
+* makes one `Caller` for each connection, and one `ClientRequest` for each request whose head it accepts. The
+  values of fields must have no line ends;
 * asks `Front.routing` for the destination if it can't serve every one. Only mitmproxy serves PASSED;
 * awaits `Front.open_tunnel` for CONNECT, and `Front.answer` for everything else; it may try
-  `Front.answer_at_once` first. None of them raises anything. They must go on even if the client leaves:
-  others may be waiting for what they have begun;
+  `Front.opens_at_once` and `Front.answer_at_once` first. None of them raises anything. They must go on even
+  if the client leaves: others may be waiting for what they have begun;
 * writes the status, header fields and body of `Exchange.response`. Only what concerns the connection is
   missing (Connection, Transfer-Encoding). A response to HEAD has no body;
 * sends a `Body` from its source within `Front.sending`, and closes the source, whatever happens;
@@ -15,7 +15,7 @@ It knows the current service, the users, and where requests lead. It knows nothi
 """
 
 from clamproxy.front.access_log import log_tunnel
-from clamproxy.front.asked import LARGEST_CONTENT, Asked, Caller
+from clamproxy.front.client_request import LARGEST_CONTENT, Caller, ClientRequest
 from clamproxy.front.exchange import Exchange
 from clamproxy.front.front import Front
 from clamproxy.front.refusals import forwards_left
@@ -24,8 +24,8 @@ from clamproxy.front.routing import TUNNEL_PORTS, Destination, Routing
 __all__ = [
     "LARGEST_CONTENT",
     "TUNNEL_PORTS",
-    "Asked",
     "Caller",
+    "ClientRequest",
     "Destination",
     "Exchange",
     "Front",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clamproxy.fleet.agent import parse_agent
-from clamproxy.front.asked import Asked
+from clamproxy.front.client_request import ClientRequest
 from clamproxy.messages import Result
 
 logger = logging.getLogger("clamproxy.access")
@@ -51,13 +51,13 @@ class Entry:
 
     __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path", "at")
 
-    def __init__(self, asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
+    def __init__(self, request: ClientRequest, outcome: Outcome, *, hides_path: bool) -> None:
         self.at = time.time()
         """Unix seconds."""
-        self._asked, self._outcome = asked, outcome
-        self._is_tunnel = asked.method == "CONNECT"
-        self._host = f"{asked.host}:{asked.port}" if self._is_tunnel else asked.host
-        self._path = None if self._is_tunnel or hides_path else asked.path.partition("?")[0]
+        self._asked, self._outcome = request, outcome
+        self._is_tunnel = request.method == "CONNECT"
+        self._host = f"{request.host}:{request.port}" if self._is_tunnel else request.host
+        self._path = None if self._is_tunnel or hides_path else request.path.partition("?")[0]
 
     @property
     def _software(self) -> str:
@@ -80,11 +80,11 @@ class Entry:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the JSON object: all of `_NAMES`; what isn't known is null."""
-        asked, outcome, path = self._asked, self._outcome, self._path
-        machine = parse_agent(asked.fields.get("user-agent") or "")
+        request, outcome, path = self._asked, self._outcome, self._path
+        machine = parse_agent(request.fields.get("user-agent") or "")
         return {
             "client": outcome.client,
-            "method": asked.method[:_LONGEST],
+            "method": request.method[:_LONGEST],
             "host": self._host[:_LONGEST],
             "path": path and path[:_LONGEST],
             "database": _database_of(path),
@@ -104,7 +104,7 @@ _takers: list[Taker] = []
 """At most one."""
 
 
-def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
+def log_request(request: ClientRequest, outcome: Outcome, *, hides_path: bool) -> None:
     """Write one record: client, what, version, result, status, bytes, duration, client software.
 
     Args:
@@ -113,7 +113,7 @@ def log_request(asked: Asked, outcome: Outcome, *, hides_path: bool) -> None:
         hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
             the query, some in the path. Queries are never logged.
     """
-    entry = Entry(asked, outcome, hides_path=hides_path)
+    entry = Entry(request, outcome, hides_path=hides_path)
     if logger.isEnabledFor(logging.INFO) and not (_takers and _takers[-1](entry)):
         logger.handle(_record_of(entry))
 

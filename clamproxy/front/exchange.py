@@ -10,7 +10,7 @@ from clamproxy.dates import LONGEST_DATE
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.front.access_log import Outcome, log_request
-from clamproxy.front.asked import Asked
+from clamproxy.front.client_request import ClientRequest
 from clamproxy.front.routing import Destination
 from clamproxy.messages import Response, Result
 from clamproxy.objects import Latest, parse_path
@@ -28,7 +28,7 @@ _LONGEST_METHOD = 16
 class Exchange:
     """One request and what became of it."""
 
-    asked: Asked
+    request: ClientRequest
     destination: Destination
     response: Response
     """What is to be sent, complete. If the request is passed through: what the host has answered."""
@@ -53,9 +53,9 @@ class Exchange:
         if self.ended or service is None:
             return
         self.ended = True
-        asked, destination, response = self.asked, self.destination, self.response
+        request, destination, response = self.request, self.destination, self.response
         result = response.result
-        if asked.is_doctors and destination in _ASKED_BY_DOCTOR:
+        if request.is_doctors and destination in _ASKED_BY_DOCTOR:
             result = Result.STATUS
         elif destination is Destination.FEED and result is not Result.REFUSED:
             service.stats.count_feed_request(result, length)
@@ -66,26 +66,26 @@ class Exchange:
             service.fleet.see(self._visit(service, length, is_complete=not error))
         reason = "" if response.result in _ORDINARY else response.reason
         outcome = Outcome(
-            client=asked.caller.address,
+            client=request.caller.address,
             result=result,
             version=response.version,
             status=response.status,
             length=length,
-            seconds=time.monotonic() - asked.started_at,
+            seconds=time.monotonic() - request.started_at,
             error=error or reason,
         )
         # A request for an unknown host, or from an unknown client, may have been meant for a feed.
         hides_path = destination is not Destination.DATABASES and destination is not Destination.PAGES
-        log_request(asked, outcome, hides_path=hides_path)
+        log_request(request, outcome, hides_path=hides_path)
 
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
         """What the answer tells of the machine that asked."""
-        asked, response, fields = self.asked, self.response, self.asked.fields
+        request, response, fields = self.request, self.response, self.request.fields
         since = fields.get("if-modified-since")
-        target = parse_path(asked.path, service.databases)
+        target = parse_path(request.path, service.databases)
         body = response.body if isinstance(target, Latest) else b""
         return Visit(
-            address=asked.caller.address,
+            address=request.caller.address,
             user_agent=fields.get("user-agent"),
             target=target,
             range_probe="range" in fields,
@@ -96,7 +96,7 @@ class Exchange:
             length=length,
             complete=is_complete,
             at=time.time(),
-            method=asked.method[:_LONGEST_METHOD],
+            method=request.method[:_LONGEST_METHOD],
             head=body[:HEADER_SIZE] if isinstance(body, bytes) else b"",
-            is_relayed=asked.is_relayed,
+            is_relayed=request.is_relayed,
         )

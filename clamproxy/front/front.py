@@ -10,7 +10,7 @@ from clamproxy.access.limits import ConnectionLimits
 from clamproxy.access.users import Users
 from clamproxy.config.settings import Settings
 from clamproxy.front import refusals
-from clamproxy.front.asked import LARGEST_CONTENT, Asked, Caller
+from clamproxy.front.client_request import LARGEST_CONTENT, Caller, ClientRequest
 from clamproxy.front.exchange import Exchange
 from clamproxy.front.routing import Destination, Routing
 from clamproxy.messages import Response, Result
@@ -84,7 +84,7 @@ class Front:
 
     # Answers
 
-    def opens_at_once(self, asked: Asked) -> bool:
+    def opens_at_once(self, request: ClientRequest) -> bool:
         """Admit a CONNECT without waiting for anything. `open_tunnel` decides the same, but costs more.
 
         Returns:
@@ -92,12 +92,12 @@ class Front:
         """
         routing = self.routing
         try:
-            return routing is not None and self.is_known(asked.caller) and _opens(asked, routing)
+            return routing is not None and self.is_known(request.caller) and _opens(request, routing)
         except Exception:
-            logger.exception("A request from %s failed.", asked.caller.address)
+            logger.exception("A request from %s failed.", request.caller.address)
             return False
 
-    async def open_tunnel(self, asked: Asked) -> Exchange | None:
+    async def open_tunnel(self, request: ClientRequest) -> Exchange | None:
         """Admit or refuse a CONNECT.
 
         Returns:
@@ -106,36 +106,36 @@ class Front:
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
-            return self._failed(asked)
+            return self._failed(request)
         try:
-            if not await self._admits(asked):
+            if not await self._admits(request):
                 refusal = refusals.unknown_client(is_proxy=True)
-            elif not _opens(asked, routing):
-                refusal = refusals.no_tunnel(asked.host, asked.port)
+            elif not _opens(request, routing):
+                refusal = refusals.no_tunnel(request.host, request.port)
             else:
                 return None
         except Exception:
-            logger.exception("A request from %s failed.", asked.caller.address)
-            return self._failed(asked)
-        return self._exchange(asked, Destination.NOBODY, refusal, service)
+            logger.exception("A request from %s failed.", request.caller.address)
+            return self._failed(request)
+        return self._exchange(request, Destination.NOBODY, refusal, service)
 
-    def answer_at_once(self, asked: Asked) -> Exchange | None:
+    def answer_at_once(self, request: ClientRequest) -> Exchange | None:
         """Respond if the response is ready in memory; `answer` gives the same one, but costs more."""
         service, routing = self.service, self.routing
-        if service is None or routing is None or not self.is_known(asked.caller):
+        if service is None or routing is None or not self.is_known(request.caller):
             return None
         try:
-            if routing.destination(asked) is not Destination.DATABASES:
+            if routing.destination(request) is not Destination.DATABASES:
                 return None
-            if refusals.unfit(asked, service.pseudonym) is not None:
+            if refusals.unfit(request, service.pseudonym) is not None:
                 return None
-            response = service.gateway.answer_at_once(asked)
+            response = service.gateway.answer_at_once(request)
         except Exception:
-            logger.exception("A request from %s failed.", asked.caller.address)
+            logger.exception("A request from %s failed.", request.caller.address)
             return None
-        return None if response is None else self._exchange(asked, Destination.DATABASES, response, service)
+        return None if response is None else self._exchange(request, Destination.DATABASES, response, service)
 
-    async def answer(self, asked: Asked) -> Exchange:
+    async def answer(self, request: ClientRequest) -> Exchange:
         """Respond to any request except those for hosts that are passed through, whatever happens.
 
         Must not be cancelled when the client leaves: others may be waiting for what it has begun.
@@ -145,17 +145,17 @@ class Front:
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
-            return self._failed(asked)
+            return self._failed(request)
         try:
-            destination = routing.destination(asked)
+            destination = routing.destination(request)
             with service.in_use():
-                response = await self._response(asked, destination, service)
+                response = await self._response(request, destination, service)
         except Exception:
-            logger.exception("A request from %s failed.", asked.caller.address)
-            return self._failed(asked)
-        return self._exchange(asked, destination, response, service)
+            logger.exception("A request from %s failed.", request.caller.address)
+            return self._failed(request)
+        return self._exchange(request, destination, response, service)
 
-    async def pass_on(self, asked: Asked) -> Exchange | None:
+    async def pass_on(self, request: ClientRequest) -> Exchange | None:
         """Decide whether a request is forwarded to the host that it asks for.
 
         Returns:
@@ -165,89 +165,89 @@ class Front:
         """
         service, routing = self.service, self.routing
         if service is None or routing is None:
-            return self._failed(asked)
+            return self._failed(request)
         try:
-            if routing.destination(asked) is not Destination.PASSED:
+            if routing.destination(request) is not Destination.PASSED:
                 return None
-            refusal = await self._refusal_to_pass(asked, service)
+            refusal = await self._refusal_to_pass(request, service)
         except Exception:
-            logger.exception("A request from %s failed.", asked.caller.address)
-            return self._failed(asked)
+            logger.exception("A request from %s failed.", request.caller.address)
+            return self._failed(request)
         if refusal is not None:
-            return self._exchange(asked, Destination.NOBODY, refusal, service)
-        return Exchange(asked, Destination.PASSED, Response(0, Result.PASSED), self._running)
+            return self._exchange(request, Destination.NOBODY, refusal, service)
+        return Exchange(request, Destination.PASSED, Response(0, Result.PASSED), self._running)
 
-    async def _refusal_to_pass(self, asked: Asked, service: Service) -> Response | None:
-        if not await self._admits(asked):
+    async def _refusal_to_pass(self, request: ClientRequest, service: Service) -> Response | None:
+        if not await self._admits(request):
             return refusals.unknown_client(is_proxy=True)
-        return refusals.loop(asked, service.pseudonym) or refusals.last_stop(asked)
+        return refusals.loop(request, service.pseudonym) or refusals.last_stop(request)
 
-    def unanswered(self, asked: Asked) -> Exchange:
+    def unanswered(self, request: ClientRequest) -> Exchange:
         """The exchange for a request that ended before anything could answer it."""
-        destination = self.routing.destination(asked) if self.routing is not None else Destination.NOBODY
-        return Exchange(asked, destination, Response(0, Result.REFUSED), self._running)
+        destination = self.routing.destination(request) if self.routing is not None else Destination.NOBODY
+        return Exchange(request, destination, Response(0, Result.REFUSED), self._running)
 
-    async def _response(self, asked: Asked, destination: Destination, service: Service) -> Response:
-        if not (_is_open(asked, destination, service) or await self._admits(asked)):
-            return refusals.unknown_client(is_proxy=not asked.is_direct)
-        if destination in _CACHES and (refusal := refusals.unfit(asked, service.pseudonym)) is not None:
+    async def _response(self, request: ClientRequest, destination: Destination, service: Service) -> Response:
+        if not (_is_open(request, destination, service) or await self._admits(request)):
+            return refusals.unknown_client(is_proxy=not request.is_direct)
+        if destination in _CACHES and (refusal := refusals.unfit(request, service.pseudonym)) is not None:
             return refusal
         match destination:
             case Destination.DATABASES:
-                return await service.gateway.handle(asked)
+                return await service.gateway.handle(request)
             case Destination.FEED:
-                return await service.feeds.handle(asked)
+                return await service.feeds.handle(request)
             case Destination.PAGES:
-                caller = asked.caller
+                caller = request.caller
                 # A reverse port is not a proxy.
                 place = Place(caller.own_address, None if caller.is_reverse else caller.own_port)
-                return await service.pages.handle(asked, peer=caller.address, place=place)
+                return await service.pages.handle(request, peer=caller.address, place=place)
             case Destination.PASSED:
                 # It was not PASSED when its head arrived, so there was a reload.
                 return refusals.failure(_JUST_CHANGED)
             case _:
-                return refusals.nobody(asked.host)
+                return refusals.nobody(request.host)
 
-    async def _admits(self, asked: Asked) -> bool:
+    async def _admits(self, request: ClientRequest) -> bool:
         """Whether the client has authenticated, on this connection or with this request."""
-        if self.is_known(asked.caller):
+        if self.is_known(request.caller):
             return True
         users = self._users
         # freshclam sends a proxy's password only with CONNECT, not inside the tunnel
         # (docs/protocol.md 9.1, A6).
-        field = "Authorization" if asked.is_direct else "Proxy-Authorization"
+        field = "Authorization" if request.is_direct else "Proxy-Authorization"
         # Content of any size stays in memory in the meantime, so a request with a lot must not queue.
-        is_large = asked.content_length > LARGEST_CONTENT
-        known = await users.admit(asked.headers.get(field), at_once=is_large)
-        if known and asked.method == "CONNECT":
-            asked.caller.known_to = users
+        is_large = request.content_length > LARGEST_CONTENT
+        known = await users.admit(request.headers.get(field), at_once=is_large)
+        if known and request.method == "CONNECT":
+            request.caller.known_to = users
         return known
 
-    def _failed(self, asked: Asked) -> Exchange:
+    def _failed(self, request: ClientRequest) -> Exchange:
         """The response to a request that can't be handled: whatever goes wrong, nothing is let through."""
-        return self._exchange(asked, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
+        return self._exchange(request, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
 
     def _exchange(
-        self, asked: Asked, destination: Destination, response: Response, service: Service | None
+        self, request: ClientRequest, destination: Destination, response: Response, service: Service | None
     ) -> Exchange:
-        complete(response, asked.method, service.via if service is not None else _NAMELESS)
-        return Exchange(asked, destination, response, self._running)
+        complete(response, request.method, service.via if service is not None else _NAMELESS)
+        return Exchange(request, destination, response, self._running)
 
     def _running(self) -> Service | None:
         return self.service
 
 
-def _opens(asked: Asked, routing: Routing) -> bool:
+def _opens(request: ClientRequest, routing: Routing) -> bool:
     """Open the tunnel that a client asks for, if it may lead there."""
-    if not routing.admits_tunnel(asked):
+    if not routing.admits_tunnel(request):
         return False
-    asked.caller.tunnel = asked.host, asked.port
+    request.caller.tunnel = request.host, request.port
     return True
 
 
-def _is_open(asked: Asked, destination: Destination, service: Service) -> bool:
+def _is_open(request: ClientRequest, destination: Destination, service: Service) -> bool:
     """Whether no user is needed: for health checks, the set-up of clients, and pages guarded by a token."""
     if destination is not Destination.PAGES:
         return False
     has_token = service.settings.status.token is not None
-    return has_token or plain_path(asked.path) not in GUARDED
+    return has_token or plain_path(request.path) not in GUARDED

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
-from clamproxy.front.asked import Asked
+from clamproxy.front.client_request import ClientRequest
 from clamproxy.web.pages import is_page, own_names
 
 TUNNEL_PORTS = (80, 443)
@@ -34,34 +34,36 @@ class Routing:
 
     settings: Settings
 
-    def destination(self, asked: Asked) -> Destination:
+    def destination(self, request: ClientRequest) -> Destination:
         """Who responds to a request.
 
         A request in origin form, outside a tunnel, is for the gateway itself, whatever its Host says: the
         gateway may be known by many names, of a service, a container or a load balancer. Only the
         absolute form and tunnels ask for a host.
         """
-        page = Destination.PAGES if is_page(asked.path) else Destination.DATABASES
-        if asked.is_for_gateway:
+        page = Destination.PAGES if is_page(request.path) else Destination.DATABASES
+        if request.is_for_gateway:
             return page
-        if self.settings.serving.is_clamav_host(asked.host):
-            is_own_page = page is Destination.PAGES and self._is_own_name(asked.host)
+        if self.settings.serving.is_clamav_host(request.host):
+            is_own_page = page is Destination.PAGES and self._is_own_name(request.host)
             return page if is_own_page else Destination.DATABASES
-        if self.settings.feeds.covers(asked.host):
+        if self.settings.feeds.covers(request.host):
             return Destination.FEED
-        if self.passes_through(asked.host, is_reverse=asked.caller.is_reverse):
+        if self.passes_through(request.host, is_reverse=request.caller.is_reverse):
             return Destination.PASSED
-        return page if self._is_own_name(asked.host) else Destination.NOBODY
+        return page if self._is_own_name(request.host) else Destination.NOBODY
 
-    def admits_tunnel(self, asked: Asked) -> bool:
+    def admits_tunnel(self, request: ClientRequest) -> bool:
         """Whether a CONNECT is answered with 200."""
-        match self.destination(asked):
+        match self.destination(request):
             case Destination.NOBODY:
                 return False
             case Destination.FEED | Destination.PASSED:
                 return True
             case _:
-                return asked.port in (*TUNNEL_PORTS, asked.caller.own_port) or self._is_own_name(asked.host)
+                return request.port in (*TUNNEL_PORTS, request.caller.own_port) or self._is_own_name(
+                    request.host
+                )
 
     def passes_through(self, host: str, *, is_reverse: bool) -> bool:
         """Whether the gateway connects a client to a host itself.

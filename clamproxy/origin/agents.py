@@ -103,7 +103,7 @@ def _supported_release(user_agent: str | None) -> _Release | None:
 
 @lru_cache(MOST_VERSIONS)
 def _release(product: str) -> _Release | None:
-    """The same of the first word alone."""
+    """The version in the first word of a User-Agent; whether the rest is sound is not checked."""
     match = _VERSION.match(product)
     release = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     return release if release >= OLDEST_SUPPORTED else None

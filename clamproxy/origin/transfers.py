@@ -169,7 +169,7 @@ class Transfers:
         *,
         for_client: bool = True,
     ) -> tuple[Transfer, bool]:
-        """The same, once it can be read from; see `Transfer.ready` for what else is raised."""
+        """Like `join`, but waits until it can be read from; see `Transfer.ready` for what else is raised."""
         while True:
             transfer, joined = self.join(object_id, requester, oldest, for_client=for_client)
             try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
-from clamproxy.front import TUNNEL_PORTS, Asked, Caller, Destination, Exchange
+from clamproxy.front import TUNNEL_PORTS, Caller, ClientRequest, Destination, Exchange
 from clamproxy.messages import Body, Response
 from clamproxy.proxy.door import Leave, Prompt
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
@@ -104,10 +104,10 @@ class LaneConnection(Prompt):
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end < len(data):
             return False
-        asked = self._safely(self._asked, data)
-        if asked is None or asked.method == "CONNECT" or not self._closes:
+        request = self._safely(self._asked, data)
+        if request is None or request.method == "CONNECT" or not self._closes:
             return False
-        exchange = self._front.answer_at_once(asked)
+        exchange = self._front.answer_at_once(request)
         if exchange is None or isinstance(exchange.response.body, Body):
             return False
         answer, self._buffer = self._head(exchange.response) + exchange.response.body, b""
@@ -262,19 +262,19 @@ class LaneConnection(Prompt):
     def _take(self, raw: bytes) -> bool:
         """Begin to answer a request; False if it isn't for the lane."""
         front = self._front
-        if (asked := self._safely(self._asked, raw)) is None:
+        if (request := self._safely(self._asked, raw)) is None:
             return False
-        ready = front.answer_at_once(asked) if asked.method != "CONNECT" else None
-        if ready is None and not self._safely(self._is_served, asked):
+        ready = front.answer_at_once(request) if request.method != "CONNECT" else None
+        if ready is None and not self._safely(self._is_served, request):
             return False
         if ready is not None:
             self._respond(ready)
-        elif asked.method != "CONNECT":
-            self._run(front.answer(asked), self._respond)
-        elif self._safely(front.opens_at_once, asked):
-            self._enter_tunnel(Tunnel(raw, asked.host), None)
+        elif request.method != "CONNECT":
+            self._run(front.answer(request), self._respond)
+        elif self._safely(front.opens_at_once, request):
+            self._enter_tunnel(Tunnel(raw, request.host), None)
         else:
-            self._run(front.open_tunnel(asked), partial(self._enter_tunnel, Tunnel(raw, asked.host)))
+            self._run(front.open_tunnel(request), partial(self._enter_tunnel, Tunnel(raw, request.host)))
         return True
 
     def _safely[A, R](self, decide: Callable[[A], R], subject: A) -> R | None:
@@ -284,7 +284,7 @@ class LaneConnection(Prompt):
             logger.exception("A request from %s failed.", self._caller.address)
             return None  # a bug here must let nothing through: mitmproxy answers
 
-    def _asked(self, raw: bytes) -> Asked | None:
+    def _asked(self, raw: bytes) -> ClientRequest | None:
         """Read a head; None if it isn't an ordinary one."""
         settings = self._front.settings
         if settings is None:
@@ -303,16 +303,18 @@ class LaneConnection(Prompt):
             return None
         self._closes = head.closes
         caller, now = self._caller, time.monotonic()
-        return Asked(head.method, head.path, fields, scheme, host, port, caller=caller, started_at=now)
+        return ClientRequest(
+            head.method, head.path, fields, scheme, host, port, caller=caller, started_at=now
+        )
 
-    def _is_served(self, asked: Asked) -> bool:
+    def _is_served(self, request: ClientRequest) -> bool:
         """Whether the lane answers a request."""
         routing = self._front.routing
         if routing is None:
             return False
-        if asked.method == "CONNECT":
-            return asked.port in TUNNEL_PORTS and routing.settings.serving.is_clamav_host(asked.host)
-        return self._tunnel is not None or routing.destination(asked) in _SERVED
+        if request.method == "CONNECT":
+            return request.port in TUNNEL_PORTS and routing.settings.serving.is_clamav_host(request.host)
+        return self._tunnel is not None or routing.destination(request) in _SERVED
 
     def _place(self) -> tuple[str, str, int]:
         """Scheme, host and port of a request in origin form."""

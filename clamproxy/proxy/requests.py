@@ -5,7 +5,7 @@ from __future__ import annotations
 from mitmproxy import http
 from mitmproxy.net.http.url import hostport
 
-from clamproxy.front import LARGEST_CONTENT, Asked, Exchange, Front, forwards_left
+from clamproxy.front import LARGEST_CONTENT, ClientRequest, Exchange, Front, forwards_left
 from clamproxy.messages import CACHE_STATUS, Body, Result
 from clamproxy.proxy import stream
 from clamproxy.proxy.header_limits import TOO_LARGE, drop_hop_by_hop
@@ -35,10 +35,10 @@ class Requests:
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Stream requests that are passed through; no other request has content that matters."""
-        asked = self._asked(flow)
-        if flow.response is None and (exchange := await self._front.pass_on(asked)) is not None:
+        request = self._asked(flow)
+        if flow.response is None and (exchange := await self._front.pass_on(request)) is not None:
             self._pass_on(flow, exchange)
-        if not flow.request.stream and asked.content_length > LARGEST_CONTENT:
+        if not flow.request.stream and request.content_length > LARGEST_CONTENT:
             # mitmproxy would read all of it into memory before the response, even before a refusal.
             flow.metadata[TOO_LARGE] = True
 
@@ -53,7 +53,7 @@ class Requests:
         drop_hop_by_hop(headers)
         _name_host(flow.request)
         headers.add("Via", service.via)
-        if (left := forwards_left(exchange.asked)) is not None:
+        if (left := forwards_left(exchange.request)) is not None:
             headers["Max-Forwards"] = str(left - 1)
         flow.request.stream = True
 
@@ -78,7 +78,7 @@ class Requests:
         response.headers["Cache-Status"] = CACHE_STATUS[Result.PASSED]
         if service is not None:
             response.headers.add("Via", service.via)
-        if response.status_code in FREEZING and exchange.asked.is_freshclams:
+        if response.status_code in FREEZING and exchange.request.is_freshclams:
             response.status_code, response.reason = 503, "Service Unavailable"
         exchange.response.status = response.status_code
 
@@ -111,7 +111,7 @@ class Requests:
         if job.error is None and job.sent + len(job.piece) == job.body.length:
             _end_job(job)
 
-    def _asked(self, flow: http.HTTPFlow) -> Asked:
+    def _asked(self, flow: http.HTTPFlow) -> ClientRequest:
         return asked_of(flow.request, self._callers.of(flow.client_conn))
 
 

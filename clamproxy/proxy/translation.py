@@ -10,7 +10,7 @@ from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs
 from werkzeug.datastructures import Headers
 
-from clamproxy.front import Asked, Caller
+from clamproxy.front import Caller, ClientRequest
 from clamproxy.messages import Body, Response
 
 
@@ -29,8 +29,8 @@ class Callers:
         return caller
 
 
-def asked_of(request: http.Request, caller: Caller) -> Asked:
-    return Asked(
+def asked_of(request: http.Request, caller: Caller) -> ClientRequest:
+    return ClientRequest(
         method=_method(request),
         path=request.path,
         headers=Headers([(_text(name), _text(value)) for name, value in request.headers.fields]),

@@ -75,7 +75,7 @@ class Pages:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._picture = Shared("clamproxy-status", lambda: take_status(sources))
+        self._gateway_status = Shared("clamproxy-status", lambda: take_status(sources))
         self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
         self._one_at_a_time = asyncio.Lock()
         self._pages: dict[str, Callable[[Request, Place], Awaitable[Response]]] = {
@@ -154,9 +154,9 @@ class Pages:
 
     async def _status(self, request: Request, place: Place) -> Response:
         """The status; with ``machines=0`` without the list of machines, which is long."""
-        picture = await self._picture.get()
+        gateway_status = await self._gateway_status.get()
         is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
-        return _live(picture.brief if is_brief else picture.json, "application/json")
+        return _live(gateway_status.brief if is_brief else gateway_status.json, "application/json")
 
     async def _fleet(self, request: Request, place: Place) -> Response:
         """All machines, or those that the query selects, from the same status as status.json."""
@@ -164,18 +164,18 @@ class Pages:
             query = Query.parse(request.path.partition("?")[2])
         except ValueError as error:
             return _plain(400, str(error))
-        picture = await self._picture.get()
-        now, counts = picture.values["gateway"]["now"], dict(picture.values["fleet"])
+        gateway_status = await self._gateway_status.get()
+        now, counts = gateway_status.values["gateway"]["now"], dict(gateway_status.values["fleet"])
         del counts["machines"]
         async with self._one_at_a_time:  # many searches at once must not use up the processor
             body = await in_thread(
-                "clamproxy-fleet", lambda: fleet_json(picture.machines, counts, query, now)
+                "clamproxy-fleet", lambda: fleet_json(gateway_status.machines, counts, query, now)
             )
         return _live(body, "application/json")
 
     async def _metrics(self, request: Request, place: Place) -> Response:
-        picture = await self._picture.get()
-        body, content_type = exposition(picture.values, request.headers.get("Accept", ""))
+        gateway_status = await self._gateway_status.get()
+        body, content_type = exposition(gateway_status.values, request.headers.get("Accept", ""))
         response = _live(body, content_type)
         response.headers["Vary"] = "Accept"
         return response

@@ -14,7 +14,7 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.access.users import user_line
 from clamproxy.config.settings import Settings
-from clamproxy.front import Asked, Caller, Destination, Exchange, Front, Routing
+from clamproxy.front import Caller, ClientRequest, Destination, Exchange, Front, Routing
 from clamproxy.messages import DOCTOR_FIELD, Response, Result
 from clamproxy.responses import complete, plain
 from clamproxy.service import Service
@@ -172,7 +172,7 @@ async def test_a_proxy_asks_for_a_proxys_password(harness: FrontHarness, url: st
     assert (exchange.response.status, exchange.response.headers["Proxy-Authenticate"]) == (407, CHALLENGE)
     exchange = await harness.front.answer(asked(url, headers=Headers({PROXY: LOGIN})))
     assert exchange.response.status != 407
-    assert not harness.front.is_known(exchange.asked.caller), "one request is no connection"
+    assert not harness.front.is_known(exchange.request.caller), "one request is no connection"
 
 
 async def test_a_server_asks_for_a_servers(harness: FrontHarness) -> None:
@@ -445,7 +445,7 @@ async def test_answers_and_bodies_are_waited_for(
 ) -> None:
     go_on = asyncio.Event()
 
-    async def wait(_: Asked) -> Response:
+    async def wait(_: ClientRequest) -> Response:
         await go_on.wait()
         return Response(200, Result.HIT)
 

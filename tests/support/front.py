@@ -6,7 +6,7 @@ import time
 
 from werkzeug.datastructures import Headers
 
-from clamproxy.front import Asked, Caller, Front
+from clamproxy.front import Caller, ClientRequest, Front
 from clamproxy.messages import Response
 from clamproxy.service import Service
 
@@ -24,12 +24,12 @@ def asked(
     method: str = "GET",
     headers: Headers | None = None,
     by: Caller | None = None,
-) -> Asked:
+) -> ClientRequest:
     """A request for a URL with a port; for CONNECT a host and a port, for the origin form a path."""
     scheme, _, rest = url.rpartition("://")
     authority, slash, path = rest.partition("/")
     host, _, port = (authority or f"{OWN_ADDRESS}:{OWN_PORT}").rpartition(":")
-    return Asked(
+    return ClientRequest(
         method=method,
         path=slash + path,
         headers=Headers() if headers is None else headers,
@@ -41,7 +41,7 @@ def asked(
     )
 
 
-async def answer(service: Service, request: Asked) -> Response:
+async def answer(service: Service, request: ClientRequest) -> Response:
     """The response of the whole application."""
     front = Front()
     front.install(service)

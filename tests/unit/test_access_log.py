@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clamproxy.front.access_log import FIELDS, Outcome, log_request, log_tunnel
-from clamproxy.front.asked import Asked
+from clamproxy.front.client_request import ClientRequest
 from clamproxy.messages import Result
 from tests.support.front import CDN, asked
 from tests.support.stored import AGENT
@@ -18,7 +18,7 @@ from tests.support.stored import AGENT
 
 def request(
     method: str = "GET", path: str = "/daily.cvd", agent: str | None = AGENT, host: str = CDN, port: int = 80
-) -> Asked:
+) -> ClientRequest:
     made = asked(f"http://{host}:{port}/", method)
     if agent is not None:
         made.headers["User-Agent"] = agent
@@ -26,7 +26,7 @@ def request(
     return made
 
 
-def line(caplog: pytest.LogCaptureFixture, given: Asked, **fields: Any) -> str:
+def line(caplog: pytest.LogCaptureFixture, given: ClientRequest, **fields: Any) -> str:
     values: dict[str, Any] = {
         "client": "192.0.2.7",
         "version": 27800,
@@ -76,7 +76,7 @@ def test_a_line(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_what_is_in_a_line(
     caplog: pytest.LogCaptureFixture,
-    given: Asked,
+    given: ClientRequest,
     fields: dict[str, Any],
     there: str,
     not_there: str | None,
@@ -86,7 +86,7 @@ def test_what_is_in_a_line(
     assert not_there is None or not_there not in text
 
 
-def fields(caplog: pytest.LogCaptureFixture, given: Asked, **changed: Any) -> dict[str, Any]:
+def fields(caplog: pytest.LogCaptureFixture, given: ClientRequest, **changed: Any) -> dict[str, Any]:
     """What goes into the JSON object."""
     line(caplog, given, **changed)
     (record,) = caplog.records
@@ -131,7 +131,7 @@ def test_fields(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_what_is_in_the_fields(
-    caplog: pytest.LogCaptureFixture, given: Asked, changed: dict[str, Any], expected: dict[str, Any]
+    caplog: pytest.LogCaptureFixture, given: ClientRequest, changed: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     found = fields(caplog, given, **changed)
     assert {name: found[name] for name in expected} == expected

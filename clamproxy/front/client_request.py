@@ -31,7 +31,7 @@ class Caller:
     """The users that its CONNECT was checked against. A reload may have installed others since."""
 
 
-class Asked(Request):
+class ClientRequest(Request):
     """A request, as it reached the gateway.
 
     A request without a scheme came in origin form and outside a tunnel. It is for the gateway itself,
