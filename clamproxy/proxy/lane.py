@@ -9,35 +9,43 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from OpenSSL import SSL
 
 from clamproxy.front import Front
-from clamproxy.proxy.lane_connection import LaneConnection
 from clamproxy.waiting import wait_while
 
 PATIENCE_AT_LIMIT = 5.0
 """Seconds after which an idle connection is closed while other clients wait to connect."""
 
 
+class Ending(Protocol):
+    """What the lane asks of its connections."""
+
+    def end_if_silent_since(self, moment: float) -> None:
+        """Close it if it is idle, and nothing has come since `moment`, in monotonic seconds."""
+
+    def cut(self) -> None:
+        """Close it, whatever is under way."""
+
+
 class Lane:
-    """All connections of the express lane."""
+    """All connections of the express lane.
+
+    Args:
+        context_for: gives the TLS context for a host; None if mitmproxy has to speak TLS there.
+    """
 
     def __init__(self, front: Front, context_for: Callable[[str], SSL.Context | None]) -> None:
-        """Prepare.
-
-        Args:
-            front: answers the requests.
-            context_for: gives the TLS context for a host; None if mitmproxy has to speak TLS there.
-        """
         self.front = front
         self.context_for = context_for
-        self.connections: set[LaneConnection] = set()
+        self.connections: set[Ending] = set()
         self.is_stopping = False
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """From now on, close idle connections."""
+        """Begin to close connections that stay idle too long."""
         self._sweeping = asyncio.create_task(self._sweep(), name="express lane: idle connections")
 
     def end_idle(self) -> None:

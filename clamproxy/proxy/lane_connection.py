@@ -10,19 +10,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from OpenSSL import SSL
 
 from clamproxy.front import TUNNEL_PORTS, Caller, ClientRequest, Destination, Exchange
 from clamproxy.messages import Body, Response
 from clamproxy.proxy.door import Leave, Prompt
+from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
 from clamproxy.proxy.ordinary import read_head
 from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
-
-if TYPE_CHECKING:
-    from clamproxy.proxy.lane import Lane
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +48,19 @@ decrypted; the tunnel that it is in, if any; and whether the client has said tha
 
 
 class LaneConnection(Prompt):
-    """A client's connection while it is in the lane; the `Outlet` for the bodies sent to it."""
+    """A client's connection while it is in the lane; the `Outlet` for the bodies sent to it.
+
+    Args:
+        leave: called when it is gone, unless it was handed over.
+        hand_over: gives it to mitmproxy.
+        server: host and port of the server that the gateway stands in for here; None if it is a proxy.
+    """
 
     transport: asyncio.Transport
 
     def __init__(
         self, lane: Lane, leave: Leave, hand_over: HandOver, server: tuple[str, int] | None = None
     ) -> None:
-        """Prepare.
-
-        Args:
-            lane: what it belongs to.
-            leave: called when it is gone, unless it was handed over.
-            hand_over: gives it to mitmproxy.
-            server: host and port of the server in whose place the gateway answers here; None: it is a proxy.
-        """
         self._lane = lane
         self._front = lane.front
         self._leave = leave
