@@ -12,7 +12,7 @@ import pytest
 from tests.support.freshclam import OK
 from tests.support.gateway import Way
 from tests.support.scenes import NEWER_AGENT, NEWEST, PROBE, ROOMY, explain, hold, members_of, shown, whole
-from tests.support.site import Site, open_site, resolver_of, signed
+from tests.support.site import Site, eventually, open_site, resolver_of, signed
 
 from .conftest import MakeSite
 
@@ -166,6 +166,7 @@ def test_back_online(make_site: MakeSite) -> None:
     inside.gateway.stop()
     outside.publish(NEWEST)
     outside.gateway.start()
+    assert eventually(lambda: shown(outside.gateway) == NEWEST)  # DNS of before counts a moment
     outcome = outside.client().run()
     assert (outcome.code, outcome.version) == (OK, NEWEST), explain(outside, outcome)
     assert outside.origin.count("W") == 0
