@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from tests.support.gateway import Way, receive, send
-from tests.support.site import Site, SitePool, build_time, http_date, signed
+from tests.support.site import Site, SitePool, build_time, eventually, http_date, signed
 
 BODY_SIZE = 9952
 """Bytes of test-6.cvd."""
@@ -242,9 +242,11 @@ def test_stale_answer_says_so(site: Site) -> None:
     site.origin.refuse()
     site.gateway.stop()
     site.gateway.start()
+    # The answer of DNS from before the restart counts a moment longer.
+    assert eventually(lambda: "stale" in site.gateway.ask("/test.cvd").cache_status)
     answer = site.gateway.ask("/test.cvd")
     assert (answer.status, answer.body) == (200, signed("test-5.cvd"))
-    assert "fwd=stale" in answer.cache_status or "stale" in answer.cache_status
+    assert "fwd=stale" in answer.cache_status
 
 
 def test_loop_is_refused(site: Site) -> None:

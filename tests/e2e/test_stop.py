@@ -30,7 +30,14 @@ def ask_to_stop(gateway: Gateway, number: signal.Signals = signal.SIGTERM) -> No
     """Send the signal, and wait until the process has taken it in, which is not its end."""
     os.kill(gateway.pid, number)
     status = Path(f"/proc/{gateway.pid}/status")
-    assert eventually(lambda: "ShdPnd:\t0000000000000000\n" in status.read_text(), every=0.02)
+
+    def is_taken_in() -> bool:
+        try:
+            return "ShdPnd:\t0000000000000000\n" in status.read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended already
+            return True
+
+    assert eventually(is_taken_in, every=0.02)
 
 
 def wait_for_end(gateway: Gateway) -> int:
