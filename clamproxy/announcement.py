@@ -1,4 +1,4 @@
-"""Version records as the gateway itself announces them, by DNS and as dns.txt (docs/protocol.md 3)."""
+"""Version records that the gateway itself announces, by DNS and as dns.txt (docs/protocol.md 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from clamproxy.formats.version_record import IN_PRIMARY, compose, compose_single
 
 PATIENCE = 0.8
-"""How long a caller waits for a fresh record, in seconds. The whole answer must take less than a second, as
+"""Seconds that a caller waits for a fresh record. The whole answer must take less than a second, as
 resolvers repeat their question after a second or more."""
 
 
@@ -18,9 +18,10 @@ class Announcer:
     """Composes the records for the present moment.
 
     Args:
-        announced: the version of a database that clients shall know of; None if there is none.
+        announced: the version of a database that clients are told; None if there is none.
         template: the origin's last good primary record.
-        look: refreshes what is known of a database. It may take long, but is cancelled after `PATIENCE`.
+        look: refreshes what is known about a database. It may take long, but is cancelled after
+            `PATIENCE`.
     """
 
     def __init__(
@@ -34,14 +35,14 @@ class Announcer:
         self._look = look
 
     async def primary(self) -> str | None:
-        """The primary record; None while none of its versions is known."""
+        """The primary record; None if none of its versions is known."""
         await self._refresh("daily")
         versions = {database: self._announced(database) for database in IN_PRIMARY}
         known = {database: version for database, version in versions.items() if version is not None}
         return compose(known, self._template(), time.time()) if known else None
 
     async def single(self, database: str) -> str | None:
-        """The record of one database; None while its version is unknown."""
+        """The record of one database; None if its version is unknown."""
         await self._refresh(database)
         version = self._announced(database)
         return None if version is None else compose_single(version, time.time())

@@ -1,4 +1,4 @@
-"""What the parts that tell the time need of a clock: the module `time` is one, and tests turn others on."""
+"""The interface of clocks: the module `time` has it, and tests use other ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A clock."""
-
     def time(self) -> float:
         """Seconds since 1970, by the system's clock."""
 

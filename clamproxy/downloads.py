@@ -1,8 +1,8 @@
-"""Downloads: a file on its way from a server to the disk, and all who read it meanwhile.
+"""Downloads: a file on its way from a server to the disk, and its readers in the meantime.
 
-A download belongs to no client: it goes on when they leave, so that the next one finds the file here. Its
-owner runs it in a task, and a thread appends to the file. Readers follow, each by a descriptor of its own.
-What is fetched and how, what is verified or revalidated, and what is kept of it is up to the subclasses.
+A download belongs to no client: it continues when they leave, so that the next one finds the file here.
+Its owner runs it in a task, and a thread appends to the file. Each reader follows with its own
+descriptor. Subclasses decide what is fetched and how, what is verified or revalidated, and what is kept.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from clamproxy.messages import SourceError
 
 PAUSE = 0.025
 """Seconds between two wake-ups. A hundred readers of a growing file, woken for every piece, keep the loop
-busy with small writes. After a pause, each of them sends everything that has come meanwhile."""
+busy with small writes. After a pause, each of them sends everything that has arrived in the meantime."""
 STOPPING = "the gateway is stopping"
-"""What readers are told when a download is cancelled."""
+"""The reason given to readers when a download is cancelled."""
 
 
 class Progress:
-    """Wakes those who wait: at once by `wake`, or now and then by `report`, for more of the same.
+    """Wakes its waiters: immediately by `wake`, or at intervals by `report`.
 
-    It belongs to the event loop in which it is made.
+    It belongs to the event loop in which it is created.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class Progress:
         await self._changed.wait()
 
     def wake(self) -> None:
-        """Wake all who wait, at once. Event loop only."""
+        """Wake all waiters immediately. Event loop only."""
         self._next_at = self._loop.time() + PAUSE
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def report(self) -> None:
-        """Have all who wait woken soon: now, or when the pause since the last time is over. Any thread."""
+        """Wake all waiters soon: now, or when the pause since the last time is over. Any thread."""
         if not self._is_reported:
             self._is_reported = True
             self._call(self._arrange)
@@ -66,13 +66,13 @@ class Progress:
         self.wake()
 
     def _on_progress(self) -> None:
-        """Called on the loop after a `report`, just before those who wait are woken."""
+        """Called on the loop after a `report`, just before the waiters are woken."""
 
 
 class Download[T](Progress, ABC):
-    """What all downloads have in common: those who wait for the beginning, for more, and for the end.
+    """What all downloads have in common: they can be waited for at the start, for more bytes, and at the end.
 
-    `T` is what they are told at the beginning. Event loop only, but for `announce` and `report`.
+    `T` is what waiters get at the start. Event loop only, except `announce` and `report`.
     """
 
     def __init__(self) -> None:
@@ -81,25 +81,24 @@ class Download[T](Progress, ABC):
         self._error: Exception | None = None
 
     async def ready(self) -> T:
-        """Wait until there is something to answer with. What goes wrong later shows in `available`.
+        """Wait until there is something to answer with. Later failures show up in `available`.
 
         Raises:
             Exception: it could not be fetched; the subclass says which.
         """
-        # Not `SingleFlight`: this is a moment within the run, not its end. The shield keeps a caller that
-        # is cancelled from cancelling the future that all others wait for.
+        # Not `SingleFlight`: this is a moment within the run, not its end. The shield keeps a cancelled
+        # caller from cancelling the future that all others wait for.
         return await asyncio.shield(self._ready)
 
     @property
     def is_ready(self) -> bool:
-        """Whether nobody waits in `ready`."""
+        """Whether `ready` returns without waiting."""
         return self._ready.done()
 
     async def available(self, offset: int, last: int | None = None) -> int:
         """Wait for bytes after `offset` that may be shown; returns their end.
 
         Args:
-            offset: of the first of them.
             last: where the reader ends, if that is not the end of the file.
 
         Raises:
@@ -112,13 +111,13 @@ class Download[T](Progress, ABC):
         return end
 
     async def run(self) -> T:
-        """Fetch it, and tell everybody who waits. To be cancelled when the gateway stops.
+        """Fetch the file, and inform all waiters. Cancel this when the gateway stops.
 
         Returns:
             What `ready` returns.
 
         Raises:
-            Exception: what `ready` raises; also what fails after that, when readers have begun to read.
+            Exception: what `ready` raises; also any failure after that, once readers have started.
         """
         try:
             result = await self._fetch()
@@ -129,10 +128,10 @@ class Download[T](Progress, ABC):
             self._error = failure
             if not self._ready.done():
                 self._ready.set_exception(failure)
-                self._ready.exception()  # there may be nobody left who waits for it
+                self._ready.exception()  # there may be no waiters left
             if failure is error or isinstance(error, asyncio.CancelledError):
                 raise
-            # Without its cause, whose text may hold the URL of a feed, and that a subscriber's key.
+            # Without its cause: that text may hold a feed's URL, and the URL a subscriber's key.
             raise failure from None
         finally:
             try:
@@ -141,7 +140,7 @@ class Download[T](Progress, ABC):
                 self.wake()
 
     def announce(self, value: T) -> T:
-        """There is something to answer with; returns what. Any thread."""
+        """Report that there is something to answer with; returns `value`. Any thread."""
         self._call(self._set_ready, value)
         return value
 
@@ -151,15 +150,15 @@ class Download[T](Progress, ABC):
 
     @abstractmethod
     def _readable(self, last: int | None) -> int:
-        """The end of what readers may have now; `last` as in `available`."""
+        """The end of what readers may have now; `last` is as in `available`."""
 
     @abstractmethod
     def _explain(self, error: BaseException) -> Exception:
-        """What everybody is told, and `run` raises. Logs what only the gateway's administrator can mend."""
+        """The error that waiters get and `run` raises. Logs what only the gateway's administrator can fix."""
 
     @abstractmethod
     def _end(self) -> None:
-        """Have nothing more written, and release what is held. Readers have descriptors of their own."""
+        """Stop all writing, and release resources. Readers have their own descriptors."""
 
     def _set_ready(self, value: T) -> None:
         if not self._ready.done():
@@ -167,7 +166,14 @@ class Download[T](Progress, ABC):
 
 
 class FileSource:
-    """A file for one reader, complete or still arriving: a `messages.Source`."""
+    """A file for one reader, complete or still arriving: a `messages.Source`.
+
+    Args:
+        descriptor: the reader's own, which this object closes; it outlives the file's name.
+        size: bytes of the whole file.
+        download: fetches the file; None if all of it is here.
+        closed: called once the descriptor is closed.
+    """
 
     def __init__(
         self,
@@ -176,32 +182,21 @@ class FileSource:
         download: Download[Any] | None = None,
         closed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take over a descriptor.
-
-        Args:
-            descriptor: the reader's own; it outlives the file's name.
-            size: of the whole file in bytes.
-            download: by which the file arrives; None: all of it is here.
-            closed: called once the descriptor is released.
-        """
         self.size = size
         self.is_arriving = download is not None
         self.last: int | None = None
-        """Where the reader ends. The last byte of a part of an object waits for verification, too."""
+        """Where the reader ends. The last byte of a part of an object waits for verification as well."""
         self._file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - closed by the reader
         self._download = download
         self._closed = closed
 
     def fileno(self) -> int:
-        """The reader's own descriptor."""
         return self._file.fileno()
 
     async def wait(self, offset: int) -> int:
-        """As `messages.Source` has it."""
         return self.size if self._download is None else await self._download.available(offset, self.last)
 
     def close(self) -> None:
-        """Release the descriptor."""
         if not self._file.closed:
             self._file.close()
             self._closed()

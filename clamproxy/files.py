@@ -1,6 +1,6 @@
-"""Files: locks, replacement as a whole, and damaged SQLite files set aside.
+"""Files: locks, atomic replacement, and damaged SQLite files set aside.
 
-Whatever is written here survives a kill -9 at any moment: under a name stands the former file or the new
+Whatever is written here survives a kill -9 at any moment: each name has either the former file or the new
 one, and nothing in between.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 type Identity = tuple[int, int]
-"""Which file it is, whatever its name: device and inode."""
+"""Identifies a file, whatever its name: device and inode."""
 
 _NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT)
-"""Another file system, one without links, too many links, or a name that has just gone."""
+"""Another file system, one without links, too many links, or a name that has just disappeared."""
 _NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
@@ -32,17 +32,17 @@ _NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
     """Lock a file against other processes, unless one of them has locked it. Quick.
 
-    The lock belongs to the open file: it goes with its last descriptor, however the process ends.
+    The lock belongs to the open file: it ends with the last descriptor, however the process ends.
 
     Args:
         file: the file, or its descriptor.
-        shared: whether others may hold such a lock, too.
+        shared: whether others may hold such a lock as well.
 
     Returns:
         Whether it is locked now.
 
     Raises:
-        OSError: the file system has no locks, for one.
+        OSError: for example, the file system has no locks.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -52,21 +52,21 @@ def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
 
 
 def share_lock(file: int | IO[bytes]) -> None:
-    """Hold a lock together with others, as soon as no process holds it alone. Blocks.
+    """Take a shared lock as soon as no process holds an exclusive one. Blocks.
 
     Raises:
-        OSError: the file system has no locks, for one.
+        OSError: for example, the file system has no locks.
     """
     fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def unlock(file: int | IO[bytes]) -> None:
-    """Give a lock up while duplicates of the descriptor stay open."""
+    """Release a lock even if duplicates of the descriptor stay open."""
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def identity_of(file: int | Path) -> Identity | None:
-    """Which file has a descriptor, or a name at this moment; None if there is none."""
+    """The identity of the file with this descriptor or, at the moment, this name; None if there is none."""
     try:
         status = os.stat(file)  # noqa: PTH116 -- a descriptor, too
     except OSError:
@@ -79,15 +79,15 @@ def identity_of(file: int | Path) -> Identity | None:
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterator[BinaryIO]:
-    """Write a file that takes its name when it is complete and synced. Blocks.
+    """Write a file that gets its name when it is complete and synced. Blocks.
 
     Args:
-        path: the file. What is written stands beside it, under a name that nobody else chooses.
+        path: the file. Until then, it is in the same directory, under a name that nobody else chooses.
         mode: the rights of the new file.
-        suffix: of that name; what a kill leaves can be told by it.
+        suffix: of the temporary name; it identifies what is left after a kill.
 
     Raises:
-        OSError: it can't be written; then the former file is as it was. Or the directory can't be synced.
+        OSError: it can't be written; the former file is unchanged then. Or the directory can't be synced.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
     try:
@@ -103,12 +103,11 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterat
 
 
 def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
-    """Give a file another name, or copy it where that can't be done. Blocks.
+    """Give a file another name, or copy it where links don't work. Blocks.
 
     Args:
-        path: the file.
-        target: the new name, which nobody has.
-        content: a descriptor of the file, from which it is copied even if `path` is gone meanwhile.
+        target: the new name, which must not exist.
+        content: a descriptor of the file; it is copied from there even if `path` has disappeared by then.
 
     Raises:
         OSError: the file can't be put there.
@@ -118,7 +117,7 @@ def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
     except OSError as error:
         if error.errno not in _NOT_LINKABLE or (content is None and not path.exists()):
             raise
-        # By a descriptor of its own: others read by this one, and move its position.
+        # With a separate descriptor: others read from this one, and move its position.
         source = path if content is None else Path(f"/proc/self/fd/{content}")
         with source.open("rb") as original, target.open("xb") as copy:
             shutil.copyfileobj(original, copy)
@@ -144,7 +143,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def open_to_read(path: Path) -> BinaryIO:
-    """Open a file; what else has its name counts as no file. Quick.
+    """Open a regular file; anything else with its name counts as no file. Quick.
 
     Raises:
         OSError: there is none, or it can't be read.
@@ -162,7 +161,7 @@ def open_to_read(path: Path) -> BinaryIO:
 
 
 def file_sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal. Blocks.
+    """The SHA-256 digest of a file, in hexadecimal. Blocks.
 
     Raises:
         OSError: it can't be read.
@@ -175,10 +174,10 @@ def file_sha256(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove what has a name, even if that is a directory; nothing if nothing has it. Blocks.
+    """Remove a file or directory, if it exists. Blocks.
 
     Raises:
-        OSError: the disk is read-only, for one.
+        OSError: for example, the disk is read-only.
     """
     try:
         path.unlink(missing_ok=True)
@@ -192,19 +191,18 @@ def set_aside(database: Path, damaged: Identity | None, aside: Path) -> bool:
     """Move a damaged SQLite file out of the way, unless another process has done so. Blocks.
 
     Args:
-        database: its name.
-        damaged: which file is damaged; another one of that name stays.
-        aside: its new name; what has it is removed, even a directory.
+        damaged: the identity of the damaged file; another file with that name stays.
+        aside: its new name; whatever is there is removed, even a directory.
 
     Returns:
         Whether it was moved.
 
     Raises:
-        OSError: the disk is read-only, for one.
+        OSError: for example, the disk is read-only.
     """
     if damaged is None or identity_of(database) != damaged:
         return False
-    # A log that is left would be applied to the next file of that name.
+    # A log that is left behind would be applied to the next file with that name.
     for suffix in ("-wal", "-shm"):
         remove(database.with_name(database.name + suffix))
     remove(aside)

@@ -1,4 +1,4 @@
-"""Notes: what a part of the gateway knows, kept over a restart as small JSON values."""
+"""Notes: small JSON values in which parts of the gateway keep what they know across a restart."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ class Keeper(Protocol):
     """Where notes are kept: the index of the cache, or the file of records."""
 
     def notes(self, prefix: str) -> dict[str, Any]:
-        """All notes below a prefix, by the rest of their key."""
+        """All notes with a prefix, by the rest of their key."""
 
     def set_note(self, key: str, value: Any) -> object:
         """Keep a JSON value; None removes it. Blocks."""
 
 
 class Notes:
-    """The notes of one part, below a topic of its own."""
+    """The notes of one part of the gateway, under its own topic.
+
+    Args:
+        keeper: where they are kept; None: nowhere, and nothing outlives the process.
+        writer: writes them soon; None: they are written at once, in the caller's thread.
+        topic: the part of the keys before the slash, the same for all of them.
+        read_only: saved values are not kept; for callers that only read.
+    """
 
     def __init__(
         self, keeper: Keeper | None, writer: Writer | None, topic: str, *, read_only: bool = False
     ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            keeper: where they are; None: nowhere, and nothing outlives the process.
-            writer: writes them soon; None: they are written at once, by whoever saves them.
-            topic: the part of the keys before the slash that all of them have in common.
-            read_only: what is saved is not kept; for those who only look.
-        """
         self._keeper = keeper
         self._writer = writer
         self._prefix = f"{topic}/"
@@ -41,8 +40,8 @@ class Notes:
         """What an earlier process saved. Blocks, but not for long.
 
         Args:
-            parse: makes something of a JSON value. Whatever it fails on is forgotten: files come from
-                other versions, and from disks that err.
+            parse: converts a JSON value. Values on which it fails are forgotten: they may come from other
+                versions, or from failing disks.
         """
         found = {}
         for key, value in (self._keeper.notes(self._prefix) if self._keeper is not None else {}).items():
@@ -53,7 +52,7 @@ class Notes:
         return found
 
     def save(self, key: str, value: Any) -> None:
-        """Keep a JSON value. Quick if there is a writer; for any thread."""
+        """Keep a JSON value. Quick if there is a writer. Any thread."""
         keeper, key = self._keeper, self._prefix + key
         if keeper is None or self._read_only:
             return
@@ -63,9 +62,9 @@ class Notes:
             self._writer.submit(lambda: keeper.set_note(key, value))
 
     def forget(self, key: str) -> None:
-        """Remove a value, whether it is there or not."""
+        """Remove a value, if there is one."""
         self.save(key, None)
 
 
 UNKEPT = Notes(None, None, "")
-"""For what ends with the process."""
+"""For knowledge that ends with the process."""

@@ -1,4 +1,4 @@
-"""Single flight: what several callers want at the same time is done once, for all of them."""
+"""Single flight: work that several callers want at the same time is done once, for all of them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from typing import Any
 class SingleFlight[K: Hashable, R]:
     """Runs work at most once at a time for each key. Event loop only.
 
-    Each run is a task that belongs to this object, not to the caller that began it:
+    Each run is a task that belongs to this object, not to the caller that started it:
 
-    * A caller that is cancelled, or that runs out of time, leaves alone. The run goes on for the others,
-      and to its end even when nobody is left: what it puts into the cache is wanted all the same.
-    * Every caller that still waits gets what the run returns or raises. An exception that nobody waits for is
-      dropped, but `on_failure` hears of each.
-    * Nothing is remembered. When a run has ended, the next caller begins another.
+    * A caller that is cancelled or runs out of time leaves alone. The run continues for the others, and
+      finishes even when nobody is left: its result still belongs in the cache.
+    * Every caller that is still waiting gets what the run returns or raises. An exception that nobody waits
+      for is dropped, but `on_failure` is called for each.
+    * Nothing is remembered. When a run has ended, the next caller starts another.
     * `stop` cancels all runs, and their callers get `asyncio.CancelledError`. It doesn't wait for them to
-      end, nor refuse later ones. A thread that a run waits for goes on, and its result is dropped.
+      end, and doesn't refuse later ones. A thread that a run waits for continues, and its result is dropped.
+
+    Args:
+        name: what the runs do; their tasks are named after it and the key.
+        on_failure: called with the key and the exception of a run, before its callers get the exception.
     """
 
     def __init__(self, name: str, on_failure: Callable[[K, BaseException], None] = lambda *_: None) -> None:
-        """Nothing runs yet.
-
-        Args:
-            name: what the runs do; their tasks are named after it and the key.
-            on_failure: called with the key and the exception of a run, before its callers get that.
-        """
         self._name = name
         self._on_failure = on_failure
         self._tasks: dict[K, asyncio.Task[R]] = {}
@@ -41,7 +39,7 @@ class SingleFlight[K: Hashable, R]:
         return sum(not task.done() for task in self._tasks.values())
 
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """Wait for the run of a key, begun now unless it is under way.
+        """Wait for a key's run, and start it unless it is under way.
 
         Args:
             key: callers with equal keys share a run.
@@ -55,10 +53,10 @@ class SingleFlight[K: Hashable, R]:
         return await asyncio.shield(self.start(key, work))
 
     def start(self, key: K, work: Callable[[], Coroutine[Any, Any, R]]) -> asyncio.Task[R]:
-        """The same without waiting, for work in the background and for callers that wait by `asyncio.wait`.
+        """Start a run without waiting, for background work and for callers that use `asyncio.wait`.
 
         Returns:
-            The task. Don't await it: a caller that is cancelled would take it along for all others.
+            The task. Don't await it: a cancelled caller would cancel it for all others.
         """
         task = self._tasks.get(key)
         if task is None or task.done():
@@ -68,13 +66,12 @@ class SingleFlight[K: Hashable, R]:
         return task
 
     def stop(self) -> None:
-        """Cancel what is running."""
         for task in list(self._tasks.values()):
             task.cancel()
 
     def _ended(self, key: K, task: asyncio.Task[R]) -> None:
-        if self._tasks.get(key) is task:  # else another caller has begun the next run already
+        if self._tasks.get(key) is task:  # otherwise another caller has already started the next run
             del self._tasks[key]
-        # Looking at the exception keeps asyncio from logging what nobody waited for.
+        # Retrieving the exception keeps asyncio from logging it if nobody waited for it.
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(key, error)

@@ -1,4 +1,4 @@
-"""Where records are, and how those of earlier versions get there: they kept them in the cache."""
+"""Where records are, and how those of earlier versions get there: they were kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIX = "-state"
 
 
 def state_directory(settings: Settings) -> Path:
-    """Where records are: as configured, else beside the cache, else in it. Makes nothing."""
+    """The directory of the records: as configured, else next to the cache, else in it. Creates nothing."""
     if settings.state.directory is not None:
         return settings.state.directory
     beside = _beside(settings)
@@ -28,7 +28,7 @@ def state_directory(settings: Settings) -> Path:
 
 
 def open_store(settings: Settings) -> Store:
-    """The cache with its records, for a command: nothing is tidied up. Blocks for some milliseconds.
+    """Open the cache with its records for a command, without tidying up. Blocks for some milliseconds.
 
     Raises:
         OSError: the cache directory can't be used.
@@ -37,10 +37,10 @@ def open_store(settings: Settings) -> Store:
 
 
 def make_state_directory(settings: Settings) -> Path:
-    """The same, made if it isn't there.
+    """The directory of the records, created if it doesn't exist.
 
     Raises:
-        OSError: the configured one can't be made, and not because the disk is full or read-only.
+        OSError: the configured one can't be created, and not because the disk is full or read-only.
     """
     configured = settings.state.directory
     directory = configured or _beside(settings)
@@ -48,7 +48,7 @@ def make_state_directory(settings: Settings) -> Path:
         directory.mkdir(mode=0o700, parents=configured is not None, exist_ok=True)
     except OSError as error:
         if configured is None:
-            # Where the path makes no sense, the cache can't be made, either, and says so.
+            # With a nonsensical path the cache can't be created either, and reports that.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
                 reason = f"{directory} can't be made ({error.strerror})"
                 logger.warning("Records stay in the cache directory: %s; set state.directory.", reason)
@@ -59,12 +59,12 @@ def make_state_directory(settings: Settings) -> Path:
 
 
 def move_records(store: Store, cache: Path) -> None:
-    """Bring what an earlier version kept in the cache to where it belongs. Blocks.
+    """Move what an earlier version kept in the cache to where it belongs. Blocks.
 
-    Nothing is lost or counted twice, whenever this is killed: it goes on at the next start.
+    Nothing is lost or counted twice if this is killed at any point: the next start continues.
 
     Args:
-        store: the cache, and its records.
+        store: the cache with its records.
         cache: the cache directory.
     """
     for name in (FLEET, COUNTERS):

@@ -1,4 +1,4 @@
-"""Upkeep of the cache: surplus objects go, damage is found, and a disk that recovers is used again."""
+"""Upkeep of the cache: removes surplus objects, finds damage, and uses a disk again when it recovers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clamproxy.threads import Writer
 logger = logging.getLogger(__name__)
 
 MEND_EVERY = 2.0
-"""Seconds between looks at whether the disk takes what waits in memory."""
+"""Seconds between checks whether the disk accepts what waits in memory."""
 
 
 class Upkeep:
@@ -45,7 +45,7 @@ class Upkeep:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Tidy up, check everything once, and mend from now on."""
+        """Tidy up and check everything once, and keep mending from now on."""
         self.tidy_soon()
         self._tasks = [
             asyncio.create_task(self.check(), name="check what is cached"),
@@ -53,13 +53,12 @@ class Upkeep:
         ]
 
     def stop(self) -> None:
-        """Cancel what is under way."""
         for task in self._tasks:
             task.cancel()
 
     def tidy_soon(self) -> None:
-        """The cache has grown. Tidies once for all that is published until the writer gets to it."""
-        # It looks at every object.
+        """To be called when the cache has grown. Tidies once for all objects published in the meantime."""
+        # Tidying looks at every object.
         if not self._tidy_pending:
             self._tidy_pending = True
             self._writer.submit(self._tidy)
@@ -74,14 +73,14 @@ class Upkeep:
         self._builder.sweep()
 
     async def check(self) -> None:
-        """What was spoilt on the disk while nobody looked must not be served."""
+        """Find what was damaged on the disk while no process watched it: it must not be served."""
         await self._soundness.ensure_all()
         for database in sorted(self._store.databases()):
             await self._lineages.get(database)
         await self._signs.examine_all()
 
     async def _mend(self) -> None:
-        """Notice that the disk takes again what it didn't, and that the index was damaged or deleted."""
+        """Notice that the disk accepts writes again, or that the index was damaged or deleted."""
         while True:
             await asyncio.sleep(MEND_EVERY)
             try:

@@ -1,4 +1,4 @@
-"""Identification: what a file is that no row of the index tells of. Each answer is verified."""
+"""Identification: what a file is if no row of the index names it. Each result is verified."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from clamproxy.formats.verification import verify
 from clamproxy.objects import Kind, ObjectId
 
 _DATABASES = ("daily", "main", "bytecode", "safebrowsing", "test", "valhalla")
-"""Whose a nameless file may be."""
+"""The databases to which a nameless file may belong."""
 
 
 def identify(path: Path, keys: TrustedKeys) -> ObjectId | None:
-    """What a file is that no row tells of, by its name or its content, verified. Blocks."""
+    """The object in a file without a row, by its name or content, verified; else None. Blocks."""
     for object_id in _candidates(path):
         with suppress(InvalidObject, OSError):
             verify(path, object_id, keys)
@@ -42,7 +42,7 @@ def is_valid(path: Path, object_id: ObjectId, keys: TrustedKeys) -> bool:
 
 
 def metadata_of(path: Path, object_id: ObjectId) -> Metadata:
-    """What a verified file itself tells. Blocks: reads all of it.
+    """The metadata that a verified file itself gives. Blocks: reads all of it.
 
     Raises:
         OSError: it can't be read.

@@ -1,9 +1,9 @@
-"""Where objects lie: each under its own name, in the directory of its database.
+"""Where objects are: each under its own name, in the directory of its database.
 
     objects/daily/daily-27800.cdiff
     objects/daily/daily-27800.cdiff.sign
 
-The place follows from what an object is. So an administrator finds it, and the index can be made anew
+The place follows from what an object is. So an administrator can find it, and the index can be rebuilt
 from the files. Earlier versions kept the files in ``index/objects``, before that in ``index`` under
 diskcache's names (``3f/a0/….val``); they are served from there until a start moves them.
 """
@@ -30,12 +30,12 @@ _BY_DISKCACHE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]+\.val")
 
 
 def file_name(object_id: ObjectId) -> str:
-    """Where an object's file is, below the cache directory."""
+    """The path of an object's file, relative to the cache directory."""
     return f"{OBJECTS}/{object_id.database}/{object_id.file_name}"
 
 
 def is_former(filename: str, object_id: ObjectId) -> bool:
-    """Whether a row names a file as earlier versions did, below the directory of the index.
+    """Whether a row names a file as earlier versions did, relative to the directory of the index.
 
     Nothing else that a row says is followed: one flipped bit could lead to another object's file.
     """
@@ -43,36 +43,34 @@ def is_former(filename: str, object_id: ObjectId) -> bool:
 
 
 def locate(root: Path, object_id: ObjectId, filename: str | None) -> Path:
-    """The file of an object, which need not be there. Quick.
+    """The path of an object's file, which need not exist. Quick.
 
     Args:
         root: the cache directory.
-        object_id: the object.
-        filename: what its row says.
+        filename: the file's name in the object's row.
     """
     name = file_name(object_id)
     own = root / name
     if filename is None or filename == name or not is_former(filename, object_id):
         return own
     former = root / INDEX / filename
-    # A start that was killed has moved it, but its row doesn't say so yet.
+    # A start that was killed may have moved it without updating its row.
     has_moved = os.path.lexists(own) and not os.path.lexists(former)
     return own if has_moved else former
 
 
 def place(root: Path, object_id: ObjectId, path: Path) -> str:
-    """Give a finished file its place, with another name or as a copy. Blocks.
+    """Put a finished file in its place, with another name or as a copy. Blocks.
 
     Args:
         root: the cache directory.
-        object_id: what it is.
-        path: the file; it keeps this name, too.
+        path: the file, which also keeps this name.
 
     Returns:
-        Its new name, below the cache directory. After a crash it is there, complete, or it isn't.
+        Its new name, relative to the cache directory. After a crash it is there, complete, or it isn't.
 
     Raises:
-        OSError: the disk is full, for one.
+        OSError: for example, the disk is full.
     """
     target = _prepared(root, object_id)
     temporary = target.with_name(f".{object_id.file_name}.{secrets.token_hex(4)}")
@@ -88,7 +86,7 @@ def place(root: Path, object_id: ObjectId, path: Path) -> str:
 
 
 def move(root: Path, object_id: ObjectId, path: Path) -> str:
-    """Move a file within the cache to its place; nothing if it is there already. Quick: copies nothing.
+    """Move a file within the cache to its place, unless it is there already. Quick: copies nothing.
 
     The caller syncs the directory before it relies on the new name.
 
@@ -106,13 +104,13 @@ def _prepared(root: Path, object_id: ObjectId) -> Path:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_directory(target.parent.parent)
         sync_directory(root)
-    if target.is_dir():  # nothing can be renamed to that
+    if target.is_dir():  # a file can't be renamed to that
         remove(target)
     return target
 
 
 def name_in_row(root: Path, object_id: ObjectId, path: Path) -> str | None:
-    """How a row names the file of an object where it is now; None if it can't."""
+    """The name by which a row refers to an object's file where it is now; None if it can't."""
     if path == root / file_name(object_id):
         return file_name(object_id)
     if not path.is_relative_to(root / INDEX):
@@ -122,10 +120,10 @@ def name_in_row(root: Path, object_id: ObjectId, path: Path) -> str | None:
 
 
 def require_readable(root: Path) -> None:
-    """See that what is cached can be read: else the cache would look empty. Quick.
+    """Check that the cache can be read: otherwise it would look empty. Quick.
 
     Raises:
-        PermissionError: not by this user.
+        PermissionError: this user can't read it.
     """
     for directory in (root / INDEX, root / OBJECTS):
         if directory.is_dir():
@@ -135,9 +133,9 @@ def require_readable(root: Path) -> None:
 
 
 def scan(root: Path) -> Iterator[Path]:
-    """All files of objects, and what else lies between them. Takes milliseconds for a thousand.
+    """All files of objects, and any others among them. Takes milliseconds for a thousand.
 
-    What is neither a file nor a directory is left out: opening a FIFO may wait for ever.
+    Anything that is neither a file nor a directory is left out: opening a FIFO may wait forever.
     """
     for top in (root / OBJECTS, root / INDEX):
         for below, _, names in os.walk(top):
@@ -149,7 +147,7 @@ def scan(root: Path) -> Iterator[Path]:
 
 
 def tidy(root: Path) -> None:
-    """Remove empty directories, and let the version before this one find the objects, too. Blocks.
+    """Remove empty directories, and let the previous version find the objects as well. Blocks.
 
     It resolves the names in rows below ``index``, as diskcache does: after a downgrade, nothing has to be
     fetched again.

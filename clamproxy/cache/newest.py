@@ -15,7 +15,7 @@ from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow
 from clamproxy.objects import Kind, ObjectId
 
 type _Mark = tuple[int, int, int]
-"""What tells whether a file has changed since: its length, inode and time of change."""
+"""Identifies a state of a file, to notice changes: its length, inode and time of change."""
 
 
 @dataclass(slots=True)
@@ -25,11 +25,17 @@ class _Cvd:
     path: str
     metadata: Metadata
     refused: _Mark | None = None
-    """That of its file when it couldn't be opened."""
+    """The mark of its file when it couldn't be opened."""
 
 
 class NewestCvds:
-    """The newest CVD of each database, in step with the index and the files. Thread-safe."""
+    """The newest CVD of each database, in step with the index and the files. Thread-safe.
+
+    Args:
+        index: says which CVDs there are.
+        path_of: returns the path of a CVD's file.
+        open_object: opens an object, if its file is there and can be read.
+    """
 
     def __init__(
         self,
@@ -37,20 +43,13 @@ class NewestCvds:
         path_of: Callable[[ObjectId, IndexRow], Path],
         open_object: Callable[[ObjectId], PublishedFile | None],
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            index: says which CVDs there are.
-            path_of: gives the file of one.
-            open_object: opens one, if its file is there and can be read.
-        """
         self._index = index
         self._path_of = path_of
         self._open_object = open_object
         self._listed: tuple[int, dict[str, list[_Cvd]]] = (-1, {})
 
     def open(self, database: str) -> PublishedFile | None:
-        """The newest one of a database for reading, or None. Quick."""
+        """Open the newest CVD of a database; None if there is none. Quick."""
         for cvd in self._list().get(database, ()):
             if (published := self._open_object(cvd.object_id)) is not None:
                 return published
@@ -58,7 +57,7 @@ class NewestCvds:
         return None
 
     def known(self, database: str) -> tuple[ObjectId, Metadata] | None:
-        """The same by the index alone. Opens nothing: one stat() tells whether the file is still there."""
+        """The newest CVD by the index alone. Opens nothing: one stat() tells whether the file is there."""
         for cvd in self._list().get(database, ()):
             mark = _mark_of(cvd.path)
             if mark is not None and mark[0] == cvd.metadata.size and mark != cvd.refused:
@@ -66,7 +65,7 @@ class NewestCvds:
         return None
 
     def _list(self) -> dict[str, list[_Cvd]]:
-        """The CVDs of each database, the newest first."""
+        """The CVDs of each database, newest first."""
         generation, listed = self._listed
         if generation != (now := self._index.generation()):
             before = {cvd.object_id: cvd for cvds in listed.values() for cvd in cvds}

@@ -1,4 +1,4 @@
-"""Owners: the processes that have a cache directory open. Who is alone may tidy up in it."""
+"""Owners: the processes that have a cache directory open. Only a process that is alone may tidy it up."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _LOCK = "owners.lock"
 
 
 class Owners:
-    """This process among them: they share a lock, which ends with each process."""
+    """This process among the owners: they share a lock, which each process releases when it ends.
+
+    Args:
+        parts: the directories in the cache directory.
+        condition: told about trouble with the disk.
+    """
 
     def __init__(self, directory: Path, parts: Iterable[Path], condition: Condition) -> None:
-        """Make what isn't there, as far as the disk takes it.
-
-        Args:
-            directory: the cache directory.
-            parts: the directories in it.
-            condition: told of trouble with the disk.
+        """Create what doesn't exist, as far as the disk allows it.
 
         Raises:
-            OSError: there is no such directory, and it can't be made; or it can't be read.
+            OSError: the directory doesn't exist and can't be created, or it can't be read.
         """
         _make(directory)
         self._lock: IO[bytes] | None = None
         try:
-            # Whoever can write here can choose what the site's scanners load.
+            # Anybody with write access here can choose what the site's scanners load.
             directory.chmod(0o700)
-            # What root makes for another user, that user can't write to.
+            # A user can't write to what root creates for them.
             is_own = directory.stat().st_uid == os.geteuid()
             if is_own:
                 for path in parts:
@@ -44,7 +44,7 @@ class Owners:
             if is_own or lock.exists():
                 self._lock = lock.open("ab")
         except OSError as error:
-            list(directory.iterdir())  # what can't be read either can't be served
+            list(directory.iterdir())  # if it can't be read either, nothing can be served
             is_foreign = isinstance(error, PermissionError) and directory.stat().st_uid != os.geteuid()
             if is_foreign or not condition.failed(error):
                 raise
@@ -52,14 +52,14 @@ class Owners:
                 self._lock = (directory / _LOCK).open("rb")
 
     def is_alone(self) -> bool:
-        """Whether no other process has the cache open; none can then open it before `join`."""
+        """Whether no other process has the cache open; if so, none can open it before `join`."""
         try:
             return self._lock is not None and try_lock(self._lock)
         except OSError:  # no locks on this file system
             return False
 
     def join(self) -> None:
-        """Be one of them, and let others in. Blocks while another process tidies up.
+        """Become one of the owners, and let others in. Blocks while another process tidies up.
 
         Raises:
             OSError: the file system has no locks.
@@ -68,7 +68,7 @@ class Owners:
             share_lock(self._lock)
 
     def leave(self) -> None:
-        """Let another process be alone."""
+        """Release the lock, so that another process can be alone."""
         if self._lock is not None:
             self._lock.close()
 

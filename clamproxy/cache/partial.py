@@ -18,17 +18,20 @@ from clamproxy.storage.condition import LEAST_SPACE, free_bytes
 from clamproxy.storage.growing_file import GrowingFile
 
 LONGEST_KEPT = 2 * 86400.0
-"""Seconds after which an interrupted transfer is not worth resuming: a newer version is out."""
+"""Seconds after which an interrupted transfer is not worth resuming: a newer version is out by then."""
 
 
 _DIGESTED_AT_A_TIME = MIB
 
 
 class NoRoomError(Exception):
-    """The disk has no room for the whole file."""
+    """The disk has no room for the whole file.
+
+    Args:
+        needed: bytes for which there is no room.
+    """
 
     def __init__(self, needed: int) -> None:
-        """Say how many bytes are missing room."""
         super().__init__(f"the disk has no room for {needed:,} bytes")
         self.needed = needed
 
@@ -39,7 +42,7 @@ class BusyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What identifies the file at the origin, so that a resumed transfer never mixes two."""
+    """Identifies the file at the origin, so that a resumed transfer never mixes two."""
 
     size: int | None
     etag: str | None
@@ -47,13 +50,13 @@ class Validators:
 
     @property
     def is_sound(self) -> bool:
-        """Whether what was read back is of the right types."""
+        """Whether the values that were read back have the right types."""
         tags = (self.etag, self.last_modified)
         return isinstance(self.size, int) and all(tag is None or isinstance(tag, str) for tag in tags)
 
     @property
     def if_range(self) -> str | None:
-        """The If-Range field for a resumption, or None if there can't be one (RFC 9110 13.1.5)."""
+        """The If-Range field for resuming, or None if there can't be one (RFC 9110 13.1.5)."""
         if self.size is None:
             return None
         if self.etag is not None and not self.etag.startswith("W/"):
@@ -62,7 +65,7 @@ class Validators:
 
 
 class PartialFile(GrowingFile):
-    """A file that grows, with its validators beside it. Locked against other processes."""
+    """A file that grows, with its validators in a second file. Locked against other processes."""
 
     is_unnamed = False
     """Whether it is in memory only."""
@@ -71,7 +74,7 @@ class PartialFile(GrowingFile):
         super().__init__(path, descriptor)
         self.validators: Validators | None = None
         self.payload = PayloadDigest()
-        """If it is a CVD: of what `digest_more` has taken in."""
+        """For a CVD: the digest of what `digest_more` has read."""
 
     @classmethod
     def claim(cls, directory: Path, object_id: ObjectId) -> Self:
@@ -95,20 +98,19 @@ class PartialFile(GrowingFile):
 
     @property
     def resumable(self) -> bool:
-        """Whether the rest can be asked for by Range."""
+        """Whether the rest can be requested by Range."""
         return self.have > 0 and self.validators is not None and self.validators.if_range is not None
 
     @property
     def complete(self) -> bool:
-        """Whether all bytes are there."""
         return self.validators is not None and self.have == self.validators.size
 
     def begin(self, validators: Validators) -> None:
-        """Start from nothing with what the origin sends now.
+        """Start from zero with the file that the origin sends now.
 
         Raises:
             NoRoomError: it would fill the disk.
-            OSError: the disk takes nothing.
+            OSError: the disk accepts nothing.
         """
         os.ftruncate(self.descriptor, 0)
         self.have = 0
@@ -120,12 +122,12 @@ class PartialFile(GrowingFile):
         self._sidecar.write_text(json.dumps(asdict(validators)))
 
     def end(self) -> None:
-        """The origin has sent all of it: what came without a length has one now."""
+        """The origin has sent the whole file, so its size is known even if none was given."""
         if self.validators is not None and self.validators.size is None:
             self.validators = replace(self.validators, size=self.have)
 
     def digest_more(self) -> None:
-        """Bring `payload` nearer to what has arrived, if that is worth a look. Takes milliseconds."""
+        """Advance `payload` towards what has arrived, if that is worth a read. Takes milliseconds."""
         if self.have - self.payload.end >= _DIGESTED_AT_A_TIME:
             self.payload.follow(self._read, min(self.have, self.payload.end + 2 * _DIGESTED_AT_A_TIME))
 
@@ -133,19 +135,17 @@ class PartialFile(GrowingFile):
         return os.pread(self.descriptor, length, offset)
 
     def read_beginning(self, length: int) -> bytes:
-        """The first bytes."""
         return os.pread(self.descriptor, min(length, self.have), 0)
 
     def discard(self) -> None:
-        """Delete it."""
         self.path.unlink(missing_ok=True)
         self._sidecar.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Unlock and close, once; readers that duplicated the descriptor go on."""
+        """Unlock and close the file, once; readers that duplicated the descriptor continue."""
         if self.descriptor < 0:
             return
-        with suppress(OSError):  # a disk that can't be written to any more; what stays is swept up later
+        with suppress(OSError):  # the disk can't be written to any more; what stays is swept up later
             if self.have == 0:
                 self.path.unlink(missing_ok=True)
             if not self.path.exists():
@@ -158,7 +158,7 @@ class PartialFile(GrowingFile):
         return self.path.with_suffix(".json")
 
     def _load(self) -> None:
-        """Take over what an earlier process left, if its validators are there and fit."""
+        """Take over what an earlier process left, if its validators exist and fit."""
         try:
             validators = Validators(**json.loads(self._sidecar.read_text()))
             size = os.fstat(self.descriptor).st_size
@@ -171,7 +171,7 @@ class PartialFile(GrowingFile):
 
 
 def sweep(directory: Path) -> None:
-    """Delete the partial files that nobody will resume. Blocks."""
+    """Delete the partial files that won't be resumed any more. Blocks."""
     for path in directory.glob("*.part"):
         with suppress(OSError, ValueError, BusyError):
             if path.stat().st_mtime + LONGEST_KEPT < time.time():

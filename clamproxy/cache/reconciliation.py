@@ -1,6 +1,6 @@
-"""Reconciliation: index and files are brought together again, after a crash or a loss of either.
+"""Reconciliation: brings index and files together again, after a crash or the loss of either.
 
-The files tell what they are, so the index can be made anew from them; each is verified before that.
+Each file shows what it is, so the index can be rebuilt from the files. Each is verified first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> None:
-    """Forget lost files, take in those without a row or remove them, give all their places.
+    """Forget lost files, add files without a row or remove them, and put all files in their places.
 
-    Blocks: verifies what it takes in.
+    Blocks: verifies the files that it adds.
 
     Args:
-        index: the rows; none is left that has no file.
+        index: the rows; afterwards, each has its file.
         root: the cache directory.
         keys: whose signatures count.
         alone: whether no other process is about to publish: its file is there before its row.
@@ -49,9 +49,9 @@ def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> No
                 move = layout.move if alone else layout.name_in_row
                 if (filename := move(root, object_id, path)) is not None:
                     found[object_id] = IndexRow(text, filename)
-                    # Its place may be in the list, too, for a file that this one has just replaced.
+                    # Its place may also be in the list for a file that this one has just replaced.
                     named.add(os.path.realpath(layout.locate(root, object_id, filename)))
-        elif alone and os.access(path, os.R_OK):  # else nobody knows what it is
+        elif alone and os.access(path, os.R_OK):  # otherwise it is unknown what the file is
             with suppress(OSError):
                 path.unlink()
     if found:
@@ -63,16 +63,16 @@ def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> No
 
 
 def _forget_lost(index: Index, root: Path) -> set[Path]:
-    """Forget the objects whose files are gone, or are not as long as they were.
+    """Forget the objects whose files are gone, or have another size than before.
 
     Returns:
-        The files of these. A signature would verify by itself, cut or not.
+        The files of these objects. A signature would verify on its own, truncated or not.
     """
     spoilt: set[Path] = set()
     lost: dict[str, IndexRow | None] = {}
     for object_id, row in _objects(index).items():
         path = layout.locate(root, object_id, row.filename)
-        with suppress(OSError):  # what can't be read now is not lost
+        with suppress(OSError):  # a file that can't be read now is not lost
             published = open_published(object_id, path, row.text)
             if published is not None:
                 published.close()
@@ -87,15 +87,15 @@ def _forget_lost(index: Index, root: Path) -> set[Path]:
 
 
 def _take_over(index: Index, root: Path) -> None:
-    """Move the files of earlier versions to their places: by renaming, then in their rows.
+    """Move the files of earlier versions to their places: first by renaming, then in their rows.
 
-    If that ends between the two, the next start finds them in either place.
+    If this is interrupted between the two, the next start finds them in either place.
     """
     moved: dict[ObjectId, IndexRow] = {}
     for object_id, row in _objects(index).items():
         if row.filename is not None and layout.is_former(row.filename, object_id):
             path = layout.locate(root, object_id, row.filename)
-            with suppress(OSError):  # on a read-only disk, they are served from where they are
+            with suppress(OSError):  # on a read-only disk, they are served from their old places
                 moved[object_id] = IndexRow(row.text, layout.move(root, object_id, path))
     with suppress(OSError):
         for directory in {(root / row.filename).parent for row in moved.values() if row.filename}:
@@ -108,7 +108,7 @@ def _take_over(index: Index, root: Path) -> None:
 def _objects(index: Index) -> dict[ObjectId, IndexRow]:
     objects = {}
     for key in index.keys(OBJECT_PREFIX):
-        with suppress(ValueError):  # a name of no object, which is dropped when it is listed
+        with suppress(ValueError):  # not the name of an object; dropped when it is listed
             if (row := index.get(key)) is not None:
                 objects[ObjectId.parse(key.removeprefix(OBJECT_PREFIX))] = row
     return objects

@@ -1,4 +1,4 @@
-"""Values that are right by themselves but can't work together, or not where the proxy listens. Pure."""
+"""Values that are valid alone but can't work together, or not where the proxy listens. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint, host_and_port
 
 _TIDIED = ("index", "objects", "partial", "quarantine", "feeds")
-"""Directories of the cache from which the gateway removes what it doesn't know."""
+"""Directories of the cache from which the gateway removes anything it doesn't know."""
 _PORTS = {"http": 80, "https": 443}
 
 
 def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
-    """Name the first conflict: key, value, and what was expected.
+    """The first conflict: key, value, and what was expected.
 
     Args:
-        settings: the configuration.
         listening: where the proxy listens: listen.proxy, unless the command line says otherwise.
 
     Returns:
-        A line, None if there is no conflict.
+        One line; None if there is no conflict.
     """
     pages = settings.status.listen
     for endpoint in listening:
@@ -59,7 +58,7 @@ def _dns_loop(settings: Settings) -> str | None:
 
 
 def _hidden_host(settings: Settings) -> str | None:
-    """A host that is never what it is meant for, as it is answered as the CDN."""
+    """A host that can't serve its purpose, because the gateway answers for it as the CDN."""
     named = {
         "serving.pass_through": settings.serving.pass_through,
         "feeds.hosts": settings.feeds.hosts,
@@ -82,7 +81,7 @@ def _records_among_objects(settings: Settings) -> str | None:
 
 
 def _leads_to(url: str, endpoint: Endpoint) -> bool:
-    """Whether a URL names a place of this machine, as far as that can be seen without asking anybody."""
+    """Whether a URL leads to this machine, as far as that can be told without a DNS lookup."""
     parts = urlsplit(url)
     if (parts.port or _PORTS[parts.scheme]) != endpoint.port:
         return False

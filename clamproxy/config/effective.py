@@ -1,4 +1,4 @@
-"""The configuration that counts: each value, where it came from, and nothing that is secret."""
+"""The effective configuration: each value, where it comes from, and no secrets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Effective:
     """A value and its origin.
 
     Attributes:
-        value: in plain numbers: sizes in bytes, durations in seconds, shares of 1.
-        written: the same as people write it: 4GiB, 5min, 10%.
-        source: who gave it.
+        value: in plain numbers: sizes in bytes, durations in seconds, shares as fractions of 1.
+        written: the value as people write it: 4GiB, 5min, 10%.
+        source: the kind of place that the value comes from.
         where: ``proxy.yaml:12``, the name of a variable, or ``default``.
     """
 
@@ -33,7 +33,7 @@ class Effective:
 
 
 type Values = dict[str, dict[str, Effective]]
-"""Section to key to value."""
+"""Values by section and key."""
 
 
 def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
@@ -41,7 +41,6 @@ def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
 
     Args:
         path: the YAML file, None for none.
-        environ: the environment.
 
     Raises:
         ConfigurationError: it can't be used.
@@ -61,7 +60,7 @@ def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
 
 
 def to_yaml(values: Values) -> Iterator[str]:
-    """Give lines of a proxy.yaml that says the same, each with its origin as a comment."""
+    """The lines of an equivalent proxy.yaml, each with the value's origin as a comment."""
     for name, section in values.items():
         yield f"{name}:"
         for key, entry in section.items():
@@ -73,7 +72,7 @@ def to_yaml(values: Values) -> Iterator[str]:
 
 
 def to_json(values: Values) -> dict[str, dict[str, Any]]:
-    """Give the same for programs."""
+    """The values for programs."""
     return {
         name: {
             key: {"value": entry.value, "source": entry.source, "where": entry.where}
@@ -84,7 +83,7 @@ def to_json(values: Values) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: object, written: Plain) -> Plain:
-    """A value in types of YAML and JSON: numbers without units, and always a list where one may be."""
+    """A value in types of YAML and JSON: numbers without units, and always a list where one is allowed."""
     if isinstance(value, bool | int | float | None):
         return value
     return [str(written)] if type(value) is tuple and not isinstance(written, list) else written
@@ -102,7 +101,7 @@ def _source(
 
 
 def _lines(path: Path) -> dict[tuple[str, str], int]:
-    """In which line of a valid file each key is."""
+    """The line of each key in a valid file."""
     loader = yaml.SafeLoader(path.read_bytes().decode("utf-8-sig"))
     try:
         root = loader.get_single_node()
@@ -117,13 +116,13 @@ def _lines(path: Path) -> dict[tuple[str, str], int]:
 
 def _entries(loader: yaml.SafeLoader, node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, int]]:
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)  # << takes keys over from elsewhere
+        loader.flatten_mapping(node)  # << merges keys from elsewhere
         for key, value in node.value:
             yield str(key.value), value, key.start_mark.line + 1
 
 
 def _scalar(value: object) -> str:
-    """Give a value as YAML in one line."""
+    """A value as YAML in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 

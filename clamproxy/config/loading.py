@@ -1,6 +1,6 @@
 """Reading the configuration: proxy.yaml, overridden by the environment.
 
-Whatever is wrong with it, `load_settings` says so by one `ConfigurationError` of one line.
+Whatever is wrong with it, `load_settings` reports it as one `ConfigurationError` of one line.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ LOCAL_CONFIG = "proxy.yaml"
 SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
 PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
-"""Where `clamproxy doctor` finds the password of a user; the only variable of ours that is no setting."""
+"""Where `clamproxy doctor` finds a user's password; the only variable of ours that is not a setting."""
 SECRETS = frozenset({"status.token", "access.users"})
-"""Keys whose values are shown to nobody, besides the password in upstream.proxy."""
+"""Keys whose values are never shown, in addition to the password in upstream.proxy."""
 
 _FOREIGN = re.compile(
     r"CLAMPROXY_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?)|CLAMPROXY_TEST\w+"
 )
-"""Names that Kubernetes and Docker set for a service that is called clamproxy, and those of the tests."""
+"""Names that Kubernetes and Docker set for a service called clamproxy, and those of the tests."""
 _ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
-"""How they begin the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
+"""How they start the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
 
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
-"""The repr of a wrong value of upstream.proxy in which no password can be."""
+"""The repr of a wrong value of upstream.proxy that can't contain a password."""
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be used; the text is one line for the operator."""
+    """The configuration can't be used; the text is one line for the operator."""
 
     def __init__(self, message: str) -> None:
         super().__init__(
@@ -63,15 +63,14 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     """Find the configuration file.
 
     Args:
-        explicit: The path that the user gave, if any; relative to `cwd`.
-        cwd: The working directory.
+        explicit: the path that the user gave, if any; relative to `cwd`.
 
     Returns:
-        The explicit file, else proxy.yaml in `cwd`, else /etc/clamproxy/proxy.yaml, else
-        None: everything has its default then.
+        The explicit file, else proxy.yaml in `cwd`, else /etc/clamproxy/proxy.yaml, else None: everything has
+        its default then.
 
     Raises:
-        ConfigurationError: The explicit file does not exist, or a place cannot be looked at.
+        ConfigurationError: the explicit file doesn't exist, or a place can't be checked.
     """
     candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
     for path in candidates:
@@ -91,7 +90,7 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
 
 
 def is_configured(path: Path | None, environ: Mapping[str, str]) -> bool:
-    """Whether there is any configuration, or all is by default."""
+    """Whether there is any configuration, or only defaults."""
     return path is not None or not _VARIABLES.keys().isdisjoint(environ)
 
 
@@ -99,12 +98,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Read the configuration.
 
     Args:
-        path: The YAML file, or None for the defaults. Relative paths in the configuration
-            start at its directory, without a file at the working directory.
-        environ: The environment; ``CLAMPROXY_<SECTION>__<KEY>`` overrides the file.
+        path: the YAML file, or None for the defaults. Relative paths in the configuration start at its
+            directory, without a file at the working directory.
+        environ: the environment; ``CLAMPROXY_<SECTION>__<KEY>`` overrides the file.
 
     Raises:
-        ConfigurationError: The first problem, in one line.
+        ConfigurationError: the first problem, in one line.
     """
     data = _read_file(path) if path else {}
     overrides = _overrides(environ)
@@ -141,7 +140,7 @@ def _read_file(path: Path) -> dict[Hashable, Any]:
 
 
 def _overrides(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Give the parsed values of the environment's variables of ours, by their names."""
+    """The parsed values of our variables in the environment, by their names."""
     overrides = {}
     for name, text in environ.items():
         if not name.upper().startswith(ENVIRONMENT_PREFIX) or _is_foreign(name, text):
@@ -160,7 +159,7 @@ def _is_foreign(name: str, text: str) -> bool:
 
 
 def _meant(variable: str) -> str:
-    """Suggest a variable that exists for one that doesn't."""
+    """Suggest an existing variable for one that doesn't exist."""
     name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
     known = {one.removeprefix(ENVIRONMENT_PREFIX): one for one in _VARIABLES}
     for one, whole in known.items():
@@ -170,7 +169,7 @@ def _meant(variable: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and values that PyYAML trips over."""
+    """A SafeLoader that refuses duplicate keys and values on which PyYAML fails."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -195,7 +194,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML; errors do not quote its lines, which may hold a password."""
+    """Parse YAML. Errors don't quote its lines, which may hold a password."""
     try:
         loader = _Loader(text)
         return loader.get_single_data()
@@ -217,7 +216,7 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 
 def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
-    """Say in plain words what pydantic found in `data`: key, value, what was expected."""
+    """Explain in plain words what pydantic found in `data`: key, value, what was expected."""
     section, *rest = (str(part) for part in detail["loc"])
     if detail["type"] in ("extra_forbidden", "invalid_key"):
         return _explain_unknown(section, rest)
@@ -253,7 +252,7 @@ def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
 
 
 def _shown(value: object, may_be_secret: bool = False) -> str:
-    """Give a value as one short text without credentials."""
+    """A value as one short text without credentials."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | set):
@@ -265,6 +264,6 @@ def _shown(value: object, may_be_secret: bool = False) -> str:
 
 
 def _masked(text: str) -> str:
-    """Hide what may be user:password before an @, and shorten."""
+    """Hide anything before an @ that may be user:password, and shorten the text."""
     text = re.sub(r"^(b?['\"]?(?:\w+:/*)?).*@", r"\1***@", text, flags=re.DOTALL)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."

@@ -1,7 +1,7 @@
 """Notations: how a kind of value is written in proxy.yaml.
 
-A notation stands in an `Annotated` type. From it, pydantic learns how to read such a value, how to write it
-again (in JSON mode), and what the schema for editors says of it.
+A notation is part of an `Annotated` type. From it, pydantic learns how to read such a value, how to write
+it again (in JSON mode), and what the schema for editors says about it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 type Plain = str | int | float | bool | list[str] | None
-"""What YAML and JSON have types for."""
+"""The types that YAML and JSON have."""
 
 
 class Mistake(ValueError):
-    """What is wrong with a value, or what would be right, more exactly than the notation says it."""
+    """Says what is wrong with a value, or what would be right, more precisely than the notation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notation[T]:
-    """A kind of value that is written as a text.
+    """A kind of value that is written as text.
 
     Attributes:
         pattern: what such a text looks like; both Python and JSON schemas (ECMA 262) understand it.
         expected: what errors say was expected: "a host name".
-        read: makes the value of a text that fits the pattern, or raises a ValueError.
-        write: makes such a text of a value again, unless the value is secret.
-        integers: a JSON schema of those that may stand for a text of their digits: YAML has 8080 for one.
+        read: converts a text that fits the pattern to the value, or raises a ValueError.
+        write: converts a value back to such a text, unless the value is secret.
+        integers: a JSON schema of the integers that may replace a text of their digits, as 8080 in YAML.
     """
 
     pattern: str
@@ -77,13 +77,13 @@ class Quantity[T: int | float](Notation[T]):
     """A kind of value that is a number, or a text of numbers and units.
 
     Attributes:
-        number: makes the value of a number, or raises a ValueError.
+        number: converts a number to the value, or raises a ValueError.
     """
 
     number: Callable[[int | float], T]
 
     def parse(self, value: object) -> T:
-        """Read anything that YAML can hold; raises as the base does."""
+        """Read anything that YAML can hold; raises the same as the base class."""
         try:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return self.number(value)
@@ -105,7 +105,7 @@ class Quantity[T: int | float](Notation[T]):
 
 
 class OneOrMore:
-    """Lets a single value stand for a list of one, and null for an empty list."""
+    """Accepts a single value for a list of one, and null for an empty list."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def to_list(value: object) -> object:

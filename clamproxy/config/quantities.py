@@ -10,7 +10,7 @@ from fractions import Fraction
 from clamproxy.config.notation import Mistake, Plain, Quantity
 
 MAX_SIZE = 2**63 - 1
-"""Bytes; file offsets and the integers of SQLite end here."""
+"""Bytes; file offsets and SQLite's integers can't be larger."""
 
 _NUMBER = r"[0-9]{1,18}(\.[0-9]{1,9})?"
 _PART = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>[A-Za-z%]*)")
@@ -55,7 +55,7 @@ def _seconds(text: str) -> float:
 def _write_duration(seconds: float) -> Plain:
     rest = Fraction(seconds) * 1000
     if rest.denominator != 1:
-        # 0.1 is no whole number of milliseconds in binary, yet 100ms says it exactly.
+        # 0.1 is not a whole number of milliseconds in binary, yet 100ms expresses it exactly.
         rest = Fraction(round(seconds * 1000))
     written, milliseconds = "", int(rest)
     for unit in _WRITTEN_DURATIONS:
@@ -111,7 +111,7 @@ DURATION = Quantity(
     write=_write_duration,
     number=_finite,
 )
-"""Seconds: a number of them, or ``d``, ``h``, ``min`` (or ``m``), ``s`` and ``ms`` in this order."""
+"""Seconds: a plain number, or ``d``, ``h``, ``min`` (or ``m``), ``s`` and ``ms`` in this order."""
 
 SHARE = Quantity(
     pattern=rf"^\s*{_NUMBER}\s*%?\s*$",
@@ -120,4 +120,4 @@ SHARE = Quantity(
     write=_write_share,
     number=_finite,
 )
-"""1.0 for the whole; more than that is not refused here."""
+"""1.0 for the whole; larger shares are not refused here."""

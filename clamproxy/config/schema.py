@@ -1,7 +1,7 @@
 """A JSON schema of proxy.yaml, for editors.
 
-Whatever proxy.yaml may hold passes. What it may not hold is caught as far as a schema can: limits of
-numbers, for example, but not of sizes that are written with a unit.
+It accepts everything that proxy.yaml may hold. It rejects what proxy.yaml may not hold as far as a schema
+can: limits of numbers, for example, but not of sizes that are written with a unit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from clamproxy.config.settings import Settings
 
 
 def json_schema() -> dict[str, Any]:
-    """Give the schema (draft 2020-12)."""
+    """The schema (draft 2020-12)."""
     schema = Settings.model_json_schema(schema_generator=_Generator)
     schema = {"$schema": _Generator.schema_dialect, **schema, "title": "proxy.yaml of clamproxy"}
     for name, reference in schema["properties"].items():
         section = getattr(Settings.model_construct(), name)
-        # A section of which every line is commented out is null.
+        # A section with every line commented out is null.
         schema["properties"][name] = {"anyOf": [reference, {"type": "null"}]}
         content = schema["$defs"][type(section).__name__]
         written = section.model_dump(mode="json")

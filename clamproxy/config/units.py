@@ -1,4 +1,4 @@
-"""What proxy.yaml is about: units of sizes, hosts, addresses, URLs and secrets, and how they are written."""
+"""The values in proxy.yaml: units of sizes, hosts, addresses, URLs and secrets, and how they are written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 GIB = 2**30
 
 MASK = "***"
-"""What is shown in place of a secret. No key that holds one takes it for a value."""
+"""Shown instead of a secret. No key that holds a secret accepts it as a value."""
 
 # Hosts
 
@@ -26,7 +26,7 @@ _MAX_HOST_LENGTH = 253
 
 
 def normal_host(name: str) -> str:
-    """Give a host name in lower case and without the dot of the DNS root."""
+    """The host name in lower case and without the dot of the DNS root."""
     return name.lower().removesuffix(".")
 
 
@@ -38,25 +38,25 @@ def _host(text: str) -> str:
 
 
 HOST_NAME = Notation(pattern=rf"^{_LABEL}(\.{_LABEL})*\.?$", expected="a host name", read=_host)
-"""An IPv4 address included."""
+"""Includes IPv4 addresses."""
 
 HOST_PATTERN = Notation(
     pattern=rf"^({_LABEL}|\*)(\.({_LABEL}|\*))*\.?$",
     expected='a host name such as database.clamav.net or "db.*.clamav.net"',
     read=_host,
 )
-"""A host name in which ``*`` may stand for a label: `host_matches`."""
+"""A host name in which ``*`` may stand for a label; see `host_matches`."""
 
 DOMAIN_PATTERN = Notation(
     pattern=rf"^(\*\.)?{_LABEL}(\.{_LABEL})*\.?$",
     expected='a host name such as www.example.com or "*.example.com" (in quotes)',
     read=_host,
 )
-"""A host name, or ``*.example.com``, which is every name below example.com: `domain_matches`."""
+"""A host name, or ``*.example.com`` for every name below example.com; see `domain_matches`."""
 
 
 def host_matches(pattern: str, host: str) -> bool:
-    """Tell whether a host is meant by a `HOST_PATTERN`."""
+    """Whether a `HOST_PATTERN` matches a host."""
     wanted, labels = pattern.split("."), normal_host(host).split(".")
     return len(wanted) == len(labels) and all(
         label and want in ("*", label) for want, label in zip(wanted, labels, strict=True)
@@ -64,7 +64,7 @@ def host_matches(pattern: str, host: str) -> bool:
 
 
 def domain_matches(pattern: str, host: str) -> bool:
-    """Tell whether a host is meant by a `DOMAIN_PATTERN`."""
+    """Whether a `DOMAIN_PATTERN` matches a host."""
     name, suffix = normal_host(host), pattern.removeprefix("*")
     return name == pattern if suffix == pattern else name.endswith(suffix) and name != suffix
 
@@ -74,7 +74,7 @@ DATABASE = Notation(pattern="^[a-z]+$", expected="a name made of the letters a t
 # Addresses
 
 ANY = "*"
-"""Stands for all addresses of this machine, IPv4 and IPv6."""
+"""All addresses of this machine, IPv4 and IPv6."""
 
 
 class Nameserver(NamedTuple):
@@ -99,7 +99,7 @@ class Endpoint(NamedTuple):
         return self.host != ANY and ipaddress.ip_address(self.host).is_loopback
 
     def clashes(self, other: Endpoint) -> bool:
-        """Whether two servers can't have both of these at a time."""
+        """Whether two servers can't listen on both of these at the same time."""
         return self.port == other.port and (self._includes(other) or other._includes(self))
 
     def _includes(self, other: Endpoint) -> bool:
@@ -114,15 +114,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Give both as URLs have them: an IPv6 address in brackets (RFC 3986 3.2.2)."""
+    """Host and port as in URLs: an IPv6 address is in brackets (RFC 3986 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @lru_cache(16_384)  # each machine of a fleet connects anew for each file
 def client_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Read the address of a client, as its socket gives it; None if it is no IP address.
+    """Parse a client's address as its socket gives it; None if it isn't an IP address.
 
-    A zone id (``fe80::1%eth0``) is left out, and an IPv4-mapped address (``::ffff:10.0.0.1``) is IPv4.
+    A zone id (``fe80::1%eth0``) is dropped. An IPv4-mapped address (``::ffff:10.0.0.1``) becomes IPv4.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -134,7 +134,7 @@ def client_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
 def _network(text: str) -> Network:
     address = ipaddress.ip_interface(text)
     if address.ip != address.network.network_address:
-        # 10.1.2.3/8 may be meant as that one machine, or as a smaller network.
+        # 10.1.2.3/8 may mean that one machine, or a smaller network.
         raise Mistake(f"{address.network}, or {address.ip} for that address alone")
     return address.network
 
@@ -190,13 +190,13 @@ LISTEN = Notation(
     read=_endpoint,
     integers={"type": "integer", "minimum": 1, "maximum": 65535},
 )
-"""The same, ``*:8080`` or a mere port: both are on all addresses."""
+"""As `ENDPOINT`, or ``*:8080`` or just a port, both of which mean all addresses."""
 
 # URLs
 
 _HTTP = r"^[Hh][Tt][Tt][Pp][Ss]?://"
 _CHARACTERS = r"A-Za-z0-9._~:/\[\]!$&'()*+,;=%-"
-"""Those of URLs without a query, a fragment and credentials."""
+"""The characters of URLs without a query, a fragment and credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ BASE_URL = Notation(
     expected="an http:// or https:// URL without credentials, query or fragment",
     read=_base_url,
 )
-"""A URL to which paths are appended; no trailing slash is kept."""
+"""A URL to which paths are appended; a trailing slash is removed."""
 
 HTTP_PROXY = Notation(
     pattern=f"{_HTTP}[@{_CHARACTERS}]+$",
@@ -269,7 +269,7 @@ TOKEN = Notation(
     read=SecretStr,
     write=lambda _: MASK,
 )
-"""What goes into ``Authorization: Bearer`` (RFC 6750 2.1, without ``+/=``)."""
+"""The value for ``Authorization: Bearer`` (RFC 6750 2.1, without ``+/=``)."""
 
 USER = Notation(
     pattern=r"^[^:\s]{1,128}:(scrypt(:[0-9]{1,9}){3}|pbkdf2:sha256:[0-9]{1,9})\$[^$\s]{8,64}\$[0-9a-f]{64,128}$",
@@ -281,7 +281,7 @@ USER = Notation(
 
 
 def require_text(value: object) -> str:
-    """Refuse what is not a text: YAML has numbers, dates and more."""
+    """Refuse anything but a string: YAML has numbers, dates and more."""
     if not isinstance(value, str):
         raise ValueError("not a text")
     return value

@@ -1,4 +1,4 @@
-"""Responses of feeds on disk: bodies as they came, and a text file beside each.
+"""Responses of feeds on disk: the bodies as they arrived, and a text file for each.
 
     <key>.<sha256>   a body; its name holds the beginning of its digest
     <key>.json       the `StoredResponse`, written after the body is synced; names the body
@@ -30,19 +30,19 @@ from clamproxy.storage.sealing import seal, unseal
 logger = logging.getLogger(__name__)
 
 OVERHEAD = 4096
-"""Bytes that an entry takes besides its body."""
+"""Bytes that an entry uses besides its body."""
 MOST = 10_000
-"""Entries; clients choose the URLs."""
+"""Entries that are stored; clients choose the URLs."""
 _TOUCH_INTERVAL = 600.0
-"""Seconds between two notes on the disk that an entry is used."""
+"""Seconds between two updates on the disk that say an entry is in use."""
 _LONGEST_WRITE = 60.0
-"""Seconds after which a temporary file is left over."""
+"""Seconds after which a temporary file counts as left over."""
 _CHUNK = 1024 * 1024
 _BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
 
 
 class FeedsFullError(Exception):
-    """A response is larger than feeds may be."""
+    """A response is larger than all feeds together may be."""
 
 
 class Spool(GrowingFile):
@@ -57,15 +57,15 @@ class Spool(GrowingFile):
 
     @property
     def sha256(self) -> str:
-        """Of what has arrived."""
+        """The digest of what has arrived, in hexadecimal."""
         return self._digest.hexdigest()
 
     def append(self, data: bytes) -> None:
         """Add what has arrived.
 
         Raises:
-            NoRoomError: there is more than feeds may take.
-            OSError: the disk is full, for one.
+            FeedsFullError: there is more than feeds may use.
+            OSError: for example, the disk is full.
         """
         self._store.make_room(len(data))
         self._reserved += len(data)
@@ -73,20 +73,27 @@ class Spool(GrowingFile):
         super().append(data)
 
     def give_back(self) -> None:
-        """Its bytes don't count as arriving any more."""
+        """Stop counting its bytes as arriving."""
         reserved, self._reserved = self._reserved, 0
         self._store.give_back(reserved)
 
     def close(self) -> None:
-        """Give its room back; delete the file unless it was published. Readers go on; again does nothing."""
-        with suppress(OSError):  # a disk that can't be written to any more; the next start sweeps up
+        """Release its room; delete the file unless published. Readers continue. May be called again."""
+        with suppress(OSError):  # the disk can't be written to any more; the next start sweeps up
             self.path.unlink(missing_ok=True)
         self.give_back()
         super().close()
 
 
 class FeedStore:
-    """All stored responses. Thread-safe; what writes blocks, and belongs into a thread."""
+    """All stored responses. Thread-safe; methods that write block, and belong in a thread.
+
+    Args:
+        directory: for the files.
+        size_limit: bytes that they may use.
+        later: runs a function in a thread.
+        clock: gives Unix seconds.
+    """
 
     def __init__(
         self,
@@ -95,14 +102,6 @@ class FeedStore:
         later: Callable[[Callable[[], object]], object],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            directory: for the files.
-            size_limit: bytes that they may take.
-            later: runs a function in a thread.
-            clock: gives Unix seconds.
-        """
         self._directory = directory
         self._size_limit = size_limit
         self._later = later
@@ -118,7 +117,7 @@ class FeedStore:
         """Names of bodies that this process has written or checked."""
 
     def load(self) -> None:
-        """Read the entries, drop what is damaged, sweep what a crash left. Blocks.
+        """Read the entries, drop damaged ones, and sweep up what a crash left. Blocks.
 
         Raises:
             OSError: the directory can't be used.
@@ -127,7 +126,7 @@ class FeedStore:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._directory.chmod(0o700)
         except OSError:
-            if not self._directory.is_dir():  # else it is read-only, and what is in it is served
+            if not self._directory.is_dir():  # otherwise it is read-only, and its content is served
                 raise
         notes = sorted(self._directory.glob("*.json"), key=_used_at)
         with self._lock:
@@ -139,12 +138,11 @@ class FeedStore:
             self._evict()
 
     def get(self, key: str) -> StoredResponse | None:
-        """The stored response of a URL."""
         with self._lock:
             return self._entries.get(key)
 
     def open(self, entry: StoredResponse) -> int | None:
-        """A descriptor of its body, None if it is gone. The entry counts as used now."""
+        """A descriptor of an entry's body; None if it is gone. The entry counts as used now."""
         try:
             descriptor = os.open(self._directory / entry.body_name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -173,7 +171,7 @@ class FeedStore:
         return entry.body_name in self._sound
 
     def check(self, entry: StoredResponse) -> bool:
-        """Whether the body is as it was stored, by an earlier process perhaps; else it is dropped. Blocks."""
+        """Check a body, perhaps stored by an earlier process; drop it and return False if damaged. Blocks."""
         digest = hashlib.sha256()
         with suppress(OSError), (self._directory / entry.body_name).open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -186,17 +184,17 @@ class FeedStore:
         return False
 
     def create(self) -> Spool:
-        """A place for a body that arrives.
+        """Create a file for a body that is going to arrive.
 
         Raises:
-            OSError: the disk is full, for one.
+            OSError: for example, the disk is full.
         """
         return Spool(self, self._directory / f"{secrets.token_hex(16)}.part")
 
     def publish(
         self, spool: Spool, key: str, place: str, head: ResponseHead, selection: dict[str, str]
     ) -> StoredResponse:
-        """Store a body that is complete. Blocks.
+        """Store a complete body. Blocks.
 
         Raises:
             OSError: it can't be written.
@@ -212,7 +210,7 @@ class FeedStore:
                 selection,
                 spool.have,
                 spool.sha256,
-                # A feed without validators sends the same again and again.
+                # A feed without validators sends the same body again and again.
                 old.obtained_at if old is not None and same else head.received_at,
                 old.replaced_until if old is not None and same else 0.0,
             )
@@ -237,9 +235,9 @@ class FeedStore:
         return self._change(entry, lambda current: replace(current, head=head))
 
     def sent(self, key: str, obtained_at: float) -> None:
-        """A client has been sent the body that was obtained at a time, to its end or not.
+        """Call this when a client has been sent the body that was obtained then, whether to its end or not.
 
-        If it has been replaced meanwhile, the client's file will look newer than what replaced it.
+        If it has been replaced in the meantime, the client's file will look newer than the replacement.
         """
         current = self.get(key)
         if current is None or current.obtained_at <= obtained_at:
@@ -253,7 +251,6 @@ class FeedStore:
         self._later(lambda: self._change(changed, lambda entry: replace(entry, replaced_until=until)))
 
     def drop(self, entry: StoredResponse) -> None:
-        """Forget a stored response."""
         with self._lock:
             if not self._holds(entry):
                 return
@@ -264,10 +261,10 @@ class FeedStore:
             self._unlink(entry.body_name)
 
     def make_room(self, length: int) -> None:
-        """Count bytes that arrive; the least recently used make room for them.
+        """Count arriving bytes; the least recently used responses make room for them.
 
         Raises:
-            NoRoomError: all that is stored would not make enough.
+            FeedsFullError: dropping all stored responses would not make enough room.
         """
         with self._lock:
             if self._arriving + length > self.largest:
@@ -276,7 +273,7 @@ class FeedStore:
             self._evict()
 
     def give_back(self, length: int) -> None:
-        """So many bytes are stored now, or have been deleted."""
+        """Count `length` bytes as arriving no longer: they are stored now, or have been deleted."""
         with self._lock:
             self._arriving -= length
 
@@ -310,7 +307,7 @@ class FeedStore:
             return changed
 
     def _holds(self, entry: StoredResponse) -> bool:
-        """Whether this is what is stored, apart from its head."""
+        """Whether this entry is the stored one, apart from its head."""
         current = self._entries.get(entry.key)
         return current is not None and current.body_name == entry.body_name
 

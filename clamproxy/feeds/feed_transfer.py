@@ -1,7 +1,7 @@
-"""Feed transfers: downloads of a feed's responses, revalidated rather than fetched again where that will do.
+"""Feed transfers: downloads of a feed's responses, which are only revalidated where that is enough.
 
-Where the feed tells the length, clients read along; a body that ends early then cuts them off,
-and freshclam sees that. Without a length they wait until all of it is here.
+If the feed gives the length, clients read along; a body that ends early then cuts them off, and freshclam
+notices that. Without a length, they wait until all of it is here.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from clamproxy.threads import in_thread
 STALL_WINDOW = 30.0
 """Seconds over which the speed of a connection is watched."""
 SLOWEST = 100
-"""Bytes per second below which it is given up: freshclam itself waits for one byte per second."""
+"""Bytes per second below which a connection is given up; freshclam itself waits for one byte per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is fetched, and for whom."""
+    """What is fetched, and for which request."""
 
     target: Target
     key: str
     sent: Headers
     """The fields that are sent to the feed."""
     request: Headers
-    """The client's."""
+    """The fields of the client's request."""
     stored: StoredResponse | None = None
-    """What is revalidated."""
+    """The response to be revalidated."""
     conditions: Mapping[str, str] | None = None
-    """The client's own validators, where nobody else gets the answer."""
+    """The client's own validators, if nobody else gets the response."""
 
     def allows_sharing(self, head: ResponseHead) -> bool:
-        """Whether others may have the response, too; a password in the URL counts as sent."""
+        """Whether others may have the response as well; a password in the URL counts as sent."""
         asked = Headers(self.request)
         if "Authorization" in self.sent:
             asked["Authorization"] = self.sent["Authorization"]
@@ -63,17 +63,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class FetchOutcome:
-    """What came of it. Final when a transfer is ready."""
+    """The result of a fetch. Final when the transfer is ready."""
 
     head: ResponseHead
     status: int = 200
-    """304: the client's own copy is right."""
+    """304: the client's own copy is still valid."""
     confirmed: StoredResponse | None = None
-    """The stored response, which a 304 confirmed."""
+    """The stored response that a 304 confirmed."""
     size: int = 0
-    """Of the body that arrives, or has arrived."""
+    """Bytes of the body that is arriving or has arrived."""
     shareable: bool = False
-    """Whether it may be given to others."""
+    """Whether the response may be given to others."""
 
 
 class FeedTransfer(Download[FetchOutcome]):
@@ -86,7 +86,7 @@ class FeedTransfer(Download[FetchOutcome]):
         super().__init__()
         self.plan = plan
         self.arriving_since = 0.0
-        """When the head of a new body came, which may be read since; Unix seconds, 0 if none has."""
+        """When the head of a new body arrived, and reading could begin; Unix seconds, 0 if none has."""
         self._fetcher = fetcher
         self._store = store
         self._slots = slots
@@ -97,7 +97,7 @@ class FeedTransfer(Download[FetchOutcome]):
         self._waiting = 0
 
     def __enter__(self) -> Self:
-        """Whoever wants the body must be there before the transfer ends; then it waits for them."""
+        """Readers of the body must enter before the transfer ends; it then keeps the body for them."""
         self._waiting += 1
         return self
 
@@ -106,7 +106,7 @@ class FeedTransfer(Download[FetchOutcome]):
         self._close_unless_used()
 
     def source(self, outcome: FetchOutcome) -> FileSource:
-        """A reader of the body that an outcome tells of. Only inside the transfer's context."""
+        """A reader of the body that belongs to an outcome. Only inside the transfer's context."""
         assert self._spool is not None  # noqa: S101
         descriptor = os.dup(self._spool.descriptor)
         at, key = outcome.head.received_at, self.plan.key
@@ -136,7 +136,7 @@ class FeedTransfer(Download[FetchOutcome]):
                 return error
             case FeedsFullError():
                 return OriginError(FailureKind.BAD_CONTENT, str(error))
-        # Only what the operating system says is surely without a URL.
+        # Only the operating system's message is certain not to contain a URL.
         detail = error.strerror if isinstance(error, OSError) else None
         return OriginError(FailureKind.LOCAL, f"the gateway failed: {detail or type(error).__name__}")
 
@@ -161,14 +161,14 @@ class FeedTransfer(Download[FetchOutcome]):
         conditions = self.plan.conditions or {}
         if self.plan.stored is not None:
             conditions = validators(self.plan.stored.head)
-        # A 304 about something else than what is here: ask anew.
+        # A 304 about something other than what is here: ask again.
         outcome = self._ask(conditions) or self._ask({})
         if outcome is None:
             raise OriginError(FailureKind.SERVER_ERROR, "an unexpected 304")
         return outcome
 
     def _ask(self, conditions: Mapping[str, str]) -> FetchOutcome | None:
-        """One request; None if the answer is about something that isn't here."""
+        """Send one request; None if the response is about something that isn't here."""
         fetched = self._fetcher.get(self.plan.target, {**dict(self.plan.sent), **conditions}, self._scope)
         with fetched.answer:
             if fetched.status == 304:
@@ -176,7 +176,7 @@ class FeedTransfer(Download[FetchOutcome]):
             return self._receive(fetched)
 
     def _confirm(self, head: ResponseHead, conditions: Mapping[str, str]) -> FetchOutcome | None:
-        """A 304: about what is stored, or about the client's own copy."""
+        """Process a 304: it is about the stored response, or about the client's own copy."""
         stored = self.plan.stored
         if stored is None:
             return self.announce(FetchOutcome(head, 304)) if conditions else None
@@ -190,7 +190,7 @@ class FeedTransfer(Download[FetchOutcome]):
         return self.announce(FetchOutcome(head, confirmed=confirmed, shareable=True)) if confirmed else None
 
     def _receive(self, fetched: Fetched) -> FetchOutcome:
-        """A 200: its body goes to the disk."""
+        """Process a 200: its body goes to the disk."""
         with self._scope.unless_cancelled():
             self._spool = spool = self._store.create()
         shareable = self.plan.allows_sharing(fetched.head)

@@ -1,11 +1,11 @@
-"""The cache of feeds: a request in, a response out. Knows nothing of mitmproxy.
+"""The cache of feeds: a request in, a response out. Knows nothing about mitmproxy.
 
-freshclam treats all answers but 200, 304, 403 and 429 alike: the file can't be had now
+freshclam treats all responses except 200, 304, 403 and 429 alike: the file isn't available now
 (docs/protocol.md 2.2). 403 and 429 freeze its official updates for hours. So:
 
 * 404 and 410 become 404, and are remembered for a minute;
-* 401, 402, 403, 429, 451, what else is no file, and an unreachable server begin a cool-down; the
-  stored copy is served while it may be, and then 503 with Retry-After.
+* 401, 402, 403, 429, 451, anything else that is no file, and an unreachable server start a cool-down; the
+  stored copy is served as long as that is allowed, and then 503 with Retry-After.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from clamproxy.threads import Writer, in_thread
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
-"""To feeds, at the same time; further transfers wait."""
+"""Simultaneous connections to feeds; further transfers wait."""
 MAX_TRANSFERS = 256
-"""Running or waiting for a connection."""
+"""Transfers that may run or wait for a connection."""
 MISSING_TTL = 60.0
 """Seconds for which a 404 is remembered."""
 UNSHAREABLE_TTL = 3600.0
-"""Seconds for which clients don't wait for each other's transfer of what may not be shared."""
+"""Seconds for which clients don't wait for each other's transfer of a response that may not be shared."""
 MOST_UNSTORED = 4096
-"""Responses that are not stored, whose time is remembered."""
+"""Responses that are not stored, but whose time is remembered."""
 
 _REVALIDATED = "clamproxy; fwd=stale; fwd-status=304"
 _FILES = "the feeds' files"
@@ -65,17 +65,25 @@ _BYPASS = "clamproxy; fwd=bypass"
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """A request, understood."""
+    """A parsed request."""
 
     request: Request
     target: Target
     sent: Headers
-    """What would be sent to the feed."""
+    """The fields that would be sent to the feed."""
     key: str
 
 
 class Feeds:
-    """Answers requests on feeds' hosts. Event loop only."""
+    """Answers requests on feeds' hosts. Event loop only.
+
+    Args:
+        directory: for the files of feeds, below the cache directory; created when it is needed.
+        settings: the configuration.
+        notes: where cool-downs are kept.
+        count_upstream: called with the requests to feeds and the bytes of their bodies, from any thread.
+        via: names this gateway in the Via field of requests to feeds.
+    """
 
     def __init__(
         self,
@@ -86,16 +94,6 @@ class Feeds:
         via: str,
         clock: Clock = time,
     ) -> None:
-        """Prepare; nothing is read or connected yet.
-
-        Args:
-            directory: for the files of feeds, below the cache directory; made when it is needed.
-            settings: the configuration.
-            notes: where cool-downs are kept.
-            count_upstream: is told of requests to feeds and of body bytes, from any thread.
-            via: this gateway in the Via of requests to feeds.
-            clock: tells the time.
-        """
         self._via = via
         self._clock = clock
         self._settings = settings
@@ -107,7 +105,7 @@ class Feeds:
         self._missing = NegativeCache[str](clock.monotonic)
         self._unshareable = NegativeCache[str](clock.monotonic)
         self._unstored: dict[str, float] = {}
-        """When a response came last that may not be stored; Unix seconds."""
+        """When a response that may not be stored last arrived; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._running: dict[str, FeedTransfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,7 +121,7 @@ class Feeds:
             _ = self._loading.start(_FILES, self._load)
 
     def under_way(self) -> bool:
-        """Whether anything is being fetched: `stop` would cut off who reads along."""
+        """Whether anything is being fetched: `stop` would cut off its readers."""
         return bool(self._tasks)
 
     def stop(self) -> None:
@@ -135,7 +133,7 @@ class Feeds:
         self._fetcher.close()
 
     def figures(self) -> dict[str, Any]:
-        """What status.json says of feeds; the counts begin with the process."""
+        """What status.json says about feeds. The counts start with the process."""
         return {
             "objects": len(self._store),
             "bytes": self._store.size,
@@ -143,7 +141,7 @@ class Feeds:
         }
 
     def _held_until(self, place: str) -> float | None:
-        """When the cool-down of a host ends; None if there is none."""
+        """When a host's cool-down ends; None if there is none."""
         ends = [self._cooldowns.until(f"{scheme}://{place}") for scheme in ("http", "https")]
         return max((end for end in ends if end is not None), default=None)
 
@@ -163,12 +161,12 @@ class Feeds:
             target = Target.parse(request.url)
             place = target.place
             if not self._settings.feeds.covers(target.host):
-                raise TargetError("not in feeds.hosts")  # whatever the caller took for its host
+                raise TargetError("not in feeds.hosts")  # whichever host the caller took it for
             response = await self._answer(request, target)
         except TargetError as error:
             response = plain(502, Result.REFUSED, f"not a feed: {error}")
         except Exception as error:
-            # A trace would end with the text of the error, and that may hold the URL.
+            # A traceback would end with the error's text, which may hold the URL.
             where = traceback.extract_tb(error.__traceback__)[-1]
             logger.error(  # noqa: TRY400
                 "A request for %s failed: %s in %s:%s",
@@ -199,11 +197,11 @@ class Feeds:
         if ask.key in self._missing and not wants.no_cache:
             return plain(404, Result.NEGATIVE, "the feed has no such file")
         if wants.no_cache:
-            ask.sent["Cache-Control"] = "no-cache"  # caches on the way have the same old copy
+            ask.sent["Cache-Control"] = "no-cache"  # caches on the way may have the same old copy
         return await self._ask_feed(ask, entry)
 
     async def _ask_feed(self, ask: _Ask, entry: StoredResponse | None) -> Response:
-        """Answer with what the feed has, or with what stands in for it."""
+        """Answer with what the feed has, or with a substitute."""
         if self._settings.upstream.offline:
             return self._without_feed(ask, entry, "the gateway is offline")
         cooldown = self._cooldowns.check(ask.target.server, ask.key)
@@ -217,7 +215,7 @@ class Feeds:
             return self._without_feed(ask, entry, str(error))
 
     def _without_feed(self, ask: _Ask, entry: StoredResponse | None, reason: str) -> Response:
-        """The feed can't be asked or doesn't deliver: the stored copy, else 503."""
+        """The feed can't be asked or doesn't deliver: answer with the stored copy, else with 503."""
         limit = self._settings.feeds.stale_if_error
         if entry is not None and sharing_rules.serves_on_error(entry.head, self._clock.time(), limit):
             response = self._from_entry(ask, entry, Result.STALE)
@@ -245,14 +243,14 @@ class Feeds:
         return await in_thread("clamproxy-feeds", lambda: self._store.check(entry))
 
     def _is_fresh(self, ask: _Ask, entry: StoredResponse) -> bool:
-        """Whether a stored response answers without asking, for itself and for what is beside it."""
+        """Whether this stored response, and those beside it, allow answering without asking the feed."""
         now, authorization = self._clock.time(), ask.sent.get("Authorization")
         return sharing_rules.is_fresh(entry.head, ask.request.headers, now) and all(
             self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
         )
 
     def _keeps_step(self, entry: StoredResponse, key: str, now: float) -> bool:
-        """See `pairs.keeps_step`; what clients were given that is not stored, or not yet, counts, too."""
+        """Like `pairs.keeps_step`, but also counts what clients were given that is not stored, or not yet."""
         running, other = self._running.get(key), self._store.get(key)
         given_at = max(running.arriving_since if running else 0.0, self._unstored.get(key, 0.0))
         if entry.head.requested_at < given_at:
@@ -270,10 +268,10 @@ class Feeds:
     # What is fetched
 
     async def _fetch(self, ask: _Ask, entry: StoredResponse | None) -> Response:
-        """Have it fetched, once for all who ask meanwhile.
+        """Fetch the response, once for all clients that ask in the meantime.
 
         Raises:
-            NotFoundError, OriginError: see `FeedTransfer.ready`.
+            NotFoundError, OriginError: as `FeedTransfer.ready` does.
         """
         if ask.key not in self._unshareable and not sharing_rules.wants_no_store(ask.request.headers):
             running = self._running.get(ask.key)
@@ -282,7 +280,7 @@ class Feeds:
                 outcome = await transfer.ready()
                 if running is None or self._is_for(ask, outcome, transfer):
                     return self._from_outcome(ask, transfer, outcome, collapsed=running is not None)
-        # Only of what never comes from here the feed can say whether the client's own is right.
+        # The feed can judge the client's own copy only if such copies never come from here.
         own = _conditions(ask.request.headers) if ask.key in self._unshareable else None
         plan = Plan(ask.target, ask.key, ask.sent, ask.request.headers, conditions=own)
         with self._begin(plan, shared=False) as transfer:
@@ -293,7 +291,7 @@ class Feeds:
         return response
 
     def _is_for(self, ask: _Ask, outcome: FetchOutcome, transfer: FeedTransfer) -> bool:
-        """Whether what another client asked for answers this request, too."""
+        """Whether the response to another client's request answers this request as well."""
         selection = sharing_rules.selection(outcome.head, transfer.plan.sent)
         return outcome.shareable and sharing_rules.is_selected(selection, ask.sent)
 
@@ -310,7 +308,7 @@ class Feeds:
                 outcome.head,
                 transfer.source(outcome),
                 result,
-                # Whatever the client has, it did not get this here: see `StoredResponse.is_not_newer`.
+                # Whatever the client has, it didn't get it here: see `StoredResponse.is_not_newer`.
                 lambda since: since == modified,
             )
         result = Result.COLLAPSED if collapsed else Result.HIT
@@ -367,6 +365,6 @@ class Feeds:
 
 
 def _conditions(headers: Headers) -> dict[str, str]:
-    """A client's own validators, for what is fetched for it alone."""
+    """A client's own validators, for a response that is fetched for it alone."""
     names = ("If-None-Match", "If-Modified-Since")
     return {name: headers[name] for name in names if headers.get(name, "").isprintable() and name in headers}

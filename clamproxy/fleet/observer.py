@@ -1,13 +1,13 @@
-"""The observer: what a request tells about the databases of a machine. No guesses.
+"""The observer: what a request tells about a machine's databases. No guesses.
 
-freshclam never says which version it has, but what it asks for does (docs/protocol.md 1.2, 1.3):
+freshclam never says which version it has, but its requests show it (docs/protocol.md 1.2, 1.3):
 
-* ``daily-N.cdiff``: it has N-1; once it got the whole cdiff, N. If it asks for it again, it has not;
+* ``daily-N.cdiff``: it has N-1; after receiving the whole cdiff, N. If it asks again, it still has N-1;
 * ``daily-N.cvd.sign``: it has the CVD N;
-* a whole CVD or CLD: once it got it, that version;
+* a whole CVD or CLD: after receiving it, that version;
 * If-Modified-Since: it has the version that was built then. Without the field it has none.
 
-All of it may be wrong a moment later, and is corrected by what is asked next.
+Any of this may be wrong a moment later, and is corrected by the next request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clamproxy.fleet.visit import Visit
 from clamproxy.objects import Kind, Latest, ObjectId, Target
 
 type FindBuild = Callable[[str, int], int | None]
-"""Gives the version of a database that was built at a time, in Unix seconds; None if it isn't known."""
+"""Returns the version of a database that was built at a time, in Unix seconds; None if it isn't known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What is known of one machine."""
+    """What is known about one machine."""
 
     holdings: Mapping[str, Holding] = field(default_factory=dict)
-    """By database; one that isn't there is not known."""
+    """Versions by database; a missing one is not known."""
     last_error: Failure | None = None
 
     def holding(self, database: str, version: int | None, at: float) -> Knowledge:
-        """The same, with another version of a database; None: not known any more."""
+        """A copy with another version of a database; None if it is not known any more."""
         holdings = dict(self.holdings)
         if version is None:
             holdings.pop(database, None)
@@ -59,7 +59,7 @@ class Knowledge:
         return Knowledge(holdings, self.last_error)
 
     def failing(self, what: str, at: float) -> Knowledge:
-        """The same, with a newer error."""
+        """A copy with a newer error."""
         return Knowledge(self.holdings, Failure(at, what))
 
 
@@ -67,9 +67,8 @@ def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
     """What is known after a request.
 
     Args:
-        visit: the request and its answer.
+        visit: the request and its response.
         known: what was known before.
-        find_build: looks up build times.
     """
     if visit.method != "GET":
         return known
@@ -90,7 +89,7 @@ def _observe_cdiff(visit: Visit, cdiff: ObjectId, known: Knowledge) -> Knowledge
     before = known.holdings.get(cdiff.database)
     if before is not None and before.version >= cdiff.version:
         known = known.failing(f"asked for {cdiff.file_name} again", visit.at)
-    # An empty one says that the whole CVD is to be taken instead (trap 15).
+    # An empty one tells clients to fetch the whole CVD instead (trap 15).
     is_patched = visit.status == 200 and visit.complete and visit.length > 0
     return known.holding(cdiff.database, cdiff.version - (0 if is_patched else 1), visit.at)
 
@@ -111,7 +110,7 @@ def _observe_whole(visit: Visit, latest: Latest, known: Knowledge, find_build: F
 
 
 def _failure(visit: Visit) -> str | None:
-    """What went wrong with an answer, in one line; None if nothing did."""
+    """What went wrong with a response, in one line; None if nothing did."""
     target = visit.target
     if target is None:
         return None
@@ -122,7 +121,7 @@ def _failure(visit: Visit) -> str | None:
 
 
 def _may_be_missing(target: Target) -> bool:
-    """Whether freshclam goes on without the file: a signature, or a CLD before the CVD.
+    """Whether freshclam continues without the file: a signature, or a CLD before the CVD.
 
     Source: docs/protocol.md 2.2.
     """

@@ -1,4 +1,4 @@
-"""The recorder: takes note of every visit without holding up the event loop."""
+"""The recorder: notes every visit without holding up the event loop."""
 
 from __future__ import annotations
 
@@ -25,22 +25,29 @@ from clamproxy.threads import Writer
 logger = logging.getLogger(__name__)
 
 FLUSH_DELAY = 1.0
-"""Seconds from a visit until it is in the table. A machine comes by twice within a second, for a patch and
-its signature; its row is written once for both."""
+"""Seconds from a visit until it is in the table. A machine often visits twice within a second, for a patch
+and its signature; its row is written once for both."""
 ENOUGH = 20_000
 """Visits that are written without delay."""
 MOST_PENDING = 40_000
-"""Visits, of some 500 bytes, that wait to be written; while the disk takes none, the oldest are forgotten."""
+"""Visits, of some 500 bytes each, that may wait to be written. The oldest are dropped first."""
 
 REFUSALS = (401, 407)
-"""Statuses for who is not a user of the gateway."""
+"""Statuses for clients that are not users of the gateway."""
 
 
 class Fleet:
-    """Notes who came by, from the event loop, and has it written soon after.
+    """Notes visits on the event loop, and has them written soon after.
 
-    What a visit tells is worked out by the writer, in one transaction with the row that it changes: the
-    loop does next to nothing, nothing is kept in memory, and processes may share the table.
+    The writer works out what a visit tells, in one transaction with the row that it changes: the loop
+    does next to nothing, nothing is kept in memory, and processes may share the table. At first, the
+    writer creates or checks the table.
+
+    Args:
+        directory: the state directory.
+        settings: how many machines are kept, and how long.
+        writer: the thread that writes to the directory.
+        clock: gives Unix seconds.
     """
 
     def __init__(
@@ -50,14 +57,6 @@ class Fleet:
         writer: Writer,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Have the table made, or checked, by the writer.
-
-        Args:
-            directory: the state directory.
-            settings: how many machines are kept, and how long.
-            writer: the thread that writes to the directory.
-            clock: gives Unix seconds.
-        """
         self._settings = settings
         self._writer = writer
         self._clock = clock
@@ -68,16 +67,16 @@ class Fleet:
         self._advertised: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_handed_over = False
-        """Whether the writer will take what is pending as soon as it gets to it."""
+        """Whether the writer will take the pending visits as soon as it gets to them."""
         self._is_failing = False
         if settings.enabled:
             writer.submit(self._check)
 
     def see(self, visit: Visit) -> None:
-        """A request on a ClamAV host was answered. Quick; event loop only."""
+        """Note that a request on a ClamAV host was answered. Quick. Event loop only."""
         agent = visit.user_agent
         is_usable = agent is not None and len(agent) <= LONGEST and not visit.is_relayed
-        # Who was not let in must not push others out of the table.
+        # Clients that were not let in must not push others out of the table.
         if self._settings.enabled and is_usable and visit.status not in REFUSALS:
             with self._lock:
                 self._visits.append(visit)
@@ -87,7 +86,7 @@ class Fleet:
                 self._flush_soon()
 
     def note_advertised(self, database: str, version: int) -> None:
-        """A version is advertised. Quick, and free if it was known; event loop only."""
+        """Note that a version is advertised. Quick, and free if it is known already. Event loop only."""
         if self._settings.enabled and self._advertised.get(database) != version:
             self._advertised[database] = version
             with self._lock:
@@ -95,14 +94,14 @@ class Fleet:
             self._flush_soon()
 
     def note_built(self, database: str, version: int, built_at: int) -> None:
-        """A version is proven to have been built at a time, in Unix seconds. Quick; for any thread."""
+        """Note a version's proven build time, in Unix seconds. Quick. Any thread."""
         if self._settings.enabled and built_at:
             with self._lock:
                 self._releases.append(Release(database, version, built_at=built_at, is_proven=True))
             self._hand_over()
 
     def flush(self) -> None:
-        """Hand what has been seen to the writer. Event loop only."""
+        """Hand the pending visits to the writer. Event loop only."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -113,7 +112,7 @@ class Fleet:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)
 
     def _hand_over(self) -> None:
-        """Call the writer, unless it was called and hasn't come yet: so no more than `MOST_PENDING` wait."""
+        """Call the writer unless a call is still pending: this way no more than `MOST_PENDING` wait."""
         with self._lock:
             if self._is_handed_over or not (self._visits or self._releases):
                 return
@@ -137,7 +136,7 @@ class Fleet:
                 self._releases = deque([*releases, *self._releases], MOST_PENDING)
 
     def _attempt(self, change: Callable[[Rows], object]) -> bool:
-        """Change the table; returns whether that worked. Trouble that lasts is logged once."""
+        """Change the table; returns whether that worked. Persistent trouble is logged once."""
         for _ in range(2):
             try:
                 with self._table.writing() as rows:
@@ -175,7 +174,7 @@ class Fleet:
 
 
 def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit]) -> MachineRow:
-    """A machine after some visits, which are read and written once for all of them."""
+    """A machine after some visits, with one read and one write for all of them."""
     first_seen, known = rows.known(agent.uuid, address) or (visits[0].at, Knowledge())
     for visit in visits:
         first_seen = min(first_seen, visit.at)

@@ -16,7 +16,7 @@ from clamproxy.messages import Result
 logger = logging.getLogger("clamproxy.access")
 
 FIELDS = "access"
-"""The attribute of a record that gives its fields to `log_format`: a function, called if they are wanted."""
+"""The attribute of a record that gives its fields to `log_format`: a function, called on demand."""
 
 _LONGEST = 200
 _NAMES = (
@@ -32,22 +32,22 @@ class Outcome:
     """What became of a request."""
 
     client: str
-    """Its IP address."""
+    """The client's IP address."""
     result: Result
     version: int | None
-    """Of the object that was served."""
+    """The version of the object that was served."""
     status: int
-    """Of the answer; 0 if there was none."""
+    """The status of the response; 0 if there was none."""
     length: int
     """Bytes of content that were sent."""
     seconds: float
-    """From the request to the end of the answer."""
+    """Seconds from the request to the end of the response."""
     error: str = ""
-    """Why the client didn't get what it asked for, or not the newest of it, or not all of it."""
+    """Why the client didn't get what it asked for, or not the newest version, or not all of it."""
 
 
 class Entry:
-    """One request in the log. Its text, or its fields, are made only when they are asked for."""
+    """One request in the log. Its text and its fields are made only on demand."""
 
     __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path", "at")
 
@@ -79,7 +79,7 @@ class Entry:
         return f"{line} ({_printable(outcome.error)})" if outcome.error else line
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the JSON object: all of `_NAMES`; what isn't known is null."""
+        """The fields of the JSON object: all of `_NAMES`; unknown values are null."""
         request, outcome, path = self._asked, self._outcome, self._path
         machine = parse_agent(request.fields.get("user-agent") or "")
         return {
@@ -108,10 +108,8 @@ def log_request(request: ClientRequest, outcome: Outcome, *, hides_path: bool) -
     """Write one record: client, what, version, result, status, bytes, duration, client software.
 
     Args:
-        asked: what was asked for.
-        outcome: what became of it.
-        hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in
-            the query, some in the path. Queries are never logged.
+        hides_path: whether the path may hold a secret: feeds carry their subscribers' keys in the query, some
+            in the path. Queries are never logged.
     """
     entry = Entry(request, outcome, hides_path=hides_path)
     if logger.isEnabledFor(logging.INFO) and not (_takers and _takers[-1](entry)):
@@ -119,16 +117,16 @@ def log_request(request: ClientRequest, outcome: Outcome, *, hides_path: bool) -
 
 
 def take_directly(taker: Taker | None) -> None:
-    """Have entries offered to a function first: a record's way through logging costs as much as an answer.
+    """Offer entries to a function first: a record's way through logging costs as much as a response.
 
     Args:
-        taker: returns whether it has taken the entry, and no handler wants it; None: there is none any more.
+        taker: returns whether it has taken the entry and no handler needs it. None: offer no more entries.
     """
     _takers[:] = [] if taker is None else [taker]
 
 
 def _record_of(entry: Entry) -> logging.LogRecord:
-    """A record as logging makes it, but for what it looks up each time: thread, task, line of code."""
+    """A record as logging makes it, except for what it looks up each time: thread, task, line of code."""
     record = logging.LogRecord.__new__(logging.LogRecord)
     milliseconds = float(int(entry.at % 1 * 1000))
     own = {"msg": entry, "created": entry.at, "msecs": milliseconds, FIELDS: entry.fields}
@@ -137,12 +135,11 @@ def _record_of(entry: Entry) -> logging.LogRecord:
 
 
 def log_tunnel(client: str, host: str, port: int) -> None:
-    """Log a connection that is passed through as it is: the requests inside can't be seen.
+    """Log a connection that is passed through unchanged: the requests inside can't be seen.
 
     Args:
         client: the client's IP address.
         host: where the connection leads.
-        port: the port there.
     """
     target = f"{host}:{port}"
     known = {"client": client, "method": "CONNECT", "host": target[:_LONGEST], "result": str(Result.PASSED)}
@@ -156,7 +153,7 @@ def _database_of(path: str | None) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """One line, whatever the client sent."""
+    """The text as one line, whatever the client sent."""
     text = text[:_LONGEST]
     return text if _is_printable(text) else text.encode("unicode_escape").decode("ascii")
 

@@ -1,4 +1,4 @@
-"""Exchanges: a request, its answer, and what is recorded of them at the end."""
+"""Exchanges: a request, its response, and what is recorded about them at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clamproxy.objects import Latest, parse_path
 from clamproxy.service import Service
 
 _ASKED_BY_DOCTOR = (Destination.DATABASES, Destination.NOBODY)
-"""What the doctor asks for."""
+"""Destinations of the doctor's requests."""
 _ORDINARY = (Result.MISS, Result.NEGATIVE)
 """Results whose reason isn't logged: freshclam asks for files that don't exist all the time."""
 _LONGEST_METHOD = 16
@@ -31,9 +31,9 @@ class Exchange:
     request: ClientRequest
     destination: Destination
     response: Response
-    """What is to be sent, complete. If the request is passed through: what the host has answered."""
+    """The response to be sent, complete. For a request that is passed through: the host's response."""
     running: Callable[[], Service | None]
-    """Gives the current service. A reload may have replaced the one that answered."""
+    """Returns the current service. A reload may have replaced the one that answered."""
     sent: int = 0
     """Bytes of content so far, if the sender counts them here."""
     ended: bool = False
@@ -41,13 +41,13 @@ class Exchange:
     def end(self, length: int, error: str = "") -> None:
         """Count and log the exchange, and tell the fleet. Only the first call does anything.
 
-        Every request counts once. A refusal counts as ``refused``, whatever the request was for: no cache was
-        asked. Otherwise, a request on a feed's host counts among those of the feeds, and any other among the
-        requests. Pages and the doctor's requests are logged but not counted.
+        Every request counts once. A refusal counts as ``refused``, whatever the request was for: no cache
+        was asked. Otherwise, a request on a feed's host counts among those of the feeds, and any other
+        among the requests. Pages and the doctor's requests are logged but not counted.
 
         Args:
             length: bytes of content that were sent.
-            error: why not all of it was sent, if so.
+            error: why not all of it was sent, if it wasn't.
         """
         service = self.running()
         if self.ended or service is None:
@@ -62,7 +62,7 @@ class Exchange:
         elif destination is not Destination.PAGES:
             service.stats.count_request(result, length)
         if destination is Destination.DATABASES:
-            # The doctor's requests, too: no machine can hide by sending the doctor's field.
+            # Including the doctor's requests: no machine can hide by sending the doctor's field.
             service.fleet.see(self._visit(service, length, is_complete=not error))
         reason = "" if response.result in _ORDINARY else response.reason
         outcome = Outcome(
@@ -79,7 +79,7 @@ class Exchange:
         log_request(request, outcome, hides_path=hides_path)
 
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:
-        """What the answer tells of the machine that asked."""
+        """What the exchange tells about the machine that sent the request."""
         request, response, fields = self.request, self.response, self.request.fields
         since = fields.get("if-modified-since")
         target = parse_path(request.path, service.databases)
@@ -89,7 +89,7 @@ class Exchange:
             user_agent=fields.get("user-agent"),
             target=target,
             range_probe="range" in fields,
-            # Thousands of visits may wait to be written: no more than a date is kept.
+            # Thousands of visits may wait to be written, so no more than a date is kept.
             if_modified_since=since and since[:LONGEST_DATE],
             status=response.status,
             version=response.version,

@@ -1,10 +1,10 @@
-"""Heads: the 512-byte headers of the CVDs at the origin, asked for by Range.
+"""Heads: the 512-byte headers of the CVDs at the origin, requested by Range.
 
-A head tells the origin's version before a whole file is fetched, so that no version is ever
-downloaded twice, and answers the clients' own header probes while the file isn't here.
+A head tells the origin's version before a whole file is fetched, so that no version is ever downloaded
+twice. It also answers the clients' own header probes while the file isn't here.
 
-It is no more than a claim: nothing in it is signed. So nothing else is answered from it, and it is
-dropped as soon as the file itself shows that it was wrong.
+It is only a claim, as nothing in it is signed. So nothing else is answered from it, and it is dropped as
+soon as the file itself shows that it was wrong.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from clamproxy.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 LONGEST_PROBE = 60.0
-"""Seconds for 512 bytes, even if they trickle in."""
+"""Seconds that 512 bytes may take, even if they trickle in."""
 SILENCE = 10.0
-"""Seconds after which a further client doesn't wait for a probe that has no answer yet."""
+"""Seconds after which another client doesn't wait for a probe that has no response yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbedHeader:
-    """The header of a CVD or CLD of which only that is here."""
+    """The header of a CVD or CLD of which nothing else is here."""
 
     header: CvdHeader
     is_proven: bool = False
-    """Whether cached patches lead there; else it is what the origin claims."""
+    """Whether cached patches lead to this version; otherwise it is only the origin's claim."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """The origin's last answer with a header."""
+    """The origin's last response with a header."""
 
     at: float = 0.0
     """Unix seconds; 0 if there was none."""
     advertised: int = 0
-    """The version that DNS gave then."""
+    """The version that DNS advertised then."""
     wanted: int = 0
     """The version that was hoped for then."""
     fruitless: int = 0
-    """How often in a row it answered with nothing new."""
+    """How many times in a row the origin answered with nothing new."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +70,20 @@ class _Probe:
     requester: Requester
     started_at: float
     asked_at: float
-    """Loop time at which the first of those began to which the origin owes an answer."""
+    """Loop time at which the first of the probes began that the origin hasn't answered yet."""
 
     def __str__(self) -> str:
         return self.database
 
 
 class HeaderProbes:
-    """The newest head of each database. Event loop only."""
+    """The newest head of each database, including those seen before a restart. Event loop only.
+
+    Args:
+        cooldowns: asked before each probe, and told the result.
+        notes: where heads are kept, by database.
+        learnt: called with each database and its version whenever the origin's head gives one.
+    """
 
     def __init__(
         self,
@@ -87,15 +93,6 @@ class HeaderProbes:
         learnt: Callable[[str, int], object] | None = None,
         clock: Clock = time,
     ) -> None:
-        """Take over what was seen before a restart.
-
-        Args:
-            upstream: the origin.
-            cooldowns: is asked before, and told afterwards.
-            notes: where heads are kept, by database.
-            learnt: told of each database and its version, whenever the origin's head gives one.
-            clock: tells the time.
-        """
         self._upstream = upstream
         self._cooldowns = cooldowns
         self._notes = notes
@@ -106,10 +103,10 @@ class HeaderProbes:
         self._sightings = {database: sighting for database, (_, sighting) in saved.items()}
         self._missing = NegativeCache[str](clock.monotonic)
         self._probes = SingleFlight[_Probe, None]("probe")
-        """Those that are under way: more than one of a database, if the earlier ones are silent."""
+        """The probes under way: more than one per database if the earlier ones are silent."""
         self._latest: dict[str, _Probe] = {}
         self._told: dict[str, str] = {}
-        """What the log says of the databases whose header can't be had."""
+        """What the log says about the databases whose header isn't available."""
 
     def get(self, database: str) -> ProbedHeader | None:
         """The newest head that was seen."""
@@ -120,13 +117,13 @@ class HeaderProbes:
         return self._sightings.get(database, Sighting())
 
     def forget(self, database: str) -> None:
-        """The whole file was not what its head announced."""
+        """Forget a head: the whole file was not what it announced."""
         self._heads.pop(database, None)
         self._sightings.pop(database, None)
         self._notes.forget(database)
 
     def hold_against(self, database: str, proven: CvdHeader) -> None:
-        """The origin's file has come, and this is its header: drop a head that claimed otherwise."""
+        """Drop a head that contradicts the header of the origin's file, which has arrived."""
         head = self._heads.get(database)
         if head is None or head.header.version < proven.version or head.header.raw == proven.raw:
             return
@@ -142,16 +139,15 @@ class HeaderProbes:
         self._notes.forget(database)
 
     async def probe(self, database: str, requester: Requester, advertised: int, wanted: int) -> None:
-        """Ask the origin, or wait for the answer to somebody else's question.
+        """Ask the origin for a head, or wait for the response to a probe under way.
 
         Args:
-            database: whose CVD.
-            requester: on whose behalf.
-            advertised: the version that DNS gives, 0 if none.
-            wanted: the version that is hoped for: that one, or what the client demands.
+            requester: the origin is asked on its behalf.
+            advertised: the version that DNS advertises, 0 if none.
+            wanted: the version that is hoped for: the advertised one, or what the client demands.
 
         Raises:
-            KnownMissingError: the origin has no such file, it said a minute ago.
+            KnownMissingError: the origin said a minute ago that it has no such file.
             NotFoundError, OriginError: as the origin answered.
             CooldownError: it must not be asked now.
         """
@@ -161,14 +157,13 @@ class HeaderProbes:
             try:
                 return await self._probes.run(probe, partial(self._probe, probe, sighting))
             except OriginError as error:
-                # An old client's 403 is not the others' (docs/protocol.md, trap 20): ask under one's own
-                # name.
+                # An old client's 403 doesn't apply to others (docs/protocol.md, trap 20): ask for this one.
                 same = probe.requester.version == requester.version
                 if same or error.failure is not FailureKind.FORBIDDEN:
                     raise
 
     def asked_at(self, database: str) -> float | None:
-        """Loop time since when the origin owes an answer; None if it owes none."""
+        """Loop time since which the origin owes a response; None if it owes none."""
         probe = self._under_way(database)
         return None if probe is None else probe.asked_at
 
@@ -177,12 +172,12 @@ class HeaderProbes:
         return probe if probe is not None and probe in self._probes else None
 
     def _joinable(self, database: str) -> _Probe | None:
-        """The probe that is under way, unless it is silent for so long that another is worth it."""
+        """The probe under way, unless it has been silent for so long that another one is worthwhile."""
         probe = self._under_way(database)
         return None if probe is None or self._clock.monotonic() - probe.started_at >= SILENCE else probe
 
     def _admit(self, database: str, requester: Requester) -> _Probe:
-        """A further probe, if one may be sent."""
+        """Another probe, if one may be sent."""
         if database in self._missing:
             raise KnownMissingError(f"the origin has no {database}.cvd")
         path = Latest(database, Kind.CVD).upstream_path
@@ -193,7 +188,6 @@ class HeaderProbes:
         return self._latest[database]
 
     def stop(self) -> None:
-        """Cancel what is under way."""
         self._probes.stop()
 
     async def _probe(self, probe: _Probe, sighting: Sighting) -> None:
@@ -236,12 +230,12 @@ class HeaderProbes:
                 self._learnt(database, version)
 
     def _is_news(self, database: str, state: str) -> bool:
-        """Whether the log doesn't say so yet: one line for a state, not for each look."""
+        """Whether the log doesn't say so yet: one line per state, not per look."""
         before, self._told[database] = self._told.get(database), state
         return before != state
 
     async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> ProbedHeader:
-        """All that can go wrong becomes an error of the origin: what is cached goes on being served."""
+        """Ask in a thread. All failures become errors of the origin: cached objects are still served."""
         try:
             return await in_scope(
                 f"clamproxy-probe-{database}",

@@ -1,4 +1,4 @@
-"""Transfers: downloads of ClamAV's objects, resumed where they broke off, verified before they are published.
+"""Transfers: downloads of ClamAV's objects, resumed where they were interrupted, verified, then published.
 
 Readers follow the partial file. They never get its last bytes before verification has passed.
 """
@@ -33,12 +33,12 @@ from clamproxy.threads import Writer, in_thread
 logger = logging.getLogger(__name__)
 
 WITHHELD = 64 * 1024
-"""The last bytes of an object, which nobody gets before verification has passed. Objects up
-to this size are served when they are complete: then a failure is a clean 503."""
+"""The last bytes of an object, which no reader gets before verification has passed. Objects up to this size
+are served only when they are complete: then a failure is a clean 503."""
 SLOWEST = 1024
 """Bytes per second below which a connection counts as stalled."""
 MAX_BREAKS = 6
-"""Breaks without progress between them, after which a transfer fails."""
+"""Breaks without progress in between, after which a transfer fails."""
 PROGRESS = MIB
 """Bytes that count as progress."""
 _FIRST_PAUSE = 0.2
@@ -46,10 +46,9 @@ _BUSY_PAUSE = 0.2
 
 
 class TransferError(Exception):
-    """The object could not be fetched."""
+    """The object could not be fetched. The arguments are those of `OriginError`."""
 
     def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
-        """Describe the failure; the arguments are those of `OriginError`."""
         super().__init__(reason)
         self.failure = failure
         self.retry_after = retry_after
@@ -58,11 +57,11 @@ class TransferError(Exception):
 
 
 class _StalledError(Exception):
-    """The connection is too slow to go on with."""
+    """The connection is too slow to continue with."""
 
 
 class _UnansweredError(Exception):
-    """The origin has not answered yet, and further clients wait: worth a new connection."""
+    """The origin has not answered yet and more clients are waiting, which is worth a new connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +75,37 @@ class Resources:
     stall_window: float
     """Seconds over which the speed of a connection is watched."""
     slots: asyncio.Semaphore
-    """How many connections to the origin there may be at a time."""
+    """Limits the number of simultaneous connections to the origin."""
 
 
 class Transfer(Download[None]):
-    """One object on its way from the origin to the store. Event loop only.
+    """One object on its way from the origin to the store; `run` does the work. Event loop only.
 
-    It can be read from once its head is known, or it is published. `ready`, `finish` and `run` raise
+    It can be read from once its head is known, or once it is published. `ready`, `finish` and `run` raise
     NotFoundError if the origin has no such file, and TransferError if it could not be fetched.
+
+    Args:
+        expected: the object to fetch. A whole CVD may turn out to be another version.
+        requester: the origin is asked on its behalf.
+        resources: shared by all transfers.
+        oldest: the oldest version of a whole CVD that is of any use; default: the expected one.
     """
 
     def __init__(
         self, expected: ObjectId, requester: Requester, resources: Resources, oldest: int | None = None
     ) -> None:
-        """`run` does the work.
-
-        Args:
-            expected: what is fetched. A whole CVD may turn out to be another version.
-            requester: on whose behalf.
-            resources: shared by all transfers.
-            oldest: the oldest version of a whole CVD that is of any use; default: the expected.
-        """
         super().__init__()
         self.requester = requester
         self.for_client = True
-        """Whether a client waits: the gateway's own transfers give up at the first break."""
+        """Whether a client is waiting: the gateway's own transfers give up at the first break."""
         self.is_verified = False
-        """Whether readers may have all of it; it is published a moment later."""
+        """Whether readers may have all of the object; it is published a moment later."""
         self.published = False
         self._expected = expected
         self._oldest = expected.version if oldest is None else oldest
         self._resources = resources
         self.asked_at = self._loop.time()
-        """Loop time at which it was wanted first."""
+        """Loop time at which the object was first requested."""
         self._kicked = asyncio.Event()
         self._arrival: Arrival | None = None
         self._current: Attempt | None = None
@@ -118,7 +115,7 @@ class Transfer(Download[None]):
 
     @property
     def object_id(self) -> ObjectId:
-        """What is fetched; final once the transfer is ready."""
+        """The object being fetched; final once the transfer is ready."""
         return self._arrival.object_id if self._arrival else self._expected
 
     @property
@@ -128,13 +125,13 @@ class Transfer(Download[None]):
 
     @property
     def metadata(self) -> Metadata:
-        """What is known of the object. Complete once the transfer is ready."""
+        """What is known about the object. Complete once the transfer is ready."""
         header, now = self._arrival.header if self._arrival else None, time.time()
         modified = parse_http_date(self._validators.last_modified)
         return Metadata(
             size=self._validators.size or 0,
             fetched_at=now,
-            # Nothing changes later than it is fetched (RFC 9110 8.8.2.1).
+            # No file can have changed after it was fetched (RFC 9110 8.8.2.1).
             last_modified=None if modified is None else min(modified, now),
             header=header.raw.decode("ascii") if header else None,
         )
@@ -148,17 +145,17 @@ class Transfer(Download[None]):
             await self.wait()
 
     def source(self) -> FileSource:
-        """A reader of what has arrived and will arrive. Only once the transfer is ready.
+        """A reader of everything that has arrived and will arrive. Only once the transfer is ready.
 
         Raises:
-            SourceError: it has failed, or it is published: then read it from the store.
+            SourceError: it has failed, or is published: the store has it then.
         """
         if self.published or self._error is not None or self._arrival is None:
             raise SourceError(str(self._error or "nothing to follow"))
         return FileSource(os.dup(self._arrival.partial.descriptor), self.metadata.size, self)
 
     def kick(self) -> None:
-        """A further client wants the object: a connection that is silent is given up at once.
+        """Report that another client wants the object: a connection that is silent is given up at once.
 
         An origin that has not answered yet may just be slow, and gets twice the time.
         """
@@ -197,12 +194,12 @@ class Transfer(Download[None]):
         return self._local_failure(error)
 
     def _end(self) -> None:
-        """What has arrived stays on disk, to be resumed."""
+        """Release the partial file. What has arrived stays on disk, to be resumed."""
         if self._arrival:
             self._arrival.partial.release()
 
     def _local_failure(self, error: BaseException) -> TransferError:
-        """What it means that something went wrong here, not at the origin."""
+        """The TransferError for something that went wrong here, not at the origin."""
         if isinstance(error, NoRoomError):
             failure = TransferError(FailureKind.NO_ROOM, str(error))
             failure.needed = error.needed
@@ -213,7 +210,7 @@ class Transfer(Download[None]):
         return TransferError(FailureKind.LOCAL, f"{type(error).__name__}: {error}")
 
     async def _claim(self) -> Arrival | None:
-        """Take the partial file; None if another process published the object meanwhile."""
+        """Claim the partial file; None if another process has published the object in the meantime."""
         partial = None
         while partial is None:
             with suppress(BusyError):
@@ -248,7 +245,7 @@ class Transfer(Download[None]):
                 self._go_on_in_memory(arrival, error)
 
     def _go_on_in_memory(self, arrival: Arrival, error: Exception) -> None:
-        """The disk takes nothing more: what is small, and shown to nobody yet, is fetched into memory."""
+        """The disk accepts no more: fetch a small object into memory, unless readers already follow it."""
         store = self._resources.store
         is_trouble = isinstance(error, NoRoomError) or store.condition.failed(error)
         is_possible = is_small(arrival.object_id) and not arrival.followed and not arrival.partial.is_unnamed
@@ -259,10 +256,10 @@ class Transfer(Download[None]):
         arrival.partial = store.claim_partial(arrival.object_id, unnamed=True)
 
     async def _attempt(self, arrival: Arrival) -> None:
-        """One connection, watched.
+        """Use one connection, and watch it.
 
         Raises:
-            _StalledError, _UnansweredError: it was given up.
+            _StalledError, _UnansweredError: the connection was given up.
         """
         attempt = Attempt(self._resources.upstream, arrival, self.requester, self.report)
         self._current = attempt
@@ -301,7 +298,7 @@ class Transfer(Download[None]):
     async def _verify_and_publish(self, arrival: Arrival) -> None:
         partial, object_id = arrival.partial, arrival.object_id
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
-        self.wake()  # readers go on with what they may have meanwhile
+        self.wake()  # in the meantime, readers continue with what they may have
 
         def check() -> None:
             try:
@@ -324,7 +321,6 @@ class Transfer(Download[None]):
         self.published = True
 
     def _on_progress(self) -> None:
-        """Bytes have arrived."""
         self._heard_at = time.monotonic()
         if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
             self._arrival.followed = True
@@ -336,7 +332,7 @@ class Transfer(Download[None]):
 
 
 class _Patience:
-    """How many breaks a transfer survives without getting on."""
+    """Counts the breaks that a transfer may have without progress."""
 
     def __init__(self, arrival: Arrival, transfer: Transfer) -> None:
         self._arrival = arrival
@@ -353,8 +349,8 @@ class _Patience:
         if self._arrival.partial.have - self._mark >= PROGRESS:
             self._breaks, self._mark = 0, self._arrival.partial.have
         self._breaks += 1
-        # Clients that read along are worth some patience. For those that wait, the first break is
-        # free: connections do break.
+        # Clients that are reading along deserve some patience. For those that are waiting, the first break
+        # is free: connections do break.
         has_readers = self._arrival.followed and self._transfer.for_client
         most = MAX_BREAKS if has_readers else 2 if self._transfer.for_client else 1
         passing = error.failure in (FailureKind.UNREACHABLE, FailureKind.INTERRUPTED)
@@ -365,7 +361,7 @@ class _Patience:
 
 
 def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> OriginError:
-    """A file that changed at the origin can't be completed: start again, if nobody reads it yet."""
+    """A file that changed at the origin can't be completed: start again, unless readers already follow it."""
     if isinstance(error, OriginError):
         return error
     if arrival.followed:

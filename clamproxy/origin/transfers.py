@@ -1,4 +1,4 @@
-"""All running transfers: single flight, cool-downs, remembered 404s, and their end."""
+"""All running transfers: single flight, cool-downs, remembered 404s, and cancellation at the end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginEr
 logger = logging.getLogger(__name__)
 
 MAX_TRANSFERS = 1024
-"""Running or waiting for a connection."""
+"""Transfers that may run or wait for a connection."""
 
 
 class CooldownError(Exception):
     """The origin must not be asked now."""
 
     def __init__(self, cooldown: Cooldown) -> None:
-        """Say what holds it back."""
         super().__init__(cooldown.reason)
         self.cooldown = cooldown
 
 
 type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | SourceError | TimeoutError
 ORIGIN_TROUBLE = (OriginError, TransferError, NotFoundError, CooldownError, SourceError, TimeoutError)
-"""Why something can't be had of the origin now."""
+"""Reasons why something isn't available from the origin now."""
 
 
 class Transfers:
@@ -41,6 +40,13 @@ class Transfers:
 
     Not a `SingleFlight`: callers join a transfer under way to read along, and may know it by another name
     once it has turned out to be another version.
+
+    Args:
+        resources: what the transfers work with.
+        cooldowns: asked before each transfer, and told the result.
+        negative_ttl: seconds for which a 404 is remembered.
+        after_publishing: called when the store has received an object.
+        after_failure: called when an object could not be fetched.
     """
 
     def __init__(
@@ -52,16 +58,6 @@ class Transfers:
         after_failure: Callable[[ObjectId, FailureKind], object],
         clock: Clock = time,
     ) -> None:
-        """Start without any.
-
-        Args:
-            resources: what the transfers work with.
-            cooldowns: is asked before, and told afterwards.
-            negative_ttl: seconds for which a 404 is remembered.
-            after_publishing: called when the store has got an object.
-            after_failure: called when an object could not be fetched.
-            clock: tells the time.
-        """
         self._resources = resources
         self._cooldowns = cooldowns
         self._negative_ttl = negative_ttl
@@ -72,7 +68,7 @@ class Transfers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing = NegativeCache[ObjectId](clock.monotonic)
         self._needed: dict[str, int] = {}
-        """Bytes that the disk must have room for before a file is asked for again, by its path."""
+        """Bytes that the disk must have room for before a file is requested again, by its path."""
 
     def join(
         self,
@@ -85,16 +81,16 @@ class Transfers:
         """The transfer of an object, started if it isn't under way.
 
         Args:
-            object_id: what is wanted.
-            requester: on whose behalf the origin is asked if this starts the transfer.
-            oldest: see `Transfer`.
-            for_client: whether a client waits.
+            object_id: the wanted object.
+            requester: the origin is asked on its behalf if this starts the transfer.
+            oldest: as in `Transfer`.
+            for_client: whether a client is waiting.
 
         Returns:
             The transfer, and whether it was under way already.
 
         Raises:
-            KnownMissingError: the origin hasn't this object, it said a short while ago.
+            KnownMissingError: the origin said a short while ago that it doesn't have this object.
             CooldownError: the origin must not be asked now.
         """
         self.require_not_missing(object_id)
@@ -124,12 +120,12 @@ class Transfers:
         return transfer, False
 
     def require_not_missing(self, object_id: ObjectId) -> None:
-        """Raise KnownMissingError if the origin hasn't this object, it said a short while ago. Quick."""
+        """Raise KnownMissingError if the origin said a short while ago that it lacks this object. Quick."""
         if object_id in self._missing:
             raise KnownMissingError(f"the origin has no {object_id.file_name}")
 
     def _without_room(self, object_id: ObjectId, requester: Requester) -> Cooldown | None:
-        """A cool-down for what the disk still has no room for: the origin is not asked for it in vain."""
+        """A cool-down for an object without room on the disk, so that it isn't requested in vain."""
         path = object_id.upstream_path
         needed = self._needed.get(path, 0)
         if not needed or self._resources.store.has_room(needed):
@@ -139,15 +135,14 @@ class Transfers:
         return self._cooldowns.failed(FailureKind.NO_ROOM, path, requester.version, reason)
 
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
-        """What is being fetched, the bytes that are here, and its size (0 if that isn't known yet)."""
+        """The objects being fetched, with their bytes that have arrived and their size (0 if unknown)."""
         return [(one.object_id, one.have, one.metadata.size) for one in self._running.values()]
 
     def is_running(self, object_id: ObjectId) -> bool:
-        """Whether an object is on its way."""
         return object_id in self._running
 
     def asked_at(self, object_ids: Iterable[ObjectId]) -> float | None:
-        """The earliest loop time at which one of these was asked for, of those that can't be read from yet.
+        """The earliest loop time at which one of these was requested that can't be read from yet.
 
         None if there are none.
         """
@@ -155,7 +150,7 @@ class Transfers:
         return min((one.asked_at for one in running if one is not None and not one.is_ready), default=None)
 
     async def settle(self, object_id: ObjectId) -> None:
-        """Wait for the publishing of an object of which readers have been given all."""
+        """Wait until an object is published, if its readers may already have all of it."""
         transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None and transfer.is_verified:
             with suppress(NotFoundError, TransferError):
@@ -169,14 +164,13 @@ class Transfers:
         *,
         for_client: bool = True,
     ) -> tuple[Transfer, bool]:
-        """Like `join`, but waits until it can be read from; see `Transfer.ready` for what else is raised."""
+        """Like `join`, but waits until the transfer can be read from. See `Transfer.ready` for errors."""
         while True:
             transfer, joined = self.join(object_id, requester, oldest, for_client=for_client)
             try:
                 await transfer.ready()
             except TransferError as error:
-                # An old client's 403 is not the others' (docs/protocol.md, trap 20): ask under one's own
-                # name.
+                # An old client's 403 doesn't apply to others (docs/protocol.md, trap 20): ask for this one.
                 same = transfer.requester.version == requester.version
                 if not joined or same or error.failure is not FailureKind.FORBIDDEN:
                     raise
@@ -207,7 +201,7 @@ class Transfers:
 
     def _note_failure(self, object_id: ObjectId, transfer: Transfer, error: TransferError) -> None:
         if error.failure is FailureKind.INTERRUPTED and not transfer.for_client:
-            # No client has to wait because of that; what the gateway does by itself has its budget.
+            # No client has to wait because of this; what the gateway does by itself has its own budget.
             logger.info("%s was not prefetched: %s", object_id.file_name, error)
             return
         path, agent = object_id.upstream_path, transfer.requester.version
@@ -218,6 +212,6 @@ class Transfers:
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
 
     def stop(self) -> None:
-        """Cancel all; what has arrived stays on disk and is resumed after the next start."""
+        """Cancel all transfers. What has arrived stays on disk and is resumed after the next start."""
         for task in self._tasks:
             task.cancel()

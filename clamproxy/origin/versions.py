@@ -21,21 +21,32 @@ from clamproxy.single_flight import SingleFlight
 logger = logging.getLogger(__name__)
 
 PATIENCE = 1.0
-"""Seconds for which a look-up is waited for if an older answer is known, or none is needed."""
+"""Seconds that callers wait for a lookup if an older answer is known, or if they need none."""
 _RETRY = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """A version as DNS gave it."""
+    """A version that DNS advertised."""
 
     version: int
     fresh: bool
-    """Whether the answer still counts; else it is the last good one."""
+    """Whether the answer is still fresh; otherwise it is the last good one."""
 
 
 class AdvertisedVersions:
-    """Asks DNS, at most once in a refresh interval for each record. Event loop only."""
+    """Asks DNS, at most once per refresh interval for each record. Event loop only.
+
+    Answers from before a restart still count.
+
+    Args:
+        domain: the name of the primary record, ``current.cvd.clamav.net``.
+        resolver: does the lookups, and is closed with this object; None: DNS is never asked.
+        refresh: seconds for which an answer is fresh.
+        notes: where the good answers are kept, by database.
+        records: where the text of the primary record is kept, by domain.
+        learnt: called with each database and its version whenever DNS gives one.
+    """
 
     def __init__(
         self,
@@ -47,17 +58,6 @@ class AdvertisedVersions:
         learnt: Callable[[str, int], object] | None = None,
         clock: Clock = time,
     ) -> None:
-        """Take over what was known before a restart; nothing is asked yet.
-
-        Args:
-            domain: of the primary record, ``current.cvd.clamav.net``.
-            resolver: who is asked; None: nobody ever is. It is closed with this object.
-            refresh: seconds for which an answer counts.
-            notes: where the good answers are kept, by database.
-            records: likewise, the text of the primary record, by domain.
-            learnt: told of each database and its version, whenever DNS gives one.
-            clock: tells the time.
-        """
         self._domain = domain
         self._resolver = resolver
         self._refresh = refresh
@@ -70,24 +70,24 @@ class AdvertisedVersions:
         self._unanswered = NegativeCache[str](clock.monotonic)
         self._looking = SingleFlight[str, None]("look-up")
         self._asked_at: dict[str, float] = {}
-        """The loop time at which the last look-up of each name began."""
+        """The loop time at which the last lookup of each name began."""
 
     def _parse(self, saved: Any) -> tuple[int, float]:
         """A version, and when it was learnt."""
         now = self._clock.time()
         match saved:
             case [int(version), int() | float() as learnt_at] if 0 < version <= MAX_VERSION:
-                # A time in the future was noted by a clock that was wrong: it doesn't count.
+                # A time in the future was noted by a wrong clock: it doesn't count.
                 return version, learnt_at if learnt_at <= now else now - self._refresh
         raise ValueError("no version with a time")
 
     @property
     def last_record(self) -> str | None:
-        """The last good primary record as it stood, however old."""
+        """The last good primary record, unchanged, however old."""
         return self._record
 
     def last_known(self, database: str) -> Advertised | None:
-        """The last good answer, without asking; None as well when it is as old as no record may be."""
+        """The last good answer, without asking; None if there is none, or if it is too old for any record."""
         version, learnt_at = self._known.get(database, (0, 0.0))
         age = self._clock.time() - learnt_at
         return Advertised(version, 0 <= age < self._refresh) if age < OLDEST_RECORD else None
@@ -95,15 +95,14 @@ class AdvertisedVersions:
     async def get(
         self, database: str, patience: float | None = PATIENCE, *, is_needed: bool = True
     ) -> Advertised | None:
-        """The advertised version, after asking DNS if the last answer counts no more.
+        """The advertised version, after asking DNS if the last answer is no longer fresh.
 
         Args:
-            database: whose.
-            patience: seconds that a look-up may take, whoever began it; None: until it ends.
-            is_needed: whether to wait until the look-up ends if no older answer is known.
+            patience: seconds that a lookup may take, whichever caller started it; None: until it ends.
+            is_needed: whether to wait until the lookup ends if no older answer is known.
 
         Returns:
-            The last good answer where DNS gives none; None if there was none for half a day.
+            The last good answer if DNS gives none; None if there was none for half a day.
         """
         known, resolver = self.last_known(database), self._resolver
         if resolver is not None and (known is None or not known.fresh):
@@ -117,13 +116,12 @@ class AdvertisedVersions:
             limit = None
             if patience is not None and (known is not None or not is_needed):
                 limit = max(0.0, self._asked_at[name] + patience - now)
-            # Not `SingleFlight.run`: whoever has waited long enough, and whoever still waits when the gateway
-            # stops, gets what is known.
+            # Not `SingleFlight.run`: callers that have waited long enough, or are still waiting when the
+            # gateway stops, get what is known.
             await asyncio.wait({look_up}, timeout=limit)
         return self.last_known(database)
 
     def stop(self) -> None:
-        """Cancel what is under way."""
         self._looking.stop()
         if self._resolver is not None:
             self._resolver.close()
@@ -133,7 +131,7 @@ class AdvertisedVersions:
         try:
             text = await resolver.txt(name)
             versions = VersionRecord.parse(text, database).versions_at(self._clock.time())
-        except Exception as error:  # whatever it is, the last good answer goes on counting
+        except Exception as error:  # whatever it is, the last good answer still counts
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("No advertised versions from DNS (%s): %s", name, reason)
             return

@@ -1,7 +1,7 @@
 """The door: accepts clients' connections, up to the limit.
 
-Thousands of machines often wake within the same second. Those above the limit wait in the system's queue
-until another connection ends. If they were closed instead, freshclam would count that as a failed attempt.
+Thousands of machines often wake within the same second. Connections above the limit wait in the system's
+queue until another one ends. If they were closed instead, freshclam would count that as a failed attempt.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from clamproxy.access.limits import ConnectionLimits
 logger = logging.getLogger(__name__)
 
 QUEUE = 65535
-"""Connections that may wait; the system lowers that to its own limit (net.core.somaxconn on Linux)."""
+"""Connections that may wait. The system caps this at its own limit (net.core.somaxconn on Linux)."""
 AT_A_TIME = 64
-"""Connections that are accepted in one go, before the event loop does anything else: a few milliseconds."""
+"""Connections accepted in one go before the event loop does anything else; they take a few milliseconds."""
 TELL_EVERY = 60.0
-"""Seconds between lines in the log about connections that wait."""
+"""Seconds between log lines about waiting connections."""
 PAUSE = 1.0
-"""Seconds until the next attempt, if the system has no descriptor or memory for a connection."""
+"""Seconds until the next attempt when the system has no descriptor or memory for a connection."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOBODY = (BlockingIOError, InterruptedError, ConnectionError)
-"""No client is waiting, or the one that was has left."""
+"""No client is waiting, or the one that was waiting has left."""
 
 type Leave = Callable[[], None]
 """To be called once, when a connection is gone."""
@@ -38,51 +38,50 @@ type Receive = Callable[[Leave], asyncio.BaseProtocol]
 
 
 class Prompt(asyncio.Protocol):
-    """A protocol that may answer a client at the door: a transport costs more than a small answer."""
+    """A protocol that may answer a client at the door: a transport costs more than a small response."""
 
     def answer_at_door(self, client: socket.socket) -> bool:
-        """Read what has come with the connection, and answer it if that is the whole of it. Doesn't wait.
+        """Read what has arrived with the connection, and answer it if it is a whole request. Doesn't wait.
 
         Args:
-            client: the connection, without a transport.
+            client: the connection, which has no transport yet.
 
         Returns:
-            Whether the connection is to be closed now. Else it gets a transport, as usual.
+            Whether to close the connection now. Otherwise it gets a transport as usual.
         """
         raise NotImplementedError
 
 
 class Threshold:
-    """What all doors share: which clients may connect, and how many."""
+    """What all doors share: which clients may connect, and how many.
+
+    Args:
+        admits: whether an address may connect at all.
+        limits: counts the connections.
+    """
 
     def __init__(self, admits: Callable[[str], bool], limits: ConnectionLimits) -> None:
-        """Prepare.
-
-        Args:
-            admits: whether an address may connect at all.
-            limits: counts the connections.
-        """
         self._admits = admits
         self._limits = limits
         self._reached = False
-        """Whether a limit was reached, and no client has left since. A crowd makes one line in the log."""
+        """Whether a limit was reached and no client has left since: a crowd gets one line in the log."""
         self._told_at = -TELL_EVERY
         self.doors: set[Door] = set()
 
     @property
     def is_full(self) -> bool:
-        """Whether a new connection has to wait."""
+        """Whether new connections have to wait."""
         return self._limits.is_full
 
     def tell_full(self) -> None:
-        """Log that connections have to wait; a crowd that comes and goes makes one line a minute."""
+        """Log that connections have to wait, at most once a minute while crowds come and go."""
         now = time.monotonic()
         if now - self._told_at >= TELL_EVERY:
             self._told_at = now
             logger.warning("access.max_connections has been reached: further connections wait.")
 
     def take(self, address: str) -> bool:
-        """Count a new connection of an address; False if it must be closed instead."""
+        """Count a new connection from an address; False if it must be closed instead."""
         if not self._admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             return False
@@ -97,34 +96,33 @@ class Threshold:
         return limit is None
 
     def leave(self, address: str) -> None:
-        """A connection that `take` has counted is gone."""
+        """Call this when a connection that `take` has counted is gone."""
         self._limits.leave(address)
         self._reached = False
         self.reopen()
 
     def close(self) -> None:
-        """Accept no more connections, by any door."""
+        """Close all doors: no more connections are accepted."""
         for door in list(self.doors):
             door.close()
 
     def reopen(self) -> None:
-        """Let waiting connections in: another one has ended, or the limits have changed."""
+        """Let waiting connections in, after another one has ended or the limits have changed."""
         if not self.is_full:
             for door in self.doors:
                 door.open()
 
 
 class Door:
-    """Accepts what arrives on the sockets of one port."""
+    """Accepts what arrives on the sockets of one port, as soon as it is created.
+
+    Args:
+        sockets: listening ones; the door closes them.
+        threshold: decides which clients may connect.
+        receive: makes the protocol of each connection.
+    """
 
     def __init__(self, sockets: Sequence[socket.socket], threshold: Threshold, receive: Receive) -> None:
-        """Begin to accept.
-
-        Args:
-            sockets: listening ones; the door closes them.
-            threshold: says which clients may connect.
-            receive: makes the protocol of each connection.
-        """
         self.sockets = list(sockets)
         self._threshold = threshold
         self._receive = receive
@@ -139,14 +137,13 @@ class Door:
         self.open()
 
     def open(self) -> None:
-        """Accept, from now on."""
         if not self._is_open and self._pause is None:
             self._is_open = True
             for listener in self.sockets:
                 self._loop.add_reader(listener, self._accept, listener)
 
     def close(self) -> None:
-        """Stop listening; the system refuses the connections that wait."""
+        """Stop listening. The system refuses the connections that are still waiting."""
         self._threshold.doors.discard(self)
         self._shut()
         if self._pause is not None:
@@ -192,7 +189,7 @@ class Door:
         protocol = self._receive(leave)
         try:
             is_answered = isinstance(protocol, Prompt) and protocol.answer_at_door(connection)
-        except Exception:  # a bug must not cost a place for ever
+        except Exception:  # a bug must not occupy a place forever
             logger.exception("A request from %s failed.", address)
             is_answered = True
         if is_answered:

@@ -1,7 +1,8 @@
-"""The express lane: a small HTTP/1 server in front of mitmproxy, for what machines ask of the gateway itself.
+"""The express lane: a small HTTP/1 server in front of mitmproxy, for the requests that machines send.
 
-It answers ordinary requests only. Anything else makes it hand the connection to mitmproxy, with the bytes
-that were already read: at the first request or a later one, also in a tunnel, when no answer is on its way.
+It answers ordinary requests only. As soon as anything else arrives, it hands the connection to mitmproxy,
+together with the bytes it has already read. That can happen at any request, also inside a tunnel, but
+only while no response is on its way.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ PATIENCE_AT_LIMIT = 5.0
 
 
 class Ending(Protocol):
-    """What the lane asks of its connections."""
+    """What the lane needs from its connections."""
 
     def end_if_silent_since(self, moment: float) -> None:
-        """Close it if it is idle, and nothing has come since `moment`, in monotonic seconds."""
+        """Close the connection if it is idle and nothing has arrived since `moment`, in monotonic seconds."""
 
     def cut(self) -> None:
-        """Close it, whatever is under way."""
+        """Close the connection, whatever it is doing."""
 
 
 class Lane:
     """All connections of the express lane.
 
     Args:
-        context_for: gives the TLS context for a host; None if mitmproxy has to speak TLS there.
+        context_for: returns the TLS context for a host; None if mitmproxy has to speak TLS there.
     """
 
     def __init__(self, front: Front, context_for: Callable[[str], SSL.Context | None]) -> None:
@@ -45,11 +46,11 @@ class Lane:
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to close connections that stay idle too long."""
+        """Start closing connections that stay idle too long."""
         self._sweeping = asyncio.create_task(self._sweep(), name="express lane: idle connections")
 
     def end_idle(self) -> None:
-        """Close connections without a request now, and all others after their answers."""
+        """Close connections without a request now, and all others after their responses."""
         self.is_stopping = True
         for connection in list(self.connections):
             connection.end_if_silent_since(time.monotonic())
@@ -63,7 +64,7 @@ class Lane:
             self._sweeping.cancel()
 
     async def _sweep(self) -> None:
-        """Close connections that are silent too long. One look at all is cheaper than a timer for each."""
+        """Close connections that are silent too long. One pass over all is cheaper than a timer for each."""
         while True:
             await asyncio.sleep(1)
             settings = self.front.settings

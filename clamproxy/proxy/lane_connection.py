@@ -1,4 +1,4 @@
-"""One connection of the express lane: reads requests, has the front answer them, and sends the answers."""
+"""One connection of the express lane: reads requests, has the front answer them, and sends the responses."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
 logger = logging.getLogger(__name__)
 
 LONGEST_HEAD = 4096
-"""Bytes; freshclam's have about 300. Requests with longer ones go to mitmproxy."""
+"""Bytes; freshclam's have about 300. Requests with a longer head go to mitmproxy."""
 MOST_READS = 4
-"""Reads within which a head must be complete; slower ones go to mitmproxy."""
+"""Reads within which a head must be complete. Slower requests go to mitmproxy."""
 MOST_AHEAD = 64 * 1024
-"""Bytes of further requests that are read while a client waits for its answer."""
+"""Bytes of further requests that are read while a client waits for its response."""
 
 _TLS = b"\x16"
 """The first byte of TLS: RFC 8446 5.1."""
 _BEGINNINGS = frozenset(b"CGH")
-"""First letters of CONNECT, GET and HEAD."""
+"""The first letters of CONNECT, GET and HEAD."""
 _OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -43,16 +43,17 @@ _SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
 
 
 type HandOver = Callable[[asyncio.Transport, bytes, Tunnel | None, bool], None]
-"""Gives a connection to mitmproxy. Arguments: its transport; what the client has sent without an answer yet,
-decrypted; the tunnel that it is in, if any; and whether the client has said that it sends no more."""
+"""Hands a connection to mitmproxy. Arguments: its transport; what the client has sent, decrypted, if it is
+still unanswered; the tunnel it is in, if any; and whether the client has said that it won't send any
+more."""
 
 
 class LaneConnection(Prompt):
     """A client's connection while it is in the lane; the `Outlet` for the bodies sent to it.
 
     Args:
-        leave: called when it is gone, unless it was handed over.
-        hand_over: gives it to mitmproxy.
+        leave: called when the connection is gone, unless it was handed over.
+        hand_over: hands it to mitmproxy.
         server: host and port of the server that the gateway stands in for here; None if it is a proxy.
     """
 
@@ -69,25 +70,25 @@ class LaneConnection(Prompt):
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
         self._unsent = b""
-        """The rest of an answer that was begun at the door."""
+        """The rest of a response that was started at the door."""
         self._reads = 0
-        """Reads since the last head was complete."""
+        """Reads since the last complete head."""
         self._quiet_since = time.monotonic()
         self._tunnel: Tunnel | None = None
         self._work: asyncio.Task[Any] | None = None
-        """What the next request has to wait for."""
+        """The work that the next request has to wait for."""
         self._is_sending = False
         self._is_open = True
-        """Whether requests are taken: it was neither closed nor handed over."""
+        """Whether requests are accepted: the connection was neither closed nor handed over."""
         self._closes = False
-        """Whether it is closed after the answer."""
+        """Whether the connection is closed after the response."""
         self._has_ended = False
-        """Whether the client has said that it sends no more; it may still wait for its answer."""
+        """Whether the client has said that it won't send any more. It may still wait for its response."""
         self._is_full = False
-        """Whether the client must take some of what was written before it gets more."""
+        """Whether the client must read some of what was written before it gets more."""
         self._room: asyncio.Future[None] | None = None
 
-    # What the door and asyncio call
+    # Called by the door and by asyncio
 
     def answer_at_door(self, client: socket.socket) -> bool:
         """Answer a request that is alone on its connection, as freshclam's are, from memory."""
@@ -109,7 +110,7 @@ class LaneConnection(Prompt):
         answer, self._buffer = self._head(exchange.response) + exchange.response.body, b""
         try:
             answer = answer[client.send(answer) :]
-        except BlockingIOError:  # the client takes nothing yet
+        except BlockingIOError:  # the client can't take anything yet
             pass
         except OSError:
             exchange.end(0, "the client has left")
@@ -119,12 +120,11 @@ class LaneConnection(Prompt):
         return not answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self.transport = transport
         self._lane.connections.add(self)
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        if peer is None:  # it has left already
+        if peer is None:  # the client has left already
             transport.abort()
             return
         if self._unsent:
@@ -139,7 +139,6 @@ class LaneConnection(Prompt):
         return Caller(peer[0], own[0], own[1], is_reverse=self._server is not None)
 
     def data_received(self, data: bytes) -> None:
-        """Take in what the client has sent."""
         self._quiet_since = time.monotonic()
         if (session := self._session) is not None:
             data = self._decrypted(session, data)
@@ -150,17 +149,15 @@ class LaneConnection(Prompt):
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Answer what the client has asked for; it sends no more."""
+        """Answer the requests that are left. Returns True: asyncio keeps the connection open for that."""
         self._has_ended = True
         self._go_on()
         return True
 
     def pause_writing(self) -> None:
-        """Wait: the client takes less than it gets."""
         self._is_full = True
 
     def resume_writing(self) -> None:
-        """Go on: the client has taken most of what was written."""
         self._is_full = False
         self._quiet_since = time.monotonic()
         if self._room is not None and not self._room.done():
@@ -168,7 +165,6 @@ class LaneConnection(Prompt):
         self._go_on()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Clean up: the connection is gone."""
         self._is_open = False
         self._lane.connections.discard(self)
         self._leave()
@@ -176,7 +172,6 @@ class LaneConnection(Prompt):
             self._work.cancel()
 
     async def drain(self) -> None:
-        """Wait until there is room for more, as `Outlet` has it."""
         if self.transport.is_closing():
             raise ConnectionResetError("the client is gone")
         if self._is_full:
@@ -186,7 +181,7 @@ class LaneConnection(Prompt):
     # Its end
 
     def end_if_silent_since(self, moment: float) -> None:
-        """Close it if it is idle: no answer is on its way, and nothing has come since (monotonic seconds)."""
+        """Close it if no response is on its way and nothing has arrived since (monotonic seconds)."""
         if self._work is not None:
             return
         if not self.transport.get_write_buffer_size():
@@ -196,7 +191,6 @@ class LaneConnection(Prompt):
             self.transport.abort()
 
     def cut(self) -> None:
-        """Close it, whatever is on its way."""
         if self._work is None:
             self._close()
             return
@@ -220,7 +214,7 @@ class LaneConnection(Prompt):
     # Requests
 
     def _go_on(self) -> None:
-        """Take the next request if it is there, and those behind it when others have had their turn."""
+        """Take the next request, if there is one; those after it let other connections take a turn first."""
         if not self._is_open or self._work is not None or self._is_full:
             return
         if self._buffer[:1] == _TLS and self._tunnel is not None and self._session is None:
@@ -235,11 +229,11 @@ class LaneConnection(Prompt):
             return
         if self._has_ended:
             self._close()
-        elif not self.transport.is_reading():  # the client had to take answers first
+        elif not self.transport.is_reading():  # the client had to read its responses first
             self.transport.resume_reading()
 
     def _take_next(self) -> bool:
-        """Take a request, or hand the connection over. False if it was, or if no request is there yet."""
+        """Take a request. False if none is complete yet, or if the connection was handed over."""
         end = self._buffer.find(b"\r\n\r\n") + 4
         if end < 4:
             begun = self._buffer
@@ -256,7 +250,7 @@ class LaneConnection(Prompt):
         return False
 
     def _take(self, raw: bytes) -> bool:
-        """Begin to answer a request; False if it isn't for the lane."""
+        """Start to answer a request; False if it isn't for the lane."""
         front = self._front
         if (request := self._safely(self._asked, raw)) is None:
             return False
@@ -278,10 +272,10 @@ class LaneConnection(Prompt):
             return decide(subject)
         except Exception:
             logger.exception("A request from %s failed.", self._caller.address)
-            return None  # a bug here must let nothing through: mitmproxy answers
+            return None  # a bug here must not let anything through: mitmproxy answers
 
     def _asked(self, raw: bytes) -> ClientRequest | None:
-        """Read a head; None if it isn't an ordinary one."""
+        """Read a head; None if the request isn't an ordinary one."""
         settings = self._front.settings
         if settings is None:
             return None
@@ -304,7 +298,6 @@ class LaneConnection(Prompt):
         )
 
     def _is_served(self, request: ClientRequest) -> bool:
-        """Whether the lane answers a request."""
         routing = self._front.routing
         if routing is None:
             return False
@@ -313,7 +306,7 @@ class LaneConnection(Prompt):
         return self._tunnel is not None or routing.destination(request) in _SERVED
 
     def _place(self) -> tuple[str, str, int]:
-        """Scheme, host and port of a request in origin form."""
+        """The scheme, host and port of a request in origin form."""
         if self._caller.tunnel is not None:
             return "http" if self._session is None else "https", *self._caller.tunnel
         if self._server is not None:
@@ -321,7 +314,7 @@ class LaneConnection(Prompt):
         return "", self._caller.own_address, self._caller.own_port
 
     def _run[T](self, coroutine: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
-        """Run a coroutine, then pass on its result; at once if it doesn't have to wait for anything."""
+        """Run a coroutine, then pass on its result: immediately if it doesn't have to wait for anything."""
         task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
         if task.done():
             then(task.result())
@@ -335,7 +328,7 @@ class LaneConnection(Prompt):
             then(task.result())
             self._go_on()
 
-    # Answers
+    # Responses
 
     def _enter_tunnel(self, tunnel: Tunnel, refusal: Exchange | None) -> None:
         if refusal is not None:
@@ -383,7 +376,7 @@ class LaneConnection(Prompt):
         self._quiet_since = time.monotonic()
         if not is_complete:
             self._is_open = False
-            self.transport.close()  # a Content-Length was given, so the client knows and tries again
+            self.transport.close()  # from the Content-Length, the client can tell and try again
         elif self._closes or self._lane.is_stopping:
             self._close()
 
@@ -391,7 +384,7 @@ class LaneConnection(Prompt):
         session = self._session
         try:
             self.transport.write(data if session is None else session.encrypt(data))
-        except SSL.Error:  # the client has ended TLS, for example
+        except SSL.Error:  # for example, the client has ended TLS
             self._is_open = False
             self.transport.abort()
 
@@ -399,7 +392,7 @@ class LaneConnection(Prompt):
 
     @property
     def _session(self) -> Session | None:
-        """The TLS inside the tunnel, once it has begun."""
+        """The TLS session inside the tunnel, once it has started."""
         return self._tunnel.session if self._tunnel is not None else None
 
     def _start_tls(self, tunnel: Tunnel) -> None:
@@ -412,7 +405,7 @@ class LaneConnection(Prompt):
         self._buffer = self._decrypted(tunnel.session, received)
 
     def _decrypted(self, session: Session, data: bytes) -> bytes:
-        """Decrypt what has arrived, as far as that is possible by now."""
+        """Decrypt what has arrived, as far as that is possible yet."""
         try:
             said, to_send = session.receive(data)
         except UnfitError:

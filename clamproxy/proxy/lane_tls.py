@@ -7,44 +7,43 @@ from dataclasses import dataclass
 from OpenSSL import SSL
 
 RECORD = 16 * 1024
-"""Bytes; what one record holds at most (RFC 8446 5.1)."""
+"""Bytes that one record can hold (RFC 8446 5.1)."""
 _ROOM = 128 * 1024
 _DISTRUST = ("unknown ca", "bad certificate", "certificate unknown")
-"""Alerts of clients, as OpenSSL names them."""
+"""Alerts from clients, as OpenSSL names them."""
 
 
 class UnfitError(Exception):
-    """The client expects another host than the one its tunnel leads to, or its TLS can't be understood."""
+    """The client expects a host other than the one its tunnel leads to, or its TLS can't be understood."""
 
 
 class Session:
-    """The TLS of one connection. Not to be used any more after an exception."""
+    """The TLS of one connection. It must not be used after an exception.
+
+    Args:
+        context: has the host's certificate.
+        host: where the client's tunnel leads.
+    """
 
     def __init__(self, context: SSL.Context, host: str) -> None:
-        """Prepare.
-
-        Args:
-            context: with the certificate of the host.
-            host: where the client's tunnel leads.
-        """
         self.connection = SSL.Connection(context)
         self.connection.set_accept_state()
         self.has_ended = False
         """Whether the client will send no more."""
         self.heard = b""
-        """What has arrived, as long as nothing was sent to the client: another server can start from that."""
+        """What arrived before anything was sent to the client: another server can start with it."""
         self._host = host.lower()
         self._is_established = False
         self._has_said = False
 
     def receive(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take in what has arrived.
+        """Process what has arrived.
 
         Returns:
-            What the client has sent, decrypted, and bytes to be sent to it as they are.
+            What the client has sent, decrypted, and the bytes to send to it unchanged.
 
         Raises:
-            UnfitError: another server has to go on; nothing was sent to the client yet.
+            UnfitError: another server has to continue; nothing was sent to the client yet.
             SSL.Error: TLS has failed after that; `take` returns the alert.
         """
         if not self._has_said:
@@ -61,7 +60,7 @@ class Session:
         return said, to_send
 
     def encrypt(self, data: bytes) -> bytes:
-        """Encrypt some bytes; returns what is to be sent for them.
+        """Encrypt some bytes; returns what to send to the client.
 
         Raises:
             SSL.Error: TLS has failed, or was closed.
@@ -70,15 +69,15 @@ class Session:
         return self.take()
 
     def end(self) -> bytes:
-        """Close TLS; returns what is to be sent for that."""
+        """Close TLS; returns what to send to the client."""
         try:
             self.connection.shutdown()
-        except SSL.Error:  # before the handshake, for example
+        except SSL.Error:  # for example, before the handshake
             return b""
         return self.take()
 
     def take(self) -> bytes:
-        """Everything that waits to be sent."""
+        """Everything that is waiting to be sent."""
         pieces = []
         try:
             while True:
@@ -87,7 +86,7 @@ class Session:
             return b"".join(pieces)
 
     def explain(self, error: SSL.Error) -> str:
-        """Say why TLS has failed, in mitmproxy's words: administrators know those from its log."""
+        """Explain why TLS has failed, in mitmproxy's words: administrators know those from its log."""
         reason = error.args[0][-1][2] if error.args and error.args[0] else type(error).__name__
         if any(alert in reason for alert in _DISTRUST):
             reason = f"The client does not trust the proxy's certificate for {self._host} ({reason})"
@@ -124,7 +123,7 @@ class Tunnel:
     """A tunnel that the lane has opened."""
 
     connect: bytes
-    """The head of its CONNECT, with which another server can open it again."""
+    """The head of its CONNECT request; another server can use it to open the tunnel again."""
     host: str
     session: Session | None = None
-    """Its TLS, once that has begun."""
+    """Its TLS, once that has started."""

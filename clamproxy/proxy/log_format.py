@@ -1,7 +1,7 @@
-"""The log on stdout: lines of text for people, or one JSON object a line for programs.
+"""The log on stdout: lines of text for people, or one JSON object per line for programs.
 
-mitmproxy prints each record itself, as text, and ends the process when nobody reads its stdout any
-more. What is installed here takes the place of that.
+mitmproxy prints each record itself, as text, and ends the process when nobody reads its stdout any more.
+This module replaces its handler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clamproxy.front.access_log import FIELDS, Entry, take_directly
 from clamproxy.front.access_log import logger as access_log
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""All control characters but the newline, the other line ends of Unicode, and lone surrogates."""
+"""All control characters except the newline, Unicode's other line ends, and lone surrogates."""
 _DATE_LENGTH = len("2026-11-27T08:21:38")
 _CONTINUED = "\n    "
 PATIENCE = 0.01
@@ -43,12 +43,12 @@ type _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] 
 
 
 def use_format(name: str) -> None:
-    """Print the log in this format from now on. May be called again, with the same or another one.
+    """Print the log in this format from now on. May be called again, with the same or another format.
 
-    Where mitmproxy prints no log (its console, say), nothing is printed here, either.
+    Where mitmproxy prints no log (in its console, for example), nothing is printed here either.
 
     Args:
-        name: ``text`` or ``json``, as ``log.format`` has it.
+        name: ``text`` or ``json``, as in ``log.format``.
     """
     root = logging.getLogger()
     output = _installed()
@@ -64,7 +64,7 @@ def use_format(name: str) -> None:
 
 
 def before_start() -> None:
-    """Keep back the only line that mitmproxy prints before the addon is there to call `use_format`."""
+    """Suppress the only line that mitmproxy prints before the addon can call `use_format`."""
     logging.getLogger(_SCRIPT_LOADER).setLevel(logging.WARNING)
 
 
@@ -73,37 +73,36 @@ def _installed() -> LineHandler | None:
 
 
 class LineHandler(logging.Handler):
-    """Writes records. Without a reader the log goes nowhere, and the proxy goes on.
+    """Writes records. If nobody reads the log, it goes nowhere and the proxy carries on.
 
-    Requests wait a moment for others, and are written together; they come by thousands, and each write
-    would cost as much as an answer. Any other record is written at once, after those that wait. So the
-    order stays, and no more is lost than the last moment's requests, if the process is killed.
+    Requests wait a moment for others and are written together: there can be thousands, and each write
+    would cost as much as a response. Any other record is written at once, after those that wait. That
+    keeps the order, and if the process is killed, only the last moment's requests are lost.
+
+    Args:
+        replaced: mitmproxy's handler; this one writes to the same file. The option ``termlog_verbosity``
+            still sets its level.
     """
 
     def __init__(self, replaced: TermLogHandler) -> None:
-        """Write where mitmproxy's handler did.
-
-        Args:
-            replaced: that handler; the option ``termlog_verbosity`` goes on setting its level.
-        """
         super().__init__()
         self.replaced = replaced
         self._file: IO[str] = replaced.file
         self._waiting: list[str] = []
         self._lock = threading.Lock()
         self._writes_in: asyncio.AbstractEventLoop | None = None
-        """The loop that will write what waits."""
+        """The loop that will write the waiting lines."""
         self._is_alone = False
-        """Whether no other handler takes requests. Looked up at each write."""
+        """Whether no other handler takes requests. Checked at each write."""
 
     def text_formatter(self) -> logging.Formatter:
-        """What fits where the lines go."""
+        """The text formatter for the place where the lines go."""
         if _is_journal(self._file):
             return JournalFormatter()
         return TextFormatter(colorize=self.replaced.has_vt_codes)
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
-        """By mitmproxy's level, which may change at any time."""
+        """Apply mitmproxy's level, which may change at any time."""
         return record.levelno >= self.replaced.level and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -121,13 +120,13 @@ class LineHandler(logging.Handler):
             self.flush()
 
     def take(self, entry: Entry) -> bool:
-        """Write the line of a request; False if it has to come as a record, as others want it, too."""
+        """Write a request's line; False if it has to come as a record because other handlers want it too."""
         if not self._is_alone or not isinstance(self.formatter, RequestFormatter):
             return False
         try:
             line = self.formatter.format_request(entry)
         except Exception:
-            return False  # it fails again as a record, and is reported
+            return False  # it will fail again as a record, and is reported then
         with self._lock:
             self._waiting.append(line)
         self._write_soon()
@@ -142,7 +141,7 @@ class LineHandler(logging.Handler):
             loop.call_later(PATIENCE, self.flush)
 
     def flush(self) -> None:
-        """Write what waits. Called by logging at the end of the process, too."""
+        """Write the waiting lines. Logging also calls this at the end of the process."""
         self.acquire()
         try:
             with self._lock:
@@ -172,11 +171,11 @@ class LineHandler(logging.Handler):
         except BrokenPipeError:
             _go_on_without_reader(self._file)
         except (OSError, ValueError):
-            pass  # a full disk, or a closed file: this is lost, a later line may not be
+            pass  # a full disk or a closed file: these lines are lost, but later ones may not be
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """That of this thread, if any."""
+    """This thread's event loop, if any."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -184,7 +183,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _go_on_without_reader(file: IO[str]) -> None:
-    """Have all that is still to be printed vanish, what is in buffers and what others print included."""
+    """Discard everything printed from here on, including what is buffered and what others print."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
@@ -199,19 +198,18 @@ class RequestFormatter(logging.Formatter):
 
     @abstractmethod
     def format_request(self, entry: Entry) -> str:
-        """What `format` makes of the record of a request."""
+        """Returns what `format` returns for the record of this request."""
 
 
 class TextFormatter(RequestFormatter):
-    """Date, level and message; no message can look like a second line, or move the cursor."""
+    """Date, level and message. No message can look like a second line, or move the cursor."""
 
     def __init__(self, *, colorize: bool = False) -> None:
-        """Format for a file, or in colours for a terminal."""
         super().__init__()
         self._colorize = colorize
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; further ones, such as those of a traceback, are indented."""
+        """One line; further ones, such as a traceback's, are indented."""
         message = self.message_of(record)
         color = LOG_COLORS.get(record.levelno) if self._colorize else None
         if color is not None:
@@ -219,7 +217,6 @@ class TextFormatter(RequestFormatter):
         return f"{_local_time(record.created)} {_level(record)} {message}"
 
     def format_request(self, entry: Entry) -> str:
-        """One line."""
         return f"{_local_time(entry.at)} info {_indented(str(entry))}"
 
     def message_of(self, record: logging.LogRecord) -> str:
@@ -233,27 +230,26 @@ class TextFormatter(RequestFormatter):
 
 
 class JournalFormatter(TextFormatter):
-    """The same for systemd's journal, which has a date itself and takes the level from <N> (sd-daemon(3))."""
+    """For systemd's journal, which adds the date itself and takes the level from <N> (sd-daemon(3))."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One entry for each line, which all have the level."""
+        """One journal entry per line, each with the level."""
         prefix = f"<{_PRIORITIES.get(_level(record), 6)}>"
         return "\n".join(f"{prefix}{line}" for line in self.message_of(record).split("\n"))
 
     def format_request(self, entry: Entry) -> str:
-        """One entry."""
         return f"<{_PRIORITIES['info']}>{_indented(str(entry))}"
 
 
 class JsonFormatter(RequestFormatter):
-    """One JSON object for each record, in ASCII without control characters."""
+    """One JSON object per record, in ASCII without control characters."""
 
     def format_request(self, entry: Entry) -> str:
-        """The object; keys that tell nothing are null."""
+        """The object; keys without a value are null."""
         return _encode({"time": _time(entry.at), "level": "info", "event": "request", **entry.fields()})
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object; keys that tell nothing are null in requests, and absent elsewhere."""
+        """The object; keys without a value are null in requests, and left out elsewhere."""
         fields = getattr(record, FIELDS, None)
         entry: dict[str, Any] = {"time": _time(record.created), "level": _level(record)}
         if fields is not None:
@@ -270,7 +266,7 @@ class JsonFormatter(RequestFormatter):
 def _encode(entry: dict[str, Any]) -> str:
     text = _ENCODER.encode(entry)
     if "\\ud" in text:
-        # Lone surrogates are no characters: strict readers refuse the whole line.
+        # Lone surrogates aren't characters: strict readers reject the whole line.
         text = _ENCODER.encode({key: _sound(value) for key, value in entry.items()})
     return text.replace("\x7f", "\\u007f")
 
@@ -280,21 +276,21 @@ def _level(record: logging.LogRecord) -> str:
 
 
 def _local_time(seconds: float) -> str:
-    """RFC 3339, with milliseconds and the offset of the local time zone."""
+    """RFC 3339, with milliseconds and the local time zone's offset."""
     whole, milliseconds = divmod(int(seconds * 1000), 1000)
     date, offset = _local_second(whole)
     return f"{date}.{milliseconds:03}{offset}"
 
 
-@lru_cache(4)  # thousands of lines have the same second
+@lru_cache(4)  # thousands of lines share a second
 def _local_second(seconds: int) -> tuple[str, str]:
-    """The date with its time, and the offset."""
+    """The date and time, and the offset."""
     text = datetime.fromtimestamp(seconds, UTC).astimezone().isoformat()
     return text[:_DATE_LENGTH], text[_DATE_LENGTH:]
 
 
 def _is_journal(file: IO[str]) -> bool:
-    """Whether lines go to systemd's journal (JOURNAL_STREAM, systemd.exec(5))."""
+    """Whether the lines go to systemd's journal (JOURNAL_STREAM, systemd.exec(5))."""
     with suppress(OSError, ValueError):
         status = os.fstat(file.fileno())
         return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -1,7 +1,7 @@
 """Reads the heads of ordinary requests, the kind that machines send. Pure.
 
-A request that is unusual in any way is not ordinary. The parser, llhttp from Node.js, is strict: no bare LF,
-no folded field, no bare CR. Odd requests that it accepts nevertheless are sorted out here.
+A request that is unusual in any way is not ordinary. The parser, llhttp from Node.js, is strict: no bare
+LF, no folded field, no bare CR. This module rejects the odd requests that llhttp accepts all the same.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from clamproxy.proxy.syntax import HOST, options
 
 _ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
-"""Fields that announce content, or ask for more than a plain answer."""
+"""Fields that announce content, or ask for more than a plain response."""
 _PLAIN = re.compile(rb"(?:(http)://([0-9A-Za-z._-]+)(?::([0-9]{1,5}))?)?(/[!\"$-~]*)")
 _TUNNEL = re.compile(rb"()([0-9A-Za-z._-]+):([0-9]{1,5})()")
 _AGENT = re.compile(rb"\r\nUser-Agent: ([!-~](?:[ -~]*[!-~])?)\r\n")
 _ANY_AGENT = b"*"
-"""What stands for the User-Agent in a head that is remembered."""
+"""Replaces the User-Agent in a head that is remembered."""
 _REMEMBERED = 256
-"""How many heads are remembered, of some KiB each."""
+"""Heads that are remembered; each takes a few KiB."""
 _FIRST_LINE = re.compile(rb"(?:GET|HEAD) (?:http://[0-9A-Za-z._:-]+)?/[0-9A-Za-z._-]{1,40} HTTP/|CONNECT ")
-"""How heads that are remembered begin: those for ClamAV's files do. The URL of a feed may hold a key."""
+"""How heads that are remembered start, such as those for ClamAV's files. A feed's URL may hold a key."""
 _SECRET = b"authorization"
 """No head with a password is remembered."""
 _TARGETS = {b"GET": _PLAIN, b"HEAD": _PLAIN, b"CONNECT": _TUNNEL}
-"""What the target must look like, by method; the groups are scheme, host, port and path."""
+"""What the target must look like, by method. The groups are scheme, host, port and path."""
 
 
 type Fields = Sequence[tuple[str, str]]
@@ -47,13 +47,13 @@ class RequestHead:
     port: int
     path: str
     fields: Fields
-    """As they were parsed: the User-Agent may be another client's. `read_head` gives the client's own."""
+    """As they were parsed: the User-Agent may be another client's. `read_head` returns the client's own."""
     closes: bool
-    """Whether the connection ends with the answer: the client wants that, or speaks HTTP/1.0."""
+    """Whether the connection ends with the response, because the client wants that or speaks HTTP/1.0."""
 
 
 class _Collector:
-    """Keeps what the parser finds."""
+    """Collects what the parser finds."""
 
     __slots__ = ("fields", "target")
 
@@ -71,14 +71,14 @@ class _Collector:
 def read_head(raw: bytes) -> tuple[RequestHead, Fields] | None:
     """Read the head of a request.
 
-    The machines of a fleet send the same heads, but for the UUID in their User-Agent. So a head is parsed
-    with another User-Agent in place of the client's, once for all of them.
+    The machines of a fleet all send the same heads, except for the UUID in their User-Agent. So the head
+    is parsed with a placeholder for the client's User-Agent, once for all of them.
 
     Args:
         raw: up to and including the first empty line.
 
     Returns:
-        What it asks for, and its fields. None if the request is not an ordinary one.
+        What the request asks for, and its fields. None if it isn't an ordinary request.
     """
     match = _AGENT.search(raw)
     if match is None or _FIRST_LINE.match(raw) is None or _SECRET in raw.lower():
@@ -98,7 +98,7 @@ def _parse(raw: bytes) -> RequestHead | None:
     parser = HttpRequestParser(collector)
     try:
         parser.feed_data(raw)
-    except HttpParserUpgrade:  # CONNECT, too
+    except HttpParserUpgrade:  # raised for CONNECT as well
         pass
     except HttpParserError:
         return None
@@ -127,7 +127,7 @@ _parse_once = lru_cache(_REMEMBERED)(_parse)
 
 
 def _read_fields(fields: list[tuple[bytes, bytes]]) -> bool | None:
-    """Trim the values; tell whether the client wants the connection closed. None if a field is odd."""
+    """Trim the values; returns whether the client wants the connection closed, or None if a field is odd."""
     hosts, closes = 0, False
     for number, (name, value) in enumerate(fields):
         field = name.lower()

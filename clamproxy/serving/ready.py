@@ -1,8 +1,8 @@
-"""Ready answers: small files as they were sent last, kept in memory to be sent again.
+"""Ready answers: responses with small files, kept in memory to be sent again.
 
-When a fleet wakes, thousands of machines ask for the same patch and its signature within a second. A ready
-answer costs one look at the index, which tells whether the cache still holds the same object. Once this or
-another process has dropped or replaced an object, it isn't answered from here.
+When a fleet wakes, thousands of machines ask for the same patch and its signature within a second. A
+ready answer costs one look at the index, which tells whether the cache still holds the same object. Once
+this or another process has dropped or replaced an object, it isn't answered from here any more.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from clamproxy.objects import ObjectId
 from clamproxy.releases.signs import Signs
 
 LIMIT = 32 * MIB
-"""Bytes in all: some 90 patches and their signatures of each of five databases, and far more than are asked
-for at the same time."""
+"""Bytes in all: some 90 patches and their signatures for each of five databases, far more than are requested
+at the same time."""
 _OVERHEAD = 1024
-"""Bytes that an answer takes besides its content, about."""
+"""Approximate bytes that an answer uses besides its content."""
 _CONDITIONS = frozenset(
     ("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range")
 )
@@ -35,17 +35,17 @@ _CONDITIONS = frozenset(
 class _Ready:
     object_id: ObjectId
     sources: tuple[ObjectId, ...]
-    """The object, and the file that it signs if it is a signature."""
+    """The object; for a signature, also the file that it signs."""
     known: tuple[Metadata | None, ...]
     """Their metadata when the answer was made."""
     headers: list[tuple[str, str]]
     body: bytes
     generation: int
-    """The generation of the store in which that metadata was seen last."""
+    """The generation of the store in which that metadata was last seen."""
     response: Response | None = None
-    """The response to all who ask within the same second."""
+    """The response to all requests within the same second."""
     second: int = 0
-    """That second (Unix time), which is the Date of the response."""
+    """That second in Unix time, which is the Date of the response."""
 
     @property
     def size(self) -> int:
@@ -53,16 +53,15 @@ class _Ready:
 
 
 class ReadyAnswers:
-    """The answers that were asked for last, up to a limit. Event loop only."""
+    """The answers that were requested last, up to a limit. Event loop only.
+
+    Args:
+        store: tells whether an object is still the same.
+        signs: tells which signatures may be handed out without another look.
+        limit: bytes; the least recently used answer is dropped first.
+    """
 
     def __init__(self, store: Store, signs: Signs, limit: int = LIMIT) -> None:
-        """Start without any.
-
-        Args:
-            store: says whether an object is still the same.
-            signs: says which signatures may be handed out without another look.
-            limit: bytes; what was asked for longest ago goes first.
-        """
         self._store = store
         self._signs = signs
         self._limit = limit
@@ -70,7 +69,7 @@ class ReadyAnswers:
         self._answers: OrderedDict[str, _Ready] = OrderedDict()
 
     def find(self, request: Request) -> tuple[ObjectId, Response] | None:
-        """The answer to a request, and the object in it; None if no answer is ready."""
+        """The response to a request and the object in it; None if none is ready."""
         ready = self._answers.get(request.path)
         if ready is None or not _is_plain(request):
             return None
@@ -92,12 +91,11 @@ class ReadyAnswers:
         return response
 
     def keep(self, request: Request, object_id: ObjectId, response: Response) -> bool:
-        """Keep the answer to a request, if others can be given the same.
+        """Keep the response to a request, if it can be given to others.
 
         Args:
-            request: the request.
-            object_id: the patch or signature that was asked for.
-            response: the answer, from the cache, with nothing in it yet that belongs to this request.
+            object_id: the requested patch or signature.
+            response: from the cache, with nothing in it yet that belongs to this request only.
 
         Returns:
             False if these aren't the bytes that were published: the file has been damaged since.
@@ -108,13 +106,13 @@ class ReadyAnswers:
         is_signature = object_id.kind.is_signature
         sources = (object_id, object_id.signed) if is_signature else (object_id,)
         generation, known = self._store.generation(), self._store.metadata(*sources)
-        # What is held in memory while the disk takes nothing has no digest, and no long life.
+        # An object held in memory, while the disk accepts nothing, has no digest and no long life.
         if known[0] is None or known[0].sha256 is None:
             return True
         if hashlib.sha256(body).hexdigest() != known[0].sha256:
             return False
         if is_signature and not self._signs.is_proven(object_id):
-            return True  # it must be compared with its file as soon as that is here
+            return True  # it must be compared with its file as soon as the file is here
         self._drop(path)
         self._answers[path] = ready = _Ready(
             object_id, sources, known, list(response.headers), body, generation
@@ -131,5 +129,5 @@ class ReadyAnswers:
 
 
 def _is_plain(request: Request) -> bool:
-    """Whether the whole file is asked for, whatever the client already has."""
+    """Whether the whole file is requested, whatever the client already has."""
     return _CONDITIONS.isdisjoint(request.fields)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class GrowingFile:
-    """What has arrived of a file. Readers duplicate the descriptor, and read up to `have`."""
+    """The part of a file that has arrived. Readers duplicate the descriptor, and read up to `have`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -19,7 +19,7 @@ class GrowingFile:
         """Add what has arrived.
 
         Raises:
-            OSError: the disk is full, for one.
+            OSError: for example, the disk is full.
         """
         view = memoryview(data)
         while view:

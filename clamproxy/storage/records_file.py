@@ -1,7 +1,7 @@
 """A file of records: SQLite in WAL mode, opened anew for each use.
 
-Any number of processes read while one writes, and a kill -9 costs no more than what had not been written
-yet. The file may be moved or deleted at any time.
+Any number of processes can read while one writes, and a kill -9 loses only what had not been written yet.
+The file may be moved or deleted at any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PATIENCE = 5.0
-"""Seconds to wait for another writer; none takes as long."""
+"""Seconds to wait for another writer; none takes that long."""
 _READ_ONLY = ("mode=ro", "immutable=1")
 """On a read-only disk, SQLite reads a file in WAL mode only if it is told that nobody writes to it."""
 
@@ -32,31 +32,31 @@ class DamagedFileError(Exception):
 
 
 class Damage(sqlite3.DatabaseError):
-    """Damage that SQLite itself doesn't call so."""
+    """Damage that SQLite itself doesn't report as such."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordsFile:
-    """A file with tables of one form. Blocks: for a thread."""
+    """A file with tables of one form. Blocks: use it in a thread."""
 
     path: Path
     schema: str
-    """Statements that make the tables."""
+    """Statements that create the tables."""
     form: int
     """The version of the schema, in SQLite's user_version."""
     what: str
     """Its name in the log, such as "The table of machines"."""
     added: str = "SELECT 1"
-    """A statement that makes what the schema has got since; older versions of clamproxy pass over it."""
+    """A statement that creates later additions to the schema; older versions of clamproxy ignore them."""
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that changes the file; it is made if it isn't there.
+        """A transaction that changes the file, which is created if it doesn't exist.
 
         Raises:
             DamagedFileError: it was damaged and has been moved aside; another attempt will succeed.
             sqlite3.Error: it can't be used now.
-            OSError: it can't be made.
+            OSError: it can't be created.
         """
         opened = self._make()
         try:
@@ -105,7 +105,7 @@ class RecordsFile:
         raise failure or sqlite3.OperationalError("can't be opened")
 
     def _make(self) -> Identity | None:
-        """Make the file, for the owner alone."""
+        """Create the file, for its owner only."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -121,11 +121,11 @@ class RecordsFile:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
         connection.execute(self.added)
-        # What was committed last may be lost with the power, the file stays whole.
+        # A power failure may lose the last commits, but the file stays intact.
         connection.execute("PRAGMA synchronous = NORMAL")
 
     def _move_aside(self, damaged: Identity | None, error: Exception) -> None:
-        """Losing what is recorded is cheaper than not to start."""
+        """Move the damaged file away: losing the records is cheaper than not starting."""
         earlier = list(self.path.parent.glob(f"{self.path.name}.damaged-*"))
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
         if set_aside(self.path, damaged, aside):
@@ -141,7 +141,7 @@ class RecordsFile:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy such a file, with what its log holds; complete or not at all. Blocks.
+    """Copy a file of records including its log, completely or not at all. Blocks.
 
     Raises:
         sqlite3.Error, OSError: it can't be read or written.
@@ -163,7 +163,7 @@ def _form(connection: sqlite3.Connection) -> int:
 
 
 def _is_damage(error: Exception) -> bool:
-    if isinstance(error, Damage | UnicodeDecodeError):  # a text of SQLite's own may be damaged, too
+    if isinstance(error, Damage | UnicodeDecodeError):  # SQLite's own texts may be damaged as well
         return True
     # The low byte is the primary code: SQLITE_CORRUPT_INDEX is a case of SQLITE_CORRUPT.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
@@ -171,5 +171,5 @@ def _is_damage(error: Exception) -> bool:
 
 def _connect(address: str | Path, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=uri, timeout=_PATIENCE, isolation_level=None)
-    connection.text_factory = lambda raw: raw.decode(errors="replace")  # a bad disk again
+    connection.text_factory = lambda raw: raw.decode(errors="replace")  # the disk may be bad
     return connection
