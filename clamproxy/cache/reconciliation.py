@@ -43,7 +43,7 @@ def reconcile(index: Index, root: Path, keys: TrustedKeys, *, alone: bool) -> No
         if os.path.realpath(path) in named:
             continue
         object_id = None if path in spoilt else identify(path, keys)
-        if object_id is not None and object_id not in known | found:
+        if object_id is not None and object_id not in known and object_id not in found:
             with suppress(OSError):
                 text = metadata_of(path, object_id).to_json()
                 move = layout.move if alone else layout.name_in_row

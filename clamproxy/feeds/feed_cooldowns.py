@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from clamproxy.notes import Notes
-from clamproxy.origin.cooldown import Cooldown, FailureKind, load_cooldowns
+from clamproxy.origin.cooldown import Cooldown, FailureKind, load_cooldowns, longest_in_force
 
 _OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
 MOST = 4096
@@ -41,8 +41,7 @@ class FeedCooldowns:
             key: stands for the URL, see `Target.key`.
         """
         found = (self._active.get(server), self._active.get(key))
-        running = [cooldown for cooldown in found if cooldown and cooldown.holds(self._clock())]
-        return max(running, key=lambda cooldown: cooldown.until, default=None)
+        return longest_in_force(found, self._clock())
 
     def failed(
         self, server: str, key: str, failure: FailureKind, reason: str, retry_after: float | None

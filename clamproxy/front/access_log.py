@@ -49,24 +49,24 @@ class Outcome:
 class Entry:
     """One request in the log. Its text and its fields are made only on demand."""
 
-    __slots__ = ("_asked", "_host", "_is_tunnel", "_outcome", "_path", "at")
+    __slots__ = ("_host", "_is_tunnel", "_outcome", "_path", "_request", "at")
 
     def __init__(self, request: ClientRequest, outcome: Outcome, *, hides_path: bool) -> None:
         self.at = time.time()
         """Unix seconds."""
-        self._asked, self._outcome = request, outcome
+        self._request, self._outcome = request, outcome
         self._is_tunnel = request.method == "CONNECT"
         self._host = f"{request.host}:{request.port}" if self._is_tunnel else request.host
         self._path = None if self._is_tunnel or hides_path else request.path.partition("?")[0]
 
     @property
     def _software(self) -> str:
-        return (self._asked.fields.get("user-agent") or "").partition(" ")[0]
+        return (self._request.fields.get("user-agent") or "").partition(" ")[0]
 
     def __str__(self) -> str:
         """The line of text."""
         target = self._host if self._is_tunnel else self._path or f"{self._host}/..."
-        sent = (self._asked.method[:_LONGEST], target[:_LONGEST], self._software[:_LONGEST] or "-")
+        sent = (self._request.method[:_LONGEST], target[:_LONGEST], self._software[:_LONGEST] or "-")
         line = self._line(*sent)
         return line if _is_printable(line) else self._line(*map(_printable, sent))
 
@@ -80,7 +80,7 @@ class Entry:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the JSON object: all of `_NAMES`; unknown values are null."""
-        request, outcome, path = self._asked, self._outcome, self._path
+        request, outcome, path = self._request, self._outcome, self._path
         machine = parse_agent(request.fields.get("user-agent") or "")
         return {
             "client": outcome.client,

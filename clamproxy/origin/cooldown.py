@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -185,6 +185,12 @@ def load_cooldowns(notes: Notes, now: float) -> dict[str, Cooldown]:
     return cooldowns
 
 
+def longest_in_force(cooldowns: Iterable[Cooldown | None], now: float) -> Cooldown | None:
+    """The cool-down that ends last, of those in force; None if there is none."""
+    running = [cooldown for cooldown in cooldowns if cooldown is not None and cooldown.holds(now)]
+    return max(running, key=lambda cooldown: cooldown.until, default=None)
+
+
 class Cooldowns:
     """All cool-downs in force. Event loop only.
 
@@ -211,8 +217,7 @@ class Cooldowns:
         found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN, PROXY)]
         if agent not in self._admitted:
             found.append(self._refusal_of_all(now))
-        running = [cooldown for cooldown in found if cooldown is not None and cooldown.holds(now)]
-        return max(running, key=lambda cooldown: cooldown.until, default=None)
+        return longest_in_force(found, now)
 
     def admit(self, path: str, agent: str) -> Cooldown | None:
         """Like `check`, for a caller that asks at once if nothing forbids it.

@@ -101,7 +101,7 @@ class LaneConnection(Prompt):
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end < len(data):
             return False
-        request = self._safely(self._asked, data)
+        request = self._safely(self._request, data)
         if request is None or request.method == "CONNECT" or not self._closes:
             return False
         exchange = self._front.answer_at_once(request)
@@ -252,7 +252,7 @@ class LaneConnection(Prompt):
     def _take(self, raw: bytes) -> bool:
         """Start to answer a request; False if it isn't for the lane."""
         front = self._front
-        if (request := self._safely(self._asked, raw)) is None:
+        if (request := self._safely(self._request, raw)) is None:
             return False
         ready = front.answer_at_once(request) if request.method != "CONNECT" else None
         if ready is None and not self._safely(self._is_served, request):
@@ -261,7 +261,7 @@ class LaneConnection(Prompt):
             self._respond(ready)
         elif request.method != "CONNECT":
             self._run(front.answer(request), self._respond)
-        elif self._safely(front.opens_at_once, request):
+        elif front.opens_at_once(request):
             self._enter_tunnel(Tunnel(raw, request.host), None)
         else:
             self._run(front.open_tunnel(request), partial(self._enter_tunnel, Tunnel(raw, request.host)))
@@ -274,7 +274,7 @@ class LaneConnection(Prompt):
             logger.exception("A request from %s failed.", self._caller.address)
             return None  # a bug here must not let anything through: mitmproxy answers
 
-    def _asked(self, raw: bytes) -> ClientRequest | None:
+    def _request(self, raw: bytes) -> ClientRequest | None:
         """Read a head; None if the request isn't an ordinary one."""
         settings = self._front.settings
         if settings is None:

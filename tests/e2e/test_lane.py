@@ -136,7 +136,7 @@ _streams = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, phases=QUICK, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, phases=QUICK, suppress_health_check=list(HealthCheck))
 @given(sent=_streams.map(b"".join), door=st.sampled_from(sorted(DOORS)))
 def test_statuses_are_the_same_with_and_without_the_lane(pair: Pair, sent: bytes, door: str) -> None:
     express, plain = pair.statuses(sent.replace(b"{f}", DOORS[door].encode()), door)

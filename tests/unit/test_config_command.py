@@ -164,7 +164,7 @@ status: {host: null, listen: null}
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 def test_numbers_are_shown_exactly(tmp_path: Path, data: st.DataObject) -> None:
     seconds = data.draw(st.floats(1e-9, 3600) | st.integers(1, 3600) | st.decimals(1, 3600, places=3))
     share = data.draw(st.floats(0, 1))
@@ -330,7 +330,7 @@ def test_what_is_wrong_does_not_validate(tmp_path: Path, text: str) -> None:
     st.sampled_from([("feeds", "size_limit"), ("upstream", "read_timeout"), ("delta", "max_share")]),
     st.from_regex(r"\A ?[0-9.]{1,5} ?([kKmMgGdhst%]?[iBb%]?n?[bBs]? ?[0-9]?s?) ?\Z"),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_numbers_with_units_that_are_accepted_validate(key: tuple[str, str], text: str) -> None:
     data = {key[0]: {key[1]: text}}
     try:

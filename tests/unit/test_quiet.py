@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.notes import Notes
@@ -137,7 +137,6 @@ def test_a_restart_forgets_nothing(harness: QuietHarness) -> None:
     assert harness.make().hour == 14
 
 
-@settings(deadline=None)
 @given(json_values | st.lists(json_values, min_size=HOURS, max_size=HOURS))
 @example([10**400] * HOURS)
 @example([float("nan")] * HOURS)

@@ -424,7 +424,6 @@ def load_anything(path: Path | None, environ: dict[str, str]) -> None:
 
 ANYTHING = settings(
     max_examples=200,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
