@@ -7,7 +7,6 @@ and sends nothing.
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from pathlib import Path
@@ -62,8 +61,6 @@ _FAILURES = {
     ),
     FailureKind.LOCAL: ("Something is wrong on this machine.", "check the gateway's log, and the disk."),
 }
-_STATUS = re.compile(r"(?:status )?((\d{3})\b.*)")
-"""How the reason of an `OriginError` begins if the origin answered."""
 _PASSING = ("This usually passes.", "wait and see; the gateway tries again by itself.")
 
 
@@ -87,6 +84,8 @@ class OriginChecks:
         """The cache, if it could be opened."""
         self._deadline = deadline
         self._date: float | None = None
+        self._status: int | None = None
+        """The status of the origin's answer; None if there was none."""
         self._recorded: float | None = None
         self._proxy_fails = False
 
@@ -183,7 +182,7 @@ class OriginChecks:
 
         def ask() -> bytes:
             with upstream.ask(path, requester, {"Range": f"bytes=0-{HEADER_SIZE - 1}"}, scope) as answer:
-                self._date = answer.date
+                self._date, self._status = answer.date, answer.status
                 upstream.check(answer)
                 return answer.beginning(HEADER_SIZE)
 
@@ -208,13 +207,13 @@ class OriginChecks:
         if isinstance(error, OriginError) and failure in (FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED):
             books.cooldowns.failed(error.failure, path, requester.version, reason, error.retry_after)
             text, remedy = _FAILURES[error.failure]
-            status = 403 if failure is FailureKind.FORBIDDEN else 429
             url = self.settings.upstream.url
-            return problem(f"{url} answers {status} to {requester.version}: {text}", remedy)
+            return problem(f"{url} answers {self._status} to {requester.version}: {text}", remedy)
         if isinstance(error, InvalidObject) or failure is FailureKind.BAD_CONTENT:
             return problem(f"{file} is not a CVD: {reason}", _FAILURES[FailureKind.BAD_CONTENT][1])
-        if (answered := _STATUS.match(reason)) is not None:
-            return problem(f"{file} answers {answered[1]}", _remedy_of(int(answered[2])))
+        if self._status not in (None, 200, 206):
+            answered = reason.removeprefix("status ")
+            return problem(f"{file} answers {answered}", _remedy_of(self._status))
         return self._unreachable(reason)
 
     def judge_clock(self) -> Verdict:
