@@ -1,9 +1,9 @@
 # A checkout's commands; `make help` lists them. tools/setup-venv makes .venv.
 # Variables: PYTHON=... (which interpreter), ARGS='...' (options for run, test and bench),
-# BENCH=... (which benchmark).
+# BENCH=... (which benchmark), VENV=... (which virtual environment, if not .venv).
 
-VENV := .venv
-BIN := $(VENV)/bin
+VENV ?= .venv
+BIN = $(VENV)/bin
 SETUP_INPUTS := pyproject.toml requirements-bootstrap.txt tools/setup-venv
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes \
@@ -12,19 +12,25 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.12 --gen
 ifdef PYTHON
 $(if $(shell command -v '$(PYTHON)' 2>/dev/null),,$(error PYTHON=$(PYTHON): there is no such program))
 endif
-export PYTHON
+export PYTHON VENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench requirements clean
+.PHONY: help run test test-oldest lint format bench requirements clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/.runtime ## Start the proxy in the foreground, with ./proxy.yaml
 	$(BIN)/clamproxy run $(ARGS)
 
+PYTEST = $(BIN)/pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
 test: $(VENV)/.dev ## Run the tests
-	$(BIN)/pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST)
+
+test-oldest: VENV := .venv-oldest
+test-oldest: .venv-oldest/.oldest ## Run them with the oldest supported mitmproxy; see requirements-oldest.txt
+	$(PYTEST)
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -44,9 +50,13 @@ requirements: $(VENV)/.dev ## Compile the requirements files again
 	$(COMPILE) $(ARGS) --group build pyproject.toml -o requirements.txt
 	$(COMPILE) $(ARGS) --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	$(COMPILE) $(ARGS) --group bootstrap -c requirements-dev.txt -o requirements-bootstrap.txt
+	cp requirements-dev.txt $(VENV)/oldest.txt
+	echo 'mitmproxy<12.3' | $(COMPILE) --upgrade-package mitmproxy --group dev pyproject.toml -c - -o $(VENV)/oldest.txt
+	awk 'NR == FNR {pinned[$$0]; next} /^[^ ]/ {differs = !($$0 in pinned)} differs' \
+		requirements-dev.txt $(VENV)/oldest.txt >requirements-oldest.txt
 
 clean: ## Remove .venv and what the tools leave behind; the cache stays
-	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps inside .venv: they go when it goes, and a second set-up costs nothing.
@@ -57,3 +67,7 @@ $(VENV)/.runtime: requirements.txt $(SETUP_INPUTS)
 $(VENV)/.dev: requirements-dev.txt requirements.txt $(SETUP_INPUTS)
 	@tools/setup-venv requirements-dev.txt
 	@touch $@ $(VENV)/.runtime
+
+.venv-oldest/.oldest: requirements-oldest.txt requirements-dev.txt requirements.txt $(SETUP_INPUTS)
+	@tools/setup-venv requirements-dev.txt requirements-oldest.txt
+	@touch $@

@@ -50,7 +50,7 @@ class ConfigurationError(Exception):
 _SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation
     for name, field in Settings.model_fields.items()
-    if field.annotation is not None and issubclass(field.annotation, BaseModel)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
 _VARIABLES = {
     f"{ENVIRONMENT_PREFIX}{section}__{key}".upper(): (section, key)

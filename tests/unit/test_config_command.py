@@ -213,7 +213,8 @@ def test_shipped_schema_is_current(run: Run) -> None:
     """To renew it: clamproxy config schema > contrib/proxy.schema.json."""
     result = run("schema")
     assert result.stderr == ""
-    assert (ROOT / "contrib" / "proxy.schema.json").read_text() == result.stdout
+    shipped = (ROOT / "contrib" / "proxy.schema.json").read_text()
+    assert json.loads(shipped) == json.loads(result.stdout)  # the order of keys depends on pydantic's version
 
 
 def test_schema_describes_every_key_with_its_default() -> None:
