@@ -105,7 +105,11 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
     ) -> None:
         if self._tunnel is not None:
             writer = InsideWriter(writer.transport, self, reader, self._tunnel)
-        await instance.handle_stream(reader, writer)
+        try:
+            await instance.handle_stream(reader, writer)
+        except asyncio.CancelledError:
+            # The process ends. Before Python 3.12.2, asyncio logs a traceback if this task is cancelled.
+            self._client.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
