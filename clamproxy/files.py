@@ -51,6 +51,15 @@ def try_lock(file: int | IO[bytes], *, shared: bool = False) -> bool:
     return True
 
 
+def lock(file: int | IO[bytes]) -> None:
+    """Lock a file as soon as no other process has locked it. Blocks.
+
+    Raises:
+        OSError: for example, the file system has no locks.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
 def share_lock(file: int | IO[bytes]) -> None:
     """Take a shared lock as soon as no process holds an exclusive one. Blocks.
 

@@ -34,6 +34,8 @@ class Result(StrEnum):
     REFUSED = "refused"
     PASSED = "passed"
     ERROR = "error"
+    FILE = "file"
+    """One of the site's own files; counted separately."""
     STATUS = "status"
     """A page about the gateway itself, or a request from the doctor; not counted among the requests."""
 
@@ -51,6 +53,7 @@ CACHE_STATUS: Mapping[Result, str] = {
     Result.REFUSED: "clamproxy; detail=refused",
     Result.PASSED: "clamproxy; fwd=bypass",
     Result.ERROR: "clamproxy; fwd=miss; detail=error",
+    Result.FILE: "clamproxy; detail=file",
     Result.STATUS: "clamproxy; detail=status",
 }
 """The value of Cache-Status for each result."""

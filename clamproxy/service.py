@@ -43,6 +43,7 @@ from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import CurrentVersions
 from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
+from clamproxy.site_files import SiteFiles
 from clamproxy.state import make_state_directory, move_records
 from clamproxy.statistics import Stats
 from clamproxy.storage.records import Records
@@ -166,6 +167,7 @@ class Service:
             self.via,
             clock,
         )
+        self.site_files = SiteFiles(settings.files.directory, records.directory)
         self._history = History(self.store.counters, Notes(records, self.writer, "history"))
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway()
@@ -180,6 +182,7 @@ class Service:
         self.upkeep.start()
         self.follower.start()
         self.feeds.start()
+        self.site_files.start()
         self._history.start()
         if self._listener is not None:
             self._listener.start()
@@ -200,6 +203,7 @@ class Service:
             self._listener.stop()
         self._history.stop()
         self.follower.stop()
+        self.site_files.stop()
 
     async def idle(self, limit: float) -> None:
         """Wait until nothing is under way any more, but no longer than `limit` seconds."""
@@ -211,7 +215,7 @@ class Service:
         """Write everything that was noted to disk."""
         self.stats.flush()
         self.fleet.flush()
-        await self.writer.run(lambda: None)
+        await self.writer.run(self.site_files.prepare_save())
 
     def note_proxies(self, endpoints: Sequence[Endpoint] | None) -> None:
         self.writer.submit(lambda: note_proxies(self.store, endpoints))
@@ -226,6 +230,7 @@ class Service:
         self._origin.stop()
         self.stats.flush()
         self.fleet.flush()
+        self.writer.submit(self.site_files.prepare_save())
         self.writer.submit(self.store.mend)
         self.writer.submit(self.store.disconnect)
         self.writer.close()
@@ -281,6 +286,7 @@ class Service:
             past=lambda: self._history.past,
             fleet=self._machines if self.settings.fleet.enabled else None,
             feeds=self.feeds.figures,
+            files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
             client_config=self._client_lines,
             record=self.announcer.primary,
@@ -298,7 +304,9 @@ class Service:
         if gateway is None:
             raise ValueError("the gateway doesn't know its own name; ask it under the name that machines use")
         port = place.port or self.surroundings.port() or self.settings.listen.proxy[0].port
-        return client_config(self.settings, Mode(mode), gateway, port)
+        return client_config(
+            self.settings, Mode(mode), gateway, port, files=self.site_files.catalog.published
+        )
 
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self.fleet.note_built(database, header.version, header.stime)

@@ -45,6 +45,8 @@ FEED_COUNTERS = (
     "feed_upstream_requests",
     "feed_upstream_bytes",
 )
+FILE_COUNTERS = ("file_requests", "file_downloads", "file_bytes_served")
+"""For the site's own files."""
 COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
 
 
@@ -68,6 +70,10 @@ class Stats:
         is_hit, is_error = result in FROM_CACHE, result is Result.ERROR
         outcome = ("feed_hits", is_hit), ("feed_errors", is_error)
         self._add(("feed_requests", 1), *outcome, ("feed_bytes_served", length))
+
+    def count_file_request(self, length: int) -> None:
+        """Count a request for one of the site's own files, answered with `length` bytes of content."""
+        self._add(("file_requests", 1), ("file_downloads", length > 0), ("file_bytes_served", length))
 
     def count_upstream(self, requests: int, length: int) -> None:
         """Count requests to the origin, or bytes of content from it."""
@@ -118,7 +124,7 @@ def snapshot(store: Store) -> dict[str, Any]:
         key: value for key, value in store.notes("cooldown/").items() if _ends_after(value, time.time())
     }
     return {
-        **{name: counters.get(name, 0) for name in (*COUNTERS, *FEED_COUNTERS)},
+        **{name: counters.get(name, 0) for name in (*COUNTERS, *FEED_COUNTERS, *FILE_COUNTERS)},
         **_ratios(counters),
         "objects": len(sizes),
         "cache_bytes": sum(sizes.values()),

@@ -13,8 +13,10 @@ from clamproxy.cli import (
     client_config,
     config,
     doctor,
+    files,
     fleet,
     hash_password,
+    ignore,
     ls,
     mirror,
     prefetch,
@@ -55,6 +57,8 @@ for _command in (
     ca.ca,
     config.config,
     fleet.fleet,
+    files.files,
+    ignore.ignore,
     hash_password.hash_password,
 ):
     main.add_command(_command)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
-from clamproxy.cli.common import config_option, fail, settings_of, tell
+from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
+from clamproxy.config.settings import Settings
 from clamproxy.setup.freshclam_lines import Mode, own_name
 from clamproxy.setup.freshclam_lines import client_config as compose
 from clamproxy.setup.place import proxies
+from clamproxy.site_files.publisher import read_catalog
+from clamproxy.state import state_directory
 
 
 @click.command("client-config")
@@ -36,10 +39,23 @@ def client_config(mode: str, gateway: str | None, port: int | None, config: str 
     port = proxies(settings)[0].port if port is None else port
     name = gateway or _guess()
     try:
-        lines = compose(settings, Mode(mode), name, port, names_user=True)
+        lines = compose(settings, Mode(mode), name, port, files=_files(settings), names_user=True)
     except ValueError as error:
         fail(f"the gateway is {name!r}, port {port}; expected {error}")
     click.echo(lines, nl=False)
+
+
+def _files(settings: Settings) -> list[str]:
+    """The site's own files that are published, as far as this user may know."""
+    if settings.files.directory is None:
+        return []
+    try:
+        return read_catalog(state_directory(settings)).published
+    except OSError as error:
+        tell(
+            f"Warning: the DatabaseCustomURL lines of the site's own files are missing: {shown_error(error)}"
+        )
+        return []
 
 
 def _guess() -> str:

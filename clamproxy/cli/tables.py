@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clamproxy.readable import shown_share, shown_size, shown_time
-from clamproxy.statistics import COUNTERS, FEED_COUNTERS
+from clamproxy.statistics import COUNTERS, FEED_COUNTERS, FILE_COUNTERS
 
 
 def counters_table(
@@ -24,7 +24,9 @@ def counters_table(
     """
     table = Table(title="Totals since the first start", show_header=False)
     has_feeds = has_feeds or any(values[name] for name in FEED_COUNTERS)
-    for name in (*COUNTERS, *(FEED_COUNTERS if has_feeds else ())):
+    has_files = any(values[name] for name in FILE_COUNTERS)
+    others = (*(FEED_COUNTERS if has_feeds else ()), *(FILE_COUNTERS if has_files else ()))
+    for name in (*COUNTERS, *others):
         row = [name.replace("_", " "), _shown(name, values[name])]
         if growth is not None:
             row.append(f"{_shown(name, growth[name])}/s" if growth.get(name) else "")

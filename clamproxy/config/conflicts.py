@@ -72,11 +72,12 @@ def _hidden_host(settings: Settings) -> str | None:
 
 
 def _records_among_objects(settings: Settings) -> str | None:
-    """Records that would be tidied up with the cache: they would be lost at the next start."""
-    directory = settings.state.directory
-    for name in _TIDIED:
-        if directory is not None and directory.is_relative_to(settings.cache.directory / name):
-            return f"state.directory is {directory}; expected a directory outside of the cache's own {name}"
+    """Records or files that would be tidied up with the cache: they would be lost at the next start."""
+    kept = {"state.directory": settings.state.directory, "files.directory": settings.files.directory}
+    for key, directory in kept.items():
+        for name in _TIDIED:
+            if directory is not None and directory.is_relative_to(settings.cache.directory / name):
+                return f"{key} is {directory}; expected a directory outside of the cache's own {name}"
     return None
 
 

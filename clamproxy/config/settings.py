@@ -327,6 +327,14 @@ class FeedsSection(_Section):
         return any(domain_matches(pattern, host) for pattern in self.hosts)
 
 
+class FilesSection(_Section):
+    """Files of the site's own: local databases that machines get by `DatabaseCustomURL`."""
+
+    directory: AbsolutePath | None = Field(
+        default=Path("files"), validate_default=True, description="the path of a directory, or null"
+    )
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -343,6 +351,7 @@ class Settings(_Section):
     status: StatusSection = Field(default_factory=StatusSection)
     log: LogSection = Field(default_factory=LogSection)
     feeds: FeedsSection = Field(default_factory=FeedsSection)
+    files: FilesSection = Field(default_factory=FilesSection)
 
     @property
     def asks_dns(self) -> bool:

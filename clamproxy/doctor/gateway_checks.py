@@ -36,6 +36,7 @@ from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.releases.stuck import stuck_patches
+from clamproxy.site_files.publisher import read_catalog
 from clamproxy.state import open_store
 from clamproxy.statistics import snapshot
 
@@ -77,6 +78,7 @@ class GatewayChecks:
             Check("quarantine", self._look_into_quarantine, ["index"]),
             Check("patches", self._look_at_patches, ["index"]),
             Check("cool-downs", self._look_at_cooldowns, ["index"]),
+            Check("own files", self._look_at_site_files, ["index"]),
             Check("file limit", self._compare_limits, configured),
             Check("authority", self._look_at_authority, configured),
             Check("version record", self._origin.look_up_record, configured),
@@ -204,6 +206,22 @@ class GatewayChecks:
         rest = shown_span(longest.until - time.time())
         text = f"the origin is not asked for {rest} ({what}): {longest.reason}"
         return warning(f"{text}{more}. {meaning}", remedy)
+
+    def _look_at_site_files(self) -> Verdict:
+        if self._settings.files.directory is None:
+            return skipped("files.directory is null")
+        catalog = read_catalog(self._opened.records.directory)
+        problems = [text.removeprefix("degraded: ") for text in catalog.problems()]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            return warning(f"{problems[0]}{more}", "correct the file: `clamproxy files` lists them all.")
+        served = [file.served for file in catalog.files.values() if file.served is not None]
+        if any(edition.checked_by is None for edition in served):
+            return warning(
+                "files are published that ClamAV may be unable to load, as clamscan isn't installed",
+                "install it (Debian: `apt install clamav`): then they are checked.",
+            )
+        return ok(f"{shown_count(len(served), 'file')} published" if served else "there are none")
 
     def _compare_limits(self) -> Verdict:
         connections = self._settings.access.max_connections

@@ -18,6 +18,8 @@ from clamproxy.service import Service
 
 _ASKED_BY_DOCTOR = (Destination.DATABASES, Destination.NOBODY)
 """Destinations of the doctor's requests."""
+_SHOWN = (Destination.DATABASES, Destination.PAGES, Destination.FILES)
+"""Destinations whose paths hold no secrets."""
 _ORDINARY = (Result.MISS, Result.NEGATIVE)
 """Results whose reason isn't logged: freshclam asks for files that don't exist all the time."""
 _LONGEST_METHOD = 16
@@ -42,8 +44,9 @@ class Exchange:
         """Count and log the exchange, and tell the fleet. Only the first call does anything.
 
         Every request counts once. A refusal counts as ``refused``, whatever the request was for: no cache
-        was asked. Otherwise, a request on a feed's host counts among those of the feeds, and any other
-        among the requests. Pages and the doctor's requests are logged but not counted.
+        was asked. Otherwise, a request on a feed's host counts among those of the feeds, one for a file of
+        the site among those of the files, and any other among the requests. Pages and the doctor's requests
+        are logged but not counted.
 
         Args:
             length: bytes of content that were sent.
@@ -59,6 +62,10 @@ class Exchange:
             result = Result.STATUS
         elif destination is Destination.FEED and result is not Result.REFUSED:
             service.stats.count_feed_request(result, length)
+        elif destination is Destination.FILES and result is not Result.REFUSED:
+            service.stats.count_file_request(length if response.status in (200, 206) else 0)
+            if not error:
+                service.site_files.note_sent(request, request.caller.address, response)
         elif destination is not Destination.PAGES:
             service.stats.count_request(result, length)
         if destination is Destination.DATABASES:
@@ -75,7 +82,7 @@ class Exchange:
             error=error or reason,
         )
         # A request for an unknown host, or from an unknown client, may have been meant for a feed.
-        hides_path = destination is not Destination.DATABASES and destination is not Destination.PAGES
+        hides_path = destination not in _SHOWN
         log_request(request, outcome, hides_path=hides_path)
 
     def _visit(self, service: Service, length: int, *, is_complete: bool) -> Visit:

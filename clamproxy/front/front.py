@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
 """In seconds."""
-_CACHES = (Destination.DATABASES, Destination.FEED)
+_FOR_READING = (Destination.DATABASES, Destination.FEED, Destination.FILES)
+"""Destinations that know only GET and HEAD."""
 _FAILURE = "internal error; see the gateway's log"
 _JUST_CHANGED = "the configuration has just changed"
 _NAMELESS = "1.1 clamproxy"
@@ -190,13 +191,18 @@ class Front:
     async def _response(self, request: ClientRequest, destination: Destination, service: Service) -> Response:
         if not (_is_open(request, destination, service) or await self._admits(request)):
             return refusals.unknown_client(is_proxy=not request.is_direct)
-        if destination in _CACHES and (refusal := refusals.unfit(request, service.pseudonym)) is not None:
+        if (
+            destination in _FOR_READING
+            and (refusal := refusals.unfit(request, service.pseudonym)) is not None
+        ):
             return refusal
         match destination:
             case Destination.DATABASES:
                 return await service.gateway.handle(request)
             case Destination.FEED:
                 return await service.feeds.handle(request)
+            case Destination.FILES:
+                return await service.site_files.handle(request, request.caller.address)
             case Destination.PAGES:
                 caller = request.caller
                 # A reverse port is not a proxy.

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
 from clamproxy.front.client_request import ClientRequest
+from clamproxy.site_files.site_files import is_file_path
 from clamproxy.web.pages import is_page, own_names
 
 TUNNEL_PORTS = (80, 443)
@@ -21,6 +22,8 @@ class Destination(Enum):
     """The cache of ClamAV's files."""
     PAGES = auto()
     """The pages about the gateway itself."""
+    FILES = auto()
+    """The site's own files."""
     FEED = auto()
     """The cache of other feeds."""
     PASSED = auto()
@@ -41,17 +44,16 @@ class Routing:
         gateway may be known by many names, of a service, a container or a load balancer. Only the
         absolute form and tunnels ask for a host.
         """
-        page = Destination.PAGES if is_page(request.path) else Destination.DATABASES
+        own = _own_destination(request.path)
         if request.is_for_gateway:
-            return page
+            return own
         if self.settings.serving.is_clamav_host(request.host):
-            is_own_page = page is Destination.PAGES and self._is_own_name(request.host)
-            return page if is_own_page else Destination.DATABASES
+            return own if self._is_own_name(request.host) else Destination.DATABASES
         if self.settings.feeds.covers(request.host):
             return Destination.FEED
         if self.passes_through(request.host, is_reverse=request.caller.is_reverse):
             return Destination.PASSED
-        return page if self._is_own_name(request.host) else Destination.NOBODY
+        return own if self._is_own_name(request.host) else Destination.NOBODY
 
     def admits_tunnel(self, request: ClientRequest) -> bool:
         """Whether a CONNECT is answered with 200."""
@@ -81,3 +83,10 @@ class Routing:
 
     def _is_own_name(self, host: str) -> bool:
         return normal_host(host) in own_names(self.settings)
+
+
+def _own_destination(path: str) -> Destination:
+    """Who responds to a request for the gateway itself."""
+    if is_page(path):
+        return Destination.PAGES
+    return Destination.FILES if is_file_path(path) else Destination.DATABASES

@@ -39,7 +39,7 @@ _OPEN = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
-_SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FEED)
+_SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FILES, Destination.FEED)
 
 
 type HandOver = Callable[[asyncio.Transport, bytes, Tunnel | None, bool], None]
@@ -302,6 +302,8 @@ class LaneConnection(Prompt):
         if routing is None:
             return False
         if request.method == "CONNECT":
+            if request.port == request.caller.own_port:  # the gateway itself, for files of the site
+                return not request.caller.is_reverse
             return request.port in TUNNEL_PORTS and routing.settings.serving.is_clamav_host(request.host)
         return self._tunnel is not None or routing.destination(request) in _SERVED
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from urllib.parse import quote
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import HOST_NAME
+from clamproxy.site_files.names import PREFIX
 
 CDN = "database.clamav.net"
 DEFAULT_PORT = 8080
@@ -41,6 +43,7 @@ _TITLES = {
     Mode.PRIVATE: "Use clamproxy as a private mirror: no DNS, no patches, whole files only.",
 }
 _INSTEAD = "These replace all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
+_FILES = "The site's own files. freshclam fetches them from the gateway itself, in any mode."
 _TRUST = (
     "This machine has to trust the gateway's certificate authority: run `clamproxy ca install` on the",
     "gateway, and its script here. freshclam reads CURL_CA_BUNDLE and the system's bundle.",
@@ -57,13 +60,20 @@ _USERS_IN_URL = (
 
 
 def client_config(
-    settings: Settings, mode: Mode, gateway: str, port: int, *, names_user: bool = False
+    settings: Settings,
+    mode: Mode,
+    gateway: str,
+    port: int,
+    *,
+    files: Sequence[str] = (),
+    names_user: bool = False,
 ) -> str:
     """The lines for one way to use the gateway, with short comments.
 
     Args:
         gateway: a host name or an IP address by which machines reach the gateway.
         port: the proxy's port.
+        files: the names of the site's own files, in their order.
         names_user: whether to name the user if there is just one, instead of a placeholder. Lines that
             anybody may fetch must not reveal the name.
 
@@ -76,7 +86,7 @@ def client_config(
     host = _shown_host(gateway)
     if not 1 <= port <= 65535:
         raise ValueError("a port from 1 to 65535")
-    comments, lines = [_TITLES[mode], _INSTEAD], []
+    comments, lines, credentials = [_TITLES[mode], _INSTEAD], [], ""
     if mode in (Mode.HTTP, Mode.HTTPS):
         lines += [f"HTTPProxyServer {host}", f"HTTPProxyPort {port}"]
         user = _user(settings, names_user)
@@ -90,7 +100,17 @@ def client_config(
         credentials = f"{quote(user, safe='')}:{PASSWORD}@" if user else ""
         lines.append(f"{key} http://{credentials}{host}:{port}")
         comments += _USERS_IN_URL if user else ()
-    return "".join(f"{line}\n" for line in [*(f"# {comment}" for comment in comments), *lines])
+    base = f"{_scheme(settings, mode, gateway)}://{credentials}{host}:{port}{PREFIX}"
+    custom = [f"DatabaseCustomURL {base}{name}" for name in files]
+    comment = [f"# {_FILES}"] if files else []
+    return "".join(
+        f"{line}\n" for line in [*(f"# {comment}" for comment in comments), *lines, *comment, *custom]
+    )
+
+
+def _scheme(settings: Settings, mode: Mode, gateway: str) -> str:
+    """How the site's own files are fetched: by https only if the gateway has a certificate for its name."""
+    return "https" if mode is Mode.HTTPS and gateway in settings.tls.names else "http"
 
 
 def own_name() -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
 from clamproxy.releases.stuck import stuck_patches
+from clamproxy.site_files import Catalog
 from clamproxy.storage.condition import Condition, free_bytes, look
 from clamproxy.web.sources import Sources
 
@@ -41,20 +42,22 @@ def prepare_check(sources: Sources) -> Callable[[], Health]:
         The function that carries it out; it blocks.
     """
     store, offline = sources.store, sources.settings().upstream.offline
+    files = sources.files()
 
     def check() -> Health:
         with reading(store):
-            return find_problems(store, offline=offline, now=time.time())
+            return find_problems(store, offline=offline, now=time.time(), files=files)
 
     return check
 
 
-def find_problems(store: Store, *, offline: bool, now: float) -> Health:
+def find_problems(store: Store, *, offline: bool, now: float, files: Catalog | None = None) -> Health:
     """Look at the disk, the clock and the cache. Blocks.
 
     Args:
         offline: whether the origin is never asked.
         now: Unix seconds.
+        files: the site's own files.
     """
     built = {name: built_at(store, name) for name in sorted(store.databases())}
     stuck = stuck_patches(store, now)
@@ -77,6 +80,7 @@ def find_problems(store: Store, *, offline: bool, now: float) -> Health:
         f"{name} failed verification {trouble.failures} times, so machines are told to take the whole CVD"
         for name, trouble in stuck.items()
     ]
+    warnings += files.problems() if files is not None else []
     return Health(tuple(reasons), tuple(warnings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from clamproxy.fleet.machine import MachineState
 from clamproxy.messages import Result
+from clamproxy.site_files import State
 from clamproxy.statistics import COUNTER_OF_RESULT
 
 type Labels = tuple[str, ...]
@@ -55,7 +57,7 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; an unknown value gives no sample."""
-        for family in (_about, _traffic, _cache, _origin, _fleet, _feeds):
+        for family in (_about, _traffic, _cache, _origin, _fleet, _feeds, _files):
             yield from family(self._values)
 
 
@@ -178,6 +180,33 @@ def _feeds(values: Values) -> Iterator[Metric]:
         yield _counter(name, text, value=stats[counter])
 
 
+def _files(values: Values) -> Iterator[Metric]:
+    """The site's own files, by state: their names are for the status page."""
+    files, stats = values["files"], values["stats"]
+    if files["enabled"]:
+        counts = Counter(file["state"] for file in files["files"])
+        yield _gauge(
+            "site_files",
+            "Files in files.directory, by state; refused: ClamAV can't load it, and machines keep the last "
+            "good version.",
+            ("state",),
+            [((str(state),), counts[state]) for state in State],
+        )
+        yield _gauge(
+            "site_files_trouble",
+            "Whether files.directory can't be read.",
+            value=bool(files["trouble"]),
+        )
+    for name, (counter, text) in _FILE_COUNTERS.items():
+        yield _counter(name, text, value=stats[counter])
+
+
+_FILE_COUNTERS = {
+    "site_file_requests": ("file_requests", "Requests from clients for the site's own files."),
+    "site_file_downloads": ("file_downloads", "Requests for the site's own files answered with content."),
+    "site_file_served_bytes": ("file_bytes_served", "Bytes of the site's own files sent to clients."),
+}
+"""Name of the metric: its counter in the statistics, and its help text."""
 _FEED_COUNTERS = {
     "feed_requests": ("feed_requests", "Requests from clients for files of other feeds."),
     "feed_hits": ("feed_hits", "Requests for files of other feeds that were answered from the cache."),

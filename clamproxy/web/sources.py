@@ -12,6 +12,7 @@ from clamproxy.fleet.machine import Machine
 from clamproxy.history import Past
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
+from clamproxy.site_files import Catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Sources:
     """All machines, from `read_fleet`. Blocks. None if no table is kept."""
     feeds: Callable[[], Mapping[str, Any]] | None = None
     """The feeds as in status.json, from `Feeds.figures`. None if there are none."""
+    files: Callable[[], Catalog] = Catalog
+    """The site's own files, from `SiteFiles.catalog`."""
     authority: Callable[[], bytes | None] = lambda: None
     """The certificates that clients have to trust, as PEM; None if there is no authority. Blocks."""
     client_config: Callable[[str, Place], str] | None = None

@@ -15,6 +15,7 @@ from clamproxy.fleet.machine import Machine, summary, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
+from clamproxy.site_files import Catalog
 from clamproxy.statistics import snapshot
 from clamproxy.web.health import built_at, find_problems, reading
 from clamproxy.web.sources import Sources
@@ -50,13 +51,14 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     settings, past = sources.settings(), sources.past()
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
+    files = sources.files()
 
     def develop() -> GatewayStatus:
         now, store = time.time(), sources.store
         machines = worst_first(sources.fleet()) if sources.fleet else None
         with reading(store):
             stats = snapshot(store)
-            health = find_problems(store, offline=settings.upstream.offline, now=now)
+            health = find_problems(store, offline=settings.upstream.offline, now=now, files=files)
             values = {
                 "gateway": _gateway(settings, sources.started_at, now),
                 "ready": not health.reasons,
@@ -70,6 +72,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "quarantine": _quarantine(store),
                 "fleet": _fleet(machines, settings.fleet.behind_for, now),
                 "feeds": feeds,
+                "files": _files(settings, files),
                 "history": past.to_json(stats, now),
             }
         brief = {**values, "fleet": {**values["fleet"], "machines": []}}
@@ -128,6 +131,14 @@ def _quarantine(store: Store) -> list[Json]:
         {"name": file.name, "at": file.at, "size": file.size, "reason": _line(file.reason)}
         for file in reversed(quarantined(store))  # newest first
     ]
+
+
+def _files(settings: Settings, catalog: Catalog) -> Json:
+    return {
+        "enabled": settings.files.directory is not None,
+        "trouble": catalog.trouble,
+        "files": [file.to_json() for file in catalog.listed()],
+    }
 
 
 def _line(text: str) -> str:

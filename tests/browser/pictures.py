@@ -130,6 +130,7 @@ EMPTY: Json = {
     "quarantine": [],
     "fleet": fleet_of(),
     "feeds": {"objects": 0, "bytes": 0, "hosts": []},
+    "files": {"enabled": True, "trouble": "", "files": []},
     "history": {
         "step": 300,
         "until": NOW - NOW % 300 + 300,
@@ -137,6 +138,21 @@ EMPTY: Json = {
     },
 }
 """A gateway that has just been started for the first time."""
+
+
+def site_file(name: str, state: str, at: float | None, size: int | None, reason: str = "") -> Json:
+    """A file of the site's own."""
+    return {
+        "name": name,
+        "state": state,
+        "since": NOW - DAY,
+        "reason": reason,
+        "size": size,
+        "sha256": None if size is None else "0" * 64,
+        "published_at": at,
+        "checked_by": None if size is None else "clamscan",
+    }
+
 
 BUSY: Json = merged(
     EMPTY,
@@ -150,6 +166,8 @@ BUSY: Json = merged(
         "negative": 171,
         "errors": 41,
         "bytes_served": 412 * 1024 * MIB,
+        "file_requests": 1840,
+        "file_bytes_served": 3 * MIB,
         "upstream_bytes": 5 * 1024 * MIB,
         "byte_hit_ratio": 1 - 5 / 412,
         "objects": 163,
@@ -243,6 +261,16 @@ BUSY: Json = merged(
                 "errors": 14,
                 "cooldown_until": NOW + 1800,
             },
+        ],
+    },
+    files={
+        "enabled": True,
+        "trouble": "",
+        "files": [
+            site_file("site.ign2", "published", NOW - 2 * DAY, 112),
+            site_file("local.yar", "refused", NOW - 9 * DAY, 20_480, "line 12: syntax error"),
+            site_file("new.ndb", "waiting", None, None, "it couldn't be checked yet"),
+            site_file("README.md", "skipped", None, None, "ClamAV loads no .md files"),
         ],
     },
     history=history(missing=range(170, 190)),

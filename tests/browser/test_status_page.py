@@ -91,6 +91,20 @@ def test_feeds(page: Page) -> None:
     assert browser.text("#feeds") == ""
 
 
+def test_files_of_the_site(page: Page) -> None:
+    browser = page.show(BUSY)
+    found = rows(browser, "site-files")
+    assert [(row[0], row[1], row[3], row[4]) for row in found] == [
+        ("site.ign2", "published", "112 B", NONE),
+        ("local.yar", "refused", "20.0 KiB", "line 12: syntax error"),
+        ("new.ndb", "waiting", NONE, "it couldn't be checked yet"),
+        ("README.md", "skipped", NONE, "ClamAV loads no .md files"),
+    ]
+    assert browser.text("#files-note") == "2 published, 1,840 requests, 3.0 MiB served"
+    page.change(EMPTY)
+    assert browser.text("#files") == ""
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "mood"),
     [

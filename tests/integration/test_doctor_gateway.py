@@ -32,6 +32,7 @@ from clamproxy.doctor import gateway_checks as module
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine
 from clamproxy.doctor.gateway_checks import GatewayChecks, judge_authority, proxy_pid
 from clamproxy.origin.budget import PER_FILE
+from clamproxy.site_files import Catalog, Edition, SiteFile, State
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.fake_gateway import answer, gateways
@@ -234,6 +235,17 @@ class TestCache:
         trouble = {"failures": 7, "since": time.time() - 7200, "last": time.time()}
         note(cache, **{"stuck/daily-6.cdiff": trouble})
         check(look(), "patches", WARNING, "daily-6.cdiff failed verification 7 times", "the quarantine")
+
+    def test_own_files(self, look: Examine, cache: Path) -> None:
+        check(look(), "own files", OK, "none")
+        place = cache / "site-files"  # without a state directory, records are in the cache
+        place.mkdir()
+        unchecked = Edition("0" * 64, 10, 1_800_000_000, None)
+        Catalog({"a.ndb": SiteFile("a.ndb", State.PUBLISHED, 1.0, served=unchecked)}).save(place)
+        check(look(), "own files", WARNING, "clamscan isn't installed", "apt install clamav")
+        Catalog({"a.ndb": SiteFile("a.ndb", State.REFUSED, 1.0, "line 3")}).save(place)
+        check(look(), "own files", WARNING, "a.ndb is refused", "clamproxy files")
+        assert look(files={"directory": None})["own files"].status is SKIPPED
 
     @pytest.mark.parametrize(
         ("failure", "reason", "text"),

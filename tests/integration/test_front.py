@@ -100,6 +100,13 @@ def headers(**fields: str) -> Headers:
         (f"http://{FEED}:{OWN_PORT}/livez", Destination.PAGES),
         ("/daily.cvd", Destination.DATABASES),
         ("/", Destination.PAGES),
+        ("/files/site.ign2", Destination.FILES),
+        ("//files/site.ign2", Destination.FILES),
+        ("/files", Destination.FILES),
+        ("/filesystem.cvd", Destination.DATABASES),
+        (f"http://other.example.com:{OWN_PORT}/files/site.ign2", Destination.FILES),
+        (f"http://{CDN}:80/files/site.ign2", Destination.DATABASES),
+        ("http://other.example.com:80/files/site.ign2", Destination.NOBODY),
     ],
 )
 def test_destination(url: str, expected: Destination) -> None:

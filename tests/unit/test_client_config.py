@@ -61,6 +61,29 @@ def test_each_mode(mode: Mode, lines: list[str]) -> None:
     assert shown(mode) == lines
 
 
+@pytest.mark.parametrize(
+    ("mode", "sections", "base"),
+    [
+        (Mode.HTTP, {}, f"http://{GATEWAY}"),
+        (Mode.HTTPS, {}, f"http://{GATEWAY}"),  # it has no certificate for this name
+        (Mode.HTTPS, {"tls": {"names": [GATEWAY]}}, f"https://{GATEWAY}"),
+        (Mode.MIRROR, {}, f"http://{GATEWAY}"),
+        (Mode.PRIVATE, {}, f"http://{GATEWAY}"),
+        (Mode.HTTP, {"access": {"users": [f"a:{HASH}"]}}, f"http://{GATEWAY}"),  # CONNECT has the password
+        (Mode.MIRROR, {"access": {"users": [f"a:{HASH}"]}}, f"http://a:PASSWORD@{GATEWAY}"),
+    ],
+)
+def test_files_of_the_site(mode: Mode, sections: dict[str, Any], base: str) -> None:
+    names = ["site.ign2", "a.ndb"]
+    text = client_config(settings(**sections), mode, GATEWAY, 8080, files=names, names_user=True)
+    lines = [f"DatabaseCustomURL {base}:8080/files/{name}" for name in names]
+    assert text.splitlines()[-2:] == lines
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        *shown(mode, **sections),
+        *lines,
+    ]
+
+
 def test_every_comment_is_a_line_of_its_own_and_short() -> None:
     for mode in Mode:
         for line in client_config(settings(access={"users": [f"a:{HASH}"]}), mode, GATEWAY, 1).splitlines():

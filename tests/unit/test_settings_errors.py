@@ -17,7 +17,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import LISTEN
 from tests.support.fixtures import Write
 
-SECTIONS = "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds"
+SECTIONS = (
+    "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds, files"
+)
 SIZE = "expected a size such as 4GiB, at least 1 MiB"
 COUNT = "expected a whole number, at least 0"
 SWITCH = "expected true or false"

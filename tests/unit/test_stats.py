@@ -39,7 +39,7 @@ async def writer(store: Store) -> AsyncIterator[Writer]:
     writer.close()
 
 
-COUNTED = set(Result) - {Result.STATUS}
+COUNTED = set(Result) - {Result.STATUS, Result.FILE}
 """Pages about the gateway are no requests for files."""
 
 

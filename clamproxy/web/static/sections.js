@@ -123,3 +123,25 @@ export function showFeeds(status, now) {
     ],
   })));
 }
+
+const FILE_MOODS = { published: "good", refused: "bad", waiting: "warn" };
+
+/** @param {any} status @param {number} now */
+export function showFiles(status, now) {
+  const files = listOf(status.files?.files);
+  setHidden(byId("files"), files.length === 0);
+  const published = files.filter(({ published_at: at }) => isNumber(at)).length;
+  show(byId("files-note"), [
+    `${count(published)} published`, plural(status.stats?.file_requests, "request"),
+    `${size(status.stats?.file_bytes_served)} served`,
+  ].join(", "));
+  fillTable("site-files", files.map((file) => ({
+    key: text(file.name),
+    cells: [
+      text(file.name, 100), tag(text(file.state, 40), FILE_MOODS[file.state] ?? "plain"),
+      isNumber(file.published_at) ? moment(file.published_at, now) : NONE,
+      isNumber(file.size) ? size(file.size) : NONE,
+      file.reason ? { text: text(file.reason), title: text(file.reason, 1000) } : NONE,
+    ],
+  })));
+}
