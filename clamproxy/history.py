@@ -94,6 +94,11 @@ class Past:
         return cls()
 
 
+def read_past(notes: Notes) -> Past:
+    """The past as it was last saved; an empty one if there is none. Blocks, but not for long."""
+    return notes.load(Past.parse).get(_NOTE, Past())
+
+
 class History:
     """Reads the counters every five minutes and keeps the last day. Event loop only.
 
@@ -113,7 +118,7 @@ class History:
         self._read = read
         self._notes = notes
         self._clock = clock
-        self._past = notes.load(Past.parse).get(_NOTE, Past())
+        self._past = read_past(notes)
         self._task: asyncio.Task[None] | None = None
 
     @property

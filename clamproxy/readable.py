@@ -55,6 +55,16 @@ def shown_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def one_line(text: str, length: int) -> str:
+    """A foreign text as one line of harmless characters.
+
+    Args:
+        length: characters at most.
+    """
+    line = " ".join(text[: 4 * length].split())
+    return shortened("".join(one if one.isprintable() else "?" for one in line), length)
+
+
 def shortened(text: str, length: int) -> str:
     """A text shortened, if necessary, at the end of a word if there is one.
 

@@ -23,11 +23,14 @@ from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
 from clamproxy.messages import GATEWAY_IN_VIA
 from clamproxy.notes import Notes
+from clamproxy.notices.notifier import Notifier
+from clamproxy.notices.report import read_report
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
+from clamproxy.peers.peers import Peers
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.follower import Follower
@@ -173,7 +176,9 @@ class Service:
         self.gateway = self._make_gateway()
         versions = self._origin.versions
         self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
+        self.peers = Peers(settings)
         self.pages = Pages(self._make_sources())
+        self._notifier = Notifier(settings, self.pages.figures, records, self.writer)
         listen = settings.status.listen
         self._listener = Listener(listen, self.pages) if listen is not None else None
 
@@ -184,6 +189,8 @@ class Service:
         self.feeds.start()
         self.site_files.start()
         self._history.start()
+        self.peers.start()
+        self._notifier.start()
         if self._listener is not None:
             self._listener.start()
 
@@ -202,6 +209,8 @@ class Service:
         if self._listener is not None:
             self._listener.stop()
         self._history.stop()
+        self.peers.stop()
+        self._notifier.stop()
         self.follower.stop()
         self.site_files.stop()
 
@@ -289,6 +298,8 @@ class Service:
             files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
             client_config=self._client_lines,
+            peers=lambda: self.peers.states,
+            notices=lambda: read_report(self.store.records, self.settings),
             record=self.announcer.primary,
         )
 

@@ -19,6 +19,7 @@ from clamproxy.cli import (
     ignore,
     ls,
     mirror,
+    notify,
     prefetch,
     purge,
     run,
@@ -59,6 +60,7 @@ for _command in (
     fleet.fleet,
     files.files,
     ignore.ignore,
+    notify.notify,
     hash_password.hash_password,
 ):
     main.add_command(_command)

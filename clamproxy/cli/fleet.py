@@ -23,6 +23,7 @@ from clamproxy.cli.common import (
     tell,
     write_out,
 )
+from clamproxy.cli.fleet_peers import with_peers
 from clamproxy.cli.fleet_table import fleet_table
 from clamproxy.cli.parameters import duration
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
@@ -114,6 +115,11 @@ def _misuse_is_unknown() -> Iterator[None]:
     help="Only machines that have sent no request for this long, such as 2d. "
     "With the other options, either is enough.",
 )
+@click.option(
+    "--all-gateways",
+    is_flag=True,
+    help="Also the machines of the gateways in fleet.peers; they are asked now.",
+)
 @click.pass_context
 def fleet(
     context: click.Context,
@@ -122,6 +128,7 @@ def fleet(
     behind: int | None,
     behind_for: float | None,
     stale: float | None,
+    all_gateways: bool,
 ) -> None:
     """List the machines and their databases, worst first.
 
@@ -130,12 +137,13 @@ def fleet(
     that it is switched off.
     """
     if context.invoked_subcommand is not None:
-        if as_json or (behind, behind_for, stale) != (None, None, None):
+        if as_json or all_gateways or (behind, behind_for, stale) != (None, None, None):
             raise _Misuse("with a command, only --config is allowed here.")
         return
     now = time.time()
     try:
-        machines, advertised = _read(config, now)
+        own, advertised = _read(config, now)
+        machines, told = with_peers(config, own) if all_gateways else (own, [])
     except UnknownError as error:
         _end_unknown(str(error), as_json=as_json)
     except Exception as error:  # a traceback's exit code would be a WARNING
@@ -149,10 +157,12 @@ def fleet(
     if as_json:
         if cannot_tell:
             tell(_NOT_ADVERTISED)
+        for line in told:
+            tell(line)
         write_out(json.dumps([machine.to_json() for machine in listed], indent=2) + "\n")
     else:
-        told = [_NOT_ADVERTISED] if cannot_tell else []
-        line = _status_line(code, told, machines, len(listed) if filtered else None)
+        remarks = [_NOT_ADVERTISED, *told] if cannot_tell else told
+        line = _status_line(code, remarks, machines, len(listed) if filtered else None)
         write_out(f"{line}\n{fleet_table(listed, now)}")
     context.exit(code)
 

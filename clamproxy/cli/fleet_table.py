@@ -11,6 +11,7 @@ from rich.console import Console
 from clamproxy.cli.columns import padded
 from clamproxy.fleet.machine import Database, Machine, MachineState
 from clamproxy.fleet.support import explain_end_of_life
+from clamproxy.peers.merging import SeenMachine
 from clamproxy.readable import shown_span, shown_time
 
 _HEADINGS = ("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
@@ -43,7 +44,7 @@ def _row(machine: Machine, now: float) -> list[str]:
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return [
         machine.uuid,
-        machine.address,
+        _address(machine),
         _freshclam(machine),
         _system(machine) or "-",
         _databases(machine, now),
@@ -68,7 +69,7 @@ def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
         for line in textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False):
             yield click.style(line, colour) if with_colours and colour else line
 
-    about = f"{machine.uuid}  {machine.address}  {_freshclam(machine)}  {_system(machine)}"
+    about = f"{machine.uuid}  {_address(machine)}  {_freshclam(machine)}  {_system(machine)}"
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return "\n".join([
         *lines(about, "red" if machine.end_of_life else None),
@@ -84,6 +85,11 @@ def _joined(cells: Sequence[str]) -> str:
 
 def _width(cells: Sequence[str]) -> int:
     return len(_joined(cells))
+
+
+def _address(machine: Machine) -> str:
+    gateway = machine.gateway if isinstance(machine, SeenMachine) else None
+    return f"{machine.address} (by {gateway})" if gateway else machine.address
 
 
 def _freshclam(machine: Machine) -> str:

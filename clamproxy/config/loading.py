@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,7 +23,10 @@ SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
 PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
 """Where `clamproxy doctor` finds a user's password; the only variable of ours that is not a setting."""
-SECRETS = frozenset({"status.token", "access.users"})
+SECRETS = frozenset({
+    *("status.token", "access.users", "mail.password"),
+    *("notify.webhooks.url", "notify.webhooks.token", "fleet.peers.token"),
+})  # fmt: skip
 """Keys whose values are never shown, in addition to the password in upstream.proxy."""
 
 _FOREIGN = re.compile(
@@ -218,21 +221,56 @@ def _parse_yaml(text: str, source: str) -> Any:
 def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
     """Explain in plain words what pydantic found in `data`: key, value, what was expected."""
     section, *rest = (str(part) for part in detail["loc"])
+    entry = _entry_of(section, detail["loc"])
     if detail["type"] in ("extra_forbidden", "invalid_key"):
+        if entry is not None and len(rest) > 2:
+            place, unknown = f"{section}.{rest[0]}[{rest[1]}]", rest[2]
+            shown = unknown if re.fullmatch(r"[\w-]{1,40}", unknown) else "***"
+            return f"unknown key {place}.{shown}; expected {', '.join(entry.model_fields)}"
         return _explain_unknown(section, rest)
     if not rest:
         return f"{section} is {_shown(detail['input'])}; expected a section: lines of key: value"
+    if entry is not None and len(rest) > 1:
+        return _explain_entry(f"{section}.{rest[0]}", rest[1:], entry, detail)
     key, value = f"{section}.{rest[0]}", (data.get(section) or {}).get(rest[0])
     expected = _SECTIONS[section].model_fields[rest[0]].description
-    if key in SECRETS and value is not None:
+    if _is_secret(key) and value is not None and not isinstance(value, list):
         value = "***"
     if len(rest) > 1:
         if isinstance(value, list):
-            key, value = f"{key}[{rest[1]}]", value if key in SECRETS else detail["input"]
+            key, value = f"{key}[{rest[1]}]", "***" if key in SECRETS else detail["input"]
         expected = str(detail["ctx"]["error"])
     if detail["type"] == "conflict":
         expected = detail["msg"]
     return f"{key} is {_shown(value, may_be_secret=key == 'upstream.proxy')}; expected {expected}"
+
+
+def _explain_entry(key: str, rest: list[str], entry: type[BaseModel], detail: ErrorDetails) -> str:
+    """Explain what is wrong with an entry of a list, or with one of the entry's keys."""
+    number, *inner = rest
+    if not inner:
+        shown = "'***'" if isinstance(detail["input"], str) else _shown(detail["input"])
+        return (
+            f"{key}[{number}] is {shown}; expected lines of key: value with {', '.join(entry.model_fields)}"
+        )
+    place, expected = f"{key}[{number}].{inner[0]}", entry.model_fields[inner[0]].description
+    if detail["type"] == "missing":
+        return f"{place} is missing; expected {expected}"
+    hidden = f"{key}.{inner[0]}" in SECRETS and detail["input"] is not None
+    return f"{place} is {"'***'" if hidden else _shown(detail['input'])}; expected {expected}"
+
+
+def _entry_of(section: str, loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model of a list's entries, if the place of an error is in a list of such."""
+    model = _SECTIONS.get(section)
+    field = model.model_fields.get(str(loc[1])) if model is not None and len(loc) > 1 else None
+    found = next(iter(get_args(field.annotation)), None) if field is not None else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key holds a secret, or entries that do."""
+    return any(secret == key or secret.startswith(f"{key}.") for secret in SECRETS)
 
 
 def _explain_unknown(section: str, rest: list[str]) -> str:

@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from clamproxy.config.notation import OneOrMore
 from clamproxy.config.quantities import DURATION, SHARE, SIZE
+from clamproxy.config.targets import MOST_TARGETS, MailSection, NotifySection, Peers, no_peer_twice
 from clamproxy.config.units import (
     ANY,
     BASE_URL,
@@ -279,6 +280,11 @@ class FleetSection(_Section):
     behind_for: Duration = Field(
         86400.0, ge=60, le=365 * 86400, description="a duration such as 36h, from 1min to 365d"
     )
+    peers: Annotated[Peers, AfterValidator(no_peer_twice)] = Field(
+        (),
+        max_length=MOST_TARGETS,
+        description='a list of entries such as {url: "http://gateway2:8080", token: …}',
+    )
 
 
 class StatusSection(_Section):
@@ -352,6 +358,8 @@ class Settings(_Section):
     log: LogSection = Field(default_factory=LogSection)
     feeds: FeedsSection = Field(default_factory=FeedsSection)
     files: FilesSection = Field(default_factory=FilesSection)
+    notify: NotifySection = Field(default_factory=NotifySection)
+    mail: MailSection = Field(default_factory=MailSection)
 
     @property
     def asks_dns(self) -> bool:

@@ -263,6 +263,31 @@ HTTP_PROXY = Notation(
 # Secrets
 
 
+@dataclass(frozen=True, slots=True)
+class SecretUrl:
+    """A URL of which only the origin may be shown."""
+
+    origin: str
+    """``http[s]://host[:port]``"""
+    url: str = field(repr=False)
+    """All of it."""
+
+    @classmethod
+    def parse(cls, text: str) -> SecretUrl:
+        """Read a URL.
+
+        Raises:
+            ValueError: its host or port is impossible.
+        """
+        return cls(_origin(urlsplit(text)), text)
+
+    @property
+    def secret(self) -> str:
+        """What follows the origin."""
+        parts = urlsplit(self.url)
+        return parts.path.removeprefix("/") or parts.query
+
+
 TOKEN = Notation(
     pattern="^[A-Za-z0-9._~-]{16,256}$",
     expected="a string of at least 16 characters from A-Z, a-z, 0-9 and -._~",

@@ -33,6 +33,8 @@ from clamproxy.doctor.origin_checks import OriginChecks, cooldown_in_words
 from clamproxy.doctor.processes import PROC, lock_holders
 from clamproxy.inspection import quarantined
 from clamproxy.notes import Notes
+from clamproxy.notices.report import read_report
+from clamproxy.notices.rules import RENEW_AUTHORITY
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.releases.stuck import stuck_patches
@@ -42,8 +44,6 @@ from clamproxy.statistics import snapshot
 
 LEAST_FREE = 512 * MIB
 """Bytes that should be free: the standard databases and their successors need about this much."""
-RENEW_CA = 30 * 86400.0
-"""How long before its end an authority should be rotated, in seconds."""
 
 
 class GatewayChecks:
@@ -81,6 +81,7 @@ class GatewayChecks:
             Check("own files", self._look_at_site_files, ["index"]),
             Check("file limit", self._compare_limits, configured),
             Check("authority", self._look_at_authority, configured),
+            Check("notices", self._look_at_notices, ["index"]),
             Check("version record", self._origin.look_up_record, configured),
             Check("upstream proxy", self._origin.reach_proxy, configured),
             Check("upstream", self._origin.probe, configured),
@@ -265,6 +266,18 @@ class GatewayChecks:
             )
         return judge_authority(authority.bundle(), time.time())
 
+    def _look_at_notices(self) -> Verdict:
+        targets = read_report(self._opened.records, self._settings)["targets"]
+        if not targets:
+            return skipped("nobody is told: notify.webhooks is empty, and mail.server is null")
+        for target in targets:
+            if target["failures"]:
+                return warning(
+                    f"{target['name']} failed {shown_count(target['failures'], 'time')}: {target['reason']}",
+                    "correct what the reason says, then run `clamproxy notify test`.",
+                )
+        return ok(f"nothing has failed with {shown_count(len(targets), 'target')}")
+
     @property
     def _opened(self) -> Store:
         if self._store is None:
@@ -290,7 +303,7 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
             "run `clamproxy ca rotate`, then install the new certificate on the machines "
             "(`clamproxy ca install`).",
         )
-    if left < RENEW_CA and not others:
+    if left < RENEW_AUTHORITY and not others:
         return warning(
             f"the authority expires on {end:%Y-%m-%d}, in {shown_span(left)}",
             "run `clamproxy ca rotate`, then install the new certificate on the machines before that.",

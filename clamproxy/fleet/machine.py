@@ -106,7 +106,7 @@ class Machine:
         }
 
 
-def worst_first(machines: Iterable[Machine]) -> list[Machine]:
+def worst_first[M: Machine](machines: Iterable[M]) -> list[M]:
     """Machines in the order in which they need attention; among equals, the longest silent first."""
     return sorted(
         machines,

@@ -249,15 +249,21 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+def trusting(ca_bundle: Path | None) -> ssl.SSLContext:
+    """Certificates are verified, with those of a file besides the system's."""
+    context = ssl.create_default_context()
+    if ca_bundle is not None:
+        context.load_verify_locations(cafile=ca_bundle)
+    return context
+
+
 def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
     """Connections to the outside, through the proxy if there is one, trusting the configured certificates.
 
     Args:
         ca_bundle: certificates to trust besides the system's.
     """
-    context = ssl.create_default_context()
-    if ca_bundle is not None:
-        context.load_verify_locations(cafile=ca_bundle)
+    context = trusting(ca_bundle)
     shared: dict[str, Any] = {
         "maxsize": 8,
         "timeout": timeout,

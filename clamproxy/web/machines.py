@@ -41,6 +41,8 @@ class Query:
     descending: bool = False
     offset: int = 0
     """How many of the machines found to skip at the beginning."""
+    gateway: str | None = None
+    """Whose machines: ``all``, or the name of a peer; None for this gateway's own."""
     limit: int | None = None
     """How many machines to list at most; None for all."""
 
@@ -65,6 +67,7 @@ class Query:
             state=state,
             sort=sort.removeprefix("-"),
             descending=sort.startswith("-"),
+            gateway=given.get("gateway"),
             offset=_number(given, "offset") or 0,
             limit=_number(given, "limit"),
         )

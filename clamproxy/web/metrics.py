@@ -57,7 +57,7 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; an unknown value gives no sample."""
-        for family in (_about, _traffic, _cache, _origin, _fleet, _feeds, _files):
+        for family in (_about, _traffic, _cache, _origin, _fleet, _peers, _feeds, _files):
             yield from family(self._values)
 
 
@@ -169,6 +169,13 @@ def _fleet(values: Values) -> Iterator[Metric]:
             "Machines whose freshclam is past its end of life: the CDN refuses it, or will.",
             value=fleet["end_of_life"],
         )
+
+
+def _peers(values: Values) -> Iterator[Metric]:
+    peers = values["peers"]
+    if peers:
+        samples = [((peer["name"],), peer["up"]) for peer in peers]
+        yield _gauge("peer_up", "Whether the gateway in fleet.peers answers.", ("peer",), samples)
 
 
 def _feeds(values: Values) -> Iterator[Metric]:

@@ -11,8 +11,9 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from werkzeug.datastructures import Headers
@@ -22,6 +23,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import plain_path
+from clamproxy.peers.merging import ALL, counts_of, merged
 from clamproxy.responses import plain
 from clamproxy.setup.freshclam_lines import Mode
 from clamproxy.threads import in_thread
@@ -30,7 +32,7 @@ from clamproxy.web.machines import Query, fleet_json
 from clamproxy.web.metrics import exposition
 from clamproxy.web.shared import Shared
 from clamproxy.web.sources import Place, Sources
-from clamproxy.web.status import take_status
+from clamproxy.web.status import GatewayStatus, take_status
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,10 @@ class Pages:
         response.headers.extend(_SECURITY)
         return response
 
+    async def figures(self) -> Mapping[str, Any]:
+        """The values of status.json."""
+        return (await self._gateway_status.get()).values
+
     async def _dispatch(self, request: Request, peer: str, place: Place) -> Response:
         path = plain_path(request.path)
         if request.method == "OPTIONS" and is_page(request.path):
@@ -165,12 +171,11 @@ class Pages:
         except ValueError as error:
             return _plain(400, str(error))
         gateway_status = await self._gateway_status.get()
-        now, counts = gateway_status.values["gateway"]["now"], dict(gateway_status.values["fleet"])
-        del counts["machines"]
+        peers = [peer.name for peer in gateway_status.peers]
+        if query.gateway not in (None, ALL, *peers):
+            return _plain(400, f"gateway is one of {', '.join([ALL, *peers])}")
         async with self._one_at_a_time:  # many searches at once must not use up the processor
-            body = await in_thread(
-                "clamproxy-fleet", lambda: fleet_json(gateway_status.machines, counts, query, now)
-            )
+            body = await in_thread("clamproxy-fleet", lambda: _selected(gateway_status, query))
         return _live(body, "application/json")
 
     async def _metrics(self, request: Request, place: Place) -> Response:
@@ -233,6 +238,16 @@ class Pages:
         if host is None or host == self._sources.settings().status.host or is_local_name(host):
             return place
         return Place(host, _port_of(field) if place.port is not None else None)
+
+
+def _selected(status: GatewayStatus, query: Query) -> bytes:
+    """The machines that a query selects, as JSON. Blocks."""
+    now, counts = status.values["gateway"]["now"], dict(status.values["fleet"])
+    del counts["machines"]
+    if query.gateway is None:
+        return fleet_json(status.machines, counts, query, now)
+    machines = merged(status.machines, status.peers, query.gateway)
+    return fleet_json(machines, counts_of(machines, counts["behind_for"], now), query, now)
 
 
 def is_page(target: str) -> bool:

@@ -13,6 +13,7 @@ from clamproxy.history import Past
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.site_files import Catalog
+from clamproxy.peers.peers import PeerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +60,9 @@ class Sources:
     client_config: Callable[[str, Place], str] | None = None
     """The lines for freshclam.conf, by mode and by the place of the gateway. Blocks. Raises ValueError with
     the reason if the mode is unknown or unavailable."""
+    notices: Callable[[], Mapping[str, Any]] = lambda: {"targets": [], "alerts": []}
+    """What is known about notices, from `read_report`. Blocks."""
+    peers: Callable[[], Sequence[PeerState]] = lambda: ()
+    """The other gateways, from `Peers.states`."""
     record: Callable[[], Awaitable[str | None]] = _no_record
     """The primary version record, from `Announcer.primary`."""

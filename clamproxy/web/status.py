@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography import x509
+
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
@@ -16,8 +18,10 @@ from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.site_files import Catalog
+from clamproxy.peers.peers import PeerState
 from clamproxy.statistics import snapshot
-from clamproxy.web.health import built_at, find_problems, reading
+from clamproxy.storage.condition import free_bytes
+from clamproxy.web.health import LEAST_SPACE, built_at, find_problems, reading
 from clamproxy.web.sources import Sources
 
 MOST_MACHINES = 500
@@ -40,6 +44,8 @@ class GatewayStatus:
     """`values` without the list of machines, encoded."""
     machines: Sequence[Machine]
     """All machines of the fleet, worst first."""
+    peers: Sequence[PeerState] = ()
+    """Other gateways with their machines."""
 
 
 def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
@@ -50,6 +56,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     """
     settings, past = sources.settings(), sources.past()
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
+    peers = list(sources.peers())
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
     files = sources.files()
 
@@ -74,11 +81,24 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "feeds": feeds,
                 "files": _files(settings, files),
                 "history": past.to_json(stats, now),
+                "disk": {"free": free_bytes(store.directory), "least": LEAST_SPACE},
+                "authority": {"expires_at": _end_of_authority(sources.authority)},
+                "notices": sources.notices(),
+                "peers": [peer.to_json() for peer in peers],
             }
         brief = {**values, "fleet": {**values["fleet"], "machines": []}}
-        return GatewayStatus(values, _encoded(values), _encoded(brief), machines or ())
+        return GatewayStatus(values, _encoded(values), _encoded(brief), machines or (), peers)
 
     return develop
+
+
+def _end_of_authority(authority: Callable[[], bytes | None]) -> float | None:
+    """When the last of the authority's certificates ends, in Unix seconds; None if there is none."""
+    try:
+        certificates = x509.load_pem_x509_certificates(authority() or b"")
+    except (OSError, ValueError):
+        return None
+    return max((one.not_valid_after_utc.timestamp() for one in certificates), default=None)
 
 
 def _encoded(values: Json) -> bytes:

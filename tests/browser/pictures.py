@@ -154,8 +154,54 @@ def site_file(name: str, state: str, at: float | None, size: int | None, reason:
     }
 
 
+
+def peer(name: str, **changes: Any) -> Json:
+    """Another gateway that is well."""
+    databases = [("bytecode", 339, 339), ("daily", 27801, 27801), ("main", 62, 62)]
+    base = {
+        "name": name,
+        "url": f"http://{name}",
+        "up": True,
+        "reason": None,
+        "answered_at": NOW - 40,
+        "version": "0.2.0",
+        "ready": True,
+        "problems": [],
+        "databases": [{"name": one, "advertised": new, "reached": has} for one, new, has in databases],
+        "fleet": {
+            **{"enabled": True, "total": 1200, "up_to_date": 1150, "behind": 40, "unknown": 10},
+            **{"overdue": 0, "end_of_life": 0},
+        },
+    }
+    return merged(base, **changes)
+
+
 BUSY: Json = merged(
     EMPTY,
+    peers=[
+        peer("gw-berlin.example.net:8080"),
+        peer(
+            "gw-oslo.example.net:8080",
+            problems=["the origin can't be reached, so clients get what is cached: no route to host"],
+            databases=[{"name": "daily", "advertised": 27801, "reached": 27795}],
+            fleet={"behind": 600, "up_to_date": 590, "overdue": 512},
+        ),
+        peer(
+            "gw-rome.example.net:8080",
+            up=False,
+            reason="Failed to establish a new connection: [Errno 111] Connection refused",
+            answered_at=NOW - 5 * HOUR,
+        ),
+        {
+            **peer("10.9.0.1:8080"),
+            "up": None,
+            "answered_at": None,
+            "version": None,
+            "ready": None,
+            "fleet": None,
+        }
+        | {"databases": []},
+    ],
     gateway={"started_at": NOW - 12 * DAY - 5 * HOUR},
     stats={
         "requests": 48211,

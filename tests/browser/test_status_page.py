@@ -105,6 +105,59 @@ def test_files_of_the_site(page: Page) -> None:
     assert browser.text("#files") == ""
 
 
+def test_gateways(page: Page) -> None:
+    browser = page.show(BUSY)
+    own, *others = rows(browser, "gateway-list")
+    assert own == ["this gateway", "ready", "bytecode 339 daily 27800 main 62", *own[3:4], "14:30"]
+    assert others == [
+        [
+            "gw-berlin.example.net:8080 0.2.0",
+            "ready",
+            "bytecode 339 daily 27801 main 62",
+            "1,200: 1,150 up to date, 40 behind",
+            "14:29",
+        ],
+        [
+            "gw-oslo.example.net:8080 0.2.0",
+            "1 problem",
+            "daily 27795",
+            "1,200: 590 up to date, 600 behind 512 overdue",
+            "14:29",
+        ],
+        [
+            "gw-rome.example.net:8080 0.2.0",
+            "not reachable Failed to establish a new connection: [Errno 111] Connection refused",
+            "bytecode 339 daily 27801 main 62",
+            "1,200: 1,150 up to date, 40 behind",
+            "09:30",
+        ],
+        ["10.9.0.1:8080", "not asked yet", NONE, NONE, NONE],
+    ]
+    assert browser.text("#gateways-note") == "1 gateway not reachable: the figures are the last known"
+    page.change(merged(BUSY, peers=[]))
+    assert browser.text("#gateways") == ""
+    assert browser.text("#fleet-gateways") == ""
+
+
+def test_machines_of_all_gateways(page: Page) -> None:
+    browser = page.show(BUSY)
+    choice = Select(browser.driver.find_element("id", "fleet-gateway"))
+    assert [option.text for option in choice.options][:3] == [
+        "This gateway's machines",
+        "All gateways' machines",
+        "Those of gw-berlin.example.net:8080",
+    ]
+    seen = {**machine(7), "gateway": "gw-oslo.example.net:8080"}
+    page.server.fleet = {**fleet_of(machine(1), seen), "found": 2, "now": NOW, "machines": [machine(1), seen]}
+    choice.select_by_value("all")
+    browser.until(lambda: any("gateway=all" in query for query in page.server.queries))
+    own, other = page.machines(2)
+    assert "by gw-oslo" not in own[0]
+    assert other[0].endswith("by gw-oslo.example.net:8080")
+    choice.select_by_value("gw-oslo.example.net:8080")
+    browser.until(lambda: any("gateway=gw-oslo.example.net%3A8080" in query for query in page.server.queries))
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "mood"),
     [

@@ -123,7 +123,7 @@ def test_hidden_characters_are_seen(page: Page) -> None:
 
 def test_hostile_lines_for_clients(page: Page) -> None:
     page.server.client_config = HOSTILE["frame"].encode() + b"\n" + b"x" * 100_000
-    browser = page.show(merged(BUSY, fleet=fleet_of()), width=360)
+    browser = page.show(merged(BUSY, peers=[], fleet=fleet_of()), width=360)
     shown = browser.until_text("#client-config", "iframe")
     assert len(shown) <= 4000
     assert_harmless(page, 360, 4000)

@@ -16,6 +16,7 @@ from clamproxy.history import Past
 from clamproxy.messages import Request, Response
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
+from clamproxy.peers.peers import PeerState
 from clamproxy.responses import complete
 from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
@@ -36,6 +37,7 @@ class StatusHarness:
     machines: list[Machine] | None = None
     feeds: dict[str, Any] | None = None
     authority: bytes | None = None
+    peers: list[PeerState] = field(default_factory=list)
     record: str | None = None
     configured: list[tuple[str, Place]] = field(default_factory=list)
 
@@ -63,6 +65,7 @@ class StatusHarness:
             feeds=None if self.feeds is None else read_feeds,
             authority=lambda: self.authority,
             client_config=self._configure,
+            peers=lambda: self.peers,
             record=record,
         )
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from clamproxy.cache.store import Store
+from clamproxy.peers.peers import PeerState
 from clamproxy.web.metrics import exposition
 from tests.harness.status import StatusHarness, machine
 from tests.support.fixtures import MakeCvd
@@ -37,7 +38,8 @@ async def metrics(store: Store, make_cvd: MakeCvd) -> dict[str, dict[str, set[st
     put_cvd(store, 3, make_cvd(3))
     put(store, cdiff(4))
     store.set_note("advertised/daily", [5, 1.0])
-    harness = StatusHarness(store, machines=[machine(1, daily=0)])
+    peers = [PeerState("b:8080", "http://b:8080", up=True)]
+    harness = StatusHarness(store, machines=[machine(1, daily=0)], peers=peers)
     text, _ = exposition(await harness.status(), "")
     found: dict[str, dict[str, set[str]]] = {}
     for name, labels in re.findall(r"^(clamproxy_\w+)(?:\{(.*)\})? ", text.decode(), re.MULTILINE):

@@ -31,8 +31,12 @@ from clamproxy.config.settings import Settings
 from clamproxy.doctor import gateway_checks as module
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine
 from clamproxy.doctor.gateway_checks import GatewayChecks, judge_authority, proxy_pid
+from clamproxy.notices.episodes import Chronicle
+from clamproxy.notices.report import KEY
+from clamproxy.notices.targets import targets_of
 from clamproxy.origin.budget import PER_FILE
 from clamproxy.site_files import Catalog, Edition, SiteFile, State
+from clamproxy.storage.records import Records
 from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.fake_gateway import answer, gateways
@@ -126,6 +130,7 @@ def test_all_is_well(look: Examine, cache: Path) -> None:
     found = look(access={"max_connections": 10})
     assert {name for name, finding in found.items() if finding.status is not OK} == {
         "authority",
+        "notices",
         "upstream proxy",
     }, found
     check(found, "index", OK, "1 object; daily 5")
@@ -246,6 +251,16 @@ class TestCache:
         Catalog({"a.ndb": SiteFile("a.ndb", State.REFUSED, 1.0, "line 3")}).save(place)
         check(look(), "own files", WARNING, "a.ndb is refused", "clamproxy files")
         assert look(files={"directory": None})["own files"].status is SKIPPED
+
+    def test_notices(self, look: Examine, cache: Path) -> None:
+        check(look(), "notices", SKIPPED, "nobody is told")
+        sections = {"notify": {"webhooks": [{"url": "http://hooks.example.net/SECRET", "form": "json"}]}}
+        check(look(**sections), "notices", OK, "nothing has failed with 1 target")
+        (target,) = targets_of(Settings.model_validate(sections))
+        failed = Chronicle().after_attempt(target.id, "the server answered 500", time.time())
+        Records(cache.with_name("cache-state")).set_note(KEY, failed.saved())
+        text = "json webhook at http://hooks.example.net failed 1 time: the server answered 500"
+        check(look(**sections), "notices", WARNING, text, "clamproxy notify test")
 
     @pytest.mark.parametrize(
         ("failure", "reason", "text"),

@@ -3,6 +3,7 @@
 import { byId, fillList, html, near, setAttribute, setHidden, show } from "./dom.js";
 import { isNumber, plural, span, text, when } from "./format.js";
 import { makeCharts } from "./charts.js";
+import { showGateways } from "./gateways.js";
 import { prepareFleet, showFleet, showMachines } from "./fleet.js";
 import { showCooldowns, showDatabases, showFeeds, showFigures, showFiles, showQuarantine, showTransfers } from "./sections.js";
 
@@ -10,7 +11,7 @@ const EVERY = 2000; // milliseconds from an answer to the next question
 const LONGEST = 30_000; // the same after many failures
 const PATIENCE = 15_000; // for one answer
 
-const SECTIONS = [showFigures, showDatabases, showTransfers, showCooldowns, showQuarantine, showFleet, showFeeds, showFiles, showCharts];
+const SECTIONS = [showFigures, showDatabases, showTransfers, showCooldowns, showQuarantine, showFleet, showFeeds, showFiles, showGateways, showCharts];
 const charts = makeCharts([byId("request-chart"), byId("byte-chart")]);
 
 let failures = 0;

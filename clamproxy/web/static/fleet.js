@@ -41,6 +41,7 @@ export function prepareFleet() {
     typing = setTimeout(() => turnTo(0), TYPING);
   });
   byId("fleet-sort").addEventListener("change", () => turnTo(0));
+  byId("fleet-gateway").addEventListener("change", () => turnTo(0));
   fillList(byId("fleet-states"), CHOICES, () => html("button", { type: "button" }), (button, choice) => {
     button.addEventListener("click", () => {
       chosen = choice;
@@ -56,7 +57,7 @@ export function prepareFleet() {
 export function showFleet(status) {
   const known = status.fleet ?? {};
   const off = known.enabled === false;
-  const empty = !off && !(known.total > 0);
+  const empty = !off && !(known.total > 0) && listOf(status.peers).length === 0;
   setHidden(byId("fleet-off"), !off);
   setHidden(byId("fleet-empty"), !empty);
   setHidden(byId("fleet-body"), off || empty);
@@ -108,6 +109,8 @@ function wanted() {
   const query = new URLSearchParams({ sort: byId("fleet-sort").value, offset: String(offset), limit: String(perPage()) });
   const searched = byId("fleet-filter").value.trim();
   if (searched) query.set("q", searched);
+  const gateway = byId("fleet-gateway").value;
+  if (gateway) query.set("gateway", gateway);
   if (chosen !== CHOICES[0]) query.set("state", chosen.key);
   return query;
 }
@@ -159,6 +162,7 @@ function cells(machine) {
     [
       { text: text(machine.address, 60), className: "name" }, " ",
       { text: text(machine.uuid, 60), className: "uuid", title: text(machine.uuid, 1000) },
+      ...(machine.gateway ? [" ", { text: `by ${text(machine.gateway, 60)}`, className: "by" }] : []),
     ],
     state(machine),
     databases(machine),

@@ -1,0 +1,1 @@
+"""Other gateways: their state and machines, shown with this gateway's own."""
