@@ -22,6 +22,7 @@ from clamproxy.cli import (
     notify,
     prefetch,
     purge,
+    reload,
     run,
     stats,
     verify,
@@ -45,6 +46,7 @@ def main() -> None:
 
 for _command in (
     run.run,
+    reload.reload,
     stats.stats,
     ls.ls,
     verify.verify,

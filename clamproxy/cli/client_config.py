@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from clamproxy.authority import Authority, AuthorityError
 from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
 from clamproxy.config.settings import Settings
+from clamproxy.setup.client_forms import Form, client_form
 from clamproxy.setup.freshclam_lines import Mode, own_name
 from clamproxy.setup.freshclam_lines import client_config as compose
 from clamproxy.setup.place import proxies
@@ -27,8 +29,17 @@ from clamproxy.state import state_directory
     help="The gateway's name or address, as machines reach it; default: this machine's.",
 )
 @click.option("--port", type=int, help="The proxy's port; default: the one that it listens on.")
+@click.option(
+    "--for",
+    "form",
+    type=click.Choice([form.value for form in Form]),
+    help="Not only the lines, but what puts them there: a shell script for Linux and FreeBSD, an Ansible "
+    "playbook, a startup script for Windows by Group Policy, or lines for a Dockerfile.",
+)
 @config_option
-def client_config(mode: str, gateway: str | None, port: int | None, config: str | None) -> None:
+def client_config(
+    mode: str, gateway: str | None, port: int | None, form: str | None, config: str | None
+) -> None:
     """Print the lines that machines need in freshclam.conf.
 
     With http and https, the gateway is their proxy; with https, they have to trust its certificate
@@ -39,10 +50,23 @@ def client_config(mode: str, gateway: str | None, port: int | None, config: str 
     port = proxies(settings)[0].port if port is None else port
     name = gateway or _guess()
     try:
-        lines = compose(settings, Mode(mode), name, port, files=_files(settings), names_user=True)
+        text = compose(settings, Mode(mode), name, port, files=_files(settings), names_user=True)
+        if form is not None:
+            certificates = _certificates(settings) if Mode(mode) is Mode.HTTPS else ""
+            text = client_form(Form(form), text, certificates)
     except ValueError as error:
         fail(f"the gateway is {name!r}, port {port}; expected {error}")
-    click.echo(lines, nl=False)
+    click.echo(text, nl=False)
+
+
+def _certificates(settings: Settings) -> str:
+    try:
+        authority = Authority.load(settings.tls.directory)
+    except AuthorityError as error:
+        fail(str(error))
+    if authority is None:
+        fail(f"there is no authority in {settings.tls.directory}; `clamproxy ca init` makes one")
+    return authority.bundle().decode()
 
 
 def _files(settings: Settings) -> list[str]:

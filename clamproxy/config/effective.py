@@ -66,9 +66,9 @@ def to_yaml(values: Values) -> Iterator[str]:
         for key, entry in section.items():
             if isinstance(entry.written, list) and entry.written:
                 yield _with_comment(f"  {key}:", entry.where)
-                yield from (f"    - {_scalar(item)}" for item in entry.written)
+                yield from (f"    - {one_line(item)}" for item in entry.written)
             else:
-                yield _with_comment(f"  {key}: {_scalar(entry.written)}", entry.where)
+                yield _with_comment(f"  {key}: {one_line(entry.written)}", entry.where)
 
 
 def to_json(values: Values) -> dict[str, dict[str, Any]]:
@@ -121,7 +121,7 @@ def _entries(loader: yaml.SafeLoader, node: yaml.Node | None) -> Iterator[tuple[
             yield str(key.value), value, key.start_mark.line + 1
 
 
-def _scalar(value: object) -> str:
+def one_line(value: object) -> str:
     """A value as YAML in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from mitmproxy import ctx, dns, optmanager
@@ -15,9 +16,11 @@ from mitmproxy.addons.script import Script
 
 from clamproxy.access.limits import provide_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
+from clamproxy.config.changes import changes
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
+from clamproxy.control import Control, Marks, Outcome, marks
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.front import Front
 from clamproxy.proxy import dispatch, dns_queries, framing, stream, takeover
@@ -28,6 +31,7 @@ from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
 from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing
+from clamproxy.proxy.reloads import Reloads
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
@@ -62,8 +66,9 @@ class ClamProxy:
         self._supervisor = Supervisor(os.environ)
         self._config: Path | None = None
         self._own_authority: CurrentAuthority | None = None
-        self._reloading: asyncio.Task[None] | None = None
-        self._reload_wanted = False
+        self._reloads = Reloads(self._reload)
+        self._control = Control(self._marks, self._reloads.ask)
+        self._is_early_hang_up = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
         self._has_terminal = os.isatty(0)
@@ -133,8 +138,12 @@ class ClamProxy:
         self._front.service.start()
         self._note_place(self._front.service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
-        if self._reload_wanted:
+        if self._is_early_hang_up:
             self._hang_up()
+        try:
+            await self._control.start()
+        except OSError as error:
+            logger.warning("`clamproxy reload` won't find this process: %s.", error.strerror or error)
         self._supervisor.start()
         self._supervisor.ready("Serving")
 
@@ -145,8 +154,8 @@ class ClamProxy:
             return
         self._supervisor.stopping()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
-        if self._reloading is not None:
-            self._reloading.cancel()
+        self._control.stop()
+        self._reloads.stop()
         self._threshold.close()
         self._lane.end_idle()
         await self._front.answered(STOP_GRACE)
@@ -161,41 +170,61 @@ class ClamProxy:
     # Reload
 
     def _note_early_hang_up(self, *_: object) -> None:
-        self._reload_wanted = True
+        self._is_early_hang_up = True
 
     def _hang_up(self) -> None:
         if self._has_terminal and not os.isatty(0):
             ctx.master.shutdown()  # type: ignore[no-untyped-call]  # the terminal was closed
             return
-        self._reload_wanted = True  # even during a reload: the file may have changed since it was read
-        if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._reload(), name="reload")
+        self._reloads.begin()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> Outcome:
         """Read the configuration again: either all of it takes effect, or nothing."""
-        while self._reload_wanted and self._front.service is not None:
-            self._reload_wanted = False
-            self._supervisor.reloading()
-            try:
-                await self._read_anew(self._front.service)
-            except (ConfigurationError, AuthorityError, OSError) as error:
-                logger.error("The configuration stays as it was: %s", error)  # noqa: TRY400
-            except Exception:
-                logger.exception("The configuration stays as it was.")
-            finally:
-                self._supervisor.ready("Serving")
+        service = self._front.service
+        if service is None:
+            return Outcome(error="the proxy is stopping")
+        self._supervisor.reloading()
+        try:
+            return await self._read_anew(service)
+        except (ConfigurationError, AuthorityError, OSError) as error:
+            logger.error("The configuration stays as it was: %s", error)  # noqa: TRY400
+            return Outcome(error=str(error))
+        except Exception as error:
+            logger.exception("The configuration stays as it was.")
+            return Outcome(error=f"{type(error).__name__}; see the log")
+        finally:
+            self._supervisor.ready("Serving")
 
-    async def _read_anew(self, old: Service) -> None:
+    async def _read_anew(self, old: Service) -> Outcome:
         settings = load_settings(self._config, os.environ)
         if settings == old.settings:
             logger.info("The configuration has not changed.")
-            return
+            return Outcome()
         self._check_place(settings)
-        if settings.listen != old.settings.listen and self._listening.is_given:
-            logger.warning("The section listen has changed, but the command line still overrides it.")
+        outcome = Outcome(
+            tuple(changes(old.settings, settings)), tuple(self._remarks(old.settings, settings))
+        )
         await old.flush()  # the new service starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
         self._replace(old, Service(settings, self._keys, self._surroundings), authority)
+        shown = "; ".join(map(str, outcome.changes))
+        logger.info("The configuration was reloaded: %s.", shown)
+        for remark in outcome.remarks:
+            logger.warning("%s.", remark)
+        return outcome
+
+    def _remarks(self, old: Settings, new: Settings) -> Iterator[str]:
+        """What has no effect for now, although it has changed."""
+        if new.listen != old.listen and self._listening.is_given:
+            yield "The section listen has changed, but the command line still overrides it"
+        home = Path(ctx.options.confdir).parent
+        if home in _homes(old) and home not in _homes(new):
+            yield f"mitmproxy's own certificate authority stays in {home} until the next start"
+
+    def _marks(self) -> Marks:
+        """What identifies this process for commands."""
+        settings = self._front.settings
+        return marks(self._config, settings.cache.directory) if settings is not None else {}
 
     def _authority(self) -> Authority | None:
         """The gateway's own authority, if `clamproxy ca init` has made one."""
@@ -220,7 +249,6 @@ class ClamProxy:
         task = asyncio.create_task(self._drain(old), name="end the earlier service")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        logger.info("The configuration was reloaded: %s.", self._config or "defaults")
 
     async def _drain(self, service: Service) -> None:
         """Let everything that began under an earlier configuration end."""
@@ -281,6 +309,11 @@ class ClamProxy:
     def dns_response(self, flow: dns.DNSFlow) -> None:
         """Hold back an answer that must not be sent."""
         dns_queries.withdraw(flow)
+
+
+def _homes(settings: Settings) -> tuple[Path, Path]:
+    """Where mitmproxy's own authority is if it has no home directory; see `find_confdir`."""
+    return settings.tls.directory, settings.cache.directory
 
 
 def _proxyserver() -> Proxyserver:

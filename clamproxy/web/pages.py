@@ -25,6 +25,7 @@ from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import plain_path
 from clamproxy.peers.merging import ALL, counts_of, merged
 from clamproxy.responses import plain
+from clamproxy.setup.client_forms import Form, client_form
 from clamproxy.setup.freshclam_lines import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
@@ -207,18 +208,35 @@ class Pages:
         return response
 
     async def _client_config(self, request: Request, place: Place) -> Response:
-        make = self._sources.client_config
-        if make is None:
-            return _plain(404, "not available")
-        modes = parse_qs(request.path.partition("?")[2]).get("mode", [Mode.HTTP.value])
+        """The lines for freshclam.conf; with ``for``, in the form of what puts them there."""
+        query = parse_qs(request.path.partition("?")[2])
+        modes, forms = query.get("mode", [Mode.HTTP.value]), query.get("for", [])
         if len(modes) != 1 or modes[0] not in list(Mode):
             return _plain(400, f"mode is one of {', '.join(Mode)}")
+        if len(forms) > 1 or not set(forms) <= set(Form):
+            return _plain(400, f"for is one of {', '.join(Form)}")
         asked = self._asked_place(request.headers.get("Host", ""), place)
+        form = Form(forms[0]) if forms else None
         try:
-            lines = await in_thread("clamproxy-client-config", lambda: make(modes[0], asked))
+            text = await in_thread(
+                "clamproxy-client-config", lambda: self._lines_for(Mode(modes[0]), form, asked)
+            )
         except ValueError as error:
             return _plain(400, str(error))
-        return _live(lines.encode(), _PLAIN)
+        return _live(text.encode(), _PLAIN)
+
+    def _lines_for(self, mode: Mode, form: Form | None, asked: Place) -> str:
+        """Blocks. Raises a ValueError if there can't be any; the text says what was expected."""
+        compose = self._sources.client_config
+        if compose is None:
+            raise ValueError("a gateway that is set up")
+        lines = compose(mode, asked)
+        if form is None:
+            return lines
+        certificates = self._sources.authority() if mode is Mode.HTTPS else b""
+        if certificates is None:
+            raise ValueError("another mode, until `clamproxy ca init` has made a certificate authority")
+        return client_form(form, lines, certificates.decode())
 
     async def _dns_txt(self, request: Request, place: Place) -> Response:
         """The version record as a file, in the form that cvdupdate writes."""

@@ -1,0 +1,54 @@
+"""``clamproxy reload``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from clamproxy.cli.common import config_option, fail, tell
+from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.control import NoAnswerError, Running, running
+
+
+@click.command()
+@config_option
+def reload(config: str | None) -> None:
+    """Have the running proxy read its configuration again.
+
+    Prints which keys have changed. If anything is wrong, nothing changes, and the exit code is 1.
+    Reaches every proxy on this machine that has the same configuration file or the same cache; run it as
+    the proxy's user, or as root.
+    """
+    problem, path, cache = None, None, None
+    try:
+        path = find_config(config, Path.cwd())
+        cache = load_settings(path, os.environ).cache.directory
+    except ConfigurationError as error:
+        problem = str(error)  # the proxy itself will say so, as it may have other environment variables
+    failures = [not _reload(proxy) for proxy in running(path, cache)]
+    if not failures:
+        place = path.absolute() if path is not None else cache
+        fail(problem or f"no proxy with the configuration or the cache of {place} is running here")
+    sys.exit(any(failures))
+
+
+def _reload(proxy: Running) -> bool:
+    """Have one process reload, and print the outcome; returns whether its configuration is now the file's."""
+    try:
+        outcome = proxy.reload()
+    except NoAnswerError as error:
+        tell(f"process {proxy.pid} was not reloaded: {error}")
+        return False
+    if outcome.error is not None:
+        tell(f"process {proxy.pid}: the configuration stays as it was: {outcome.error}")
+        return False
+    done = "was reloaded" if outcome.changes else "has not changed"
+    click.echo(f"Process {proxy.pid}: the configuration {done}.")
+    for change in outcome.changes:
+        click.echo(f"  {change}")
+    for remark in outcome.remarks:
+        click.echo(f"  But: {remark}.")
+    return True

@@ -1,0 +1,181 @@
+"""``clamproxy reload``: every running process reads its file, and the command says what has changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import faults
+from tests.support.big import Forgery, begun_download
+from tests.support.gateway import Gateway
+from tests.support.site import Site, eventually, open_site
+
+from .conftest import MakeSite
+from .test_reload import READ, REFUSED, UNCHANGED, write
+
+NOBODY = 65534
+TOKEN = "of-sixteen-characters-or-more"
+AS_ANOTHER = f"""
+import encodings.utf_8_sig, os, sys
+from clamproxy.cli import main
+os.setgroups([])
+os.setuid({NOBODY})
+main(sys.argv[1:])
+"""
+"""Python itself may be out of that user's reach, so it starts as this one."""
+
+
+def test_what_has_changed(site: Site) -> None:
+    write(site.gateway, cache={"keep_cdiffs": 7}, status={"token": TOKEN}, log={"format": "text"})
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        f"Process {site.gateway.pid}: the configuration was reloaded.",
+        "  cache.keep_cdiffs: 120 → 7",
+        "  status.token: null → '***'",
+    ]
+    log = site.gateway.log
+    assert f"{READ}: cache.keep_cdiffs: 120 → 7; status.token: null → '***'.\n" in log
+    assert TOKEN not in log
+
+
+def test_it_is_in_force_when_the_command_ends(site: Site) -> None:
+    site.publish(2)
+    assert site.gateway.ask("/test.cvd").status == 200
+    for databases, status in ((["daily"], 404), (["test"], 200)):
+        write(site.gateway, serving={"databases": databases})
+        assert site.gateway.tool("reload").returncode == 0
+        assert site.gateway.ask("/test.cvd").status == status
+
+
+def test_nothing_has_changed(site: Site) -> None:
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"Process {site.gateway.pid}: the configuration has not changed.\n"
+    assert UNCHANGED in site.gateway.log
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("serving: {databases: [daily]\n", "line 2, column 1"), ("log: {format: xml}\n", "log.format is 'xml'")],
+)
+def test_a_wrong_file(site: Site, content: str, reason: str) -> None:
+    site.publish(2)
+    site.gateway.config.write_text(content)
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"clamproxy: process {site.gateway.pid}: the configuration stays as it was: ")
+    assert reason in line
+    assert REFUSED in site.gateway.log
+    assert site.gateway.ask("/test.cvd").status == 200
+
+
+def test_another_cache_directory(site: Site, tmp_path: Path) -> None:
+    """The process is found although the command's configuration already names another cache."""
+    write(site.gateway, cache={"directory": str(tmp_path / "elsewhere")})
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"cache.directory: {site.gateway.cache} → {tmp_path / 'elsewhere'}" in result.stdout
+    assert (tmp_path / "elsewhere" / "objects").is_dir()
+
+
+def test_what_the_command_line_overrides(site: Site) -> None:
+    write(site.gateway, listen={"proxy": "127.0.0.1:1"})
+    result = site.gateway.tool("reload")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1:] == [
+        "  listen.proxy: '*:8080' → 127.0.0.1:1",
+        "  But: The section listen has changed, but the command line still overrides it.",
+    ]
+
+
+def test_no_proxy(site: Site, make_site: MakeSite) -> None:
+    """Neither one that has ended, nor one that has nothing to do with this configuration."""
+    other = make_site()
+    assert site.gateway.stop() == 0
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no proxy with the configuration or the cache of" in result.stderr
+    assert READ not in other.gateway.log
+    assert UNCHANGED not in other.gateway.log
+    site.gateway.config.write_text("log: {format: xml}\n")
+    assert "log.format is 'xml'" in site.gateway.tool("reload").stderr
+
+
+def test_all_that_share_a_cache(site: Site, tmp_path: Path) -> None:
+    shared = {**site.gateway.settings, "cache": {"directory": str(site.gateway.cache)}}
+    with Gateway(tmp_path / "second", shared) as second:
+        write(site.gateway, cache={"keep_cdiffs": 7})
+        result = site.gateway.tool("reload")
+        assert (result.returncode, result.stderr) == (0, "")
+        lines = result.stdout.splitlines()
+        assert f"Process {site.gateway.pid}: the configuration was reloaded." in lines
+        assert f"Process {second.pid}: the configuration has not changed." in lines
+        second.config.write_text("log: {format: xml}\n")
+        result = site.gateway.tool("reload")
+        assert result.returncode == 1
+        assert f"process {second.pid}: the configuration stays as it was" in result.stderr
+        assert f"Process {site.gateway.pid}: the configuration has not changed." in result.stdout
+
+
+def test_two_at_once(site: Site) -> None:
+    """Each tells the truth: one, or the first, has brought the change about."""
+    write(site.gateway, cache={"keep_cdiffs": 7})
+    commands = [site.gateway.start_tool("reload") for _ in range(3)]
+    told = [command.communicate(timeout=60)[0].decode() for command in commands]
+    assert [command.returncode for command in commands] == [0, 0, 0]
+    assert all("120 → 7" in one or "has not changed" in one for one in told), told
+    assert any("120 → 7" in one for one in told)
+    assert site.gateway.log.count(READ) == 1
+
+
+def test_a_download_goes_on(big: Site, forgery: Forgery) -> None:
+    big.origin.rule("W", faults.stall(4_000_000), times=1)
+    with begun_download(big.gateway) as client:
+        write(big.gateway, serving={"prefetch": "none"})
+        assert big.gateway.tool("reload").returncode == 0
+        big.origin.heal()
+        assert client.read() == (forgery.body, True)
+
+
+@pytest.fixture
+def public() -> Iterator[Site]:
+    """A site whose configuration everybody may read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        site = open_site(directory / "site")
+        for path in (site.gateway.config.parent.parent, site.gateway.config.parent):
+            path.chmod(0o755)
+        yield site
+        site.close()
+
+
+def test_another_user(public: Site) -> None:
+    write(public.gateway, cache={"keep_cdiffs": 7})
+    public.gateway.config.chmod(0o644)
+    command = [sys.executable, "-c", AS_ANOTHER, "reload", "--config", str(public.gateway.config)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
+    assert (result.returncode, result.stdout) == (1, "")
+    reason = "it belongs to user root; run this as that user or root"
+    assert result.stderr == f"clamproxy: process {public.gateway.pid} was not reloaded: {reason}\n"
+    assert READ not in public.gateway.log
+
+
+def test_a_process_that_is_stopped_in_between(site: Site) -> None:
+    """Nothing is left of a process that was killed, so that nothing else is taken for it."""
+    site.gateway.kill()
+    assert site.gateway.tool("reload").returncode == 1
+    site.gateway.start()
+    result = site.gateway.tool("reload")
+    assert result.stdout == f"Process {site.gateway.pid}: the configuration has not changed.\n"
+    assert eventually(lambda: UNCHANGED in site.gateway.log)
