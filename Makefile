@@ -15,7 +15,7 @@ endif
 export PYTHON VENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-oldest lint format bench requirements clean
+.PHONY: help run test test-oldest lint format bench package requirements clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,12 @@ bench: BENCH ?= peers
 bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases or cld
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
+# The wheel is built from the sdist, and nothing is fetched. It contains ./proxy.yaml, which must be unchanged.
+package: $(VENV)/.dev ## Build the wheel and the sdist in dist/
+	rm -rf man
+	$(BIN)/clamproxy man --into man
+	$(BIN)/uv build --quiet --no-build-isolation --offline --python $(BIN)/python --out-dir dist
+
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.
 requirements: $(VENV)/.dev ## Compile the requirements files again
 	$(COMPILE) $(ARGS) --group build pyproject.toml -o requirements.txt
@@ -56,7 +62,7 @@ requirements: $(VENV)/.dev ## Compile the requirements files again
 		requirements-dev.txt $(VENV)/oldest.txt >requirements-oldest.txt
 
 clean: ## Remove .venv and what the tools leave behind; the cache stays
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist man *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps inside .venv: they go when it goes, and a second set-up costs nothing.

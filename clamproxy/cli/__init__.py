@@ -11,6 +11,7 @@ from clamproxy.cli import (
     bundles,
     ca,
     client_config,
+    completion,
     config,
     doctor,
     files,
@@ -18,6 +19,7 @@ from clamproxy.cli import (
     hash_password,
     ignore,
     ls,
+    man,
     mirror,
     notify,
     prefetch,
@@ -64,5 +66,7 @@ for _command in (
     ignore.ignore,
     notify.notify,
     hash_password.hash_password,
+    man.man,
+    completion.completion,
 ):
     main.add_command(_command)

@@ -32,6 +32,7 @@ from clamproxy.cli.common import (
     shown_error,
     tell,
 )
+from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
@@ -47,7 +48,7 @@ def _since(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) ->
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 @click.option(
     "--since",
     metavar="VERSION",
@@ -78,7 +79,7 @@ def export(file: str, since: Since, databases: tuple[str, ...], config: str | No
 
 
 @click.command("import")
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 @click.option("--allow-older", is_flag=True, help="Import even if the cache has newer versions.")
 @config_option
 def import_(file: str, allow_older: bool, config: str | None) -> None:

@@ -15,6 +15,7 @@ import click
 
 from clamproxy.cache.layout import require_readable
 from clamproxy.cache.store import Store
+from clamproxy.cli.completion import complete_database, complete_file
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import (
     LOCAL_CONFIG,
@@ -44,6 +45,7 @@ config_option: _Decorator = click.option(
     metavar="FILE",
     multiple=True,
     callback=_one_file,
+    shell_complete=complete_file,
     help="Configuration file; default: ./proxy.yaml, /etc/clamproxy/proxy.yaml.",
 )
 
@@ -56,6 +58,7 @@ def database_option(default: str) -> _Decorator:
         metavar="NAME",
         multiple=True,
         callback=parsed_by(lambda names: tuple(map(DATABASE.parse, names))),
+        shell_complete=complete_database,
         help=f"Only this database; can be given more than once. Default: {default}.",
     )
 

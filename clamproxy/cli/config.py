@@ -11,13 +11,14 @@ import click
 from clamproxy.cli.common import config_option, fail
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.effective import effective_values, to_json, to_yaml
+from clamproxy.config.example import example as example_text
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.setup.place import proxies
 
 
 @click.group()
 def config() -> None:
-    """Show and check the configuration."""
+    """Show, check and explain the configuration."""
 
 
 @config.command()
@@ -60,6 +61,18 @@ def check(config: str | None) -> None:
     click.echo(
         f"{path.absolute()}: valid" if path is not None else "no configuration file: the defaults are valid"
     )
+
+
+@config.command()
+def example() -> None:
+    """Print a proxy.yaml that explains each key, with its default.
+
+    Without changes it means the same as no configuration file at all.
+    """
+    try:
+        click.echo(example_text(), nl=False)
+    except ConfigurationError as error:
+        fail(str(error))
 
 
 @config.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 import clamproxy
-from clamproxy.cli.common import config_option, fail, settings_of
+from clamproxy.cli.common import config_option, fail, settings_of, shown_error
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
@@ -32,13 +32,14 @@ _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
     """Run the proxy in the foreground.
 
-    It listens where `listen` in proxy.yaml says, which is port 8080 by default. This is the same as
-    `mitmdump -s addons/clamav_cache.py`, and takes mitmdump's options as well.
+    It listens where `listen` in proxy.yaml says, which is port 8080 by default. It runs in mitmdump, and
+    takes mitmdump's options as well.
     """
     _require_options(mitmdump_options)
     settings = settings_of(config)  # reports a wrong configuration before anything starts
     if not _say_where(mitmdump_options):
         _require_free_ports(settings, port)
+    _require_cache(settings)
     arguments = ["-s", str(_SCRIPT)]
     if port is not None:
         arguments += ["-p", str(port)]
@@ -74,6 +75,16 @@ def _require_options(arguments: Sequence[str]) -> None:
 def _say_where(options: Sequence[str]) -> bool:
     """Whether mitmdump's own options may make it listen elsewhere."""
     return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
+
+
+def _require_cache(settings: Settings) -> None:
+    """End the process if there is no cache and this user may not make one."""
+    try:
+        settings.cache.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError as error:
+        fail(f"{shown_error(error)}; run this in a directory of your own, or set cache.directory")
+    except OSError:
+        pass  # on a disk that is full or read-only, the proxy serves what it can, and says what is wrong
 
 
 def _require_free_ports(settings: Settings, port: int | None) -> None:

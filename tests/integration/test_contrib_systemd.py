@@ -18,6 +18,8 @@ from tests.support.programs import require_program
 
 SYSTEMD = CONTRIB / "systemd"
 UNIT = SYSTEMD / "clamproxy.service"
+MIRROR = SYSTEMD / "clamproxy-mirror@.service"
+TIMER = SYSTEMD / "clamproxy-mirror@.timer"
 PROGRAM = "/opt/clamproxy/bin/clamproxy"
 
 
@@ -56,11 +58,11 @@ def test_exposure_with_port_53(installed: Path) -> None:
     shutil.copy(SYSTEMD / "dns.conf", extra)
     result = analyze("security", "--offline=yes", "--threshold=20", str(installed))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert analyze("verify", str(installed)).stderr == ""
+    assert analyze("verify", "--man=no", str(installed)).stderr == ""
 
 
 def test_systemd_understands_the_unit(installed: Path) -> None:
-    result = analyze("verify", str(installed))
+    result = analyze("verify", "--man=no", str(installed))
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -90,6 +92,50 @@ def test_directories_agree() -> None:
         ("/var/cache/clamproxy", "0700", "clamproxy"),
         ("/var/lib/clamproxy", "0700", "clamproxy"),
     ]
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> list[str]:
+    """Service and timer of a mirror in /srv, as they are installed."""
+    for path in (MIRROR, TIMER):
+        (tmp_path / path.name.replace("@", "@srv")).write_text(path.read_text().replace(PROGRAM, "/bin/true"))
+    return [str(tmp_path / path.name.replace("@", "@srv")) for path in (MIRROR, TIMER)]
+
+
+def test_systemd_understands_the_mirror(mirror: list[str]) -> None:
+    result = analyze("verify", "--man=no", *mirror)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_mirror_is_confined_like_the_gateway(mirror: list[str]) -> None:
+    result = analyze("security", "--offline=yes", "--threshold=20", mirror[0])
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, behind = "ProtectSystem=strict", "WantedBy=multi-user.target"
+    gateway, own = (
+        [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "["))]
+        for path in (UNIT, MIRROR)
+    )
+    assert own[own.index(first) :] == gateway[gateway.index(first) : gateway.index(behind)]
+
+
+def test_mirror_runs_our_command() -> None:
+    start = shlex.split(values("ExecStart", MIRROR)[0])
+    assert (start[0], start[-2:]) == (PROGRAM, ["$MIRROR_OPTIONS", "%f"])
+    params = parse([*start[:-2], "/srv"])
+    assert (params["directory"], params["config"]) == (Path("/srv"), "/etc/clamproxy/proxy.yaml")
+    assert values("ReadWritePaths", MIRROR) == ["%f"]
+    for name in ("User", "EnvironmentFile", "CacheDirectory", "StateDirectory"):
+        assert values(name, MIRROR) == values(name)
+
+
+def test_defaults_change_nothing_and_name_what_the_units_read() -> None:
+    text = (SYSTEMD / "clamproxy.default").read_text()
+    assert all(line.startswith("#") for line in text.splitlines() if line)
+    variables = dict(re.findall(r"^#(\w+)=(.*)$", text, re.MULTILINE))
+    for path, name in ((UNIT, "OPTIONS"), (MIRROR, "MIRROR_OPTIONS")):
+        variables.pop(name)
+        assert f"${name}" in values("ExecStart", path)[0]
+    load_settings(SYSTEMD / "proxy.yaml", variables)
 
 
 def test_limits_are_in_step() -> None:

@@ -129,3 +129,15 @@ def test_a_file_in_the_place_of_a_directory(cache: Path, put: Callable[[Path], P
         assert result.stderr == f"clamproxy: {path}: Not a directory, but a file; move it away\n"
     with pytest.raises(NotADirectoryError, match="Not a directory, but a file"):
         Store(directory)
+
+
+def test_run_where_nothing_may_be_made(tmp_path: Path) -> None:
+    """For example in another user's directory, without a configuration."""
+    directory = tmp_path / "closed"
+    directory.mkdir(mode=0o500)
+    result = run(directory / "cache", "run", "--port", "0")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"clamproxy: {directory}/cache: Permission denied; run this in a directory of your own, or set "
+        "cache.directory\n"
+    )
