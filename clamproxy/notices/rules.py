@@ -157,6 +157,15 @@ def _authority(figures: Figures) -> Iterator[tuple[str, str]]:
         yield "", f"it ends in {shown_span(left)}" if left > 0 else f"it ended {shown_span(-left)} ago"
 
 
+def _site_files(figures: Figures) -> Iterator[tuple[str, str]]:
+    files = figures["files"]
+    if files["trouble"]:
+        yield "", files["trouble"]
+    for file in files["files"]:
+        if file["state"] == "refused":
+            yield file["name"], f"{file['name']}: {file['reason']}"
+
+
 def _peer(figures: Figures) -> Iterator[tuple[str, str]]:
     for peer in figures["peers"]:
         if peer["up"] is False:
@@ -241,6 +250,14 @@ RULES = (
         "`clamproxy fleet --behind-for 24h` lists them; `clamproxy doctor` on one of them says more.",
         _overdue,
         lasting=6 * HOUR,
+    ),
+    Rule(
+        "ClamproxySiteFileRefused",
+        Severity.WARNING,
+        "a file in files.directory isn't published",
+        "Machines keep the last good version. `clamproxy files` says what is wrong with it.",
+        _site_files,
+        lasting=900.0,
     ),
     Rule(
         "ClamproxyPeerDown",

@@ -12,8 +12,8 @@ from clamproxy.fleet.machine import Machine
 from clamproxy.history import Past
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
-from clamproxy.site_files import Catalog
 from clamproxy.peers.peers import PeerState
+from clamproxy.site_files import Catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from clamproxy.fleet.machine import Machine, summary, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
-from clamproxy.site_files import Catalog
 from clamproxy.peers.peers import PeerState
+from clamproxy.site_files import Catalog
 from clamproxy.statistics import snapshot
 from clamproxy.storage.condition import free_bytes
 from clamproxy.web.health import LEAST_SPACE, built_at, find_problems, reading

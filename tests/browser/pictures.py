@@ -154,7 +154,6 @@ def site_file(name: str, state: str, at: float | None, size: int | None, reason:
     }
 
 
-
 def peer(name: str, **changes: Any) -> Json:
     """Another gateway that is well."""
     databases = [("bytecode", 339, 339), ("daily", 27801, 27801), ("main", 62, 62)]

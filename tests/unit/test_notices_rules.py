@@ -17,6 +17,9 @@ COOLDOWN = {"what": "origin", "until": NOW + 60, "failure": "unreachable", "reas
 PEER = {"name": "gw2:8080", "up": False, "reason": "Connection refused"}
 
 
+REFUSED = {"name": "site.ndb", "state": "refused", "reason": "malformed at line 3"}
+
+
 def history(requests: list[int | None], errors: list[int | None]) -> dict[str, Any]:
     return {"series": {"requests": requests, "errors": errors}}
 
@@ -78,6 +81,14 @@ def test_nothing_is_wrong() -> None:
         ),
         ({"authority": {"expires_at": NOW + 3 * DAY}}, "AuthorityExpires", "", "it ends in 3 d"),
         ({"authority": {"expires_at": NOW - 3 * DAY}}, "AuthorityExpires", "", "it ended 3 d ago"),
+        (
+            {"files": {"trouble": None, "files": [REFUSED, {**REFUSED, "state": "published"}]}},
+            *("SiteFileRefused", "site.ndb", "site.ndb: malformed at line 3"),
+        ),
+        (
+            {"files": {"trouble": "/f: Permission denied", "files": []}},
+            *("SiteFileRefused", "", "/f: Permission denied"),
+        ),
         ({"peers": [PEER]}, "PeerDown", "gw2:8080", "Connection refused"),
     ],
 )
