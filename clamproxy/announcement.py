@@ -18,36 +18,40 @@ class Announcer:
     """Composes the records for the present moment.
 
     Args:
-        announced: the version of a database that clients are told; None if there is none.
+        announced: the version of a database that the client with this address is told; None if there is none.
         template: the origin's last good primary record.
-        look: refreshes what is known about a database. It may take long, but is cancelled after
-            `PATIENCE`.
+        look: refreshes what is known about a database for that client. It may take long, but is cancelled
+            after `PATIENCE`.
     """
 
     def __init__(
         self,
-        announced: Callable[[str], int | None],
+        announced: Callable[[str, str], int | None],
         template: Callable[[], str | None],
-        look: Callable[[str], Awaitable[object]],
+        look: Callable[[str, str], Awaitable[object]],
     ) -> None:
         self._announced = announced
         self._template = template
         self._look = look
 
-    async def primary(self) -> str | None:
-        """The primary record; None if none of its versions is known."""
-        await self._refresh("daily")
-        versions = {database: self._announced(database) for database in IN_PRIMARY}
+    async def primary(self, client: str = "") -> str | None:
+        """The primary record; None if none of its versions is known.
+
+        Args:
+            client: the address of the client that asks.
+        """
+        await self._refresh("daily", client)
+        versions = {database: self._announced(database, client) for database in IN_PRIMARY}
         known = {database: version for database, version in versions.items() if version is not None}
         return compose(known, self._template(), time.time()) if known else None
 
-    async def single(self, database: str) -> str | None:
+    async def single(self, database: str, client: str = "") -> str | None:
         """The record of one database; None if its version is unknown."""
-        await self._refresh(database)
-        version = self._announced(database)
+        await self._refresh(database, client)
+        version = self._announced(database, client)
         return None if version is None else compose_single(version, time.time())
 
-    async def _refresh(self, database: str) -> None:
+    async def _refresh(self, database: str, client: str) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                await self._look(database)
+                await self._look(database, client)

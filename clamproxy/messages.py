@@ -16,6 +16,9 @@ DOCTOR_FIELD = "Clamproxy-Doctor"
 GATEWAY_IN_VIA = "clamproxy-"
 """How every gateway's name in Via begins."""
 
+HELD_BACK = "held back"
+"""The reason of a 404 for a version that a hold or a delay hides from the client."""
+
 _DOCTOR_FIELD = DOCTOR_FIELD.lower()
 _CLIENT_VERSION = re.compile(r"(ClamAV|CVDUPDATE)/[\w.+~-]{1,32}", re.ASCII)
 
@@ -180,6 +183,11 @@ class Request:
     @property
     def via(self) -> str:
         return "" if "via" not in self.fields else ", ".join(self.headers.get_all("Via"))
+
+    @property
+    def address(self) -> str:
+        """The client's IP address; empty if it isn't known."""
+        return ""
 
     @property
     def is_freshclams(self) -> bool:

@@ -7,7 +7,7 @@ for, and ``dns.txt`` with what DNS would advertise (docs/protocol.md 9.5).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.formats.version_record import VersionRecord, with_versions
 from clamproxy.inspection import belongs
-from clamproxy.objects import Kind, ObjectId
+from clamproxy.objects import MAX_VERSION, Kind, ObjectId
 
 DNS_FILE = "dns.txt"
 LOCK_FILE = ".clamproxy.lock"
@@ -67,7 +67,12 @@ class _Update:
 
 
 def update_mirror(
-    store: Store, directory: Path, databases: Iterable[str], keep_cdiffs: int, dns_text: str
+    store: Store,
+    directory: Path,
+    databases: Iterable[str],
+    keep_cdiffs: int,
+    dns_text: str,
+    ceilings: Mapping[str, int] | None = None,
 ) -> MirrorReport:
     """Update a directory from the cache. Blocks.
 
@@ -80,6 +85,7 @@ def update_mirror(
         keep_cdiffs: how many cdiffs of each database to keep, the newest ones; those after the CVD are
             kept in any case.
         dns_text: the contents of ``dns.txt``.
+        ceilings: the highest version of a database that clients are shown, where that is limited.
 
     Raises:
         MirrorError: another run is in progress, or the cache has none of the databases.
@@ -93,7 +99,7 @@ def update_mirror(
         for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink()
         report = MirrorReport()
-        updates = _plan(store, directory, databases, keep_cdiffs, report)
+        updates = _plan(store, directory, databases, keep_cdiffs, report, ceilings or {})
         for update in updates:
             _add_companions(store, directory, update, report)
         # Synced between the steps, so that even a crash can't leave a CVD without its companions.
@@ -116,12 +122,18 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _plan(
-    store: Store, directory: Path, databases: list[str], keep_cdiffs: int, report: MirrorReport
+    store: Store,
+    directory: Path,
+    databases: list[str],
+    keep_cdiffs: int,
+    report: MirrorReport,
+    ceilings: Mapping[str, int],
 ) -> list[_Update]:
     cached = set(store.sizes())
     updates = []
     for database in databases:
-        newest = store.newest_version(database)
+        ceiling = ceilings.get(database, MAX_VERSION)
+        newest = store.newest_version(database, ceiling)
         earlier = _version_in(directory / f"{database}.cvd")
         if newest is None or (earlier is not None and earlier > newest):
             there = "has none" if earlier is None else f"already has {earlier}"
@@ -131,6 +143,7 @@ def _plan(
                 report.versions[database] = earlier
         else:
             everything = cached | set(_files_of(directory, database).values())
+            everything = {one for one in everything if one.version <= ceiling}
             kept = _kept_cdiffs(everything, database, newest, keep_cdiffs)
             updates.append(_Update(ObjectId(database, newest, Kind.CVD), earlier, kept))
             report.versions[database] = newest

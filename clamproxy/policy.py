@@ -10,12 +10,13 @@ The rules, each with the trap of docs/protocol.md section 10 that it answers:
 * where the cached patches continue from the cached CVD, the version that they lead to counts as
   cached;
 * what is announced can be delivered: while the newest CVD can't be fetched, the newest cached
-  one is announced (29, 30).
+  one is announced (29, 30);
+* under a ceiling, nothing above it counts: not as advertised, seen or demanded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clamproxy.objects import Kind, ObjectId
 
@@ -58,6 +59,8 @@ class Known:
     """How often in a row the origin had nothing new."""
     can_fetch: bool = True
     """Whether no cool-down prevents fetching the whole file."""
+    hidden: int = 0
+    """The newest version above the client's ceiling; 0 if nothing is hidden from it."""
 
     @property
     def held(self) -> int:
@@ -79,6 +82,28 @@ class Known:
         """The newest version that has been seen, advertised or demanded."""
         return max(self.best, self.wanted)
 
+    def is_newest(self, version: int) -> bool:
+        """Whether no client can have a newer version, hidden ones included."""
+        return version >= self.newest and not self.hidden
+
+    def under(self, ceiling: int | None) -> Known:
+        """What is known to a client that is shown no version above a ceiling; None: to any other client.
+
+        `cached` and `patched` are left alone: what is served has to be looked up under the same ceiling.
+        """
+        if ceiling is None:
+            return self
+        above = [n for n in (self.advertised, self.seen) if n is not None and n > ceiling]
+        return replace(
+            self,
+            advertised=None if self.advertised is None else min(self.advertised, ceiling),
+            demanded=None if self.demanded is None else min(self.demanded, ceiling),
+            seen=None if self.seen is None or self.seen > ceiling else self.seen,
+            probed_advertised=min(self.probed_advertised, ceiling),
+            probed_for=min(self.probed_for, ceiling),
+            hidden=max([self.hidden, *above]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -96,7 +121,8 @@ def must_probe(known: Known) -> bool:
     """Whether the origin has to be asked for the header of its CVD."""
     age = known.now - known.seen_at
     if not known.best:
-        return True
+        # Whatever the origin has is above the ceiling, then: asking again won't change that soon.
+        return not known.hidden or age >= _pause(known.refresh, known.fruitless)
     if known.best < known.wanted:
         return _is_news(known) or age >= _pause(RECHECK, known.fruitless)
     return not known.advertised_is_fresh and age >= _pause(known.refresh, known.fruitless)

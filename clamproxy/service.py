@@ -33,6 +33,8 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.peers.peers import Peers
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.ceilings import TOPIC as FIRST_SEEN
+from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.follower import Follower
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetcher import Prefetcher
@@ -131,8 +133,16 @@ class Service:
         self.stats = Stats(self.store, self.writer)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
         clock = self.surroundings.clock
+        first_seen = Notes(records, self.writer, FIRST_SEEN)
+        self._ceilings = Ceilings(settings.releases, self.store, records.directory, first_seen, clock)
         self._origin = Origin.open(
-            settings, self.via, self._notes, self.stats.count_upstream, self.fleet.note_advertised, clock
+            settings,
+            self.via,
+            self._notes,
+            self.stats.count_upstream,
+            self._learn_version,
+            self._ceilings.learn,
+            clock,
         )
         self._stuck = StuckPatches(self.store, self._notes("stuck"), clock.time)
         self._transfers = self._make_transfers(keys)
@@ -148,6 +158,7 @@ class Service:
             self._lineages,
             self._signs,
             self._builder,
+            self._ceilings.in_force,
         )
         self._prefetcher = Prefetcher(self.store, self._origin, self._lineages, self._transfers)
         self._quiet_hour = QuietHour(self._notes("traffic"), clock.time)
@@ -175,7 +186,7 @@ class Service:
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway()
         versions = self._origin.versions
-        self.announcer = Announcer(self._current.announced, lambda: versions.last_record, versions.get)
+        self.announcer = Announcer(self._announced, lambda: versions.last_record, self._look)
         self.peers = Peers(settings)
         self.pages = Pages(self._make_sources())
         self._notifier = Notifier(settings, self.pages.figures, records, self.writer)
@@ -184,6 +195,7 @@ class Service:
 
     def start(self) -> None:
         """Tidy up the cache, check its content and follow releases, in the background."""
+        self._ceilings.start()
         self.upkeep.start()
         self.follower.start()
         self.feeds.start()
@@ -232,6 +244,7 @@ class Service:
     def stop(self) -> None:
         """Stop everything, within milliseconds. Interrupted transfers stay on disk and are resumed."""
         self.retire()
+        self._ceilings.stop()
         self.feeds.stop()
         self._prefetcher.stop()
         self._builder.stop()
@@ -271,7 +284,14 @@ class Service:
         settings, current = self.settings, self._current
         delivery = Delivery(self.store, self._transfers, self._signs)
         whole = WholeDatabases(
-            settings.delta, self.store, self._origin.heads, current, delivery, self._prefetcher, self._builder
+            settings.delta,
+            self.store,
+            self._origin.heads,
+            current,
+            delivery,
+            self._prefetcher,
+            self._builder,
+            self._ceilings,
         )
         return Gateway(
             self.databases,
@@ -283,6 +303,7 @@ class Service:
             whole,
             self._stuck,
             self._notice,
+            self._ceilings,
         )
 
     def _make_sources(self) -> Sources:
@@ -318,6 +339,16 @@ class Service:
         return client_config(
             self.settings, Mode(mode), gateway, port, files=self.site_files.catalog.published
         )
+
+    def _announced(self, database: str, client: str) -> int | None:
+        return self._current.announced(database, self._ceilings.of(database, client))
+
+    async def _look(self, database: str, client: str) -> None:
+        await self._current.look(database, self._ceilings.of(database, client))
+
+    def _learn_version(self, database: str, version: int) -> None:
+        self.fleet.note_advertised(database, version)
+        self._ceilings.learn(database, version)
 
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self.fleet.note_built(database, header.version, header.stime)

@@ -16,6 +16,7 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import FROM_CACHE, Result
 from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
+from clamproxy.releases.holds import HoldsError, read_holds
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.threads import Writer
 
@@ -144,7 +145,16 @@ def snapshot(store: Store) -> dict[str, Any]:
             name: asdict(trouble) for name, trouble in stuck_patches(store, time.time()).items()
         },
         "budget": _budget(store),
+        "holds": _holds(store),
     }
+
+
+def _holds(store: Store) -> dict[str, Any]:
+    """The holds in force, by database; see `clamproxy.releases.holds.Hold`."""
+    try:
+        return {name: asdict(one) for name, one in read_holds(store.records.directory).in_force.items()}
+    except HoldsError:
+        return {}  # the gateway logs that, and /readyz says so
 
 
 def _storage(store: Store) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 
 from clamproxy.cache.partial import sweep
 from clamproxy.cache.retention import SPARED
@@ -33,6 +34,7 @@ class Upkeep:
         lineages: Lineages,
         signs: Signs,
         builder: CldBuilder,
+        ceilings: Callable[[], Mapping[str, int]],
     ) -> None:
         self._store = store
         self._writer = writer
@@ -41,6 +43,7 @@ class Upkeep:
         self._lineages = lineages
         self._signs = signs
         self._builder = builder
+        self._ceilings = ceilings
         self._tidy_pending = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -61,12 +64,15 @@ class Upkeep:
         # Tidying looks at every object.
         if not self._tidy_pending:
             self._tidy_pending = True
-            self._writer.submit(self._tidy)
+            ceilings = self._ceilings()
+            self._writer.submit(lambda: self._tidy(ceilings))
 
-    def _tidy(self) -> None:
+    def _tidy(self, ceilings: Mapping[str, int]) -> None:
         self._tidy_pending = False
         limits = self._settings
-        dropped = self._store.collect_garbage(limits.keep_cdiffs, limits.size_limit, spare_for=SPARED)
+        dropped = self._store.collect_garbage(
+            limits.keep_cdiffs, limits.size_limit, spare_for=SPARED, ceilings=ceilings
+        )
         for object_id in dropped:
             logger.info("Dropped %s from the cache.", object_id.file_name)
         sweep(self._store.partials)

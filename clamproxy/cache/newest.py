@@ -48,21 +48,25 @@ class NewestCvds:
         self._open_object = open_object
         self._listed: tuple[int, dict[str, list[_Cvd]]] = (-1, {})
 
-    def open(self, database: str) -> PublishedFile | None:
+    def open(self, database: str, ceiling: int | None = None) -> PublishedFile | None:
         """Open the newest CVD of a database; None if there is none. Quick."""
-        for cvd in self._list().get(database, ()):
+        for cvd in self._up_to(ceiling, database):
             if (published := self._open_object(cvd.object_id)) is not None:
                 return published
             cvd.refused = _mark_of(cvd.path)
         return None
 
-    def known(self, database: str) -> tuple[ObjectId, Metadata] | None:
+    def known(self, database: str, ceiling: int | None = None) -> tuple[ObjectId, Metadata] | None:
         """The newest CVD by the index alone. Opens nothing: one stat() tells whether the file is there."""
-        for cvd in self._list().get(database, ()):
+        for cvd in self._up_to(ceiling, database):
             mark = _mark_of(cvd.path)
             if mark is not None and mark[0] == cvd.metadata.size and mark != cvd.refused:
                 return cvd.object_id, cvd.metadata
         return None
+
+    def _up_to(self, ceiling: int | None, database: str) -> list[_Cvd]:
+        cvds = self._list().get(database, [])
+        return cvds if ceiling is None else [cvd for cvd in cvds if cvd.object_id.version <= ceiling]
 
     def _list(self) -> dict[str, list[_Cvd]]:
         """The CVDs of each database, newest first."""

@@ -26,6 +26,25 @@ def is_spared(object_id: ObjectId, age: float, spare_for: float) -> bool:
     return object_id.kind not in (Kind.CVD, Kind.CLD) and 0 <= age < spare_for
 
 
+def under_ceilings(objects: Collection[ObjectId], ceilings: Mapping[str, int]) -> set[ObjectId]:
+    """What clients need that are shown no version above a ceiling, and what takes them on afterwards.
+
+    That is the newest CVD up to the ceiling, all patches after it, also those above the ceiling, the CLD of
+    the ceiling, and the signatures. A newer base doesn't replace that CVD.
+    """
+    needed: set[ObjectId] = set()
+    for database, ceiling in ceilings.items():
+        own = [one for one in objects if one.database == database]
+        cvds = [one.version for one in own if one.kind is Kind.CVD and one.version <= ceiling]
+        base = max(cvds, default=ceiling)
+        for one in own:
+            kind = one.signed.kind if one.kind.is_signature else one.kind
+            is_patch = kind is Kind.CDIFF and one.version > base
+            if is_patch or one.version == (base if kind is Kind.CVD else ceiling):
+                needed.add(one)
+    return needed
+
+
 def to_drop(
     sizes: Mapping[ObjectId, int], keep_cdiffs: int, size_limit: int, spared: Collection[ObjectId] = ()
 ) -> list[ObjectId]:

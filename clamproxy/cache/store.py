@@ -30,7 +30,7 @@ from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile, open_published
 from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
-from clamproxy.cache.retention import is_spared, to_drop
+from clamproxy.cache.retention import is_spared, to_drop, under_ceilings
 from clamproxy.cache.rows import NOTE_PREFIX, OBJECT_PREFIX, IndexRow, object_key
 from clamproxy.files import file_sha256, remove, sync
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
@@ -221,26 +221,32 @@ class Store:
             published.close()
         return published is not None
 
-    def open_newest(self, database: str) -> PublishedFile | None:
+    # A ceiling limits what counts: the newest CVD is then the newest one up to that version.
+
+    def open_newest(self, database: str, ceiling: int | None = None) -> PublishedFile | None:
         """Open the newest CVD of a database; None if there is none. Quick."""
-        return self._newest.open(database)
+        return self._newest.open(database, ceiling)
 
-    def newest(self, database: str) -> tuple[ObjectId, Metadata] | None:
+    def newest(self, database: str, ceiling: int | None = None) -> tuple[ObjectId, Metadata] | None:
         """The newest CVD of a database and its metadata; None if there is none. Quick."""
-        return self._newest.known(database)
+        return self._newest.known(database, ceiling)
 
-    def newest_version(self, database: str) -> int | None:
+    def newest_version(self, database: str, ceiling: int | None = None) -> int | None:
         """The version of the newest CVD of a database, or None. Quick."""
-        newest = self._newest.known(database)
+        newest = self._newest.known(database, ceiling)
         return None if newest is None else newest[0].version
 
-    def reached_version(self, database: str) -> int | None:
+    def reached_version(self, database: str, ceiling: int | None = None) -> int | None:
         """The version that clients can reach: the newest CVD's, or that of the last patch after it.
 
         None if there is no CVD. Opens each of these patches, which takes some milliseconds for a hundred.
         """
-        version = self.newest_version(database)
-        while version is not None and self._leads_on(ObjectId(database, version + 1, Kind.CDIFF)):
+        version = self.newest_version(database, ceiling)
+        while (
+            version is not None
+            and version != ceiling
+            and self._leads_on(ObjectId(database, version + 1, Kind.CDIFF))
+        ):
             version += 1
         return version
 
@@ -298,13 +304,21 @@ class Store:
                     contents[object_id] = published.metadata
         return contents
 
-    def collect_garbage(self, keep_cdiffs: int, size_limit: int, *, spare_for: float = 0.0) -> list[ObjectId]:
+    def collect_garbage(
+        self,
+        keep_cdiffs: int,
+        size_limit: int,
+        *,
+        spare_for: float = 0.0,
+        ceilings: Mapping[str, int] | None = None,
+    ) -> list[ObjectId]:
         """Drop what no client asks for, then what doesn't fit. Blocks.
 
         Args:
             keep_cdiffs: how many cdiffs of each database are kept, the newest ones.
             size_limit: bytes.
             spare_for: seconds for which patches and signatures stay in any case after they arrived.
+            ceilings: the highest version of a database that clients are shown, where that is limited.
 
         Returns:
             The dropped objects. Readers can go on reading them, because descriptors stay valid.
@@ -313,6 +327,7 @@ class Store:
         sizes = {object_id: metadata.size for object_id, metadata in contents.items()}
         now = time.time()
         spared = {one for one, known in contents.items() if is_spared(one, now - known.fetched_at, spare_for)}
+        spared |= under_ceilings(sizes, ceilings or {})
         dropped = to_drop(sizes, keep_cdiffs, size_limit, spared)
         for object_id in dropped:
             self.drop(object_id)

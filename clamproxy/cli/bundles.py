@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
+from clamproxy.releases.limits import ceilings_of
+from clamproxy.state import state_directory
 
 _STANDARD_STREAM = "-"
 
@@ -88,13 +91,19 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     - means the standard input. Everything is verified with ClamAV's keys before anything is published.
     This works whether the proxy runs or not.
     """
-    cache = settings_of(config, creates=True).cache
+    settings = settings_of(config, creates=True)
+    cache = settings.cache
     require_owner(cache.directory)
-    with _refusals(file), _input(file) as stream, opened_store(cache.directory, make=True) as store:
+    with (
+        _refusals(file),
+        _input(file) as stream,
+        opened_store(cache.directory, make=True, state=state_directory(settings)) as store,
+    ):
         with Bars() as bars:
             manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
         if not allow_older:  # otherwise, the older versions might be dropped at once
-            store.collect_garbage(cache.keep_cdiffs, cache.size_limit)
+            ceilings = ceilings_of(store, settings.releases, time.time())
+            store.collect_garbage(cache.keep_cdiffs, cache.size_limit, ceilings=ceilings)
     _tell_contents("Imported", manifest)
 
 

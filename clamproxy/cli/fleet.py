@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import click
 
-from clamproxy.cache.store import Store
 from clamproxy.cli.common import (
     config_option,
     fail,
@@ -27,12 +26,12 @@ from clamproxy.cli.fleet_peers import with_peers
 from clamproxy.cli.fleet_table import fleet_table
 from clamproxy.cli.parameters import duration
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
-from clamproxy.config.settings import Settings
-from clamproxy.fleet.machine import Machine, summary
+from clamproxy.fleet.machine import Machine, spread, summary
 from clamproxy.fleet.reading import advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.table import Table
 from clamproxy.readable import shown_count
-from clamproxy.state import state_directory
+from clamproxy.releases.limits import Limit, read_limits
+from clamproxy.state import open_store, state_directory
 from clamproxy.storage.records_file import DamagedFileError
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
@@ -142,7 +141,7 @@ def fleet(
         return
     now = time.time()
     try:
-        own, advertised = _read(config, now)
+        own, advertised, limits = _read(config, now)
         machines, told = with_peers(config, own) if all_gateways else (own, [])
     except UnknownError as error:
         _end_unknown(str(error), as_json=as_json)
@@ -163,7 +162,7 @@ def fleet(
     else:
         remarks = [_NOT_ADVERTISED, *told] if cannot_tell else told
         line = _status_line(code, remarks, machines, len(listed) if filtered else None)
-        write_out(f"{line}\n{fleet_table(listed, now)}")
+        write_out(f"{line}\n{fleet_table(listed, now)}{_limits(machines, limits)}")
     context.exit(code)
 
 
@@ -197,8 +196,21 @@ def forget(context: click.Context, config: str | None, uuids: tuple[str, ...]) -
     context.exit(1 if unknown else 0)
 
 
-def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]]:
-    """The machines, and the advertised versions.
+def _limits(machines: Sequence[Machine], limits: Sequence[Limit]) -> str:
+    """A line for each database that is held or delayed: who has what."""
+    lines = []
+    for limit in limits:
+        older, same, newer = spread(machines, limit.database, limit.version)
+        cause = "held at" if limit.hold is not None else "delayed at"
+        has = (
+            f"{shown_count(same, 'machine')} with it, {newer:,} with a newer one, {older:,} with an older one"
+        )
+        lines.append(f"{limit.database} is {cause} version {limit.version}: {has}.\n")
+    return "".join(lines)
+
+
+def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int], list[Limit]]:
+    """The machines, the advertised versions, and what is held or delayed.
 
     Raises:
         UnknownError: they can't be read.
@@ -213,18 +225,15 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
     try:
         if not has_table(directory):
             raise UnknownError(f"{directory}: no table of machines; has the proxy been started?")
-        advertised = _advertised(settings.cache.directory, settings)
-        return read_fleet(directory, advertised, now), advertised
+        store = open_store(settings)
+        try:
+            advertised = advertised_to_clients(store, settings)
+            limits = read_limits(store, settings.releases, now)
+        finally:
+            store.close()
+        return read_fleet(directory, advertised, now), advertised, limits
     except (OSError, sqlite3.Error) as error:
         raise UnknownError(shown_trouble(directory, error)) from error
-
-
-def _advertised(directory: Path, settings: Settings) -> dict[str, int]:
-    store = Store(directory, tidy=False)
-    try:
-        return advertised_to_clients(store, settings)
-    finally:
-        store.close()
 
 
 def _end_unknown(reason: str, *, as_json: bool) -> NoReturn:

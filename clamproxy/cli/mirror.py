@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -27,6 +28,8 @@ from clamproxy.config.settings import Settings
 from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
 from clamproxy.readable import shown_count
+from clamproxy.releases.limits import ceilings_of
+from clamproxy.state import state_directory
 
 
 @click.command()
@@ -63,10 +66,11 @@ def mirror(
     for database, reason in failures.items():
         tell(f"Warning: {database} could not be updated: {reason}.")
     keep = settings.cache.keep_cdiffs if keep_cdiffs is None else keep_cdiffs
-    with opened_store(settings.cache.directory) as store:
+    with opened_store(settings.cache.directory, state=state_directory(settings)) as store:
         try:
-            dns_text = _dns_text(settings, store, wanted)
-            report = update_mirror(store, directory, wanted, keep, dns_text)
+            ceilings = ceilings_of(store, settings.releases, time.time())
+            dns_text = _dns_text(settings, store, wanted, ceilings)
+            report = update_mirror(store, directory, wanted, keep, dns_text, ceilings)
         except MirrorError as error:
             fail(str(error))
         except OSError as error:
@@ -75,9 +79,9 @@ def mirror(
     sys.exit(NOT_DELIVERED if failures else 0)
 
 
-def _dns_text(settings: Settings, store: Store, databases: list[str]) -> str:
+def _dns_text(settings: Settings, store: Store, databases: list[str], ceilings: Mapping[str, int]) -> str:
     """What DNS would advertise if the mirror were the CDN."""
-    reached = {database: store.reached_version(database) for database in databases}
+    reached = {database: store.reached_version(database, ceilings.get(database)) for database in databases}
     versions = {database: version for database, version in reached.items() if version is not None}
     template = store.note(f"record/{settings.versions.domain}")
     return compose(versions, template if isinstance(template, str) else None, time.time())

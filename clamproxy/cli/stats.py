@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import click
 
 from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_trouble
 from clamproxy.cli.parameters import duration
+from clamproxy.releases.limits import Limit, read_limits
 from clamproxy.state import state_directory
 from clamproxy.statistics import snapshot
 
@@ -56,21 +58,28 @@ def stats(config: str | None, as_json: bool, live: bool, interval: float) -> Non
             return
         with opened_store(directory, state=state_directory(settings)) as store:
             values = snapshot(store)
+            limits = read_limits(store, settings.releases, time.time())
     except OSError as error:
         fail(shown_trouble(directory, error))
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        click.echo(json.dumps({**values, "releases": [limit.to_json() for limit in limits]}, indent=2))
     else:
-        _print_tables(values, has_feeds=bool(settings.feeds.hosts))
+        _print_tables(values, limits, has_feeds=bool(settings.feeds.hosts))
 
 
-def _print_tables(values: dict[str, Any], *, has_feeds: bool) -> None:
+def _print_tables(values: dict[str, Any], limits: list[Limit], *, has_feeds: bool) -> None:
     from rich.console import Console
 
-    from clamproxy.cli.tables import budget_table, cooldowns_table, counters_table, databases_table
+    from clamproxy.cli.tables import (
+        budget_table,
+        cooldowns_table,
+        counters_table,
+        databases_table,
+        limits_table,
+    )
 
     console = Console()
     console.print(counters_table(values, has_feeds=has_feeds))
     console.print(databases_table(values))
-    for table in (*cooldowns_table(values), *budget_table(values)):
+    for table in (*limits_table(limits), *cooldowns_table(values), *budget_table(values)):
         console.print(table)

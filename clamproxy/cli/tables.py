@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from clamproxy.readable import shown_share, shown_size, shown_time
+from clamproxy.releases.limits import Limit
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, FILE_COUNTERS
 
 
@@ -60,6 +61,18 @@ def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
         table = Table("not requested", "until", "why", title="Cool-downs")
         for name, cooldown in values["cooldowns"].items():
             table.add_row(plain(name), shown_time(cooldown["until"], exact=True), plain(cooldown["reason"]))
+        yield table
+
+
+def limits_table(limits: Sequence[Limit]) -> Iterator[Table]:
+    """What machines aren't given at the moment; no table if nothing is held back."""
+    if limits:
+        table = Table("database", "machines get", "since", "until", "by", "why", title="Held back")
+        for limit in limits:
+            hold = limit.hold
+            since, by, why = (hold.since, hold.by, hold.why) if hold else (None, "releases.delay", "")
+            cells = (limit.version, shown_time(since), shown_time(limit.until), by, why or "-")
+            table.add_row(plain(limit.database), *map(plain, cells))
         yield table
 
 

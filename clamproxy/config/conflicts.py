@@ -33,6 +33,7 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
         or _dns_loop(settings)
         or _hidden_host(settings)
         or _records_among_objects(settings)
+        or _unknown_database(settings)
     )
 
 
@@ -98,3 +99,11 @@ def _is_own(host: str, endpoint: Endpoint) -> bool:
         here = address.is_loopback or address.is_unspecified
         return here and endpoint.clashes(Endpoint(str(address), endpoint.port))
     return False
+
+
+def _unknown_database(settings: Settings) -> str | None:
+    served = settings.serving.databases
+    for database in settings.releases.delay:
+        if database not in served:
+            return f"releases.delay has {database}; expected one of serving.databases: {', '.join(served)}"
+    return None

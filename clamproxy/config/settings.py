@@ -84,6 +84,8 @@ AbsolutePath = Annotated[
     Path, PlainValidator(_absolute_path), WithJsonSchema({"type": "string", "minLength": 1})
 ]
 DatabaseName = Annotated[str, DATABASE]
+LONGEST_DELAY = 30 * 86400.0
+"""The longest delay of a release, in seconds."""
 BaseUrl = Annotated[str, BASE_URL]
 HostName = Annotated[str, HOST_NAME]
 
@@ -239,6 +241,43 @@ class Delta(_Section):
     renew_after: Count = Field(30, ge=1, description="a whole number, at least 1")
 
 
+class ReleasesSection(_Section):
+    """How long new releases are held back, and from whom; times in seconds."""
+
+    delay: dict[DatabaseName, Duration] = Field(
+        {}, description="databases with durations of at most 30d, such as {daily: 4h}"
+    )
+    canaries: tuple[Annotated[Network, NETWORK], ...] = Field(
+        (), description='a list of networks such as [10.0.0.0/28, "fd00::/64"]'
+    )
+    longest_hold: Duration = Field(
+        3 * 86400.0, ge=60, le=365 * 86400, description="a duration such as 3d, from 1min to 365d"
+    )
+
+    @field_validator("delay", mode="before")
+    @classmethod
+    def _names_and_durations(cls, value: object) -> object:
+        """Explain what is wrong inside the mapping, which errors don't show."""
+        for database, delay in value.items() if isinstance(value, dict) else ():
+            try:
+                DATABASE.parse(database)
+                if not 0 <= DURATION.parse(delay) <= LONGEST_DELAY:
+                    raise ValueError
+            except ValueError:
+                wrong = {"wrong": f"{database}: {delay}"[:60]}
+                text = "databases with durations of at most 30d, such as daily: 4h; not {wrong}"
+                raise PydanticCustomError("conflict", text, wrong) from None
+        return {} if value is None else value
+
+    def __hash__(self) -> int:
+        return hash((*sorted(self.delay.items()), self.canaries, self.longest_hold))
+
+    def is_canary(self, address: str) -> bool:
+        """Tell whether a client gets new releases at once, by its address as its socket gives it."""
+        ip = client_ip(address) if self.canaries and address else None
+        return ip is not None and any(ip in network for network in self.canaries)
+
+
 class AccessSection(_Section):
     """How much of the gateway clients may use, and whether they have to log in."""
 
@@ -351,6 +390,7 @@ class Settings(_Section):
     versions: VersionsSection = Field(default_factory=VersionsSection)
     serving: ServingSection = Field(default_factory=ServingSection)
     delta: Delta = Field(default_factory=Delta)
+    releases: ReleasesSection = Field(default_factory=ReleasesSection)
     access: AccessSection = Field(default_factory=AccessSection)
     tls: TlsSection = Field(default_factory=TlsSection)
     fleet: FleetSection = Field(default_factory=FleetSection)

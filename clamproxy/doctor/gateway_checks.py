@@ -37,6 +37,7 @@ from clamproxy.notices.report import read_report
 from clamproxy.notices.rules import RENEW_AUTHORITY
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
+from clamproxy.releases.limits import hold_problem, read_limits
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.site_files.publisher import read_catalog
 from clamproxy.state import open_store
@@ -77,6 +78,7 @@ class GatewayChecks:
             Check("index", self._open_index, cached),
             Check("quarantine", self._look_into_quarantine, ["index"]),
             Check("patches", self._look_at_patches, ["index"]),
+            Check("holds", self._look_at_holds, ["index"]),
             Check("cool-downs", self._look_at_cooldowns, ["index"]),
             Check("own files", self._look_at_site_files, ["index"]),
             Check("file limit", self._compare_limits, configured),
@@ -195,6 +197,22 @@ class GatewayChecks:
             "cached, machines are told to take that",
             "usually nothing, as the patch is fetched again; the quarantine holds what arrived. If something "
             "on the way from the origin changes files, repair that.",
+        )
+
+    def _look_at_holds(self) -> Verdict:
+        now = time.time()
+        if (unreadable := hold_problem(self._opened)) is not None:
+            return problem(unreadable, "hold again what should be held: `clamproxy hold DATABASE VERSION`.")
+        limits = read_limits(self._opened, self._settings.releases, now)
+        if not limits:
+            return ok("no database is held or delayed")
+        text = "; ".join(limit.describe(now) for limit in limits)
+        forgotten = [limit.database for limit in limits if limit.is_forgotten]
+        if not forgotten:
+            return ok(text)
+        return warning(
+            f"{text} (longer than releases.longest_hold)",
+            f"if machines may have the newest version again: `clamproxy release {forgotten[0]}`.",
         )
 
     def _look_at_cooldowns(self) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from clamproxy.fleet.observer import Failure
 
@@ -117,6 +117,21 @@ def worst_first[M: Machine](machines: Iterable[M]) -> list[M]:
             machine.last_seen,
         ),
     )
+
+
+class Spread(NamedTuple):
+    """How many machines have which versions of a database."""
+
+    older: int
+    same: int
+    newer: int
+
+
+def spread(machines: Iterable[Machine], database: str, version: int) -> Spread:
+    """How many machines have an older version of a database than this one, the same, or a newer one."""
+    known = [machine.databases[database].version for machine in machines if database in machine.databases]
+    older, newer = sum(one < version for one in known), sum(one > version for one in known)
+    return Spread(older, len(known) - older - newer, newer)
 
 
 def summary(machines: Iterable[Machine]) -> dict[str, int]:

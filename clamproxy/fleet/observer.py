@@ -115,7 +115,7 @@ def _failure(visit: Visit) -> str | None:
     if target is None:
         return None
     if visit.status >= 400:
-        is_normal = visit.status == 404 and _may_be_missing(target)
+        is_normal = visit.status == 404 and (visit.is_held_back or _may_be_missing(target))
         return None if is_normal else f"{_name(target)}: status {visit.status}"
     return None if visit.complete else f"{_name(target)}: interrupted after {visit.length:,} bytes"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from clamproxy.fleet.machine import Database, Machine, worst_first
 from clamproxy.fleet.observer import Holding
 from clamproxy.fleet.support import is_end_of_life
 from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, reading
+from clamproxy.releases.limits import ceilings_of
 from clamproxy.statistics import advertised_versions
 
 
@@ -50,12 +52,17 @@ def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
     """The version of each database that clients can be expected to have. Takes milliseconds.
 
     That is the version that DNS advertises. Offline it is what has been imported, as no client can have
-    anything newer.
+    anything newer. While a database is held, or its releases are delayed, it is the version shown to them.
+
+    Args:
+        store: the cache, with its records.
     """
+    versions = advertised_versions(store)
     if settings.upstream.offline:
         reached = {name: store.reached_version(name) for name in store.databases()}
-        return {name: version for name, version in reached.items() if version is not None}
-    return advertised_versions(store)
+        versions = {name: version for name, version in reached.items() if version is not None}
+    ceilings = ceilings_of(store, settings.releases, time.time())
+    return {name: min(version, ceilings.get(name, version)) for name, version in versions.items()}
 
 
 class ReleaseHistory:

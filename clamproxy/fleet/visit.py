@@ -36,5 +36,7 @@ class Visit:
     """freshclam sends only GET; HEAD comes from monitoring (trap 31)."""
     head: bytes = b""
     """The first bytes of the response if they are in memory: those of a probe tell the build time."""
+    is_held_back: bool = False
+    """Whether it got a 404 for a version that a hold or a delay hides from it."""
     is_relayed: bool = False
     """Whether another gateway sent the request: in a client's name, but for its own needs."""

@@ -62,6 +62,10 @@ class ClientRequest(Request):
         self.started_at = started_at
 
     @property
+    def address(self) -> str:
+        return self.caller.address
+
+    @property
     def is_for_gateway(self) -> bool:
         """Whether it is for the gateway itself, which clients may also reach through their http_proxy."""
         caller = self.caller

@@ -12,7 +12,7 @@ from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.front.access_log import Outcome, log_request
 from clamproxy.front.client_request import ClientRequest
 from clamproxy.front.routing import Destination
-from clamproxy.messages import Response, Result
+from clamproxy.messages import HELD_BACK, Response, Result
 from clamproxy.objects import Latest, parse_path
 from clamproxy.service import Service
 
@@ -71,7 +71,8 @@ class Exchange:
         if destination is Destination.DATABASES:
             # Including the doctor's requests: no machine can hide by sending the doctor's field.
             service.fleet.see(self._visit(service, length, is_complete=not error))
-        reason = "" if response.result in _ORDINARY else response.reason
+        is_shown = response.result not in _ORDINARY or response.reason == HELD_BACK
+        reason = response.reason if is_shown else ""
         outcome = Outcome(
             client=request.caller.address,
             result=result,
@@ -105,5 +106,6 @@ class Exchange:
             at=time.time(),
             method=request.method[:_LONGEST_METHOD],
             head=body[:HEADER_SIZE] if isinstance(body, bytes) else b"",
+            is_held_back=response.reason == HELD_BACK,
             is_relayed=request.is_relayed,
         )

@@ -39,6 +39,7 @@ class Origin:
         notes: Callable[[str], Notes],
         count: Callable[[int, int], None],
         learnt: Callable[[str, int], object],
+        sighted: Callable[[str, int], object] | None = None,
         clock: Clock = time,
     ) -> Origin:
         """Make all parts; nothing is asked yet.
@@ -49,6 +50,7 @@ class Origin:
             count: is told the number of requests and of body bytes, from any thread.
             learnt: is told a database and its version whenever DNS gives one; without DNS, whenever the
                 origin's header does.
+            sighted: with DNS, is told a database and its version whenever the origin's header gives one.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
@@ -77,7 +79,9 @@ class Origin:
                 learnt,
                 clock,
             ),
-            heads=HeaderProbes(way, cooldowns, notes("head"), None if settings.asks_dns else learnt, clock),
+            heads=HeaderProbes(
+                way, cooldowns, notes("head"), sighted if settings.asks_dns else learnt, clock
+            ),
             cooldowns=cooldowns,
             agents=Agents(upstream.user_agent, notes("agent"), clock.time),
             budget=budget,

@@ -47,11 +47,14 @@ class Names:
         """Whether mitmproxy may connect to a server, which it does to forward a query."""
         return self._forwards_others and server is not None and server[1] == DNS_PORT
 
-    async def answer(self, query: dns.DNSMessage, announcer: Announcer) -> dns.DNSMessage | None:
+    async def answer(
+        self, query: dns.DNSMessage, announcer: Announcer, client: str = ""
+    ) -> dns.DNSMessage | None:
         """Answer a query.
 
         Args:
             query: any message that arrived; it may be malformed.
+            client: the address that it came from.
 
         Returns:
             None if it is left to mitmproxy to forward.
@@ -69,7 +72,8 @@ class Names:
         if question.type != types.TXT:
             return _records(query, [])
         database = self._databases.get(name)
-        text = await (announcer.primary() if database is None else announcer.single(database))
+        asked = announcer.primary(client) if database is None else announcer.single(database, client)
+        text = await asked
         # After a SERVFAIL, freshclam falls back to HTTP (docs/protocol.md 3).
         return query.fail(response_codes.SERVFAIL) if text is None else _records(query, [text])
 
@@ -98,7 +102,7 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
         if names is None or announcer is None:
             flow.response = flow.request.fail(response_codes.SERVFAIL)
         else:
-            flow.response = await names.answer(flow.request, announcer)
+            flow.response = await names.answer(flow.request, announcer, flow.client_conn.peername[0])
     except Exception:
         # mitmproxy would log it and forward the query.
         logger.exception("A DNS query from %s failed.", flow.client_conn.peername[0])

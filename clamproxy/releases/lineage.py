@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
@@ -47,6 +47,14 @@ class ProvenLineage:
         return self.info.header
 
 
+class _Key(NamedTuple):
+    database: str
+    ceiling: int | None
+
+    def __str__(self) -> str:
+        return self.database if self.ceiling is None else f"{self.database} up to {self.ceiling}"
+
+
 class Lineages:
     """The lineage of each database, kept in step with the store. Event loop only.
 
@@ -61,36 +69,43 @@ class Lineages:
         self._store = store
         self._keys = keys
         self._learn = learn
-        self._known: dict[str, ProvenLineage] = {}
-        self._looked_at: dict[str, float] = {}
-        self._readings = SingleFlight[str, ProvenLineage | None]("lineage of")
+        self._known: dict[_Key, ProvenLineage] = {}
+        """At most two for each database: the whole lineage, and the one under the latest ceiling."""
+        self._looked_at: dict[_Key, float] = {}
+        self._readings = SingleFlight[_Key, ProvenLineage | None]("lineage of")
 
-    async def get(self, database: str) -> ProvenLineage | None:
+    async def get(self, database: str, ceiling: int | None = None) -> ProvenLineage | None:
         """The lineage in the store's current state; None if there is no CVD to start from.
+
+        Under a ceiling, it starts from the newest CVD up to that version, and ends there.
 
         Quick, except for the first call after the start and after a base or patch was added: the new
         files are then read and verified in a thread. Concurrent calls share that work, which cancelling
         them doesn't stop.
         """
-        known = self._known.get(database)
-        if known is not None and self._is_current(known.lineage, database):
+        key = _Key(database, ceiling)
+        known = self._known.get(key)
+        if known is not None and self._is_current(known.lineage, key):
             return known
-        return await self._readings.run(database, partial(self._read_in_thread, database, known))
+        return await self._readings.run(key, partial(self._read_in_thread, key, known))
 
-    def last(self, database: str) -> ProvenLineage | None:
+    def last(self, database: str, ceiling: int | None = None) -> ProvenLineage | None:
         """The lineage when it was last asked for; None if its base has been replaced. Quick."""
-        known = self._known.get(database)
-        if known is None or self._store.newest_version(database) != known.lineage.base:
+        known = self._known.get(_Key(database, ceiling))
+        if known is None or self._store.newest_version(database, ceiling) != known.lineage.base:
             return None
         return known
 
-    def read(self, database: str, known: ProvenLineage | None = None) -> ProvenLineage | None:
+    def read(
+        self, database: str, known: ProvenLineage | None = None, ceiling: int | None = None
+    ) -> ProvenLineage | None:
         """Read a lineage from the store. Blocks for some milliseconds per patch.
 
         Args:
             known: an earlier result to continue from, if its base is still the same.
+            ceiling: the highest version that counts.
         """
-        base = self._store.open_newest(database)
+        base = self._store.open_newest(database, ceiling)
         if base is None:
             return None
         with base:
@@ -100,9 +115,10 @@ class Lineages:
                 if known is not None:
                     self._learn(database, known.header)
         if known is not None:
-            return self._extend(database, known)
-        was_dropped = self._store.newest_version(database) != base.object_id.version
-        return self.read(database) if was_dropped else None  # there may be an older one
+            return self._extend(database, known, ceiling)
+        was_dropped = self._store.newest_version(database, ceiling) != base.object_id.version
+        # There may be an older one.
+        return self.read(database, ceiling=ceiling) if was_dropped else None
 
     def _begin(self, base: PublishedFile) -> ProvenLineage | None:
         """The lineage of a base without patches; None if the base is unreadable or damaged."""
@@ -123,23 +139,27 @@ class Lineages:
             return None
         return ProvenLineage(Lineage(info.header.version, base.size, info.header.version), info)
 
-    async def _read_in_thread(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
-        name = f"clamproxy-lineage-{database}"
-        result = await in_thread(name, lambda: self._read_and_leave(database, known))
+    async def _read_in_thread(self, key: _Key, known: ProvenLineage | None) -> ProvenLineage | None:
+        name = f"clamproxy-lineage-{key.database}"
+        result = await in_thread(name, lambda: self._read_and_leave(key, known))
+        if key.ceiling is not None:
+            for other in [one for one in self._known if one.database == key.database and one.ceiling]:
+                del self._known[other]
+                self._looked_at.pop(other, None)
         if result is None:
-            self._known.pop(database, None)
+            self._known.pop(key, None)
         else:
-            self._known[database] = result
+            self._known[key] = result
         return result
 
-    def _read_and_leave(self, database: str, known: ProvenLineage | None) -> ProvenLineage | None:
+    def _read_and_leave(self, key: _Key, known: ProvenLineage | None) -> ProvenLineage | None:
         try:
-            return self.read(database, known)
+            return self.read(key.database, known, key.ceiling)
         finally:
             self._store.disconnect()
 
-    def _extend(self, database: str, known: ProvenLineage) -> ProvenLineage:
-        while not known.lineage.is_blocked:
+    def _extend(self, database: str, known: ProvenLineage, ceiling: int | None) -> ProvenLineage:
+        while not known.lineage.is_blocked and known.lineage.reached != ceiling:
             following = self._step(database, known)
             if following is None:
                 break
@@ -185,16 +205,18 @@ class Lineages:
             return True
         return False
 
-    def _is_current(self, lineage: Lineage, database: str) -> bool:
+    def _is_current(self, lineage: Lineage, key: _Key) -> bool:
         """Whether the lineage still matches the store."""
-        if self._store.newest_version(database) != lineage.base:
+        database = key.database
+        if self._store.newest_version(database, key.ceiling) != lineage.base:
             return False
         now = time.monotonic()
-        if now - self._looked_at.get(database, -math.inf) > LOOK_EVERY:
+        if now - self._looked_at.get(key, -math.inf) > LOOK_EVERY:
             if not self._is_complete(lineage, database):
                 return False
-            self._looked_at[database] = now
-        return lineage.is_blocked or not self._has(database, lineage.reached + 1)
+            self._looked_at[key] = now
+        is_at_end = lineage.is_blocked or lineage.reached == key.ceiling
+        return is_at_end or not self._has(database, lineage.reached + 1)
 
     def _is_complete(self, lineage: Lineage, database: str) -> bool:
         """Whether all its patches are here: retention drops the oldest, a repair may drop any."""

@@ -52,11 +52,14 @@ class Prefetcher:
             transfer, _ = await self._transfers.ready(object_id, requester, oldest, for_client=False)
             await transfer.finish()
 
-    async def catch_up(self, database: str, target: int, requester: Requester) -> ProvenLineage | None:
+    async def catch_up(
+        self, database: str, target: int, requester: Requester, ceiling: int | None = None
+    ) -> ProvenLineage | None:
         """Fetch the patches that lead from the cached CVD to a version, as far as they exist.
 
         Args:
             requester: on whose behalf.
+            ceiling: the highest version that counts; the CVD is the newest one up to it.
 
         Returns:
             The resulting lineage; None if there is no CVD to start from.
@@ -66,7 +69,7 @@ class Prefetcher:
         """
         before = -1
         while True:
-            proven = await self._lineages.get(database)
+            proven = await self._lineages.get(database, ceiling)
             if proven is None or proven.lineage.is_blocked or not before < proven.lineage.reached < target:
                 return proven
             before = proven.lineage.reached

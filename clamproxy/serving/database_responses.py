@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.published import Metadata
 from clamproxy.downloads import FileSource
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
-from clamproxy.messages import Request, Response, Result, Source
+from clamproxy.messages import HELD_BACK, Request, Response, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
 from clamproxy.origin.header_probes import ProbedHeader
@@ -38,6 +38,13 @@ def take_the_whole(cdiff: ObjectId) -> Response:
     response.headers["Content-Type"] = "application/octet-stream"
     response.headers["Content-Length"] = "0"
     response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def held_back(version: int) -> Response:
+    """A 404 for a version that a hold or a delay hides from this client, for this moment only."""
+    response = plain(404, Result.NEGATIVE, "no such version yet", version)
+    response.reason = HELD_BACK
     return response
 
 

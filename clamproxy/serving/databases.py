@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from functools import partial
 
-from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
 from clamproxy.dates import parse_http_date
@@ -21,11 +20,13 @@ from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
+from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.releases.prefetcher import Prefetcher
 from clamproxy.responses import plain
-from clamproxy.serving.database_responses import explain, from_header, from_metadata, from_object
+from clamproxy.serving.database_responses import explain, from_header, from_metadata, from_object, held_back
 from clamproxy.serving.delivery import Delivery
+from clamproxy.serving.first_runs import FirstRuns
 from clamproxy.serving.resolution import CurrentVersions, Patience, Resolution
 
 PATIENCE_WITH_BUILD = 50.0
@@ -46,8 +47,11 @@ class WholeDatabases:
         delivery: Delivery,
         prefetcher: Prefetcher,
         builder: CldBuilder,
+        ceilings: Ceilings,
     ) -> None:
         self._limits = limits
+        self._ceilings = ceilings
+        self._first_runs = FirstRuns()
         self._store = store
         self._heads = heads
         self._current = current
@@ -67,7 +71,8 @@ class WholeDatabases:
         Raises:
             OriginTrouble: there is nothing to serve, and the origin doesn't deliver.
         """
-        if (response := self._answer_exactly(request, latest)) is not None:
+        ceiling = self._ceilings.of(latest.database, request.address)
+        if (response := self._answer_exactly(request, latest, ceiling)) is not None:
             return response
         with_patches = self._limits.enabled and latest.demanded is None
         finding = await self._current.find_out(
@@ -76,26 +81,39 @@ class WholeDatabases:
             with_patches=with_patches,
             needs_patches=_is_for_new_client(request),
             patience=patience,
+            ceiling=ceiling,
         )
         choice = choose(finding.known)
         if choice is not None and choice.by_patches and finding.proven is not None:
             whole = await self._find_signed(request, latest, finding, finding.proven)
             if whole is None and (
-                response := self._answer_by_patches(request, latest, finding.proven, choice)
+                response := self._answer_by_patches(request, latest, finding, finding.proven, choice)
             ):
                 return _with_reason(response, finding)
+            shown = choice.version
             finding = whole or await self._find_whole(request, latest, finding)
             choice = choose(finding.known)
+            if finding.known.hidden and _may_go_back(request) and (choice is None or choice.version < shown):
+                reason = f"no whole file of version {shown} is cached, and newer ones are held back"
+                raise OriginError(FailureKind.LOCAL, reason)
+        if finding.known.hidden and (choice.version if choice else 0) < (latest.demanded or 0):
+            # cvdupdate would put an older CVD in place of a newer one that it has, or fetch it at each check.
+            return held_back(latest.demanded or 0)
         if choice is None:
-            raise finding.trouble or OriginError(FailureKind.UNREACHABLE, "no version is known")
+            raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
         if choice.is_cached:
             return self._answer_from_cache(request, latest, finding, choice)
         return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
 
     async def _find_whole(self, request: Request, latest: Latest, finding: Resolution) -> Resolution:
         """Find out what is current if patches don't count."""
-        patience = finding.patience
-        return await self._current.find_out(latest, request.requester, with_patches=False, patience=patience)
+        return await self._current.find_out(
+            latest,
+            request.requester,
+            with_patches=False,
+            patience=finding.patience,
+            ceiling=finding.ceiling,
+        )
 
     async def _find_signed(
         self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage
@@ -139,9 +157,9 @@ class WholeDatabases:
             return False
         return False
 
-    def _answer_exactly(self, request: Request, latest: Latest) -> Response | None:
+    def _answer_exactly(self, request: Request, latest: Latest, ceiling: int | None) -> Response | None:
         """The exact version that cvdupdate asks for, if it is cached (docs/protocol.md 9.5)."""
-        if latest.demanded is None:
+        if latest.demanded is None or (ceiling is not None and latest.demanded > ceiling):
             return None
         object_id = ObjectId(latest.database, latest.demanded, Kind.CVD)
         published = self._store.open(object_id)
@@ -150,14 +168,15 @@ class WholeDatabases:
         return from_object(request, object_id, published.metadata, published, Result.HIT)
 
     def _answer_by_patches(
-        self, request: Request, latest: Latest, proven: ProvenLineage, choice: Choice
+        self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage, choice: Choice
     ) -> Response | None:
         """Respond with what the patches lead to; None if only the whole file of that version will do."""
         result = _result_of(choice)
         if _is_for_new_client(request):
-            if not proven.lineage.is_within(self._limits):
+            is_last = proven.lineage.base == self._store.newest_version(latest.database)
+            if is_last and not proven.lineage.is_within(self._limits):
                 self._prefetcher.renew_soon(latest.database, request.requester)
-            base = self._store.open_newest(latest.database)
+            base = self._store.open_newest(latest.database, finding.ceiling)
             if base is None:
                 return None
             return from_object(request, base.object_id, base.metadata, base, result, is_newest=False)
@@ -167,31 +186,57 @@ class WholeDatabases:
             return None
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
         head = ProbedHeader(proven.header, is_proven=True)
-        return from_header(request, object_id, head, result, is_newest=not choice.stale)
+        is_newest = _is_newest(finding, choice)
+        return from_header(request, object_id, head, result, is_newest=is_newest)
 
     def _answer_from_cache(
         self, request: Request, latest: Latest, finding: Resolution, choice: Choice
     ) -> Response:
         result = Result.STALE if choice.stale or finding.trouble else Result.HIT
-        newest = finding.known.newest
-        if (found := self._store.newest(latest.database)) is not None:
-            is_newest = found[0].version >= newest
+        known = finding.known
+        if known.hidden and (again := self._answer_again(request, latest, finding)):
+            return again
+        if (found := self._store.newest(latest.database, finding.ceiling)) is not None:
+            is_newest = known.is_newest(found[0].version)
             if (response := from_metadata(request, *found, result, is_newest=is_newest)) is not None:
                 return _with_reason(response, finding)
-        published = self._store.open_newest(latest.database)
+        published = self._store.open_newest(latest.database, finding.ceiling)
         if published is None:
             raise finding.trouble or TransferError(FailureKind.LOCAL, "dropped from the cache just now")
-        object_id, is_newest = published.object_id, published.object_id.version >= newest
+        object_id, is_newest = published.object_id, known.is_newest(published.object_id.version)
         response = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
         return _with_reason(response, finding)
+
+    def _answer_again(self, request: Request, latest: Latest, finding: Resolution) -> Response | None:
+        """The whole CVD, without regard to the client's condition; see `first_runs`."""
+        found = self._store.newest(latest.database, finding.ceiling)
+        if found is None or found[0].version != finding.ceiling or not is_freshclam(request):
+            return None
+        if _is_for_new_client(request):
+            self._first_runs.note(request, found[0])
+            return None
+        if (
+            request.method != "GET"
+            or "Range" in request.headers
+            or not self._first_runs.take(request, found[0])
+        ):
+            return None
+        published = self._store.open(found[0])
+        if published is None:
+            return None
+        plain_request = Request(request.method, request.path, ())
+        response = from_object(plain_request, found[0], published.metadata, published, Result.HIT)
+        # libcurl would compare it with the condition, and throw the content away (trap 7).
+        del response.headers["Last-Modified"]
+        return response
 
     async def _answer_from_origin(
         self, request: Request, latest: Latest, finding: Resolution, choice: Choice, *, again: bool
     ) -> Response:
         object_id = ObjectId(latest.database, choice.version, Kind.CVD)
-        is_newest = choice.version >= finding.known.newest
+        is_newest = finding.known.is_newest(choice.version)
         head = self._heads.get(latest.database)
-        if head is not None:
+        if head is not None and not _is_above(head.header.version, finding):
             result = Result.MISS if finding.was_origin_asked else Result.HIT
             if response := from_header(request, object_id, head, result, is_newest=is_newest):
                 return response
@@ -200,8 +245,12 @@ class WholeDatabases:
             until = finding.patience.until(self._delivery.asked_at(object_id))
             fetch = partial(self._delivery.fetch, object_id, request.requester, until, oldest)
             delivered = await fetch()
+            if _is_above(delivered[0].version, finding):
+                # There was a release just now. It stays in the cache, but isn't for this client.
+                delivered[2].close()
+                raise TransferError(FailureKind.CHANGED, f"{delivered[0].file_name} came instead")
             # An edge of the CDN may have sent an older version than its head announced.
-            is_newest = delivered[0].version >= finding.known.newest
+            is_newest = finding.known.is_newest(delivered[0].version)
             response = from_object(request, *delivered, is_newest=is_newest)
             if response.status == 304 and isinstance(delivered[2], FileSource):
                 # The 304 relies on the header of a file that is still arriving and not yet verified.
@@ -220,10 +269,11 @@ class WholeDatabases:
         """
         nothing = plain(404, Result.NEGATIVE, "no such file")
         self._builder.note_demand(latest.database)
-        if not self._limits.enabled or self._store.newest_version(latest.database) is None:
+        ceiling = self._ceilings.of(latest.database, request.address)
+        if not self._limits.enabled or self._store.newest_version(latest.database, ceiling) is None:
             return nothing
         finding = await self._current.find_out(
-            latest, request.requester, with_patches=True, needs_patches=True
+            latest, request.requester, with_patches=True, needs_patches=True, ceiling=ceiling
         )
         choice, proven = choose(finding.known), finding.proven
         if choice is None:
@@ -238,7 +288,8 @@ class WholeDatabases:
             # A client that asks for the header asks for the whole file next, if that is newer than its own.
             self._builder.start(latest.database, proven)
             head = ProbedHeader(proven.header, is_proven=True)
-            if response := from_header(request, object_id, head, result, is_newest=not choice.stale):
+            is_newest = _is_newest(finding, choice)
+            if response := from_header(request, object_id, head, result, is_newest=is_newest):
                 return _with_reason(response, finding)
             try:
                 async with asyncio.timeout(PATIENCE_WITH_BUILD):
@@ -247,7 +298,11 @@ class WholeDatabases:
                 return nothing
             except TimeoutError:
                 return plain(503, Result.ERROR, f"{object_id.file_name} is still being built")
-        return _with_reason(_from_published(request, published, choice), finding)
+        is_newest = _is_newest(finding, choice)
+        response = from_object(
+            request, object_id, published.metadata, published, _result_of(choice), is_newest=is_newest
+        )
+        return _with_reason(response, finding)
 
 
 def _with_reason(response: Response, finding: Resolution) -> Response:
@@ -262,10 +317,19 @@ def _result_of(choice: Choice) -> Result:
     return Result.STALE if choice.stale else Result.HIT
 
 
-def _from_published(request: Request, published: PublishedFile, choice: Choice) -> Response:
-    result = _result_of(choice)
-    object_id, metadata = published.object_id, published.metadata
-    return from_object(request, object_id, metadata, published, result, is_newest=not choice.stale)
+def _is_newest(finding: Resolution, choice: Choice) -> bool:
+    """Whether no client can have a newer version than the chosen one."""
+    return not (choice.stale or finding.known.hidden)
+
+
+def _is_above(version: int, finding: Resolution) -> bool:
+    return finding.ceiling is not None and version > finding.ceiling
+
+
+def _why_none(finding: Resolution) -> str:
+    if finding.known.hidden:
+        return f"no version up to {finding.ceiling} is cached, and newer ones are held back"
+    return "no version is known"
 
 
 def is_freshclam(request: Request) -> bool:
@@ -288,6 +352,14 @@ def _is_for_new_client(request: Request) -> bool:
         and "If-None-Match" not in headers
         and is_freshclam(request)
     )
+
+
+def _may_go_back(request: Request) -> bool:
+    """Whether the client takes any whole file that it gets, even one older than its own.
+
+    freshclam and gateways go on from it with patches, and a condition prevents it.
+    """
+    return not request.is_freshclams and "If-Modified-Since" not in request.headers
 
 
 def _wants_signatures(request: Request) -> bool:

@@ -14,9 +14,10 @@ from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
+from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.stuck import StuckPatches
 from clamproxy.responses import plain
-from clamproxy.serving.database_responses import from_object, take_the_whole, unavailable
+from clamproxy.serving.database_responses import from_object, held_back, take_the_whole, unavailable
 from clamproxy.serving.databases import WholeDatabases, is_freshclam
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.ready import ReadyAnswers
@@ -45,6 +46,7 @@ class Gateway:
         whole: WholeDatabases,
         stuck: StuckPatches,
         notice: Callable[[str, str | None], object],
+        ceilings: Ceilings,
     ) -> None:
         self._databases = databases
         self._store = store
@@ -55,6 +57,7 @@ class Gateway:
         self._whole = whole
         self._stuck = stuck
         self._notice = notice
+        self._ceilings = ceilings
 
     async def handle(self, request: Request) -> Response:
         """Respond to a GET or HEAD, whatever happens, and never with 403 or 429.
@@ -78,6 +81,8 @@ class Gateway:
         if (ready := self._ready.find(request)) is None:
             return None
         object_id, response = ready
+        if self._is_hidden(object_id, request):
+            return None
         self._see(request, object_id.database)
         return response
 
@@ -101,6 +106,9 @@ class Gateway:
 
     async def _answer_object(self, request: Request, object_id: ObjectId) -> Response:
         """Respond to a request for a patch or a signature."""
+        if self._is_hidden(object_id, request):
+            # Not through `ready` or the memory of missing files: canaries get it, and soon all others.
+            return held_back(object_id.version)
         self._delivery.require_not_missing(object_id)
         while (published := await self._delivery.open(object_id)) is not None:
             response = from_object(request, object_id, published.metadata, published, Result.HIT)
@@ -116,6 +124,11 @@ class Gateway:
             if not self._is_better_whole(request, object_id):
                 raise
             return take_the_whole(object_id)
+
+    def _is_hidden(self, object_id: ObjectId, request: Request) -> bool:
+        """Whether the client isn't shown this version yet."""
+        ceiling = self._ceilings.of(object_id.database, request.address)
+        return ceiling is not None and object_id.version > ceiling
 
     def _is_better_whole(self, request: Request, cdiff: ObjectId) -> bool:
         """Whether a freshclam that can't get a patch can continue with a CVD that is cached.

@@ -67,6 +67,8 @@ class Resolution:
     """What the cached patches lead to; None if they were not considered."""
     patience: Patience
     """How long the client still waits for the origin."""
+    ceiling: int | None = None
+    """The highest version that the client is shown; None if that isn't limited."""
     was_origin_asked: bool = False
     trouble: OriginTrouble | None = None
     """Why the origin didn't respond; None if it did or wasn't asked."""
@@ -95,12 +97,12 @@ class CurrentVersions:
 
     async def ask_dns(self, latest: Latest, requester: Requester) -> Known:
         """Consult DNS, unless that was done recently, and return what is known."""
-        await self._look_at_dns(latest)
+        await self._look_at_dns(latest, None)
         return self.known(latest, requester)
 
-    async def _look_at_dns(self, latest: Latest) -> None:
+    async def _look_at_dns(self, latest: Latest, ceiling: int | None) -> None:
         if self._settings.asks_dns:
-            has_copy = self._store.newest_version(latest.database) is not None
+            has_copy = self._store.newest_version(latest.database, ceiling) is not None
             await self._versions.get(latest.database, is_needed=not has_copy)
 
     def _with(self, known: Known, proven: ProvenLineage | None) -> Known:
@@ -119,6 +121,7 @@ class CurrentVersions:
         with_patches: bool,
         needs_patches: bool = False,
         patience: Patience | None = None,
+        ceiling: int | None = None,
     ) -> Resolution:
         """Find out what is current: from DNS, then from the patches that lead there, then from the origin.
 
@@ -128,11 +131,13 @@ class CurrentVersions:
                 where patches are fetched ahead of clients anyway.
             patience: what is left of the client's patience; by default, that of a client that has just
                 come.
+            ceiling: the highest version that the client is shown.
         """
-        patience = patience or self.patience(latest)
-        await self._look_at_dns(latest)
-        proven = await self._lineages.get(latest.database) if with_patches else None
-        finding = Resolution(self._with(self.known(latest, requester), proven), proven, patience)
+        patience = patience or self._patience(latest, ceiling)
+        await self._look_at_dns(latest, ceiling)
+        proven = await self._lineages.get(latest.database, ceiling) if with_patches else None
+        known = self._with(self.known(latest, requester, ceiling), proven)
+        finding = Resolution(known, proven, patience, ceiling)
         may_fetch = needs_patches or self._settings.serving.prefetch != "none"
         if may_fetch and finding.known.held < finding.known.newest:
             finding = await self._catch_up(finding, latest, requester, finding.known.newest)
@@ -145,10 +150,16 @@ class CurrentVersions:
             finding = await self._catch_up(finding, latest, requester, seen, is_news=True)
         return finding
 
-    def patience(self, latest: Latest) -> Patience:
-        return Patience.begin(has_copy=self._store.newest_version(latest.database) is not None)
+    def _patience(self, latest: Latest, ceiling: int | None) -> Patience:
+        return Patience.begin(has_copy=self._store.newest_version(latest.database, ceiling) is not None)
 
-    def announced(self, database: str) -> int | None:
+    async def look(self, database: str, ceiling: int | None = None) -> None:
+        """Refresh what `announced` goes by."""
+        await self._versions.get(database)
+        if ceiling is not None:
+            await self._lineages.get(database, ceiling)
+
+    def announced(self, database: str, ceiling: int | None = None) -> int | None:
         """The version to announce to clients by DNS: one that they can get here. Quick.
 
         A client that hears of a version asks for its cdiff at once. So a version is announced once its
@@ -157,11 +168,13 @@ class CurrentVersions:
         """
         advertised = self._versions.last_known(database) if self._settings.asks_dns else None
         last = advertised.version if advertised else None
+        if last is not None and ceiling is not None:
+            last = min(last, ceiling)
         is_ahead = self._settings.serving.prefetch != "none" and self._agents.requester() is not None
         if not is_ahead and not self._settings.upstream.offline:
             return last
-        proven = self._lineages.last(database)
-        held = proven.lineage.reached if proven else self._store.newest_version(database)
+        proven = self._lineages.last(database, ceiling)
+        held = proven.lineage.reached if proven else self._store.newest_version(database, ceiling)
         return held or self._newest_patch(database, last) or last
 
     def _newest_patch(self, database: str, advertised: int | None) -> int | None:
@@ -190,13 +203,13 @@ class CurrentVersions:
         asked_at = self._prefetcher.asked_at(latest.database, following.version, to)
         try:
             async with asyncio.timeout_at(finding.patience.until(asked_at)):
-                await self._prefetcher.catch_up(latest.database, to, requester)
+                await self._prefetcher.catch_up(latest.database, to, requester, finding.ceiling)
         except NotFoundError:
             pass  # the patch comes late or never; the CVD's header will tell
         except ORIGIN_TROUBLE as error:
             trouble = error
-        proven = await self._lineages.get(latest.database)
-        known = self._with(self.known(latest, requester), proven)
+        proven = await self._lineages.get(latest.database, finding.ceiling)
+        known = self._with(self.known(latest, requester, finding.ceiling), proven)
         return replace(finding, known=known, proven=proven, trouble=trouble)
 
     async def _probe(self, finding: Resolution, latest: Latest, requester: Requester) -> Resolution:
@@ -206,23 +219,23 @@ class CurrentVersions:
                 await self._heads.probe(latest.database, requester, known.advertised or 0, known.wanted)
         except ORIGIN_TROUBLE as error:
             trouble = error
-        known = self._with(self.known(latest, requester), finding.proven)
+        known = self._with(self.known(latest, requester, finding.ceiling), finding.proven)
         return replace(finding, known=known, was_origin_asked=True, trouble=trouble)
 
-    def known(self, latest: Latest, requester: Requester) -> Known:
+    def known(self, latest: Latest, requester: Requester, ceiling: int | None = None) -> Known:
         """What is known without asking DNS or the origin."""
         database = latest.database
         offline = self._settings.upstream.offline
         told = self._versions.last_known(database) if self._settings.asks_dns else None
         head, sighting = self._heads.get(database), self._heads.sighting(database)
-        return Known(
+        known = Known(
             now=self._clock.time(),
             refresh=self._settings.versions.refresh,
             # Offline, nothing is newer than what was imported.
             advertised=self.announced(database) if offline else told.version if told else None,
             advertised_is_fresh=offline or (told is not None and told.fresh),
             demanded=latest.demanded,
-            cached=self._store.newest_version(database),
+            cached=self._store.newest_version(database, ceiling),
             seen=head.header.version if head and not offline else None,
             seen_at=sighting.at,
             probed_advertised=sighting.advertised,
@@ -230,3 +243,4 @@ class CurrentVersions:
             fruitless=sighting.fruitless,
             can_fetch=self._cooldowns.check(latest.upstream_path, requester.version) is None,
         )
+        return known.under(ceiling)

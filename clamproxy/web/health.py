@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
+from clamproxy.releases.limits import Limit, hold_problem, read_limits
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.site_files import Catalog
 from clamproxy.storage.condition import Condition, free_bytes, look
@@ -41,23 +42,34 @@ def prepare_check(sources: Sources) -> Callable[[], Health]:
     Returns:
         The function that carries it out; it blocks.
     """
-    store, offline = sources.store, sources.settings().upstream.offline
+    store, settings = sources.store, sources.settings()
     files = sources.files()
 
     def check() -> Health:
+        now = time.time()
         with reading(store):
-            return find_problems(store, offline=offline, now=time.time(), files=files)
+            limits = read_limits(store, settings.releases, now)
+            offline = settings.upstream.offline
+            return find_problems(store, offline=offline, now=now, files=files, limits=limits)
 
     return check
 
 
-def find_problems(store: Store, *, offline: bool, now: float, files: Catalog | None = None) -> Health:
+def find_problems(
+    store: Store,
+    *,
+    offline: bool,
+    now: float,
+    files: Catalog | None = None,
+    limits: Sequence[Limit] = (),
+) -> Health:
     """Look at the disk, the clock and the cache. Blocks.
 
     Args:
         offline: whether the origin is never asked.
         now: Unix seconds.
         files: the site's own files.
+        limits: the holds and delays in force.
     """
     built = {name: built_at(store, name) for name in sorted(store.databases())}
     stuck = stuck_patches(store, now)
@@ -81,7 +93,20 @@ def find_problems(store: Store, *, offline: bool, now: float, files: Catalog | N
         for name, trouble in stuck.items()
     ]
     warnings += files.problems() if files is not None else []
+    warnings += _hold_problems(store, limits, now)
     return Health(tuple(reasons), tuple(warnings))
+
+
+def _hold_problems(store: Store, limits: Sequence[Limit], now: float) -> list[str]:
+    problems = [problem] if (problem := hold_problem(store)) else []
+    for limit in limits:
+        problems += [forgotten] if (forgotten := limit.warning(now)) else []
+        if store.newest_version(limit.database, limit.version) is None:
+            problems.append(
+                f"{limit.database} is held at version {limit.version}, of which nothing is cached any more, "
+                "so new machines get none"
+            )
+    return [f"degraded: {problem}" for problem in problems]
 
 
 def built_at(store: Store, database: str) -> int | None:

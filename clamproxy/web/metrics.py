@@ -57,7 +57,7 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; an unknown value gives no sample."""
-        for family in (_about, _traffic, _cache, _origin, _fleet, _peers, _feeds, _files):
+        for family in (_about, _traffic, _cache, _releases, _origin, _fleet, _peers, _feeds, _files):
             yield from family(self._values)
 
 
@@ -123,6 +123,35 @@ def _cache(values: Values) -> Iterator[Metric]:
         "Size of the newest cached CVD of a database.",
         ("database",),
         [((database["name"],), database["size"]) for database in databases],
+    )
+
+
+def _releases(values: Values) -> Iterator[Metric]:
+    now, limits = values["gateway"]["now"], values["releases"]
+    held = [limit for limit in limits if limit["since"] is not None]
+    yield _gauge(
+        "shown_version",
+        "The highest version that machines are shown, of databases that are held or delayed.",
+        ("database", "kind"),
+        [((limit["database"], limit["cause"]), limit["version"]) for limit in limits],
+    )
+    yield _gauge(
+        "held_version",
+        "The version at which a database is held by `clamproxy hold`.",
+        ("database",),
+        [((limit["database"],), limit["version"]) for limit in held],
+    )
+    yield _gauge(
+        "held_seconds",
+        "For how many seconds a database has been held.",
+        ("database",),
+        [((limit["database"],), max(0.0, now - limit["since"])) for limit in held],
+    )
+    yield _gauge(
+        "hold_forgotten",
+        "Whether a database has been held for longer than releases.longest_hold.",
+        ("database",),
+        [((limit["database"],), limit["forgotten"]) for limit in held],
     )
 
 

@@ -240,7 +240,7 @@ class Pages:
 
     async def _dns_txt(self, request: Request, place: Place) -> Response:
         """The version record as a file, in the form that cvdupdate writes."""
-        record = await self._sources.record()
+        record = await self._sources.record(request.address)
         if record is None:
             return _plain(503, "no version is known")
         response = _live(f"{record}\n".encode("ascii"), _PLAIN)

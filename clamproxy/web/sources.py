@@ -26,7 +26,7 @@ class Place:
     """The proxy's port; None if unknown."""
 
 
-async def _no_record() -> str | None:
+async def _no_record(client: str) -> str | None:
     return None
 
 
@@ -64,5 +64,5 @@ class Sources:
     """What is known about notices, from `read_report`. Blocks."""
     peers: Callable[[], Sequence[PeerState]] = lambda: ()
     """The other gateways, from `Peers.states`."""
-    record: Callable[[], Awaitable[str | None]] = _no_record
-    """The primary version record, from `Announcer.primary`."""
+    record: Callable[[str], Awaitable[str | None]] = _no_record
+    """The primary version record for the client with this address, from `Announcer.primary`."""

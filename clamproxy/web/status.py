@@ -13,11 +13,12 @@ from cryptography import x509
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.fleet.machine import Machine, summary, worst_first
+from clamproxy.fleet.machine import Machine, spread, summary, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.peers.peers import PeerState
+from clamproxy.releases.limits import Limit, read_limits
 from clamproxy.site_files import Catalog
 from clamproxy.statistics import snapshot
 from clamproxy.storage.condition import free_bytes
@@ -65,7 +66,10 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
         machines = worst_first(sources.fleet()) if sources.fleet else None
         with reading(store):
             stats = snapshot(store)
-            health = find_problems(store, offline=settings.upstream.offline, now=now, files=files)
+            limits = read_limits(store, settings.releases, now)
+            health = find_problems(
+                store, offline=settings.upstream.offline, now=now, files=files, limits=limits
+            )
             values = {
                 "gateway": _gateway(settings, sources.started_at, now),
                 "ready": not health.reasons,
@@ -80,6 +84,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "fleet": _fleet(machines, settings.fleet.behind_for, now),
                 "feeds": feeds,
                 "files": _files(settings, files),
+                "releases": [_limit(limit, machines) for limit in limits],
                 "history": past.to_json(stats, now),
                 "disk": {"free": free_bytes(store.directory), "least": LEAST_SPACE},
                 "authority": {"expires_at": _end_of_authority(sources.authority)},
@@ -125,6 +130,12 @@ def _databases(store: Store, stats: Mapping[str, Any]) -> list[Json]:
                 size = newest.size
         found.append({"name": name, **versions, "built_at": built_at(store, name), "size": size})
     return found
+
+
+def _limit(limit: Limit, machines: Sequence[Machine] | None) -> Json:
+    """A hold or delay, with the number of machines that have which versions."""
+    counts = None if machines is None else spread(machines, limit.database, limit.version)._asdict()
+    return {**limit.to_json(), "machines": counts}
 
 
 def _transfers(under_way: Sequence[tuple[ObjectId, int, int]]) -> list[Json]:

@@ -65,6 +65,26 @@ def test_transfers(page: Page) -> None:
     assert ["daily-27801" in label for label in labels] == [True, True]
 
 
+def test_what_is_held_back(page: Page) -> None:
+    browser = page.show(BUSY)
+    assert browser.text("#releases") == ""
+    hold = {"database": "daily", "version": 27800, "cause": "hold", "since": NOW - 2 * HOUR, "until": None}
+    delay = {"database": "main", "version": 62, "cause": "delay", "since": None, "until": NOW + 3 * HOUR}
+    who = {"by": "alice", "why": "false positives on notepad.exe", "forgotten": False}
+    counts = {"older": 3, "same": 94, "newer": 2}
+    nobody = {"by": None, "why": None, "forgotten": False}
+    page.change(
+        merged(BUSY, releases=[{**hold, **who, "machines": counts}, {**delay, **nobody, "machines": None}])
+    )
+    assert rows(browser, "release-limits") == [
+        [
+            *("daily", "27800", "hold", "12:30 2 h", "alice: false positives on notepad.exe"),
+            "94 this one, 2 a newer one, 3 an older one",
+        ],
+        ["main", "62", "delay", "17:30 in 3 h", NONE, NONE],
+    ]
+
+
 def test_cooldowns_and_quarantine(page: Page) -> None:
     browser = page.show(BUSY)
     assert rows(browser, "cooldowns") == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,3 +230,34 @@ def test_a_mirror_for_freshclam(site: Site) -> None:
     assert program.run()[0] == 0
     assert program.files["test.cvd"] == signed("test-6.cvd")
     assert site.origin.count("D6") == 1
+
+
+@pytest.mark.parametrize("base", [2, 4], ids=["patches lead to it", "its CVD is cached"])
+@modes
+def test_a_gateway_that_holds(make_site: MakeSite, use_dns: bool, base: int) -> None:
+    """A mirror at the held version stays there, one that is ahead keeps its own; nothing is sent at each run.
+
+    With DNS, which is ahead, a new one gets nothing; without, the CVD if it is cached.
+    """
+    site = make_site(delta=ROOMY)
+    mirrors = {version: mirror(site, f"at-{version}", use_dns=use_dns) for version in (4, NEWEST)}
+    for version, program in mirrors.items():
+        release(site, version)
+        assert eventually(lambda wanted=version: shown(site.gateway) == wanted), site.gateway.log  # type: ignore[misc]
+        program.run()
+        program.backdate(build_time(version) + ASSUMED_UPLOAD_DELAY)
+    assert site.gateway.tool("purge", "--yes").returncode == 0
+    hold(site, base)
+    assert site.gateway.tool("hold", "test", "4").returncode == 0
+    assert eventually(lambda: shown(site.gateway) == 4), site.gateway.log
+    site.dns.versions["daily"] = NEWEST
+    mirrors[0] = mirror(site, "new", use_dns=use_dns)
+    expected = {4: 4, NEWEST: NEWEST, 0: 4 if base == 4 and not use_dns else None}
+    for version, program in mirrors.items():
+        _, output = program.run()
+        logged = len(site.gateway.log)
+        program.run()
+        wanted = expected[version]
+        assert program.files.get("test.cvd") == (signed(f"test-{wanted}.cvd") if wanted else None), output
+        assert not program.cooling
+        assert " 200 " not in re.sub(r".*\.sign .*", "", site.gateway.log[logged:])

@@ -45,7 +45,7 @@ class StatusHarness:
         self.site = Pages(self.sources())
 
     def sources(self) -> Sources:
-        async def record() -> str | None:
+        async def record(client: str) -> str | None:
             return self.record
 
         def read_fleet() -> list[Machine]:

@@ -16,6 +16,7 @@ import yaml
 
 from clamproxy.cache.store import Store
 from clamproxy.peers.peers import PeerState
+from clamproxy.releases.holds import Hold, hold
 from clamproxy.web.metrics import exposition
 from tests.harness.status import StatusHarness, machine
 from tests.support.fixtures import MakeCvd
@@ -39,6 +40,7 @@ async def metrics(store: Store, make_cvd: MakeCvd) -> dict[str, dict[str, set[st
     put(store, cdiff(4))
     store.set_note("advertised/daily", [5, 1.0])
     peers = [PeerState("b:8080", "http://b:8080", up=True)]
+    hold(store.records.directory, "daily", Hold(4, 1.0, "me"))
     harness = StatusHarness(store, machines=[machine(1, daily=0)], peers=peers)
     text, _ = exposition(await harness.status(), "")
     found: dict[str, dict[str, set[str]]] = {}

@@ -35,6 +35,7 @@ from clamproxy.notices.episodes import Chronicle
 from clamproxy.notices.report import KEY
 from clamproxy.notices.targets import targets_of
 from clamproxy.origin.budget import PER_FILE
+from clamproxy.releases.holds import FILE_NAME, Hold, hold
 from clamproxy.site_files import Catalog, Edition, SiteFile, State
 from clamproxy.storage.records import Records
 from tests.support import faults
@@ -261,6 +262,15 @@ class TestCache:
         Records(cache.with_name("cache-state")).set_note(KEY, failed.saved())
         text = "json webhook at http://hooks.example.net failed 1 time: the server answered 500"
         check(look(**sections), "notices", WARNING, text, "clamproxy notify test")
+
+    def test_holds(self, look: Examine, cache: Path) -> None:
+        check(look(), "holds", OK, "no database is held or delayed")
+        hold(cache, "daily", Hold(6, time.time() - 60, "alice", "false positives"))
+        check(look(), "holds", OK, "by alice: false positives")
+        hold(cache, "daily", Hold(6, time.time() - 4 * 86400, "alice"))
+        check(look(), "holds", WARNING, "longer than releases.longest_hold", "`clamproxy release daily`")
+        (cache / FILE_NAME).write_text("")
+        check(look(), "holds", PROBLEM, "is damaged", "`clamproxy hold DATABASE VERSION`")
 
     @pytest.mark.parametrize(
         ("failure", "reason", "text"),

@@ -275,6 +275,7 @@ class Gateway:
         method: str = "GET",
         host: str = CDN,
         timeout: float = 30,
+        source: str | None = None,
         extra: Mapping[str, str] | None = None,
         **headers: str,
     ) -> Answer:
@@ -286,16 +287,23 @@ class Gateway:
             method: the HTTP method.
             host: the host (and port) that is asked for.
             timeout: seconds without a byte that are borne.
+            source: the client's address.
             extra: more headers, named as `headers` are.
             headers: more headers, ``if_range="…"`` for If-Range.
         """
-        with self.connection(way, host=host, timeout=timeout) as connection:
+        with self.connection(way, host=host, timeout=timeout, source=source) as connection:
             send(connection, path, way, method=method, host=host, **{**headers, **(extra or {})})
             return receive(connection)
 
     @contextmanager
     def connection(
-        self, way: Way = Way.CONNECT_HTTP, *, host: str = CDN, timeout: float = 30, buffer: int | None = None
+        self,
+        way: Way = Way.CONNECT_HTTP,
+        *,
+        host: str = CDN,
+        timeout: float = 30,
+        buffer: int | None = None,
+        source: str | None = None,
     ) -> Iterator[http.client.HTTPConnection]:
         """A connection to the proxy, through its tunnel where the way has one; nothing is asked yet.
 
@@ -304,6 +312,7 @@ class Gateway:
             host: the host (and port) of the tunnel.
             timeout: seconds without a byte that are borne.
             buffer: size of the receive buffer of the socket in bytes, for readers that are slow.
+            source: the client's address.
         """
         port = self.reverse_port if way is Way.REVERSE else self.port
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
@@ -312,6 +321,8 @@ class Gateway:
             if buffer is not None:
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
             stream.settimeout(timeout)
+            if source is not None:
+                stream.bind((source, 0))
             stream.connect(("127.0.0.1", port))
             if way in (Way.CONNECT_HTTP, Way.CONNECT_HTTPS):
                 tunnel(stream, _with_port(host, 443 if way is Way.CONNECT_HTTPS else 80))

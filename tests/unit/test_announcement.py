@@ -21,14 +21,14 @@ class Known:
         self.news: dict[str, int] = {}
         self.hangs = False
 
-    async def look(self, database: str) -> None:
+    async def look(self, database: str, client: str) -> None:
         self.looks.append(database)
         if self.hangs:
             await asyncio.Event().wait()
         self.versions |= self.news
 
     def announcer(self) -> Announcer:
-        return Announcer(self.versions.get, lambda: RECORD, self.look)
+        return Announcer(lambda database, _: self.versions.get(database), lambda: RECORD, self.look)
 
 
 async def test_a_query_looks_for_news_first() -> None:

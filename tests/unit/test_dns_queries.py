@@ -25,12 +25,12 @@ PRIMARY = "current.cvd.clamav.net"
 VERSIONS = {"main": 62, "daily": 27800, "test": 6}
 
 
-async def no_news(database: str) -> None:
+async def no_news(database: str, client: str) -> None:
     """Nobody is asked."""
 
 
 def announcer(**versions: int) -> Announcer:
-    return Announcer(versions.get, lambda: None, no_news)
+    return Announcer(lambda database, _: versions.get(database), lambda: None, no_news)
 
 
 def names(*, forwards: bool = False) -> Names:
@@ -200,10 +200,10 @@ async def test_a_response_is_not_answered() -> None:
 
 
 async def test_before_the_start_and_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
-    async def fail(database: str) -> None:
+    async def fail(database: str, client: str) -> None:
         raise OSError("the disk is gone")
 
-    for parts in ((None, None), (names(), Announcer(VERSIONS.get, lambda: None, fail))):
+    for parts in ((None, None), (names(), Announcer(lambda *_: None, lambda: None, fail))):
         flow = flow_of(query().to_wire())
         await respond(flow, *parts)
         assert flow.response is not None

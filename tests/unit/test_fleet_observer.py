@@ -191,3 +191,10 @@ def test_whatever_is_asked(asked: list[Visit]) -> None:
     if known.last_error is not None:
         assert known.last_error.what.isprintable()
         assert len(known.last_error.what) < 100
+
+
+def test_a_patch_that_is_held_back_is_no_error() -> None:
+    """A machine in DNS mode asks for it at each check, and has the version before."""
+    known = after(visit(cdiff(8), status=404, length=31, is_held_back=True))
+    assert (version_of(known), error_of(known)) == (7, None)
+    assert error_of(after(visit(cdiff(8), status=404, length=31))) == "daily-8.cdiff: status 404"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.cache.retention import is_spared, over_limit, superseded
+from clamproxy.cache.retention import is_spared, over_limit, superseded, to_drop, under_ceilings
 from clamproxy.objects import Kind, ObjectId
 
 
@@ -203,3 +203,23 @@ def test_nothing_is_given_up_for_nothing(sizes: dict[ObjectId, int], limit: int)
 def test_signatures_alone_fit_the_limit() -> None:
     sizes = {ObjectId("daily", version, Kind.CVD_SIGN): 10 for version in range(1, 100)}
     assert sum(sizes.values()) - sum(sizes[object_id] for object_id in over_limit(sizes, 100)) <= 100
+
+
+# Under a ceiling
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_what_a_held_version_needs_stays(keep: int) -> None:
+    """Its base with the patches and their signatures, and the patches after it, whatever else is dropped."""
+    cvds = [ObjectId("daily", version, Kind.CVD) for version in (90, 105, 110)]
+    patches = [ObjectId("daily", version, Kind.CDIFF) for version in range(85, 111)]
+    clds = [ObjectId("daily", version, Kind.CLD) for version in (100, 106, 107)]
+    objects = {*cvds, *patches, *clds, *(one.signature for one in (*cvds, *patches))}
+    needed = under_ceilings(objects, {"daily": 100, "main": 1})
+    base, later = cvds[0], patches[6:]
+    assert needed == {base, base.signature, clds[0], *later, *(one.signature for one in later)}
+    sizes = dict.fromkeys(objects, 10)
+    assert not needed & set(to_drop(sizes, keep, 1000, needed))
+    assert not needed & set(to_drop(sizes, keep, 1, needed))
+    # Once it is released, the base is one too many.
+    assert base in to_drop(sizes, keep, 10_000, ())

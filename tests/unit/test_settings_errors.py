@@ -18,7 +18,8 @@ from clamproxy.config.units import LISTEN
 from tests.support.fixtures import Write
 
 SECTIONS = (
-    "listen, cache, state, upstream, versions, serving, delta, access, tls, fleet, status, log, feeds, "
+    "listen, cache, state, upstream, versions, serving, delta, releases, access, tls, "
+    "fleet, status, log, feeds, "
     "files, notify, mail"
 )
 SIZE = "expected a size such as 4GiB, at least 1 MiB"

@@ -12,6 +12,8 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.releases.holds import FILE_NAME, Hold, hold
+from clamproxy.releases.limits import read_limits
 from clamproxy.web import health as health_module
 from clamproxy.web.health import Health, find_problems
 from tests.harness.status import StatusHarness, text_of
@@ -184,3 +186,25 @@ async def test_a_cool_down_is_no_reason(store: Store, make_cvd: MakeCvd) -> None
     values = await harness.status()
     assert values["ready"] is True
     assert len(values["problems"]) == 1
+
+
+def test_holds(store: Store, make_cvd: MakeCvd) -> None:
+    """A hold is no problem until it has been forgotten, or has nothing to serve."""
+    put_cvd(store, 3, make_cvd(3))
+    settings, directory = Settings().releases, store.records.directory
+
+    def warnings(now: float) -> tuple[str, ...]:
+        return find_problems(store, offline=False, now=now, limits=read_limits(store, settings, now)).warnings
+
+    hold(directory, "daily", Hold(3, NOW, "alice", "false positives"))
+    assert warnings(NOW + 60) == ()
+    assert warnings(NOW + 4 * 86400) == (
+        "degraded: daily has been held at version 3 for 4 d, by alice: false positives; "
+        "`clamproxy release daily` lifts the hold",
+    )
+    hold(directory, "daily", Hold(2, NOW, "alice"))
+    (missing,) = warnings(NOW + 60)
+    assert missing.startswith("degraded: daily is held at version 2, of which nothing is cached any more")
+    (directory / FILE_NAME).write_text("{")
+    (damaged,) = warnings(NOW + 60)
+    assert damaged.startswith("degraded: what is held can't be read: ")

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.releases.holds import Hold, hold
 from tests.harness.status import STARTED_AT, StatusHarness, machine, text_of
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
@@ -62,6 +63,7 @@ def harness(store: Store, make_cvd: MakeCvd) -> StatusHarness:
     put(store, cdiff(4))
     store.set_note("advertised/daily", [5, 1.0])
     store.set_note("advertised/main", [62, 1.0])
+    hold(store.records.directory, "daily", Hold(4, time.time() - 4 * 86400, "alice"))
     store.add_to_counters({"requests": 12, "hits": 9, "misses": 2, "errors": 1, "bytes_served": 5000})
     store.add_to_counters({"upstream_requests": 3, "upstream_bytes": 700})
     harness = StatusHarness(store, machines=[machine(1, daily=0), machine(2, daily=4, eol=True), machine(3)])
@@ -191,3 +193,12 @@ async def test_few_series_whatever_clients_send(harness: StatusHarness) -> None:
 
 async def test_the_process(harness: StatusHarness) -> None:
     assert "process_resident_memory_bytes" in (await scrape(harness))[0]
+
+
+async def test_a_hold(harness: StatusHarness) -> None:
+    found = samples_of((await scrape(harness))[0])
+    assert found[key("held_version", database="daily")] == 4
+    assert found[key("shown_version", database="daily", kind="hold")] == 4
+    assert found[key("hold_forgotten", database="daily")] == 1
+    assert found[key("held_seconds", database="daily")] >= 4 * 86400
+    assert key("held_version", database="main") not in found

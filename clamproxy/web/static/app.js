@@ -5,13 +5,18 @@ import { isNumber, plural, span, text, when } from "./format.js";
 import { makeCharts } from "./charts.js";
 import { showGateways } from "./gateways.js";
 import { prepareFleet, showFleet, showMachines } from "./fleet.js";
-import { showCooldowns, showDatabases, showFeeds, showFigures, showFiles, showQuarantine, showTransfers } from "./sections.js";
+import {
+  showCooldowns, showDatabases, showFeeds, showFigures, showFiles, showQuarantine, showReleases, showTransfers,
+} from "./sections.js";
 
 const EVERY = 2000; // milliseconds from an answer to the next question
 const LONGEST = 30_000; // the same after many failures
 const PATIENCE = 15_000; // for one answer
 
-const SECTIONS = [showFigures, showDatabases, showTransfers, showCooldowns, showQuarantine, showFleet, showFeeds, showFiles, showGateways, showCharts];
+const SECTIONS = [
+  showFigures, showDatabases, showReleases, showTransfers, showCooldowns, showQuarantine, showFleet, showFeeds,
+  showFiles, showGateways, showCharts,
+];
 const charts = makeCharts([byId("request-chart"), byId("byte-chart")]);
 
 let failures = 0;

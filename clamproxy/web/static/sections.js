@@ -100,6 +100,31 @@ function until(at, now) {
 }
 
 /** @param {any} status @param {number} now */
+export function showReleases(status, now) {
+  const limits = listOf(status.releases);
+  setHidden(byId("releases"), limits.length === 0);
+  fillTable("release-limits", limits.map((limit) => {
+    const held = isNumber(limit.since);
+    const who = [limit.by, limit.why].filter(Boolean).map((part) => text(part)).join(": ");
+    return {
+      key: text(limit.database),
+      cells: [
+        text(limit.database), version(limit.version),
+        held ? tag("hold", limit.forgotten === true ? "bad" : "warn") : tag("delay", "plain", "releases.delay"),
+        held ? [moment(limit.since, now), " ", quiet(span(now - limit.since))] : until(limit.until, now),
+        who ? { text: who, title: text(who, 1000) } : NONE,
+        spread(limit.machines),
+      ],
+    };
+  }));
+}
+
+function spread(machines) {
+  if (!machines) return NONE;
+  return `${count(machines.same)} this one, ${count(machines.newer)} a newer one, ${count(machines.older)} an older one`;
+}
+
+/** @param {any} status @param {number} now */
 export function showQuarantine(status, now) {
   fillTable("quarantine", listOf(status.quarantine).map((file) => ({
     key: `${text(file.name)} ${file.at}`,

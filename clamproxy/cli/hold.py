@@ -1,0 +1,176 @@
+"""``clamproxy hold`` and ``clamproxy release``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from clamproxy.cache.store import Store
+from clamproxy.cli.common import (
+    cached_databases,
+    config_option,
+    fail,
+    opened_store,
+    require_known,
+    require_owner,
+    settings_of,
+    tell,
+)
+from clamproxy.cli.parameters import parsed_by
+from clamproxy.config.settings import Settings
+from clamproxy.config.units import DATABASE
+from clamproxy.fleet import UnreadableFleetError, read_fleet
+from clamproxy.fleet.machine import spread
+from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.objects import MAX_VERSION
+from clamproxy.readable import shown_count, shown_time
+from clamproxy.releases import holds
+from clamproxy.releases.holds import Hold, HoldsError
+from clamproxy.releases.limits import Limit, ceilings_of, read_limits
+from clamproxy.releases.lineage import Lineages
+from clamproxy.state import state_directory
+from clamproxy.statistics import advertised_versions
+
+_database = click.argument("database", metavar="DATABASE", callback=parsed_by(DATABASE.parse))
+
+
+@click.command()
+@config_option
+@click.argument("database", metavar="[DATABASE", required=False, callback=parsed_by(DATABASE.parse))
+@click.argument("version", metavar="[VERSION]]", required=False, type=click.IntRange(1, MAX_VERSION))
+@click.option("--why", metavar="TEXT", default="", help="The reason, for the log and the status page.")
+@click.option("--json", "as_json", is_flag=True, help="With no DATABASE: print JSON.")
+def hold(config: str | None, database: str | None, version: int | None, why: str, as_json: bool) -> None:
+    """Hold a database at a version: the brake for a bad release.
+
+    From then on, no machine gets a newer version, until `clamproxy release` lifts the hold. Machines that
+    are behind still get the held version; machines that have a newer one keep it. Without VERSION, the
+    database is held at the version that machines get at this moment. Without DATABASE, lists what is
+    held or delayed.
+
+    A running proxy notices within a second, and goes on fetching new versions.
+    """
+    settings = settings_of(config)
+    now = time.time()
+    with _opened(settings) as store:
+        if database is None:
+            _list(read_limits(store, settings.releases, now), now, as_json=as_json)
+            return
+        if as_json:
+            raise click.UsageError("--json is for the list: give no DATABASE.")
+        require_owner(state_directory(settings))
+        require_known([database], settings, cached_databases(store))
+        chosen = _chosen(store, settings, database, version)
+        new = holds.shortened(Hold(chosen, now, _user(), why))
+        try:
+            former = holds.hold(state_directory(settings), database, new)
+        except HoldsError as error:
+            fail(str(error))
+        instead = f" (it was held at {former.version})" if former is not None else ""
+        tell(f"{database} is held at version {chosen} from now on{instead}.")
+        _tell_of_newer(settings, database, chosen)
+
+
+@click.command()
+@config_option
+@_database
+def release(config: str | None, database: str) -> None:
+    """Lift the hold of a database.
+
+    Machines get the newest version again. A running proxy notices within a second.
+    """
+    settings = settings_of(config)
+    directory = state_directory(settings)
+    require_owner(directory)
+    try:
+        lifted = holds.release(directory, database, _user(), time.time())
+    except HoldsError as error:
+        fail(str(error))
+    if lifted is None:
+        fail(f"{database} is not held.")
+    since = shown_time(lifted.since)
+    tell(f"{database} is no longer held; it was held at version {lifted.version} since {since}.")
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Store]:
+    with opened_store(settings.cache.directory, state=state_directory(settings)) as store:
+        yield store
+
+
+def _chosen(store: Store, settings: Settings, database: str, version: int | None) -> int:
+    """The version to hold; ends the process if clients can't be given it whole."""
+    if version is None:
+        ceilings = ceilings_of(store, settings.releases, time.time())
+        current = _served(store, settings, database, ceilings.get(database))
+        if current is None:
+            fail(f"no version of {database} is cached, so there is none to hold.")
+        return current
+    newest = max(advertised_versions(store).get(database, 0), store.reached_version(database) or 0)
+    if version > newest:
+        known = f"the newest is {newest}" if newest else "none is"
+        fail(f"{database} {version} can't be held: that version isn't known ({known}).")
+    served = _served(store, settings, database, version)
+    if served != version:
+        instead = "no older version is cached either" if served is None else f"{served} can be held"
+        fail(
+            f"{database} {version} can't be held: the cache has neither its CVD nor all patches that lead "
+            f"to it; {instead}."
+        )
+    return version
+
+
+def _served(store: Store, settings: Settings, database: str, ceiling: int | None) -> int | None:
+    """The version that clients would get under a ceiling, from what is cached and proven."""
+    proven = Lineages(store, CLAMAV_KEYS).read(database, ceiling=ceiling)
+    if proven is None:
+        return None
+    return proven.lineage.reached if settings.delta.enabled else proven.lineage.base
+
+
+def _tell_of_newer(settings: Settings, database: str, version: int) -> None:
+    if not settings.fleet.enabled:
+        return
+    try:
+        found = spread(read_fleet(state_directory(settings), {}, time.time()), database, version)
+    except UnreadableFleetError:
+        return
+    if found.newer:
+        have = "has" if found.newer == 1 else "have"
+        tell(
+            f"{shown_count(found.newer, 'machine')} already {have} a newer version, and will keep it; "
+            "see `clamproxy ignore` for signatures that do harm there."
+        )
+
+
+def _list(limits: list[Limit], now: float, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([limit.to_json() for limit in limits], indent=2))
+        return
+    if not limits:
+        tell("nothing is held or delayed.")
+    for limit in limits:
+        click.echo(limit.describe(now))
+
+
+def _user() -> str:
+    """Who runs this command: with sudo, the user who called it."""
+    name = os.environ.get("SUDO_USER") or _login()
+    return name if name.isprintable() and len(name) <= 64 else str(os.getuid())
+
+
+def _login() -> str:
+    try:
+        return os.getlogin()
+    except OSError:  # no terminal
+        pass
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # for example in a container
+        return str(os.getuid())

@@ -1,0 +1,194 @@
+"""Holds: the databases that an administrator holds at a version, in a file of the state directory.
+
+`clamproxy hold` and `clamproxy release` write the file, every running gateway reads it. It isn't part of the
+cache, so it survives `clamproxy purge`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from clamproxy.files import open_to_read, replacing, try_lock
+from clamproxy.objects import MAX_VERSION
+
+FILE_NAME = "holds.json"
+_LOCK_NAME = "holds.lock"
+_KEPT_CHANGES = 100
+_PATIENCE = 5.0
+"""Seconds to wait for another command that changes the file; none takes that long."""
+_LONGEST_FILE = 2**20
+
+
+class HoldsError(Exception):
+    """The file can't be used; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A database is held at a version."""
+
+    version: int
+    since: float
+    """Unix seconds."""
+    by: str
+    """The user who ran the command."""
+    why: str = ""
+
+    @classmethod
+    def parse(cls, saved: Any) -> Self:
+        """Read what was saved as JSON.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match saved:
+            case {"version": int(version), "since": int() | float() as since, "by": str(by), "why": str(why)}:
+                if 0 < version <= MAX_VERSION:
+                    return cls(version, float(since), by, why)
+        raise ValueError("no hold")
+
+    def explain(self) -> str:
+        """By whom and why, for a line of text."""
+        return f"by {self.by}: {self.why}" if self.why else f"by {self.by}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that was done to the hold of a database."""
+
+    database: str
+    at: float
+    """Unix seconds."""
+    by: str
+    version: int | None
+    """The version at which the database is held since then; None: it was released."""
+    why: str = ""
+
+    @classmethod
+    def parse(cls, saved: Any) -> Self:
+        """Read what was saved as JSON.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match saved:
+            case {"database": str(database), "at": int() | float() as at, "by": str(by), "why": str(why)}:
+                version = saved.get("version")
+                if version is None or isinstance(version, int):
+                    return cls(database, float(at), by, version, why)
+        raise ValueError("no change of a hold")
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """All holds in force, by database, and what was done to them."""
+
+    in_force: Mapping[str, Hold]
+    changes: tuple[Change, ...] = ()
+    """The latest ones, oldest first."""
+
+
+NOTHING_HELD = Holds({})
+
+
+def read_holds(directory: Path) -> Holds:
+    """The holds as they are now. Blocks.
+
+    Args:
+        directory: the state directory.
+
+    Raises:
+        HoldsError: the file can't be read, or is damaged.
+    """
+    path = directory / FILE_NAME
+    try:
+        with open_to_read(path) as file:
+            content = json.loads(file.read(_LONGEST_FILE))
+        held = {str(name): Hold.parse(one) for name, one in content["holds"].items()}
+        changes = tuple(map(Change.parse, content["changes"]))
+    except FileNotFoundError:
+        return NOTHING_HELD
+    except OSError as error:
+        raise HoldsError(f"{path}: {error.strerror or error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HoldsError(f"{path} is damaged; hold again, or delete it") from error
+    return Holds(held, changes)
+
+
+def hold(directory: Path, database: str, new: Hold) -> Hold | None:
+    """Hold a database at a version from now on. Blocks.
+
+    Returns:
+        The hold that this one replaces.
+
+    Raises:
+        HoldsError: the file can't be changed.
+    """
+    with _changing(directory) as holds:
+        former = holds.in_force.get(database)
+        change = Change(database, new.since, new.by, new.version, new.why)
+        _write(directory, Holds({**holds.in_force, database: new}, (*holds.changes, change)))
+    return former
+
+
+def release(directory: Path, database: str, by: str, now: float) -> Hold | None:
+    """Lift the hold of a database. Blocks.
+
+    Returns:
+        That hold; None if the database wasn't held.
+
+    Raises:
+        HoldsError: the file can't be changed.
+    """
+    with _changing(directory) as holds:
+        left = dict(holds.in_force)
+        lifted = left.pop(database, None)
+        if lifted is not None:
+            _write(directory, Holds(left, (*holds.changes, Change(database, now, by, None))))
+    return lifted
+
+
+@contextmanager
+def _changing(directory: Path) -> Iterator[Holds]:
+    """The holds, while no other process can change them."""
+    try:
+        with (directory / _LOCK_NAME).open("ab") as lock:
+            deadline = time.monotonic() + _PATIENCE
+            while not try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise HoldsError(f"{directory}: another command is changing the holds")
+                time.sleep(0.05)
+            yield _readable(directory)
+    except OSError as error:
+        raise HoldsError(f"{error.filename or directory}: {error.strerror or error}") from error
+
+
+def _readable(directory: Path) -> Holds:
+    """The holds; a damaged file is as good as none for a command that replaces it."""
+    try:
+        return read_holds(directory)
+    except HoldsError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return NOTHING_HELD
+
+
+def _write(directory: Path, holds: Holds) -> None:
+    content = {
+        "holds": {name: asdict(one) for name, one in sorted(holds.in_force.items())},
+        "changes": [asdict(change) for change in holds.changes[-_KEPT_CHANGES:]],
+    }
+    with replacing(directory / FILE_NAME) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def shortened(new: Hold, longest: int = 200) -> Hold:
+    """The hold with a reason that fits into one line of a log."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in new.why).split())
+    return replace(new, why=text[:longest])

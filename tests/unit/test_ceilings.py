@@ -1,0 +1,152 @@
+"""Which versions each client is shown, as holds come and go and delays end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clamproxy.cache.store import Store
+from clamproxy.config.settings import ReleasesSection
+from clamproxy.notes import Notes
+from clamproxy.releases import holds
+from clamproxy.releases.ceilings import TOPIC, Ceilings
+from clamproxy.releases.holds import FILE_NAME, Hold
+from clamproxy.releases.limits import read_limits
+from tests.support.clock import Clock
+from tests.support.fixtures import MakeCvd
+from tests.support.stored import put_cvd, until
+
+CANARY = "10.0.0.7"
+HOUR = 3600.0
+
+
+class Around:
+    """A store with CVD 3 of daily, and the settings of a delay."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.directory, self.clock = store, store.records.directory, Clock()
+
+    def make(self, **releases: Any) -> Ceilings:
+        settings = ReleasesSection.model_validate(releases)
+        notes = Notes(self.store.records, None, TOPIC)
+        return Ceilings(settings, self.store, self.directory, notes, self.clock)
+
+
+@pytest.fixture
+def around(store: Store, make_cvd: MakeCvd) -> Around:
+    put_cvd(store, 3, make_cvd(3))
+    return Around(store)
+
+
+@asynccontextmanager
+async def running(ceilings: Ceilings) -> AsyncIterator[None]:
+    ceilings.start()
+    yield
+    ceilings.stop()
+
+
+async def test_every_process_notices_a_hold_and_its_end(
+    around: Around, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first, second = around.make(), around.make()
+    assert first.of("daily") is None
+    async with running(first), running(second):
+        holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice", "false positives"))
+        await until(lambda: first.of("daily") == second.of("daily") == 5)
+        assert first.of("daily", CANARY) == 5
+        assert first.of("main") is None
+        holds.release(around.directory, "daily", "bob", around.clock.now)
+        await until(lambda: first.of("daily") is second.of("daily") is None)
+    assert caplog.messages.count("daily is held at version 5, by alice: false positives.") == 2
+    assert caplog.messages.count("daily is no longer held, by bob.") == 2
+
+
+def damage(path: Path) -> None:
+    path.write_text("{")
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, damage])
+async def test_a_hold_outlives_its_file(
+    around: Around, caplog: pytest.LogCaptureFixture, loss: Callable[[Path], object]
+) -> None:
+    """It is an emergency brake: a failing disk doesn't release it."""
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    ceilings = around.make()
+    async with running(ceilings):
+        loss(around.directory / FILE_NAME)
+        await until(lambda: any("stays held" in message for message in caplog.messages))
+        assert ceilings.of("daily") == 5
+        holds.hold(around.directory, "daily", Hold(4, around.clock.now, "alice"))
+        await until(lambda: ceilings.of("daily") == 4)
+
+
+async def test_a_forgotten_hold_is_told_once_a_day(around: Around, caplog: pytest.LogCaptureFixture) -> None:
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+
+    def told() -> int:
+        return sum("has been held at version 5 for" in message for message in caplog.messages)
+
+    async with running(around.make(longest_hold="2d")):
+        await asyncio.sleep(0)
+        assert told() == 0
+        around.clock.now += 2 * 86400
+        await until(lambda: told() == 1)
+        around.clock.now += 86399
+        holds.hold(around.directory, "main", Hold(1, around.clock.now, "alice"))
+        await until(lambda: any("main is held" in message for message in caplog.messages))
+        assert told() == 1
+        around.clock.now += 1
+        await until(lambda: told() == 2)
+
+
+async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    delay = {"delay": {"daily": "4h"}, "canaries": ["10.0.0.0/28"]}
+    ceilings = around.make(**delay)
+    ceilings.learn("daily", 3)
+    assert ceilings.of("daily") == 3
+    around.clock.now += HOUR
+    async with running(ceilings):
+        ceilings.learn("daily", 4)
+        assert (ceilings.of("daily"), ceilings.of("daily", CANARY), ceilings.of("main")) == (3, None, None)
+        assert ceilings.in_force() == {"daily": 3}
+        message = "daily version 4 is held back for 4 h (releases.delay): machines get 3."
+        await until(lambda: message in caplog.messages)
+        (limit,) = read_limits(around.store, ReleasesSection.model_validate(delay), around.clock.now)
+        assert (limit.version, limit.until, limit.hold) == (3, around.clock.now + 4 * HOUR, None)
+        around.clock.now += 4 * HOUR - 1
+        assert ceilings.of("daily") == 3
+        # A restart knows what was seen when.
+        assert around.make(**delay).of("daily") == 3
+        around.clock.now += 1
+        assert ceilings.of("daily") == around.make(**delay).of("daily") == 4
+        await until(lambda: any("Machines get daily version 4 from now on" in one for one in caplog.messages))
+    assert read_limits(around.store, ReleasesSection.model_validate(delay), around.clock.now) == []
+
+
+async def test_a_first_start_with_a_delay_hides_nothing(around: Around) -> None:
+    ceilings = around.make(delay={"daily": "4h", "main": "4h"})
+    assert ceilings.of("daily") is None
+    ceilings.learn("main", 62)
+    around.clock.now += HOUR
+    ceilings.learn("main", 63)
+    assert ceilings.of("main") is None, "nothing of it is cached"
+
+
+async def test_a_clock_that_was_ahead(around: Around) -> None:
+    delay = {"delay": {"daily": "4h"}}
+    ceilings = around.make(**delay)
+    ceilings.learn("daily", 3)
+    around.clock.now += 365 * 86400
+    ceilings.learn("daily", 4)
+    around.clock.now -= 365 * 86400
+    ceilings = around.make(**delay)
+    assert ceilings.of("daily") == 3
+    around.clock.now += 4 * HOUR
+    assert ceilings.of("daily") == 4

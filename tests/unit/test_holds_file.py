@@ -1,0 +1,77 @@
+"""The file of holds: what commands write, and what gateways read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clamproxy.releases import holds
+from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Change, Hold, HoldsError, read_holds
+
+FIRST, SECOND = Hold(100, 1.0, "alice", "false positives"), Hold(99, 2.0, "bob")
+
+
+def test_hold_and_release(tmp_path: Path) -> None:
+    assert read_holds(tmp_path) == NOTHING_HELD
+    assert holds.hold(tmp_path, "daily", FIRST) is None
+    assert holds.hold(tmp_path, "main", SECOND) is None
+    assert holds.hold(tmp_path, "daily", SECOND) == FIRST
+    assert read_holds(tmp_path).in_force == {"daily": SECOND, "main": SECOND}
+    assert holds.release(tmp_path, "daily", "carol", 3.0) == SECOND
+    assert holds.release(tmp_path, "daily", "carol", 4.0) is None
+    found = read_holds(tmp_path)
+    assert found.in_force == {"main": SECOND}
+    assert found.changes[0] == Change("daily", 1.0, "alice", 100, "false positives")
+    assert found.changes[-1] == Change("daily", 3.0, "carol", None)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+def test_old_changes_are_forgotten(tmp_path: Path) -> None:
+    for number in range(120):
+        holds.hold(tmp_path, "daily", Hold(number + 1, float(number), "alice"))
+    changes = read_holds(tmp_path).changes
+    assert (len(changes), changes[-1].version) == (100, 120)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"holds": [], "changes": []}',
+        '{"holds": {"daily": {}}, "changes": []}',
+        '{"holds": {"daily": {"version": 0, "since": 1, "by": "a", "why": ""}}, "changes": []}',
+        '{"holds": {}, "changes": [{"at": 1}]}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_file(tmp_path: Path, content: str) -> None:
+    """It is an error, not "nothing is held"; the next command makes a good one."""
+    (tmp_path / FILE_NAME).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(HoldsError, match="is damaged"):
+        read_holds(tmp_path)
+    holds.hold(tmp_path, "daily", FIRST)
+    assert read_holds(tmp_path).in_force == {"daily": FIRST}
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
+    with pytest.raises(HoldsError, match="No such file"):
+        holds.hold(tmp_path / "missing", "daily", FIRST)
+
+
+def test_a_reason_is_one_short_line() -> None:
+    told = holds.shortened(Hold(1, 1.0, "alice", "a\nb\x1b[31m  c" + "d" * 500))
+    assert told.why.startswith("a b [31m cd")
+    assert len(told.why) == 200
+
+
+def test_the_file_is_for_people_too(tmp_path: Path) -> None:
+    holds.hold(tmp_path, "daily", FIRST)
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    assert content["holds"]["daily"] == {
+        "version": 100, "since": 1.0, "by": "alice", "why": "false positives"
+    }  # fmt: skip
