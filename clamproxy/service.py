@@ -6,10 +6,12 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from clamproxy.access.client_rates import ClientRates
 from clamproxy.announcement import Announcer
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
@@ -27,6 +29,7 @@ from clamproxy.notices.notifier import Notifier
 from clamproxy.notices.report import read_report
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.link import Link
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
@@ -83,6 +86,10 @@ class Surroundings:
     """Gives the port where the proxy listens."""
     clock: Clock = time
     """Tells the time to all that ask the origin."""
+    link: Link = field(default_factory=Link)
+    """The internet link: one for the process, as what began before a reload still uses it."""
+    client_rates: ClientRates = field(default_factory=ClientRates)
+    """What clients may get; one for the process."""
 
 
 @asynccontextmanager
@@ -143,6 +150,7 @@ class Service:
             self._learn_version,
             self._ceilings.learn,
             clock,
+            self.surroundings.link,
         )
         self._stuck = StuckPatches(self.store, self._notes("stuck"), clock.time)
         self._transfers = self._make_transfers(keys)
@@ -180,6 +188,7 @@ class Service:
             self.stats.count_feed_upstream,
             self.via,
             clock,
+            self.surroundings.link,
         )
         self.site_files = SiteFiles(settings.files.directory, records.directory)
         self._history = History(self.store.counters, Notes(records, self.writer, "history"))
@@ -192,6 +201,9 @@ class Service:
         self._notifier = Notifier(settings, self.pages.figures, records, self.writer)
         listen = settings.status.listen
         self._listener = Listener(listen, self.pages) if listen is not None else None
+        self._hours: asyncio.Task[None] | None = None
+        self.surroundings.link.follow(settings.upstream.rate_limit)
+        self.surroundings.client_rates.follow(settings.serving.rate_limit_per_client)
 
     def start(self) -> None:
         """Tidy up the cache, check its content and follow releases, in the background."""
@@ -203,6 +215,7 @@ class Service:
         self._history.start()
         self.peers.start()
         self._notifier.start()
+        self._hours = asyncio.create_task(self._watch_hours(), name="hours of rate limits")
         if self._listener is not None:
             self._listener.start()
 
@@ -223,6 +236,8 @@ class Service:
         self._history.stop()
         self.peers.stop()
         self._notifier.stop()
+        if self._hours is not None:
+            self._hours.cancel()
         self.follower.stop()
         self.site_files.stop()
 
@@ -322,7 +337,22 @@ class Service:
             peers=lambda: self.peers.states,
             notices=lambda: read_report(self.store.records, self.settings),
             record=self.announcer.primary,
+            rates=self._rates,
         )
+
+    def _rates(self) -> Mapping[str, Any]:
+        """The limits in force, and what is used of them, as in status.json."""
+        link, clients = self.surroundings.link, self.surroundings.client_rates
+        return {
+            "upstream": {"limit": link.limit, "rate": round(link.rate)},
+            "clients": {"limit": clients.limit, "waiting": clients.waiting()},
+        }
+
+    async def _watch_hours(self) -> None:
+        """Look at the limits once a minute: a change is logged even if nothing is sent then."""
+        while True:
+            await asyncio.sleep(60 - time.time() % 60)
+            self._rates()
 
     def _machines(self) -> list[Machine]:
         advertised = advertised_to_clients(self.store, self.settings)

@@ -18,6 +18,7 @@ from rich.text import Text
 from clamproxy.cli.common import config_option, database_option, fail, gateway_here, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
 from clamproxy.config.loading import PASSWORD_VARIABLE, ConfigurationError, find_config, load_settings
+from clamproxy.config.settings import CLAMAV_RECORD
 from clamproxy.config.units import NAMESERVER, Nameserver, host_and_port
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
 from clamproxy.doctor.freshclam import (
@@ -178,8 +179,16 @@ class _Visit:
 
         route, nameservers = self.route, [self.nameserver] if self.nameserver else []
         proxy = Proxy(route.host, route.port, user_agent=user_agent(), credentials=route.credentials)
+        conf = self.machine[1] if self.machine is not None else FreshclamConf()
         return Subject(
-            proxy, databases, CLAMAV_KEYS, self.trusts, nameservers, route.target, is_mirror=route.is_mirror
+            proxy,
+            databases,
+            CLAMAV_KEYS,
+            self.trusts,
+            nameservers,
+            route.target,
+            is_mirror=route.is_mirror,
+            record=conf.first("DNSDatabaseInfo") or CLAMAV_RECORD,
         )
 
 

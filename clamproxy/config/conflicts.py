@@ -30,6 +30,8 @@ def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | No
             return f"status.listen is {pages}; expected another port, as the proxy listens on {endpoint}"
     return (
         _loop(settings, listening)
+        or _unused_address(settings)
+        or _nothing_to_log_in_with(settings)
         or _dns_loop(settings)
         or _hidden_host(settings)
         or _records_among_objects(settings)
@@ -44,6 +46,30 @@ def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
     for key, url in urls.items():
         if any(_leads_to(url, endpoint) for endpoint in listening):
             return f"{key} is {url}; expected another address, as that is this gateway itself"
+    parts = urlsplit(settings.upstream.url)
+    for address in settings.upstream.address:
+        port = address.port or parts.port or _PORTS[parts.scheme]
+        if any(port == endpoint.port and _is_own(address.host, endpoint) for endpoint in listening):
+            return f"upstream.address has {address}; expected another address, as that is this gateway itself"
+    return None
+
+
+def _unused_address(settings: Settings) -> str | None:
+    upstream = settings.upstream
+    if not upstream.address or upstream.proxy is None:
+        return None
+    where = ", ".join(map(str, upstream.address))
+    return f"upstream.address is {where}; expected null, as upstream.proxy connects to upstream instead"
+
+
+def _nothing_to_log_in_with(settings: Settings) -> str | None:
+    upstream = settings.upstream
+    if upstream.proxy_auth == "basic":
+        return None
+    if upstream.proxy is None:
+        return f"upstream.proxy_auth is {upstream.proxy_auth}; expected basic, as upstream.proxy is not set"
+    if upstream.proxy_auth == "ntlm" and upstream.proxy.credentials is None:
+        return "upstream.proxy_auth is ntlm; expected basic, as upstream.proxy has no user and password"
     return None
 
 

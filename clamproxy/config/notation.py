@@ -15,7 +15,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-type Plain = str | int | float | bool | list[str] | None
+type Plain = str | int | float | bool | list[str] | dict[str, str | None] | None
 """The types that YAML and JSON have."""
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,8 +29,10 @@ from pydantic_core import PydanticCustomError
 
 from clamproxy.config.notation import OneOrMore
 from clamproxy.config.quantities import DURATION, SHARE, SIZE
+from clamproxy.config.rates import Rates
 from clamproxy.config.targets import MOST_TARGETS, MailSection, NotifySection, Peers, no_peer_twice
 from clamproxy.config.units import (
+    ADDRESS,
     ANY,
     BASE_URL,
     DATABASE,
@@ -45,6 +49,7 @@ from clamproxy.config.units import (
     NETWORK,
     TOKEN,
     USER,
+    Address,
     Endpoint,
     HttpProxy,
     Nameserver,
@@ -75,6 +80,14 @@ def _certificates(path: Path) -> Path:
     return path
 
 
+def _available(scheme: str) -> str:
+    """Refuse a way to log in for which a package is missing."""
+    if scheme != "basic" and find_spec("spnego") is None:
+        missing = f"basic; {scheme} needs the package pyspnego: pip install 'clamproxy[negotiate]'"
+        raise PydanticCustomError("conflict", "{missing}", {"missing": missing})
+    return scheme
+
+
 Size = Annotated[int, SIZE]
 Duration = Annotated[float, DURATION]
 Share = Annotated[float, SHARE]
@@ -93,6 +106,7 @@ Endpoints = Annotated[tuple[Annotated[Endpoint, LISTEN], ...], OneOrMore()]
 
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
+_RATE = "a rate such as 2MB/s, at least 16KiB/s, or a mapping from hours such as Mo-Fr 8-18 to rates, or null"
 _ENDPOINTS = 'a port, an address with a port such as "*:8080", a list of them, or null'
 
 
@@ -148,8 +162,14 @@ class UpstreamSection(_Section):
         "https://database.clamav.net",
         description="an http:// or https:// URL without credentials, query or fragment",
     )
+    address: Annotated[tuple[Annotated[Address, ADDRESS], ...], OneOrMore()] = Field(
+        (), description='an IP address such as 192.0.2.1 or "[2001:db8::1]:443", a list of them, or null'
+    )
     proxy: Annotated[HttpProxy, HTTP_PROXY] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
+    )
+    proxy_auth: Annotated[Literal["basic", "ntlm", "negotiate"], AfterValidator(_available)] = Field(
+        "basic", description="basic, ntlm or negotiate"
     )
     ca_bundle: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
@@ -160,13 +180,23 @@ class UpstreamSection(_Section):
     user_agent: Annotated[str, Field(strict=True, pattern=r"^[!-~][ -~]{0,254}$")] | None = Field(
         None, description="a string such as ClamAV/1.4.3 (OS: Linux, ARCH: x86_64), or null"
     )
+    rate_limit: Rates | None = Field(None, description=_RATE)
+
+    @property
+    def parent_proxy(self) -> HttpProxy | None:
+        """The proxy, and how to log in there."""
+        return None if self.proxy is None else replace(self.proxy, scheme=self.proxy_auth)
+
+
+CLAMAV_RECORD = "current.cvd.clamav.net"
+"""The name of the record with the advertised versions; freshclam asks for it by default."""
 
 
 class VersionsSection(_Section):
     """How the gateway learns the advertised versions; `refresh` in seconds."""
 
     dns: Switch = Field(True, description=_SWITCH)
-    domain: HostName = Field("current.cvd.clamav.net", description="a host name")
+    domain: HostName = Field(CLAMAV_RECORD, description="a host name")
     nameservers: tuple[Annotated[Nameserver, NAMESERVER], ...] = Field(
         (), description='a list of IP addresses such as [192.0.2.1, "[2001:db8::1]:53"]'
     )
@@ -213,6 +243,10 @@ class ServingSection(_Section):
     prefetch: Literal["cdiffs", "all", "none"] = Field("cdiffs", description="cdiffs, all or none")
     other_names: Literal["refuse", "forward"] = Field("refuse", description="refuse or forward")
     express: Switch = Field(True, description=_SWITCH)
+    rate_limit_per_client: Rates | None = Field(None, description=_RATE)
+    dns_name: HostName | None = Field(
+        None, description="a host name such as current.cvd.example.net, or null"
+    )
 
     def is_clamav_host(self, host: str) -> bool:
         """Tell whether a host (without port) is answered as the CDN; ``*`` is one label."""
@@ -283,6 +317,9 @@ class AccessSection(_Section):
 
     users: tuple[Annotated[str, USER], ...] = Field(
         (), description="a list of lines that `clamproxy hash-password` printed, each beginning with - "
+    )
+    client_ca: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
+        None, description="a readable file of PEM certificates, or null"
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
     max_connections_per_client: Count = Field(200, ge=1, description="a whole number, at least 1")

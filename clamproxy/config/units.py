@@ -87,6 +87,16 @@ class Nameserver(NamedTuple):
         return self.host if self.port == 53 else host_and_port(self.host, self.port)
 
 
+class Address(NamedTuple):
+    """Where a server is: an IP address as text, and a port if it isn't the one in the server's URL."""
+
+    host: str
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return self.host if self.port is None else host_and_port(self.host, self.port)
+
+
 class Endpoint(NamedTuple):
     """Where to listen: an IP address or `ANY` as text, and a port."""
 
@@ -179,6 +189,12 @@ NAMESERVER = Notation(
     read=_nameserver,
 )
 
+ADDRESS = Notation(
+    pattern=NAMESERVER.pattern,
+    expected='an IP address with or without a port such as 192.0.2.1, 192.0.2.1:8443 or "[2001:db8::1]:443"',
+    read=lambda text: Address(*_address_and_port(text)),
+)
+
 ENDPOINT = Notation(
     pattern=r"^([0-9.]+|\[[^\]]+\]):[0-9]{1,5}$", expected="an address and a port", read=_endpoint
 )
@@ -206,10 +222,12 @@ class HttpProxy:
     Attributes:
         url: ``http[s]://host[:port]``, without credentials.
         credentials: ``user:password`` as plain text (not percent-encoded), or None.
+        scheme: how to log in: ``basic``, ``ntlm`` or ``negotiate``.
     """
 
     url: str
     credentials: str | None = field(default=None, repr=False)
+    scheme: str = "basic"
 
 
 def _base_url(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from clamproxy.config.settings import CLAMAV_RECORD
 from clamproxy.config.units import MIB, Nameserver
 from clamproxy.dates import parse_http_date
 from clamproxy.doctor import explain
@@ -60,6 +61,8 @@ class Subject:
     """The server that is asked for, as host and port."""
     is_mirror: bool = False
     """Whether the gateway is that server itself, rather than a proxy."""
+    record: str = CLAMAV_RECORD
+    """The name of the version record that freshclam asks for."""
 
 
 class Client:
@@ -227,7 +230,8 @@ class Client:
     def _ask_dns(self) -> Verdict:
         served = {name: header.version for name, header in self.served.items() if header is not None}
         wanted = [name for name in self._subject.databases if self.served.get(name, ...) is not None]
-        return compare_with_gateway(wanted or [self._first], served, self._subject.nameservers)
+        subject = self._subject
+        return compare_with_gateway(wanted or [self._first], served, subject.nameservers, subject.record)
 
     @property
     def _first(self) -> str:

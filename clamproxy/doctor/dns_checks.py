@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 import dns.exception
 import dns.resolver
 
+from clamproxy.config.settings import CLAMAV_RECORD
 from clamproxy.config.units import Nameserver, host_and_port
 from clamproxy.doctor.explain import ON_GATEWAY
 from clamproxy.doctor.findings import Status, Verdict, ok, problem, warning
-from clamproxy.formats.version_record import VersionRecord, record_name
+from clamproxy.formats.version_record import IN_PRIMARY, VersionRecord, single_name
 from clamproxy.origin.resolver import DnsResolver, Resolver
 from clamproxy.readable import shortened
-
-DOMAIN = "current.cvd.clamav.net"
-"""The name that freshclam asks for."""
 
 _LONGEST_REASON = 160
 """How many characters of a reason are shown."""
@@ -92,7 +90,10 @@ def version_in(text: str, database: str, now: float) -> int:
 
 
 def compare_with_gateway(
-    databases: Sequence[str], served: Mapping[str, int], nameservers: Sequence[Nameserver]
+    databases: Sequence[str],
+    served: Mapping[str, int],
+    nameservers: Sequence[Nameserver],
+    domain: str = CLAMAV_RECORD,
 ) -> Verdict:
     """Compare what freshclam learns in DNS mode with what the gateway serves.
 
@@ -100,8 +101,13 @@ def compare_with_gateway(
         databases: their names.
         served: the versions in the headers that the gateway sent, as far as known.
         nameservers: the servers to ask; if empty, those of the system.
+        domain: the name of the primary record. freshclam asks for all others below clamav.net, whatever
+            that is (docs/protocol.md 3).
     """
-    names = {database: record_name(database, DOMAIN) for database in databases}
+    names = {
+        database: domain if database in IN_PRIMARY else single_name(database, CLAMAV_RECORD)
+        for database in databases
+    }
     records = {name: _look_up(name, nameservers) for name in dict.fromkeys(names.values())}
     verdicts = [_compare(name, served.get(name), names[name], records[names[name]]) for name in databases]
     worst = max(verdicts, key=lambda verdict: verdict.status.severity)

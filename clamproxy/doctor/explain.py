@@ -22,11 +22,12 @@ CONNECT_REMEDY = (
 )
 LOOP_REMEDY = (
     "correct upstream.url and upstream.proxy; where a local DNS zone sends ClamAV's names to the gateway, "
-    "give the gateway a name server without that zone."
+    "give the gateway a name server without that zone, or set upstream.address."
 )
 PROXY_USERS = (
     "upstream.proxy requires a user and a password (407)",
-    "set upstream.proxy to http://user:password@host:port, percent-encoded.",
+    "set upstream.proxy to http://user:password@host:port, percent-encoded; "
+    "upstream.proxy_auth if the proxy wants NTLM or Kerberos.",
 )
 TOLERANCE = 300.0
 """How far two clocks may differ, in seconds."""

@@ -172,12 +172,13 @@ class OriginChecks:
         settings, scope, received = self.settings.upstream, CancelScope(), list[int]()
         upstream = Upstream(
             settings.url,
-            proxy=settings.proxy,
+            proxy=settings.parent_proxy,
             ca_bundle=settings.ca_bundle,
             connect_timeout=min(settings.connect_timeout, self._deadline.allow(_CONNECT_LIMIT)),
             read_timeout=min(settings.read_timeout, self._deadline.allow(_READ_LIMIT)),
             via="1.1 clamproxy-doctor",
             count=lambda _, length: received.append(length),
+            addresses=settings.address,
         )
 
         def ask() -> bytes:
@@ -248,6 +249,8 @@ class OriginChecks:
         return urlsplit(self.settings.upstream.url).hostname or ""
 
     def _addresses(self) -> list[str]:
+        if given := self.settings.upstream.address:
+            return [address.host for address in given]
         try:
             return look_up(self._host, self._deadline.allow(_CONNECT_LIMIT))
         except OSError:

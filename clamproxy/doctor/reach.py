@@ -34,17 +34,27 @@ def reach(upstream: UpstreamSection, seconds: float) -> str:
     is_secure, origin = _endpoint(upstream.url)
     context, name = _context(upstream), host_and_port(*origin)
     if upstream.proxy is None:
-        with connected(origin, seconds) as stream:
+        with connected(_first_open(upstream, origin, seconds), seconds) as stream:
             return _secured(stream, context, origin) if is_secure else f"a connection to {name}"
     proxy_is_secure, address = _endpoint(upstream.proxy.url)
     with connected(address, seconds) as stream, ExitStack() as stack:
         if proxy_is_secure:
             stream = stack.enter_context(context.wrap_socket(stream, server_hostname=address[0]))
-        if not is_secure:  # without a tunnel, only the request itself would show more
+        # Without a tunnel, only the request itself would show more; with NTLM, only the gateway's own way.
+        if not is_secure or upstream.proxy_auth != "basic":
             return f"a connection to {upstream.proxy.url}"
         open_tunnel(stream, Proxy(*address, _USER_AGENT, upstream.proxy.credentials), name)
         # Python's sockets can't wrap a TLS connection in TLS once more.
         return f"a tunnel to {name}" if proxy_is_secure else _secured(stream, context, origin)
+
+
+def _first_open(upstream: UpstreamSection, origin: tuple[str, int], seconds: float) -> tuple[str, int]:
+    """Where to connect: the first of `upstream.address` that accepts a connection, else the last."""
+    places = [(address.host, address.port or origin[1]) for address in upstream.address]
+    for place in places[:-1]:
+        with suppress(OSError), socket.create_connection(place, seconds):
+            return place
+    return places[-1] if places else origin
 
 
 def look_up(host: str, seconds: float) -> list[str]:

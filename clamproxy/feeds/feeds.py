@@ -40,6 +40,7 @@ from clamproxy.messages import Request, Response, Result
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.link import Link
 from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.responses import plain
 from clamproxy.single_flight import SingleFlight
@@ -83,6 +84,7 @@ class Feeds:
         notes: where cool-downs are kept.
         count_upstream: called with the requests to feeds and the bytes of their bodies, from any thread.
         via: names this gateway in the Via field of requests to feeds.
+        link: what files are read over; by default, one without a limit.
     """
 
     def __init__(
@@ -93,11 +95,12 @@ class Feeds:
         count_upstream: Callable[[int, int], None],
         via: str,
         clock: Clock = time,
+        link: Link | None = None,
     ) -> None:
         self._via = via
         self._clock = clock
         self._settings = settings
-        self._fetcher = Fetcher(settings, count_upstream)
+        self._fetcher = Fetcher(settings, count_upstream, link)
         self._writer = Writer()
         self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
         self._cooldowns = FeedCooldowns(notes, clock.time)

@@ -34,6 +34,7 @@ from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import PLAIN_FIELD
 from clamproxy.origin.connections import ONCE, CancelScope, make_pool
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.link import Link
 from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse, longest_head, retry_after_of
 
 MOST_REDIRECTS = 3
@@ -94,18 +95,23 @@ class Fetcher:
     Args:
         settings: proxy, trust and timeouts come from its section `upstream`.
         count: is told the number of requests and of body bytes, from any thread.
+        link: what files are read over; by default, one without a limit.
     """
 
-    def __init__(self, settings: Settings, count: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, settings: Settings, count: Callable[[int, int], None], link: Link | None = None
+    ) -> None:
         self._upstream = upstream = settings.upstream
         self._feeds = settings.feeds
         self._count = count
+        self._link = link or Link()
         self._timeout = Timeout(connect=upstream.connect_timeout, read=upstream.read_timeout)
 
     @cached_property
     def _pool(self) -> urllib3.PoolManager:
         """Made when the first feed is asked, because loading the certificates takes a while."""
-        return make_pool(self._upstream.proxy, self._upstream.ca_bundle, self._timeout)
+        upstream = self._upstream
+        return make_pool(upstream.parent_proxy, upstream.ca_bundle, self._timeout, link=self._link)
 
     def get(self, target: Target, sent: Mapping[str, str], scope: CancelScope) -> Fetched:
         """Ask for a file, and follow redirects to other feeds.
@@ -191,7 +197,7 @@ class Fetcher:
 
     def _use(self, response: urllib3.BaseHTTPResponse, head: ResponseHead, scope: CancelScope) -> Fetched:
         """Accept only responses that are of use."""
-        answer = OriginResponse(response, lambda length: self._count(0, length), scope)
+        answer = OriginResponse(response, lambda length: self._count(0, length), scope, self._link)
         try:
             _check(response)
             chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from werkzeug.datastructures import Headers
 
@@ -27,6 +28,8 @@ class Caller:
     """Whether it came to a port on which the gateway is the server, not a proxy."""
     tunnel: tuple[str, int] | None = None
     """Host and port of its CONNECT, once that was admitted. The front sets it for the server."""
+    certified_by: Path | None = None
+    """The `access.client_ca` by which its certificate was verified in the handshake, if it was."""
     known_to: Users | None = field(default=None, repr=False)
     """The users that its CONNECT was checked against. A reload may have installed others since."""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clamproxy.access.client_rates import ClientShare
 from clamproxy.dates import LONGEST_DATE
 from clamproxy.fleet import Visit
 from clamproxy.formats.header import HEADER_SIZE
@@ -36,6 +37,8 @@ class Exchange:
     """The response to be sent, complete. For a request that is passed through: the host's response."""
     running: Callable[[], Service | None]
     """Returns the current service. A reload may have replaced the one that answered."""
+    share: ClientShare | None = None
+    """Paces a body that isn't in memory; None if nothing does."""
     sent: int = 0
     """Bytes of content so far, if the sender counts them here."""
     ended: bool = False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from clamproxy.access.client_rates import LONGEST_PAUSE, ClientRates
 from clamproxy.access.limits import ConnectionLimits
 from clamproxy.access.users import Users
 from clamproxy.config.settings import Settings
@@ -13,7 +16,7 @@ from clamproxy.front import refusals
 from clamproxy.front.client_request import LARGEST_CONTENT, Caller, ClientRequest
 from clamproxy.front.exchange import Exchange
 from clamproxy.front.routing import Destination, Routing
-from clamproxy.messages import Response, Result
+from clamproxy.messages import Body, Response, Result
 from clamproxy.objects import plain_path
 from clamproxy.responses import complete
 from clamproxy.service import Service
@@ -27,6 +30,7 @@ LOOK_EVERY = 0.1
 """In seconds."""
 _FOR_READING = (Destination.DATABASES, Destination.FEED, Destination.FILES)
 """Destinations that know only GET and HEAD."""
+_HTTPS = 443
 _FAILURE = "internal error; see the gateway's log"
 _JUST_CHANGED = "the configuration has just changed"
 _NAMELESS = "1.1 clamproxy"
@@ -48,6 +52,9 @@ class Front:
         self.limits = ConnectionLimits(1, 1)
         """For the connections to all servers together."""
         self._users = Users(())
+        self._client_ca: Path | None = None
+        self._rates: ClientRates | None = None
+        """None while nothing limits them."""
         self._bodies = 0
 
     def install(self, service: Service) -> None:
@@ -55,6 +62,9 @@ class Front:
         access = service.settings.access
         if self.service is None or access.users != self.service.settings.access.users:
             self._users = Users(access.users)
+        self._client_ca = access.client_ca
+        rates = service.surroundings.client_rates
+        self._rates = rates if rates.is_set else None
         self.limits.in_all = access.max_connections
         self.limits.per_client = access.max_connections_per_client
         self.service, self.routing = service, Routing(service.settings)
@@ -81,7 +91,9 @@ class Front:
 
     def is_known(self, caller: Caller) -> bool:
         """Whether a client needn't authenticate: it has done so on this connection, or nobody has to."""
-        return not self._users or caller.known_to is self._users
+        if self._client_ca is not None and caller.certified_by == self._client_ca:
+            return True
+        return caller.known_to is self._users if self._users else self._client_ca is None
 
     # Answers
 
@@ -109,8 +121,8 @@ class Front:
         if service is None or routing is None:
             return self._failed(request)
         try:
-            if not await self._admits(request):
-                refusal = refusals.unknown_client(is_proxy=True)
+            if not (self._certifies_inside(request, routing) or await self._admits(request)):
+                refusal = self._unknown(is_proxy=True)
             elif not _opens(request, routing):
                 refusal = refusals.no_tunnel(request.host, request.port)
             else:
@@ -126,6 +138,8 @@ class Front:
         if service is None or routing is None or not self.is_known(request.caller):
             return None
         try:
+            if self._rates is not None and self._rates.delay_of(request.caller.address) > 0:
+                return None
             if routing.destination(request) is not Destination.DATABASES:
                 return None
             if refusals.unfit(request, service.pseudonym) is not None:
@@ -180,7 +194,7 @@ class Front:
 
     async def _refusal_to_pass(self, request: ClientRequest, service: Service) -> Response | None:
         if not await self._admits(request):
-            return refusals.unknown_client(is_proxy=True)
+            return self._unknown(is_proxy=True)
         return refusals.loop(request, service.pseudonym) or refusals.last_stop(request)
 
     def unanswered(self, request: ClientRequest) -> Exchange:
@@ -190,12 +204,12 @@ class Front:
 
     async def _response(self, request: ClientRequest, destination: Destination, service: Service) -> Response:
         if not (_is_open(request, destination, service) or await self._admits(request)):
-            return refusals.unknown_client(is_proxy=not request.is_direct)
-        if (
-            destination in _FOR_READING
-            and (refusal := refusals.unfit(request, service.pseudonym)) is not None
-        ):
-            return refusal
+            return self._unknown(is_proxy=not request.is_direct)
+        if destination in _FOR_READING:
+            if (refusal := refusals.unfit(request, service.pseudonym)) is not None:
+                return refusal
+            if self._rates is not None and (delay := self._rates.delay_of(request.caller.address)) > 0:
+                await asyncio.sleep(min(delay, LONGEST_PAUSE))
         match destination:
             case Destination.DATABASES:
                 return await service.gateway.handle(request)
@@ -219,6 +233,8 @@ class Front:
         if self.is_known(request.caller):
             return True
         users = self._users
+        if not users:  # only a certificate would do
+            return False
         # freshclam sends a proxy's password only with CONNECT, not inside the tunnel
         # (docs/protocol.md 9.1, A6).
         field = "Authorization" if request.is_direct else "Proxy-Authorization"
@@ -229,6 +245,20 @@ class Front:
             request.caller.known_to = users
         return known
 
+    def _certifies_inside(self, request: ClientRequest, routing: Routing) -> bool:
+        """Whether a client may present its certificate inside the tunnel that it asks for.
+
+        Whoever has a password is checked here, and may go on without TLS.
+        """
+        is_ours = routing.destination(request) in (*_FOR_READING, Destination.PAGES)
+        has_password = bool(self._users) and "Proxy-Authorization" in request.headers
+        return self._client_ca is not None and request.port == _HTTPS and is_ours and not has_password
+
+    def _unknown(self, *, is_proxy: bool) -> Response:
+        return refusals.unknown_client(
+            is_proxy=is_proxy, users=bool(self._users), certificates=self._client_ca is not None
+        )
+
     def _failed(self, request: ClientRequest) -> Exchange:
         """The response to a request that can't be handled: whatever goes wrong, nothing is let through."""
         return self._exchange(request, Destination.NOBODY, refusals.failure(_FAILURE), self.service)
@@ -237,7 +267,14 @@ class Front:
         self, request: ClientRequest, destination: Destination, response: Response, service: Service | None
     ) -> Exchange:
         complete(response, request.method, service.via if service is not None else _NAMELESS)
-        return Exchange(request, destination, response, self._running)
+        exchange = Exchange(request, destination, response, self._running)
+        if self._rates is not None:
+            address = request.caller.address
+            if isinstance(response.body, Body):
+                exchange.share = self._rates.share_of(address)
+            else:
+                self._rates.charge(address, len(response.body))
+        return exchange
 
     def _running(self) -> Service | None:
         return self.service

@@ -8,6 +8,11 @@ from clamproxy.responses import plain
 LONGEST_VIA = 1024
 """In characters; each gateway adds about twenty."""
 _CHALLENGE = 'Basic realm="clamproxy"'
+_USER = "a user and password from access.users are required"
+_CERTIFICATE = "https with a certificate of access.client_ca is required"
+_EITHER = (
+    "a user and password from access.users, or https with a certificate of access.client_ca, are required"
+)
 _COUNTED_DOWN = ("OPTIONS", "TRACE")
 """The methods for which Max-Forwards is defined (RFC 9110 7.6.2)."""
 
@@ -38,15 +43,16 @@ def loop(request: Request, pseudonym: str) -> Response | None:
     return plain(502, Result.REFUSED, "loop: this request has come through this gateway before")
 
 
-def unknown_client(*, is_proxy: bool) -> Response:
+def unknown_client(*, is_proxy: bool, users: bool = True, certificates: bool = False) -> Response:
     """Ask a client to authenticate.
 
     Args:
         is_proxy: whether the client uses the gateway as its proxy.
+        users: whether a user and password would do.
+        certificates: whether https with a certificate would do.
     """
-    response = plain(
-        407 if is_proxy else 401, Result.REFUSED, "a user and password from access.users are required"
-    )
+    needed = _EITHER if users and certificates else _CERTIFICATE if certificates else _USER
+    response = plain(407 if is_proxy else 401, Result.REFUSED, needed)
     response.headers["Proxy-Authenticate" if is_proxy else "WWW-Authenticate"] = _CHALLENGE
     return response
 

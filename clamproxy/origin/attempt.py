@@ -99,6 +99,11 @@ class Attempt:
             else:
                 self._receive_whole(answer)
 
+    @property
+    def held_back(self) -> float:
+        """Seconds for which the gateway itself didn't read, to keep to `upstream.rate_limit`."""
+        return self._scope.held_back
+
     def abandon(self) -> None:
         """Write nothing more, and end whatever blocks. Any thread; idempotent."""
         self._scope.cancel()

@@ -16,8 +16,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,11 +27,19 @@ from urllib.parse import urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    MaxRetryError,
+    NewConnectionError,
+    ResponseError,
+)
 from urllib3.util import Retry, Timeout
 from urllib3.util.wait import wait_for_read
 
-from clamproxy.config.units import HttpProxy
+from clamproxy.config.units import Address, HttpProxy
+from clamproxy.origin.link import Link
+from clamproxy.origin.proxy_auth import LoginConnection
 from clamproxy.origin.strict_http import StrictConnection
 from clamproxy.threads import in_thread
 
@@ -68,14 +77,16 @@ class CancelScope:
         self.is_overdue = False
         """Whether its deadline ended it."""
         self._lock = threading.Lock()
-        self._cancelled = False
+        self._cancelled = threading.Event()
+        self._held_back = 0.0
+        self._paused_at: float | None = None
         # Duplicates, because TLS takes the descriptor away from the socket that was connected.
         self._held: list[socket.socket] = []
 
     def cancel(self) -> None:
         """End whatever blocks and all later requests. Any thread; idempotent."""
         with self._lock:
-            self._cancelled = True
+            self._cancelled.set()
             for held in self._held:
                 with suppress(OSError):  # it has ended already
                     held.shutdown(socket.SHUT_RDWR)
@@ -95,8 +106,25 @@ class CancelScope:
 
     def check(self) -> None:
         """Raises `CancelledScopeError` if the scope was cancelled."""
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise CancelledScopeError("given up")
+
+    def pause(self, seconds: float) -> None:
+        """Wait before reading on.
+
+        Raises:
+            CancelledScopeError: the scope was cancelled before or meanwhile.
+        """
+        self._paused_at = begun = time.monotonic()
+        self._cancelled.wait(seconds)
+        self._paused_at, self._held_back = None, self._held_back + time.monotonic() - begun
+        self.check()
+
+    @property
+    def held_back(self) -> float:
+        """Seconds that were spent in `pause` so far: nothing could arrive then. Any thread."""
+        paused_at = self._paused_at
+        return self._held_back + (time.monotonic() - paused_at if paused_at is not None else 0.0)
 
     def hold(self, connection: Any) -> None:
         """Add a socket to the scope.
@@ -167,11 +195,27 @@ async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope
         scope.cancel()
 
 
-class _Connection(StrictConnection):
-    """A connection that belongs to the scope of the thread that uses it, and knows its age."""
+class _Connection(LoginConnection):
+    """A connection that belongs to the scope of the thread that uses it, and knows its age.
+
+    Args:
+        link: what it is part of; None if nobody limits it.
+        addresses: of the host, in the order in which to try them; if empty, DNS is asked.
+    """
 
     _answered_at: float | None = None
     """When the last response over it began, in monotonic seconds; None while it is new."""
+
+    def __init__(
+        self,
+        *args: Any,
+        link: Link | None = None,
+        addresses: Sequence[Address] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._link = link
+        self._addresses = addresses
 
     @property
     def is_connected(self) -> bool:
@@ -184,7 +228,11 @@ class _Connection(StrictConnection):
         scope = _thread.scope
         if scope is not None:
             scope.check()
-        connected = super()._new_conn()
+        buffer = self._link.receive_buffer if self._link is not None else None
+        if buffer is not None:
+            # Before the connection is made: the window that TCP agrees on depends on it.
+            self.socket_options = [*_SOCKET_OPTIONS, (socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)]
+        connected = self._connected()
         try:
             if scope is not None:
                 scope.hold(connected)
@@ -192,6 +240,22 @@ class _Connection(StrictConnection):
             connected.close()
             raise
         return connected
+
+    def _connected(self) -> socket.socket:
+        if not self._addresses:
+            return super()._new_conn()
+        host, port = self._dns_host, self.port
+        *others, last = self._addresses
+        try:
+            for address in others:
+                # The name stays with everything but the connection: Host, SNI, the certificate.
+                self._dns_host, self.port = address.host, address.port or port
+                with suppress(ConnectTimeoutError, NewConnectionError):
+                    return super()._new_conn()
+            self._dns_host, self.port = last.host, last.port or port
+            return super()._new_conn()
+        finally:
+            self._dns_host, self.port = host, port
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request.
@@ -257,11 +321,20 @@ def trusting(ca_bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
-def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout) -> urllib3.PoolManager:
+def make_pool(
+    proxy: HttpProxy | None,
+    ca_bundle: Path | None,
+    timeout: Timeout,
+    *,
+    link: Link | None = None,
+    addresses: Sequence[Address] = (),
+) -> urllib3.PoolManager:
     """Connections to the outside, through the proxy if there is one, trusting the configured certificates.
 
     Args:
         ca_bundle: certificates to trust besides the system's.
+        link: limits what is read; None if nothing does.
+        addresses: where to connect, whatever host is asked for; if empty, DNS is asked.
     """
     context = trusting(ca_bundle)
     shared: dict[str, Any] = {
@@ -274,12 +347,15 @@ def make_pool(proxy: HttpProxy | None, ca_bundle: Path | None, timeout: Timeout)
         manager = urllib3.PoolManager(**shared)
     else:
         headers = {}
-        if proxy.credentials is not None:
+        if proxy.scheme == "basic" and proxy.credentials is not None:
             # urllib3.make_headers knows Latin-1 only.
             token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
             headers["Proxy-Authorization"] = f"Basic {token}"
         manager = urllib3.ProxyManager(proxy.url, proxy_headers=headers, proxy_ssl_context=context, **shared)
-    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    login = proxy if proxy is not None and proxy.scheme != "basic" else None
+    means: dict[str, Any] = {"link": link, "addresses": tuple(addresses), "login": login}
+    makers: Any = {"http": partial(_Pool, **means), "https": partial(_TlsPool, **means)}
+    manager.pool_classes_by_scheme = makers
     return manager
 
 

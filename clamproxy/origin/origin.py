@@ -13,6 +13,7 @@ from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.header_probes import HeaderProbes
+from clamproxy.origin.link import Link
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
@@ -41,6 +42,7 @@ class Origin:
         learnt: Callable[[str, int], object],
         sighted: Callable[[str, int], object] | None = None,
         clock: Clock = time,
+        link: Link | None = None,
     ) -> Origin:
         """Make all parts; nothing is asked yet.
 
@@ -51,6 +53,7 @@ class Origin:
             learnt: is told a database and its version whenever DNS gives one; without DNS, whenever the
                 origin's header does.
             sighted: with DNS, is told a database and its version whenever the origin's header gives one.
+            link: what files are read over; by default, one without a limit.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
@@ -59,7 +62,7 @@ class Origin:
         budget = Budget(notes("budget"), clock.time, first_pause=min(FIRST_PAUSE, versions.refresh))
         way = Upstream(
             upstream.url,
-            proxy=upstream.proxy,
+            proxy=upstream.parent_proxy,
             ca_bundle=upstream.ca_bundle,
             connect_timeout=upstream.connect_timeout,
             read_timeout=upstream.read_timeout,
@@ -67,6 +70,8 @@ class Origin:
             count=count,
             note=budget.note,
             offline=upstream.offline,
+            link=link,
+            addresses=upstream.address,
         )
         return cls(
             upstream=way,

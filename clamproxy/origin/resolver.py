@@ -156,5 +156,5 @@ def make_resolver(settings: Settings) -> Resolver | None:
     if not settings.asks_dns:
         return None
     if versions.doh is not None:
-        return DohResolver(versions.doh, upstream.proxy, upstream.ca_bundle)
+        return DohResolver(versions.doh, upstream.parent_proxy, upstream.ca_bundle)
     return DnsResolver(versions.nameservers)

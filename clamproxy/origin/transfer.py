@@ -279,12 +279,12 @@ class Transfer(Download[None]):
 
     async def _watch_speed(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
         window = self._resources.stall_window
-        mark, marked_at = attempt.received, time.monotonic()
+        mark, marked_at = attempt.received, time.monotonic() - attempt.held_back
         while not await self._ended(future):
-            if time.monotonic() - marked_at >= window:
+            if (now := time.monotonic() - attempt.held_back) - marked_at >= window:
                 if attempt.received - mark < SLOWEST * window:
                     raise _StalledError
-                mark, marked_at = attempt.received, time.monotonic()
+                mark, marked_at = attempt.received, now
             if self._kicked.is_set():
                 raise _StalledError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Self
@@ -25,11 +25,13 @@ from urllib3.util import SKIP_HEADER, Timeout
 from werkzeug.datastructures import ContentRange
 from werkzeug.http import parse_content_range_header
 
-from clamproxy.config.units import HttpProxy
+from clamproxy.config.units import Address, HttpProxy
 from clamproxy.dates import parse_http_date
 from clamproxy.messages import PLAIN_FIELD, Requester
 from clamproxy.origin.connections import REDIRECTS_ONLY, CancelScope, make_pool
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.link import Link
+from clamproxy.origin.proxy_auth import LoginError
 
 CHUNK = 256 * 1024
 """How many bytes are read at a time: enough that a thread spends its time in system calls."""
@@ -78,14 +80,24 @@ class RangeError(Exception):
 
 
 class OriginResponse:
-    """A response of the origin whose body is still to be read. Close it in the same thread."""
+    """A response of the origin whose body is still to be read. Close it in the same thread.
+
+    Args:
+        link: what the body is read over.
+    """
 
     def __init__(
-        self, response: urllib3.BaseHTTPResponse, count_bytes: Callable[[int], None], scope: CancelScope
+        self,
+        response: urllib3.BaseHTTPResponse,
+        count_bytes: Callable[[int], None],
+        scope: CancelScope,
+        link: Link,
     ) -> None:
         self._response = response
         self._count_bytes = count_bytes
         self._scope = scope
+        self._link = link
+        self._unpaid = 0
         self.status = response.status
         self.partial = response.status == 206
 
@@ -191,9 +203,12 @@ class OriginResponse:
         """
         try:
             # read1 returns what is there, so readers need not wait for a full chunk.
-            while chunk := self._response.read1(largest, decode_content=False):
+            while chunk := self._response.read1(self._link.turn(largest), decode_content=False):
                 self._count_bytes(len(chunk))
-                yield chunk
+                self._unpaid += len(chunk)
+                yield chunk  # whoever reads along gets it before its price is waited for
+                unpaid, self._unpaid = self._unpaid, 0
+                self._link.pay(unpaid, self._scope)
         # A connection that another thread shut down raises AttributeError.
         except (*LIBRARY_ERRORS, AttributeError) as error:
             raise OriginError(FailureKind.INTERRUPTED, f"the connection broke: {reason_of(error)}") from error
@@ -231,6 +246,8 @@ class Upstream:
         count: is told the number of requests and of body bytes, from any thread.
         note: is told the path of each request, from any thread.
         offline: whether to ask for nothing; every file then counts as not found.
+        link: what files are read over; by default, one without a limit.
+        addresses: of the URL's host, in the order in which to try them; if empty, DNS is asked.
     """
 
     def __init__(
@@ -245,13 +262,22 @@ class Upstream:
         count: Callable[[int, int], None],
         note: Callable[[str], None] = lambda _: None,
         offline: bool = False,
+        link: Link | None = None,
+        addresses: Sequence[Address] = (),
     ) -> None:
         self._url = url
         self._via = via
         self._count = count
         self._note = note
         self._offline = offline
-        self._pool = make_pool(proxy, ca_bundle, Timeout(connect=connect_timeout, read=read_timeout))
+        self._link = link or Link()
+        self._pool = make_pool(
+            proxy,
+            ca_bundle,
+            Timeout(connect=connect_timeout, read=read_timeout),
+            link=self._link,
+            addresses=addresses,
+        )
         self._longest_head = longest_head(connect_timeout, read_timeout)
         whose = "the parent proxy" if proxy else "a proxy on the way"
         has_credentials = proxy is not None and proxy.credentials is not None
@@ -314,7 +340,7 @@ class Upstream:
         scope = scope or CancelScope()
         try:
             return OriginResponse(
-                self._request(path, headers, scope), lambda length: self._count(0, length), scope
+                self._request(path, headers, scope), lambda length: self._count(0, length), scope, self._link
             )
         except BaseException:
             scope.close()
@@ -346,7 +372,10 @@ class Upstream:
     def _explain(self, error: Exception) -> OriginError:
         """What the absence of a response means."""
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-        refusal = _TUNNEL_REFUSED.search(str(cause)) if isinstance(cause, ProxyError) else None
+        is_proxys = isinstance(cause, ProxyError | ProtocolError)
+        refusal = _TUNNEL_REFUSED.search(str(cause)) if is_proxys else None
+        if login := _login_error(cause):
+            return OriginError(FailureKind.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407): {login}")
         if refusal and refusal[1] == "407":
             return OriginError(FailureKind.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
         if refusal:
@@ -388,6 +417,14 @@ class Upstream:
     def close(self) -> None:
         """Close idle connections."""
         self._pool.clear()
+
+
+def _login_error(error: BaseException | None) -> LoginError | None:
+    """The error in the handshake with the parent proxy, whatever it is wrapped in."""
+    while error is not None and not isinstance(error, LoginError):
+        inner = [one for one in (*error.args, error.__context__) if isinstance(one, BaseException)]
+        error = inner[0] if inner else None
+    return error
 
 
 def longest_head(connect_timeout: float, read_timeout: float) -> float:

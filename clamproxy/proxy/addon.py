@@ -72,7 +72,7 @@ class ClamProxy:
         self._retiring: set[asyncio.Task[None]] = set()
         self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
         self._has_terminal = os.isatty(0)
-        callers, certificates = Callers(), Certificates(self._authority)
+        callers, certificates = Callers(), Certificates(self._authority, self._client_ca)
         self._threshold = Threshold(self._admits, self._front.limits)
         self._lane = Lane(self._front, certificates.context_for)
         self._takeover: Takeover | None = None
@@ -229,6 +229,11 @@ class ClamProxy:
     def _authority(self) -> Authority | None:
         """The gateway's own authority, if `clamproxy ca init` has made one."""
         return self._own_authority() if self._own_authority is not None else None
+
+    def _client_ca(self) -> Path | None:
+        """Whose certificates clients must present for https."""
+        settings = self._front.settings
+        return settings.access.client_ca if settings is not None else None
 
     def _certificates(self) -> bytes | None:
         """The certificates that clients must trust for https, in PEM."""

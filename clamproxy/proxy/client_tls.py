@@ -22,6 +22,7 @@ from OpenSSL import SSL
 
 from clamproxy.authority import Authority, ForeignName, Leaf
 from clamproxy.authority.certificates import general_name, make_leaf, utc
+from clamproxy.proxy.client_trust import ClientTrust, CurrentTrust
 
 logger = logging.getLogger(__name__)
 
@@ -38,28 +39,40 @@ class Certificates:
 
     Args:
         authority: gives the current authority, quickly; None leaves everything to mitmproxy.
+        client_ca: gives `access.client_ca`.
     """
 
-    def __init__(self, authority: Callable[[], Authority | None]) -> None:
+    def __init__(
+        self,
+        authority: Callable[[], Authority | None],
+        client_ca: Callable[[], Path | None] = lambda: None,
+    ) -> None:
         self._authority = authority
+        self._client_ca = client_ca
+        self._current_trust = CurrentTrust()
         self._told: Authority | None = None
 
     def running(self) -> None:
-        """Log what HTTPS clients must trust."""
+        """Log what HTTPS clients must trust, and read what the gateway trusts."""
         self._tell(self._authority())
+        with suppress(OSError, ValueError):  # the file has changed since the configuration was checked
+            self._trust()
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Set up a connection; it ends at once if there is no certificate for the name."""
         authority = self._authority()
         if authority is not self._told:
             self._tell(authority)
-        if authority is None or data.ssl_conn is not None or not isinstance(data.conn, connection.Client):
+        if data.ssl_conn is not None or not isinstance(data.conn, connection.Client):
+            return
+        if authority is None and self._client_ca() is None:
             return
         try:
-            credentials = _Credentials.of_leaf(authority.certificate_for(_name_asked_for(data)))
+            credentials, trust = self._credentials(authority, _name_asked_for(data)), self._trust()
             # TLS with the proxy itself, when no server is known yet: mitmproxy has no CONNECT over HTTP/2.
             is_proxy = data.context.server.address is None
-            data.ssl_conn = SSL.Connection(_tls_context(credentials, _TlsOptions.now(is_proxy=is_proxy)))
+            options = _TlsOptions.now(is_proxy=is_proxy)
+            data.ssl_conn = SSL.Connection(_tls_context(credentials, options, trust))
             data.ssl_conn.set_accept_state()
         except ForeignName as error:
             logger.warning("%s: TLS refused: %s.", data.conn.peername[0], error)
@@ -78,13 +91,25 @@ class Certificates:
         options = ctx.options
         if options.http2 or options.tls_ecdh_curve_client or options.request_client_cert:
             return None
-        authority = self._authority()
         try:
-            leaf = authority.certificate_for(host) if authority is not None else None
-        except ForeignName:
+            credentials, trust = self._credentials(self._authority(), host), self._trust()
+        except (ForeignName, OSError, ValueError):
             return None
-        credentials = _Credentials.of_leaf(leaf) if leaf is not None else _Credentials.of_mitmproxy(host)
-        return _tls_context(credentials, _TlsOptions.now(is_proxy=False))
+        return _tls_context(credentials, _TlsOptions.now(is_proxy=False), trust)
+
+    def _credentials(self, authority: Authority | None, host: str) -> _Credentials:
+        if authority is None:
+            return _Credentials.of_mitmproxy(host)
+        return _Credentials.of_leaf(authority.certificate_for(host))
+
+    def _trust(self) -> ClientTrust | None:
+        """Whose certificates clients must present; None if they need none.
+
+        Raises:
+            OSError, ValueError: that can't be told.
+        """
+        path = self._client_ca()
+        return None if path is None else self._current_trust.of(path)
 
     def _tell(self, authority: Authority | None) -> None:
         self._told = authority
@@ -166,7 +191,7 @@ def _signed_by_mitmproxy(store: CertStore, host: str, day: int) -> _Credentials:
 
 
 @lru_cache(64)
-def _tls_context(credentials: _Credentials, options: _TlsOptions) -> SSL.Context:
+def _tls_context(credentials: _Credentials, options: _TlsOptions, trust: ClientTrust | None) -> SSL.Context:
     """A context for a certificate; making one takes longer than all other preparation of a handshake."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(options.min_version.value)
@@ -182,6 +207,8 @@ def _tls_context(credentials: _Credentials, options: _TlsOptions) -> SSL.Context
         context.add_extra_chain_cert(certificate)
     context.use_privatekey(credentials.key)
     context.set_alpn_select_callback(_protocol_selector(options.protocols))
+    if trust is not None:
+        trust.demand_of_clients(context)
     return context
 
 

@@ -13,6 +13,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from clamproxy.front import Caller, Front, log_tunnel
 from clamproxy.messages import Result
 from clamproxy.proxy import dns_queries, stream
+from clamproxy.proxy.client_trust import certified_by
 from clamproxy.proxy.header_limits import HeadLimits
 from clamproxy.proxy.translation import Callers
 
@@ -38,6 +39,8 @@ class Clients:
             client.error = "not in serving.clients"
         elif dns_queries.is_dns(client):
             dns_queries.guard(client)
+        elif (tls := stream.tls_of_lane(client)) is not None:
+            self._callers.of(client).certified_by = certified_by(tls)
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Close the connection, in case mitmproxy forgot to."""
@@ -53,6 +56,11 @@ class Clients:
             data.ignore_connection = True
             service.stats.count_request(Result.PASSED, 0)
             log_tunnel(caller.address, *address[:2])
+
+    def tls_established_client(self, data: tls.TlsData) -> None:
+        """Note that the client has presented a certificate, if it had to."""
+        if data.ssl_conn is not None:
+            self._callers.of(data.context.client).certified_by = certified_by(data.ssl_conn)
 
     def next_layer(self, next_layer: layer.NextLayer) -> None:
         """Choose as mitmproxy does, then make the layers send bodies from disk and limit heads."""

@@ -13,7 +13,7 @@ from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.layers import DNSLayer
 
 from clamproxy.announcement import Announcer
-from clamproxy.config.settings import Settings
+from clamproxy.config.settings import CLAMAV_RECORD, Settings
 from clamproxy.formats.version_record import single_name
 
 logger = logging.getLogger("clamproxy.access")
@@ -32,15 +32,17 @@ class Names:
     """Answers queries for the names of version records.
 
     Args:
-        domain: of the primary record.
-        databases: those that have their own record.
+        domains: the names of the primary record.
+        databases: those that have their own record, beside each of these names.
         forwards_others: whether queries for other names are left to mitmproxy, which asks the system's
             name servers. Otherwise they are refused.
     """
 
-    def __init__(self, domain: str, databases: Iterable[str], forwards_others: bool) -> None:
-        self._domain = domain.lower()
-        self._databases = {single_name(database, self._domain): database for database in databases}
+    def __init__(self, domains: Iterable[str], databases: Iterable[str], forwards_others: bool) -> None:
+        self._domains = frozenset(domain.lower() for domain in domains)
+        self._databases = {
+            single_name(database, domain): database for database in databases for domain in self._domains
+        }
         self._forwards_others = forwards_others
 
     def allows(self, server: tuple[str, int] | None) -> bool:
@@ -65,13 +67,13 @@ class Names:
         if question is None or not _can_be_repeated(query):
             return _without_question(query.fail(response_codes.FORMERR))
         name = question.name.lower()
-        if name != self._domain and name not in self._databases:
+        if name not in self._domains and name not in self._databases:
             return None if self._forwards_others else query.fail(response_codes.REFUSED)
         if question.class_ != classes.IN:
             return query.fail(response_codes.REFUSED)
         if question.type != types.TXT:
             return _records(query, [])
-        database = self._databases.get(name)
+        database = None if name in self._domains else self._databases[name]
         asked = announcer.primary(client) if database is None else announcer.single(database, client)
         text = await asked
         # After a SERVFAIL, freshclam falls back to HTTP (docs/protocol.md 3).
@@ -82,7 +84,8 @@ def of_settings(settings: Settings) -> Names:
     """The names that are answered with a configuration."""
     serving = settings.serving
     forwards = serving.other_names == "forward" and not settings.upstream.offline
-    return Names(settings.versions.domain, serving.databases, forwards)
+    domains = {CLAMAV_RECORD, settings.versions.domain, serving.dns_name or CLAMAV_RECORD}
+    return Names(domains, serving.databases, forwards)
 
 
 def is_dns(client: connection.Client) -> bool:

@@ -363,7 +363,7 @@ class LaneConnection(Prompt):
 
     async def _send(self, exchange: Exchange, body: Body) -> bool:
         """Send a body; returns whether all of it was sent."""
-        sending = Sending(body)
+        sending = Sending(body, exchange.share)
         self._is_sending = True
         try:
             with self._front.sending():
@@ -423,5 +423,6 @@ class LaneConnection(Prompt):
             return b""
         if to_send:
             self.transport.write(to_send)
+        self._caller.certified_by = session.certified_by
         self._has_ended = self._has_ended or session.has_ended
         return said

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from OpenSSL import SSL
+
+from clamproxy.proxy.client_trust import certified_by, failure_of
 
 RECORD = 16 * 1024
 """Bytes that one record can hold (RFC 8446 5.1)."""
@@ -59,6 +62,11 @@ class Session:
             self._has_said, self.heard = True, b""
         return said, to_send
 
+    @property
+    def certified_by(self) -> Path | None:
+        """The `access.client_ca` by which the client was verified; None before that, or if it wasn't."""
+        return certified_by(self.connection) if self._is_established else None
+
     def encrypt(self, data: bytes) -> bytes:
         """Encrypt some bytes; returns what to send to the client.
 
@@ -90,6 +98,8 @@ class Session:
         reason = error.args[0][-1][2] if error.args and error.args[0] else type(error).__name__
         if any(alert in reason for alert in _DISTRUST):
             reason = f"The client does not trust the proxy's certificate for {self._host} ({reason})"
+        if (failure := failure_of(self.connection)) is not None:
+            reason = f"{reason}: {failure}"
         return f"{'TLS' if self._is_established else 'Client TLS handshake'} failed. {reason}"
 
     def _shake_hands(self) -> None:

@@ -119,7 +119,7 @@ def _respond(flow: http.HTTPFlow, exchange: Exchange) -> None:
     vars(flow)[_EXCHANGE] = exchange
     flow.response = response_of(exchange.response)
     if isinstance(exchange.response.body, Body):
-        vars(flow)[stream.JOB] = stream.BodyJob(exchange.response.body)
+        vars(flow)[stream.JOB] = stream.BodyJob(exchange.response.body, exchange.share)
 
 
 def _end_job(job: stream.BodyJob) -> None:

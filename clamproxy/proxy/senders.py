@@ -15,6 +15,7 @@ from typing import Protocol
 
 from OpenSSL import SSL
 
+from clamproxy.access.client_rates import ClientShare
 from clamproxy.messages import Body, SourceError
 
 PIECE = 64 * 1024
@@ -30,6 +31,8 @@ class Sending:
     """A body on its way to a client."""
 
     body: Body
+    share: ClientShare | None = None
+    """Paces it; None if nothing does."""
     sent: int = 0
     error: str | None = None
 
@@ -82,15 +85,18 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
 
 
 async def _send(sending: Sending, sender: Sender) -> None:
-    body = sending.body
+    body, share = sending.body, sending.share
     end = body.start + body.length
     while not sending.complete:
         offset = body.start + sending.sent
         available = min(await body.source.wait(offset), end)
         while offset < available:
-            sent = await sender.send(offset, available - offset)
+            length = available - offset
+            sent = await sender.send(offset, length if share is None else min(length, share.turn))
             offset += sent
             sending.sent += sent
+            if share is not None:
+                await share.pay(sent, is_last=sending.complete)
 
 
 class PlainSender:

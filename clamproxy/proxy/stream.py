@@ -196,7 +196,11 @@ async def read_piece(job: BodyJob) -> None:
             await _writer(job.stream).drain()
         offset = body.start + job.sent
         end = min(await source.wait(offset), body.start + body.length, offset + PIECE)
+        if job.share is not None:
+            end = min(end, offset + job.share.turn)
         job.piece = os.pread(source.fileno(), end - offset, offset)
+        if job.share is not None:
+            await job.share.pay(len(job.piece), is_last=job.sent + len(job.piece) == body.length)
     except (SourceError, OSError, KeyError) as error:
         job.piece, job.error = b"", f"{type(error).__name__}: {error}"
     if job.error is not None or job.sent + len(job.piece) == body.length:
@@ -251,13 +255,19 @@ def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
     return writer
 
 
+def tls_of_lane(client: connection.Client) -> SSL.Connection | None:
+    """The TLS that the express lane has established with a client before it handed it over."""
+    with suppress(KeyError):
+        writer = _client_writer(client)
+        return writer.tls if isinstance(writer, InsideWriter) else None
+    return None
+
+
 def _direct_tls(stream: BodyStream) -> list[SSL.Connection] | None:
     """The TLS (empty if plain) under a stream whose body can go straight to the transport; else None."""
     tls = [found.tls for found in stream.context.layers if isinstance(found, ClientTLSLayer)]
-    with suppress(KeyError):
-        writer = _writer(stream)
-        if isinstance(writer, InsideWriter) and writer.tls is not None:
-            tls.append(writer.tls)
+    if (outer := tls_of_lane(stream.context.client)) is not None:
+        tls.append(outer)
     if len(tls) > 1 or stream.flow.request.is_http2 or stream.flow.request.is_http3:
         return None
     return tls

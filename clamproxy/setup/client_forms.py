@@ -47,6 +47,7 @@ def client_form(form: Form, lines: str, certificates: str) -> str:
         "URL": f"http://{address}",
         "LINES": lines.rstrip("\n"),
         "CERTIFICATES": certificates.rstrip("\n"),
+        "REPLACED": "|".join(_replaced(lines)),
     }
     template = (_FOLDER / _FILES[form]).read_text(encoding="ascii")
     values |= _SPECIAL[form](lines, certificates)
@@ -65,6 +66,12 @@ def _address(lines: str) -> str:
     if mirror is None:
         raise ValueError("lines that name the gateway")
     return mirror[1]
+
+
+def _replaced(lines: str) -> list[str]:
+    """The keys whose other lines go, as parts of a regular expression."""
+    always = ["DatabaseMirror", "PrivateMirror", "HTTPProxy[A-Za-z]*"]
+    return always + [key for key in ("DNSDatabaseInfo",) if f"\n{key} " in lines]
 
 
 def _settings(lines: str) -> list[str]:
@@ -149,7 +156,8 @@ def _dockerfile(lines: str, certificates: str) -> Mapping[str, str]:
             f"COPY --chmod=644 <<'CLAMPROXY-CERTIFICATES' {LINUX_FILE}\n{certificates.rstrip()}\n"
             f"CLAMPROXY-CERTIFICATES\nENV CURL_CA_BUNDLE={LINUX_FILE}"
         )
-    return {"LINES": lines.rstrip("\n"), "REMARKS": remarks, "TRUST": trust}
+    replaced = r"\|".join(_replaced(lines))
+    return {"LINES": lines.rstrip("\n"), "REMARKS": remarks, "TRUST": trust, "REPLACED": replaced}
 
 
 def _indented(text: str, columns: int) -> str:

@@ -44,6 +44,7 @@ _TITLES = {
 }
 _INSTEAD = "These replace all other lines with DatabaseMirror, PrivateMirror and HTTPProxy*."
 _FILES = "The site's own files. freshclam fetches them from the gateway itself, in any mode."
+_OWN_RECORD = "This one replaces another DNSDatabaseInfo: the versions have a name of this site's own."
 _TRUST = (
     "This machine has to trust the gateway's certificate authority: run `clamproxy ca install` on the",
     "gateway, and its script here. freshclam reads CURL_CA_BUNDLE and the system's bundle.",
@@ -103,6 +104,9 @@ def client_config(
     base = f"{_scheme(settings, mode, gateway)}://{credentials}{host}:{port}{PREFIX}"
     custom = [f"DatabaseCustomURL {base}{name}" for name in files]
     comment = [f"# {_FILES}"] if files else []
+    if settings.serving.dns_name is not None and mode is not Mode.PRIVATE:
+        comments.append(_OWN_RECORD)
+        lines.append(f"DNSDatabaseInfo {settings.serving.dns_name}")
     return "".join(
         f"{line}\n" for line in [*(f"# {comment}" for comment in comments), *lines, *comment, *custom]
     )

@@ -84,6 +84,25 @@ def _traffic(values: Values) -> Iterator[Metric]:
     yield _counter(
         "upstream_bytes", "Bytes of content received from the origin.", value=stats["upstream_bytes"]
     )
+    rates = values["rates"]
+    if rates:
+        yield _gauge(
+            "upstream_rate_bytes_per_second",
+            "Bytes per second of content from the origin and feeds, over the last 10 seconds.",
+            value=rates["upstream"]["rate"],
+        )
+        yield _gauge(
+            "rate_limit_bytes_per_second",
+            "The limit in force now; without a sample if there is none.",
+            ("setting",),
+            [
+                (("upstream.rate_limit",), rates["upstream"]["limit"]),
+                (("serving.rate_limit_per_client",), rates["clients"]["limit"]),
+            ],
+        )
+        yield _gauge(
+            "clients_waiting", "Clients that have used up their rate now.", value=rates["clients"]["waiting"]
+        )
     yield _gauge("transfers", "Transfers from the origin that are under way.", value=len(values["transfers"]))
 
 

@@ -64,5 +64,7 @@ class Sources:
     """What is known about notices, from `read_report`. Blocks."""
     peers: Callable[[], Sequence[PeerState]] = lambda: ()
     """The other gateways, from `Peers.states`."""
+    rates: Callable[[], Mapping[str, Any]] = dict
+    """The limits of rates that are in force, and the present rates, as in status.json."""
     record: Callable[[str], Awaitable[str | None]] = _no_record
     """The primary version record for the client with this address, from `Announcer.primary`."""

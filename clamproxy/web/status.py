@@ -58,6 +58,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     settings, past = sources.settings(), sources.past()
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
     peers = list(sources.peers())
+    rates = sources.rates()
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
     files = sources.files()
 
@@ -79,6 +80,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "bytes_saved": max(0, stats["bytes_served"] - stats["upstream_bytes"]),
                 "databases": _databases(store, stats),
                 "transfers": _transfers(transfers),
+                "rates": rates,
                 "cooldowns": _cooldowns(cooldowns),
                 "quarantine": _quarantine(store),
                 "fleet": _fleet(machines, settings.fleet.behind_for, now),

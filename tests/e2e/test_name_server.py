@@ -26,6 +26,8 @@ from tests.support.scenes import settle
 from tests.support.site import LOCALHOST, Site, eventually, origin_certificates, resolver_of, settings_for
 
 FOREIGN = "www.example.com"
+OWN, PARENT = "current.cvd.site.example.net", "current.cvd.parent.example.net"
+"""Where machines find the version record, and where the gateway does."""
 
 
 class NameGateway(Gateway):
@@ -166,6 +168,25 @@ def test_freshclam_while_nothing_is_known(start: Start) -> None:
     outcome = site.client(resolver=resolver).run()
     assert "HTTP mode" in outcome.output
     assert (outcome.code, outcome.version) == (OK, 6), outcome.output + site.gateway.log
+
+
+@pytest.mark.parametrize("database", ["test", "daily"])
+def test_freshclam_with_a_record_of_the_sites_own_name(start: Start, database: str) -> None:
+    """As `client-config` says, and although nobody forwards clamav.net anywhere."""
+    site = start(serving={"dns_name": OWN}, versions={"domain": PARENT})
+    resolver = resolver_for_clients(site)
+    site.dns.zone = PARENT.partition(".")[2]
+    site.publish(6)
+    printed = site.gateway.tool("client-config", "--gateway", LOCALHOST).stdout
+    (line,) = re.findall("^DNSDatabaseInfo .*", printed, re.MULTILINE)
+    outcome = site.client(resolver=resolver, database=database, extra=[line], attempts=1).run()
+    version = {"test": 6, "daily": 27800}[database]
+    assert f"{database}.cvd version from DNS: {version}" in outcome.output, outcome.output + site.gateway.log
+    assert f" DNS {OWN} TXT NOERROR " in site.gateway.log
+    assert f" DNS {PRIMARY} " not in site.gateway.log
+    if database == "test":
+        assert (outcome.code, outcome.version) == (OK, 6), outcome.output + site.gateway.log
+    assert {name.partition(".")[2] for name in site.dns.queries} == {site.dns.zone}
 
 
 # Queries

@@ -15,6 +15,7 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.link import Link
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
@@ -44,7 +45,9 @@ class TransferHarness:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def connect(origin: OriginServer | RawOrigin, read_timeout: float = 5.0) -> Upstream:
+def connect(
+    origin: OriginServer | RawOrigin, read_timeout: float = 5.0, link: Link | None = None
+) -> Upstream:
     return Upstream(
         origin.url,
         proxy=None,
@@ -53,6 +56,7 @@ def connect(origin: OriginServer | RawOrigin, read_timeout: float = 5.0) -> Upst
         read_timeout=read_timeout,
         via="1.1 clamproxy-test",
         count=lambda requests, length: None,
+        link=link,
     )
 
 

@@ -58,6 +58,8 @@ class FakeDns:
         """Modes for single names, stronger than `mode`."""
         self.versions: dict[str, int] = {"main": 62, "daily": 27800, "bytecode": 339}
         """What is advertised."""
+        self.zone = "cvd.clamav.net"
+        """The zone that the records are in."""
         self.queries: list[str] = []
         """Names asked for, in order."""
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -122,13 +124,13 @@ class FakeDns:
         """The TXT record of a name, None if there is no such name."""
         recorded = int(time.time()) - (STALE if mode is Mode.STALE else 60)
         version = self.versions.get
-        if name == PRIMARY:
+        if name == f"current.{self.zone}":
             text = (
                 f"1.4.6:{version('main', 0)}:{version('daily', 0)}:{recorded}:0:90"
                 f":{version('safebrowsing', 49192)}:{version('bytecode', 0)}"
             )
         else:
-            database = name.removesuffix(".cvd.clamav.net")
+            database = name.removesuffix(f".{self.zone}")
             if database == name or database in FIELDS or database not in self.versions:
                 return None
             text = f"{self.versions[database]}:{recorded}"

@@ -45,6 +45,7 @@ def comments(mode: Mode, **sections: dict[str, Any]) -> str:
     return "\n".join(line for line in lines if line.startswith("# "))
 
 
+OWN_RECORD = "DNSDatabaseInfo current.cvd.example.net"
 PROXY = [f"HTTPProxyServer {GATEWAY}", "HTTPProxyPort 8080"]
 
 
@@ -82,6 +83,14 @@ def test_files_of_the_site(mode: Mode, sections: dict[str, Any], base: str) -> N
         *shown(mode, **sections),
         *lines,
     ]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_name_of_the_sites_own_for_the_record(mode: Mode) -> None:
+    serving = {"dns_name": "Current.cvd.example.net."}
+    found = [line for line in shown(mode, serving=serving) if line.startswith("DNSDatabaseInfo")]
+    assert found == ([] if mode is Mode.PRIVATE else [OWN_RECORD])  # which asks no DNS
+    assert ("DNSDatabaseInfo" in comments(mode, serving=serving)) is bool(found)
 
 
 def test_every_comment_is_a_line_of_its_own_and_short() -> None:

@@ -21,7 +21,7 @@ from mitmproxy.test import tflow
 from clamproxy.announcement import Announcer
 from clamproxy.proxy.dns_queries import TTL, CarefulLayer, Names, respond, withdraw
 
-PRIMARY = "current.cvd.clamav.net"
+PRIMARY, PRIVATE = "current.cvd.clamav.net", "current.cvd.example.net"
 VERSIONS = {"main": 62, "daily": 27800, "test": 6}
 
 
@@ -34,7 +34,7 @@ def announcer(**versions: int) -> Announcer:
 
 
 def names(*, forwards: bool = False) -> Names:
-    return Names(PRIMARY, ["main", "daily", "test", "valhalla"], forwards)
+    return Names([PRIMARY, PRIVATE], ["main", "daily", "test", "valhalla"], forwards)
 
 
 def query(name: str = PRIMARY, kind: str = "TXT", class_: str = "IN") -> dns.message.Message:
@@ -64,7 +64,9 @@ def texts(answer: dns.message.Message | None) -> list[tuple[bytes, ...]]:
     [
         (PRIMARY, b"0.103.0:62:27800:"),
         ("CuRRent.cvd.CLAMAV.net", b"0.103.0:62:27800:"),
+        (PRIVATE, b"0.103.0:62:27800:"),
         ("daily.cvd.clamav.net", b"27800:"),
+        ("test.cvd.example.net", b"6:"),
         ("test.cvd.clamav.net", b"6:"),
     ],
 )

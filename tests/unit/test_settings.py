@@ -57,12 +57,15 @@ def test_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert config.upstream.model_dump() == {
         "url": "https://database.clamav.net",
+        "address": (),
         "proxy": None,
+        "proxy_auth": "basic",
         "ca_bundle": None,
         "connect_timeout": 10.0,
         "read_timeout": 30.0,
         "offline": False,
         "user_agent": None,
+        "rate_limit": None,
     }
     assert config.versions.model_dump() == {
         "dns": True,

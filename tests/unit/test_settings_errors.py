@@ -29,6 +29,10 @@ TIMEOUT = "expected a duration such as 10s, more than 0 and at most 1h"
 URL = "expected an http:// or https:// URL without credentials, query or fragment"
 PROXY = "expected an http:// or https:// URL such as http://user:password@proxy:3128, or null"
 PORT = 'expected a port, or an IP address and a port such as 192.0.2.1:8080, "[::1]:8080" or "*:8080"'
+RATE = (
+    "expected a rate such as 2MB/s, at least 16KiB/s, "
+    "or a mapping from hours such as Mo-Fr 8-18 to rates, or null"
+)
 DATABASE = "expected a name made of the letters a to z, such as daily"
 
 
@@ -104,6 +108,31 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             "upstream: {ca_bundle: .}",
             "upstream.ca_bundle is '.'; expected a readable file of PEM certificates, or null",
         ),
+        (
+            "upstream: {address: cdn.example.net}",
+            "upstream.address is 'cdn.example.net'; expected an IP address with or without a port "
+            'such as 192.0.2.1, 192.0.2.1:8443 or "[2001:db8::1]:443"',
+        ),
+        (
+            "upstream: {proxy_auth: digest}",
+            "upstream.proxy_auth is 'digest'; expected basic, ntlm or negotiate",
+        ),
+        (
+            "access: {client_ca: .}",
+            "access.client_ca is '.'; expected a readable file of PEM certificates, or null",
+        ),
+        ("upstream: {rate_limit: fast}", f"upstream.rate_limit is 'fast'; {RATE}"),
+        ("upstream: {rate_limit: 1KB/s}", f"upstream.rate_limit is '1KB/s'; {RATE}"),
+        (
+            "upstream: {rate_limit: {Mo-Fr 8-25: 1MB/s}}",
+            "upstream.rate_limit is a mapping; "
+            "expected hours such as Mo-Fr 8-18 or 22:30-6, or default, instead of Mo-Fr 8-25",
+        ),
+        (
+            "serving: {rate_limit_per_client: {Sa: 1KB/s}}",
+            "serving.rate_limit_per_client is a mapping; "
+            "expected a rate such as 2MB/s, at least 16KiB/s, or null, for Sa",
+        ),
         ("upstream: {url: 'http://a/?x=1'}", f"upstream.url is 'http://a/?x=1'; {URL}"),
         ("upstream: {connect_timeout: 0}", f"upstream.connect_timeout is 0; {TIMEOUT}"),
         ("upstream: {read_timeout: 2h}", f"upstream.read_timeout is '2h'; {TIMEOUT}"),
@@ -121,6 +150,10 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             "expected the URL of a DNS-over-HTTPS server such as https://192.0.2.1/dns-query, or null",
         ),
         ("versions: {dns: 'yes'}", f"versions.dns is 'yes'; {SWITCH}"),
+        (
+            "serving: {dns_name: [a]}",
+            "serving.dns_name is a list; expected a host name such as current.cvd.example.net, or null",
+        ),
         ("versions: {domain: a b}", "versions.domain is 'a b'; expected a host name"),
         (
             "versions: {nameservers: 192.0.2.1}",
@@ -340,6 +373,26 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
             "versions.nameservers has 127.0.0.1:53",
         ),
         ("versions: {nameservers: [127.0.0.1]}\nlisten: {dns: 5353}", "*:8080", None),
+        (
+            "upstream: {url: 'http://cdn:8080', address: [192.0.2.1, 127.0.0.1]}",
+            "*:8080",
+            "upstream.address has 127.0.0.1",
+        ),
+        ("upstream: {address: '[::1]:8080'}", "*:8080", "upstream.address has [::1]:8080"),
+        ("upstream: {address: 127.0.0.1}", "*:8080", None),
+        (
+            "upstream: {address: 192.0.2.1, proxy: 'http://proxy:3128'}",
+            "*:8080",
+            "upstream.address is 192.0.2.1",
+        ),
+        ("upstream: {proxy_auth: negotiate}", "*:8080", "upstream.proxy_auth is negotiate"),
+        (
+            "upstream: {proxy_auth: ntlm, proxy: 'http://proxy:3128'}",
+            "*:8080",
+            "upstream.proxy_auth is ntlm",
+        ),
+        ("upstream: {proxy_auth: negotiate, proxy: 'http://proxy:3128'}", "*:8080", None),
+        ("upstream: {proxy_auth: ntlm, proxy: 'http://u:p@proxy:3128'}", "*:8080", None),
         # What is answered as the CDN is nothing else.
         ("feeds: {hosts: [Database.ClamAV.net]}", "*:8080", "feeds.hosts has database.clamav.net"),
         (

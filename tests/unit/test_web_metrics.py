@@ -16,6 +16,7 @@ import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.releases.holds import Hold, hold
+from clamproxy.web.metrics import exposition
 from tests.harness.status import STARTED_AT, StatusHarness, machine, text_of
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
@@ -202,3 +203,17 @@ async def test_a_hold(harness: StatusHarness) -> None:
     assert found[key("hold_forgotten", database="daily")] == 1
     assert found[key("held_seconds", database="daily")] >= 4 * 86400
     assert key("held_version", database="main") not in found
+
+
+async def test_limits_and_present_rates(store: Store) -> None:
+    harness = StatusHarness(store)
+    values = await harness.status()
+    clients = {"limit": None, "waiting": 2}
+    text, _ = exposition(
+        {**values, "rates": {"upstream": {"limit": 500_000, "rate": 123}, "clients": clients}}, ""
+    )
+    found = samples_of(text.decode())
+    assert found[key("upstream_rate_bytes_per_second")] == 123
+    assert found[key("rate_limit_bytes_per_second", setting="upstream.rate_limit")] == 500_000
+    assert key("rate_limit_bytes_per_second", setting="serving.rate_limit_per_client") not in found
+    assert found[key("clients_waiting")] == 2

@@ -23,7 +23,7 @@ async def test_keys(store: Store) -> None:
     values = await StatusHarness(store).status()
     assert set(values) == {
         *("gateway", "ready", "problems", "stats", "hit_ratio", "bytes_saved", "databases"),
-        *("transfers", "cooldowns", "quarantine", "fleet", "feeds", "files", "releases", "history"),
+        *("transfers", "rates", "cooldowns", "quarantine", "fleet", "feeds", "files", "releases", "history"),
         *("disk", "authority", "notices", "peers"),
     }
     assert values["feeds"] == {"objects": 0, "bytes": 0, "hosts": []}

@@ -37,7 +37,7 @@ try {
     # The former file without what the gateway's lines replace, and then these lines.
     $former = [IO.File]::ReadAllText($Conf)
     $kept = [regex]::Replace($former, '(?ms)^# Begin clamproxy\r?$.*?^# End clamproxy\r?$\n?', '')
-    $kept = [regex]::Replace($kept, '(?m)^[ \t]*(DatabaseMirror|PrivateMirror|HTTPProxy[A-Za-z]*)[ \t].*\n?', '').TrimEnd()
+    $kept = [regex]::Replace($kept, '(?m)^[ \t]*(@REPLACED@)[ \t].*\n?', '').TrimEnd()
     $block = @('# Begin clamproxy') + $lines + @('# End clamproxy')
     $new = (@($kept) + $block -join "`r`n") + "`r`n"
     if ($new -ceq $former) {

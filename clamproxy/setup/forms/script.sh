@@ -82,7 +82,7 @@ compose() {
     awk '
         FNR == NR { given[$0] = 1; next }
         /^# Begin clamproxy/ { ours = 1 }
-        !ours && !($0 in given) && $1 !~ /^(DatabaseMirror|PrivateMirror|HTTPProxy[A-Za-z]*)$/ { kept[++count] = $0 }
+        !ours && !($0 in given) && $1 !~ /^(@REPLACED@)$/ { kept[++count] = $0 }
         /^# End clamproxy/ { ours = 0 }
         END {
             while (count && kept[count] ~ /^[ \t]*$/) count--

@@ -75,6 +75,16 @@ export function showTransfers(status) {
     setAttribute(bar, "value", known ? transfer.have : null);
   });
   setHidden(byId("transfers-empty"), items.length > 0);
+  showRates(status.rates);
+}
+
+/** The limits in force; nothing while there are none. */
+function showRates(rates) {
+  const link = rates?.upstream, clients = rates?.clients, parts = [];
+  if (isNumber(link?.limit)) parts.push(`The link: ${size(link.rate)}/s of ${size(link.limit)}/s.`);
+  if (isNumber(clients?.limit)) parts.push(`Each client: ${size(clients.limit)}/s; ${count(clients.waiting)} waiting.`);
+  setHidden(byId("rates"), parts.length === 0);
+  show(byId("rates"), parts.join(" "));
 }
 
 function newTransfer() {
