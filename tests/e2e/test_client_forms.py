@@ -162,6 +162,23 @@ def test_first_and_second_run(site: Site, machine: Machine, shell: str) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_another_name_of_the_record(make_site: MakeSite, machine: Machine, shell: str) -> None:
+    """Another DNSDatabaseInfo goes only if the gateway's lines have one."""
+    former = machine.conf.read_text() + "DNSDatabaseInfo old.example.net\n"
+    machine.conf.write_text(former)
+    for options, left in (
+        ({}, ["old.example.net"]),
+        ({"serving": {"dns_name": "current.cvd.example.net"}}, ["current.cvd.example.net"]),
+    ):
+        site = make_site(**options)
+        site.publish(6)
+        result = machine.run(printed(site), shell)
+        assert result.returncode == 0, result.stdout + result.stderr
+        found = re.findall("^DNSDatabaseInfo (.*)$", machine.conf.read_text(), re.MULTILINE)
+        assert found == left
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("mode", ["https", "mirror", "private"])
 def test_other_modes(site: Site, machine: Machine, shell: str, mode: str) -> None:
     """Also one after the other: each replaces what the former one has written."""
