@@ -20,6 +20,11 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB, Endpoint
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
+from clamproxy.fleet.biography import Biography, read_biography
+from clamproxy.fleet.live_labels import LiveLabels
+from clamproxy.fleet.reading import read_trend
+from clamproxy.fleet.trend import Sample
+from clamproxy.fleet.upkeep import FleetUpkeep, take_sample
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
@@ -139,6 +144,10 @@ class Service:
         self.writer = Writer(self.store.condition.failed)
         self.stats = Stats(self.store, self.writer)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
+        self._labels = LiveLabels(settings.fleet.labels)
+        self._fleet_upkeep = FleetUpkeep(
+            records.directory, settings, self.writer, self._labels, self._sample_fleet
+        )
         clock = self.surroundings.clock
         first_seen = Notes(records, self.writer, FIRST_SEEN)
         self._ceilings = Ceilings(settings.releases, self.store, records.directory, first_seen, clock)
@@ -216,6 +225,7 @@ class Service:
         self.peers.start()
         self._notifier.start()
         self._hours = asyncio.create_task(self._watch_hours(), name="hours of rate limits")
+        self._fleet_upkeep.start()
         if self._listener is not None:
             self._listener.start()
 
@@ -238,6 +248,7 @@ class Service:
         self._notifier.stop()
         if self._hours is not None:
             self._hours.cancel()
+        self._fleet_upkeep.stop()
         self.follower.stop()
         self.site_files.stop()
 
@@ -330,6 +341,8 @@ class Service:
             cooldowns=self._origin.cooldowns.in_force,
             past=lambda: self._history.past,
             fleet=self._machines if self.settings.fleet.enabled else None,
+            trend=self._trend,
+            biography=self._biography,
             feeds=self.feeds.figures,
             files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
@@ -355,11 +368,24 @@ class Service:
             self._rates()
 
     def _machines(self) -> list[Machine]:
-        advertised = advertised_to_clients(self.store, self.settings)
+        advertised, labels = advertised_to_clients(self.store, self.settings), self._labels.get()
         try:
-            return read_fleet(self.store.records.directory, advertised, time.time())
+            return read_fleet(self.store.records.directory, advertised, time.time(), labels)
         except UnreadableFleetError:
             return []  # the next writer logs that, and starts a new file
+
+    def _trend(self) -> Mapping[str, Any] | None:
+        try:
+            return read_trend(self.store.records.directory, time.time())
+        except UnreadableFleetError:
+            return None
+
+    def _biography(self, uuid: str) -> Biography | None:
+        advertised, labels = advertised_to_clients(self.store, self.settings), self._labels.get()
+        return read_biography(self.store.records.directory, uuid, advertised, time.time(), labels)
+
+    def _sample_fleet(self) -> Sample | None:
+        return take_sample(self._machines(), self.settings.fleet.behind_for, time.time())
 
     def _client_lines(self, mode: str, place: Place) -> str:
         gateway = place.host or own_name()

@@ -12,6 +12,7 @@ from clamproxy.cli.common import config_option, fail
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.effective import effective_values, to_json, to_yaml
 from clamproxy.config.example import example as example_text
+from clamproxy.config.labels import require_labels
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.setup.place import proxies
 
@@ -54,6 +55,7 @@ def check(config: str | None) -> None:
     try:
         path = find_config(config, Path.cwd())
         settings = load_settings(path, os.environ)
+        require_labels(settings)
     except ConfigurationError as error:
         fail(str(error))
     if (conflict := find_conflict(settings, proxies(settings))) is not None:

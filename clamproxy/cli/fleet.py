@@ -23,11 +23,16 @@ from clamproxy.cli.common import (
     write_out,
 )
 from clamproxy.cli.fleet_peers import with_peers
+from clamproxy.cli.fleet_story import story_text
 from clamproxy.cli.fleet_table import fleet_table
 from clamproxy.cli.parameters import duration
+from clamproxy.config.labels import NO_GROUP, NO_LABELS, Labels, read_labels
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
+from clamproxy.config.settings import Settings
+from clamproxy.fleet.biography import find_machines, read_biography
+from clamproxy.fleet.csv_export import csv_lines
 from clamproxy.fleet.machine import Machine, spread, summary
-from clamproxy.fleet.reading import advertised_to_clients, has_table, read_fleet
+from clamproxy.fleet.reading import UnreadableFleetError, advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.table import Table
 from clamproxy.readable import shown_count
 from clamproxy.releases.limits import Limit, read_limits
@@ -55,6 +60,12 @@ Exit codes:
   1  there was no such machine, or the table can't be written
   2  the command line is wrong
 """
+_SHOW_EXIT_CODES = """\b
+Exit codes:
+  0  the machine is shown
+  3  there is no such machine, or more than one, the table or the
+     configuration can't be read, or the command line is wrong
+"""
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 _NOT_ADVERTISED = "no advertised version is known, so it isn't known which machines are behind"
 
@@ -77,8 +88,19 @@ class _Plugin(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command; anything that isn't one names a machine to `show`."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            args = ["show", *args]
         with _misuse_is_unknown():
             return super().resolve_command(ctx, args)
+
+
+class _Show(click.Command):
+    """Part of the plugin: a mistyped option or command is taken for a machine, but is none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _misuse_is_unknown():
+            return super().parse_args(ctx, args)
 
 
 @contextmanager
@@ -90,10 +112,20 @@ def _misuse_is_unknown() -> Iterator[None]:
 
 
 @click.group(
-    cls=_Plugin, epilog=_EXIT_CODES, invoke_without_command=True, subcommand_metavar="[forget UUID...]"
+    cls=_Plugin,
+    epilog=_EXIT_CODES,
+    invoke_without_command=True,
+    subcommand_metavar="[ADDRESS | UUID | NAME | forget UUID...]",
 )
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a list of machines as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a list of machines as CSV, with times in UTC.")
+@click.option(
+    "--group",
+    metavar="NAME",
+    help="Only machines of this group, which the file fleet.labels defines; - for machines without one. "
+    "All other options then apply to these machines.",
+)
 @click.option(
     "--behind",
     metavar="N",
@@ -124,6 +156,8 @@ def fleet(
     context: click.Context,
     config: str | None,
     as_json: bool,
+    as_csv: bool,
+    group: str | None,
     behind: int | None,
     behind_for: float | None,
     stale: float | None,
@@ -131,39 +165,87 @@ def fleet(
 ) -> None:
     """List the machines and their databases, worst first.
 
+    With the address, UUID or name of a machine, tell its story instead.
+
     A machine is an installation of freshclam that has asked the gateway for something. If it learns
     versions from DNS, it has no reason to ask while it is up to date: "no request since" doesn't mean
     that it is switched off.
     """
+    filters = (behind, behind_for, stale)
     if context.invoked_subcommand is not None:
-        if as_json or all_gateways or (behind, behind_for, stale) != (None, None, None):
+        is_shown = as_json and context.invoked_subcommand == "show"
+        asks = as_csv or all_gateways or group is not None or filters != (None, None, None)
+        if asks or (as_json and not is_shown):
             raise _Misuse("with a command, only --config is allowed here.")
         return
+    if as_json and as_csv:
+        raise _Misuse("--json and --csv exclude each other.")
     now = time.time()
     try:
-        own, advertised, limits = _read(config, now)
-        machines, told = with_peers(config, own) if all_gateways else (own, [])
+        settings = _settings(config)
+        labels = _labels(settings, required=group is not None)
+        machines, advertised, limits = _read(settings, labels, now)
+        told = list[str]()
+        if all_gateways:
+            machines, told = with_peers(settings, machines)
+        if group is not None:
+            machines = _members(machines, group, labels)
     except UnknownError as error:
-        _end_unknown(str(error), as_json=as_json)
+        _end_unknown(str(error), as_data=as_json or as_csv)
     except Exception as error:  # a traceback's exit code would be a WARNING
-        _end_unknown(f"{type(error).__name__}: {error}", as_json=as_json)
+        _end_unknown(f"{type(error).__name__}: {error}", as_data=as_json or as_csv)
     asks_versions = (behind, behind_for) != (None, None)
     filtered = asks_versions or stale is not None
     lag = (behind or 1, behind_for or 0.0) if asks_versions else None
     listed = [one for one in machines if not filtered or _matches(one, now, lag, stale)]
     cannot_tell = (asks_versions or not filtered) and bool(machines) and not advertised
     code = _exit_code(machines, listed if filtered else [], cannot_tell=cannot_tell)
+    remarks = [_NOT_ADVERTISED, *told] if cannot_tell else told
     if as_json:
-        if cannot_tell:
-            tell(_NOT_ADVERTISED)
-        for line in told:
-            tell(line)
-        write_out(json.dumps([machine.to_json() for machine in listed], indent=2) + "\n")
+        _write_data(json.dumps([machine.to_json() for machine in listed], indent=2) + "\n", remarks)
+    elif as_csv:
+        _write_data("".join(csv_lines(listed, settings.fleet.behind_for, now)), remarks)
     else:
-        remarks = [_NOT_ADVERTISED, *told] if cannot_tell else told
         line = _status_line(code, remarks, machines, len(listed) if filtered else None)
         write_out(f"{line}\n{fleet_table(listed, now)}{_limits(machines, limits)}")
     context.exit(code)
+
+
+@fleet.command(
+    cls=_Show, epilog=_SHOW_EXIT_CODES, short_help="Tell a machine's story; `show` may be left out."
+)
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.argument("machine", metavar="ADDRESS|UUID|NAME")
+@click.pass_context
+def show(context: click.Context, config: str | None, as_json: bool, machine: str) -> None:
+    """Tell the story of one machine: versions, requests and errors, as far as they are kept.
+
+    A name is what the list shows, or its part before the first dot. If several machines have the
+    address or the name, they are listed.
+    """
+    above = context.parent.params if context.parent else {}
+    now = time.time()
+    try:
+        settings = _settings(config or above.get("config"))
+        labels = _labels(settings, required=False)
+        machines, advertised, _ = _read(settings, labels, now)
+        uuids = find_machines(machines, machine)
+        directory = state_directory(settings)
+        found = read_biography(directory, uuids[0], advertised, now, labels) if len(uuids) == 1 else None
+    except (UnknownError, UnreadableFleetError) as error:
+        _end_unknown(str(error), as_data=True)
+    if len(uuids) > 1:
+        tell(f"{machine!r} is {shown_count(len(uuids), 'machine')}; give the UUID of one:")
+        candidates = [one for one in machines if one.uuid in uuids]
+        click.echo(fleet_table(candidates, now), err=True, nl=False)
+    elif found is None:
+        raise _Misuse(f"there is no machine {machine!r}.")
+    elif as_json or above.get("as_json"):
+        write_out(json.dumps(found.to_json(), indent=2) + "\n")
+    else:
+        write_out(story_text(found, now))
+    context.exit(UNKNOWN if found is None else OK)
 
 
 @fleet.command(epilog=_FORGET_EXIT_CODES, short_help="Remove machines that are gone.")
@@ -196,6 +278,13 @@ def forget(context: click.Context, config: str | None, uuids: tuple[str, ...]) -
     context.exit(1 if unknown else 0)
 
 
+def _write_data(text: str, remarks: Sequence[str]) -> None:
+    """Write what programs parse; what people should know goes to stderr."""
+    for remark in remarks:
+        tell(remark)
+    write_out(text)
+
+
 def _limits(machines: Sequence[Machine], limits: Sequence[Limit]) -> str:
     """A line for each database that is held or delayed: who has what."""
     lines = []
@@ -209,11 +298,11 @@ def _limits(machines: Sequence[Machine], limits: Sequence[Limit]) -> str:
     return "".join(lines)
 
 
-def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int], list[Limit]]:
-    """The machines, the advertised versions, and what is held or delayed.
+def _settings(config: str | None) -> Settings:
+    """The configuration.
 
     Raises:
-        UnknownError: they can't be read.
+        UnknownError: it is wrong, or no table is kept.
     """
     try:
         settings = load_settings(find_config(config, Path.cwd()), os.environ)
@@ -221,6 +310,32 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
         raise UnknownError(str(error)) from error
     if not settings.fleet.enabled:
         raise UnknownError("fleet.enabled is false: no table of machines is kept")
+    return settings
+
+
+def _labels(settings: Settings, *, required: bool) -> Labels:
+    """The names and groups of machines; none, with a remark, if they can't be read and aren't required.
+
+    Raises:
+        UnknownError: they are required.
+    """
+    try:
+        return NO_LABELS if settings.fleet.labels is None else read_labels(settings.fleet.labels)
+    except ConfigurationError as error:
+        if required:
+            raise UnknownError(str(error)) from error
+        tell(f"without names and groups: {error}")
+        return NO_LABELS
+
+
+def _read(
+    settings: Settings, labels: Labels, now: float
+) -> tuple[list[Machine], dict[str, int], list[Limit]]:
+    """The machines, the advertised versions, and what is held or delayed.
+
+    Raises:
+        UnknownError: they can't be read.
+    """
     directory = state_directory(settings)
     try:
         if not has_table(directory):
@@ -231,14 +346,26 @@ def _read(config: str | None, now: float) -> tuple[list[Machine], dict[str, int]
             limits = read_limits(store, settings.releases, now)
         finally:
             store.close()
-        return read_fleet(directory, advertised, now), advertised, limits
+        return read_fleet(directory, advertised, now, labels), advertised, limits
     except (OSError, sqlite3.Error) as error:
         raise UnknownError(shown_trouble(directory, error)) from error
 
 
-def _end_unknown(reason: str, *, as_json: bool) -> NoReturn:
-    """End with a line where the reader looks: stdout for monitoring, stderr for programs that parse JSON."""
-    if as_json:
+def _members(machines: Sequence[Machine], group: str, labels: Labels) -> list[Machine]:
+    """The machines of a group.
+
+    Raises:
+        UnknownError: there is no such group, which would otherwise look like one without trouble.
+    """
+    groups = labels.groups()
+    if group != NO_GROUP and group not in groups:
+        raise UnknownError(f"there is no group {group!r}, only {', '.join(sorted(groups)) or 'none at all'}")
+    return [machine for machine in machines if machine.is_in(group)]
+
+
+def _end_unknown(reason: str, *, as_data: bool) -> NoReturn:
+    """End with a line where the reader looks: stdout for monitoring, stderr for programs that parse data."""
+    if as_data:
         tell(reason)
     else:
         click.echo(f"CLAMPROXY FLEET {_WORDS[UNKNOWN]} - {reason.replace('|', '/')}")
@@ -265,6 +392,8 @@ def _status_line(code: int, remarks: list[str], machines: Sequence[Machine], mat
     counts = summary(machines)
     total = counts.pop("total")
     told = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    if cloned := sum(machine.cloned for machine in machines):
+        told.append(f"{cloned:,} cloned")
     figures = {"machines": total, **counts}
     if matching is not None:
         told.insert(0, f"{matching:,} listed")

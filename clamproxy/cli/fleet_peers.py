@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from clamproxy.config.loading import find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.machine import Machine
 from clamproxy.peers.merging import merged
 from clamproxy.peers.peers import PeerState, ask_now, unasked
 
 
-def with_peers(config: str | None, own: Sequence[Machine]) -> tuple[Sequence[Machine], list[str]]:
+def with_peers(settings: Settings, own: Sequence[Machine]) -> tuple[list[Machine], list[str]]:
     """Ask the gateways in fleet.peers, and add their machines to this gateway's own.
-
-    Args:
-        config: the configuration file that the user named, if any.
 
     Returns:
         All machines, worst first, and a line for each gateway that doesn't answer.
-
-    Raises:
-        ConfigurationError: the configuration can't be used.
     """
-    settings = load_settings(find_config(config, Path.cwd()), os.environ)
     peers = asyncio.run(_ask_all(settings))
     # A vertical bar would begin the performance data of a plugin.
     silent = [f"{one.name} doesn't answer ({one.reason.replace('|', '/')})" for one in peers if not one.up]
-    return merged(own, peers), silent
+    return list(merged(own, peers)), silent
 
 
 async def _ask_all(settings: Settings) -> list[PeerState]:

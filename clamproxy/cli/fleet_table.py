@@ -15,7 +15,12 @@ from clamproxy.peers.merging import SeenMachine
 from clamproxy.readable import shown_span, shown_time
 
 _HEADINGS = ("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
-_FRESHCLAM, _DATABASES = _HEADINGS.index("freshclam"), _HEADINGS.index("databases")
+_LABELS = ("name", "group")
+"""Further columns after the address, if any machine has a name or a group."""
+CLONED = (
+    "cloned: several machines have this UUID. On each of them, stop freshclam, remove freshclam.dat from the "
+    "database directory, and start freshclam again."
+)
 _GAP = "  "
 _COLOURS = {MachineState.BEHIND: "red", MachineState.UNKNOWN: "yellow", MachineState.UP_TO_DATE: "green"}
 
@@ -29,37 +34,44 @@ def fleet_table(machines: Sequence[Machine], now: float) -> str:
         return ""
     terminal = Console()
     with_colours = terminal.color_system is not None and not terminal.no_color
-    lines = list(padded([_HEADINGS, *(_row(one, now) for one in machines)]))
+    is_labelled = any(one.name or one.group for one in machines)
+    headings = [*_HEADINGS[:2], *(_LABELS if is_labelled else ()), *_HEADINGS[2:]]
+    lines = list(padded([headings, *(_row(one, now, is_labelled) for one in machines)]))
     is_narrow = terminal.is_terminal and max(map(_width, lines)) > terminal.width
     if is_narrow:
         text = "\n\n".join(_entry(one, now, terminal.width, with_colours) for one in machines)
     else:
         head, *rows = lines
-        text = "\n".join([_joined(head), *_coloured(rows, machines, with_colours)])
+        if with_colours:
+            _colour(rows, machines, headings)
+        text = "\n".join(map(_joined, [head, *rows]))
     explained = {explain_end_of_life(one.freshclam, now) for one in machines if one.end_of_life}
-    return "\n".join([text, *sorted(filter(None, explained))]) + "\n"
+    remarks = [*sorted(filter(None, explained)), *([CLONED] if any(one.cloned for one in machines) else [])]
+    if is_narrow:
+        remarks = [line for remark in remarks for line in textwrap.wrap(remark, terminal.width)]
+    return "\n".join([text, *remarks]) + "\n"
 
 
-def _row(machine: Machine, now: float) -> list[str]:
+def _row(machine: Machine, now: float, is_labelled: bool) -> list[str]:
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return [
         machine.uuid,
         _address(machine),
-        _freshclam(machine),
-        _system(machine) or "-",
+        *((plain(machine.name or "-"), plain(machine.group or "-")) if is_labelled else ()),
+        shown_freshclam(machine),
+        shown_system(machine) or "-",
         _databases(machine, now),
         silence,
-        _plain(_trouble(machine) or "-"),
+        plain(_trouble(machine) or "-"),
     ]
 
 
-def _coloured(rows: list[list[str]], machines: Sequence[Machine], with_colours: bool) -> Iterator[str]:
+def _colour(rows: list[list[str]], machines: Sequence[Machine], headings: Sequence[str]) -> None:
+    databases, freshclam = headings.index("databases"), headings.index("freshclam")
     for row, machine in zip(rows, machines, strict=True):
-        if with_colours:
-            row[_DATABASES] = click.style(row[_DATABASES], _COLOURS[machine.state])
-            if machine.end_of_life:
-                row[_FRESHCLAM] = click.style(row[_FRESHCLAM], "red")
-        yield _joined(row)
+        row[databases] = click.style(row[databases], _COLOURS[machine.state])
+        if machine.end_of_life:
+            row[freshclam] = click.style(row[freshclam], "red")
 
 
 def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
@@ -69,13 +81,16 @@ def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
         for line in textwrap.wrap(text, width, subsequent_indent="    ", break_on_hyphens=False):
             yield click.style(line, colour) if with_colours and colour else line
 
-    about = f"{machine.uuid}  {_address(machine)}  {_freshclam(machine)}  {_system(machine)}"
+    labels = "  ".join(filter(None, (machine.name, machine.group)))
+    about = (
+        f"{machine.uuid}  {_address(machine)}  {labels}  {shown_freshclam(machine)}  {shown_system(machine)}"
+    )
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return "\n".join([
         *lines(about, "red" if machine.end_of_life else None),
         *lines(f"  {_databases(machine, now)}", _COLOURS[machine.state]),
         *lines(f"  no request since {silence}"),
-        *(lines(f"  {_plain(_trouble(machine))}") if machine.trouble else ()),
+        *(lines(f"  {plain(_trouble(machine))}") if machine.trouble else ()),
     ])  # fmt: skip
 
 
@@ -89,23 +104,23 @@ def _width(cells: Sequence[str]) -> int:
 
 def _address(machine: Machine) -> str:
     gateway = machine.gateway if isinstance(machine, SeenMachine) else None
-    return f"{machine.address} (by {gateway})" if gateway else machine.address
+    return f"{machine.address}{' (cloned)' if machine.cloned else ''}{f' (by {gateway})' if gateway else ''}"
 
 
-def _freshclam(machine: Machine) -> str:
+def shown_freshclam(machine: Machine) -> str:
     return f"{machine.freshclam or '-'}{' (end of life)' if machine.end_of_life else ''}"
 
 
-def _system(machine: Machine) -> str:
+def shown_system(machine: Machine) -> str:
     return " ".join(filter(None, (machine.os, machine.arch)))
 
 
 def _databases(machine: Machine, now: float) -> str:
-    known = ", ".join(_shown(name, one, now) for name, one in sorted(machine.databases.items()))
-    return _plain(known) or "not known"
+    known = ", ".join(shown_database(name, one, now) for name, one in sorted(machine.databases.items()))
+    return plain(known) or "not known"
 
 
-def _shown(name: str, database: Database, now: float) -> str:
+def shown_database(name: str, database: Database, now: float) -> str:
     text = f"{name} {database.version}"
     if not database.behind:
         return text
@@ -117,6 +132,6 @@ def _trouble(machine: Machine) -> str:
     return f"{shown_time(machine.trouble.at)} {machine.trouble.what}" if machine.trouble else ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text without anything that moves the cursor; a bad disk may have changed what was written."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

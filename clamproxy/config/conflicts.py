@@ -74,11 +74,12 @@ def _nothing_to_log_in_with(settings: Settings) -> str | None:
 
 
 def _dns_loop(settings: Settings) -> str | None:
-    for server in settings.versions.nameservers:
+    servers = {"versions": settings.versions.nameservers, "fleet": settings.fleet.nameservers}
+    for section, server in ((name, one) for name, given in servers.items() for one in given):
         for endpoint in settings.listen.dns:
             if server.port == endpoint.port and _is_own(server.host, endpoint):
                 return (
-                    f"versions.nameservers has {host_and_port(*server)}; "
+                    f"{section}.nameservers has {host_and_port(*server)}; "
                     "expected another address, as that is this gateway itself"
                 )
     return None

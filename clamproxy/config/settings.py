@@ -361,6 +361,11 @@ class FleetSection(_Section):
         max_length=MOST_TARGETS,
         description='a list of entries such as {url: "http://gateway2:8080", token: …}',
     )
+    labels: AbsolutePath | None = Field(None, description="the path of a file, or null")
+    reverse_dns: Switch = Field(False, description=_SWITCH)
+    nameservers: tuple[Annotated[Nameserver, NAMESERVER], ...] = Field(
+        (), description='a list of IP addresses such as [192.0.2.1, "[2001:db8::1]:53"]'
+    )
 
 
 class StatusSection(_Section):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from clamproxy.config.labels import NO_GROUP
 from clamproxy.fleet.observer import Failure
 
 
@@ -66,6 +67,12 @@ class Machine:
     databases: Mapping[str, Database]
     """By name; only databases with a known version."""
     last_error: Failure | None
+    name: str | None = None
+    """From the file of labels, else from reverse DNS; None if neither has one."""
+    group: str | None = None
+    """From the file of labels."""
+    cloned: bool = False
+    """Whether several machines have its UUID (see `clones`)."""
 
     @property
     def behind(self) -> int:
@@ -75,6 +82,10 @@ class Machine:
     def is_behind(self, now: float, *, releases: int = 1, seconds: float = 0.0) -> bool:
         """Whether one of its databases is that far behind, as `Database.is_behind` counts it."""
         return any(database.is_behind(releases, seconds, now) for database in self.databases.values())
+
+    def is_in(self, group: str) -> bool:
+        """Whether it is in a group; `NO_GROUP` stands for none."""
+        return self.group == (None if group == NO_GROUP else group)
 
     @property
     def state(self) -> MachineState:
@@ -95,6 +106,9 @@ class Machine:
         return {
             "uuid": self.uuid,
             "address": self.address,
+            "name": self.name,
+            "group": self.group,
+            "cloned": self.cloned,
             "freshclam": self.freshclam,
             "os": self.os,
             "arch": self.arch,

@@ -13,7 +13,7 @@ Any of this may be wrong a moment later, and is corrected by the next request.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clamproxy.dates import parse_http_date
 from clamproxy.fleet.visit import Visit
@@ -39,6 +39,8 @@ class Failure:
     at: float
     what: str
     """One line."""
+    kind: str = "other"
+    """What it has in common with others, without the file's name: one of a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,9 @@ class Knowledge:
             holdings[database] = Holding(version, at)
         return Knowledge(holdings, self.last_error)
 
-    def failing(self, what: str, at: float) -> Knowledge:
-        """A copy with a newer error."""
-        return Knowledge(self.holdings, Failure(at, what))
+    def failing(self, kind: str, what: str, at: float) -> Knowledge:
+        """A copy with a newer error; `kind` and `what` are `Failure`'s."""
+        return Knowledge(self.holdings, Failure(at, what, kind))
 
 
 def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
@@ -70,54 +72,81 @@ def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
         visit: the request and its response.
         known: what was known before.
     """
+    return received(visit, asked(visit, known, find_build))
+
+
+def asked(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
+    """What is known as soon as a request has come, whatever the response will be.
+
+    Args:
+        known: what was known before.
+    """
     if visit.method != "GET":
         return known
     match visit.target:
         case ObjectId(kind=Kind.CDIFF) as cdiff:
-            known = _observe_cdiff(visit, cdiff, known)
+            return _asked_for_cdiff(visit, cdiff, known)
         case ObjectId(kind=Kind.CVD_SIGN) as signature:
-            known = known.holding(signature.database, signature.version, visit.at)
+            return known.holding(signature.database, signature.version, visit.at)
         case Latest() as latest:
-            known = _observe_whole(visit, latest, known, find_build)
+            return _asked_for_whole(visit, latest, known, find_build)
+    return known
+
+
+def received(visit: Visit, known: Knowledge) -> Knowledge:
+    """What is known after the response as well: a version that changes here has been fetched.
+
+    Args:
+        known: what the request has shown, from `asked`.
+    """
+    if visit.method != "GET":
+        return known
+    is_whole = visit.status == 200 and visit.complete
+    match visit.target:
+        # An empty one tells clients to fetch the whole CVD instead (trap 15).
+        case ObjectId(kind=Kind.CDIFF) as cdiff if is_whole and visit.length > 0 and cdiff.version >= 2:
+            known = known.holding(cdiff.database, cdiff.version, visit.at)
+        case Latest() as latest if is_whole and not visit.range_probe and visit.version is not None:
+            known = known.holding(latest.database, visit.version, visit.at)
     failure = _failure(visit)
-    return known if failure is None else known.failing(failure, visit.at)
+    return known if failure is None else replace(known, last_error=failure)
 
 
-def _observe_cdiff(visit: Visit, cdiff: ObjectId, known: Knowledge) -> Knowledge:
+def _asked_for_cdiff(visit: Visit, cdiff: ObjectId, known: Knowledge) -> Knowledge:
     if cdiff.version < 2:
         return known
     before = known.holdings.get(cdiff.database)
     if before is not None and before.version >= cdiff.version:
-        known = known.failing(f"asked for {cdiff.file_name} again", visit.at)
-    # An empty one tells clients to fetch the whole CVD instead (trap 15).
-    is_patched = visit.status == 200 and visit.complete and visit.length > 0
-    return known.holding(cdiff.database, cdiff.version - (0 if is_patched else 1), visit.at)
+        known = known.failing("asked again", f"asked for {cdiff.file_name} again", visit.at)
+    return known.holding(cdiff.database, cdiff.version - 1, visit.at)
 
 
-def _observe_whole(visit: Visit, latest: Latest, known: Knowledge, find_build: FindBuild) -> Knowledge:
+def _asked_for_whole(visit: Visit, latest: Latest, known: Knowledge, find_build: FindBuild) -> Knowledge:
     database = latest.database
     since = parse_http_date(visit.if_modified_since)
     if visit.if_modified_since is None:
         if database in known.holdings:
-            known = known.failing(f"asked for {_name(latest)} as if it had no version", visit.at)
-        known = known.holding(database, None, visit.at)
-    elif since is not None and (version := find_build(database, int(since))) is not None:
-        known = known.holding(database, version, visit.at)
-    is_whole = visit.status == 200 and visit.complete and not visit.range_probe
-    if is_whole and visit.version is not None:
-        known = known.holding(database, visit.version, visit.at)
+            what = f"asked for {_name(latest)} as if it had no version"
+            known = known.failing("asked anew", what, visit.at)
+        return known.holding(database, None, visit.at)
+    if since is not None and (version := find_build(database, int(since))) is not None:
+        return known.holding(database, version, visit.at)
     return known
 
 
-def _failure(visit: Visit) -> str | None:
-    """What went wrong with a response, in one line; None if nothing did."""
+def _failure(visit: Visit) -> Failure | None:
+    """What went wrong with a response; None if nothing did."""
     target = visit.target
     if target is None:
         return None
     if visit.status >= 400:
         is_normal = visit.status == 404 and (visit.is_held_back or _may_be_missing(target))
-        return None if is_normal else f"{_name(target)}: status {visit.status}"
-    return None if visit.complete else f"{_name(target)}: interrupted after {visit.length:,} bytes"
+        status = f"status {visit.status}"
+        return None if is_normal else Failure(visit.at, f"{_name(target)}: {status}", status)
+    if visit.complete:
+        return None
+    what = f"{_name(target)}: interrupted after {visit.length:,} bytes"
+    return Failure(visit.at, what, "interrupted")
 
 
 def _may_be_missing(target: Target) -> bool:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clamproxy.cache.store import Store
+from clamproxy.config.labels import NO_LABELS, Labels
 from clamproxy.config.settings import Settings
+from clamproxy.fleet import trend
 from clamproxy.fleet.machine import Database, Machine, worst_first
 from clamproxy.fleet.observer import Holding
+from clamproxy.fleet.story import Story
 from clamproxy.fleet.support import is_end_of_life
-from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, reading
+from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, Rows, reading
 from clamproxy.releases.limits import ceilings_of
 from clamproxy.statistics import advertised_versions
 
@@ -27,23 +32,63 @@ def has_table(directory: Path) -> bool:
     return (directory / FILE_NAME).exists()
 
 
-def read_fleet(directory: Path, advertised: Mapping[str, int], now: float) -> list[Machine]:
+def read_fleet(
+    directory: Path, advertised: Mapping[str, int], now: float, labels: Labels = NO_LABELS
+) -> list[Machine]:
     """Every machine in the table, worst first; none if there is no table. Blocks for some 100 ms.
 
     Args:
         directory: the state directory.
         advertised: the current version of each database, from `advertised_to_clients`.
         now: Unix seconds.
+        labels: names and groups of machines.
 
     Raises:
         UnreadableFleetError: the table can't be read.
     """
+    with _reading(directory) as rows:
+        if rows is None:
+            return []
+        history = ReleaseHistory(rows.releases(), advertised, now)
+        names, clones = rows.names.known(), rows.stories.clones(now)
+        return worst_first(_machine(row, history, now, labels, names, clones) for row in rows.all())
+
+
+def read_machine(
+    directory: Path, uuid: str, advertised: Mapping[str, int], now: float, labels: Labels = NO_LABELS
+) -> tuple[list[Machine], list[Story], ReleaseHistory]:
+    """The machine with a UUID and its stories at each of its addresses, and when each version came out.
+
+    Args:
+        directory, advertised, now, labels: as for `read_fleet`.
+
+    Raises:
+        UnreadableFleetError: the table can't be read.
+    """
+    with _reading(directory) as rows:
+        if rows is None:
+            return [], [], ReleaseHistory((), advertised, now)
+        history = ReleaseHistory(rows.releases(), advertised, now)
+        names, clones = rows.names.known(), rows.stories.clones(now)
+        machines = [_machine(row, history, now, labels, names, clones) for row in rows.of(uuid)]
+        return machines, rows.stories.of(uuid), history
+
+
+def read_trend(directory: Path, now: float) -> dict[str, Any]:
+    """The share of machines that were up to date, as in status.json. Blocks.
+
+    Raises:
+        UnreadableFleetError: the table can't be read.
+    """
+    with _reading(directory) as rows:
+        return trend.to_json([] if rows is None else rows.shares.until(trend.hour_of(now)), now)
+
+
+@contextmanager
+def _reading(directory: Path) -> Iterator[Rows | None]:
     try:
         with reading(directory) as rows:
-            if rows is None:
-                return []
-            history = ReleaseHistory(rows.releases(), advertised, now)
-            return worst_first(_machine(row, history, now) for row in rows.all())
+            yield rows
     except (sqlite3.Error, ValueError) as error:
         raise UnreadableFleetError(f"{FILE_NAME}: {error}") from error
 
@@ -87,6 +132,12 @@ class ReleaseHistory:
                 self._versions.setdefault(release.database, []).append(release.version)
                 self._came_out.setdefault(release.database, []).append(min(*times, now))
 
+    def came_out(self, database: str, version: int) -> float | None:
+        """When a version came out, in Unix seconds; None if that is unknown."""
+        versions = self._versions.get(database, [])
+        place = bisect_left(versions, version)
+        return self._came_out[database][place] if versions[place : place + 1] == [version] else None
+
     def compare(self, database: str, holding: Holding) -> Database:
         """How up to date a machine's version is."""
         current = self._advertised.get(database)
@@ -101,8 +152,15 @@ class ReleaseHistory:
         return self._came_out[database][following] if following < len(versions) else None
 
 
-def _machine(row: MachineRow, history: ReleaseHistory, now: float) -> Machine:
-    agent, known = row.agent, row.known
+def _machine(
+    row: MachineRow,
+    history: ReleaseHistory,
+    now: float,
+    labels: Labels,
+    names: Mapping[str, str],
+    clones: Set[str],
+) -> Machine:
+    agent, known, label = row.agent, row.known, labels.of(row.agent.uuid, row.address)
     return Machine(
         uuid=agent.uuid,
         address=row.address,
@@ -114,4 +172,7 @@ def _machine(row: MachineRow, history: ReleaseHistory, now: float) -> Machine:
         end_of_life=is_end_of_life(agent.freshclam, now),
         databases={name: history.compare(name, holding) for name, holding in known.holdings.items()},
         last_error=known.last_error,
+        name=label.name or names.get(row.address),
+        group=label.group,
+        cloned=agent.uuid in clones,
     )

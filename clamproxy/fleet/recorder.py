@@ -13,7 +13,9 @@ from pathlib import Path
 
 from clamproxy.config.settings import FleetSection as FleetSettings
 from clamproxy.fleet.agent import LONGEST, Agent, parse_agent, shown_address
-from clamproxy.fleet.observer import Knowledge, observe
+from clamproxy.fleet.observer import Knowledge
+from clamproxy.fleet.stories import Key
+from clamproxy.fleet.story import Addition
 from clamproxy.fleet.table import MachineRow, Release, Rows, Table
 from clamproxy.fleet.visit import Visit
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
@@ -122,7 +124,7 @@ class Fleet:
     # In the writer's thread
 
     def _check(self) -> None:
-        self._attempt(Rows.check)
+        self._attempt(_check)
 
     def _write(self) -> None:
         with self._lock:
@@ -156,8 +158,8 @@ class Fleet:
         for release in releases:
             rows.note(release)
         forgotten = rows.forgotten(self._clock())
-        machines: dict[tuple[str, str], list[Visit]] = {}
-        agents: dict[tuple[str, str], Agent] = {}
+        machines: dict[Key, list[Visit]] = {}
+        agents: dict[Key, Agent] = {}
         headers: set[bytes] = set()
         for visit in visits:
             agent = parse_agent(visit.user_agent or "")
@@ -169,16 +171,27 @@ class Fleet:
             key = agent.uuid, shown_address(visit.address)
             machines.setdefault(key, []).append(visit)
             agents[key] = agent
-        rows.put([_after(rows, agents[key], key[1], seen) for key, seen in machines.items()])
+        additions = {key: Addition() for key in machines}
+        rows.put([_after(rows, agents[key], key[1], seen, additions[key]) for key, seen in machines.items()])
+        rows.stories.add(additions, self._clock())
         rows.limit(self._settings.max_clients, self._clock() - self._settings.keep)
 
 
-def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit]) -> MachineRow:
+def _check(rows: Rows) -> None:
+    rows.check()
+    rows.stories.drop_orphans()
+
+
+def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit], addition: Addition) -> MachineRow:
     """A machine after some visits, with one read and one write for all of them."""
-    first_seen, known = rows.known(agent.uuid, address) or (visits[0].at, Knowledge())
+    earlier = rows.get(agent.uuid, address)
+    first_seen, known = visits[0].at, Knowledge()
+    if earlier is not None:
+        first_seen, known = earlier.first_seen, earlier.known
+    addition.meet(agent, None if earlier is None else earlier.agent, visits[0].at)
     for visit in visits:
         first_seen = min(first_seen, visit.at)
-        known = observe(visit, known, rows.find_build)
+        known = addition.note(visit, known, rows.find_build)
     return MachineRow(agent, address, first_seen, visits[-1].at, known)
 
 

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clamproxy.fleet import names, stories, trend
 from clamproxy.fleet.agent import Agent
+from clamproxy.fleet.names import Names
 from clamproxy.fleet.observer import Failure, Holding, Knowledge
+from clamproxy.fleet.stories import Stories
+from clamproxy.fleet.trend import Shares
 from clamproxy.storage.records_file import Damage, RecordsFile
 
 FILE_NAME = "fleet.sqlite"
@@ -35,9 +39,9 @@ CREATE TABLE IF NOT EXISTS releases (
     PRIMARY KEY (database, version)
 ) STRICT, WITHOUT ROWID;
 """
-_ADDED = (
-    "CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID"
-)
+_ADDED = f"""
+CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID;
+{stories.SCHEMA}{names.SCHEMA}{trend.SCHEMA}"""
 """Added to the schema later, without a new version: older versions of clamproxy ignore it."""
 _FORGOTTEN_KEPT = 86400.0
 """Seconds for which forgotten machines are remembered; no visit waits that long to be written."""
@@ -71,12 +75,15 @@ class Rows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.stories = Stories(connection)
+        self.names = Names(connection)
+        self.shares = Shares(connection)
 
-    def known(self, uuid: str, address: str) -> tuple[float, Knowledge] | None:
-        """When a machine was first seen, and what is known about it; None if it is new."""
-        query = "SELECT first_seen, databases, error_at, error FROM machines WHERE uuid = ? AND address = ?"
+    def get(self, uuid: str, address: str) -> MachineRow | None:
+        """A machine at an address; None if it is new."""
+        query = f"SELECT {_COLUMNS} FROM machines WHERE uuid = ? AND address = ?"  # noqa: S608
         fields = self._connection.execute(query, (uuid, address)).fetchone()
-        return None if fields is None else (fields[0], _knowledge(*fields[1:]))
+        return None if fields is None else _row(fields)
 
     def put(self, rows: Iterable[MachineRow]) -> None:
         """Insert or replace machines."""
@@ -87,6 +94,11 @@ class Rows:
 
     def all(self) -> Iterator[MachineRow]:
         return map(_row, self._connection.execute(f"SELECT {_COLUMNS} FROM machines"))  # noqa: S608
+
+    def of(self, uuid: str) -> Iterator[MachineRow]:
+        """A machine at all its addresses."""
+        query = f"SELECT {_COLUMNS} FROM machines WHERE uuid = ?"  # noqa: S608
+        return map(_row, self._connection.execute(query, (uuid,)))
 
     def forget(self, uuid: str, at: float) -> int:
         """Drop a machine at all its addresses, and its visits until now that are yet to be written.
@@ -99,6 +111,7 @@ class Rows:
         """
         dropped = self._connection.execute("DELETE FROM machines WHERE uuid = ?", (uuid,)).rowcount
         if dropped:
+            self.stories.forget(uuid)
             self._connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (uuid, at))
         return dropped
 
@@ -109,14 +122,16 @@ class Rows:
 
     def limit(self, count: int, silent_since: float) -> None:
         """Drop machines that have been silent since `silent_since`, and the longest silent above `count`."""
-        self._connection.execute("DELETE FROM machines WHERE last_seen < ?", (silent_since,))
+        silent = "DELETE FROM machines WHERE last_seen < ? RETURNING uuid, address"
+        dropped = self._connection.execute(silent, (silent_since,)).fetchall()
         (total,) = self._connection.execute("SELECT count(*) FROM machines").fetchone()
         if total > count:
-            self._connection.execute(
+            dropped += self._connection.execute(
                 "DELETE FROM machines WHERE (uuid, address) IN "
-                "(SELECT uuid, address FROM machines ORDER BY last_seen LIMIT ?)",
+                "(SELECT uuid, address FROM machines ORDER BY last_seen LIMIT ?) RETURNING uuid, address",
                 (total - count,),
-            )
+            ).fetchall()
+        self.stories.drop(dropped)
 
     def note(self, release: Release) -> None:
         """Add what is known about a release. It replaces what is stored only if it is proven."""

@@ -61,18 +61,25 @@ class DnsResolver:
         self._nameservers = nameservers
 
     async def txt(self, name: str) -> str:
-        # A new one each time, because resolv.conf may have changed.
-        resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
-        if self._nameservers:
-            resolver.nameservers = [
-                dns.nameserver.Do53Nameserver(address, port) for address, port in self._nameservers
-            ]
-        resolver.timeout = TIMEOUT
+        resolver = stub_resolver(self._nameservers)
         answer = await resolver.resolve(f"{name}.", dns.rdatatype.TXT, lifetime=LIFETIME, search=False)
         return _first_string(answer.rrset)
 
     def close(self) -> None:
         pass
+
+
+def stub_resolver(nameservers: Sequence[tuple[str, int]]) -> dns.asyncresolver.Resolver:
+    """A resolver for one lookup, because resolv.conf may have changed before the next.
+
+    Args:
+        nameservers: address and port of each; if empty, the system's are asked.
+    """
+    resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+    if nameservers:
+        resolver.nameservers = [dns.nameserver.Do53Nameserver(address, port) for address, port in nameservers]
+    resolver.timeout = TIMEOUT
+    return resolver
 
 
 class DohResolver:

@@ -18,6 +18,7 @@ from clamproxy.access.limits import provide_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
 from clamproxy.config.changes import changes
 from clamproxy.config.conflicts import find_conflict
+from clamproxy.config.labels import require_labels
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
 from clamproxy.control import Control, Marks, Outcome, marks
@@ -107,6 +108,7 @@ class ClamProxy:
             _require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)
+            require_labels(settings)
             use_format(settings.log.format)
             self._check_place(settings)
             self._options.place_authority(ctx.options, settings)
@@ -197,6 +199,7 @@ class ClamProxy:
 
     async def _read_anew(self, old: Service) -> Outcome:
         settings = load_settings(self._config, os.environ)
+        require_labels(settings)
         if settings == old.settings:
             logger.info("The configuration has not changed.")
             return Outcome()

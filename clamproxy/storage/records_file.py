@@ -46,8 +46,8 @@ class RecordsFile:
     """The version of the schema, in SQLite's user_version."""
     what: str
     """Its name in the log, such as "The table of machines"."""
-    added: str = "SELECT 1"
-    """A statement that creates later additions to the schema; older versions of clamproxy ignore them."""
+    added: str = ""
+    """Statements that create later additions to the schema; older versions of clamproxy ignore them."""
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -120,7 +120,7 @@ class RecordsFile:
         if not form:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
-        connection.execute(self.added)
+        connection.executescript(self.added)
         # A power failure may lose the last commits, but the file stays intact.
         connection.execute("PRAGMA synchronous = NORMAL")
 
@@ -138,6 +138,12 @@ class RecordsFile:
                 error,
                 aside,
             )
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether the file has a table; one that was added later may be missing until a process writes."""
+    query = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def copy_file(source: Path, target: Path) -> None:

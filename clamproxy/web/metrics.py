@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -217,6 +217,27 @@ def _fleet(values: Values) -> Iterator[Metric]:
             "Machines whose freshclam is past its end of life: the CDN refuses it, or will.",
             value=fleet["end_of_life"],
         )
+        yield _gauge(
+            "fleet_cloned_machines", "Machines whose UUID several machines have.", value=fleet["cloned"]
+        )
+        if groups := [group for group in fleet["groups"] if group["group"] is not None]:
+            yield from _groups(groups)
+
+
+def _groups(groups: Sequence[Values]) -> Iterator[Metric]:
+    """The administrator chooses the groups, and `count_groups` limits their number."""
+    yield _gauge(
+        "fleet_group_machines",
+        "Machines of a group, by whether they have the newest databases.",
+        ("group", "state"),
+        [((one["group"], str(state)), one[state]) for one in groups for state in MachineState],
+    )
+    yield _gauge(
+        "fleet_group_overdue_machines",
+        "Machines of a group that have been behind for longer than fleet.behind_for.",
+        ("group",),
+        [((one["group"],), one["overdue"]) for one in groups],
+    )
 
 
 def _peers(values: Values) -> Iterator[Metric]:

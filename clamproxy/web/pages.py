@@ -8,9 +8,11 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import json
 import logging
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from clamproxy.setup.client_forms import Form, client_form
 from clamproxy.setup.freshclam_lines import Mode
 from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
-from clamproxy.web.machines import Query, fleet_json
+from clamproxy.web.machines import Query, fleet_csv, fleet_json
 from clamproxy.web.metrics import exposition
 from clamproxy.web.shared import Shared
 from clamproxy.web.sources import Place, Sources
@@ -51,7 +53,7 @@ _STATIC = {"/": _INDEX} | {
     if file.suffix in _TYPES and file.name != _INDEX
 }
 """The static files, by URL path."""
-GUARDED = frozenset({*_STATIC, "/status.json", "/fleet.json", "/metrics"})
+GUARDED = frozenset({*_STATIC, "/status.json", "/fleet.json", "/fleet.csv", "/metrics"})
 """Pages that need the token, if one is set, because they tell about machines."""
 PATHS = GUARDED | {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"}
 """All paths that are served."""
@@ -84,6 +86,7 @@ class Pages:
         self._pages: dict[str, Callable[[Request, Place], Awaitable[Response]]] = {
             "/status.json": self._status,
             "/fleet.json": self._fleet,
+            "/fleet.csv": self._fleet_csv,
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -167,17 +170,47 @@ class Pages:
 
     async def _fleet(self, request: Request, place: Place) -> Response:
         """All machines, or those that the query selects, from the same status as status.json."""
+        text = request.path.partition("?")[2]
+        if asked := parse_qs(text).get("machine"):
+            return await self._machine(asked[-1].lower())
         try:
-            query = Query.parse(request.path.partition("?")[2])
+            query = Query.parse(text)
         except ValueError as error:
             return _plain(400, str(error))
         gateway_status = await self._gateway_status.get()
         peers = [peer.name for peer in gateway_status.peers]
         if query.gateway not in (None, ALL, *peers):
             return _plain(400, f"gateway is one of {', '.join([ALL, *peers])}")
-        async with self._one_at_a_time:  # many searches at once must not use up the processor
-            body = await in_thread("clamproxy-fleet", lambda: _selected(gateway_status, query))
+        body = await self._list_machines(lambda: _selected(gateway_status, query))
         return _live(body, "application/json")
+
+    async def _fleet_csv(self, request: Request, place: Place) -> Response:
+        """The same machines for a spreadsheet."""
+        try:
+            query = Query.parse(request.path.partition("?")[2])
+        except ValueError as error:
+            return _plain(400, str(error))
+        gateway_status = await self._gateway_status.get()
+        now, behind_for = (
+            gateway_status.values["gateway"]["now"],
+            gateway_status.values["fleet"]["behind_for"],
+        )
+        body = await self._list_machines(lambda: fleet_csv(gateway_status.machines, query, behind_for, now))
+        response = _live(body, "text/csv; charset=utf-8; header=present")
+        response.headers["Content-Disposition"] = 'attachment; filename="fleet.csv"'
+        return response
+
+    async def _list_machines(self, work: Callable[[], bytes]) -> bytes:
+        async with self._one_at_a_time:  # many searches at once must not use up the processor
+            return await in_thread("clamproxy-fleet", work)
+
+    async def _machine(self, uuid: str) -> Response:
+        """One machine with its story."""
+        async with self._one_at_a_time:
+            found = await in_thread("clamproxy-fleet", lambda: self._sources.biography(uuid))
+        if found is None:
+            return _plain(404, "there is no machine with this UUID")
+        return _live(json.dumps({"now": time.time(), **found.to_json()}).encode(), "application/json")
 
     async def _metrics(self, request: Request, place: Place) -> Response:
         gateway_status = await self._gateway_status.get()

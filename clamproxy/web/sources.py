@@ -8,6 +8,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.fleet.biography import Biography
 from clamproxy.fleet.machine import Machine
 from clamproxy.history import Past
 from clamproxy.objects import ObjectId
@@ -51,6 +52,10 @@ class Sources:
     """The last day, from `History.past`."""
     fleet: Callable[[], Sequence[Machine]] | None = None
     """All machines, from `read_fleet`. Blocks. None if no table is kept."""
+    trend: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """The trend as in status.json, from `read_trend`. Blocks. None if it can't be read."""
+    biography: Callable[[str], Biography | None] = lambda _: None
+    """The story of the machine with a UUID, from `read_biography`. Blocks."""
     feeds: Callable[[], Mapping[str, Any]] | None = None
     """The feeds as in status.json, from `Feeds.figures`. None if there are none."""
     files: Callable[[], Catalog] = Catalog

@@ -13,6 +13,7 @@ from cryptography import x509
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.fleet.groups import count_groups
 from clamproxy.fleet.machine import Machine, spread, summary, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
@@ -92,6 +93,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "authority": {"expires_at": _end_of_authority(sources.authority)},
                 "notices": sources.notices(),
                 "peers": [peer.to_json() for peer in peers],
+                "fleet_history": sources.trend(),
             }
         brief = {**values, "fleet": {**values["fleet"], "machines": []}}
         return GatewayStatus(values, _encoded(values), _encoded(brief), machines or (), peers)
@@ -187,5 +189,7 @@ def _fleet(machines: Sequence[Machine] | None, behind_for: float, now: float) ->
         **summary(found),
         "overdue": sum(machine.is_behind(now, seconds=behind_for) for machine in found),
         "behind_for": behind_for,
+        "cloned": sum(machine.cloned for machine in found),
+        "groups": count_groups(found, behind_for, now),
         "machines": [machine.to_json() for machine in found[:MOST_MACHINES]],
     }

@@ -83,6 +83,76 @@ def unknown(number: int, **changes: Any) -> Json:
     return machine(number, **changes) | {"databases": {}}
 
 
+def groups_of(*machines: Json) -> list[Json]:
+    """The groups of these machines, counted as the gateway does."""
+    names = sorted({one["group"] for one in machines if one.get("group")})
+    counted = []
+    for name in [*names, None] if names else []:
+        members = [one for one in machines if one.get("group") == name]
+        behind = sum(any(known["behind"] for known in one["databases"].values()) for one in members)
+        unknown = sum(not one["databases"] for one in members)
+        counts = {"total": len(members), "behind": behind, "overdue": behind, "unknown": unknown}
+        counted.append({"group": name, "up_to_date": len(members) - behind - unknown, **counts})
+    return counted
+
+
+def fleet_history(*, missing: range = range(0)) -> Json:
+    """Thirty days: each release leaves the machines behind for some hours.
+
+    Args:
+        missing: the hours in which the gateway was not running.
+    """
+    current = [round(0.62 + 0.37 * min(1.0, (hour % 24) / 7), 4) for hour in range(720)]
+    overdue = [0.015 + 0.0001 * (hour % 100) for hour in range(720)]
+    series = {"up_to_date": current, "overdue": overdue}
+    return {
+        "step": 3600,
+        "until": NOW - NOW % 3600 + 3600,
+        "series": {
+            name: [None if hour in missing else share for hour, share in enumerate(shares)]
+            for name, shares in series.items()
+        },
+    }
+
+
+def story_of(machine: Json, **changes: Any) -> Json:
+    """fleet.json of one machine that gets each release."""
+    versions = [
+        {
+            "database": "daily",
+            "version": 27800 - day,
+            "at": NOW - day * DAY - 1800,
+            "address": machine["address"],
+            "fetched": True,
+            "came_out": NOW - day * DAY - 3 * HOUR,
+            "took": 2.5 * HOUR,
+        }
+        for day in range(12)
+    ]
+    base = {
+        "now": NOW,
+        **{key: machine.get(key) for key in ("uuid", "name", "group", "cloned")},
+        "machines": [machine],
+        "request_count": 1234,
+        "since": NOW - 40 * DAY,
+        "versions": versions,
+        "freshclam": [{"version": "1.4.6", "at": NOW - 9 * DAY}, {"version": "1.4.5", "at": NOW - 40 * DAY}],
+        "errors": [
+            {"kind": "status 503", "at": NOW - DAY, "what": "daily-27799.cdiff: status 503", "count": 3}
+        ],
+        "requests": [
+            {
+                "at": NOW - 1800,
+                "address": machine["address"],
+                "what": "daily-27800.cdiff",
+                "status": 200,
+                "bytes": 14_512,
+            }
+        ],
+    }
+    return merged(base, **changes)
+
+
 def fleet_of(*machines: Json) -> Json:
     """These machines, counted as the gateway does."""
     lags = [[known["behind"] for known in one["databases"].values()] for one in machines]
@@ -100,6 +170,8 @@ def fleet_of(*machines: Json) -> Json:
         "end_of_life": sum(1 for one in machines if one["end_of_life"]),
         "overdue": sum(1 for times in since if any(at is None or NOW - at >= DAY for at in times)),
         "behind_for": DAY,
+        "cloned": sum(1 for one in machines if one.get("cloned")),
+        "groups": groups_of(*machines),
         "machines": list(machines),
     }
 
@@ -354,3 +426,17 @@ MANY: Json = merged(
     ),
 )
 """A fleet of 300."""
+
+WEB01 = machine(20, name="web01.example.net", group="servers", cloned=True)
+GROUPED: Json = merged(
+    BUSY,
+    fleet=fleet_of(
+        WEB01,
+        late(21, 3, name="web02.example.net", group="servers"),
+        machine(22, group="desktops"),
+        unknown(23, group="desktops"),
+        machine(24),
+    ),
+    fleet_history=fleet_history(missing=range(200, 260)),
+)
+"""Machines with names and groups, and a cloned one."""

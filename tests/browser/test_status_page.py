@@ -229,7 +229,7 @@ def test_links(page: Page) -> None:
     links = browser.run("return [...document.querySelectorAll('footer a')].map((link) => link.href)")
     assert links == [
         f"{page.server.url}{name}"
-        for name in ("client-config", "ca.pem", "metrics", "status.json", "fleet.json")
+        for name in ("client-config", "ca.pem", "metrics", "status.json", "fleet.json", "fleet.csv")
     ]
 
 
@@ -455,7 +455,7 @@ def test_landmarks_and_names(page: Page) -> None:
 def test_everything_is_reached_by_keys(page: Page) -> None:
     browser = page.show(merged(BUSY, fleet=fleet_of(*(machine(n) for n in range(120)))))
     reached: list[str] = []
-    for _ in range(40):
+    for _ in range(100):  # each machine on the page can be opened
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
         reached.append(
             browser.run("""

@@ -65,7 +65,7 @@ def assert_harmless(page: Page, width: int, longest: int = 1001) -> None:
     assert browser.run("return window.hit") is None
     assert browser.run("return document.querySelectorAll(arguments[0]).length", FORBIDDEN) == 0
     assert browser.run("return document.images.length") == 1
-    assert browser.run("return [...document.links].map((link) => link.protocol)") == ["http:"] * 7
+    assert browser.run("return [...document.links].map((link) => link.protocol)") == ["http:"] * 8
     assert browser.run("return document.documentElement.scrollWidth") <= width
     texts = browser.run("""
         const found = [document.title];

@@ -11,6 +11,7 @@ from werkzeug.datastructures import Headers
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.fleet.biography import Biography
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.history import Past
 from clamproxy.messages import Request, Response
@@ -35,6 +36,8 @@ class StatusHarness:
     cooldowns: dict[str, Cooldown] = field(default_factory=dict)
     past: Past = field(default_factory=Past)
     machines: list[Machine] | None = None
+    trend: dict[str, Any] | None = None
+    biographies: dict[str, Biography] = field(default_factory=dict)
     feeds: dict[str, Any] | None = None
     authority: bytes | None = None
     peers: list[PeerState] = field(default_factory=list)
@@ -62,6 +65,8 @@ class StatusHarness:
             cooldowns=lambda: self.cooldowns,
             past=lambda: self.past,
             fleet=None if self.machines is None else read_fleet,
+            trend=lambda: self.trend,
+            biography=self.biographies.get,
             feeds=None if self.feeds is None else read_feeds,
             authority=lambda: self.authority,
             client_config=self._configure,

@@ -164,6 +164,8 @@ class StatusServer:
         """Those of the questions for machines."""
         self.fleet: Any = None
         """What fleet.json holds, if it isn't made from status.json."""
+        self.story: Any = None
+        """What fleet.json holds about one machine; none: 404."""
         self.fleet_code = 200
         """The status of that answer, while `code` is 200."""
         self.token: str | None = None
@@ -198,6 +200,8 @@ class StatusServer:
         if path in ("/status.json", "/fleet.json"):
             is_status = path == "/status.json"
             code = self.code if is_status or self.code != 200 else self.fleet_code
+            if query.startswith("machine=") and self.story is None:
+                code = 404
             if code == 0:
                 return None
             body = self._status_json() if is_status else self._fleet_json(query)
@@ -218,6 +222,8 @@ class StatusServer:
     def _fleet_json(self, query: str) -> bytes:
         """What the gateway makes of the machines in status.json."""
         self.queries.append(query)
+        if query.startswith("machine="):
+            return json.dumps(self.story).encode()
         if self.fleet is not None:
             return json.dumps(self.fleet).encode()
         counts = dict(self.status["fleet"])

@@ -19,6 +19,7 @@ import dns.message
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
+import dns.reversename
 import dns.rrset
 
 PRIMARY = "current.cvd.clamav.net"
@@ -60,6 +61,8 @@ class FakeDns:
         """What is advertised."""
         self.zone = "cvd.clamav.net"
         """The zone that the records are in."""
+        self.pointers: dict[str, str] = {}
+        """The names that addresses have in reverse DNS."""
         self.queries: list[str] = []
         """Names asked for, in order."""
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -112,8 +115,13 @@ class FakeDns:
         answer = dns.message.make_response(query)
         answer.flags |= dns.flags.AA
         text = self._text(name, mode)
+        pointer = None
+        if question.rdtype == dns.rdatatype.PTR:
+            pointer = self.pointers.get(dns.reversename.to_address(question.name))
         if mode is Mode.SERVFAIL:
             answer.set_rcode(dns.rcode.SERVFAIL)
+        elif mode is not Mode.NXDOMAIN and pointer is not None:
+            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "PTR", pointer))
         elif mode is Mode.NXDOMAIN or text is None:
             answer.set_rcode(dns.rcode.NXDOMAIN)
         elif question.rdtype == dns.rdatatype.TXT:

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from clamproxy.cache.store import Store
 from clamproxy.cli.fleet import fleet
 from clamproxy.fleet.observer import Failure
-from clamproxy.fleet.table import FILE_NAME
+from clamproxy.fleet.table import FILE_NAME, Table
 from tests.support import fleet_rows
 from tests.support.fleet_rows import put_rows
 
@@ -414,3 +414,98 @@ def test_forget_nobody() -> None:
     shown = invoke("forget", "--help")
     assert shown.exit_code == 0
     assert "Exit codes" in shown.stdout
+
+
+# Names, groups, and one machine
+
+
+@pytest.fixture
+def labelled(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same machines with a file of labels."""
+    path = tmp_path / "labels.txt"
+    path.write_text(f"{FINE} = web01.example.net, servers\n{BEHIND} = , servers\n{SILENT} = laptop\n")
+    monkeypatch.setenv("CLAMPROXY_FLEET__LABELS", str(path))
+    return path
+
+
+@pytest.mark.usefixtures("labelled")
+def test_names_and_groups_are_listed() -> None:
+    lines = invoke().stdout.splitlines()
+    assert lines[1].split()[:4] == ["UUID", "address", "name", "group"]
+    assert line_of(invoke(), FINE).split()[2:4] == ["web01.example.net", "servers"]
+    assert line_of(invoke(), SILENT).split()[2:4] == ["laptop", "-"]
+
+
+@pytest.mark.usefixtures("labelled")
+@pytest.mark.parametrize(
+    ("arguments", "code", "listed"),
+    [
+        (["--group", "servers"], 0, [BEHIND, FINE]),
+        (["--group", "servers", "--behind", "1"], 2, [BEHIND]),
+        (["--group", "servers", "--stale", "2d"], 0, []),
+        (["--group", "-"], 0, [SILENT]),
+        (["--group", "-", "--stale", "2d"], 2, [SILENT]),
+    ],
+)
+def test_a_group(arguments: list[str], code: int, listed: list[str]) -> None:
+    shown, as_json, as_csv = invoke(*arguments), invoke(*arguments, "--json"), invoke(*arguments, "--csv")
+    assert (shown.exit_code, as_json.exit_code, as_csv.exit_code) == (code, code, code)
+    assert [one["uuid"] for one in json.loads(as_json.stdout)] == listed
+    assert [line.split(",")[2] for line in as_csv.stdout.splitlines()[1:]] == listed
+
+
+@pytest.mark.usefixtures("labelled")
+def test_a_group_that_is_not_there_is_not_a_group_without_trouble() -> None:
+    result = invoke("--group", "server")
+    assert result.exit_code == 3
+    assert "there is no group 'server', only servers" in result.stdout
+
+
+def test_labels_with_a_mistake(labelled: Path) -> None:
+    """The list goes on without them, as far as they don't decide what is listed."""
+    labelled.write_text("web01 = x\n")
+    result = invoke()
+    assert result.exit_code == 0
+    assert "labels.txt: line 1: 'web01'" in result.stderr
+    assert "web01" not in result.stdout
+    assert invoke("--group", "servers").exit_code == 3
+
+
+@pytest.mark.usefixtures("labelled")
+@pytest.mark.parametrize("name", [FINE, FINE.upper(), "web01.example.net", "WEB01"])
+@pytest.mark.parametrize("word", [[], ["show"]])
+def test_one_machine(name: str, word: list[str]) -> None:
+    shown = invoke(*word, name)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert FINE in shown.stdout
+    assert "web01.example.net" in shown.stdout
+    for as_json in (invoke(*word, name, "--json"), invoke("--json", *word, name)):
+        assert json.loads(as_json.stdout)["uuid"] == FINE
+
+
+@pytest.mark.usefixtures("labelled")
+def test_several_machines_with_one_address() -> None:
+    result = invoke("10.0.0.1")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "'10.0.0.1' is 3 machines; give the UUID of one:" in result.stderr
+    assert all(uuid in result.stderr for uuid in (FINE, BEHIND, SILENT))
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    "arguments", [["--csv", "--json"], ["--csv", FINE], ["--group", "x", FINE], [FINE, "x"]]
+)
+def test_misuse_of_the_new_options(arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "Error: " in result.stderr
+
+
+def test_clones_are_pointed_out(site: Path) -> None:
+    with Table(site).writing() as rows:
+        rows._connection.execute("INSERT INTO clones VALUES (?, ?)", (FINE, time.time()))
+    result = invoke()
+    assert "10.0.0.1 (cloned)" in line_of(result, FINE)
+    assert "1 cloned |" in result.stdout.splitlines()[0]
+    assert "remove freshclam.dat" in result.stdout.splitlines()[-1]
+    assert [one["cloned"] for one in json.loads(invoke("--json").stdout)].count(True) == 1

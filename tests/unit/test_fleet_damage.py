@@ -82,7 +82,7 @@ async def test_a_damaged_table_is_moved_aside(
 @pytest.mark.parametrize("position", [0, 20000])
 async def test_a_damaged_table_that_is_read(harness: FleetHarness, position: int) -> None:
     await fill(harness)
-    harness.damage(position)
+    harness.damage(position, 50_000)
     with pytest.raises(UnreadableFleetError, match=FILE_NAME):
         harness.machines()
 

@@ -168,6 +168,9 @@ def test_the_form_for_programs(tmp_path: Path) -> None:
     assert first == {
         "uuid": "a",
         "address": "10.0.0.1",
+        "name": None,
+        "group": None,
+        "cloned": False,
         "freshclam": "1.4.6",
         "os": "Linux",
         "arch": "x86_64",

@@ -372,6 +372,11 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
             "*:8080",
             "versions.nameservers has 127.0.0.1:53",
         ),
+        (
+            "fleet: {nameservers: [192.0.2.1, 127.0.0.1]}\nlisten: {dns: 53}",
+            "*:8080",
+            "fleet.nameservers has 127.0.0.1:53",
+        ),
         ("versions: {nameservers: [127.0.0.1]}\nlisten: {dns: 5353}", "*:8080", None),
         (
             "upstream: {url: 'http://cdn:8080', address: [192.0.2.1, 127.0.0.1]}",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.fleet.biography import Biography
+from clamproxy.fleet.groups import MOST_GROUPS, OTHER, count_groups
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.fleet.observer import Failure
 from clamproxy.messages import Response
@@ -27,6 +32,13 @@ def late(number: int, releases: int, since: float | None) -> Machine:
     database = Database(10 - releases, releases, since, NOW - 60)
     return replace(machine(number), databases={"daily": database})
 
+
+GROUPED = [
+    replace(machine(1, daily=0), name="web01.example.net", group="servers", cloned=True),
+    replace(late(2, 2, None), group="servers"),
+    replace(machine(3), name="=cmd()", group="@desktops"),
+    late(4, 1, NOW),
+]
 
 MACHINES = [
     late(1, 5, NOW - 5 * DAY),
@@ -73,6 +85,89 @@ def found(query: str) -> list[int]:
 )
 def test_which_machines(query: str, numbers: list[int]) -> None:
     assert found(query) == numbers
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("group=servers", [1, 2]),
+        ("group=servers&state=behind", [2]),
+        ("group=-", [4]),
+        ("group=nothing", []),
+        ("group=", [1, 2, 3, 4]),
+        ("q=SERVERS", [1, 2]),
+        ("q=web01", [1]),
+        ("state=cloned", [1]),
+        ("sort=name", [3, 1, 2, 4]),
+    ],
+)
+def test_names_and_groups(query: str, numbers: list[int]) -> None:
+    assert [int(one.uuid[-2:]) for one in select(GROUPED, Query.parse(query), DAY, NOW)] == numbers
+
+
+async def test_csv(store: Store) -> None:
+    harness = StatusHarness(store, machines=GROUPED)
+    response = await harness.ask("/fleet.csv?sort=address")
+    assert response.headers["Content-Disposition"] == 'attachment; filename="fleet.csv"'
+    text = text_of(response)
+    assert text.count("\r\n") == text.count("\n") == 5
+    lines = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [line["name"] for line in lines] == ["web01.example.net", "", "'=cmd()", ""]
+    assert [line["group"] for line in lines] == ["servers", "servers", "'@desktops", ""]
+    first, second, third, _ = lines
+    assert (first["state"], first["cloned"], first["overdue"]) == ("up_to_date", "yes", "no")
+    assert (second["releases_behind"], second["overdue"], second["daily_behind"]) == ("2", "yes", "2")
+    assert second["daily_behind_since"] == ""
+    assert datetime.fromisoformat(first["last_seen"]).timestamp() == pytest.approx(
+        GROUPED[0].last_seen, abs=1
+    )
+    assert first["last_seen"].endswith("+00:00")
+    assert third["daily"] == ""
+    assert len((await harness.ask("/fleet.csv?group=servers&limit=1")).body.splitlines()) == 2  # type: ignore[union-attr]
+    assert (await harness.ask("/fleet.csv?state=x")).status == 400
+    harness.guard()
+    assert (await harness.ask("/fleet.csv")).status == 401
+
+
+async def test_one_machine(store: Store) -> None:
+    one = GROUPED[0]
+    harness = StatusHarness(store, machines=GROUPED)
+    harness.biographies[one.uuid] = Biography([one], [], [("1.4.6", 5.0)], [], [], 7, 3.0)
+    story = values_of(await harness.ask(f"/fleet.json?machine={one.uuid.upper()}"))
+    assert (story["uuid"], story["name"], story["cloned"]) == (one.uuid, "web01.example.net", True)
+    assert (story["machines"], story["request_count"]) == ([one.to_json()], 7)
+    assert story["freshclam"] == [{"version": "1.4.6", "at": 5.0}]
+    assert (await harness.ask("/fleet.json?machine=x")).status == 404
+    harness.guard()
+    assert (await harness.ask(f"/fleet.json?machine={one.uuid}")).status == 401
+
+
+def test_groups_are_counted() -> None:
+    assert count_groups(MACHINES, DAY, NOW) == []
+    assert count_groups(GROUPED, DAY, NOW) == [
+        {
+            "group": name,
+            "total": total,
+            "behind": behind,
+            "unknown": unknown,
+            "up_to_date": fine,
+            "overdue": late,
+        }
+        for name, total, behind, unknown, fine, late in (
+            ("@desktops", 1, 0, 1, 0, 0),
+            ("servers", 2, 1, 0, 1, 1),
+            (None, 1, 1, 0, 0, 0),
+        )
+    ]
+
+
+def test_only_so_many_groups_are_counted_apart() -> None:
+    machines = [replace(machine(n, daily=0), group=f"group {n:03}") for n in range(MOST_GROUPS + 5)]
+    machines.append(machine(900))
+    *shown, other, alone = count_groups(machines, DAY, NOW)
+    assert [one["group"] for one in shown] == [f"group {n:03}" for n in range(MOST_GROUPS)]
+    assert (other["group"], other["total"], other["up_to_date"]) == (OTHER, 5, 5)
+    assert (alone["group"], alone["total"]) == (None, 1)
 
 
 def test_order_by_time() -> None:

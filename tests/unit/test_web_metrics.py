@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from prometheus_client import Metric
@@ -217,3 +218,20 @@ async def test_limits_and_present_rates(store: Store) -> None:
     assert found[key("rate_limit_bytes_per_second", setting="upstream.rate_limit")] == 500_000
     assert key("rate_limit_bytes_per_second", setting="serving.rate_limit_per_client") not in found
     assert found[key("clients_waiting")] == 2
+
+
+async def test_groups(store: Store) -> None:
+    machines = [
+        replace(machine(1, daily=0), group="servers", cloned=True),
+        replace(machine(2, daily=4), group="servers"),
+        machine(3),
+    ]
+    text, _ = await scrape(StatusHarness(store, machines=machines))
+    found = samples_of(text)
+    assert {labels: value for (name, labels), value in found.items() if name == "fleet_group_machines"} == {
+        frozenset({("group", "servers"), ("state", "behind")}): 1,
+        frozenset({("group", "servers"), ("state", "unknown")}): 0,
+        frozenset({("group", "servers"), ("state", "up_to_date")}): 1,
+    }
+    assert found[key("fleet_group_overdue_machines", group="servers")] == 1
+    assert found[key("fleet_cloned_machines")] == 1

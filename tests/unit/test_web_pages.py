@@ -55,6 +55,7 @@ CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
     "/status.json": "application/json",
     "/fleet.json": "application/json",
+    "/fleet.csv": "text/csv; charset=utf-8; header=present",
     "/metrics": "text/plain; version=0.0.4; charset=utf-8",
     "/ca.pem": "application/x-pem-file",
     ".css": "text/css; charset=utf-8",
@@ -65,7 +66,7 @@ CONTENT_TYPES = {
 
 
 def test_paths() -> None:
-    guarded = {"/status.json", "/fleet.json", "/metrics"}
+    guarded = {"/status.json", "/fleet.json", "/fleet.csv", "/metrics"}
     assert STATIC | guarded == GUARDED
     assert {"/livez", "/readyz", "/ca.pem", "/client-config", "/dns.txt"} == PATHS - GUARDED
     assert {"/", "/style.css", "/app.js"} <= STATIC

@@ -23,7 +23,18 @@ async def test_keys(store: Store) -> None:
     values = await StatusHarness(store).status()
     assert set(values) == {
         *("gateway", "ready", "problems", "stats", "hit_ratio", "bytes_saved", "databases"),
-        *("transfers", "rates", "cooldowns", "quarantine", "fleet", "feeds", "files", "releases", "history"),
+        *(
+            "transfers",
+            "rates",
+            "cooldowns",
+            "quarantine",
+            "fleet",
+            "fleet_history",
+            "feeds",
+            "files",
+            "releases",
+            "history",
+        ),
         *("disk", "authority", "notices", "peers"),
     }
     assert values["feeds"] == {"objects": 0, "bytes": 0, "hosts": []}
@@ -136,7 +147,7 @@ def listed(values: dict[str, Any]) -> list[str]:
 async def test_no_fleet(store: Store) -> None:
     assert (await StatusHarness(store).status())["fleet"] == {
         **{"enabled": False, "total": 0, "up_to_date": 0, "behind": 0, "unknown": 0, "end_of_life": 0},
-        **{"overdue": 0, "behind_for": 86400.0},
+        **{"overdue": 0, "behind_for": 86400.0, "cloned": 0, "groups": []},
         "machines": [],
     }
 
@@ -155,7 +166,7 @@ async def test_fleet(store: Store) -> None:
     counts = {key: value for key, value in fleet.items() if key != "machines"}
     assert counts == {
         **{"enabled": True, "total": 5, "up_to_date": 1, "behind": 2, "unknown": 2, "end_of_life": 1},
-        **{"overdue": 2, "behind_for": 86400.0},
+        **{"overdue": 2, "behind_for": 86400.0, "cloned": 0, "groups": []},
     }
     assert listed(values)[:2] == ["05", "02"]
     assert listed(values)[-1] == "01"

@@ -17,7 +17,7 @@ const SECTIONS = [
   showFigures, showDatabases, showReleases, showTransfers, showCooldowns, showQuarantine, showFleet, showFeeds,
   showFiles, showGateways, showCharts,
 ];
-const charts = makeCharts([byId("request-chart"), byId("byte-chart")]);
+const charts = makeCharts([byId("request-chart"), byId("byte-chart"), byId("fleet-chart")]);
 
 let failures = 0;
 let answered = false;
@@ -26,7 +26,8 @@ let asking = false;
 let timer = 0;
 
 function showCharts(status) {
-  for (const chart of charts) chart.update(status.history);
+  setHidden(byId("fleet-chart"), !status.fleet_history);
+  for (const chart of charts) chart.update(status[chart.kind.source]);
 }
 
 /** What could not be had, in words for the reader. */

@@ -1,13 +1,14 @@
-// Small charts of the last day, drawn as SVG in the size that they have on the page.
+// Small charts of the last day and the last 30 days, drawn as SVG in the size that they have on the page.
 
-import { count, isNumber, size, time } from "./format.js";
+import { count, dayOf, isNumber, percent, size, time } from "./format.js";
 import { html, setAttribute, setHidden, svg } from "./dom.js";
 
 /**
  * @typedef {{key: string, label: string}} Series the key is the name of a class as well
  * @typedef {{from: number, to: number, values: (number | null)[]}} Slot a null: the gateway was not there
- * @typedef {{title: string, noun: string, series: Series[], stacked: boolean, shown: (value: unknown) => string,
- *   units: number[], totals: boolean}} Kind
+ * @typedef {{title: string, noun: string, source: string, range: string, every: string, series: Series[],
+ *   stacked: boolean, shown: (value: unknown) => string, units: number[], totals: boolean, means?: boolean}} Kind
+ *   source: the part of status.json; means: the values are shares, of which a slot shows the mean
  */
 
 const HEIGHT = 190;
@@ -35,6 +36,9 @@ const KINDS = [
   {
     title: "Requests",
     noun: "requests",
+    source: "history",
+    range: "day",
+    every: "five minutes",
     series: [
       { key: "hits", label: "hits" },
       { key: "others", label: "other results" },
@@ -50,6 +54,9 @@ const KINDS = [
   {
     title: "Bytes",
     noun: "bytes",
+    source: "history",
+    range: "day",
+    every: "five minutes",
     series: [
       { key: "served", label: "served to machines" },
       { key: "fetched", label: "from the origin" },
@@ -60,27 +67,51 @@ const KINDS = [
     totals: false,
     lists: (history) => listsOf(history, ["bytes_served", "upstream_bytes"]),
   },
+  {
+    title: "Share of the machines",
+    noun: "machines",
+    source: "fleet_history",
+    range: "30 days",
+    every: "hour",
+    series: [
+      { key: "current", label: "up to date" },
+      { key: "overdue", label: "overdue" },
+    ],
+    stacked: false,
+    shown: percent,
+    units: [0.01],
+    totals: false,
+    means: true,
+    lists: (history) => listsOf(history, ["up_to_date", "overdue"]),
+  },
 ];
 
 /**
  * Slots of the same length, aligned to the clock so that they stay where they are while time goes on.
  * @param {(number | null)[][]} lists @param {number} until end of the last step @param {number} step seconds
- * @param {number} group steps in a slot
+ * @param {number} group steps in a slot @param {boolean} means whether a slot has the mean of its steps, not their sum
  * @returns {Slot[]}
  */
-export function slotsOf(lists, until, step, group) {
+export function slotsOf(lists, until, step, group, means = false) {
   const length = lists[0]?.length ?? 0;
   const first = Math.round(until / step) - length;
   /** @type {Slot[]} */
   const slots = [];
+  /** @type {number[]} how many steps with a value each slot has */
+  const counts = [];
   for (let i = 0; i < length; i += 1) {
     const start = Math.floor((first + i) / group) * group * step;
-    if (slots.at(-1)?.from !== start) slots.push({ from: start, to: start + group * step, values: lists.map(() => null) });
+    if (slots.at(-1)?.from !== start) {
+      slots.push({ from: start, to: start + group * step, values: lists.map(() => null) });
+      counts.push(0);
+    }
+    if (lists[0][i] !== null) counts[counts.length - 1] += 1;
     const { values } = slots[slots.length - 1];
     lists.forEach((list, n) => {
       if (list[i] !== null) values[n] = (values[n] ?? 0) + list[i];
     });
   }
+  if (means) slots.forEach(({ values }, n) => values.forEach((value, i) => { if (value !== null) values[i] = value / counts[n]; }));
   return slots;
 }
 
@@ -106,15 +137,15 @@ export class Chart {
     this.legend = html("ul", { class: "legend" }, ...kind.series.map((series, n) => this.legendItem(series, n)));
     this.gapNote = html("li", {}, html("span", { class: "swatch gap" }), "gateway not running");
     this.legend.append(this.gapNote);
-    this.picture = svg("svg", { role: "img", height: HEIGHT });
+    this.picture = svg("svg", { role: "img", height: HEIGHT, "aria-label": kind.title });
     this.said = html("p", { class: "hidden-text", "aria-live": "polite" });
     this.plot = html("div", {
       class: "plot",
       tabindex: 0,
       role: "group",
-      "aria-label": `${kind.title} of the last day: use the arrow keys to read the figures for each time`,
+      "aria-label": `${kind.title} of the last ${kind.range}: use the arrow keys to read the figures for each time`,
     }, this.picture, this.said);
-    const title = html("h2", {}, kind.title, html("span", { class: "muted" }, " last 24 hours"));
+    const title = html("h2", {}, kind.title, html("span", { class: "muted" }, ` last ${kind.range === "day" ? "24 hours" : kind.range}`));
     figure.append(html("figcaption", {}, title, this.legend), this.plot);
     this.listen();
   }
@@ -150,7 +181,7 @@ export class Chart {
     this.height = HEIGHT - EDGE.top - EDGE.bottom;
     const length = this.lists[0].length;
     const group = GROUPS.find((n) => (this.width * n) / Math.max(length, 1) >= NARROWEST) ?? GROUPS.at(-1);
-    this.slots = slotsOf(this.lists, this.until, this.step, group);
+    this.slots = slotsOf(this.lists, this.until, this.step, group, this.kind.means);
     const tops = this.slots.map(({ values }) => (this.kind.stacked ? sum(values) : Math.max(0, ...values)));
     this.unit = niceStep(Math.max(0, ...tops), this.kind.units);
     this.top = Math.max(1, Math.ceil(Math.max(0, ...tops) / this.unit)) * this.unit;
@@ -166,12 +197,12 @@ export class Chart {
 
   /** The sums, for those who see the chart and for those who don't. */
   tell(nothing) {
-    const sums = this.lists.map(sum);
+    const sums = this.lists.map((list) => (this.kind.means ? list.findLast((value) => value !== null) : sum(list)));
     sums.forEach((value, n) => { this.sums[n].textContent = this.kind.shown(value); });
     const parts = this.kind.series.map((series, n) => `${this.kind.shown(sums[n])} ${series.label}`);
     const all = this.kind.totals ? `${this.kind.shown(sum(sums))} ${this.kind.noun} in all; ` : "";
     const told = nothing ? "nothing yet" : all + parts.join(", ");
-    setAttribute(this.picture, "aria-label", `${this.kind.title} of the last day: ${told}.`);
+    setAttribute(this.picture, "aria-label", `${this.kind.title} of the last ${this.kind.range}: ${told}.`);
   }
 
   // Places
@@ -195,27 +226,36 @@ export class Chart {
     for (let value = 0; value <= this.top; value += this.unit) {
       const y = Math.round(this.y(value)) + 0.5;
       nodes.push(svg("line", { class: "grid", x1: EDGE.left, x2: right, y1: y, y2: y }));
-      const label = this.kind.shown(value).replace(".0 ", " ");
+      const label = this.kind.shown(value).replace(".0 ", " ").replace(".0%", "%");
       nodes.push(svg("text", { class: "label end", x: EDGE.left - 8, y: y + 4 }, label));
     }
     return nodes;
   }
 
-  /** The line of the hours. */
+  /** The line of the hours, or of the days. */
   clock() {
     const right = EDGE.left + this.width;
     const bottom = Math.round(this.y(0)) + 0.5;
     const nodes = [svg("line", { class: "base", x1: EDGE.left, x2: right, y1: bottom, y2: bottom })];
-    const every = this.width < 420 ? 6 : 3;
     this.slots.forEach((slot, n) => {
-      const at = new Date(slot.from * 1000);
-      if (at.getMinutes() || at.getHours() % every) return;
+      if (!this.isMarked(slot)) return;
       const x = Math.round(this.x(n)) + 0.5;
       nodes.push(svg("line", { class: "base", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
       const inside = x > EDGE.left + 16 && x < right - 16;
-      if (inside) nodes.push(svg("text", { class: "label middle", x, y: HEIGHT - 5 }, time(slot.from)));
+      const words = this.step < HOUR ? time(slot.from) : dayOf(slot.to - 1);
+      if (inside) nodes.push(svg("text", { class: "label middle", x, y: HEIGHT - 5 }, words));
     });
     return nodes;
+  }
+
+  /** Whether a slot has its time below it: every few hours, or every few days where one begins. @param {Slot} slot */
+  isMarked({ from, to }) {
+    const at = new Date(from * 1000);
+    if (this.step < HOUR) return !at.getMinutes() && at.getHours() % (this.width < 420 ? 6 : 3) === 0;
+    const last = new Date((to - 1) * 1000);
+    if (at.getDate() === last.getDate() && at.getHours()) return false;
+    const day = Math.round(Date.UTC(last.getFullYear(), last.getMonth(), last.getDate()) / (24 * HOUR * 1000));
+    return day % (this.width < 420 ? 10 : 5) === 0;
   }
 
   /** Where the gateway was not there. */
@@ -259,7 +299,8 @@ export class Chart {
   /** What is to be said where there is nothing to see. */
   remark() {
     const lost = this.slots.every(({ values }) => values[0] === null);
-    const words = lost ? "No figures yet; there are new ones every five minutes." : `No ${this.kind.noun} in the last day.`;
+    const { every, noun, range } = this.kind;
+    const words = lost ? `No figures yet; there are new ones every ${every}.` : `No ${noun} in the last ${range}.`;
     return svg("text", { class: "label middle", x: EDGE.left + this.width / 2, y: HEIGHT / 2 }, words);
   }
 
@@ -294,7 +335,7 @@ export class Chart {
 
   /** @param {Slot} slot */
   linesOf(slot) {
-    const title = `${time(slot.from)}–${time(slot.to)}`;
+    const title = `${this.step < HOUR ? "" : `${dayOf(slot.from)}, `}${time(slot.from)}–${time(slot.to)}`;
     if (slot.values[0] === null) return [title, "the gateway was not running"];
     return [title, ...this.kind.series.map(({ label }, n) => `${this.kind.shown(slot.values[n])} ${label}`)];
   }
@@ -314,5 +355,5 @@ export class Chart {
   }
 }
 
-/** Both charts of the page. @param {HTMLElement[]} figures */
+/** The charts of the page. @param {HTMLElement[]} figures */
 export const makeCharts = (figures) => figures.map((figure, n) => new Chart(figure, KINDS[n]));

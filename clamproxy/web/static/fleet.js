@@ -3,6 +3,7 @@
 import { count, isNumber, NONE, plural, span, text, version, when } from "./format.js";
 import { byId, fillList, fillTable, html, near, setAttribute, setHidden, show, tag } from "./dom.js";
 import { listOf } from "./sections.js";
+import { openStory } from "./story.js";
 
 /** @typedef {import("./dom.js").Part} Part */
 
@@ -18,7 +19,11 @@ const CHOICES = [
   { key: "unknown", label: "unknown" },
   { key: "up_to_date", label: "up to date" },
   { key: "end_of_life", label: "end of life" },
+  { key: "cloned", label: "cloned" },
 ];
+const NO_GROUP = "-"; // in the query
+
+const CLONED = "Several machines have this UUID: remove freshclam.dat on each of them";
 
 const phone = matchMedia("(max-width: 45rem)");
 
@@ -42,13 +47,25 @@ export function prepareFleet() {
   });
   byId("fleet-sort").addEventListener("change", () => turnTo(0));
   byId("fleet-gateway").addEventListener("change", () => turnTo(0));
-  fillList(byId("fleet-states"), CHOICES, () => html("button", { type: "button" }), (button, choice) => {
-    button.addEventListener("click", () => {
-      chosen = choice;
-      showChoices();
-      turnTo(0);
-    });
+  byId("fleet-group").addEventListener("change", () => turnTo(0));
+  byId("groups").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (!button) return;
+    byId("fleet-group").value = button.title;
+    turnTo(0);
   });
+  byId("machines").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button) openStory(button.closest("tr").querySelector(".uuid").textContent);
+  });
+  byId("fleet-states").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (!button) return;
+    chosen = CHOICES.find(({ key }) => key === button.value) ?? CHOICES[0];
+    showChoices();
+    turnTo(0);
+  });
+  showChoices();
   byId("fleet-previous").addEventListener("click", () => turnPage(-1));
   byId("fleet-next").addEventListener("click", () => turnPage(1));
 }
@@ -112,6 +129,7 @@ function wanted() {
   const gateway = byId("fleet-gateway").value;
   if (gateway) query.set("gateway", gateway);
   if (chosen !== CHOICES[0]) query.set("state", chosen.key);
+  if (byId("fleet-group").value) query.set("group", byId("fleet-group").value);
   return query;
 }
 
@@ -125,16 +143,38 @@ async function showFound(found) {
   fleet = found;
   now = isNumber(found.now) ? found.now : Date.now() / 1000;
   showChoices();
+  showGroups();
   fillTable("machines", machines.map((machine) => ({ key: `${text(machine.uuid)} ${text(machine.address)}`, cells: cells(machine) })));
   showPlace(machines.length);
 }
 
 function showChoices() {
-  [...byId("fleet-states").children].forEach((button, n) => {
-    show(button, { text: CHOICES[n].label }, " ", { tag: "b", text: count(fleet[CHOICES[n].key]) });
-    setAttribute(button, "aria-pressed", CHOICES[n] === chosen);
-    if (CHOICES[n].key === "overdue") setAttribute(button, "title", `Behind for more than ${span(fleet.behind_for)}`);
+  const choices = CHOICES.filter((choice) => choice.key !== "cloned" || fleet.cloned > 0 || choice === chosen);
+  fillList(byId("fleet-states"), choices, () => html("button", { type: "button" }), (button, choice) => {
+    setAttribute(button, "value", choice.key);
+    show(button, { text: choice.label }, " ", { tag: "b", text: count(fleet[choice.key]) });
+    setAttribute(button, "aria-pressed", choice === chosen);
+    if (choice.key === "overdue") setAttribute(button, "title", `Behind for more than ${span(fleet.behind_for)}`);
   });
+}
+
+/** The groups of machines, in a table and to choose from. */
+function showGroups() {
+  const groups = listOf(fleet.groups);
+  const options = groups.map(({ group }) => ({ key: group ?? NO_GROUP, words: group === null ? "no group" : text(group, 64) }));
+  setHidden(byId("fleet-groups"), groups.length === 0);
+  setHidden(byId("fleet-group").parentElement, groups.length === 0);
+  fillList(byId("fleet-group"), [{ key: "", words: "All groups" }, ...options], () => html("option"), (option, { key, words }) => {
+    setAttribute(option, "value", key);
+    show(option, words);
+  });
+  fillTable("groups", groups.map((group, n) => ({
+    key: options[n].key,
+    cells: [
+      { tag: "button", text: options[n].words, className: "open", title: options[n].key },
+      count(group.total), count(group.up_to_date), count(group.behind), count(group.overdue), count(group.unknown),
+    ],
+  })));
 }
 
 /** Which part of the list this is. @param {number} listed */
@@ -160,11 +200,13 @@ function lag(machine) {
 function cells(machine) {
   return [
     [
-      { text: text(machine.address, 60), className: "name" }, " ",
+      { tag: "button", text: text(machine.name ?? machine.address, 64), className: "open", title: "Its story" }, " ",
+      ...(machine.name ? [{ text: text(machine.address, 60), className: "quiet" }, " "] : []),
+      ...(machine.group ? [{ text: text(machine.group, 64), className: "tag plain" }, " "] : []),
       { text: text(machine.uuid, 60), className: "uuid", title: text(machine.uuid, 1000) },
       ...(machine.gateway ? [" ", { text: `by ${text(machine.gateway, 60)}`, className: "by" }] : []),
     ],
-    state(machine),
+    [...state(machine), ...(machine.cloned === true ? [" ", tag("cloned", "warn", CLONED)] : [])],
     databases(machine),
     software(machine),
     lastRequest(machine.last_seen),

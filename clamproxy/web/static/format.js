@@ -80,6 +80,9 @@ export function when(seconds, now) {
   return year.format(at);
 }
 
+/** Day and month. @param {number} seconds Unix time */
+export const dayOf = (seconds) => day.format(new Date(seconds * 1000));
+
 /** Hours and minutes. @param {number} seconds Unix time */
 export const time = (seconds) => clock.format(new Date(seconds * 1000));
 
