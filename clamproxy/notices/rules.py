@@ -157,6 +157,14 @@ def _authority(figures: Figures) -> Iterator[tuple[str, str]]:
         yield "", f"it ends in {shown_span(left)}" if left > 0 else f"it ended {shown_span(-left)} ago"
 
 
+def _forgotten(figures: Figures) -> Iterator[tuple[str, str]]:
+    now = figures["gateway"]["now"]
+    for limit in figures["releases"]:
+        if limit["forgotten"]:
+            held = f"held at version {limit['version']} for {shown_span(now - limit['since'])}"
+            yield limit["database"], f"{limit['database']} has been {held}, by {limit['by']}"
+
+
 def _site_files(figures: Figures) -> Iterator[tuple[str, str]]:
     files = figures["files"]
     if files["trouble"]:
@@ -250,6 +258,13 @@ RULES = (
         "`clamproxy fleet --behind-for 24h` lists them; `clamproxy doctor` on one of them says more.",
         _overdue,
         lasting=6 * HOUR,
+    ),
+    Rule(
+        "ClamproxyHoldForgotten",
+        Severity.WARNING,
+        "a release has been held for long",
+        "No machine gets a newer version. `clamproxy hold` says why; `clamproxy release` lifts the hold.",
+        _forgotten,
     ),
     Rule(
         "ClamproxySiteFileRefused",

@@ -24,6 +24,7 @@ def figures(**changes: Any) -> dict[str, Any]:
         "fleet": {"total": 100, "overdue": 0, "end_of_life": 0, "behind_for": DAY, **fleet},
         "disk": {"free": 2**33, "least": 2**26},
         "authority": {"expires_at": None},
+        "releases": [],
         "files": {"trouble": None, "files": []},
         "peers": [],
         **changes,

@@ -17,6 +17,7 @@ COOLDOWN = {"what": "origin", "until": NOW + 60, "failure": "unreachable", "reas
 PEER = {"name": "gw2:8080", "up": False, "reason": "Connection refused"}
 
 
+HOLD = {"database": "daily", "version": 27800, "since": NOW - 4 * DAY, "by": "admin", "forgotten": True}
 REFUSED = {"name": "site.ndb", "state": "refused", "reason": "malformed at line 3"}
 
 
@@ -81,6 +82,10 @@ def test_nothing_is_wrong() -> None:
         ),
         ({"authority": {"expires_at": NOW + 3 * DAY}}, "AuthorityExpires", "", "it ends in 3 d"),
         ({"authority": {"expires_at": NOW - 3 * DAY}}, "AuthorityExpires", "", "it ended 3 d ago"),
+        (
+            {"releases": [HOLD, {**HOLD, "database": "main", "forgotten": False}]},
+            *("HoldForgotten", "daily", "daily has been held at version 27800 for 4 d, by admin"),
+        ),
         (
             {"files": {"trouble": None, "files": [REFUSED, {**REFUSED, "state": "published"}]}},
             *("SiteFileRefused", "site.ndb", "site.ndb: malformed at line 3"),
