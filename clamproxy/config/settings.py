@@ -6,44 +6,49 @@ The ``description`` of a field is what an error says was expected.
 from __future__ import annotations
 
 import ipaddress
-import os
-import ssl
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    PlainValidator,
     SecretStr,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from clamproxy.config.fields import (
+    AbsolutePath,
+    BaseUrl,
+    Count,
+    DatabaseName,
+    Duration,
+    Endpoints,
+    HostName,
+    Section,
+    Share,
+    Size,
+    Switch,
+    available,
+    certificates,
+)
 from clamproxy.config.notation import OneOrMore
-from clamproxy.config.quantities import DURATION, SHARE, SIZE
+from clamproxy.config.quantities import DURATION
 from clamproxy.config.rates import Rates
 from clamproxy.config.targets import MOST_TARGETS, MailSection, NotifySection, Peers, no_peer_twice
 from clamproxy.config.units import (
     ADDRESS,
     ANY,
-    BASE_URL,
     DATABASE,
     DOMAIN_PATTERN,
     ENDPOINT,
     GIB,
-    HOST_NAME,
     HOST_PATTERN,
     HTTP_PROXY,
     KIB,
-    LISTEN,
     MIB,
     NAMESERVER,
     NETWORK,
@@ -57,64 +62,17 @@ from clamproxy.config.units import (
     client_ip,
     domain_matches,
     host_matches,
-    require_text,
 )
 
-
-def _absolute_path(value: object, info: ValidationInfo) -> Path:
-    """Resolve a path against the validation context's ``base``, else the working directory."""
-    text = str(value) if isinstance(value, Path) else require_text(value)
-    if not text or b"\0" in os.fsencode(text):
-        raise ValueError("a path")
-    if text[0] in "~$":
-        raise PydanticCustomError("conflict", "a path without ~ or variables")
-    base: Path = info.context["base"] if info.context else Path.cwd()
-    return base / text
-
-
-def _certificates(path: Path) -> Path:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:  # of which SSLError is one
-        raise ValueError("certificates") from error
-    return path
-
-
-def _available(scheme: str) -> str:
-    """Refuse a way to log in for which a package is missing."""
-    if scheme != "basic" and find_spec("spnego") is None:
-        missing = f"basic; {scheme} needs the package pyspnego: pip install 'clamproxy[negotiate]'"
-        raise PydanticCustomError("conflict", "{missing}", {"missing": missing})
-    return scheme
-
-
-Size = Annotated[int, SIZE]
-Duration = Annotated[float, DURATION]
-Share = Annotated[float, SHARE]
-Count = Annotated[int, Field(strict=True)]
-Switch = Annotated[bool, Field(strict=True)]
-AbsolutePath = Annotated[
-    Path, PlainValidator(_absolute_path), WithJsonSchema({"type": "string", "minLength": 1})
-]
-DatabaseName = Annotated[str, DATABASE]
 LONGEST_DELAY = 30 * 86400.0
 """The longest delay of a release, in seconds."""
-BaseUrl = Annotated[str, BASE_URL]
-HostName = Annotated[str, HOST_NAME]
-
-Endpoints = Annotated[tuple[Annotated[Endpoint, LISTEN], ...], OneOrMore()]
-
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
 _RATE = "a rate such as 2MB/s, at least 16KiB/s, or a mapping from hours such as Mo-Fr 8-18 to rates, or null"
 _ENDPOINTS = 'a port, an address with a port such as "*:8080", a list of them, or null'
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class ListenSection(_Section):
+class ListenSection(Section):
     """Where the gateway listens; options on the command line override it."""
 
     proxy: Endpoints = Field(
@@ -137,7 +95,7 @@ class ListenSection(_Section):
         return endpoints
 
 
-class CacheSection(_Section):
+class CacheSection(Section):
     """Where cached files are kept, and how many."""
 
     directory: AbsolutePath = Field(
@@ -149,13 +107,13 @@ class CacheSection(_Section):
     keep_cdiffs: Count = Field(120, ge=0, description="a whole number, at least 0")
 
 
-class StateSection(_Section):
+class StateSection(Section):
     """Where the records are kept, which can't be fetched again: the fleet, the counters and their history."""
 
     directory: AbsolutePath | None = Field(None, description="the path of a directory, or null")
 
 
-class UpstreamSection(_Section):
+class UpstreamSection(Section):
     """Where to fetch files that aren't cached; timeouts in seconds."""
 
     url: BaseUrl = Field(
@@ -168,10 +126,10 @@ class UpstreamSection(_Section):
     proxy: Annotated[HttpProxy, HTTP_PROXY] | None = Field(
         None, description="an http:// or https:// URL such as http://user:password@proxy:3128, or null"
     )
-    proxy_auth: Annotated[Literal["basic", "ntlm", "negotiate"], AfterValidator(_available)] = Field(
+    proxy_auth: Annotated[Literal["basic", "ntlm", "negotiate"], AfterValidator(available)] = Field(
         "basic", description="basic, ntlm or negotiate"
     )
-    ca_bundle: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
+    ca_bundle: Annotated[AbsolutePath, AfterValidator(certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
     connect_timeout: Duration = Field(10.0, gt=0, le=3600, description=_TIMEOUT)
@@ -192,7 +150,7 @@ CLAMAV_RECORD = "current.cvd.clamav.net"
 """The name of the record with the advertised versions; freshclam asks for it by default."""
 
 
-class VersionsSection(_Section):
+class VersionsSection(Section):
     """How the gateway learns the advertised versions; `refresh` in seconds."""
 
     dns: Switch = Field(True, description=_SWITCH)
@@ -219,7 +177,7 @@ DEFAULT_CLIENTS: tuple[Network, ...] = tuple(
 )
 
 
-class ServingSection(_Section):
+class ServingSection(Section):
     """What is served, and to whom."""
 
     hosts: tuple[Annotated[str, HOST_PATTERN], ...] = Field(
@@ -266,7 +224,7 @@ class ServingSection(_Section):
         return ip is not None and any(ip in network for network in self.clients)
 
 
-class Delta(_Section):
+class Delta(Section):
     """Delta serving: an older CVD and the cdiffs from there on."""
 
     enabled: Switch = Field(True, description=_SWITCH)
@@ -275,7 +233,7 @@ class Delta(_Section):
     renew_after: Count = Field(30, ge=1, description="a whole number, at least 1")
 
 
-class ReleasesSection(_Section):
+class ReleasesSection(Section):
     """How long new releases are held back, and from whom; times in seconds."""
 
     delay: dict[DatabaseName, Duration] = Field(
@@ -312,13 +270,13 @@ class ReleasesSection(_Section):
         return ip is not None and any(ip in network for network in self.canaries)
 
 
-class AccessSection(_Section):
+class AccessSection(Section):
     """How much of the gateway clients may use, and whether they have to log in."""
 
     users: tuple[Annotated[str, USER], ...] = Field(
         (), description="a list of lines that `clamproxy hash-password` printed, each beginning with - "
     )
-    client_ca: Annotated[AbsolutePath, AfterValidator(_certificates)] | None = Field(
+    client_ca: Annotated[AbsolutePath, AfterValidator(certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
@@ -334,7 +292,7 @@ class AccessSection(_Section):
     )
 
 
-class TlsSection(_Section):
+class TlsSection(Section):
     """The certificate authority for clients that use https."""
 
     directory: AbsolutePath = Field(
@@ -345,7 +303,7 @@ class TlsSection(_Section):
     names: tuple[HostName, ...] = Field((), description="a list of host names such as [gateway.example.net]")
 
 
-class FleetSection(_Section):
+class FleetSection(Section):
     """The table of machines; `keep` and `behind_for` in seconds."""
 
     enabled: Switch = Field(True, description=_SWITCH)
@@ -368,7 +326,7 @@ class FleetSection(_Section):
     )
 
 
-class StatusSection(_Section):
+class StatusSection(Section):
     """The pages about the gateway itself."""
 
     host: HostName | None = Field("clamproxy", description="a host name, or null")
@@ -392,13 +350,13 @@ class StatusSection(_Section):
         return token
 
 
-class LogSection(_Section):
+class LogSection(Section):
     """How the log is written."""
 
     format: Literal["text", "json"] = Field("text", description="text or json")
 
 
-class FeedsSection(_Section):
+class FeedsSection(Section):
     """Other signature feeds, cached by the rules of HTTP; `stale_if_error` in seconds."""
 
     hosts: tuple[Annotated[str, DOMAIN_PATTERN], ...] = Field(
@@ -414,7 +372,7 @@ class FeedsSection(_Section):
         return any(domain_matches(pattern, host) for pattern in self.hosts)
 
 
-class FilesSection(_Section):
+class FilesSection(Section):
     """Files of the site's own: local databases that machines get by `DatabaseCustomURL`."""
 
     directory: AbsolutePath | None = Field(
@@ -422,7 +380,7 @@ class FilesSection(_Section):
     )
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration."""
 
     listen: ListenSection = Field(default_factory=ListenSection)

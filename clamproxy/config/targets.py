@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from clamproxy.config.fields import Section
 from clamproxy.config.notation import Notation
 from clamproxy.config.quantities import DURATION
 from clamproxy.config.units import BASE_URL, HOST_NAME, MASK, TOKEN, SecretUrl, normal_host
@@ -55,11 +56,7 @@ CONDITION = Notation(
 )
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class MailSection(_Entry):
+class MailSection(Section):
     """The mail server for notices, and whom they go to. There is no mail without a server."""
 
     server: Annotated[str, HOST_NAME] | None = Field(None, description="a host name, or null")
@@ -104,7 +101,7 @@ class MailSection(_Entry):
         return recipients
 
 
-class Webhook(_Entry):
+class Webhook(Section):
     """Where to post notices."""
 
     url: Annotated[SecretUrl, WEBHOOK_URL] = Field(
@@ -115,7 +112,7 @@ class Webhook(_Entry):
     through_proxy: Annotated[bool, Field(strict=True)] = Field(False, description="true or false")
 
 
-class NotifySection(_Entry):
+class NotifySection(Section):
     """Notices about what needs an administrator; `after` and `repeat` in seconds."""
 
     webhooks: tuple[Webhook, ...] = Field(
@@ -132,7 +129,7 @@ class NotifySection(_Entry):
     ignore: tuple[Annotated[str, CONDITION], ...] = Field((), description=_CONDITION)
 
 
-class Peer(_Entry):
+class Peer(Section):
     """Another gateway."""
 
     url: Annotated[str, BASE_URL] = Field(
