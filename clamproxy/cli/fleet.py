@@ -34,6 +34,7 @@ from clamproxy.fleet.csv_export import csv_lines
 from clamproxy.fleet.machine import Machine, spread, summary
 from clamproxy.fleet.reading import UnreadableFleetError, advertised_to_clients, has_table, read_fleet
 from clamproxy.fleet.table import Table
+from clamproxy.peers.merging import gateway_of
 from clamproxy.readable import shown_count
 from clamproxy.releases.limits import Limit, read_limits
 from clamproxy.state import open_store, state_directory
@@ -204,7 +205,8 @@ def fleet(
     if as_json:
         _write_data(json.dumps([machine.to_json() for machine in listed], indent=2) + "\n", remarks)
     elif as_csv:
-        _write_data("".join(csv_lines(listed, settings.fleet.behind_for, now)), remarks)
+        seen_by = gateway_of if all_gateways else None
+        _write_data("".join(csv_lines(listed, settings.fleet.behind_for, now, seen_by)), remarks)
     else:
         line = _status_line(code, remarks, machines, len(listed) if filtered else None)
         write_out(f"{line}\n{fleet_table(listed, now)}{_limits(machines, limits)}")
@@ -352,12 +354,12 @@ def _read(
 
 
 def _members(machines: Sequence[Machine], group: str, labels: Labels) -> list[Machine]:
-    """The machines of a group.
+    """The machines of a group, which may be one of another gateway.
 
     Raises:
         UnknownError: there is no such group, which would otherwise look like one without trouble.
     """
-    groups = labels.groups()
+    groups = labels.groups() | {machine.group for machine in machines if machine.group is not None}
     if group != NO_GROUP and group not in groups:
         raise UnknownError(f"there is no group {group!r}, only {', '.join(sorted(groups)) or 'none at all'}")
     return [machine for machine in machines if machine.is_in(group)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from clamproxy.fleet.machine import Machine
@@ -19,29 +19,43 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What begins a formula in a spreadsheet; clients choose some of the texts."""
 
 type _Cell = str | int | None
+type GatewayOf = Callable[[Machine], str | None]
+"""The gateway that saw a machine; None for this one."""
 
 
-def csv_lines(machines: Sequence[Machine], behind_for: float, now: float) -> Iterator[str]:
+def csv_lines(
+    machines: Sequence[Machine], behind_for: float, now: float, gateway_of: GatewayOf | None = None
+) -> Iterator[str]:
     """A line of headings, and one line for each machine.
 
     Args:
         behind_for: seconds after which a machine that is behind counts as overdue.
         now: Unix seconds.
+        gateway_of: if given, there is a column `gateway` as well.
     """
     databases = sorted({name for machine in machines for name in machine.databases})
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)  # with CRLF, as RFC 4180 wants it
-    headings = (*_COLUMNS, *(name + more for name in databases for more in _OF_DATABASE))
-    for cells in (headings, *(_row(machine, databases, behind_for, now) for machine in machines)):
+    columns = _COLUMNS if gateway_of is None else (*_COLUMNS, "gateway")
+    headings = (*columns, *(name + more for name in databases for more in _OF_DATABASE))
+    rows = (
+        (
+            *_about(machine, behind_for, now),
+            *(() if gateway_of is None else (gateway_of(machine),)),
+            *_versions(machine, databases),
+        )
+        for machine in machines
+    )
+    for cells in (headings, *rows):
         writer.writerow(map(_safe, cells))
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()
 
 
-def _row(machine: Machine, databases: Sequence[str], behind_for: float, now: float) -> list[_Cell]:
+def _about(machine: Machine, behind_for: float, now: float) -> list[_Cell]:
     error = machine.last_error
-    row: list[_Cell] = [
+    return [
         machine.name,
         machine.group,
         machine.uuid,
@@ -59,6 +73,10 @@ def _row(machine: Machine, databases: Sequence[str], behind_for: float, now: flo
         None if error is None else _time(error.at),
         None if error is None else error.what,
     ]
+
+
+def _versions(machine: Machine, databases: Sequence[str]) -> list[_Cell]:
+    row: list[_Cell] = []
     for name in databases:
         known = machine.databases.get(name)
         if known is None:

@@ -22,10 +22,12 @@ LONGEST_PROBLEM = 300
 MOST_DATABASES = 64
 _END_OF_TIME = 2.0**40
 
-# No control characters, none that reorder or hide text, and no line or paragraph separators.
-_CHARACTERS = r"^[^\p{C}\p{Zl}\p{Zp}]*$"
+# No control characters, none that reorder or hide text, and of all separators only the space.
+_CHARACTERS = r"^( |[^\p{C}\p{Z}])*$"
 
 type Word = Annotated[str, StringConstraints(max_length=100, pattern=_CHARACTERS)]
+type Label = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_CHARACTERS)]
+"""A machine's name or group; the longest are names from DNS."""
 type Line = Annotated[str, StringConstraints(max_length=1000, pattern=_CHARACTERS)]
 type Name = Annotated[str, StringConstraints(max_length=32, pattern="^[a-z]+$")]
 type Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -93,6 +95,10 @@ class _Failure(_Answer):
 class _Machine(_Answer):
     uuid: Annotated[Word, StringConstraints(min_length=1)]
     address: Word
+    # Older gateways don't tell these.
+    name: Label | None = None
+    group: Label | None = None
+    cloned: bool = False
     freshclam: Word | None
     os: Word | None
     arch: Word | None
@@ -170,6 +176,9 @@ def _machine(listed: Any, now: float) -> Machine | None:
         end_of_life=one.end_of_life,
         databases=databases,
         last_error=None if error is None else Failure(min(error.at, now), error.what),
+        name=one.name,
+        group=one.group,
+        cloned=one.cloned,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from clamproxy.fleet.groups import count_groups
 from clamproxy.fleet.machine import Machine, summary, worst_first
 from clamproxy.peers.peers import PeerState
 
@@ -42,6 +43,11 @@ def merged(own: Iterable[Machine], peers: Sequence[PeerState], only: str = ALL) 
     return worst_first(one for one in latest.values() if only in (ALL, one.gateway))
 
 
+def gateway_of(machine: Machine) -> str | None:
+    """The peer that saw a machine last; None for this gateway."""
+    return machine.gateway if isinstance(machine, SeenMachine) else None
+
+
 def counts_of(machines: Sequence[Machine], behind_for: float, now: float) -> dict[str, Any]:
     """The figures about machines, as those of status.json about this gateway's own.
 
@@ -49,8 +55,14 @@ def counts_of(machines: Sequence[Machine], behind_for: float, now: float) -> dic
         behind_for: seconds after which a machine that is behind counts as overdue.
         now: Unix seconds.
     """
-    overdue = sum(machine.is_behind(now, seconds=behind_for) for machine in machines)
-    return {"enabled": True, **summary(machines), "overdue": overdue, "behind_for": behind_for}
+    return {
+        "enabled": True,
+        **summary(machines),
+        "overdue": sum(machine.is_behind(now, seconds=behind_for) for machine in machines),
+        "behind_for": behind_for,
+        "cloned": sum(machine.cloned for machine in machines),
+        "groups": count_groups(machines, behind_for, now),
+    }
 
 
 def _all(own: Iterable[Machine], peers: Sequence[PeerState]) -> Iterator[SeenMachine]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from clamproxy.fleet.csv_export import csv_lines
+from clamproxy.fleet.csv_export import GatewayOf, csv_lines
 from clamproxy.fleet.machine import Machine, MachineState
 
 LONGEST_SEARCH = 200
@@ -94,11 +94,17 @@ def fleet_json(machines: Sequence[Machine], counts: Mapping[str, Any], query: Qu
     return f'{json.dumps(head)[:-1]}, "machines": [{",\n".join(listed)}]}}\n'.encode()
 
 
-def fleet_csv(machines: Sequence[Machine], query: Query, behind_for: float, now: float) -> bytes:
-    """The selected machines as CSV. Blocks like `fleet_json`; its arguments are the same."""
+def fleet_csv(
+    machines: Sequence[Machine],
+    query: Query,
+    behind_for: float,
+    now: float,
+    gateway_of: GatewayOf | None = None,
+) -> bytes:
+    """The selected machines as CSV. Blocks like `fleet_json`; its arguments are there and in `csv_lines`."""
     found = select(machines, query, behind_for, now)
     end = None if query.limit is None else query.offset + query.limit
-    return "".join(csv_lines(found[query.offset : end], behind_for, now)).encode()
+    return "".join(csv_lines(found[query.offset : end], behind_for, now, gateway_of)).encode()
 
 
 def select(machines: Sequence[Machine], query: Query, behind_for: float, now: float) -> Sequence[Machine]:

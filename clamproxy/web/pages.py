@@ -25,7 +25,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import plain_path
-from clamproxy.peers.merging import ALL, counts_of, merged
+from clamproxy.peers.merging import ALL, counts_of, gateway_of, merged
 from clamproxy.responses import plain
 from clamproxy.setup.client_forms import Form, client_form
 from clamproxy.setup.freshclam_lines import Mode
@@ -173,6 +173,20 @@ class Pages:
         text = request.path.partition("?")[2]
         if asked := parse_qs(text).get("machine"):
             return await self._machine(asked[-1].lower())
+        return await self._selected(text, _as_json, "application/json")
+
+    async def _fleet_csv(self, request: Request, place: Place) -> Response:
+        """The same machines for a spreadsheet."""
+        text = request.path.partition("?")[2]
+        response = await self._selected(text, _as_csv, "text/csv; charset=utf-8; header=present")
+        if response.status == 200:
+            response.headers["Content-Disposition"] = 'attachment; filename="fleet.csv"'
+        return response
+
+    async def _selected(
+        self, text: str, compose: Callable[[GatewayStatus, Query], bytes], content_type: str
+    ) -> Response:
+        """The machines that the text of a query selects."""
         try:
             query = Query.parse(text)
         except ValueError as error:
@@ -181,28 +195,9 @@ class Pages:
         peers = [peer.name for peer in gateway_status.peers]
         if query.gateway not in (None, ALL, *peers):
             return _plain(400, f"gateway is one of {', '.join([ALL, *peers])}")
-        body = await self._list_machines(lambda: _selected(gateway_status, query))
-        return _live(body, "application/json")
-
-    async def _fleet_csv(self, request: Request, place: Place) -> Response:
-        """The same machines for a spreadsheet."""
-        try:
-            query = Query.parse(request.path.partition("?")[2])
-        except ValueError as error:
-            return _plain(400, str(error))
-        gateway_status = await self._gateway_status.get()
-        now, behind_for = (
-            gateway_status.values["gateway"]["now"],
-            gateway_status.values["fleet"]["behind_for"],
-        )
-        body = await self._list_machines(lambda: fleet_csv(gateway_status.machines, query, behind_for, now))
-        response = _live(body, "text/csv; charset=utf-8; header=present")
-        response.headers["Content-Disposition"] = 'attachment; filename="fleet.csv"'
-        return response
-
-    async def _list_machines(self, work: Callable[[], bytes]) -> bytes:
         async with self._one_at_a_time:  # many searches at once must not use up the processor
-            return await in_thread("clamproxy-fleet", work)
+            body = await in_thread("clamproxy-fleet", lambda: compose(gateway_status, query))
+        return _live(body, content_type)
 
     async def _machine(self, uuid: str) -> Response:
         """One machine with its story."""
@@ -291,7 +286,7 @@ class Pages:
         return Place(host, _port_of(field) if place.port is not None else None)
 
 
-def _selected(status: GatewayStatus, query: Query) -> bytes:
+def _as_json(status: GatewayStatus, query: Query) -> bytes:
     """The machines that a query selects, as JSON. Blocks."""
     now, counts = status.values["gateway"]["now"], dict(status.values["fleet"])
     del counts["machines"]
@@ -299,6 +294,15 @@ def _selected(status: GatewayStatus, query: Query) -> bytes:
         return fleet_json(status.machines, counts, query, now)
     machines = merged(status.machines, status.peers, query.gateway)
     return fleet_json(machines, counts_of(machines, counts["behind_for"], now), query, now)
+
+
+def _as_csv(status: GatewayStatus, query: Query) -> bytes:
+    """The same as CSV. Blocks."""
+    now, behind_for = status.values["gateway"]["now"], status.values["fleet"]["behind_for"]
+    if query.gateway is None:
+        return fleet_csv(status.machines, query, behind_for, now)
+    machines = merged(status.machines, status.peers, query.gateway)
+    return fleet_csv(machines, query, behind_for, now, gateway_of)
 
 
 def is_page(target: str) -> bool:

@@ -13,11 +13,11 @@ from cryptography import x509
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.fleet.groups import count_groups
-from clamproxy.fleet.machine import Machine, spread, summary, worst_first
+from clamproxy.fleet.machine import Machine, spread, worst_first
 from clamproxy.inspection import quarantined
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
+from clamproxy.peers.merging import counts_of
 from clamproxy.peers.peers import PeerState
 from clamproxy.releases.limits import Limit, read_limits
 from clamproxy.site_files import Catalog
@@ -185,11 +185,7 @@ def _fleet(machines: Sequence[Machine] | None, behind_for: float, now: float) ->
     """Counts of the machines, and a list of the worst; `machines` is None if no table is kept."""
     found = machines or ()
     return {
+        **counts_of(found, behind_for, now),
         "enabled": machines is not None,
-        **summary(found),
-        "overdue": sum(machine.is_behind(now, seconds=behind_for) for machine in found),
-        "behind_for": behind_for,
-        "cloned": sum(machine.cloned for machine in found),
-        "groups": count_groups(found, behind_for, now),
         "machines": [machine.to_json() for machine in found[:MOST_MACHINES]],
     }

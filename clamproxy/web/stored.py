@@ -14,6 +14,8 @@ from clamproxy.fleet.machine import Machine
 from clamproxy.history import read_past
 from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.site_files import Catalog
+from clamproxy.site_files.publisher import read_catalog
 from clamproxy.web.sources import Sources
 from clamproxy.web.status import take_status
 
@@ -39,6 +41,12 @@ def stored_figures(store: Store, settings: Settings) -> Mapping[str, Any]:
             return None
         return found.bundle() if found is not None else None
 
+    def files() -> Catalog:
+        try:
+            return read_catalog(store.records.directory) if settings.files.directory else Catalog()
+        except OSError:
+            return Catalog()
+
     sources = Sources(
         settings=lambda: settings,
         store=store,
@@ -47,5 +55,6 @@ def stored_figures(store: Store, settings: Settings) -> Mapping[str, Any]:
         past=lambda: read_past(Notes(store.records, None, "history", read_only=True)),
         fleet=machines if settings.fleet.enabled else None,
         authority=authority,
+        files=files,
     )
     return take_status(sources)().values

@@ -174,6 +174,11 @@ def test_machines_of_all_gateways(page: Page) -> None:
     own, other = page.machines(2)
     assert "by gw-oslo" not in own[0]
     assert other[0].endswith("by gw-oslo.example.net:8080")
+    # Only the gateway that saw a machine has its story.
+    stories = browser.driver.find_elements("css selector", "#machines button")
+    assert [button.text for button in stories] == [machine(1)["address"]]
+    name = browser.driver.find_element("css selector", "#machines tr:nth-child(2) [title]")
+    assert name.get_attribute("title") == "Its story is on the page of gw-oslo.example.net:8080"
     choice.select_by_value("gw-oslo.example.net:8080")
     browser.until(lambda: any("gateway=gw-oslo.example.net%3A8080" in query for query in page.server.queries))
 

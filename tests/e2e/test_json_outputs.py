@@ -16,15 +16,22 @@ from typing import Any
 import pytest
 
 from clamproxy.cache.store import Store
+from clamproxy.fleet.agent import Agent
+from clamproxy.fleet.observer import Holding, Knowledge
+from clamproxy.fleet.story import Addition, Change
+from clamproxy.fleet.table import MachineRow, Table
 from clamproxy.proxy.log_format import JsonFormatter
 from tests.support import faults
 from tests.support.big import Forgery, begun_download, open_forged_site
 from tests.support.disk import open_disk
 from tests.support.freshclam import OK
-from tests.support.gateway import Way, connectable
+from tests.support.gateway import Way, connectable, free_ports
+from tests.support.local_databases import BROKEN_NDB, NDB, SIGNATURE, LocalDatabases
 from tests.support.origin import OriginServer
 from tests.support.schemas import NAMES, Schemas, load, parts
 from tests.support.site import LOCALHOST, Site, eventually, flipped, open_site, signed
+from tests.support.stored import DAY
+from tests.support.webhook_server import Hook, webhook_server
 
 from .test_status_site import direct
 
@@ -36,11 +43,16 @@ COMMANDS = {
     "fleet": ("fleet",),
     "verify": ("verify",),
     "config-show": ("config", "show"),
+    "hold": ("hold",),
+    "files": ("files",),
+    "ignore-list": ("ignore", "list"),
+    "ignore-history": ("ignore", "list", "--history"),
+    "notify": ("notify",),
 }
-PAGES = {"status": "/status.json", "fleet-page": "/fleet.json"}
-OLD_AGENT = (
-    "ClamAV/0.103.0 (OS: linux-gnu, ARCH: x86_64, CPU: x86_64, UUID: 8dee0a1c-ce2c-4b3a-b0f4-5a1f6e8a7a11)"
-)
+PAGES = {"status": "/status.json", "fleet-page": "/fleet.json", "files-index": "/files/index.json"}
+OLD_UUID = "8dee0a1c-ce2c-4b3a-b0f4-5a1f6e8a7a11"
+OLD_AGENT = f"ClamAV/0.103.0 (OS: linux-gnu, ARCH: x86_64, CPU: x86_64, UUID: {OLD_UUID})"
+CLONED_UUID = "8dee0a1c-ce2c-4b3a-b0f4-5a1f6e8a7a12"
 
 type Outputs = list[tuple[str, str, Any]]
 """The state, the name of the schema, and what was printed."""
@@ -52,14 +64,24 @@ def printed(site: Site, *command: str) -> Any:
     return json.loads(result.stdout) if result.stdout else None
 
 
+def page(site: Site, path: str) -> Any:
+    answer = direct(site.gateway.port, path)
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)
+
+
+def story(site: Site, uuid: str) -> Outputs:
+    return [
+        ("a story", "fleet-show", printed(site, "fleet", "show", uuid)),
+        ("a story", "fleet-show", page(site, f"/fleet.json?machine={uuid}")),
+    ]
+
+
 def look(site: Site, state: str) -> Outputs:
     """All outputs of a running gateway."""
     found = [(state, name, printed(site, *command)) for name, command in COMMANDS.items()]
     found.append((state, "doctor", printed(site, "doctor", "--gateway", f"{LOCALHOST}:{site.gateway.port}")))
-    for name, path in PAGES.items():
-        answer = direct(site.gateway.port, path)
-        assert answer.status == 200, answer.body
-        found.append((state, name, json.loads(answer.body)))
+    found += [(state, name, page(site, path)) for name, path in PAGES.items()]
     return [output for output in found if output[2] is not None]
 
 
@@ -82,7 +104,7 @@ def busy(directory: Path, feed: OriginServer) -> Outputs:
         assert site.client("behind", local=5).run().code == OK
         feed.put("my.ndb", b"My.First:0:*:6d79")
         site.gateway.ask("/my.ndb", Way.ABSOLUTE, host=f"{LOCALHOST}:{feed.port}")
-        site.origin.rule("/test-7.cdiff", faults.replaced(flipped(signed("test-6.cdiff"))))
+        site.origin.put("test-7.cdiff", flipped(signed("test-6.cdiff")))
         site.origin.rule("/daily.cvd", faults.status(429, retry_after="3600"))
         for path in ("/test-7.cdiff", "/daily.cvd", "/daily-1.cdiff"):
             site.gateway.ask(path, extra={"User-Agent": OLD_AGENT})
@@ -92,10 +114,9 @@ def busy(directory: Path, feed: OriginServer) -> Outputs:
             connection.sock.sendall(b"\x16\x03\x01 no handshake")  # the log names the client
             connection.sock.recv(100)
         _note_stuck_patch(site)
-        assert eventually(
-            lambda: len(json.loads(direct(site.gateway.port, "/fleet.json").body)["machines"]) > 2
-        )
-        return [*look(site, "busy"), *log_of(site)]
+        assert eventually(lambda: len(page(site, "/fleet.json")["machines"]) > 2)
+        assert eventually(lambda: page(site, "/status.json")["quarantine"])
+        return [*look(site, "busy"), *story(site, OLD_UUID), *log_of(site)]
 
 
 def _note_stuck_patch(site: Site) -> None:
@@ -103,6 +124,87 @@ def _note_stuck_patch(site: Site) -> None:
     with closing(Store(site.gateway.cache, tidy=False)) as store:
         now = time.time()
         store.set_note("stuck/test-8.cdiff", {"failures": 5, "since": now - 600, "last": now})
+
+
+def managed(directory: Path, hook: Hook) -> Outputs:
+    """What an administrator arranges: labels, limits, files, notices, a delay, a hold, and other gateways."""
+    directory.mkdir()
+    labels = directory / "labels.txt"
+    labels.write_text(f"{LOCALHOST} = web01, servers\n")
+    (gone,) = free_ports(1)
+    with closing(open_site(directory / "peer")) as peer:
+        peer.publish(6)
+        assert peer.client("theirs").run().code == OK
+        others = [{"url": f"http://{LOCALHOST}:{port}"} for port in (peer.gateway.port, gone)]
+        options: dict[str, Any] = {
+            "fleet": {"labels": str(labels), "peers": others},
+            "upstream": {"rate_limit": "100MB/s"},
+            "serving": {"rate_limit_per_client": "100MB/s"},
+            "notify": {"webhooks": [{"url": hook.url, "form": "json"}], "after": "1s"},
+            "releases": {"delay": {"test": "1h"}},
+            "log": {"format": "json"},
+        }
+        with closing(open_site(directory / "own", **options)) as site:
+            assert site.gateway.tool("ca", "init").returncode == 0
+            assert site.gateway.tool("notify", "test").returncode == 0
+            _delay(site)
+            _note_clones(site)
+            _publish_files(site)
+            assert eventually(
+                lambda: [one["up"] for one in page(site, "/status.json")["peers"]] == [True, False]
+            )
+            assert eventually(lambda: any(post["alerts"] for post in hook.posts))
+            found = look(site, "delayed")
+            found += [
+                ("all gateways", "fleet", printed(site, "fleet", "--all-gateways")),
+                ("all gateways", "fleet-page", page(site, "/fleet.json?gateway=all")),
+            ]
+            assert site.gateway.tool("hold", "test", "--why", "false positives").returncode == 0
+            found += look(site, "held")
+            # A copy, as notices go on.
+            return [*found, *log_of(site), *(("posted", "notice", post) for post in list(hook.posts))]
+
+
+def _delay(site: Site) -> None:
+    """A machine gets version 4, and version 6 is held back."""
+    site.publish(4)
+    assert site.client("own").run().code == OK
+    site.publish(6)
+
+    def is_delayed() -> bool:
+        site.gateway.ask("/test.cvd", method="HEAD", user_agent="curl/8.5.0")
+        return bool(printed(site, "hold"))
+
+    assert eventually(is_delayed), site.gateway.log
+
+
+def _note_clones(site: Site) -> None:
+    """As after some days on which two machines with the same UUID fetched each release."""
+    now = time.time()
+    with Table(site.gateway.directory / "cache-state").writing() as rows:
+        for address, delay in (("192.0.2.1", 0), ("192.0.2.2", 3600)):
+            agent = Agent(CLONED_UUID, "1.4.6", "Linux", "x86_64")
+            known = Knowledge({"test": Holding(6, now)}, None)
+            rows.put([MachineRow(agent, address, now - 5 * DAY, now, known)])
+            fetched = [
+                Change("test", version, int(now) - (7 - version) * DAY + delay, is_fetched=True)
+                for version in (3, 4, 5, 6)
+            ]
+            rows.stories.add({(CLONED_UUID, address): Addition(changes=fetched)}, now)
+
+
+def _publish_files(site: Site) -> None:
+    """A file that is published, one that is refused, one that is skipped, and ignored signatures."""
+    local = LocalDatabases(site)
+    local.put("notes.txt", b"nothing")
+    local.put("broken.ndb", BROKEN_NDB)
+    local.publish("site.ndb", NDB)
+    for command in (("add", "--why", "a mistake"), ("remove",), ("add", "--why", "a false positive")):
+        assert site.gateway.tool("ignore", *command, SIGNATURE).returncode == 0
+    with (local.directory / "site.ign2").open("a") as file:
+        file.write("By.Hand-1\n")
+    local.wait_for("broken.ndb", "refused")
+    local.wait_for("site.ign2", "published")
 
 
 def under_way(directory: Path, forgery: Forgery) -> Outputs:
@@ -160,8 +262,9 @@ def rare_lines() -> Outputs:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, forgery: Forgery) -> Outputs:
     root = tmp_path_factory.mktemp("outputs")
-    with closing(OriginServer()) as feed:
-        found = [*empty(root / "empty"), *busy(root / "busy", feed), *under_way(root / "under-way", forgery)]
+    with closing(OriginServer()) as feed, webhook_server() as hook:
+        found = [*managed(root / "managed", hook)]
+        found += [*empty(root / "empty"), *busy(root / "busy", feed), *under_way(root / "under-way", forgery)]
     return [*found, *damaged(root / "damaged"), *read_only(root / "read-only"), *rare_lines()]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from clamproxy.site_files import Catalog, SiteFile, State
+from clamproxy.site_files.publisher import place_of
 from tests.support.gateway import Gateway, Way
 from tests.support.site import eventually
 from tests.support.webhook_server import Hook, webhook_server
@@ -87,6 +89,17 @@ def test_the_command(tmp_path: Path, hook: Hook) -> None:
     values = json.loads(gateway.tool("notify", "--json").stdout)
     (not_ready,) = [one for one in values["rules"] if one["name"] == "ClamproxyNotReady"]
     assert (not_ready["after"], len(not_ready["alerts"])) == (1.0, 1)
+
+
+def test_the_command_knows_of_refused_files(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, {})
+    gateway.cache.mkdir()
+    place = place_of(gateway.directory / "cache-state")
+    place.mkdir(parents=True)
+    Catalog({"a.ndb": SiteFile("a.ndb", State.REFUSED, 1.0, "line 3")}).save(place)
+    rules = json.loads(gateway.tool("notify", "--json").stdout)["rules"]
+    (refused,) = [one for one in rules if one["name"] == "ClamproxySiteFileRefused"]
+    assert [(one["subject"], one["text"]) for one in refused["alerts"]] == [("a.ndb", "a.ndb: line 3")]
 
 
 def test_without_targets(tmp_path: Path) -> None:

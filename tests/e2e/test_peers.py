@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import signal
@@ -19,17 +21,21 @@ from tests.support.site import eventually
 
 TOKEN = "0123456789abcdef-of-c"
 OFFLINE: dict[str, dict[str, Any]] = {"upstream": {"offline": True}}
-AGENT = "ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: 00000000-0000-4000-8000-{:012d})"
+UUID = "00000000-0000-4000-8000-{:012d}"
+AGENT = f"ClamAV/1.4.6 (OS: Linux, ARCH: x86_64, CPU: x86_64, UUID: {UUID})"
 
 type Json = dict[str, Any]
 
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[tuple[Gateway, Gateway]]:
-    """b, and c, which has a token. Each has a machine of its own, and both know machine 9."""
+    """b, and c, which has a token and labels. Each has a machine of its own, and both know machine 9."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text(f"{UUID.format(2)} = web02, servers\n")
+    of_c: Json = {**OFFLINE, "status": {"token": TOKEN}, "fleet": {"labels": str(labels)}}
     with ExitStack() as running:
         b = running.enter_context(Gateway(tmp_path / "b", OFFLINE))
-        c = running.enter_context(Gateway(tmp_path / "c", {**OFFLINE, "status": {"token": TOKEN}}))
+        c = running.enter_context(Gateway(tmp_path / "c", of_c))
         for gateway, machines in ((b, (1, 9)), (c, (2, 9))):
             for number in machines:
                 gateway.ask("/daily.cvd", Way.REVERSE, user_agent=AGENT.format(number))
@@ -98,6 +104,19 @@ def test_three_gateways_in_one_view(others: tuple[Gateway, Gateway], tmp_path: P
             1: of_b,
             2: of_c,
             9: of_c,
+        }
+
+        # c has given its machines names and groups.
+        assert machines(a, "?gateway=all&group=servers") == {2: of_c}
+        listed = a.tool("fleet", "--all-gateways", "--group", "servers", "--json")
+        assert [one["name"] for one in json.loads(listed.stdout)] == ["web02"]
+        as_csv = a.tool("fleet", "--all-gateways", "--csv").stdout
+        lines = csv.DictReader(io.StringIO(as_csv, newline=""))
+        assert {line["uuid"][-1]: line["gateway"] for line in lines} == {
+            "5": "",
+            "1": of_b,
+            "2": of_c,
+            "9": of_c,
         }
 
         # b is told of a while it runs: a circle does no harm.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from clamproxy.peers.answers import AnswerError, parse_machines, parse_status
 from tests.harness.status import machine
 
 NOW = 1_790_000_000.0
-MACHINE = machine(1, daily=2).to_json()
+MACHINE = replace(machine(1, daily=2), name="web01.example.net", group="Büro 2", cloned=True).to_json()
 STATUS: dict[str, Any] = {
     "gateway": {"version": "0.2.0", "now": NOW, "started_at": NOW, "host": "clamproxy", "offline": False},
     "ready": True,
@@ -32,6 +33,7 @@ BAD_TEXTS: list[Any] = [
     "a\x1b[31m",
     "a\u202eb",
     "a\u2028b",
+    "a\xa0b",
     LONG,
     5,
     None,
@@ -103,6 +105,18 @@ def test_a_machine_comes_through_unchanged() -> None:
     assert found.to_json() == MACHINE
 
 
+def test_an_older_gateway_tells_neither_names_nor_groups() -> None:
+    older = {key: value for key, value in MACHINE.items() if key not in ("name", "group", "cloned")}
+    (found,) = parse_machines(listed(older), NOW).machines
+    assert found.to_json() == {**MACHINE, "name": None, "group": None, "cloned": False}
+
+
+@pytest.mark.parametrize("name", [None, "x" * 253])
+def test_names_may_be_as_long_as_those_of_dns(name: str | None) -> None:
+    (found,) = parse_machines(listed({**MACHINE, "name": name, "group": name}), NOW).machines
+    assert (found.name, found.group) == (name, name)
+
+
 def test_times_of_another_clock() -> None:
     late = {**MACHINE, "last_seen": NOW + 1e6, "first_seen": NOW + 1e6}
     (found,) = parse_machines(listed(late), NOW).machines
@@ -114,7 +128,9 @@ def test_times_of_another_clock() -> None:
     [
         *({"uuid": bad} for bad in [*BAD_TEXTS, ""]),
         *({"address": bad} for bad in BAD_TEXTS),
-        *({"freshclam": bad} for bad in BAD_TEXTS if bad is not None),
+        *({key: bad} for bad in BAD_TEXTS if bad is not None for key in ("freshclam", "name", "group")),
+        *({key: bad} for bad in ("", "x" * 254) for key in ("name", "group")),
+        *({"cloned": bad} for bad in (1, "true", None)),
         *({"last_seen": bad} for bad in BAD_TIMES),
         *({"first_seen": bad} for bad in BAD_TIMES),
         *({"end_of_life": bad} for bad in (1, "true", None)),
@@ -166,6 +182,8 @@ def test_whatever_a_gateway_says_of_machines(changes: list[dict[str, Any]]) -> N
     for found in page.machines:
         texts = [found.uuid, found.address, found.freshclam or "", found.os or "", found.arch or ""]
         assert all(text.isprintable() and len(text) <= 100 for text in texts)
+        assert all(text.isprintable() and len(text) <= 253 for text in (found.name or "", found.group or ""))
+        assert isinstance(found.cloned, bool)
         assert 0 <= found.first_seen <= NOW
         assert 0 <= found.last_seen <= NOW
         json.dumps(found.to_json(), allow_nan=False)

@@ -72,5 +72,16 @@ def test_counts() -> None:
     found = merged([machine(1, daily=0), machine(2, daily=1)], [peer("b", machine(3, daily=2, eol=True))])
     assert counts_of(found, 86400.0, NOW) == {
         **{"enabled": True, "total": 3, "up_to_date": 1, "behind": 2, "unknown": 0, "end_of_life": 1},
-        **{"overdue": 2, "behind_for": 86400.0},
+        **{"overdue": 2, "behind_for": 86400.0, "cloned": 0, "groups": []},
     }
+
+
+def test_groups_of_several_gateways_are_counted_together() -> None:
+    own = replace(machine(1, daily=0), group="servers")
+    theirs = replace(machine(2, daily=1), group="servers", cloned=True)
+    counts = counts_of(merged([own], [peer("b", theirs, machine(3))]), 86400.0, NOW)
+    assert counts["cloned"] == 1
+    assert [(one["group"], one["total"], one["overdue"]) for one in counts["groups"]] == [
+        ("servers", 2, 1),
+        (None, 1, 0),
+    ]

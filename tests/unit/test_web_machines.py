@@ -19,10 +19,14 @@ from clamproxy.fleet.groups import MOST_GROUPS, OTHER, count_groups
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.fleet.observer import Failure
 from clamproxy.messages import Response
+from clamproxy.peers.answers import parse_status
+from clamproxy.peers.asking import PeerAnswer
+from clamproxy.peers.peers import PeerState
 from clamproxy.web.machines import LONGEST_SEARCH, Query, fleet_json, select
 from clamproxy.web.status import MOST_MACHINES
 from tests.harness.status import TOKEN, StatusHarness, machine, text_of
 from tests.support.machines import machine_of
+from tests.unit.test_peers_answers import STATUS, body
 
 DAY = 86400.0
 NOW = 1_790_000_000.0
@@ -127,6 +131,24 @@ async def test_csv(store: Store) -> None:
     assert (await harness.ask("/fleet.csv?state=x")).status == 400
     harness.guard()
     assert (await harness.ask("/fleet.csv")).status == 401
+
+
+async def test_csv_of_other_gateways(store: Store) -> None:
+    status = parse_status(body(STATUS))
+    other = PeerState("b:8080", "http://b:8080", up=True, answer=PeerAnswer(status, (machine(9),)))
+    harness = StatusHarness(store, machines=GROUPED, peers=[other])
+
+    async def places(query: str) -> list[tuple[str, str | None]]:
+        text = text_of(await harness.ask(f"/fleet.csv{query}"))
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        return [(line["uuid"][-1], line.get("gateway")) for line in lines]
+
+    assert await places("?sort=address") == [("1", None), ("2", None), ("3", None), ("4", None)]
+    assert await places("?sort=-address&gateway=all&limit=2") == [("9", "b:8080"), ("4", "")]
+    assert await places("?gateway=b:8080") == [("9", "b:8080")]
+    refused = await harness.ask("/fleet.csv?gateway=c")
+    assert (refused.status, text_of(refused)) == (400, "clamproxy: gateway is one of all, b:8080\n")
+    assert "Content-Disposition" not in refused.headers
 
 
 async def test_one_machine(store: Store) -> None:

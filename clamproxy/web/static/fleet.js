@@ -200,7 +200,7 @@ function lag(machine) {
 function cells(machine) {
   return [
     [
-      { tag: "button", text: text(machine.name ?? machine.address, 64), className: "open", title: "Its story" }, " ",
+      heading(machine), " ",
       ...(machine.name ? [{ text: text(machine.address, 60), className: "quiet" }, " "] : []),
       ...(machine.group ? [{ text: text(machine.group, 64), className: "tag plain" }, " "] : []),
       { text: text(machine.uuid, 60), className: "uuid", title: text(machine.uuid, 1000) },
@@ -212,6 +212,14 @@ function cells(machine) {
     lastRequest(machine.last_seen),
     lastError(machine.last_error),
   ];
+}
+
+/** Its name, which opens its story. Only the gateway that saw it can tell that. @returns {Part} */
+function heading({ name, address, gateway }) {
+  const known = text(name ?? address, 64);
+  return gateway
+    ? { text: known, title: `Its story is on the page of ${text(gateway, 60)}` }
+    : { tag: "button", text: known, className: "open", title: "Its story" };
 }
 
 /** @returns {Part[]} */
