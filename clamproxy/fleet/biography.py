@@ -33,7 +33,7 @@ class Step:
     @property
     def took(self) -> float | None:
         """Seconds from the release until the machine had it; None if that is unknown."""
-        return None if self.came_out is None else max(0.0, self.at - self.came_out)
+        return max(0.0, self.at - self.came_out) if self.fetched and self.came_out is not None else None
 
 
 @dataclass(frozen=True, slots=True)
