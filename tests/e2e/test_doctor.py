@@ -288,7 +288,7 @@ def test_from_the_lines_of_a_client(make_site: MakeSite, tmp_path: Path) -> None
     site.publish(6)
     lines = site.gateway.tool("client-config", "--gateway", LOCALHOST, "--port", str(site.gateway.port))
     conf = tmp_path / "freshclam.conf"
-    conf.write_text(lines.stdout)
+    conf.write_text(f"DatabaseDirectory {tmp_path}\nDatabaseOwner root\n{lines.stdout}")
     common = ("--database", "test", "--nameserver", site.dns.nameserver, "--no-local")
     result = tool("doctor", *common, "--freshclam-conf", str(conf))
     assert result.returncode == 0, result.stdout
