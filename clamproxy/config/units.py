@@ -299,12 +299,6 @@ class SecretUrl:
         """
         return cls(_origin(urlsplit(text)), text)
 
-    @property
-    def secret(self) -> str:
-        """What follows the origin."""
-        parts = urlsplit(self.url)
-        return parts.path.removeprefix("/") or parts.query
-
 
 TOKEN = Notation(
     pattern="^[A-Za-z0-9._~-]{16,256}$",

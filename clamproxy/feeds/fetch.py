@@ -1,11 +1,11 @@
 """Requests to feeds. Everything here blocks and runs in a thread of a transfer.
 
-No error says more about a URL than its host. urllib3, which logs whole URLs, is kept from logging.
+No error says more about a URL than its host. urllib3, which logs whole URLs, is kept from that
+(origin/connections.py).
 """
 
 from __future__ import annotations
 
-import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -44,9 +44,6 @@ _LASTING = frozenset({301, 308})
 """Redirects that may be stored even if they give no freshness lifetime (RFC 9110 15.4)."""
 _REFUSALS = frozenset({401, 402, 403, 451})
 _FORWARDED = ("User-Agent", "Accept", "Accept-Language", "Authorization")
-
-# urllib3 writes URLs into its warnings and debug lines.
-logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

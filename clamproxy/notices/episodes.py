@@ -10,13 +10,13 @@ long before its episode counts as over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
 from clamproxy.dates import as_past_time
-from clamproxy.notices.rules import RULE_OF, Alert, Rule
+from clamproxy.notices.rules import RULE_OF, Alert, Rule, key_of
 
 MOST_DOUBLINGS = 16
 
@@ -59,7 +59,7 @@ class Episode:
 
     @property
     def key(self) -> str:
-        return f"{self.rule}/{self.subject}"
+        return key_of(self.rule, self.subject)
 
     def is_ripe(self, pace: Pace, now: float) -> bool:
         """Whether it has lasted long enough to be told about."""
@@ -128,13 +128,20 @@ class Chronicle:
     deliveries: Mapping[str, Delivery] = field(default_factory=dict)
     """By target."""
 
-    def seen(self, alerts: Iterable[Alert], pace: Pace, now: float) -> Self:
-        """The state after a look at what is the case now."""
+    def seen(self, alerts: Iterable[Alert], pace: Pace, now: float, unknown: Collection[str] = ()) -> Self:
+        """The state after a look at what is the case now.
+
+        Args:
+            unknown: the keys of alerts of which that isn't known; these neither begin nor end.
+        """
         present = {alert.key: alert for alert in alerts}
         episodes: dict[str, Episode] = {}
         for key in [*self.episodes, *(key for key in present if key not in self.episodes)]:
-            former, alert = self.episodes.get(key), present.get(key)
-            current = _absent(former, pace, now) if alert is None else _present(former, alert, pace, now)
+            former, current = self.episodes.get(key), None
+            if key in present:
+                current = _present(former, present[key], pace, now)
+            elif former is not None:
+                current = _unseen(former, now) if key in unknown else _absent(former, pace, now)
             if current is not None:
                 episodes[key] = current
         told = {
@@ -230,10 +237,15 @@ def _present(former: Episode | None, alert: Alert, pace: Pace, now: float) -> Ep
     return Episode(alert.rule.name, alert.subject, alert.text, now, returns=returns)
 
 
-def _absent(former: Episode | None, pace: Pace, now: float) -> Episode | None:
+def _unseen(former: Episode, now: float) -> Episode:
+    """The episode of an alert of which it isn't known whether it is the case."""
+    if former.ended is not None or former.missing is not None:
+        return former
+    return replace(former, missing=now)  # so it isn't told as something that is the case
+
+
+def _absent(former: Episode, pace: Pace, now: float) -> Episode | None:
     """The episode of an alert that isn't the case any more; None if nothing about it matters any more."""
-    if former is None:
-        return None
     if former.ended is not None:
         return former if now - former.ended < pace.repeat else None
     episode = former if former.missing is not None else replace(former, missing=now)

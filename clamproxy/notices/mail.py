@@ -1,11 +1,16 @@
-"""Notices by mail."""
+"""Notices by mail.
+
+Of what a server says, only the codes are told: it may quote the password that it was sent.
+"""
 
 from __future__ import annotations
 
+import re
 import smtplib
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate, make_msgid
@@ -14,18 +19,27 @@ from pathlib import Path
 from clamproxy.config.targets import MailSection
 from clamproxy.notices.notice import Notice
 from clamproxy.origin.connections import CancelScope, trusting
-from clamproxy.readable import one_line
+from clamproxy.readable import one_line, shown_count
 
 STEP = 20.0
 """Seconds for each step of the conversation; the whole of it has a deadline as well."""
+FAREWELL = 2.0
+"""Seconds for the answer to QUIT, which changes nothing."""
 LONGEST_REASON = 200
-"""Characters of what a server says that are shown, at most."""
+"""Characters of an error that are shown, at most."""
 _BODY = SMTP.clone(max_line_length=76)
 """The limit of quoted-printable (RFC 2045 6.7)."""
 _HEAD = SMTP.clone(max_line_length=250)
 """With shorter lines, a subject that is a little too long is folded before its first word, where readers
 show a space; 998 characters are allowed (RFC 5322 2.1.1)."""
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
+_ENHANCED = re.compile(rb"[245]\.\d{1,3}\.\d{1,3}\b")
+"""An enhanced status code (RFC 3463 2)."""
+_STEPS: Mapping[type[smtplib.SMTPResponseException], str] = {
+    smtplib.SMTPAuthenticationError: "the login",
+    smtplib.SMTPSenderRefused: "the sender",
+    smtplib.SMTPDataError: "the mail",
+}
 
 
 class MailError(Exception):
@@ -66,12 +80,13 @@ def send_mail(notice: Notice, mail: MailSection, ca_bundle: Path | None, scope: 
                 server.login(mail.user, mail.password.get_secret_value())
             refused = server.send_message(compose(notice, sender, mail.recipients), sender, mail.recipients)
     except smtplib.SMTPRecipientsRefused as error:
-        raise MailError(_refusal(error.recipients)) from error
+        raise MailError(_refusal(error.recipients, mail)) from error
     except smtplib.SMTPResponseException as error:
-        raise MailError(f"the server answered {error.smtp_code} {_words(error.smtp_error)}") from error
-    except smtplib.SMTPException as error:
-        raise MailError(_words(str(error))) from error
-    return _refusal(refused) if refused else None
+        answer, step = _codes(error.smtp_code, error.smtp_error), _STEPS.get(type(error))
+        raise MailError(f"the server answered {answer}{f' to {step}' if step else ''}") from error
+    except smtplib.SMTPException as error:  # smtplib's own words
+        raise MailError(one_line(str(error), LONGEST_REASON)) from error
+    return _refusal(refused, mail) if refused else None
 
 
 def server_of(mail: MailSection) -> str:
@@ -87,6 +102,14 @@ class _Conversation(smtplib.SMTP):
         self._context = context if mail.tls == "tls" else None
         super().__init__(mail.server or "", mail.port or _PORTS[mail.tls], timeout=STEP)
 
+    def __exit__(self, *_: object) -> None:
+        """Leave. Whatever the server says now, it has taken the mail, or refused it, before."""
+        with suppress(OSError):  # smtplib's errors are such
+            if self.sock is not None:
+                self.sock.settimeout(FAREWELL)
+                self.quit()
+        self.close()
+
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         connected = socket.create_connection((host, port), timeout)
         try:
@@ -99,10 +122,14 @@ class _Conversation(smtplib.SMTP):
             raise
 
 
-def _refusal(refused: dict[str, tuple[int, bytes]]) -> str:
+def _refusal(refused: Mapping[str, tuple[int, bytes]], mail: MailSection) -> str:
+    """Which recipients were refused. Their addresses aren't told: whoever may see the page sees this."""
     address, (code, text) = next(iter(refused.items()))
-    return f"{len(refused)} refused, {address} with {code} {_words(text)}"
+    count = f"{len(refused)} of {shown_count(len(mail.recipients), 'recipient')} refused"
+    return f"{count}, number {mail.recipients.index(address) + 1} with {_codes(code, text)}"
 
 
-def _words(text: bytes | str) -> str:
-    return one_line(text.decode("utf-8", "replace") if isinstance(text, bytes) else text, LONGEST_REASON)
+def _codes(code: int, text: bytes | str) -> str:
+    """The codes at the beginning of an answer."""
+    enhanced = _ENHANCED.match(text.encode() if isinstance(text, str) else text)
+    return f"{code} {enhanced[0].decode()}" if enhanced else f"{code}"

@@ -18,8 +18,8 @@ MOST_LINES = 15
 
 _WORDS = {Severity.CRITICAL: "CRITICAL", Severity.WARNING: "Warning", Severity.INFO: "For information"}
 _COLOURS = {Severity.CRITICAL: "attention", Severity.WARNING: "warning", Severity.INFO: "default"}
-_SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-"""Otherwise `<!channel>` in a text would call everybody."""
+_SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\N{ZERO WIDTH SPACE}"})
+"""Otherwise `<!channel>` in a text would call everybody, and `@channel` in Mattermost and Rocket.Chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,17 @@ class Notice:
 
 
 def to_slack(notice: Notice) -> dict[str, Any]:
-    """The payload of an incoming webhook of Slack; Mattermost and Rocket.Chat take it as well."""
+    """The payload of an incoming webhook of Slack; Mattermost and Rocket.Chat take it as well.
+
+    Details may come from outside. They are code, in which none of them sees links, images or markup.
+    """
     lines = [f"*{notice.subject.translate(_SLACK)}*"]
     for entry in notice.entries()[:MOST_LINES]:
         lines.append(f"• {entry.title.translate(_SLACK)}")
-        lines += [f"    {text.translate(_SLACK)}" for text in (entry.details, entry.remedy) if text]
+        if entry.details:
+            lines.append(f"    `{entry.details.replace('`', "'").translate(_SLACK)}`")
+        if entry.remedy:
+            lines.append(f"    {entry.remedy.translate(_SLACK)}")
     return {"text": "\n".join([*lines, *_rest(notice)])}
 
 

@@ -14,7 +14,7 @@ from clamproxy.files import try_lock
 from clamproxy.notices.episodes import Chronicle, Due, Pace
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.report import KEY, gateway_name, read_chronicle
-from clamproxy.notices.rules import RULE_OF, Figures, find_alerts
+from clamproxy.notices.rules import RULE_OF, Figures, find_alerts, find_unknown
 from clamproxy.notices.targets import DeliveryError, Target, deliver, targets_of
 from clamproxy.origin.cooldown import Backoff
 from clamproxy.storage.records import Records
@@ -91,9 +91,10 @@ class Notifier:
             return
         if self._chronicle is None:
             self._chronicle = await in_thread("clamproxy-notices", self._read)
-        alerts = find_alerts(await self._figures(), self._ignored)
+        figures = await self._figures()
+        alerts, unknown = find_alerts(figures, self._ignored), find_unknown(figures, self._ignored)
         before = self._chronicle
-        self._chronicle = before.only_for(self._targets).seen(alerts, self._pace, self._clock())
+        self._chronicle = before.only_for(self._targets).seen(alerts, self._pace, self._clock(), unknown)
         await self._save(before)
         await asyncio.gather(*map(self._tell, self._targets.values()))
 

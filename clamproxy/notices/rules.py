@@ -15,9 +15,11 @@ from clamproxy.readable import one_line, shown_count, shown_share, shown_size, s
 
 type Figures = Mapping[str, Any]
 """The values of status.json."""
-type Check = Callable[[Figures], Iterator[tuple[str, str]]]
-"""What is the case now: for each subject of the rule that is concerned, its name and a line for people.
-The name is empty if the rule has only one subject."""
+type Found = Iterator[tuple[str, str | None]]
+type Check = Callable[[Figures], Found]
+"""What is the case now: for each subject of the rule that is concerned, its name and a line for people; None
+instead of the line if it isn't known yet whether it is the case, as after a start. The name is empty if the
+rule has only one subject."""
 
 HOUR, DAY = 3600.0, 86400.0
 RENEW_AUTHORITY = 30 * DAY
@@ -63,7 +65,12 @@ class Alert:
 
     @property
     def key(self) -> str:
-        return f"{self.rule.name}/{self.subject}"
+        return key_of(self.rule.name, self.subject)
+
+
+def key_of(rule: str, subject: str) -> str:
+    """By this an alert is remembered."""
+    return f"{rule}/{subject}"
 
 
 def find_alerts(figures: Figures, ignored: Iterable[str] = ()) -> list[Alert]:
@@ -73,30 +80,48 @@ def find_alerts(figures: Figures, ignored: Iterable[str] = ()) -> list[Alert]:
         Alert(rule, subject, one_line(text, LONGEST_TEXT))
         for rule in RULES
         if rule.name not in left_out
-        for subject, text in islice(rule.check(figures), MOST_SUBJECTS)
+        for subject, text in islice((one for one in rule.check(figures) if one[1] is not None), MOST_SUBJECTS)
+        if text is not None
     ]
 
 
-def _not_ready(figures: Figures) -> Iterator[tuple[str, str]]:
+def find_unknown(figures: Figures, ignored: Iterable[str] = ()) -> frozenset[str]:
+    """The keys of alerts of which it isn't known whether they are the case."""
+    left_out = frozenset(ignored)
+    return frozenset(
+        key_of(rule.name, subject)
+        for rule in RULES
+        if rule.name not in left_out
+        for subject, text in rule.check(figures)
+        if text is None
+    )
+
+
+def _not_ready(figures: Figures) -> Found:
     if not figures["ready"]:
         yield "", "; ".join(figures["problems"])
 
 
-def _behind(figures: Figures) -> Iterator[tuple[str, str]]:
+def _behind(figures: Figures) -> Found:
     for database in figures["databases"]:
         name, advertised, reached = database["name"], database["advertised"], database["reached"]
-        if advertised and reached and reached < advertised:
+        if not advertised:
+            yield name, None
+        elif reached and reached < advertised:
             yield name, f"{name} {advertised} is advertised, but machines only get {reached}"
 
 
-def _errors(figures: Figures) -> Iterator[tuple[str, str]]:
+def _errors(figures: Figures) -> Found:
     series = figures["history"]["series"]
-    requests, errors = (sum(n or 0 for n in series[name][-ERROR_STEPS:]) for name in ("requests", "errors"))
-    if errors > MOST_ERRORS * requests:
+    steps = [series[name][-ERROR_STEPS:] for name in ("requests", "errors")]
+    requests, errors = (sum(n or 0 for n in one) for one in steps)
+    if not requests and None in steps[0]:
+        yield "", None  # the gateway wasn't running
+    elif errors > MOST_ERRORS * requests:
         yield "", f"{shown_share(errors / requests)} of the requests of the last minutes failed"
 
 
-def _cooldown(figures: Figures) -> Iterator[tuple[str, str]]:
+def _cooldown(figures: Figures) -> Found:
     # Not those of client versions: the origin refuses old versions for good.
     kept = [one for one in figures["cooldowns"] if not one["what"].startswith("client ")]
     whole = [one for one in kept if not one["what"].startswith("/")]
@@ -105,7 +130,7 @@ def _cooldown(figures: Figures) -> Iterator[tuple[str, str]]:
             yield kind, f"{found[0]['what']}: {found[0]['reason']}"
 
 
-def _storage(figures: Figures) -> Iterator[tuple[str, str]]:
+def _storage(figures: Figures) -> Found:
     storage = figures["stats"]["storage"]
     for name in ("cache", "records"):
         if storage[name] is not None:
@@ -114,13 +139,13 @@ def _storage(figures: Figures) -> Iterator[tuple[str, str]]:
         yield "index", f"the index of the cache is damaged: {storage['index']}"
 
 
-def _disk(figures: Figures) -> Iterator[tuple[str, str]]:
+def _disk(figures: Figures) -> Found:
     free = figures["disk"]["free"]
     if free < figures["disk"]["least"]:
         yield "", f"{shown_size(free)} are free on the cache's disk"
 
 
-def _quarantine(figures: Figures) -> Iterator[tuple[str, str]]:
+def _quarantine(figures: Figures) -> Found:
     now = figures["gateway"]["now"]
     recent = [file for file in figures["quarantine"] if now - file["at"] < DAY]
     if recent:
@@ -128,14 +153,16 @@ def _quarantine(figures: Figures) -> Iterator[tuple[str, str]]:
         yield "", f"{count} within the last day, the latest {recent[0]['name']}: {recent[0]['reason']}"
 
 
-def _stuck(figures: Figures) -> Iterator[tuple[str, str]]:
+def _stuck(figures: Figures) -> Found:
     for name, trouble in figures["stats"]["stuck_patches"].items():
         yield name, f"{name} failed verification {trouble['failures']} times"
 
 
-def _overdue(figures: Figures) -> Iterator[tuple[str, str]]:
+def _overdue(figures: Figures) -> Found:
     fleet = figures["fleet"]
-    if fleet["overdue"] > MOST_OVERDUE * fleet["total"]:
+    if 0 < fleet["total"] == fleet["unknown"]:
+        yield "", None
+    elif fleet["overdue"] > MOST_OVERDUE * fleet["total"]:
         allowed = shown_span(fleet["behind_for"])
         yield (
             "",
@@ -143,21 +170,21 @@ def _overdue(figures: Figures) -> Iterator[tuple[str, str]]:
         )
 
 
-def _end_of_life(figures: Figures) -> Iterator[tuple[str, str]]:
+def _end_of_life(figures: Figures) -> Found:
     count = figures["fleet"]["end_of_life"]
     if count:
         verb = "has" if count == 1 else "have"
         yield "", f"{shown_count(count, 'machine')} {verb} a freshclam past its end of life"
 
 
-def _authority(figures: Figures) -> Iterator[tuple[str, str]]:
+def _authority(figures: Figures) -> Found:
     end = figures["authority"]["expires_at"]
     left = None if end is None else end - figures["gateway"]["now"]
     if left is not None and left < RENEW_AUTHORITY:
         yield "", f"it ends in {shown_span(left)}" if left > 0 else f"it ended {shown_span(-left)} ago"
 
 
-def _forgotten(figures: Figures) -> Iterator[tuple[str, str]]:
+def _forgotten(figures: Figures) -> Found:
     now = figures["gateway"]["now"]
     for limit in figures["releases"]:
         if limit["forgotten"]:
@@ -165,7 +192,7 @@ def _forgotten(figures: Figures) -> Iterator[tuple[str, str]]:
             yield limit["database"], f"{limit['database']} has been {held}, by {limit['by']}"
 
 
-def _site_files(figures: Figures) -> Iterator[tuple[str, str]]:
+def _site_files(figures: Figures) -> Found:
     files = figures["files"]
     if files["trouble"]:
         yield "", files["trouble"]
@@ -174,10 +201,10 @@ def _site_files(figures: Figures) -> Iterator[tuple[str, str]]:
             yield file["name"], f"{file['name']}: {file['reason']}"
 
 
-def _peer(figures: Figures) -> Iterator[tuple[str, str]]:
+def _peer(figures: Figures) -> Found:
     for peer in figures["peers"]:
-        if peer["up"] is False:
-            yield peer["name"], peer["reason"]
+        if not peer["up"]:
+            yield peer["name"], None if peer["up"] is None else peer["reason"]
 
 
 RULES = (

@@ -1,26 +1,28 @@
-"""Notices by webhook."""
+"""Notices by webhook.
+
+Of what a server says, only the status is told: it may quote the URL or the token, whole or in part.
+"""
 
 from __future__ import annotations
 
 import json
+from http.client import HTTPException, responses
 from pathlib import Path
 
-import urllib3
+from urllib3.exceptions import ProtocolError
 from urllib3.util import Timeout
 
 from clamproxy.config.targets import Webhook
-from clamproxy.config.units import HttpProxy, SecretUrl
+from clamproxy.config.units import HttpProxy
 from clamproxy.notices.notice import FORMS, Notice
 from clamproxy.origin.connections import ONCE, make_pool
 
 CONNECT, READ = 10.0, 20.0
 """Seconds for the connection, and for each read; the whole request has a deadline as well."""
-LARGEST_ANSWER = 2000
-"""Bytes of an answer that are read: it may say why a notice was refused."""
 
 
 class WebhookError(Exception):
-    """A server did not take a notice; the text is one line, and doesn't hold the URL."""
+    """A server did not take a notice; the text is one line of our own words."""
 
 
 def post(notice: Notice, hook: Webhook, proxy: HttpProxy | None, ca_bundle: Path | None) -> None:
@@ -48,20 +50,20 @@ def post(notice: Notice, hook: Webhook, proxy: HttpProxy | None, ca_bundle: Path
             preload_content=False,
             decode_content=False,
         )
-        try:
-            _check(response, hook.url)
-        finally:
-            response.close()
+        response.close()
+    except ProtocolError as error:
+        cause = error.args[-1]
+        if isinstance(cause, HTTPException) and not isinstance(cause, OSError):  # it quotes what arrived
+            raise WebhookError("the server answered with something other than HTTP") from error
+        raise
     finally:
         pool.clear()
+    _check(response.status)
 
 
-def _check(response: urllib3.BaseHTTPResponse, url: SecretUrl) -> None:
-    if 200 <= response.status < 300:
+def _check(status: int) -> None:
+    if 200 <= status < 300:
         return
-    if 300 <= response.status < 400:
-        raise WebhookError(f"the server answered {response.status}, and redirects are not followed")
-    words = " ".join(response.read(LARGEST_ANSWER).decode("utf-8", "replace").split())
-    if url.secret and url.secret in words:  # some servers quote the path that they don't know
-        words = ""
-    raise WebhookError(f"the server answered {response.status} {words}".strip())
+    if 300 <= status < 400:
+        raise WebhookError(f"the server answered {status}, and redirects are not followed")
+    raise WebhookError(f"the server answered {status} {responses.get(status, '')}".strip())

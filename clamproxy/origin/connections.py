@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import queue
 import socket
@@ -42,6 +43,9 @@ from clamproxy.origin.link import Link
 from clamproxy.origin.proxy_auth import LoginConnection
 from clamproxy.origin.strict_http import StrictConnection
 from clamproxy.threads import in_thread
+
+# urllib3 writes URLs into its warnings and debug lines, and some URLs are secrets.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 LONGEST_IDLE = 30.0
 """How long after its last response began a connection may be reused, in seconds: some NATs forget one after

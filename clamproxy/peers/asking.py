@@ -92,7 +92,7 @@ def _get(pool: urllib3.PoolManager, peer: Peer, path: str, most: int) -> bytes:
     try:
         body = _read(response, most)
         if response.status != 200:
-            raise RefusedError(f"it answers {response.status}{_reason(response.status, body)}")
+            raise RefusedError(f"it answers {response.status}{_reason(response.status, body, peer)}")
     except BaseException:
         response.close()
         raise
@@ -109,9 +109,11 @@ def _read(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
     return bytes(body)
 
 
-def _reason(status: int, body: bytes) -> str:
+def _reason(status: int, body: bytes, peer: Peer) -> str:
     """What a gateway writes about a refusal."""
     if status == 401:
         return ": its status.token is required in fleet.peers"
     line = (body[:300].decode("utf-8", "replace").splitlines() or [""])[0]
+    if peer.token is not None and peer.token.get_secret_value() in line:
+        return ""  # whatever answers there is no gateway
     return f": {json.dumps(line, ensure_ascii=False)[1:-1]}" if line.isprintable() and line else ""

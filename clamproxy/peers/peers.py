@@ -123,5 +123,8 @@ class Peers:
     async def _run(self, peer: Peer) -> None:
         await asyncio.sleep(random.uniform(0, LATEST_START))  # noqa: S311
         while True:
-            await self.look(peer)
+            try:
+                await self.look(peer)
+            except Exception:  # the next question may work
+                logger.exception("Can't ask the gateway %s.", peer.name)
             await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2))  # noqa: S311

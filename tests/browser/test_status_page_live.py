@@ -125,6 +125,15 @@ def test_no_answer(page: Page, code: int, body: bytes | None, words: str, state:
     assert browser.run("return document.getElementById('data').className") == ""
 
 
+def test_it_goes_on_asking_after_an_error_of_its_own(page: Page) -> None:
+    browser = page.show(BUSY)
+    browser.run("document.getElementById('silence').id = 'gone'")
+    browser.until(lambda: "the page has no #silence" in str(browser.messages()))
+    browser.run("document.getElementById('gone').id = 'silence'")
+    page.server.status = merged(BUSY, stats={"requests": 48_212})
+    browser.until_text("#requests", "48,212")
+
+
 def test_no_answer_from_the_beginning(page: Page) -> None:
     page.server.code = 0
     browser = page.show(BUSY)

@@ -77,7 +77,7 @@ def test_the_command(tmp_path: Path, hook: Hook) -> None:
     failed = gateway.tool("notify", "test")
     assert (failed.returncode, failed.stdout) == (
         1,
-        f"json webhook at {hook.url}: failed: the server answered 500\n",
+        f"json webhook at {hook.url}: failed: the server answered 500 Internal Server Error\n",
     )
     listed = gateway.tool("notify")
     assert listed.returncode == 0

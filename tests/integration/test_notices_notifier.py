@@ -107,6 +107,20 @@ async def test_a_restart_in_between(harness: NotifierHarness, hook: Hook) -> Non
     assert stages(hook) == [["begun"], ["over"]]
 
 
+async def test_after_a_restart_nothing_is_over_before_it_is_known(
+    harness: NotifierHarness, hook: Hook
+) -> None:
+    peer = {"name": "gw2:8080", "up": False, "reason": "Connection refused"}
+    harness.restart(after=0.0)
+    await harness.pass_time(2, figures(peers=[peer]))
+    harness.restart(after=0.0)
+    await harness.pass_time(2, figures(peers=[{**peer, "up": None}]))
+    await harness.pass_time(2, figures(peers=[peer]))
+    assert stages(hook) == [["begun"]]
+    await harness.pass_time(2, figures(peers=[{**peer, "up": True}]))
+    assert stages(hook) == [["begun"], ["over"]]
+
+
 async def test_several_processes_send_one(harness: NotifierHarness, hook: Hook) -> None:
     other = harness.make()
     harness.now = NOT_READY
@@ -136,7 +150,7 @@ async def test_a_target_that_fails(
     await harness.pass_time(12, NOT_READY)
     assert len(hook.posts) == 2  # the first, and one after a minute
     (target,) = harness.report["targets"]
-    assert (target["failures"], target["reason"]) == (2, "the server answered 500 ok")
+    assert (target["failures"], target["reason"]) == (2, "the server answered 500 Internal Server Error")
     await harness.pass_time(60)
     assert len(hook.posts) == 5  # after 2, 4 and 8 minutes more
     (target,) = harness.report["targets"]
@@ -144,7 +158,7 @@ async def test_a_target_that_fails(
     told = [one.getMessage() for one in caplog.records if one.name.startswith("clamproxy.notices")]
     name = target["name"]
     assert told == [
-        f"A notice can't be sent, {name}: the server answered 500 ok",
+        f"A notice can't be sent, {name}: the server answered 500 Internal Server Error",
         f"Notice sent, {name}.",
     ]
 

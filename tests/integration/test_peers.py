@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import threading
@@ -16,6 +17,7 @@ import pytest
 import trustme
 
 from clamproxy.config.settings import Settings
+from clamproxy.config.targets import Peer
 from clamproxy.peers import asking
 from clamproxy.peers import peers as peers_module
 from clamproxy.peers.peers import Peers, PeerState
@@ -188,6 +190,7 @@ HUGE = b'{"machines": [' + b" " * (asking.LARGEST_PAGE + 1)
             *(None, "it answers 421: not served under this name; use an IP address"),
         ),
         ((302, b""), None, "it answers 302"),
+        ((400, f"what is Bearer {TOKEN}?".encode()), None, "it answers 400"),
         ((500, b"\x1b[31m\x00"), None, "it answers 500"),
         ((200, body(STATUS)), (200, b"<html>"), "not the fleet.json of a gateway"),
         ((200, body(STATUS)), (200, HUGE), "its answer is larger than 4 MiB"),
@@ -222,6 +225,26 @@ async def test_trouble_is_logged_once(asker: Asker, other: Other, caplog: pytest
         f"The gateway {name} in fleet.peers doesn't answer: it answers 500",
         f"The gateway {name} in fleet.peers answers again.",
     ]
+
+
+async def test_the_asking_goes_on_after_an_error(asker: Asker, other: Other, monkeypatch: Any) -> None:
+    for name in ("LATEST_START", "INTERVAL"):
+        monkeypatch.setattr(peers_module, name, 0.05)
+    is_first, look, worked = True, asker.peers.look, asyncio.Event()
+
+    async def fail_first(peer: Peer) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            raise RuntimeError("something that nobody has thought of")
+        await look(peer)
+        worked.set()
+
+    monkeypatch.setattr(asker.peers, "look", fail_first)
+    other.answer = gateway_with(1)
+    asker.peers.start()
+    async with asyncio.timeout(60):
+        await worked.wait()
 
 
 async def test_https(clock: Clock, tmp_path: Path) -> None:

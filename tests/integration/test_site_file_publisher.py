@@ -321,6 +321,16 @@ async def test_one_process_publishes_and_the_others_follow(bench: Bench) -> None
 # Requests
 
 
+async def test_after_a_restart_it_is_known_at_once_what_is_refused(bench: Bench) -> None:
+    """Otherwise it would seem to be over until the first look."""
+    bench.put(BROKEN)
+    await bench.look()
+    again = bench.anew()
+    again.start()
+    again.stop()
+    assert again.catalog.files[NAME].state is State.REFUSED
+
+
 @pytest.fixture
 async def files(bench: Bench) -> AsyncIterator[SiteFiles]:
     files = SiteFiles(bench.directory, bench.records, lambda: bench.now)

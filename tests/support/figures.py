@@ -21,7 +21,7 @@ def figures(**changes: Any) -> dict[str, Any]:
         "cooldowns": [],
         "quarantine": [],
         "history": {"series": {"requests": [None] * 288, "errors": [None] * 288}},
-        "fleet": {"total": 100, "overdue": 0, "end_of_life": 0, "behind_for": DAY, **fleet},
+        "fleet": {"total": 100, "overdue": 0, "unknown": 0, "end_of_life": 0, "behind_for": DAY, **fleet},
         "disk": {"free": 2**33, "least": 2**26},
         "authority": {"expires_at": None},
         "releases": [],

@@ -29,10 +29,15 @@ class Mailbox:
     """Who was logged in for each mail."""
     answers: list[str] = field(default_factory=list)
     """To the next mails, instead of 250."""
+    farewell: str = "221 bye"
+    """The answer to QUIT."""
     refused: set[str] = field(default_factory=set)
     """Recipients."""
 
     # aiosmtpd calls these in its own thread.
+
+    async def handle_QUIT(self, *_: Any) -> str:  # noqa: N802
+        return self.farewell
 
     async def handle_RCPT(  # noqa: N802
         self, _: Any, __: Any, envelope: Envelope, address: str, options: list[str]
@@ -68,7 +73,10 @@ def mail_server(
 
     def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
         shown = (data.login.decode(), data.password.decode())
-        return AuthResult(success=shown == (USER, PASSWORD), handled=False, auth_data=shown[0])
+        if shown == (USER, PASSWORD):
+            return AuthResult(success=True, handled=False, auth_data=USER)
+        quoted = f"535 5.7.8 no such login: {' '.join(shown)}"  # as some servers do
+        return AuthResult(success=False, handled=False, message=quoted)
 
     box = Mailbox()
     controller = Controller(

@@ -30,12 +30,13 @@ class Story:
     state: Chronicle = field(default_factory=Chronicle)
     works: bool = True
 
-    def go_on(self, minutes: float, *alerts: Alert) -> list[tuple[int, str]]:
+    def go_on(self, minutes: float, *alerts: Alert, unknown: Alert | None = None) -> list[tuple[int, str]]:
         """The notices of some minutes: when, since the beginning, and what they say."""
         sent = []
         for _ in range(round(minutes)):
             self.now += MINUTE
-            self.state = self.state.seen(alerts, self.pace, self.now)
+            keys = [unknown.key] if unknown else []
+            self.state = self.state.seen(alerts, self.pace, self.now, keys)
             due = self.state.due("mail", self.pace, self.now)
             if due and self.works:
                 said = " ".join(f"{one.stage}:{one.episode.rule.removeprefix('Clamproxy')}" for one in due)
@@ -132,6 +133,26 @@ def test_a_long_stop_alone_ends_nothing() -> None:
     story.restart(after=3 * HOUR)
     assert story.go_on(5) == []
     assert story.go_on(60, NOT_READY) == []
+
+
+@pytest.mark.parametrize("after", [0.0, 10 * MINUTE])
+def test_what_is_not_known_neither_begins_nor_ends(after: float) -> None:
+    story = Story(Pace(after, repeat=30 * MINUTE))
+    assert story.go_on(5, unknown=NOT_READY) == []
+    story.go_on(15, NOT_READY)
+    story.restart()
+    assert story.go_on(60, unknown=NOT_READY) == []  # nor is it repeated
+    assert [said for _, said in story.go_on(1, NOT_READY)] == ["lasting:NotReady"]
+    assert story.go_on(60, unknown=NOT_READY) == []
+    assert [said for _, said in story.go_on(30)] == ["over:NotReady"]
+
+
+def test_nothing_begins_while_it_is_not_known_to_go_on() -> None:
+    story = Story()
+    story.go_on(5, NOT_READY)
+    assert story.go_on(60, unknown=NOT_READY) == []
+    assert story.go_on(30) == []
+    assert story.state == Chronicle()
 
 
 def test_flapping_does_not_flood() -> None:

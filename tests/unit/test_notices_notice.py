@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from email import message_from_bytes, policy
 from typing import Any
@@ -86,6 +87,21 @@ def test_slack_is_not_told_to_call_everybody() -> None:
     assert "&lt;!channel&gt; [click](http://evil) &amp; ü" in text
     assert "<" not in text
     assert text.startswith("*[clamproxy gw1] CRITICAL")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@channel [update now](http://evil.example/x) ![](http://evil.example/t.png)",
+        "` @all *bold* <http://evil.example/x|click> ``",
+    ],
+)
+def test_foreign_text_has_no_meaning_in_a_chat(text: str) -> None:
+    """Mattermost and Rocket.Chat read Markdown, and neither looks for it in code."""
+    made = notice(Due(replace(PEER, text=text), Stage.BEGUN))
+    line = to_slack(made)["text"].splitlines()[2]
+    assert re.fullmatch(r" {4}`[^`]+`", line)
+    assert not re.search(r"[<>]|@\w", line)
 
 
 def texts(card: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clamproxy.notices.rules import LONGEST_TEXT, MOST_SUBJECTS, RULES, find_alerts
+from clamproxy.notices.rules import LONGEST_TEXT, MOST_SUBJECTS, RULES, find_alerts, find_unknown
 from tests.support.contrib import CONTRIB
 from tests.support.figures import DAY, HOUR, NOW, figures
 
@@ -121,6 +121,24 @@ def test_no_alert(changes: dict[str, Any]) -> None:
     assert found(**changes) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, set()),
+        ({"databases": [{**DAILY, "advertised": None}]}, {"DatabaseBehind/daily"}),
+        ({"history": history([7, None, None, None, 0], [7, None, None, None, 0])}, {"Errors/"}),
+        ({"history": history([7, 0, 0, 0, 0], [7, 0, 0, 0, 0])}, set()),
+        ({"fleet": {"total": 5, "unknown": 5}}, {"MachinesBehind/"}),
+        ({"fleet": {"total": 0, "unknown": 0}}, set()),
+        ({"peers": [{**PEER, "up": None}, {**PEER, "name": "gw3"}]}, {"PeerDown/gw2:8080"}),
+    ],
+)
+def test_what_is_not_known_yet(changes: dict[str, Any], keys: set[str]) -> None:
+    calm = {"history": history([0] * 288, [0] * 288), **changes}
+    assert find_unknown(figures(**calm)) == {f"Clamproxy{key}" for key in keys}
+    assert find_unknown(figures(**calm), [rule.name for rule in RULES]) == set()
+
+
 def test_what_is_ignored() -> None:
     changed = figures(peers=[PEER], databases=[DAILY])
     assert [one.rule.name for one in find_alerts(changed, ["ClamproxyPeerDown"])] == [
@@ -138,6 +156,16 @@ def test_foreign_texts_are_short_and_harmless() -> None:
 def test_there_are_not_endless_many() -> None:
     stuck = {f"daily-{number}.cdiff": {"failures": 5} for number in range(1000)}
     assert len(found(stats={"stuck_patches": stuck})) == MOST_SUBJECTS
+
+
+_UNITS = {"minutes": 60.0, "hours": HOUR, "day": DAY, "days": DAY}
+
+
+def test_the_document_has_each_rule() -> None:
+    text = (CONTRIB.parent / "docs/monitoring.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(Clamproxy\w+)` \| .+ \| (?:(\d+) (\w+) )?\|$", text, re.MULTILINE)
+    told = {name: float(count) * _UNITS[unit] if count else 0.0 for name, count, unit in rows}
+    assert list(told.items()) == [(rule.name, rule.lasting) for rule in RULES]
 
 
 def test_names_are_those_of_the_alert_rules() -> None:

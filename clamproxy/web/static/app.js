@@ -60,8 +60,9 @@ async function poll() {
     showSilence(error instanceof Refusal ? error.message : "");
   } finally {
     asking = false;
+    // Here, so that nothing ends the asking for good.
+    if (!document.hidden) timer = setTimeout(poll, Math.min(EVERY * 2 ** failures, LONGEST));
   }
-  if (!document.hidden) timer = setTimeout(poll, Math.min(EVERY * 2 ** failures, LONGEST));
 }
 
 /** @param {any} status status.json */
