@@ -28,7 +28,7 @@ PYTEST = $(BIN)/pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder $
 test: $(VENV)/.dev ## Run the tests
 	$(PYTEST)
 
-test-oldest: VENV := .venv-oldest
+test-oldest: override VENV := .venv-oldest
 test-oldest: .venv-oldest/.oldest ## Run them with the oldest supported mitmproxy; see requirements-oldest.txt
 	$(PYTEST)
 

@@ -34,8 +34,9 @@ _UCRED = struct.Struct("3i")
 """The pid, uid and gid in SO_PEERCRED (unix(7))."""
 _LONGEST_LINE = 1 << 20
 """In bytes."""
-PATIENCE = 60.0
-"""Seconds that either side waits for the other."""
+PATIENCE = 25.0
+"""Seconds that either side waits for the other. A command waits twice, for less than the TimeoutStartSec of
+contrib/systemd/clamproxy.service in all."""
 
 
 class NoAnswerError(Exception):
@@ -166,15 +167,16 @@ def running(config: Path | None, cache: Path | None) -> Iterator[Running]:
     """The proxies that run here with this configuration file or this cache. Blocks.
 
     Args:
-        cache: the cache directory; None if the configuration can't be read.
+        cache: the cache directory; None if the configuration can't be read. As nobody knows then which user
+            the proxy runs as, only root's and this user's own are found.
     """
     own = marks(config, cache)
     for name in sorted(_names()):
         with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:  # it may have ended
+            connection.settimeout(PATIENCE)  # so connecting, too, doesn't wait: the name may be anybody's
             connection.connect(f"\0{name}")
             if not _is_trusted(_peer(connection)[1], cache):
                 continue
-            connection.settimeout(PATIENCE)
             with connection.makefile("rb") as stream:
                 said = _first_line(stream)
                 if said is None or any(mark and said.get(kind) == mark for kind, mark in own.items()):
@@ -186,7 +188,7 @@ def _is_trusted(uid: int, cache: Path | None) -> bool:
     owner = None
     with suppress(OSError):
         owner = cache.stat().st_uid if cache is not None else None
-    return uid in (0, os.geteuid(), owner) or (owner is None and os.geteuid() == 0)
+    return uid in (0, os.geteuid(), owner)
 
 
 def _first_line(stream: BinaryIO) -> dict[str, Any] | None:

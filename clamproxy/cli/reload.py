@@ -11,6 +11,10 @@ import click
 from clamproxy.cli.common import config_option, fail, tell
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.control import NoAnswerError, Running, running
+from clamproxy.readable import one_line
+
+_LONGEST = 2000
+"""Characters of a text from another process, perhaps another user's. It must not control the terminal."""
 
 
 @click.command()
@@ -27,7 +31,7 @@ def reload(config: str | None) -> None:
         path = find_config(config, Path.cwd())
         cache = load_settings(path, os.environ).cache.directory
     except ConfigurationError as error:
-        problem = str(error)  # the proxy itself will say so, as it may have other environment variables
+        problem = str(error)  # the proxy itself may say so, as it may have other environment variables
     failures = [not _reload(proxy) for proxy in running(path, cache)]
     if not failures:
         place = path.absolute() if path is not None else cache
@@ -43,12 +47,12 @@ def _reload(proxy: Running) -> bool:
         tell(f"process {proxy.pid} was not reloaded: {error}")
         return False
     if outcome.error is not None:
-        tell(f"process {proxy.pid}: the configuration stays as it was: {outcome.error}")
+        tell(f"process {proxy.pid}: the configuration stays as it was: {one_line(outcome.error, _LONGEST)}")
         return False
     done = "was reloaded" if outcome.changes else "has not changed"
     click.echo(f"Process {proxy.pid}: the configuration {done}.")
     for change in outcome.changes:
-        click.echo(f"  {change}")
+        click.echo(f"  {one_line(str(change), _LONGEST)}")
     for remark in outcome.remarks:
-        click.echo(f"  But: {remark}.")
+        click.echo(f"  But: {one_line(remark, _LONGEST)}.")
     return True

@@ -17,6 +17,9 @@ from clamproxy.setup.trust import LINUX_FILE
 
 _FOLDER = Path(__file__).with_name("forms")
 _PLACEHOLDER = re.compile(r"@([A-Z]+)@")
+_USER = re.compile(rf"(?<=^HTTPProxyUsername ){USER}$|(?<=//){USER}(?=:)", re.MULTILINE)
+_PASSWORD = re.compile(rf"(?<=^HTTPProxyPassword ){PASSWORD}$|(?<=:){PASSWORD}(?=@)", re.MULTILINE)
+"""Only these places: the words may also be in a comment, or in the name of a file."""
 _MIRROR = re.compile(r"^(?:Database|Private)Mirror +https?://(?:[^@/ ]*@)?(\S+)$", re.MULTILINE)
 
 
@@ -74,21 +77,17 @@ def _replaced(lines: str) -> list[str]:
     return always + [key for key in ("DNSDatabaseInfo",) if f"\n{key} " in lines]
 
 
-def _settings(lines: str) -> list[str]:
-    """The lines without comments."""
-    return [line for line in lines.splitlines() if not line.startswith("#")]
-
-
 def _has_password(lines: str) -> bool:
-    return PASSWORD in "\n".join(_settings(lines))
+    return _PASSWORD.search(lines) is not None
+
+
+def _is_in_url(lines: str) -> bool:
+    return f":{PASSWORD}@" in lines
 
 
 def _filled(lines: str, user: str, password: str) -> str:
-    """The lines with something else in the place of name and password; comments stay as they are."""
-    return "\n".join(
-        line if line.startswith("#") else line.replace(PASSWORD, password).replace(USER, user)
-        for line in lines.splitlines()
-    )
+    """The lines with something else in the place of name and password."""
+    return _USER.sub(lambda _: user, _PASSWORD.sub(lambda _: password, lines))
 
 
 def _script(lines: str, certificates: str) -> Mapping[str, str]:
@@ -99,7 +98,7 @@ def _ansible(lines: str, certificates: str) -> Mapping[str, str]:
     if "{{" in lines or "{%" in lines:
         raise ValueError("lines without {{ and {%, which Ansible would take for its own")
     is_secret, coded = _has_password(lines), " | urlencode | replace('/', '%2F')"
-    coded = coded if "HTTPProxyPassword" not in lines else ""
+    coded = coded if _is_in_url(lines) else ""
     filled = _filled(lines, f"{{{{ clamproxy_user{coded} }}}}", f"{{{{ clamproxy_password{coded} }}}}")
     needed = "# The gateway asks for a user: keep clamproxy_user and clamproxy_password in a vault.\n"
     return {
@@ -114,10 +113,15 @@ def _ansible(lines: str, certificates: str) -> Mapping[str, str]:
 def _gpo(lines: str, certificates: str) -> Mapping[str, str]:
     if not _has_password(lines):
         return {"CREDENTIALS": "", "GIVEN": ""}
-    coded = "[uri]::EscapeDataString({})" if "HTTPProxyPassword" not in lines else "{}"
+    if _is_in_url(lines):
+        places, value = (f"//{USER}:", f":{PASSWORD}@"), "[uri]::EscapeDataString({})"
+    else:
+        places, value = (f"HTTPProxyUsername {USER}", f"HTTPProxyPassword {PASSWORD}"), "{}"
     fill = "\n".join(
-        f"            $_ = $_.Replace('{mark}', {coded.format(variable)})"
-        for mark, variable in ((PASSWORD, "$env:CLAMPROXY_PASSWORD"), (USER, "$env:CLAMPROXY_USER"))
+        f"            $_ = $_.Replace('{place}', '{place}'.Replace('{mark}', {value.format(variable)}))"
+        for place, mark, variable in zip(
+            places, (USER, PASSWORD), ("$env:CLAMPROXY_USER", "$env:CLAMPROXY_PASSWORD"), strict=True
+        )
     )
     return {
         "CREDENTIALS": (
@@ -140,7 +144,7 @@ def _gpo(lines: str, certificates: str) -> Mapping[str, str]:
 def _dockerfile(lines: str, certificates: str) -> Mapping[str, str]:
     remarks = trust = ""
     if _has_password(lines):
-        if "HTTPProxyPassword" not in lines:
+        if _is_in_url(lines):
             raise ValueError("the mode http or https: with a mirror, the password would be in the image")
         # No secret in an image: name and password come with the variable, at run time.
         kept = [line for line in lines.splitlines() if not line.startswith(("HTTPProxy", "#"))]
@@ -153,11 +157,11 @@ def _dockerfile(lines: str, certificates: str) -> Mapping[str, str]:
         lines = "\n".join([f"# The proxy comes from the variable {variable}.", *kept])
     if certificates:
         trust = (
+            "# curl and others in the container that go by this variable then trust nothing else, either.\n"
             f"COPY --chmod=644 <<'CLAMPROXY-CERTIFICATES' {LINUX_FILE}\n{certificates.rstrip()}\n"
             f"CLAMPROXY-CERTIFICATES\nENV CURL_CA_BUNDLE={LINUX_FILE}"
         )
-    replaced = r"\|".join(_replaced(lines))
-    return {"LINES": lines.rstrip("\n"), "REMARKS": remarks, "TRUST": trust, "REPLACED": replaced}
+    return {"LINES": lines.rstrip("\n"), "REMARKS": remarks, "TRUST": trust}
 
 
 def _indented(text: str, columns: int) -> str:

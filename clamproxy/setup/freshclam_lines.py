@@ -47,7 +47,8 @@ _FILES = "The site's own files. freshclam fetches them from the gateway itself, 
 _OWN_RECORD = "This one replaces another DNSDatabaseInfo: the versions have a name of this site's own."
 _TRUST = (
     "This machine has to trust the gateway's certificate authority: run `clamproxy ca install` on the",
-    "gateway, and its script here. freshclam reads CURL_CA_BUNDLE and the system's bundle.",
+    "gateway, and its script here. On Linux and BSD, freshclam then trusts no other. If it also fetches",
+    "from https hosts that the gateway passes through, append the public ones: see docs/https.md.",
 )
 _USERS = (
     f"Replace {PASSWORD} with the user's own. Only the owner may then be able to read this file",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from werkzeug.security import generate_password_hash
 from tests.support.freshclam import COOL_DOWN_OFFSET, require_freshclam
 from tests.support.gateway import free_ports
 from tests.support.programs import require_program
-from tests.support.site import LOCALHOST, Site
+from tests.support.site import LOCALHOST, Site, eventually
 
 from .conftest import MakeSite
 from .test_status_site import direct
@@ -78,8 +82,8 @@ class Machine:
         self.conf.write_text(FORMER.format(databases=self.databases))
         self.conf.chmod(0o640)
         # Without DNS, of which there is none here.
-        self._put("freshclam", f'#!/bin/sh\nexec {require_freshclam()} --no-dns "$@"\n')
-        self._put("systemctl", SYSTEMCTL.format(calls=self.root / "calls"))
+        self.put("freshclam", f'#!/bin/sh\nexec {require_freshclam()} --no-dns "$@"\n')
+        self.put("systemctl", SYSTEMCTL.format(calls=self.root / "calls"))
         return self
 
     def run(
@@ -102,7 +106,23 @@ class Machine:
             start_new_session=True,  # no terminal to ask on
         )
 
-    def _put(self, name: str, content: str) -> None:
+    def has_all_back(self) -> bool:
+        """Whether the former file and nothing else is there, and the daemon runs."""
+        names = [path.name for path in self.conf.parent.iterdir()]
+        is_former = self.conf.read_text() == FORMER.format(databases=self.databases)
+        return is_former and names == [self.conf.name] and self.calls[-1].startswith("--quiet start ")
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """freshclam fails, whatever it is told."""
+        working = self.root / "bin/freshclam"
+        content = working.read_text()
+        self.put("freshclam", "#!/bin/sh\nexit 11\n")
+        yield
+        self.put("freshclam", content)
+
+    def put(self, name: str, content: str) -> None:
+        """Replace a program."""
         path = self.root / "bin" / name
         path.write_text(content)
         path.chmod(0o755)
@@ -129,6 +149,8 @@ def test_first_and_second_run(site: Site, machine: Machine, shell: str) -> None:
     result = machine.run(script, shell)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + site.gateway.log
     assert "clamproxy: freshclam works with the gateway\n" in result.stdout
+    # Also clamd, as another user, reads what freshclam has written.
+    assert {path.stat().st_mode & 0o044 for path in machine.databases.iterdir()} == {0o044}
     assert (machine.databases / "test.cvd").exists()
     assert machine.calls == [
         f"--quiet {what} clamav-freshclam.service" for what in ("is-active", "stop", "start")
@@ -226,6 +248,154 @@ def test_a_gateway_that_has_nothing(site: Site, machine: Machine, shell: str) ->
     assert machine.conf.stat().st_mode & 0o777 == 0o640
     assert machine.backups() == []
     assert machine.calls[-1] == "--quiet start clamav-freshclam.service"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("signal", ["HUP", "INT", "TERM", "KILL"])
+def test_an_interrupted_run(site: Site, machine: Machine, shell: str, signal: str) -> None:
+    """All is as before: at once, or, after SIGKILL, with the next run."""
+    site.publish(6)
+    script = printed(site)
+    freshclam = (machine.root / "bin/freshclam").read_text()
+    machine.put("freshclam", f"#!/bin/sh\nkill -{signal} $PPID\n")
+    assert machine.run(script, shell).returncode != 0
+    assert machine.has_all_back() == (signal != "KILL")
+    machine.put("freshclam", freshclam)
+    result = machine.run(script, shell)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ("an earlier run was interrupted" in result.stdout) == (signal == "KILL")
+    assert "freshclam works with the gateway" in result.stdout
+    assert machine.calls[-1].startswith("--quiet start ")
+    (backup,) = machine.backups()
+    assert backup.read_text() == FORMER.format(databases=machine.databases)
+    assert len(list(machine.conf.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_daemon_that_does_not_stop(site: Site, machine: Machine, shell: str) -> None:
+    machine.put("systemctl", SYSTEMCTL.format(calls=machine.root / "calls") + '[ "$2" != stop ]\n')
+    result = machine.run(printed(site), shell)
+    assert result.returncode == 1
+    assert "could not be stopped; nothing was changed" in result.stderr
+    assert machine.has_all_back()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("former", [None, "the certificates of another gateway\n"])
+def test_trust_goes_with_the_lines(site: Site, machine: Machine, shell: str, former: str | None) -> None:
+    """While freshclam fails, the daemon trusts what it trusted before. What follows in the file stays."""
+    trusted = machine.root / "usr/local/share/ca-certificates/clamproxy.pem"
+    trusted.parent.mkdir(parents=True)
+    if former is not None:
+        trusted.write_text(former)
+    site.publish(6)
+    script = direct(site.gateway.port, "/client-config?for=script&mode=https").body.decode()
+    with machine.failing():
+        assert machine.run(script, shell).returncode == 1
+    assert machine.has_all_back()
+    assert [path.read_text() for path in trusted.parent.iterdir()] == ([former] if former else [])
+    assert not (machine.root / "etc/systemd").exists()
+    assert machine.run(script, shell).returncode == 0
+    assert list(trusted.parent.iterdir()) == [trusted]
+    with trusted.open("a") as file:
+        file.write("the public ones\n")
+    assert "nothing was changed" in machine.run(script, shell).stdout
+    machine.conf.write_text(FORMER.format(databases=machine.databases))
+    assert machine.run(script, shell).returncode == 0
+    assert trusted.read_text() == site.gateway.ca.read_text() + "the public ones\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_two_at_once(site: Site, machine: Machine, shell: str) -> None:
+    """The second one changes nothing. Runs of the same second each keep a former file."""
+    require_program("flock")
+    site.publish(6)
+    script = printed(site)
+    freshclam = (machine.root / "bin/freshclam").read_text()
+    (machine.root / "script").write_text(script)
+    second = f'{" ".join(SHELLS[shell])} "{machine.root}/script" >"{machine.root}/second" 2>&1\n'
+    machine.put("freshclam", f"#!/bin/sh\n{second}" + freshclam.removeprefix("#!/bin/sh\n"))
+    assert machine.run(script, shell).returncode == 0
+    assert (machine.root / "second").read_text() == "clamproxy: another run is under way\n"
+    machine.put("freshclam", freshclam)
+    for number, mode in enumerate(("mirror", "http", "mirror"), 2):
+        assert machine.run(printed(site, mode=mode), shell).returncode == 0
+        assert len(machine.backups()) == number
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_half_a_block(site: Site, machine: Machine, shell: str) -> None:
+    """Somebody has deleted the end mark: what follows isn't the gateway's."""
+    site.publish(6)
+    machine.conf.write_text(f"# Begin clamproxy\n{machine.conf.read_text()}")
+    for mode in ("http", "mirror"):
+        assert machine.run(printed(site, mode=mode), shell).returncode == 0
+        text = machine.conf.read_text()
+        assert ("ConnectTimeout 10\n" in text, text.count("# Begin clamproxy")) == (True, 1)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("mode", ["http", "private"])
+def test_the_password_of_another_proxy(make_site: MakeSite, machine: Machine, shell: str, mode: str) -> None:
+    """It isn't for the gateway."""
+    site = make_site(access={"users": [f"alice:{generate_password_hash('one')}"]})
+    port = site.gateway.port
+    with machine.conf.open("a") as file:
+        file.write(
+            f"HTTPProxyUsername alice\nHTTPProxyPassword one\nPrivateMirror http://alice:one@{LOCALHOST}:{port}0\n"
+        )
+    result = machine.run(printed(site, mode=mode), shell)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "CLAMPROXY_PASSWORD" in result.stderr
+    assert machine.calls == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("users", [[], ["alice"]])
+def test_a_site_file_named_like_the_placeholder(
+    make_site: MakeSite, machine: Machine, tmp_path: Path, shell: str, users: list[str]
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "PASSWORDS.ndb").write_text("Clamproxy.Test:0:*:636c616d70726f7879\n")
+    hashes = [f"{user}:{generate_password_hash('one')}" for user in users]
+    site = make_site(files={"directory": str(files)}, access={"users": hashes})
+    site.publish(6)
+    assert eventually(lambda: "PASSWORDS.ndb" in printed(site))
+    for form in FORMS:
+        assert "/files/PASSWORDS.ndb" in printed(site, form)
+    assert ("$env:CLAMPROXY_PASSWORD" in printed(site, "gpo")) == bool(users)
+    environment = {"CLAMPROXY_PASSWORD": "one"} if users else {}
+    result = machine.run(printed(site, mode="private"), shell, **environment)
+    assert (result.returncode, result.stderr) == (0, ""), site.gateway.log
+    assert "/files/PASSWORDS.ndb\n" in machine.conf.read_text()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_ctrl_c_at_the_prompt(make_site: MakeSite, machine: Machine, shell: str) -> None:
+    """The terminal shows again what is typed."""
+    site = make_site(access={"users": [f"alice:{generate_password_hash('one')}"]})
+    path = machine.root / "script"
+    path.write_text(printed(site))
+    require_program(SHELLS[shell][0])
+    command = [require_program("setsid"), "--ctty", "--wait", *SHELLS[shell], str(path)]
+    environment = {
+        "PATH": f"{machine.root / 'bin'}:{os.environ['PATH']}",
+        "CLAMPROXY_ROOT": str(machine.root),
+    }
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        ) as process:
+            assert eventually(lambda: not termios.tcgetattr(theirs)[3] & termios.ECHO)
+            os.write(ours, b"\x03")
+            assert process.wait(60) != 0
+        assert termios.tcgetattr(theirs)[3] & termios.ECHO
+        assert machine.calls == []
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -414,16 +584,46 @@ def test_the_playbook_runs(make_site: MakeSite, machine: Machine, mode: str) -> 
     assert len([path for path in machine.conf.parent.iterdir() if path.name.endswith("~")]) == 2
 
 
+@pytest.mark.timeout(400)
+def test_a_playbook_that_fails_or_is_interrupted(site: Site, machine: Machine) -> None:
+    playbook = direct(site.gateway.port, "/client-config?for=ansible&mode=https").body.decode()
+    trusted, drop_ins = machine.root / "trust/gateway.pem", machine.root / "drop-ins"
+    places = {"clamproxy_trust": str(trusted), "clamproxy_drop_ins": str(drop_ins)}
+    former = machine.conf.read_text()
+    site.publish(6)
+    with machine.failing():
+        assert "failed=1" in play(machine, playbook, **places)
+    assert machine.conf.read_text() == former
+    untested = machine.conf.with_name("freshclam.conf.clamproxy")
+    assert not untested.exists()
+    assert (list(trusted.parent.iterdir()), list(drop_ins.iterdir())) == ([], [])
+    assert "failed=0" in play(machine, playbook, **places)
+    written = machine.conf.read_text()
+    (drop_in,) = drop_ins.iterdir()
+    assert f"CURL_CA_BUNDLE={trusted}\n" in drop_in.read_text()
+    # The connection to the machine broke off while freshclam ran.
+    untested.write_text(f"# Begin clamproxy\n{former}")
+    shutil.rmtree(machine.databases)
+    machine.databases.mkdir()
+    assert "failed=0" in play(machine, playbook, **places)
+    assert machine.conf.read_text() == f"# Begin clamproxy\n{written}"
+    assert (machine.databases / "test.cvd").exists()
+    assert not untested.exists()
+    assert "changed=0 " in play(machine, playbook, **places)
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_lines_of_the_dockerfile(site: Site, machine: Machine, shell: str) -> None:
-    """What RUN does, twice, as in two layers."""
+    """What RUN does, twice, as in two layers. Half a block, and a last line without an end, lose nothing."""
     require_program(SHELLS[shell][0])
+    machine.conf.write_text(f"# Begin clamproxy\n{machine.conf.read_text()}LogVerbose yes")
     text = printed(site, "dockerfile")
     heredoc = re.search(r"^COPY <<'(\S+)' (\S+)\n(.*?\n)\1$", text, re.MULTILINE | re.DOTALL)
     run = re.search(r"^RUN (.*?[^\\])$", text, re.MULTILINE | re.DOTALL)
     assert heredoc is not None
     assert run is not None
     command = run[1].replace("/etc/", f"{machine.root}/etc/").replace(heredoc[2], f"{machine.root}/lines")
+    command = command.replace("/tmp/clamproxy.conf", f"{machine.root}/conf")
     written = []
     for _ in range(2):
         (machine.root / "lines").write_text(heredoc[3])
@@ -435,4 +635,6 @@ def test_the_lines_of_the_dockerfile(site: Site, machine: Machine, shell: str) -
     assert [value for name, value in settings if name == "DatabaseMirror"] == ["http://database.clamav.net"]
     assert ["HTTPProxyPort", str(site.gateway.port)] in settings
     assert ["ConnectTimeout", "10"] in settings
+    assert ["LogVerbose", "yes"] in settings
+    assert written[0].count("# Begin clamproxy") == 1
     assert not (machine.root / "lines").exists()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from clamproxy.config.changes import Change
+from clamproxy.control import Outcome, marks
 from tests.support import faults
 from tests.support.big import Forgery, begun_download
 from tests.support.gateway import Gateway
@@ -29,6 +36,17 @@ os.setuid({NOBODY})
 main(sys.argv[1:])
 """
 """Python itself may be out of that user's reach, so it starts as this one."""
+IMPOSTOR = """
+import os, secrets, socket, sys
+server = socket.socket(socket.AF_UNIX)
+os.setuid(int(sys.argv[1]))
+server.bind(f"\\0clamproxy/{secrets.token_hex(8)}")
+server.listen()
+print("ready", flush=True)
+while True:
+    connection, _ = server.accept()
+    connection.sendall(sys.argv[2].encode())
+"""
 
 
 def test_what_has_changed(site: Site) -> None:
@@ -143,6 +161,56 @@ def test_a_download_goes_on(big: Site, forgery: Forgery) -> None:
         assert big.gateway.tool("reload").returncode == 0
         big.origin.heal()
         assert client.read() == (forgery.body, True)
+
+
+def test_a_stranger_with_a_full_queue(site: Site) -> None:
+    """Anybody may take such a name, and accept nothing."""
+    with socket.socket(socket.AF_UNIX) as stranger, ExitStack() as waiting:
+        stranger.bind(f"\0clamproxy/{secrets.token_hex(8)}")
+        stranger.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(stranger.getsockname())
+        result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@contextmanager
+def impostor(user: int, config: Path, outcome: Outcome) -> Iterator[None]:
+    """A process of this user that says it is the proxy."""
+    said = json.dumps({**marks(config, None), "is_permitted": True})
+    command = [sys.executable, "-c", IMPOSTOR, str(user), f"{said}\n{json.dumps(asdict(outcome))}\n"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield
+        process.terminate()
+
+
+def test_a_strangers_outcome(site: Site) -> None:
+    """Without a configuration, nobody knows the proxy's user. Then no user but root is taken for it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    site.gateway.config.write_text("log: {format: xml}\n")
+    assert site.gateway.stop() == 0
+    with impostor(NOBODY, site.gateway.config, Outcome()):
+        result = site.gateway.tool("reload")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "log.format is 'xml'" in result.stderr
+
+
+def test_nothing_but_text_reaches_the_terminal(site: Site) -> None:
+    escape = "\x1b]0;title\x07"
+    assert site.gateway.stop() == 0
+    outcomes = (Outcome((Change("log.format", escape, escape),), (escape,)), Outcome(error=escape))
+    for outcome, code in zip(outcomes, (0, 1), strict=True):
+        with impostor(os.geteuid(), site.gateway.config, outcome):
+            result = site.gateway.tool("reload")
+        assert result.returncode == code
+        assert "?]0;title?" in result.stdout + result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
 
 
 @pytest.fixture

@@ -5,9 +5,11 @@
 # hand in a PowerShell (5.1 or newer) of an administrator. Exit code: 0 done, 1 failed.
 #
 #   -Conf FILE       freshclam.conf, if it isn't in C:\Program Files\ClamAV
+#   -Freshclam FILE  freshclam.exe, if it isn't beside freshclam.conf
 #   -Service NAME    the service that runs freshclam, if there is one
 @CREDENTIALS@param(
     [string] $Conf = "$env:ProgramFiles\ClamAV\freshclam.conf",
+    [string] $Freshclam,
     [string] $Service = 'freshclam'
 )
 $ErrorActionPreference = 'Stop'
@@ -22,8 +24,16 @@ $certificates = @'
 
 try {
     if (-not (Test-Path $Conf)) { throw "there is no $Conf; name it with -Conf" }
-    $freshclam = Join-Path (Split-Path $Conf) 'freshclam.exe'
-@GIVEN@
+    if (-not $Freshclam) { $Freshclam = Join-Path (Split-Path $Conf) 'freshclam.exe' }
+    if (-not (Test-Path $Freshclam)) { throw "there is no $Freshclam; name it with -Freshclam" }
+@GIVEN@    # A run that was interrupted has left the former file under this name.
+    $untested = "$Conf.clamproxy"
+    if (Test-Path $untested) {
+        Move-Item $untested $Conf -Force
+        Get-Service -Name $Service -ErrorAction SilentlyContinue | Where-Object StartType -eq 'Automatic' | Start-Service
+        Write-Output "clamproxy: an earlier run was interrupted; the former $Conf is in place again"
+    }
+
     # freshclam on Windows trusts what the system trusts. The certificate is valid only for the gateway's names.
     foreach ($found in [regex]::Matches($certificates, '(?s)-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----')) {
         $file = [IO.Path]::GetTempFileName()
@@ -36,7 +46,7 @@ try {
 
     # The former file without what the gateway's lines replace, and then these lines.
     $former = [IO.File]::ReadAllText($Conf)
-    $kept = [regex]::Replace($former, '(?ms)^# Begin clamproxy\r?$.*?^# End clamproxy\r?$\n?', '')
+    $kept = [regex]::Replace($former, '(?ms)^# Begin clamproxy\r?$(?:(?!^# Begin clamproxy).)*?^# End clamproxy\r?$\n?', '')
     $kept = [regex]::Replace($kept, '(?m)^[ \t]*(@REPLACED@)[ \t].*\n?', '').TrimEnd()
     $block = @('# Begin clamproxy') + $lines + @('# End clamproxy')
     $new = (@($kept) + $block -join "`r`n") + "`r`n"
@@ -53,24 +63,24 @@ try {
 
     $backup = '{0}.{1}.bak' -f $Conf, (Get-Date).ToUniversalTime().ToString('yyyyMMddTHHmmssZ')
     $running = Get-Service -Name $Service -ErrorAction SilentlyContinue | Where-Object Status -eq 'Running'
-    if ($running) { Stop-Service -Name $Service }
     try {
-        # The file as a whole, with its former rights; Windows keeps the former one under the other name.
+        if ($running) { Stop-Service -Name $Service }
+        # The file as a whole, with its former rights; Windows keeps the former one under the third name.
         $part = "$Conf.part"
         [IO.File]::WriteAllText($part, $new)
-        [IO.File]::Replace($part, $Conf, $backup)
+        [IO.File]::Replace($part, $Conf, $untested)
         # PowerShell 5.1 would take a line on the standard error for an error of its own.
-        $log = & { $ErrorActionPreference = 'Continue'; & $freshclam "--config-file=$Conf" --stdout 2>&1 }
+        $log = & { $ErrorActionPreference = 'Continue'; & $Freshclam "--config-file=$Conf" --stdout 2>&1 }
         if ($LASTEXITCODE -ne 0) {
-            $code = $LASTEXITCODE
-            Copy-Item $backup $Conf -Force
-            throw ("freshclam failed with exit code $code, so the former file is in place again: " + ($log | Select-Object -Last 3))
+            throw ("freshclam failed with exit code $LASTEXITCODE, so the former file is in place again: " + ($log | Select-Object -Last 3))
         }
+        Move-Item $untested $backup
         if ("$log" -match 'still on cool-down') {
             Write-Output 'clamproxy: freshclam is on a cool-down, so it has not asked the gateway yet'
         }
     }
     finally {
+        if (Test-Path $untested) { Move-Item $untested $Conf -Force }
         if ($running) { Start-Service -Name $Service }
     }
     Write-Output "clamproxy: freshclam works with the gateway; the former file is $backup"

@@ -20,11 +20,17 @@ main() {
     done
     [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "run this as root"
     command -v freshclam >/dev/null || die "freshclam is not installed"
+    umask 022 # freshclam's files are for clamd, too; secrets are in directories of mode 700
     conf=$(find_conf)
+    take_lock
+    journal=$conf.clamproxy
     directory=$(mktemp -d)
-    trap 'rm -rf "$directory"; [ -z "${new:-}" ] || rm -f "$new"' EXIT
+    trap 'trap "" HUP INT TERM; rm -rf "$directory"; settle' EXIT
     trap 'exit 130' HUP INT TERM
-    umask 077
+    if [ -d "$journal" ]; then
+        say "an earlier run was interrupted"
+        settle
+    fi
 
     own_lines >"$directory/lines"
     give_credentials
@@ -35,10 +41,9 @@ main() {
         return 0
     fi
     reach_gateway
-    install_trust
-    backup=
-    cmp -s "$conf" "$directory/conf" || replace_conf
     update
+    settle
+    say "freshclam works with the gateway"
 }
 
 # Lines of the gateway, and the certificates of its authority, if freshclam has to trust it.
@@ -81,9 +86,9 @@ real_path() { # a symbolic link stays one
 compose() {
     awk '
         FNR == NR { given[$0] = 1; next }
-        /^# Begin clamproxy/ { ours = 1 }
-        !ours && !($0 in given) && $1 !~ /^(@REPLACED@)$/ { kept[++count] = $0 }
-        /^# End clamproxy/ { ours = 0 }
+        /^# Begin clamproxy$/ { is_begun = 1; before = count; next }
+        /^# End clamproxy$/ { if (is_begun) count = before; is_begun = 0; next }
+        !($0 in given) && $1 !~ /^(@REPLACED@)$/ { kept[++count] = $0 }
         END {
             while (count && kept[count] ~ /^[ \t]*$/) count--
             for (number = 1; number <= count; number++) print kept[number]
@@ -96,22 +101,12 @@ compose() {
 
 # Put name and password where the lines have USERNAME and PASSWORD. They never appear on a command line.
 give_credentials() {
-    grep -v '^#' "$directory/lines" | grep -q PASSWORD || return 0
-    user=${CLAMPROXY_USER:-$(former HTTPProxyUsername)}
-    password=${CLAMPROXY_PASSWORD:-$(former HTTPProxyPassword)}
-    is_coded=true # in a URL, as the former file has it
-    if grep -q '^[A-Za-z]*Mirror .*PASSWORD' "$directory/lines"; then
-        credentials=$(former_credentials "$(sed -n 's/^[A-Za-z]*Mirror .*@//p' "$directory/lines" | head -n 1)")
-        if [ -z "${CLAMPROXY_PASSWORD:-}" ] && [ -n "$credentials" ]; then
-            user=${credentials%%:*}
-            password=${credentials#*:}
-        else
-            is_coded=false
-        fi
-    fi
-    needs_name=false
-    grep -v '^#' "$directory/lines" | grep -q USERNAME && needs_name=true
-    if $needs_name && [ -z "$user" ]; then
+    grep -Eq '^HTTPProxyPassword PASSWORD$|:PASSWORD@' "$directory/lines" || return 0
+    user=${CLAMPROXY_USER:-}
+    password=${CLAMPROXY_PASSWORD:-}
+    is_coded=false # in a URL, as the former file has it
+    former_credentials
+    if [ -z "$user" ] && grep -Eq '^HTTPProxyUsername USERNAME$|//USERNAME:' "$directory/lines"; then
         user=$(ask "User on the gateway: ") || die "set CLAMPROXY_USER and CLAMPROXY_PASSWORD"
     fi
     if [ -z "$password" ]; then
@@ -120,18 +115,22 @@ give_credentials() {
     case $user$password in
     *[[:cntrl:]]*) die "name and password must not contain control characters" ;;
     esac
-    if ! $is_coded; then
+    if ! $is_coded && grep -q ':PASSWORD@' "$directory/lines"; then
         user=$(encoded "$user")
         password=$(encoded "$password")
     fi
     user=$user password=$password awk '
-        function put(text, mark, value,   at) {
-            at = index(text, mark)
-            return at ? substr(text, 1, at - 1) value substr(text, at + length(mark)) : text
+        function put(before, mark, after, value,   at) {
+            at = index($0, before mark after)
+            if (at) $0 = substr($0, 1, at - 1) before value substr($0, at + length(before mark))
         }
-        BEGIN { user = ENVIRON["user"]; password = ENVIRON["password"] }
-        /^#/ { print; next }
-        { print put(put($0, "PASSWORD", password), "USERNAME", user) }
+        {
+            put("//", "USERNAME", ":", ENVIRON["user"])
+            put(":", "PASSWORD", "@", ENVIRON["password"])
+            put("HTTPProxyUsername ", "USERNAME", "", ENVIRON["user"])
+            put("HTTPProxyPassword ", "PASSWORD", "", ENVIRON["password"])
+            print
+        }
     ' "$directory/lines" >"$directory/filled"
     mv "$directory/filled" "$directory/lines"
 }
@@ -140,16 +139,35 @@ former() { # the value of an option in the present file
     awk -v name="$1" '$1 == name { sub(/^[ \t]*[^ \t]+[ \t]+/, ""); value = $0 } END { print value }' "$conf"
 }
 
-former_credentials() { # of the mirror in the present file that is at this place
-    grep -E '^(DatabaseMirror|PrivateMirror) ' "$conf" | grep -F "@$1" | head -n 1 | sed 's|^.*://||; s|@[^@]*$||'
+# Those with which the present file already logs in to this gateway. Any others are not for it.
+former_credentials() {
+    if [ "$(former HTTPProxyServer):$(former HTTPProxyPort)" = "@GATEWAY@" ]; then
+        user=${user:-$(former HTTPProxyUsername)}
+        [ "$user" != "$(former HTTPProxyUsername)" ] || password=${password:-$(former HTTPProxyPassword)}
+    elif [ -z "$user$password" ] && grep -q ':PASSWORD@' "$directory/lines"; then
+        credentials=$(awk -v place='@@GATEWAY@' '
+            $1 ~ /^(DatabaseMirror|PrivateMirror)$/ && sub(/^[a-z]+:\/\//, "", $2) {
+                start = length($2) - length(place)
+                if (start > 0 && substr($2, start + 1) == place) { print substr($2, 1, start); exit }
+            }
+        ' "$conf")
+        [ -n "$credentials" ] || return 0
+        user=${credentials%%:*}
+        password=${credentials#*:}
+        is_coded=true
+    fi
 }
 
 ask() { # the standard input is this script, if it comes through a pipe
     ( : </dev/tty ) 2>/dev/null || return 1
     printf '%s' "$1" >/dev/tty
-    if [ -n "${2:-}" ]; then stty -echo </dev/tty; fi
+    if [ -n "${2:-}" ]; then
+        terminal=$(stty -g </dev/tty)
+        trap 'stty "$terminal" </dev/tty; echo >/dev/tty' EXIT # of this subshell
+        trap 'exit 130' HUP INT TERM
+        stty -echo </dev/tty
+    fi
     read -r answer </dev/tty || answer=
-    if [ -n "${2:-}" ]; then stty echo </dev/tty && echo >/dev/tty; fi
     [ -n "$answer" ] && printf '%s\n' "$answer"
 }
 
@@ -157,18 +175,19 @@ encoded() { # percent-encoded
     printf '%s' "$1" | od -An -v -tx1 | tr -d ' \n' | sed 's/../%&/g'
 }
 
+copy() { # copy FILE NEW, with owner, mode and SELinux's label
+    cp -p "$1" "$2"
+    if command -v chcon >/dev/null; then chcon --reference="$1" "$2" 2>/dev/null || :; fi
+}
+
 replace_conf() {
-    backup=$conf.$(date -u +%Y%m%dT%H%M%SZ).bak
-    new=$(mktemp "$conf.XXXXXX")
-    cp -p "$conf" "$new" # owner and mode
-    if command -v chcon >/dev/null; then chcon --reference="$conf" "$new" 2>/dev/null || :; fi
-    cat "$directory/conf" >"$new"
+    copy "$conf" "$journal/new"
+    cat "$directory/conf" >"$journal/new"
     # With a password in it, freshclam insists on that.
-    if grep -q '^HTTPProxyPassword\|^[A-Za-z]*Mirror .*@' "$new"; then chmod 600 "$new"; fi
-    cp -p "$conf" "$backup"
-    mv "$new" "$conf"
-    new=
-    say "$conf was changed; the former file is $backup"
+    if grep -Eq '^HTTPProxyPassword|^[A-Za-z]*Mirror .*@' "$journal/new"; then chmod 600 "$journal/new"; fi
+    copy "$conf" "$journal/copy"
+    mv -f "$journal/copy" "$journal/former"
+    mv -f "$journal/new" "$conf"
 }
 
 # The certificates: where AppArmor (Debian) or SELinux (RHEL) lets freshclam read them
@@ -185,16 +204,27 @@ needs_trust() {
     grep -q 'BEGIN CERTIFICATE' "$directory/certificates"
 }
 
-is_trust_missing() {
-    needs_trust && ! cmp -s "$directory/certificates" "$(trust_file)"
+is_trust_missing() { # others may follow the gateway's in the file
+    needs_trust || return 1
+    [ -f "$(trust_file)" ] || return 0
+    ! head -n $(($(wc -l <"$directory/certificates"))) "$(trust_file)" | cmp -s "$directory/certificates" -
 }
 
-install_trust() {
+# A file that only this run of freshclam uses: if that fails, the former configuration's trust is as it was.
+try_trust() {
     needs_trust || return 0
+    CURL_CA_BUNDLE=$(trust_file)
+    if is_trust_missing; then
+        mkdir -p "${CURL_CA_BUNDLE%/*}"
+        CURL_CA_BUNDLE=$CURL_CA_BUNDLE.new
+        cat "$directory/certificates" >"$CURL_CA_BUNDLE"
+    fi
+    export CURL_CA_BUNDLE
+}
+
+install_trust() { # the file comes last, as its presence says that all is done
+    is_trust_missing || return 0
     file=$(trust_file)
-    umask 022
-    mkdir -p "${file%/*}"
-    cat "$directory/certificates" >"$file"
     if has_systemd; then
         for unit in clamav-freshclam clamav-freshclam-once; do
             mkdir -p "$root/etc/systemd/system/$unit.service.d"
@@ -207,8 +237,7 @@ install_trust() {
         touch "$root/etc/conf.d/freshclam"
         grep -qxF "$variable" "$root/etc/conf.d/freshclam" || echo "$variable" >>"$root/etc/conf.d/freshclam"
     fi
-    umask 077
-    export CURL_CA_BUNDLE="$file"
+    mv -f "$CURL_CA_BUNDLE" "$file"
 }
 
 # The daemon
@@ -252,29 +281,51 @@ reach_gateway() {
     ) || die "the gateway does not answer at $url; nothing was changed"
 }
 
-# Run freshclam once while its daemon is stopped. If that fails, everything is as before.
+# Run freshclam once with the new configuration, while its daemon is stopped. Until that has succeeded, the
+# journal holds the former file; `settle` puts it back, whatever ends this run, or the next run does.
 update() {
-    was_active=false
+    mkdir -m 700 "$journal"
     if daemon is-active 2>/dev/null; then
-        was_active=true
-        daemon stop
+        : >"$journal/active"
+        daemon stop || die "freshclam's daemon could not be stopped; nothing was changed"
     fi
+    cmp -s "$conf" "$directory/conf" || replace_conf
     $keep_cooldown || end_cooldown
+    try_trust
     status=0
-    freshclam --config-file="$conf" --stdout >"$directory/log" 2>&1 || status=$?
+    freshclam --config-file="$conf" --stdout >"$directory/log" 2>&1 9<&- || status=$?
     if grep -q 'still on cool-down' "$directory/log"; then
         say "freshclam is on a cool-down, so it has not asked the gateway yet"
     fi
     if [ "$status" != 0 ]; then
         tail -n 15 "$directory/log" | sed 's|//[^/@]*@|//***@|g' >&2
-        if [ -n "$backup" ]; then
-            mv "$backup" "$conf"
-            say "the former $conf is in place again"
-        fi
+        die "freshclam failed with exit code $status"
     fi
-    if $was_active; then daemon start; fi
-    [ "$status" = 0 ] || die "freshclam failed with exit code $status"
-    say "freshclam works with the gateway"
+    if [ -f "$journal/former" ]; then
+        backup=$conf.$(date -u +%Y%m%dT%H%M%SZ)-$$.bak
+        mv -f "$journal/former" "$backup"
+        say "$conf was changed; the former file is $backup"
+    fi
+    install_trust
+}
+
+# Put back what has not succeeded, and start the daemon if it was stopped.
+settle() {
+    [ -d "$journal" ] || return 0
+    if [ -f "$journal/former" ]; then
+        mv -f "$journal/former" "$conf"
+        say "the former $conf is in place again"
+    fi
+    rm -f "$(trust_file).new"
+    if [ -e "$journal/active" ]; then daemon start 9<&-; fi
+    rm -rf "$journal"
+}
+
+# One run at a time. The kernel ends the lock with this process; FreeBSD has no flock, and does without.
+take_lock() {
+    command -v flock >/dev/null || return 0
+    exec 9<"$(dirname "$conf")"
+    flock -n 9 || die "another run is under way"
 }
 
 # A refusal by the CDN stops freshclam for hours, also towards the gateway. Its end is a time in
