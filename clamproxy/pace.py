@@ -45,11 +45,6 @@ class LimitInForce:
             self._rates, self._minute = rates or Rates(), -1
         self.now()
 
-    @property
-    def is_set(self) -> bool:
-        """Whether there is a limit at any time."""
-        return self._rates != Rates()
-
     def now(self) -> int | None:
         """Bytes per second; None for no limit. A change is logged once."""
         at = self._clock.time()

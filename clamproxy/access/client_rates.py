@@ -13,7 +13,10 @@ from clamproxy.pace import LimitInForce, Payments
 ALLOWANCE = 1.0
 """Seconds of its rate that a client which was idle gets at once: most answers are smaller."""
 LONGEST_PAUSE = 10.0
-"""Seconds that a request waits at most for what was sent before; freshclam gives up after a minute."""
+"""Seconds that a request waits at most for what was sent before."""
+LONGEST_DEBT = 30.0
+"""Seconds until a client has paid for everything, at most; freshclam gives up after a minute without a byte.
+Small answers beyond that go unpaid: they can't be sent in turns."""
 _TURN = 1 / 16
 """Seconds of a client's rate that are sent at a time."""
 _SMALLEST_TURN, _LARGEST_TURN = 4 * KIB, 1024 * KIB
@@ -42,11 +45,6 @@ class ClientRates:
         """Bytes per second for each client now; None for no limit."""
         return self._limit.now()
 
-    @property
-    def is_set(self) -> bool:
-        """Whether there is a limit at any time."""
-        return self._limit.is_set
-
     def waiting(self) -> int:
         """How many clients have to wait at the moment."""
         now = self._clock.monotonic()
@@ -69,11 +67,13 @@ class ClientRates:
             if len(self._clients) >= self._room:
                 self._forget_paid(now)
             client = self._clients[address] = Payments()
-        return client.due_after(count, limit, ALLOWANCE, now)
+        delay = min(client.due_after(count, limit, ALLOWANCE, now), LONGEST_DEBT)
+        client.due_at = min(client.due_at, now + LONGEST_DEBT)
+        return delay
 
-    def share_of(self, address: str) -> ClientShare | None:
-        """By what bodies to a client are paced; None if they aren't."""
-        return ClientShare(self, address) if self.is_set else None
+    def share_of(self, address: str) -> ClientShare:
+        """By what bodies to a client are paced, as soon as there is a limit."""
+        return ClientShare(self, address)
 
     def _forget_paid(self, now: float) -> None:
         self._clients = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +29,13 @@ def _absolute_path(value: object, info: ValidationInfo) -> Path:
     return base / text
 
 
+_PEM_BLOCK = re.compile(
+    rb"^-----BEGIN ([^\n-]+)-----\s*$(?:(?!-----).)*^-----END \1-----\s*?$", re.DOTALL | re.MULTILINE
+)
+_PEM_MARK = re.compile(rb"-----(?:BEGIN|END)\b|^-----\w*\Z", re.MULTILINE)
+"""What begins or ends a block, or may have been about to."""
+
+
 def certificates(path: Path) -> Path:
     """Refuse a file that holds no certificates in PEM."""
     try:
@@ -34,6 +43,22 @@ def certificates(path: Path) -> Path:
     except OSError as error:  # of which SSLError is one
         raise ValueError("certificates") from error
     return path
+
+
+def client_authorities(path: Path) -> Path:
+    """Refuse a file that isn't whole, because what is missing could be a revocation list."""
+    with suppress(OSError):
+        try:
+            check_pem(path.read_bytes())
+        except ValueError as error:
+            raise PydanticCustomError("conflict", "a complete file, without half a PEM block") from error
+    return certificates(path)
+
+
+def check_pem(text: bytes) -> None:
+    """Raise ValueError if a block is incomplete, so that readers would ignore it."""
+    if _PEM_MARK.search(_PEM_BLOCK.sub(b"", text)):
+        raise ValueError("an incomplete PEM block")
 
 
 def available(scheme: str) -> str:

@@ -34,6 +34,7 @@ from clamproxy.config.fields import (
     Switch,
     available,
     certificates,
+    client_authorities,
 )
 from clamproxy.config.notation import OneOrMore
 from clamproxy.config.quantities import DURATION
@@ -276,7 +277,7 @@ class AccessSection(Section):
     users: tuple[Annotated[str, USER], ...] = Field(
         (), description="a list of lines that `clamproxy hash-password` printed, each beginning with - "
     )
-    client_ca: Annotated[AbsolutePath, AfterValidator(certificates)] | None = Field(
+    client_ca: Annotated[AbsolutePath, AfterValidator(client_authorities)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")

@@ -30,10 +30,11 @@ from clamproxy.notes import Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
-from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError, RangeError, reason_of
 from clamproxy.origin.resolver import make_resolver
-from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream, reason_of
+from clamproxy.origin.scope import CancelScope
+from clamproxy.origin.upstream import Upstream
 from clamproxy.readable import shown_count, shown_span, shown_time
 
 OLD_RECORD = 6 * 3600.0

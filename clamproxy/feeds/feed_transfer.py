@@ -27,9 +27,9 @@ from clamproxy.feeds.sharing_rules import (
     validators,
 )
 from clamproxy.feeds.target import Target
-from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import NotFoundError, OriginError
+from clamproxy.origin.errors import NotFoundError, OriginError
+from clamproxy.origin.scope import CancelScope
 from clamproxy.threads import in_thread
 
 STALL_WINDOW = 30.0

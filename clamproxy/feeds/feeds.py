@@ -40,8 +40,8 @@ from clamproxy.messages import Request, Response, Result
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.link import Link
-from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.responses import plain
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread

@@ -32,10 +32,14 @@ from clamproxy.config.settings import Settings
 from clamproxy.feeds.sharing_rules import ResponseHead, explicit_lifetime, kept
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.messages import PLAIN_FIELD
-from clamproxy.origin.connections import ONCE, CancelScope, make_pool
+from clamproxy.origin.connections import ONCE, make_pool
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.link import Link
-from clamproxy.origin.upstream import NotFoundError, OriginError, OriginResponse, longest_head, retry_after_of
+from clamproxy.origin.proxy_auth import login_error
+from clamproxy.origin.response import OriginResponse, retry_after_of
+from clamproxy.origin.scope import CancelScope
+from clamproxy.origin.upstream import longest_head
 
 MOST_REDIRECTS = 3
 """As many as freshclam follows (docs/protocol.md 1.1)."""
@@ -228,6 +232,11 @@ def _check(response: urllib3.BaseHTTPResponse) -> None:
 
 def explain(error: BaseException) -> str:
     """A failed connection in one short line, never with the error's own text, which may contain the URL."""
+    login = login_error(error)
+    return f"the proxy refuses the user and password (407): {login}" if login else _explained(error)
+
+
+def _explained(error: BaseException) -> str:
     inner = error.original_error if isinstance(error, ProxyError) else error
     before = "the proxy: " if inner is not error else ""
     match inner:

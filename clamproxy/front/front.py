@@ -53,8 +53,7 @@ class Front:
         """For the connections to all servers together."""
         self._users = Users(())
         self._client_ca: Path | None = None
-        self._rates: ClientRates | None = None
-        """None while nothing limits them."""
+        self._rates = ClientRates()
         self._bodies = 0
 
     def install(self, service: Service) -> None:
@@ -63,8 +62,7 @@ class Front:
         if self.service is None or access.users != self.service.settings.access.users:
             self._users = Users(access.users)
         self._client_ca = access.client_ca
-        rates = service.surroundings.client_rates
-        self._rates = rates if rates.is_set else None
+        self._rates = service.surroundings.client_rates
         self.limits.in_all = access.max_connections
         self.limits.per_client = access.max_connections_per_client
         self.service, self.routing = service, Routing(service.settings)
@@ -138,7 +136,7 @@ class Front:
         if service is None or routing is None or not self.is_known(request.caller):
             return None
         try:
-            if self._rates is not None and self._rates.delay_of(request.caller.address) > 0:
+            if self._rates.delay_of(request.caller.address) > 0:
                 return None
             if routing.destination(request) is not Destination.DATABASES:
                 return None
@@ -208,7 +206,7 @@ class Front:
         if destination in _FOR_READING:
             if (refusal := refusals.unfit(request, service.pseudonym)) is not None:
                 return refusal
-            if self._rates is not None and (delay := self._rates.delay_of(request.caller.address)) > 0:
+            if (delay := self._rates.delay_of(request.caller.address)) > 0:
                 await asyncio.sleep(min(delay, LONGEST_PAUSE))
         match destination:
             case Destination.DATABASES:
@@ -268,12 +266,11 @@ class Front:
     ) -> Exchange:
         complete(response, request.method, service.via if service is not None else _NAMELESS)
         exchange = Exchange(request, destination, response, self._running)
-        if self._rates is not None:
-            address = request.caller.address
-            if isinstance(response.body, Body):
-                exchange.share = self._rates.share_of(address)
-            else:
-                self._rates.charge(address, len(response.body))
+        address = request.caller.address
+        if isinstance(response.body, Body):
+            exchange.share = self._rates.share_of(address)
+        else:
+            self._rates.charge(address, len(response.body))
         return exchange
 
     def _running(self) -> Service | None:

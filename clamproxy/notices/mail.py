@@ -18,7 +18,8 @@ from pathlib import Path
 
 from clamproxy.config.targets import MailSection
 from clamproxy.notices.notice import Notice
-from clamproxy.origin.connections import CancelScope, trusting
+from clamproxy.origin.connections import trusting
+from clamproxy.origin.scope import CancelScope
 from clamproxy.readable import one_line, shown_count
 
 STEP = 20.0

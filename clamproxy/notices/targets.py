@@ -11,8 +11,8 @@ from clamproxy.config.targets import Webhook
 from clamproxy.notices.mail import send_mail, server_of
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.webhooks import post
-from clamproxy.origin.connections import CancelScope, in_scope
-from clamproxy.origin.upstream import reason_of
+from clamproxy.origin.errors import reason_of
+from clamproxy.origin.scope import CancelScope, in_scope
 from clamproxy.readable import shown_count
 
 DEADLINE = 60.0

@@ -11,9 +11,11 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.connections import CancelScope
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import OriginError, OriginResponse, RangeError, Upstream
+from clamproxy.origin.errors import OriginError, RangeError
+from clamproxy.origin.response import OriginResponse
+from clamproxy.origin.scope import CancelScope
+from clamproxy.origin.upstream import Upstream
 
 LONGEST_MAGIC = 32
 """How many bytes it takes to tell a patch or a signature from an error page."""

@@ -1,7 +1,6 @@
 """Connections to the outside, made by urllib3, with what it takes to rely on them for years.
 
-* Another thread or a deadline can end a request wherever it blocks. A socket's timeout starts anew with
-  each byte, so a peer that sends one byte a second would hold a thread for ever.
+* Another thread or a deadline can end a request wherever it blocks (`CancelScope`).
 * A kept connection may have died silently: firewalls and NATs forget it without telling anyone. So it
   isn't reused after a while, and a request that gets no response over it is repeated at once.
 * Redirects stay with the host that was asked.
@@ -11,14 +10,10 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
 import queue
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,21 +23,16 @@ from urllib.parse import urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    MaxRetryError,
-    NewConnectionError,
-    ResponseError,
-)
+from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError
 from urllib3.util import Retry, Timeout
 from urllib3.util.wait import wait_for_read
 
-from clamproxy.config.units import Address, HttpProxy
+from clamproxy.config.units import HttpProxy
+from clamproxy.origin.addresses import Addresses
 from clamproxy.origin.link import Link
-from clamproxy.origin.proxy_auth import LoginConnection
+from clamproxy.origin.proxy_auth import LoginConnection, admission_to
+from clamproxy.origin.scope import current_scope
 from clamproxy.origin.strict_http import StrictConnection
-from clamproxy.threads import in_thread
 
 # urllib3 writes URLs into its warnings and debug lines, and some URLs are secrets.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -66,137 +56,8 @@ _SOCKET_OPTIONS = [
 ]
 
 
-class CancelledScopeError(OSError):
-    """The request was cancelled from outside."""
-
-
 class StaleConnectionError(ConnectionError):
     """A connection that had been used before brought no response."""
-
-
-class CancelScope:
-    """The requests of one thread, which any thread can end by shutting their connections down."""
-
-    def __init__(self) -> None:
-        self.is_overdue = False
-        """Whether its deadline ended it."""
-        self._lock = threading.Lock()
-        self._cancelled = threading.Event()
-        self._held_back = 0.0
-        self._paused_at: float | None = None
-        # Duplicates, because TLS takes the descriptor away from the socket that was connected.
-        self._held: list[socket.socket] = []
-
-    def cancel(self) -> None:
-        """End whatever blocks and all later requests. Any thread; idempotent."""
-        with self._lock:
-            self._cancelled.set()
-            for held in self._held:
-                with suppress(OSError):  # it has ended already
-                    held.shutdown(socket.SHUT_RDWR)
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Put what this thread requests in the meantime into the scope, and end it after `seconds`."""
-        timer = threading.Timer(seconds, self._expire)
-        timer.daemon = True
-        timer.start()
-        outer, _thread.scope = _thread.scope, self
-        try:
-            yield
-        finally:
-            _thread.scope = outer
-            timer.cancel()
-
-    def check(self) -> None:
-        """Raises `CancelledScopeError` if the scope was cancelled."""
-        if self._cancelled.is_set():
-            raise CancelledScopeError("given up")
-
-    def pause(self, seconds: float) -> None:
-        """Wait before reading on.
-
-        Raises:
-            CancelledScopeError: the scope was cancelled before or meanwhile.
-        """
-        self._paused_at = begun = time.monotonic()
-        self._cancelled.wait(seconds)
-        self._paused_at, self._held_back = None, self._held_back + time.monotonic() - begun
-        self.check()
-
-    @property
-    def held_back(self) -> float:
-        """Seconds that were spent in `pause` so far: nothing could arrive then. Any thread."""
-        paused_at = self._paused_at
-        return self._held_back + (time.monotonic() - paused_at if paused_at is not None else 0.0)
-
-    def hold(self, connection: Any) -> None:
-        """Add a socket to the scope.
-
-        Raises:
-            CancelledScopeError: the scope was cancelled already.
-        """
-        with self._lock:
-            self.check()
-            self._held.append(socket.socket(fileno=os.dup(connection.fileno())))
-
-    @contextmanager
-    def unless_cancelled(self) -> Iterator[None]:
-        """What is done meanwhile is done before `cancel` returns, or not at all. Takes milliseconds.
-
-        Raises:
-            CancelledScopeError: it is too late.
-        """
-        with self._lock:
-            self.check()
-            yield
-
-    def close(self) -> None:
-        """Release the connections; cancelling has no effect on them any more."""
-        with self._lock:
-            while self._held:
-                self._held.pop().close()
-
-    def _expire(self) -> None:
-        self.is_overdue = True
-        self.cancel()
-
-
-class _Thread(threading.local):
-    scope: CancelScope | None = None
-
-
-_thread = _Thread()
-
-
-async def in_scope[T](name: str, seconds: float, function: Callable[[CancelScope], T]) -> T:
-    """Run requests in a separate thread, which ends when nobody waits for it any more.
-
-    Args:
-        name: of the thread.
-        seconds: the deadline for everything together.
-        function: is given the scope.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-    scope = CancelScope()
-
-    def run() -> T:
-        try:
-            with scope.within(seconds):
-                return function(scope)
-        finally:
-            scope.close()
-
-    try:
-        return await in_thread(name, run)
-    except Exception as error:
-        if scope.is_overdue:
-            raise TimeoutError from error
-        raise
-    finally:
-        scope.cancel()
 
 
 class _Connection(LoginConnection):
@@ -204,7 +65,7 @@ class _Connection(LoginConnection):
 
     Args:
         link: what it is part of; None if nobody limits it.
-        addresses: of the host, in the order in which to try them; if empty, DNS is asked.
+        addresses: of the host; None if DNS is asked.
     """
 
     _answered_at: float | None = None
@@ -214,7 +75,7 @@ class _Connection(LoginConnection):
         self,
         *args: Any,
         link: Link | None = None,
-        addresses: Sequence[Address] = (),
+        addresses: Addresses | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -227,11 +88,15 @@ class _Connection(LoginConnection):
         is_idle = self._answered_at is not None and time.monotonic() - self._answered_at >= LONGEST_IDLE
         return super().is_connected and not is_idle
 
+    def check_wanted(self) -> None:
+        """Raises `CancelledScopeError` if the thread's scope was cancelled."""
+        if (scope := current_scope()) is not None:
+            scope.check()
+
     def _new_conn(self) -> socket.socket:
         self._answered_at = None
-        scope = _thread.scope
-        if scope is not None:
-            scope.check()
+        self.check_wanted()
+        scope = current_scope()
         buffer = self._link.receive_buffer if self._link is not None else None
         if buffer is not None:
             # Before the connection is made: the window that TCP agrees on depends on it.
@@ -246,20 +111,18 @@ class _Connection(LoginConnection):
         return connected
 
     def _connected(self) -> socket.socket:
-        if not self._addresses:
+        if self._addresses is None:
             return super()._new_conn()
         host, port = self._dns_host, self.port
-        *others, last = self._addresses
         try:
-            for address in others:
-                # The name stays with everything but the connection: Host, SNI, the certificate.
-                self._dns_host, self.port = address.host, address.port or port
-                with suppress(ConnectTimeoutError, NewConnectionError):
-                    return super()._new_conn()
-            self._dns_host, self.port = last.host, last.port or port
-            return super()._new_conn()
+            return self._addresses.connect(port, self._connected_to)
         finally:
             self._dns_host, self.port = host, port
+
+    def _connected_to(self, host: str, port: int) -> socket.socket:
+        # The name stays with everything but the connection: Host, SNI, the certificate.
+        self._dns_host, self.port = host, port
+        return super()._new_conn()
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request.
@@ -270,8 +133,8 @@ class _Connection(LoginConnection):
         if not self._is_reused:
             super().request(*args, **kwargs)
             return
-        if _thread.scope is not None:
-            _thread.scope.hold(self.sock)
+        if (scope := current_scope()) is not None:
+            scope.hold(self.sock)
         try:
             super().request(*args, **kwargs)
         except OSError as error:
@@ -331,14 +194,14 @@ def make_pool(
     timeout: Timeout,
     *,
     link: Link | None = None,
-    addresses: Sequence[Address] = (),
+    addresses: Addresses | None = None,
 ) -> urllib3.PoolManager:
     """Connections to the outside, through the proxy if there is one, trusting the configured certificates.
 
     Args:
         ca_bundle: certificates to trust besides the system's.
         link: limits what is read; None if nothing does.
-        addresses: where to connect, whatever host is asked for; if empty, DNS is asked.
+        addresses: where to connect, whatever host is asked for; None if DNS is asked.
     """
     context = trusting(ca_bundle)
     shared: dict[str, Any] = {
@@ -356,8 +219,9 @@ def make_pool(
             token = base64.b64encode(proxy.credentials.encode()).decode("ascii")
             headers["Proxy-Authorization"] = f"Basic {token}"
         manager = urllib3.ProxyManager(proxy.url, proxy_headers=headers, proxy_ssl_context=context, **shared)
-    login = proxy if proxy is not None and proxy.scheme != "basic" else None
-    means: dict[str, Any] = {"link": link, "addresses": tuple(addresses), "login": login}
+    logs_in = proxy is not None and (proxy.credentials is not None or proxy.scheme != "basic")
+    admission = admission_to(proxy) if proxy is not None and logs_in else None
+    means: dict[str, Any] = {"link": link, "addresses": addresses, "admission": admission}
     makers: Any = {"http": partial(_Pool, **means), "https": partial(_TlsPool, **means)}
     manager.pool_classes_by_scheme = makers
     return manager

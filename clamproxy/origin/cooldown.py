@@ -205,6 +205,8 @@ class Cooldowns:
         self._active = load_cooldowns(notes, clock())
         self._admitted: dict[str, None] = {}
         """Client versions that the origin delivered to; the most recent is at the end."""
+        self._trial: Cooldown | None = None
+        """What holds all others back while one request tries whether the proxy admits us again."""
 
     def check(self, path: str, agent: str) -> Cooldown | None:
         """The longest cool-down that forbids asking for a file now; None if there is none.
@@ -226,7 +228,7 @@ class Cooldowns:
         """
         cooldown, refusal = self.check(path, agent), self._active.get(PROXY)
         if cooldown is None and refusal is not None:
-            self._active[PROXY] = replace(refusal, until=self._clock() + TRIAL)
+            self._active[PROXY] = self._trial = replace(refusal, until=self._clock() + TRIAL)
         return cooldown
 
     def failed(
@@ -249,7 +251,10 @@ class Cooldowns:
             FailureKind.PROXY_AUTHENTICATION: PROXY,
         }
         key = keys.get(failure, path)
-        cooldown = Cooldown.after(self._active.get(key), failure, reason, retry_after, self._clock())
+        previous, now = self._active.get(key), self._clock()
+        if key == PROXY and previous is not None and previous is not self._trial and previous.holds(now):
+            return previous  # this request began before that refusal, and doesn't count as another one
+        cooldown = Cooldown.after(previous, failure, reason, retry_after, now)
         self._active[key] = cooldown
         self._notes.save(key, asdict(cooldown))
         return cooldown

@@ -26,10 +26,11 @@ from clamproxy.messages import Requester
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
 from clamproxy.objects import Kind, Latest
-from clamproxy.origin.connections import CancelScope, in_scope
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError, RangeError
+from clamproxy.origin.scope import CancelScope, in_scope
 from clamproxy.origin.transfers import CooldownError
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.origin.upstream import Upstream
 from clamproxy.policy import RECHECK, plausible
 from clamproxy.single_flight import SingleFlight
 

@@ -14,6 +14,7 @@ from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.header_probes import HeaderProbes
 from clamproxy.origin.link import Link
+from clamproxy.origin.proxy_auth import admission_to
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
@@ -58,7 +59,10 @@ class Origin:
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
         cooldowns = Cooldowns(UNKEPT if upstream.offline else notes("cooldown"), clock.time)
-        cooldowns.forgive_proxy()  # whoever starts the gateway may have corrected the password
+        # Whoever starts the gateway may have corrected the password.
+        cooldowns.forgive_proxy()
+        if upstream.parent_proxy is not None:
+            admission_to(upstream.parent_proxy).forgive()
         budget = Budget(notes("budget"), clock.time, first_pause=min(FIRST_PAUSE, versions.refresh))
         way = Upstream(
             upstream.url,

@@ -1,15 +1,20 @@
-"""NTLM, and Negotiate (Kerberos, or NTLM inside SPNEGO), towards the parent proxy.
+"""Logging in at the parent proxy: NTLM, and Negotiate (Kerberos, or NTLM inside SPNEGO).
 
 Both take several requests over one connection, which then stays authenticated. pyspnego does the
 cryptography; it comes with the extra ``clamproxy[negotiate]``, and is imported only where it is needed.
+
+Basic takes no handshake. But with all three, each attempt with a wrong password counts at the proxy.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
-from collections.abc import Iterable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,12 +27,77 @@ _NAMES = {"ntlm": "NTLM", "negotiate": "Negotiate"}
 """The names of the schemes in HTTP."""
 _CHALLENGE, _CREDENTIALS = "Proxy-Authenticate", "Proxy-Authorization"
 _CODES = re.compile(r"^(SpnegoError \(\d+\): |Major \(\d+\): )+")
+_NO_TUNNEL = "Tunnel connection failed: "
+"""How http.client's error begins if the proxy answers otherwise than with a tunnel; the status follows."""
+ACCEPTED_FOR, REFUSED_FOR = 600.0, 900.0
+"""For how many seconds the proxy's last word on the credentials is believed. Directories lock accounts after
+some three to ten failures within half an hour."""
+_LOOK_EVERY = 0.1
 _LARGEST_REFUSAL = 256 * 1024
 """Bytes of the page that comes with a 407, which has to be read before the connection can be used again."""
 
 
 class LoginError(OSError):
-    """There is nothing to log in with, such as a ticket; or the proxy's challenge makes no sense."""
+    """There is no ticket, or an invalid challenge; or the proxy has refused the same credentials lately."""
+
+
+class Admission:
+    """Whether a parent proxy accepts the credentials. Thread-safe.
+
+    As long as that isn't known, one connection finds out, while all others wait: a wrong password must not be
+    sent by many at once, which would lock the account.
+    """
+
+    def __init__(self, proxy: HttpProxy) -> None:
+        self.proxy = proxy
+        self._turn = threading.Lock()
+        self._accepted_until = self._refused_until = -math.inf
+
+    def enter(self, check: Callable[[], None]) -> bool:
+        """Wait until the credentials may be sent.
+
+        Args:
+            check: called from time to time; may raise if nobody wants the connection any more.
+
+        Returns:
+            Whether others wait for the result: then `leave` must follow.
+
+        Raises:
+            LoginError: the proxy has refused the credentials lately.
+        """
+        while not self._turn.acquire(timeout=_LOOK_EVERY):
+            check()
+        now = time.monotonic()
+        if now >= max(self._accepted_until, self._refused_until):
+            return True
+        self._turn.release()
+        if now < self._refused_until:
+            raise LoginError(
+                "it has refused these credentials lately, and isn't asked again for some minutes"
+            )
+        return False
+
+    def leave(self) -> None:
+        """Let the next one find out, or all others if the result is known."""
+        self._turn.release()
+
+    def note(self, *, is_accepted: bool) -> None:
+        """Note what the proxy said."""
+        now = time.monotonic()
+        self._accepted_until = now + ACCEPTED_FOR if is_accepted else -math.inf
+        self._refused_until = -math.inf if is_accepted else now + REFUSED_FOR
+
+    def forgive(self) -> None:
+        """Ask the proxy again: the password may have been corrected there."""
+        self._refused_until = -math.inf
+
+
+_admissions: dict[HttpProxy, Admission] = {}
+
+
+def admission_to(proxy: HttpProxy) -> Admission:
+    """One for all connections of the process: what the proxy counts is attempts by the same user."""
+    return _admissions.setdefault(proxy, Admission(proxy))
 
 
 class Login:
@@ -96,26 +166,58 @@ class LoginConnection(StrictConnection):
     """A connection that logs in at the proxy which it leads to.
 
     Args:
-        login: the proxy, if logging in takes a handshake.
+        admission: to the proxy; None if there are no credentials for it.
     """
 
-    def __init__(self, *args: Any, login: HttpProxy | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, admission: Admission | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._login = login
+        self._admission = admission
+        # With Basic, the pool adds the credentials.
+        self._login = admission.proxy if admission is not None and admission.proxy.scheme != "basic" else None
         self._handshake: Login | None = None
         self._asked: tuple[str, str, Mapping[str, str], dict[str, Any]] | None = None
+        self._is_first = False
+        """Whether others wait for the proxy's answer."""
+
+    def check_wanted(self) -> None:
+        """Raises OSError if nobody wants the connection any more."""
+
+    def _enter(self) -> None:
+        if self._admission is not None and not self._is_first:
+            self._is_first = self._admission.enter(self.check_wanted)
+
+    def _leave(self) -> None:
+        if self._admission is not None and self._is_first:
+            self._is_first = False
+            self._admission.leave()
+
+    def _note(self, *, is_accepted: bool) -> None:
+        if self._admission is not None:
+            self._admission.note(is_accepted=is_accepted)
 
     def _tunnel(self) -> None:
         """Open a tunnel.
 
         Raises:
-            LoginError: see `Login`.
+            LoginError: see `Login` and `Admission.enter`.
             OSError: the proxy refuses; the text is that of http.client.
         """
-        if self._login is None:
-            super()._tunnel()
-            return
-        handshake = Login(self._login)
+        self._enter()
+        try:
+            if self._login is None:
+                super()._tunnel()
+            else:
+                self._log_in_and_tunnel(self._login)
+            self._note(is_accepted=True)
+        except OSError as error:
+            if (text := str(error)).startswith(_NO_TUNNEL):
+                self._note(is_accepted=not text.startswith(f"{_NO_TUNNEL}407"))
+            raise
+        finally:
+            self._leave()
+
+    def _log_in_and_tunnel(self, login: HttpProxy) -> None:
+        handshake = Login(login)
         field: str | None = handshake.first()
         while field is not None:
             response = self._ask_for_tunnel(field)
@@ -128,7 +230,7 @@ class LoginConnection(StrictConnection):
                 field = None
         response.close()
         self.close()
-        raise OSError(f"Tunnel connection failed: {response.status} {response.reason}")
+        raise OSError(f"{_NO_TUNNEL}{response.status} {response.reason}")
 
     def _ask_for_tunnel(self, field: str) -> StrictResponse:
         host: str = self._tunnel_host  # type: ignore[assignment]
@@ -148,31 +250,47 @@ class LoginConnection(StrictConnection):
         **options: Any,
     ) -> None:
         """Send a request; on a new connection, with what begins the handshake."""
-        if self._login is not None and self._tunnel_host is None:
-            # "close" would end the connection in the middle of the handshake.
-            headers = {name: value for name, value in (headers or {}).items() if name != "Connection"}
-            self._asked, self._handshake = (method, url, headers, {"body": body, **options}), None
+        if self._admission is None or self._tunnel_host is not None:
+            super().request(method, url, body, headers, **options)
+            return
+        try:
             if self.sock is None:
-                headers = {**headers, _CREDENTIALS: self._next_field([])}
-        super().request(method, url, body, headers, **options)
+                self._enter()
+            if self._login is not None:
+                # "close" would end the connection in the middle of the handshake.
+                headers = {name: value for name, value in (headers or {}).items() if name != "Connection"}
+                self._asked, self._handshake = (method, url, headers, {"body": body, **options}), None
+                if self.sock is None:
+                    headers = {**headers, _CREDENTIALS: self._next_field([])}
+            super().request(method, url, body, headers, **options)
+        except BaseException:
+            self._leave()
+            raise
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         """Wait for the response; where it asks to go on with the handshake, do so, and wait for the next."""
-        response = super().getresponse()
-        while self._asked is not None and response.status == 407 and self.sock is not None:
-            field = self._next_field(response.headers.getlist(_CHALLENGE))
-            if not field or len(response.read(_LARGEST_REFUSAL) or b"") == _LARGEST_REFUSAL:
-                break
-            method, url, headers, options = self._asked
-            super().request(method, url, headers={**headers, _CREDENTIALS: field}, **options)
+        if self._tunnel_host is not None:
+            return super().getresponse()
+        try:
             response = super().getresponse()
-        return response
+            while self._asked is not None and response.status == 407 and self.sock is not None:
+                field = self._next_field(response.headers.getlist(_CHALLENGE))
+                if not field or len(response.read(_LARGEST_REFUSAL) or b"") == _LARGEST_REFUSAL:
+                    break
+                method, url, headers, options = self._asked
+                super().request(method, url, headers={**headers, _CREDENTIALS: field}, **options)
+                response = super().getresponse()
+            self._note(is_accepted=response.status != 407)
+            return response
+        finally:
+            self._leave()
 
     def _next_field(self, challenges: Iterable[str]) -> str:
         """The next step of the handshake, or its first; empty if the proxy has refused."""
         assert self._login is not None  # noqa: S101
         if self._handshake is not None:
             return self._handshake.next(challenges) or ""
+        self._enter()
         self._handshake = Login(self._login)
         return self._handshake.first()
 
@@ -181,3 +299,11 @@ def _first_line(error: BaseException) -> str:
     """An error as one line, without the codes that pyspnego puts first."""
     text = _CODES.sub("", str(error)) or type(error).__name__
     return text.splitlines()[0][:200]
+
+
+def login_error(error: BaseException | None) -> LoginError | None:
+    """The error in the handshake with the parent proxy, whatever it is wrapped in."""
+    while error is not None and not isinstance(error, LoginError):
+        inner = [one for one in (*error.args, error.__context__) if isinstance(one, BaseException)]
+        error = inner[0] if inner else None
+    return error

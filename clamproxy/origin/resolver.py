@@ -18,7 +18,8 @@ from urllib3.util import SKIP_HEADER, Timeout
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import HttpProxy
-from clamproxy.origin.connections import ONCE, in_scope, make_pool
+from clamproxy.origin.connections import ONCE, make_pool
+from clamproxy.origin.scope import in_scope
 
 TIMEOUT = 2.0
 """Seconds for one name server."""

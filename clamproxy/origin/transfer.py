@@ -27,7 +27,8 @@ from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.origin.errors import NotFoundError, OriginError, RangeError
+from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from clamproxy.messages import Requester, SourceError
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
 from clamproxy.origin.transfer import Resources, Transfer, TransferError
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.targets import Peer
-from clamproxy.origin.connections import in_scope
-from clamproxy.origin.upstream import reason_of
+from clamproxy.origin.errors import reason_of
+from clamproxy.origin.scope import in_scope
 from clamproxy.peers.asking import DEADLINE, PeerAnswer, ask
 
 logger = logging.getLogger(__name__)

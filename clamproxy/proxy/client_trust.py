@@ -10,6 +10,8 @@ from pathlib import Path
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
+from clamproxy.config.fields import check_pem
+
 logger = logging.getLogger(__name__)
 
 _FAILURES = {
@@ -40,9 +42,10 @@ class ClientTrust:
 
         Raises:
             OSError: it can't be read.
-            ValueError: it is something else.
+            ValueError: it is something else, or not complete.
         """
         text = path.read_bytes()
+        check_pem(text)
         lists = tuple(x509.load_pem_x509_crl(found) for found in _CRL.findall(text))
         return cls(path, tuple(x509.load_pem_x509_certificates(text)), lists)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import time
+import socket
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,8 +20,11 @@ from clamproxy.messages import Body, SourceError
 
 PIECE = 64 * 1024
 """How many bytes are encrypted at a time. This is fastest: larger pieces miss the CPU's cache."""
-SMALLEST_SLICE, LARGEST_SLICE = 256 * 1024, 8 * 1024 * 1024
-"""How many bytes one call of sendfile may send; adapted to the client's speed."""
+SLICE = 256 * 1024
+"""How many bytes one call of sendfile may send. Larger slices are not faster."""
+LARGEST_BACKLOG = 256 * 1024
+"""How many bytes may wait in a socket, besides those under way. Without a limit, it takes megabytes, and room
+for more only when a third of them is gone: a slow client would seem to stall."""
 STALL_TIMEOUT = 120.0
 """How many seconds a client has to accept a slice or piece."""
 
@@ -74,6 +77,7 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
     """
     source = sending.body.source
     try:
+        limit_backlog(outlet)
         descriptor = source.fileno()
         sender = TlsSender(outlet, descriptor, tls) if tls else PlainSender(outlet, descriptor)
         await _send(sending, sender)
@@ -82,6 +86,17 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
         sending.error = f"{type(error).__name__}: {error}"
     finally:
         source.close()
+
+
+def limit_backlog(outlet: Outlet) -> None:
+    """Let a client's socket accept bytes only at the speed at which they leave.
+
+    Raises:
+        OSError: the connection is gone.
+    """
+    connection = outlet.transport.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, LARGEST_BACKLOG)
 
 
 async def _send(sending: Sending, sender: Sender) -> None:
@@ -100,26 +115,18 @@ async def _send(sending: Sending, sender: Sender) -> None:
 
 
 class PlainSender:
-    """Lets the kernel send, in slices adapted to the client's speed."""
+    """Lets the kernel send."""
 
     def __init__(self, outlet: Outlet, descriptor: int) -> None:
         self._outlet = outlet
         self._transport = outlet.transport
         self._file = io.FileIO(descriptor, "rb", closefd=False)
-        self._slice = SMALLEST_SLICE
 
     async def send(self, offset: int, length: int) -> int:
-        count = min(length, self._slice)
-        started_at = time.monotonic()
         async with asyncio.timeout(STALL_TIMEOUT):
-            sent = await self._sendfile(offset, count)
+            sent = await self._sendfile(offset, min(length, SLICE))
         if sent == 0:
             raise OSError("the file is shorter than it was")
-        taken = time.monotonic() - started_at
-        if taken < 1:
-            self._slice = min(self._slice * 4, LARGEST_SLICE)
-        elif taken > STALL_TIMEOUT / 8:
-            self._slice = max(self._slice // 2, SMALLEST_SLICE)
         return sent
 
     async def _sendfile(self, offset: int, count: int) -> int:

@@ -36,7 +36,7 @@ from clamproxy.messages import SourceError
 from clamproxy.proxy import senders
 from clamproxy.proxy.header_limits import HeadLimits, LimitedServer, LimitedStream
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending
+from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending, limit_backlog
 from clamproxy.proxy.takeover import InsideWriter
 from clamproxy.waiting import wait_while
 
@@ -192,8 +192,10 @@ async def read_piece(job: BodyJob) -> None:
     source, body = job.body.source, job.body
     assert job.stream is not None  # noqa: S101
     try:
+        writer = _writer(job.stream)
+        limit_backlog(writer)
         async with asyncio.timeout(STALL_TIMEOUT):
-            await _writer(job.stream).drain()
+            await writer.drain()
         offset = body.start + job.sent
         end = min(await source.wait(offset), body.start + body.length, offset + PIECE)
         if job.share is not None:

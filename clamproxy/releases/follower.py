@@ -20,10 +20,10 @@ from clamproxy.files import try_lock
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
-from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages

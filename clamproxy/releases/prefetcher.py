@@ -13,9 +13,9 @@ from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.budget import PER_FILE
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, Transfers
-from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.single_flight import SingleFlight
 

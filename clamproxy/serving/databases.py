@@ -14,10 +14,10 @@ from clamproxy.downloads import FileSource
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.header_probes import HeaderProbes, ProbedHeader
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
-from clamproxy.origin.upstream import NotFoundError, OriginError
 from clamproxy.policy import Choice, choose
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.ceilings import Ceilings

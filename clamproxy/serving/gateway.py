@@ -10,9 +10,9 @@ from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.messages import Request, Requester, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
+from clamproxy.origin.errors import KnownMissingError, NotFoundError
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
 from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.stuck import StuckPatches

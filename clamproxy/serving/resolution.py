@@ -10,9 +10,9 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, Latest, ObjectId
+from clamproxy.origin.errors import NotFoundError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
-from clamproxy.origin.upstream import NotFoundError
 from clamproxy.policy import Known, must_probe
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.releases.prefetcher import Prefetcher

@@ -130,6 +130,39 @@ def test_a_file_that_becomes_useless_changes_nothing(start: Start, machines: Mac
     assert site.gateway.log.count("access.client_ca stays as it was") >= 1
 
 
+def test_a_revocation_list_that_is_cut_off_changes_nothing(start: Start, machines: Machines) -> None:
+    """A file that is being copied, for example."""
+    lost = machines.issue("lost", machines.authority)
+    machines.revoke(lost)
+    site, whole = start(), machines.file.read_bytes()
+    for number, text in enumerate((whole[:-40], whole[:-8], whole[: whole.index(b"N X509 CRL")])):
+        machines.file.write_bytes(text)
+        assert_refused(run(site, f"lost {number}", Way.CONNECT_HTTPS, lost))
+        assert run(site, f"known {number}", Way.CONNECT_HTTPS, machines.known).code == OK, site.gateway.log
+    assert "access.client_ca stays as it was" in site.gateway.log
+
+
+def test_a_second_authority_needs_a_list_as_well(start: Start, machines: Machines) -> None:
+    second = trustme.CA()
+    machines.revoke(machines.issue("lost", machines.authority))
+    machines.file.write_bytes(machines.file.read_bytes() + second.cert_pem.bytes())
+    site = start()
+    assert run(site, "known", Way.CONNECT_HTTPS, machines.known).code == OK, site.gateway.log
+    assert_refused(run(site, "other", Way.CONNECT_HTTPS, machines.issue("other", second)))
+    # mitmproxy words it like OpenSSL.
+    reasons = ("no revocation list of its authority", "unable to get certificate CRL")
+    assert any(reason in site.gateway.log for reason in reasons), site.gateway.log
+
+
+def test_a_file_that_is_cut_off_prevents_the_start(make_site: MakeSite, machines: Machines) -> None:
+    machines.revoke(machines.known)
+    whole = machines.file.read_bytes()
+    for text in (whole[:-8], whole[: whole.index(b"N X509 CRL")]):
+        machines.file.write_bytes(text)
+        with pytest.raises(RuntimeError, match="expected a complete file, without half a PEM block"):
+            make_site(access={"client_ca": str(machines.file)})
+
+
 def test_a_user_may_log_in_over_http_instead(start: Start, machines: Machines) -> None:
     site = start(users=[user_line("alice", "secret")])
     login = ("HTTPProxyUsername alice", "HTTPProxyPassword secret")

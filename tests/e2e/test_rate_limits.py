@@ -80,3 +80,12 @@ def test_a_clients_connections_share_its_rate(
         downloads = [Download(site.gateway, way) for _ in range(2)]
         assert eventually(lambda: status(site)["rates"]["clients"]["waiting"], every=0.05) == 1
         assert all(download.answer().body == forgery.body for download in downloads)
+
+
+def test_a_reload_limits_what_is_under_way(make_forged: MakeForged, forgery: Forgery) -> None:
+    site = make_forged()
+    assert site.gateway.ask(PATH).body == forgery.body
+    with begun_download(site.gateway, buffer=65536) as client:
+        reload(site.gateway, serving={"rate_limit_per_client": CLIENT})
+        with at_most(CLIENT, SIZE, at_once=CLIENT):
+            assert client.read() == (forgery.body, True)

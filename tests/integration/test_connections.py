@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from clamproxy.config.units import HttpProxy
 from clamproxy.messages import Requester
 from clamproxy.origin import connections as module
-from clamproxy.origin.connections import CancelledScopeError, CancelScope, in_scope
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import NotFoundError, OriginError, RangeError, Upstream
+from clamproxy.origin.errors import NotFoundError, OriginError, RangeError
+from clamproxy.origin.scope import CancelledScopeError, CancelScope, in_scope
+from clamproxy.origin.upstream import Upstream
 from tests.support import faults
 from tests.support.origin import OriginServer
 from tests.support.raw import RawServer, Relay, answering, dripping, read_head

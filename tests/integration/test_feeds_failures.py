@@ -177,8 +177,9 @@ async def test_what_is_said_of_connections_that_fail(harness: FeedsHarness, tmp_
         harness.restart(upstream={"proxy": f"http://user:secret@localhost:{proxy.port}"})
         proxy.rule("*", Fault(status=407))
         for url, reason in (
-            (harness.url("/plain"), b"407"),
             ("https://localhost:2/tunnel", b"proxy: Tunnel"),
+            (harness.url("/plain"), b"407"),
+            ("https://localhost:3/tunnel", b"407"),  # without asking: that could lock the account
         ):
             response = await harness.ask(url=url)
             content = await read(response)

@@ -11,9 +11,9 @@ import pytest
 
 from clamproxy.formats.header import CvdHeader
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
 from clamproxy.origin.header_probes import Sighting
 from clamproxy.origin.transfers import CooldownError
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError, OriginError
 from clamproxy.policy import RECHECK
 from tests.harness.header_probes import HeadsHarness
 from tests.support import faults

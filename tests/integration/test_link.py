@@ -11,8 +11,8 @@ import pytest
 
 from clamproxy.config.rates import Rates
 from clamproxy.config.units import KIB
-from clamproxy.origin.connections import CancelledScopeError, CancelScope
 from clamproxy.origin.link import Link
+from clamproxy.origin.scope import CancelledScopeError, CancelScope
 from clamproxy.origin.transfer import Transfer
 from tests.harness.transfers import SIZE, TransferHarness, connect, running, stored
 from tests.support.fixtures import MakeCvd

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,14 @@ import trustme
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import HttpProxy
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import OriginError, Upstream
+from clamproxy.origin.errors import OriginError
+from clamproxy.origin.proxy_auth import admission_to
+from clamproxy.origin.upstream import Upstream
 from tests.support.gateway import connectable, free_ports
 from tests.support.login_proxy import PASSWORD, USER, LoginProxy
 from tests.support.origin import OriginServer
 from tests.support.programs import give_up, require_program
+from tests.support.raw import RawServer
 from tests.support.site import eventually
 from tests.support.stored import NEW
 
@@ -113,6 +118,68 @@ def test_a_wrong_password_is_one_failure(connect: Connect, either: OriginServer,
     assert either.requests() == []
 
 
+AT_ONCE = 12
+
+
+def refusals(upstreams: list[Upstream]) -> list[str]:
+    """How fetching fails, several times at once."""
+
+    def refusal(number: int) -> str:
+        with pytest.raises(OriginError) as caught:
+            fetch(upstreams[number % len(upstreams)])
+        assert caught.value.failure is FailureKind.PROXY_AUTHENTICATION
+        return str(caught.value)
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(refusal, range(AT_ONCE)))
+
+
+def test_a_wrong_password_is_one_failure_for_all(
+    connect: Connect, either: OriginServer, proxy: LoginProxy
+) -> None:
+    """The origin, feeds and others have connections of their own to the same proxy."""
+    wrong = login(proxy, "wrong")
+    upstreams = [connect(either, wrong) for _ in range(2)]
+    for _ in range(2):
+        assert all("(407)" in reason for reason in refusals(upstreams))
+    assert len(proxy.seen) == 2
+    admission_to(wrong).forgive()
+    assert refusals(upstreams)
+    assert len(proxy.seen) == 4
+
+
+def test_the_right_password_lets_all_in_at_once(
+    connect: Connect, either: OriginServer, proxy: LoginProxy
+) -> None:
+    upstream = connect(either, login(proxy))
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        assert list(threads.map(lambda _: fetch(upstream), range(AT_ONCE))) == [BODY] * AT_ONCE
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_wrong_password_for_basic_is_one_failure_for_all(connect: Connect, scheme: str) -> None:
+    seen: list[bytes] = []
+
+    def refuse(connection: socket.socket) -> None:
+        seen.extend(filter(None, [connection.recv(65536)]))  # some connect in vain
+        connection.sendall(b"HTTP/1.1 407 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+    with OriginServer() as origin, RawServer(refuse) as server:
+        url = origin.url.replace("http:", f"{scheme}:")
+        upstream = Upstream(
+            url,
+            proxy=HttpProxy(server.url, f"{USER}:wrong"),
+            ca_bundle=None,
+            connect_timeout=5.0,
+            read_timeout=5.0,
+            via="1.1 clamproxy-test",
+            count=lambda requests, length: None,
+        )
+        assert all("(407)" in reason for reason in refusals([upstream]))
+        upstream.close()
+    assert len(seen) == 1
+
+
 def test_a_proxy_that_offers_something_else(
     connect: Connect, either: OriginServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +222,6 @@ def test_squid(connect: Connect, either: OriginServer, squid: str) -> None:
 
 
 def test_without_the_package_the_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clamproxy.config.settings.find_spec", lambda _: None)
+    monkeypatch.setattr("clamproxy.config.fields.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"ntlm needs the package pyspnego: pip install"):
         Settings.model_validate({"upstream": {"proxy": "http://u:p@proxy:3128", "proxy_auth": "ntlm"}})

@@ -14,8 +14,8 @@ from clamproxy.formats import verification
 from clamproxy.messages import SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import NotFoundError
 from clamproxy.origin.transfer import WITHHELD
-from clamproxy.origin.upstream import NotFoundError
 from tests.harness.transfers import (
     LIMIT,
     SIZE,

@@ -19,9 +19,9 @@ from clamproxy.messages import Requester, Result
 from clamproxy.origin import transfer as transfer_module
 from clamproxy.origin.attempt import Attempt
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.errors import OriginError
 from clamproxy.origin.header_probes import SILENCE
 from clamproxy.origin.transfer import MAX_BREAKS, Transfer, TransferError
-from clamproxy.origin.upstream import OriginError
 from clamproxy.statistics import Stats
 from tests.harness.header_probes import HeadsHarness
 from tests.harness.service import ServiceHarness

@@ -16,9 +16,9 @@ from clamproxy.objects import ObjectId
 from clamproxy.origin import transfer as transfer_module
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.origin.errors import KnownMissingError, NotFoundError
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError, Transfers
-from clamproxy.origin.upstream import KnownMissingError, NotFoundError
 from tests.harness.transfers import LIMIT, SIZE, TransferHarness, ask, ended, stored
 from tests.support import faults
 from tests.support.fixtures import MakeCvd

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from clamproxy.origin.upstream import NotFoundError, OriginError, Upstream
+from clamproxy.origin.errors import NotFoundError, OriginError
+from clamproxy.origin.upstream import Upstream
 from tests.support import faults
 from tests.support.origin import OriginServer
 from tests.support.stored import AGENT, NEW

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trustme
+from urllib3.exceptions import ConnectTimeoutError
 
 from clamproxy.config.settings import UpstreamSection
 from clamproxy.config.units import Address
 from clamproxy.doctor.reach import reach
+from clamproxy.origin.addresses import Addresses
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.upstream import OriginError, Upstream
+from clamproxy.origin.errors import OriginError
+from clamproxy.origin.upstream import Upstream
+from tests.support import faults
 from tests.support.gateway import free_ports
 from tests.support.origin import OriginServer
 from tests.support.stored import NEW
@@ -38,20 +44,28 @@ def serve(authority: trustme.CA, name: str) -> tuple[OriginServer, list[str | No
     return OriginServer(context), names
 
 
-def fetch(url: str, tmp_path: Path, addresses: Sequence[Address]) -> bytes:
-    upstream = Upstream(
+def make(url: str, addresses: Sequence[Address], ca_bundle: Path | None = None) -> Upstream:
+    return Upstream(
         url,
         proxy=None,
-        ca_bundle=tmp_path / "ca.pem",
+        ca_bundle=ca_bundle,
         connect_timeout=5.0,
         read_timeout=5.0,
         via="1.1 clamproxy-test",
         count=lambda requests, length: None,
         addresses=addresses,
     )
+
+
+def read(upstream: Upstream) -> bytes:
+    with upstream.get(PATH, NEW) as answer:
+        return b"".join(answer.chunks())
+
+
+def fetch(url: str, tmp_path: Path, addresses: Sequence[Address]) -> bytes:
+    upstream = make(url, addresses, tmp_path / "ca.pem")
     try:
-        with upstream.get(PATH, NEW) as answer:
-            return b"".join(answer.chunks())
+        return read(upstream)
     finally:
         upstream.close()
 
@@ -78,6 +92,55 @@ def test_without_a_port_the_urls_counts(authority: trustme.CA, tmp_path: Path) -
     with origin:
         origin.put(PATH.removeprefix("/"), b"0123456789")
         assert fetch(f"https://{HOST}:{origin.port}", tmp_path, [Address("127.0.0.1")]) == b"0123456789"
+
+
+def test_the_address_that_answered_last_is_tried_first() -> None:
+    """A dead one costs each new connection the whole connect_timeout."""
+    names = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+    addresses, dead, asked = Addresses([Address(name) for name in names], 443), set(names[:1]), list[str]()
+
+    def connect(host: str, port: int) -> socket.socket:
+        asked.append(host[-1])
+        if host in dead:
+            raise ConnectTimeoutError(host)
+        return socket.socket()
+
+    def tried() -> str:
+        asked.clear()
+        with suppress(ConnectTimeoutError):
+            addresses.connect(443, connect).close()
+        return "".join(asked)
+
+    assert [tried(), tried()] == ["12", "2"]
+    dead.add(names[1])
+    assert [tried(), tried()] == ["213", "3"]
+    dead.update(names)
+    assert [tried(), tried()] == ["312", "312"]
+    dead.clear()
+    assert tried() == "3"
+
+
+def test_an_address_that_no_longer_answers_is_replaced() -> None:
+    with OriginServer() as first, OriginServer() as second:
+        for origin in (first, second):
+            origin.put(PATH.removeprefix("/"), b"0123456789")
+        upstream = make(first.url, [Address("127.0.0.1", one.port) for one in (first, second)])
+        assert read(upstream) == b"0123456789"
+        upstream.close()
+        first.close()
+        assert [read(upstream) for _ in range(2)] == [b"0123456789"] * 2
+        assert len(second.requests()) == 2
+        upstream.close()
+
+
+def test_the_port_of_an_address_stands_for_the_urls_only() -> None:
+    """A redirect to another port of the host leads there."""
+    with OriginServer() as origin, OriginServer() as other:
+        other.put(PATH.removeprefix("/"), b"0123456789")
+        origin.rule(PATH, faults.redirect(f"http://{HOST}:{other.port}{PATH}"))
+        upstream = make(f"http://{HOST}", [Address("127.0.0.1", origin.port)])
+        assert read(upstream) == b"0123456789"
+        upstream.close()
 
 
 def test_the_certificate_must_have_the_name_in_the_url(authority: trustme.CA, tmp_path: Path) -> None:

@@ -87,10 +87,21 @@ def test_delays_double_up_to_the_longest(harness: CooldownHarness, failure: Fail
     backoff = BACKOFFS[failure]
     first, longest = backoff.first, backoff.longest
     assert [harness.fail(failure) for _ in range(backoff.free)] == [0.0] * backoff.free
-    delays = [harness.fail(failure) for _ in range(40)]
+    delays = []
+    for _ in range(40):
+        delays.append(harness.fail(failure))
+        harness.clock.now += delays[-1]
     assert delays[0] == first
     assert delays[-1] == longest
     assert all(later == min(2 * earlier, longest) for earlier, later in pairwise(delays))
+
+
+def test_what_was_under_way_at_a_407_counts_once(harness: CooldownHarness) -> None:
+    first = BACKOFFS[FailureKind.PROXY_AUTHENTICATION].first
+    assert [harness.fail(FailureKind.PROXY_AUTHENTICATION, path) for path in (CVD, CDIFF, CVD)] == [first] * 3
+    harness.clock.now += first
+    assert harness.cooldowns.admit(CVD, NEW) is None
+    assert harness.fail(FailureKind.PROXY_AUTHENTICATION) == 2 * first
 
 
 def test_after_a_407_one_request_alone_tries_again(harness: CooldownHarness) -> None:

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from clamproxy.access.client_rates import ALLOWANCE, ClientRates
+from clamproxy.access.client_rates import ALLOWANCE, LONGEST_DEBT, ClientRates
 from clamproxy.config.rates import LEAST_RATE, Rates
 from clamproxy.config.units import KIB, MIB
 from clamproxy.origin.link import Link
@@ -173,17 +173,50 @@ async def test_a_body_is_sent_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio, "sleep", sleep)
     rates = clients("160kB/s", clock)
     share, begun = rates.share_of("192.0.2.1"), clock.now
-    assert share is not None
     assert share.turn == 10_000
     for number in range(160):
         await share.pay(share.turn, is_last=number == 159)
     assert clock.now - begun == pytest.approx(10 - ALLOWANCE, abs=0.1)
 
 
+async def test_nobody_waits_long_for_a_burst_of_small_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of machines behind one address ask at the same time, while one of them takes a large body."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    clock = Clock()
+    rates = clients("1MB/s", clock)
+    for _ in range(900):
+        rates.charge("192.0.2.1", 300_000)
+    share = rates.share_of("192.0.2.1")
+    await share.pay(share.turn, is_last=False)
+    assert pauses == [LONGEST_DEBT]
+    clock.now += LONGEST_DEBT
+    assert rates.delay_of("192.0.2.1") == 0
+
+
+async def test_a_limit_that_comes_during_a_body_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    rates = ClientRates(clock)
+    share, begun = rates.share_of("192.0.2.1"), clock.now
+    await share.pay(8 * MIB, is_last=False)
+    assert clock.now == begun
+    rates.follow(Rates.parse("160kB/s"))
+    for _ in range(160):
+        await share.pay(share.turn, is_last=False)
+    assert clock.now - begun == pytest.approx(10 - ALLOWANCE, abs=0.1)
+
+
 def test_without_a_limit_nothing_is_paced_or_remembered() -> None:
     rates = ClientRates(Clock())
-    assert rates.share_of("192.0.2.1") is None
-    assert not rates.is_set
     assert rates.charge("192.0.2.1", MIB) == 0
     assert rates.delay_of("192.0.2.1") == 0
 
