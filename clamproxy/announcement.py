@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from clamproxy.formats.version_record import IN_PRIMARY, compose, compose_single
@@ -40,18 +40,18 @@ class Announcer:
         Args:
             client: the address of the client that asks.
         """
-        await self._refresh("daily", client)
+        await self._refresh(IN_PRIMARY, client)
         versions = {database: self._announced(database, client) for database in IN_PRIMARY}
         known = {database: version for database, version in versions.items() if version is not None}
         return compose(known, self._template(), time.time()) if known else None
 
     async def single(self, database: str, client: str = "") -> str | None:
         """The record of one database; None if its version is unknown."""
-        await self._refresh(database, client)
+        await self._refresh([database], client)
         version = self._announced(database, client)
         return None if version is None else compose_single(version, time.time())
 
-    async def _refresh(self, database: str, client: str) -> None:
+    async def _refresh(self, databases: Iterable[str], client: str) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                await self._look(database, client)
+                await asyncio.gather(*(self._look(database, client) for database in databases))

@@ -44,6 +44,7 @@ from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.ceilings import TOPIC as FIRST_SEEN
 from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.follower import Follower
+from clamproxy.releases.holds import Holds
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.prefetcher import Prefetcher
 from clamproxy.releases.quiet import QuietHour
@@ -103,6 +104,7 @@ async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[S
 
     Raises:
         OSError: the cache directory can't be used.
+        HoldsError: nobody knows what is held.
     """
     service = Service(settings, keys)
     try:
@@ -119,15 +121,18 @@ class Service:
         settings: Settings,
         keys: TrustedKeys,
         surroundings: Surroundings | None = None,
+        holds: Holds | None = None,
     ) -> None:
         """Open the cache and make all parts. Blocks for some milliseconds.
 
         Args:
             keys: the public keys that objects must be signed with.
             surroundings: what the pages show about the process and the proxy.
+            holds: what an earlier service of this process holds.
 
         Raises:
             OSError: the cache directory can't be used.
+            HoldsError: nobody knows what is held.
         """
         self.settings = settings
         self.surroundings = surroundings or Surroundings()
@@ -150,14 +155,14 @@ class Service:
         )
         clock = self.surroundings.clock
         first_seen = Notes(records, self.writer, FIRST_SEEN)
-        self._ceilings = Ceilings(settings.releases, self.store, records.directory, first_seen, clock)
+        self._ceilings = Ceilings(settings.releases, self.store, records.directory, first_seen, clock, holds)
         self._origin = Origin.open(
             settings,
             self.via,
             self._notes,
             self.stats.count_upstream,
             self._learn_version,
-            self._ceilings.learn,
+            self._ceilings.sight,
             clock,
             self.surroundings.link,
         )
@@ -249,6 +254,7 @@ class Service:
         if self._hours is not None:
             self._hours.cancel()
         self._fleet_upkeep.stop()
+        self._ceilings.retire()
         self.follower.stop()
         self.site_files.stop()
 
@@ -283,6 +289,10 @@ class Service:
         self.writer.submit(self.store.disconnect)
         self.writer.close()
         self.store.close()
+
+    @property
+    def holds(self) -> Holds:
+        return self._ceilings.holds
 
     async def renew(self, database: str) -> None:
         """Fetch everything of a database's advertised version that isn't here, for no client in particular.
@@ -404,7 +414,8 @@ class Service:
 
     def _learn_version(self, database: str, version: int) -> None:
         self.fleet.note_advertised(database, version)
-        self._ceilings.learn(database, version)
+        head = self._origin.heads.get(database)
+        self._ceilings.learn(database, version, head.header.version if head else 0)
 
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self.fleet.note_built(database, header.version, header.stime)

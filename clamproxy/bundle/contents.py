@@ -85,28 +85,48 @@ class BundleSelection:
     remarks: list[str] = field(default_factory=list)
 
 
-def select(store: Store, databases: Iterable[str] = (), since: Since | None = None) -> BundleSelection:
+def select(
+    store: Store,
+    databases: Iterable[str] = (),
+    since: Since | None = None,
+    ceilings: Mapping[str, int] | None = None,
+) -> BundleSelection:
     """Choose what goes into a bundle. Takes milliseconds for a thousand objects.
 
     Args:
         databases: names; if empty, all databases with a cached CVD.
         since: what the other gateway has; a database that it doesn't mention goes in as a whole.
+        ceilings: the highest version of a database that clients are shown, where that is limited. What is
+            above it is left out.
     """
+    ceilings = ceilings or {}
     since = since or Since()
     sizes = store.sizes()
     cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
     selection = BundleSelection()
     for database in sorted(set(databases) or cached | set(since.named)):
-        own = {object_id: size for object_id, size in sizes.items() if object_id.database == database}
+        ceiling = ceilings.get(database)
+        own = {
+            object_id: size
+            for object_id, size in sizes.items()
+            if object_id.database == database and (ceiling is None or object_id.version <= ceiling)
+        }
+        if ceiling is not None and (store.reached_version(database) or 0) > ceiling:
+            selection.remarks.append(
+                f"{database} is exported up to version {ceiling}: newer ones are held back."
+            )
         for stray in _strays(store, own):
             del own[stray]
             if stray.signed in own:
                 selection.remarks.append(f"{stray.file_name} is left out: it belongs to another file.")
-        reached = store.reached_version(database)
+        reached = store.reached_version(database, ceiling)
         if reached is None:
-            selection.remarks.append(f"{database} is left out: no CVD of it is cached.")
+            upto = "" if ceiling is None else f" up to version {ceiling}"
+            selection.remarks.append(f"{database} is left out: no CVD of it{upto} is cached.")
         else:
-            _select_database(selection, own, store.newest_version(database) or reached, reached, since)
+            _select_database(
+                selection, own, store.newest_version(database, ceiling) or reached, reached, since
+            )
             selection.signatures |= _late_signatures(selection, own, since.of(database) or 0)
     return selection
 

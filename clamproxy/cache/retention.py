@@ -30,17 +30,19 @@ def under_ceilings(objects: Collection[ObjectId], ceilings: Mapping[str, int]) -
     """What clients need that are shown no version above a ceiling, and what takes them on afterwards.
 
     That is the newest CVD up to the ceiling, all patches after it, also those above the ceiling, the CLD of
-    the ceiling, and the signatures. A newer base doesn't replace that CVD.
+    the ceiling, and the signatures. A newer base doesn't replace that CVD. The oldest CVD above the ceiling
+    is the next base: with a ceiling that rises behind the releases, the newest ones never stay long enough.
     """
     needed: set[ObjectId] = set()
     for database, ceiling in ceilings.items():
         own = [one for one in objects if one.database == database]
-        cvds = [one.version for one in own if one.kind is Kind.CVD and one.version <= ceiling]
-        base = max(cvds, default=ceiling)
+        cvds = {one.version for one in own if one.kind is Kind.CVD}
+        base = max((version for version in cvds if version <= ceiling), default=ceiling)
+        following = min((version for version in cvds if version > ceiling), default=base)
         for one in own:
             kind = one.signed.kind if one.kind.is_signature else one.kind
             is_patch = kind is Kind.CDIFF and one.version > base
-            if is_patch or one.version == (base if kind is Kind.CVD else ceiling):
+            if is_patch or one.version in ((base, following) if kind is Kind.CVD else (ceiling,)):
                 needed.add(one)
     return needed
 

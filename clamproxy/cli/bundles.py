@@ -37,6 +37,7 @@ from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
+from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits import ceilings_of
 from clamproxy.state import state_directory
 
@@ -64,14 +65,14 @@ def _since(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) ->
 def export(file: str, since: Since, databases: tuple[str, ...], config: str | None) -> None:
     """Write the cached files to FILE, for another gateway.
 
-    FILE is a tar archive for `clamproxy import`; - means the standard output. This works whether the
-    proxy runs or not.
+    FILE is a tar archive for `clamproxy import`; - means the standard output. What is held back here, by
+    `clamproxy hold` or releases.delay, is left out. This works whether the proxy runs or not.
     """
     settings = settings_of(config)
     require_owner(settings.cache.directory)
-    with opened_store(settings.cache.directory) as store, _refusals(file):
+    with opened_store(settings.cache.directory, state=state_directory(settings)) as store, _refusals(file):
         require_known(databases, settings, cached_databases(store))
-        selection = select(store, databases, since)
+        selection = select(store, databases, since, ceilings_of(store, settings.releases, time.time()))
         for remark in selection.remarks:
             tell(remark)
         if not selection.databases:
@@ -99,10 +100,10 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
         _input(file) as stream,
         opened_store(cache.directory, make=True, state=state_directory(settings)) as store,
     ):
+        ceilings = ceilings_of(store, settings.releases, time.time())
         with Bars() as bars:
             manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
         if not allow_older:  # otherwise, the older versions might be dropped at once
-            ceilings = ceilings_of(store, settings.releases, time.time())
             store.collect_garbage(cache.keep_cdiffs, cache.size_limit, ceilings=ceilings)
     _tell_contents("Imported", manifest)
 
@@ -112,6 +113,8 @@ def _refusals(file: str) -> Iterator[None]:
     """Report any failure in one line."""
     try:
         yield
+    except HoldsError as error:
+        fail(str(error))
     except BundleError as error:
         fail(f"{file}: {error}")
     except BrokenPipeError:  # the reader of the standard output has left; click ends quietly

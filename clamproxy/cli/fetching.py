@@ -11,6 +11,7 @@ from clamproxy.cli.common import fail, shown_trouble
 from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import STANDARD_DATABASES, ObjectId
+from clamproxy.releases.holds import HoldsError
 
 if TYPE_CHECKING:
     from clamproxy.service import Service
@@ -55,6 +56,8 @@ def _for_each[T](
     """Fetch things one by one, with progress bars; returns why some aren't available."""
     try:
         return asyncio.run(_fetch_each(settings, things, fetch))
+    except HoldsError as error:
+        fail(str(error))
     except OSError as error:
         fail(shown_trouble(settings.cache.directory, error))
 

@@ -32,7 +32,7 @@ from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_count, shown_time
 from clamproxy.releases import holds
 from clamproxy.releases.holds import Hold, HoldsError
-from clamproxy.releases.limits import Limit, ceilings_of, read_limits
+from clamproxy.releases.limits import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
 from clamproxy.state import state_directory
 from clamproxy.statistics import advertised_versions
@@ -59,6 +59,10 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
     settings = settings_of(config)
     now = time.time()
     with _opened(settings) as store:
+        holds.wait_for_repair(state_directory(settings))
+        problem = hold_problem(store)
+        if problem is not None and (database is None or version is None):
+            fail(problem)
         if database is None:
             _list(read_limits(store, settings.releases, now), now, as_json=as_json)
             return
@@ -72,6 +76,8 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
             former = holds.hold(state_directory(settings), database, new)
         except HoldsError as error:
             fail(str(error))
+        if problem is not None:
+            tell(f"Warning: {problem.partition(';')[0]}; whatever else was held no longer is.")
         instead = f" (it was held at {former.version})" if former is not None else ""
         tell(f"{database} is held at version {chosen} from now on{instead}.")
         _tell_of_newer(settings, database, chosen)
@@ -88,6 +94,7 @@ def release(config: str | None, database: str) -> None:
     settings = settings_of(config)
     directory = state_directory(settings)
     require_owner(directory)
+    holds.wait_for_repair(directory)
     try:
         lifted = holds.release(directory, database, _user(), time.time())
     except HoldsError as error:

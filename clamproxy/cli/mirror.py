@@ -28,6 +28,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
 from clamproxy.readable import shown_count
+from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits import ceilings_of
 from clamproxy.state import state_directory
 
@@ -71,7 +72,7 @@ def mirror(
             ceilings = ceilings_of(store, settings.releases, time.time())
             dns_text = _dns_text(settings, store, wanted, ceilings)
             report = update_mirror(store, directory, wanted, keep, dns_text, ceilings)
-        except MirrorError as error:
+        except (HoldsError, MirrorError) as error:
             fail(str(error))
         except OSError as error:
             fail(shown_error(error))

@@ -202,7 +202,8 @@ class GatewayChecks:
     def _look_at_holds(self) -> Verdict:
         now = time.time()
         if (unreadable := hold_problem(self._opened)) is not None:
-            return problem(unreadable, "hold again what should be held: `clamproxy hold DATABASE VERSION`.")
+            text, _, remedy = unreadable.partition("; ")
+            return problem(text, f"{remedy or 'let the user that the gateway runs as read the file'}.")
         limits = read_limits(self._opened, self._settings.releases, now)
         if not limits:
             return ok("no database is held or delayed")

@@ -19,7 +19,7 @@ from clamproxy.fleet.observer import Holding
 from clamproxy.fleet.story import Story
 from clamproxy.fleet.support import is_end_of_life
 from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, Rows, reading
-from clamproxy.releases.limits import ceilings_of
+from clamproxy.releases.limits import read_limits
 from clamproxy.statistics import advertised_versions
 
 
@@ -106,7 +106,8 @@ def advertised_to_clients(store: Store, settings: Settings) -> dict[str, int]:
     if settings.upstream.offline:
         reached = {name: store.reached_version(name) for name in store.databases()}
         versions = {name: version for name, version in reached.items() if version is not None}
-    ceilings = ceilings_of(store, settings.releases, time.time())
+    limits = read_limits(store, settings.releases, time.time())
+    ceilings = {limit.database: limit.version for limit in limits}
     return {name: min(version, ceilings.get(name, version)) for name, version in versions.items()}
 
 

@@ -36,6 +36,7 @@ from clamproxy.proxy.reloads import Reloads
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
+from clamproxy.releases.holds import HoldsError
 from clamproxy.service import Service, Surroundings
 from clamproxy.supervision import Supervisor
 
@@ -114,7 +115,7 @@ class ClamProxy:
             self._options.place_authority(ctx.options, settings)
             authority = CurrentAuthority(settings.tls.directory)
             service = Service(settings, self._keys, self._surroundings)
-        except (ConfigurationError, AuthorityError, OSError, RuntimeError) as error:
+        except (ConfigurationError, AuthorityError, HoldsError, OSError, RuntimeError) as error:
             _stop_start(error)
             self._listening.hold_back()
         else:
@@ -209,7 +210,7 @@ class ClamProxy:
         )
         await old.flush()  # the new service starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
-        self._replace(old, Service(settings, self._keys, self._surroundings), authority)
+        self._replace(old, Service(settings, self._keys, self._surroundings, old.holds), authority)
         shown = "; ".join(map(str, outcome.changes))
         logger.info("The configuration was reloaded: %s.", shown)
         for remark in outcome.remarks:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from clamproxy.config.settings import LONGEST_DELAY
 from clamproxy.policy import PLAUSIBLE_LEAD
 
 KNOWN_BEFORE = 0.0
 """When the first version that a gateway hears of counts as first seen. Machines may have it already."""
-REMEMBERED = 20
-"""How many versions of a database are remembered with the time when they were first seen."""
+MOST_REMEMBERED = 1000
+"""How many versions of a database are remembered at most: 33 a day within the longest delay."""
+CLOCK_DIFFERENCE = 3600.0
+"""By how many seconds a clock may be set back without having been wrong."""
 
 type FirstSeen = Mapping[int, float]
 """When each version was first seen advertised, in Unix seconds."""
@@ -61,12 +64,29 @@ def newest_released(seen: FirstSeen, delay: float, now: float) -> int | None:
 
 
 def with_version(seen: FirstSeen, version: int, now: float) -> FirstSeen:
-    """What was seen, with a version that is advertised now.
-
-    What is implausibly far above it was an error of DNS, and is forgotten: otherwise it would count as
-    released when its delay is over, and let everything pass.
-    """
-    known = {one: at for one, at in seen.items() if one <= version + PLAUSIBLE_LEAD}
+    """What was seen, with a version that is advertised now, and without what no delay needs any more."""
+    known = dict(seen)
     if version not in known:
         known[version] = now if known else KNOWN_BEFORE
-    return dict(sorted(known.items())[-REMEMBERED:])
+    oldest = newest_released(known, LONGEST_DELAY, now) or 0
+    *others, last = sorted(one for one in known.items() if one[0] >= oldest)
+    # The oldest ones stay: if none had been released, the newest would be shown at once.
+    return dict([*others[: MOST_REMEMBERED - 1], last])
+
+
+def without_errors(seen: FirstSeen, version: int, at_origin: int) -> FirstSeen:
+    """What was seen, without what is implausibly far above what is advertised now: that was an error of DNS.
+
+    It would count as released when its delay is over, and let everything pass.
+
+    Args:
+        version: what DNS says now.
+        at_origin: the version in the origin's own header; 0 if unknown. DNS may be the one that is behind.
+    """
+    highest = max(version, at_origin) + PLAUSIBLE_LEAD
+    return {one: at for one, at in seen.items() if one <= highest}
+
+
+def without_wrong_times(seen: FirstSeen, now: float) -> FirstSeen:
+    """What was seen, where a time in the future, which a wrong clock noted, is replaced by "long ago"."""
+    return {one: KNOWN_BEFORE if at > now + CLOCK_DIFFERENCE else at for one, at in seen.items()}

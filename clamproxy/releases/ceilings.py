@@ -15,8 +15,16 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.notes import Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_span
-from clamproxy.releases.ceiling import Cause, Ceiling, FirstSeen, ceiling, with_version
-from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Change, Hold, Holds, HoldsError, read_holds
+from clamproxy.releases.ceiling import (
+    Cause,
+    Ceiling,
+    FirstSeen,
+    ceiling,
+    with_version,
+    without_errors,
+    without_wrong_times,
+)
+from clamproxy.releases.holds import FILE_NAME, Change, Hold, Holds, HoldsError, read_holds, restore
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -38,6 +46,7 @@ class Ceilings:
         store: tells what can be served under a ceiling.
         directory: the state directory, with the file of holds.
         notes: where the times at which versions were first seen are kept.
+        known: what an earlier object of this process held. It counts if the file is lost.
     """
 
     def __init__(
@@ -47,21 +56,26 @@ class Ceilings:
         directory: Path,
         notes: Notes,
         clock: Clock = time,
+        known: Holds | None = None,
     ) -> None:
-        """Read the holds. Blocks for a moment."""
+        """Read the holds. Blocks for a moment.
+
+        Raises:
+            HoldsError: nobody knows what is held. A bad release may be, so nothing must be served.
+        """
         self._settings = settings
         self._store = store
         self._directory = directory
         self._path = directory / FILE_NAME
         self._notes = notes
         self._clock = clock
-        # A time in the future was noted by a wrong clock: what was seen then has been seen by now.
-        self._seen: dict[str, FirstSeen] = {
-            database: {version: min(at, clock.time()) for version, at in seen.items()}
-            for database, seen in notes.load(parse_seen).items()
-        }
+        self._seen = notes.load(parse_seen)
+        self._correct_times()
         self._mark = self._look()
-        self._holds = self._read(NOTHING_HELD)
+        self._is_lost = False
+        """Whether the file is lost, and couldn't be written anew yet."""
+        self._is_retired = False
+        self._holds = read_holds(directory) if known is None else self._read(known)
         self._delayed: dict[str, tuple[int, int] | None] = {}
         """By database: the version that machines get, and the newest one, which a delay holds back."""
         self._warned_at: dict[str, float] = {}
@@ -72,6 +86,10 @@ class Ceilings:
         for database, one in self._holds.in_force.items():
             logger.warning("%s is held at version %d, %s.", database, one.version, one.explain())
         self._task = asyncio.create_task(self._run(), name="watch holds")
+
+    def retire(self) -> None:
+        """Go on noticing changes, as answers and upkeep may end late, but leave the log to a successor."""
+        self._is_retired = True
 
     def stop(self) -> None:
         if self._task is not None:
@@ -102,21 +120,43 @@ class Ceilings:
             lambda version: self._store.newest_version(database, version) is not None,
         )
 
+    @property
+    def holds(self) -> Holds:
+        """What is held, as far as it has been noticed."""
+        return self._holds
+
     def in_force(self) -> dict[str, int]:
         """The ceilings of all databases that have one for clients in general."""
         databases = {*self._holds.in_force, *self._settings.delay}
         found = {database: self.of(database) for database in databases}
         return {database: version for database, version in found.items() if version is not None}
 
-    def learn(self, database: str, version: int) -> None:
-        """Note that a version is advertised. Quick."""
-        before = self._seen.get(database, {})
-        if version in before and max(before) == version:
-            return
-        seen = with_version(before, version, self._clock.time())
-        if seen != before:
+    def learn(self, database: str, version: int, at_origin: int = 0) -> None:
+        """Note that a version is advertised. Quick.
+
+        Args:
+            at_origin: the version in the origin's header, as far as it is known.
+        """
+        self._note(database, version, without_errors(self._seen.get(database, {}), version, at_origin))
+
+    def sight(self, database: str, version: int) -> None:
+        """Note a version that the origin's header gives, beside DNS. Quick."""
+        self._note(database, version, self._seen.get(database, {}))
+
+    def _note(self, database: str, version: int, known: FirstSeen) -> None:
+        if version not in known:
+            known = with_version(known, version, self._clock.time())
+        self._replace(database, known)
+
+    def _replace(self, database: str, seen: FirstSeen) -> None:
+        if seen != self._seen.get(database, {}):
             self._seen[database] = seen
             self._notes.save(database, {str(one): at for one, at in seen.items()})
+
+    def _correct_times(self) -> None:
+        now = self._clock.time()
+        for database, seen in list(self._seen.items()):
+            self._replace(database, without_wrong_times(seen, now))
 
     # Noticing changes
 
@@ -124,21 +164,23 @@ class Ceilings:
         while True:
             try:
                 await self._notice_holds()
-                self._notice_delays()
-                self._warn_of_forgotten()
+                self._correct_times()
+                if not self._is_retired:
+                    self._notice_delays()
+                    self._warn_of_forgotten()
             except Exception:
                 logger.exception("Looking for holds failed.")
             await asyncio.sleep(LOOK_EVERY)
 
     async def _notice_holds(self) -> None:
-        if (mark := self._look()) == self._mark:
+        if (mark := self._look()) == self._mark and not self._is_lost:
             return
         before = self._holds
         self._mark = mark
         self._holds = await in_thread("clamproxy-holds", lambda: self._read(before))
         known = set(before.changes)
         for change in self._holds.changes:
-            if change not in known:
+            if change not in known and not self._is_retired:
                 _tell_of(change)
 
     def _notice_delays(self) -> None:
@@ -184,16 +226,31 @@ class Ceilings:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _read(self, before: Holds) -> Holds:
-        """The holds in the file. If it can't be read, those in force stay: they are the emergency brake."""
+        """The holds in the file. If it is lost, those in force stay, and it is written anew.
+
+        They are the emergency brake, and commands must know of it, too.
+        """
+        was_lost, self._is_lost = self._is_lost, False
         reason = f"{self._path} has disappeared"
         try:
             found = read_holds(self._directory)
+            if self._mark is not None or not before.in_force:
+                return found
         except HoldsError as error:
-            found, reason = None, str(error)
-        if found is None or (self._mark is None and before.in_force):
-            logger.warning("The holds can't be read, so what was held before stays held: %s.", reason)
+            reason = str(error).partition(";")[0]
+        try:
+            restored = restore(self._directory, before)
+        except HoldsError as error:
+            self._is_lost = True
+            if not was_lost:
+                logger.warning(
+                    "What was held before stays held until the gateway stops: %s, and can't be written: %s.",
+                    reason,
+                    error,
+                )
             return before
-        return found
+        logger.warning("What was held before stays held: %s, and was written anew.", reason)
+        return restored
 
 
 def _tell_of(change: Change) -> None:

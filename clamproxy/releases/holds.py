@@ -1,7 +1,7 @@
 """Holds: the databases that an administrator holds at a version, in a file of the state directory.
 
-`clamproxy hold` and `clamproxy release` write the file, every running gateway reads it. It isn't part of the
-cache, so it survives `clamproxy purge`.
+`clamproxy hold` and `clamproxy release` write the file, every running gateway reads it, and writes it anew if
+it is lost. It isn't part of the cache, so it survives `clamproxy purge`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,14 @@ _KEPT_CHANGES = 100
 _PATIENCE = 5.0
 """Seconds to wait for another command that changes the file; none takes that long."""
 _LONGEST_FILE = 2**20
+_REPAIRED_WITHIN = 2.0
+"""Seconds within which a running gateway, if there is one, has written a damaged file anew."""
+
+
+REPAIR = (
+    "`clamproxy hold DATABASE VERSION` writes a new one with what should be held, "
+    "or delete it if nothing should be"
+)
 
 
 class HoldsError(Exception):
@@ -117,12 +125,12 @@ def read_holds(directory: Path) -> Holds:
     except OSError as error:
         raise HoldsError(f"{path}: {error.strerror or error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise HoldsError(f"{path} is damaged; hold again, or delete it") from error
+        raise HoldsError(f"{path} is damaged; {REPAIR}") from error
     return Holds(held, changes)
 
 
 def hold(directory: Path, database: str, new: Hold) -> Hold | None:
-    """Hold a database at a version from now on. Blocks.
+    """Hold a database at a version from now on. Blocks. A damaged file is replaced by one with this hold.
 
     Returns:
         The hold that this one replaces.
@@ -130,7 +138,8 @@ def hold(directory: Path, database: str, new: Hold) -> Hold | None:
     Raises:
         HoldsError: the file can't be changed.
     """
-    with _changing(directory) as holds:
+    with _changing(directory):
+        holds = _readable(directory)
         former = holds.in_force.get(database)
         change = Change(database, new.since, new.by, new.version, new.why)
         _write(directory, Holds({**holds.in_force, database: new}, (*holds.changes, change)))
@@ -144,9 +153,10 @@ def release(directory: Path, database: str, by: str, now: float) -> Hold | None:
         That hold; None if the database wasn't held.
 
     Raises:
-        HoldsError: the file can't be changed.
+        HoldsError: the file can't be changed, or what is held can't be read.
     """
-    with _changing(directory) as holds:
+    with _changing(directory):
+        holds = read_holds(directory)
         left = dict(holds.in_force)
         lifted = left.pop(database, None)
         if lifted is not None:
@@ -154,9 +164,42 @@ def release(directory: Path, database: str, by: str, now: float) -> Hold | None:
     return lifted
 
 
+def restore(directory: Path, known: Holds) -> Holds:
+    """Write a file anew that was damaged or is gone, unless another process has done so. Blocks.
+
+    Args:
+        known: what it said before.
+
+    Returns:
+        What is held now.
+
+    Raises:
+        HoldsError: the file can't be changed.
+    """
+    with _changing(directory):
+        with suppress(HoldsError):
+            found = read_holds(directory)
+            if (directory / FILE_NAME).exists():
+                return found
+        _write(directory, known)
+    return known
+
+
+def wait_for_repair(directory: Path) -> None:
+    """Wait a moment while the file is damaged: a running gateway knows what was held. Blocks."""
+    deadline = time.monotonic() + _REPAIRED_WITHIN
+    while time.monotonic() < deadline:
+        try:
+            read_holds(directory)
+        except HoldsError:
+            time.sleep(0.05)
+        else:
+            return
+
+
 @contextmanager
-def _changing(directory: Path) -> Iterator[Holds]:
-    """The holds, while no other process can change them."""
+def _changing(directory: Path) -> Iterator[None]:
+    """No other process can change the file inside this context."""
     try:
         with (directory / _LOCK_NAME).open("ab") as lock:
             deadline = time.monotonic() + _PATIENCE
@@ -164,7 +207,7 @@ def _changing(directory: Path) -> Iterator[Holds]:
                 if time.monotonic() > deadline:
                     raise HoldsError(f"{directory}: another command is changing the holds")
                 time.sleep(0.05)
-            yield _readable(directory)
+            yield
     except OSError as error:
         raise HoldsError(f"{error.filename or directory}: {error.strerror or error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import ReleasesSection
 from clamproxy.notes import Notes
 from clamproxy.readable import shown_span, shown_time
-from clamproxy.releases.ceiling import Cause, ceiling, newest_released
+from clamproxy.releases.ceiling import Cause, ceiling, newest_released, without_wrong_times
 from clamproxy.releases.ceilings import TOPIC, parse_seen
 from clamproxy.releases.holds import NOTHING_HELD, Hold, HoldsError, read_holds
 
@@ -62,20 +63,24 @@ class Limit:
 
 
 def read_limits(store: Store, settings: ReleasesSection, now: float) -> list[Limit]:
-    """All limits in force, by database.
+    """All limits in force, by database, for people. What can't be read isn't listed; see `hold_problem`.
 
     Args:
         store: the cache, with its records.
     """
     try:
-        holds = read_holds(store.records.directory).in_force
+        holds = read_holds(store.records.directory)
     except HoldsError:
-        holds = NOTHING_HELD.in_force
+        holds = NOTHING_HELD
+    return _limits(store, settings, now, holds.in_force)
+
+
+def _limits(store: Store, settings: ReleasesSection, now: float, holds: Mapping[str, Hold]) -> list[Limit]:
     seen = Notes(store.records, None, TOPIC, read_only=True).load(parse_seen)
     found = []
     for database in sorted({*holds, *settings.delay}):
         hold, delay = holds.get(database), settings.delay.get(database, 0.0)
-        known = seen.get(database, {})
+        known = without_wrong_times(seen.get(database, {}), now)
 
         def is_servable(version: int, database: str = database) -> bool:
             return store.newest_version(database, version) is not None
@@ -93,8 +98,13 @@ def read_limits(store: Store, settings: ReleasesSection, now: float) -> list[Lim
 
 
 def ceilings_of(store: Store, settings: ReleasesSection, now: float) -> dict[str, int]:
-    """The highest version of each limited database that clients in general are shown."""
-    return {limit.database: limit.version for limit in read_limits(store, settings, now)}
+    """The highest version of each limited database that clients in general are shown.
+
+    Raises:
+        HoldsError: what is held can't be read.
+    """
+    holds = read_holds(store.records.directory).in_force
+    return {limit.database: limit.version for limit in _limits(store, settings, now, holds)}
 
 
 def hold_problem(store: Store) -> str | None:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.2
 """Seconds between checks of all patches of a lineage; each check takes up to half a millisecond."""
+MOST_CEILINGS = 2
+"""How many ceilings of a database are in use at a time: with a hold above a delayed version, canaries have
+another one than all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Lineages:
         self._keys = keys
         self._learn = learn
         self._known: dict[_Key, ProvenLineage] = {}
-        """At most two for each database: the whole lineage, and the one under the latest ceiling."""
+        """For each database, the whole lineage and those under `MOST_CEILINGS` ceilings, latest read last."""
         self._looked_at: dict[_Key, float] = {}
         self._readings = SingleFlight[_Key, ProvenLineage | None]("lineage of")
 
@@ -142,14 +145,13 @@ class Lineages:
     async def _read_in_thread(self, key: _Key, known: ProvenLineage | None) -> ProvenLineage | None:
         name = f"clamproxy-lineage-{key.database}"
         result = await in_thread(name, lambda: self._read_and_leave(key, known))
-        if key.ceiling is not None:
-            for other in [one for one in self._known if one.database == key.database and one.ceiling]:
-                del self._known[other]
-                self._looked_at.pop(other, None)
-        if result is None:
-            self._known.pop(key, None)
-        else:
+        self._known.pop(key, None)
+        if result is not None:
             self._known[key] = result
+        limited = [one for one in self._known if one.database == key.database and one.ceiling is not None]
+        for former in limited[:-MOST_CEILINGS]:
+            del self._known[former]
+            self._looked_at.pop(former, None)
         return result
 
     def _read_and_leave(self, key: _Key, known: ProvenLineage | None) -> ProvenLineage | None:

@@ -7,10 +7,12 @@ import re
 from dataclasses import replace
 from functools import partial
 
+from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Delta
 from clamproxy.dates import parse_http_date
 from clamproxy.downloads import FileSource
+from clamproxy.formats.header import CvdHeader
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import FailureKind
@@ -18,7 +20,7 @@ from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.header_probes import HeaderProbes, ProbedHeader
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
-from clamproxy.policy import Choice, choose
+from clamproxy.policy import Choice, choose, shown_last_modified
 from clamproxy.releases.builder import BuildError, CldBuilder
 from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.lineage import ProvenLineage
@@ -215,11 +217,9 @@ class WholeDatabases:
         if _is_for_new_client(request):
             self._first_runs.note(request, found[0])
             return None
-        if (
-            request.method != "GET"
-            or "Range" in request.headers
-            or not self._first_runs.take(request, found[0])
-        ):
+        if request.method != "GET" or "Range" in request.headers or not _has(request, found[1]):
+            return None
+        if not self._first_runs.take(request, found[0]):
             return None
         published = self._store.open(found[0])
         if published is None:
@@ -352,6 +352,18 @@ def _is_for_new_client(request: Request) -> bool:
         and "If-None-Match" not in headers
         and is_freshclam(request)
     )
+
+
+def _has(request: Request, metadata: Metadata) -> bool:
+    """Whether the client's condition says that it has just this CVD.
+
+    Another machine behind the same address may have a newer one, which freshclam would replace.
+    """
+    since = parse_http_date(request.headers.get("If-Modified-Since"))
+    if since is None or metadata.header is None:
+        return False
+    stime = CvdHeader.parse(metadata.header.encode("ascii")).stime
+    return since in (stime, shown_last_modified(metadata.last_modified, stime))
 
 
 def _may_go_back(request: Request) -> bool:

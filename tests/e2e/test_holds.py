@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from clamproxy.objects import STANDARD_DATABASES
+from clamproxy.releases.holds import FILE_NAME
+from tests.support.disk import open_disk
 from tests.support.dns_server import free_address, open_dns
 from tests.support.freshclam import OK, Freshclam, Outcome
 from tests.support.gateway import Gateway, Way
@@ -27,6 +29,7 @@ from tests.support.site import (
     build_time,
     eventually,
     http_date,
+    open_site,
     resolver_of,
     settings_for,
     signed,
@@ -209,6 +212,23 @@ def test_answers(tmp_path: Path, express: bool) -> None:
         site.close()
 
 
+def test_a_newer_machine_behind_the_same_address_stays(tmp_path: Path) -> None:
+    """Only the machine that was just given the held CVD is given it again; libcurl takes any older one."""
+    site = open_holding(tmp_path, HELD)
+    try:
+        assert site.gateway.ask("/test.cvd").status == 200
+        for since, status in {build_time(HELD + 1): 304, build_time(HELD) - 1: 200}.items():
+            answer = site.gateway.ask("/test.cvd", if_modified_since=http_date(since))
+            assert (answer.status, answer.headers.get("last-modified") is None) == (status, False), since
+        again = [site.gateway.ask("/test.cvd", if_modified_since=http_date(build_time(HELD))) for _ in "ab"]
+        assert [(one.status, one.headers.get("last-modified") is None) for one in again] == [
+            (200, True),
+            (304, False),
+        ]
+    finally:
+        site.close()
+
+
 def kept(gateway: Gateway) -> set[int]:
     """The versions of the cached CVDs."""
     return {int(version) for version in re.findall(r"^test +cvd +(\d+) ", gateway.tool("ls").stdout, re.M)}
@@ -282,6 +302,70 @@ def test_the_command(tmp_path: Path) -> None:
         assert "nothing is held" in tool("hold").stderr
     finally:
         site.close()
+
+
+def test_a_file_of_holds_that_is_lost(tmp_path: Path) -> None:
+    """A running gateway writes it anew. Without one, nobody guesses what is held; one command repairs it."""
+    site = open_holding(tmp_path, 3)
+    try:
+        gateway = site.gateway
+        tool, file = gateway.tool, gateway.directory / "cache-state" / FILE_NAME
+        losses: list[Callable[[Path], object]] = [Path.unlink, damage]
+        for number, lose in enumerate(losses, 2):
+            lose(file)
+            # An unrelated change at the same time hands on what is held.
+            gateway.settings["versions"]["refresh"] = f"{number}s"
+            gateway.config.write_text(yaml.safe_dump(gateway.settings))
+            assert "was reloaded" in tool("reload").stdout
+            assert eventually(lambda: "held at version 4" in tool("hold").stdout), gateway.log
+            assert shown(gateway) == HELD
+        gateway.stop()
+        damage(file)
+        with pytest.raises(
+            RuntimeError, match="is damaged; `clamproxy hold DATABASE VERSION` writes a new one"
+        ):
+            gateway.start()
+        bundle, mirror = str(tmp_path / "bundle"), str(tmp_path / "mirror")
+        for command in (
+            ("hold",),
+            ("hold", "test"),
+            ("release", "test"),
+            ("mirror", mirror, "--database", "test"),
+            ("mirror", mirror, "--database", "test", "--cached-only"),
+            ("export", bundle),
+            ("import", "-"),
+        ):
+            refused = tool(*command)
+            assert (refused.returncode, refused.stdout) == (1, ""), refused
+            assert (refused.stderr.count("\n"), "is damaged" in refused.stderr) == (1, True), refused
+        assert "whatever else was held no longer is" in tool("hold", "test", "4").stderr
+        gateway.start()
+        assert shown(gateway) == HELD
+        exported = tool("export", bundle).stderr
+        assert "test is exported up to version 4: newer ones are held back." in exported
+    finally:
+        site.close()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The way out that docs/releases.md tells: the brake can be pulled all the same."""
+    with open_disk(tmp_path / "disk") as disk:
+        site = open_site(tmp_path, delta=ROOMY, cache={"directory": str(disk.path / "cache")})
+        try:
+            hold(site, 3)
+            disk.fill()
+            refused = site.gateway.tool("hold", "test", "4")
+            assert (refused.returncode, "No space left on device" in refused.stderr) == (1, True), refused
+            assert shown(site.gateway) == NEWEST
+            assert site.gateway.tool("purge", "--yes", "--kind", "sign").returncode == 0
+            assert site.gateway.tool("hold", "test", "4").returncode == 0
+            assert eventually(lambda: shown(site.gateway) == HELD), site.gateway.log
+        finally:
+            site.close()
+
+
+def damage(file: Path) -> None:
+    file.write_text("{")
 
 
 def test_a_delay_and_its_canaries(make_site: MakeSite) -> None:

@@ -97,6 +97,22 @@ def test_a_whole_cvd_where_the_patches_have_a_gap(store: Store, fill: Fill, gap:
     assert cvd(5) in selection.databases["daily"].sizes
 
 
+def test_what_is_held_back_stays_here(store: Store, fill: Fill) -> None:
+    fill(store, 4)
+    fill(store, 7, range(5, 10))
+    fill(store, 62, database="main")
+    selection = select(store, ceilings={"daily": 5, "main": 61})
+    (part,) = selection.databases.values()
+    assert (part.version, part.base, max(one.version for one in part.sizes)) == (5, 4, 5)
+    assert selection.remarks == [
+        "daily is exported up to version 5: newer ones are held back.",
+        "main is exported up to version 61: newer ones are held back.",
+        "main is left out: no CVD of it up to version 61 is cached.",
+    ]
+    part = select(store, ["daily"], Since.parse(["4"]), {"daily": 5}).databases["daily"]
+    assert [one.file_name for one in part.sizes if not one.kind.is_signature] == ["daily-5.cdiff"]
+
+
 def test_what_is_left_out_is_named(store: Store, fill: Fill) -> None:
     fill(store, 5, range(6, 8))
     fill(store, 3, database="main")

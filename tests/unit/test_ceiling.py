@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clamproxy.config.settings import LONGEST_DELAY
 from clamproxy.policy import PLAUSIBLE_LEAD, Choice, Known, choose, must_probe
 from clamproxy.releases.ceiling import (
     KNOWN_BEFORE,
-    REMEMBERED,
+    MOST_REMEMBERED,
     Cause,
     Ceiling,
     FirstSeen,
     ceiling,
     newest_released,
     with_version,
+    without_errors,
 )
 
 NOW, HOUR = 1_790_000_000.0, 3600.0
@@ -55,14 +59,53 @@ def test_ceiling(
     [
         pytest.param({}, 100, {100: KNOWN_BEFORE}, id="the first one is a start, not a release"),
         pytest.param({100: 1.0}, 101, {100: 1.0, 101: NOW}, id="a release"),
-        pytest.param({100: 1.0, 101: 2.0}, 101, {100: 1.0, 101: 2.0}, id="known"),
-        pytest.param({100: 1.0, 102: 2.0}, 101, {100: 1.0, 101: NOW, 102: 2.0}, id="a name server lags"),
-        pytest.param({100: 1.0, 900: 2.0}, 101, {100: 1.0, 101: NOW}, id="an error of DNS is forgotten"),
-        pytest.param({900: 2.0}, 101, {101: KNOWN_BEFORE}, id="even if it was the first"),
+        pytest.param({100: 1.0, 101: NOW}, 101, {100: 1.0, 101: NOW}, id="known"),
+        pytest.param({100: 1.0, 102: NOW}, 101, {100: 1.0, 101: NOW, 102: NOW}, id="a name server lags"),
+        pytest.param({100: 1.0, 101: 2.0}, 102, {101: 2.0, 102: NOW}, id="released long ago"),
+        pytest.param({100: 1.0, 900: NOW}, 101, {100: 1.0, 101: NOW, 900: NOW}, id="far below"),
     ],
 )
 def test_with_version(seen: FirstSeen, version: int, expected: FirstSeen) -> None:
     assert with_version(seen, version, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "version", "at_origin", "expected"),
+    [
+        pytest.param({100: 1.0, 900: 2.0}, 101, 0, {100: 1.0}, id="an error of DNS is forgotten"),
+        pytest.param({900: 2.0}, 101, 0, {}, id="even if it was the first"),
+        pytest.param({100: 1.0, 105: 2.0}, 101, 0, {100: 1.0, 105: 2.0}, id="a name server lags"),
+        pytest.param(
+            {100: 1.0, 107: 2.0}, 100, 107, {100: 1.0, 107: 2.0}, id="DNS is stuck, the origin isn't"
+        ),
+        pytest.param({100: 1.0, 900: 2.0}, 107, 100, {100: 1.0}, id="the origin lags"),
+    ],
+)
+def test_without_errors(seen: FirstSeen, version: int, at_origin: int, expected: FirstSeen) -> None:
+    assert without_errors(seen, version, at_origin) == expected
+
+
+@pytest.mark.parametrize(
+    ("delay", "a_day", "coarse"),
+    [
+        pytest.param(4 * HOUR, 1, 0, id="less than a day"),
+        pytest.param(24 * HOUR, 24, 0, id="each hour"),
+        pytest.param(21 * 24 * HOUR, 1, 0, id="three weeks"),
+        pytest.param(LONGEST_DELAY, 1, 0, id="a month"),
+        pytest.param(LONGEST_DELAY, 50, 501, id="more than are remembered"),
+    ],
+)
+def test_a_delay_covers_any_number_of_releases(delay: float, a_day: int, coarse: int) -> None:
+    seen: FirstSeen = {}
+    pause = 24 * HOUR / a_day
+    within = math.ceil(delay / pause)
+    for number in range(65 * a_day):
+        now = NOW + number * pause
+        seen = with_version(seen, 100 + number, now)
+        released = newest_released(seen, delay, now)
+        assert released is not None
+        assert 0 <= 100 + max(0, number - within) - released <= coarse
+        assert len(seen) <= min(MOST_REMEMBERED, 2 + LONGEST_DELAY / pause)
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.floats(0, 10)), max_size=60), st.floats(0.1, 50))
@@ -73,8 +116,8 @@ def test_a_delay_only_ever_rises(releases: list[tuple[int, float]], delay: float
     for version, pause in releases:
         now += pause
         newest = max(newest, version) if version + PLAUSIBLE_LEAD >= newest else newest
-        seen = with_version(seen, newest, now)
-        assert len(seen) <= REMEMBERED
+        seen = with_version(without_errors(seen, newest, 0), newest, now)
+        assert len(seen) <= MOST_REMEMBERED
         released = newest_released(seen, delay, now)
         assert released is None or released >= shown
         shown = released or shown

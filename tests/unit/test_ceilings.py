@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,9 +15,9 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import ReleasesSection
 from clamproxy.notes import Notes
 from clamproxy.releases import holds
-from clamproxy.releases.ceilings import TOPIC, Ceilings
-from clamproxy.releases.holds import FILE_NAME, Hold
-from clamproxy.releases.limits import read_limits
+from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
+from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
+from clamproxy.releases.limits import Limit, read_limits
 from tests.support.clock import Clock
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import put_cvd, until
@@ -32,9 +33,17 @@ class Around:
         self.store, self.directory, self.clock = store, store.records.directory, Clock()
 
     def make(self, **releases: Any) -> Ceilings:
+        return self.make_after(None, **releases)
+
+    def make_after(self, known: Holds | None, **releases: Any) -> Ceilings:
+        """The same after a reload, with what was held before."""
         settings = ReleasesSection.model_validate(releases)
         notes = Notes(self.store.records, None, TOPIC)
-        return Ceilings(settings, self.store, self.directory, notes, self.clock)
+        return Ceilings(settings, self.store, self.directory, notes, self.clock, known)
+
+    def limits(self, **releases: Any) -> list[Limit]:
+        """The same as commands and pages see it."""
+        return read_limits(self.store, ReleasesSection.model_validate(releases), self.clock.now)
 
 
 @pytest.fixture
@@ -82,8 +91,61 @@ async def test_a_hold_outlives_its_file(
         loss(around.directory / FILE_NAME)
         await until(lambda: any("stays held" in message for message in caplog.messages))
         assert ceilings.of("daily") == 5
+        # Commands must know of it, too.
+        await until((around.directory / FILE_NAME).exists)
+        assert holds.read_holds(around.directory) == ceilings.holds
         holds.hold(around.directory, "daily", Hold(4, around.clock.now, "alice"))
         await until(lambda: ceilings.of("daily") == 4)
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, damage])
+async def test_a_reload_hands_the_holds_on(around: Around, loss: Callable[[Path], object]) -> None:
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    former = around.make()
+    loss(around.directory / FILE_NAME)
+    assert around.make_after(former.holds).of("daily") == 5
+    assert around.make().of("daily") == 5
+
+
+async def test_a_file_that_cannot_be_written_anew_yet(
+    around: Around, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    ceilings = around.make()
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(ceilings):
+        with monkeypatch.context() as full:
+            full.setattr(holds, "replacing", fails)
+            damage(around.directory / FILE_NAME)
+            await until(lambda: any("can't be written: " in message for message in caplog.messages))
+            await asyncio.sleep(2 * LOOK_EVERY)
+            assert ceilings.of("daily") == 5
+        await until(lambda: any("was written anew" in message for message in caplog.messages))
+    assert sum("can't be written: " in message for message in caplog.messages) == 1
+    assert around.make().of("daily") == 5
+
+
+async def test_a_start_without_knowing_what_is_held(around: Around) -> None:
+    damage(around.directory / FILE_NAME)
+    with pytest.raises(HoldsError, match="is damaged; `clamproxy hold DATABASE VERSION` writes"):
+        around.make()
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    assert around.make().of("daily") == 5
+
+
+async def test_after_a_reload_only_the_successor_tells(
+    around: Around, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What began under the earlier configuration sees a new hold all the same."""
+    former, successor = around.make(), around.make()
+    async with running(former), running(successor):
+        former.retire()
+        holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+        await until(lambda: former.of("daily") == successor.of("daily") == 5)
+    assert caplog.messages == ["daily is held at version 5, by alice."]
 
 
 async def test_a_forgotten_hold_is_told_once_a_day(around: Around, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,7 +180,7 @@ async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None
         assert ceilings.in_force() == {"daily": 3}
         message = "daily version 4 is held back for 4 h (releases.delay): machines get 3."
         await until(lambda: message in caplog.messages)
-        (limit,) = read_limits(around.store, ReleasesSection.model_validate(delay), around.clock.now)
+        (limit,) = around.limits(**delay)
         assert (limit.version, limit.until, limit.hold) == (3, around.clock.now + 4 * HOUR, None)
         around.clock.now += 4 * HOUR - 1
         assert ceilings.of("daily") == 3
@@ -127,7 +189,7 @@ async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None
         around.clock.now += 1
         assert ceilings.of("daily") == around.make(**delay).of("daily") == 4
         await until(lambda: any("Machines get daily version 4 from now on" in one for one in caplog.messages))
-    assert read_limits(around.store, ReleasesSection.model_validate(delay), around.clock.now) == []
+    assert around.limits(**delay) == []
 
 
 async def test_a_first_start_with_a_delay_hides_nothing(around: Around) -> None:
@@ -139,14 +201,46 @@ async def test_a_first_start_with_a_delay_hides_nothing(around: Around) -> None:
     assert ceilings.of("main") is None, "nothing of it is cached"
 
 
-async def test_a_clock_that_was_ahead(around: Around) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_was_ahead(around: Around, restarts: bool) -> None:
+    """What was seen in a far future counts as released, and stays so: it was shown before the correction."""
     delay = {"delay": {"daily": "4h"}}
     ceilings = around.make(**delay)
     ceilings.learn("daily", 3)
     around.clock.now += 365 * 86400
     ceilings.learn("daily", 4)
     around.clock.now -= 365 * 86400
-    ceilings = around.make(**delay)
-    assert ceilings.of("daily") == 3
-    around.clock.now += 4 * HOUR
+    (limits, ceilings) = (around.limits(**delay), around.make(**delay) if restarts else ceilings)
+    async with running(ceilings):
+        await until(lambda: ceilings.of("daily") == 4)
+    assert limits == []
+    ceilings.learn("daily", 5)
     assert ceilings.of("daily") == 4
+    around.clock.now += 4 * HOUR
+    assert ceilings.of("daily") == 5
+
+
+async def test_a_clock_that_is_set_back_a_little_releases_nothing(around: Around) -> None:
+    delay = {"delay": {"daily": "4h"}}
+    ceilings = around.make(**delay)
+    ceilings.learn("daily", 3)
+    ceilings.learn("daily", 4)
+    around.clock.now -= 5
+    assert ceilings.of("daily") == around.make(**delay).of("daily") == 3
+
+
+async def test_name_servers_that_are_stuck_hide_nothing_for_longer(around: Around) -> None:
+    ceilings = around.make(delay={"daily": "4h"})
+    ceilings.learn("daily", 3)
+    for _ in range(5):
+        ceilings.sight("daily", 10)
+        ceilings.learn("daily", 3, 10)
+        around.clock.now += HOUR
+    assert ceilings.of("daily") == 10
+    # Nor does a server of the origin that lags.
+    ceilings.learn("daily", 20, 10)
+    for _ in range(5):
+        ceilings.sight("daily", 10)
+        ceilings.learn("daily", 20, 10)
+        around.clock.now += HOUR
+    assert ceilings.of("daily") == 20

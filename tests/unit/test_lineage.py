@@ -75,6 +75,27 @@ async def test_each_proven_header_is_told_of_once(store: Store) -> None:
     assert [header for _, header in learned[1:]] == headers
 
 
+async def test_the_ceilings_in_use_are_read_once(store: Store) -> None:
+    """Canaries and other machines may have different ones, and come by turns."""
+    readings: list[int] = []
+    lineages = Lineages(store, forge_keys().trusted, lambda _, header: readings.append(header.version))
+    hold(store, 1, [2, 3, 4])
+
+    async def ask(*ceilings: int | None) -> int:
+        """How often the base was read for clients with these ceilings."""
+        readings.clear()
+        for ceiling in ceilings:
+            proven = await lineages.get("daily", ceiling)
+            assert proven is not None
+            assert proven.lineage.reached == (ceiling or 4)
+        return readings.count(1)
+
+    assert await ask(None, 2, 3) == 3
+    assert await ask(2, 3, None, 2, 3) == 0
+    assert await ask(4, 3, 4) == 1, "a new one takes the place of the oldest"
+    assert await ask(2) == 1
+
+
 async def test_without_a_cvd_there_is_no_lineage(store: Store, lineages: Lineages) -> None:
     hold(store, None, [2, 3])
     assert await lineages.get("daily") is None

@@ -210,16 +210,34 @@ def test_signatures_alone_fit_the_limit() -> None:
 
 @pytest.mark.parametrize("keep", [0, 2])
 def test_what_a_held_version_needs_stays(keep: int) -> None:
-    """Its base with the patches and their signatures, and the patches after it, whatever else is dropped."""
-    cvds = [ObjectId("daily", version, Kind.CVD) for version in (90, 105, 110)]
+    """Its base with the patches and signatures, what comes after it, and the base that comes next."""
+    cvds = [ObjectId("daily", version, Kind.CVD) for version in (90, 105, 108, 110)]
     patches = [ObjectId("daily", version, Kind.CDIFF) for version in range(85, 111)]
     clds = [ObjectId("daily", version, Kind.CLD) for version in (100, 106, 107)]
     objects = {*cvds, *patches, *clds, *(one.signature for one in (*cvds, *patches))}
     needed = under_ceilings(objects, {"daily": 100, "main": 1})
     base, later = cvds[0], patches[6:]
-    assert needed == {base, base.signature, clds[0], *later, *(one.signature for one in later)}
+    bases = {base, base.signature, cvds[1], cvds[1].signature}
+    assert needed == {*bases, clds[0], *later, *(one.signature for one in later)}
     sizes = dict.fromkeys(objects, 10)
     assert not needed & set(to_drop(sizes, keep, 1000, needed))
     assert not needed & set(to_drop(sizes, keep, 1, needed))
     # Once it is released, the base is one too many.
     assert base in to_drop(sizes, keep, 10_000, ())
+
+
+@pytest.mark.parametrize("delayed_by", [1, 2, 3, 7, 30])
+def test_the_base_follows_a_ceiling_that_rises(delayed_by: int) -> None:
+    """If the CVD of each release is cached, a delay that covers many of them keeps few, none for good."""
+    sizes = {ObjectId("daily", 100, Kind.CVD): 1000}
+    for version in range(101, 300):
+        sizes[ObjectId("daily", version, Kind.CDIFF)] = 1
+        sizes[ObjectId("daily", version, Kind.CVD)] = 1000
+        ceiling = max(100, version - delayed_by)
+        for gone in to_drop(sizes, 10, 10**6, under_ceilings(sizes, {"daily": ceiling})):
+            del sizes[gone]
+        cvds = sorted(one.version for one in sizes if one.kind is Kind.CVD)
+        base = max(one for one in cvds if one <= ceiling)
+        assert ceiling - base <= delayed_by
+        assert len(cvds) <= 4
+        assert len(sizes) - len(cvds) <= max(10, 2 * delayed_by)
