@@ -41,6 +41,7 @@ def files(config: str | None, as_json: bool) -> None:
     trouble, found = "", dict[str, Found]()
     try:
         found = {file.name: file for file in find_files(directory)}
+        trouble = "" if found else catalog.trouble
     except FileNotFoundError:
         trouble = catalog.trouble or f"{directory} doesn't exist yet"
     except OSError as error:

@@ -69,17 +69,9 @@ class ClientRequest(Request):
         return self.caller.address
 
     @property
-    def is_for_gateway(self) -> bool:
-        """Whether it is for the gateway itself, which clients may also reach through their http_proxy."""
-        caller = self.caller
-        return (
-            caller.is_reverse or self.port == caller.own_port or not (self.scheme or self.method == "CONNECT")
-        )
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether the client takes the gateway for the server rather than its proxy."""
-        return self.method != "CONNECT" and self.is_for_gateway
+    def asks_for_host(self) -> bool:
+        """Whether the client has named a host, taking the gateway for its proxy."""
+        return not self.caller.is_reverse and bool(self.scheme or self.method == "CONNECT")
 
     @property
     def content_length(self) -> int:

@@ -202,7 +202,7 @@ class Front:
 
     async def _response(self, request: ClientRequest, destination: Destination, service: Service) -> Response:
         if not (_is_open(request, destination, service) or await self._admits(request)):
-            return self._unknown(is_proxy=not request.is_direct)
+            return self._unknown(is_proxy=not self._is_direct(request))
         if destination in _FOR_READING:
             if (refusal := refusals.unfit(request, service.pseudonym)) is not None:
                 return refusal
@@ -235,13 +235,16 @@ class Front:
             return False
         # freshclam sends a proxy's password only with CONNECT, not inside the tunnel
         # (docs/protocol.md 9.1, A6).
-        field = "Authorization" if request.is_direct else "Proxy-Authorization"
+        field = "Authorization" if self._is_direct(request) else "Proxy-Authorization"
         # Content of any size stays in memory in the meantime, so a request with a lot must not queue.
         is_large = request.content_length > LARGEST_CONTENT
         known = await users.admit(request.headers.get(field), at_once=is_large)
         if known and request.method == "CONNECT":
             request.caller.known_to = users
         return known
+
+    def _is_direct(self, request: ClientRequest) -> bool:
+        return self.routing is not None and self.routing.is_direct(request)
 
     def _certifies_inside(self, request: ClientRequest, routing: Routing) -> bool:
         """Whether a client may present its certificate inside the tunnel that it asks for.

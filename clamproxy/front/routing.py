@@ -45,7 +45,7 @@ class Routing:
         absolute form and tunnels ask for a host.
         """
         own = _own_destination(request.path)
-        if request.is_for_gateway:
+        if self.is_for_gateway(request):
             return own
         if self.settings.serving.is_clamav_host(request.host):
             return own if self._is_own_name(request.host) else Destination.DATABASES
@@ -54,6 +54,19 @@ class Routing:
         if self.passes_through(request.host, is_reverse=request.caller.is_reverse):
             return Destination.PASSED
         return own if self._is_own_name(request.host) else Destination.NOBODY
+
+    def is_for_gateway(self, request: ClientRequest) -> bool:
+        """Whether a request is for the gateway itself, which clients may also reach through their http_proxy.
+
+        On the gateway's own port, any host that is asked for counts as a name of the gateway, except those
+        that the configuration names as others.
+        """
+        is_own_port = request.port == request.caller.own_port
+        return not request.asks_for_host or (is_own_port and not self._is_named_as_other(request))
+
+    def is_direct(self, request: ClientRequest) -> bool:
+        """Whether the client takes the gateway for the server rather than its proxy."""
+        return request.method != "CONNECT" and self.is_for_gateway(request)
 
     def admits_tunnel(self, request: ClientRequest) -> bool:
         """Whether a CONNECT is answered with 200."""
@@ -80,6 +93,17 @@ class Routing:
         if host.lower() == settings.status.host:
             return False
         return settings.serving.passes_through(host) and not settings.upstream.offline
+
+    def _is_named_as_other(self, request: ClientRequest) -> bool:
+        """Whether the host is a feed's or in `serving.pass_through`, and is not this machine.
+
+        A pattern in `serving.pass_through` doesn't count: it may cover names of the gateway, too.
+        """
+        settings, host = self.settings, normal_host(request.host)
+        if not (settings.feeds.covers(host) or host in settings.serving.pass_through):
+            return False
+        is_this = host in ("localhost", request.caller.own_address) or self._is_own_name(host)
+        return not (is_this or settings.serving.is_clamav_host(host))
 
     def _is_own_name(self, host: str) -> bool:
         return normal_host(host) in own_names(self.settings)

@@ -302,8 +302,8 @@ class LaneConnection(Prompt):
         if routing is None:
             return False
         if request.method == "CONNECT":
-            if request.port == request.caller.own_port:  # the gateway itself, for files of the site
-                return not request.caller.is_reverse
+            if request.port == request.caller.own_port and routing.is_for_gateway(request):
+                return not request.caller.is_reverse  # for files of the site
             return request.port in TUNNEL_PORTS and routing.settings.serving.is_clamav_host(request.host)
         return self._tunnel is not None or routing.destination(request) in _SERVED
 

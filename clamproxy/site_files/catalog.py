@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -18,6 +19,10 @@ COPIES = "published"
 """The directory of the published copies, beside the catalog."""
 MOST_REMEMBERED = 1000
 """Withdrawn names whose date is kept."""
+_LATEST = 253402300800
+"""The year 10000, in Unix seconds: no later date can be written."""
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What is raised by JSON that is none, or says something else than expected."""
 
 type Identity = tuple[int, int, int]
 """Tells whether a file was written again: inode, size in bytes, modification time in nanoseconds."""
@@ -49,6 +54,26 @@ class Edition:
     def copy_name(self, name: str) -> str:
         """The name of the published copy, by which other contents of the file never go."""
         return f"{self.sha256[:32]}-{name}"
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            ArithmeticError, LookupError, TypeError, ValueError: it isn't.
+        """
+        checked_by = value["checked_by"]
+        edition = cls(
+            str(value["sha256"]),
+            int(value["size"]),
+            int(value["published_at"]),
+            None if checked_by is None else str(checked_by),
+        )
+        # The digest becomes part of a path.
+        is_digest = len(edition.sha256) == 64 and set(edition.sha256) <= set("0123456789abcdef")
+        if not (is_digest and edition.size > 0 and 0 < edition.published_at < _LATEST):
+            raise ValueError("no edition")
+        return edition
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +110,7 @@ class SiteFile:
         """The inverse of `saved`.
 
         Raises:
-            ValueError, TypeError, KeyError: it isn't.
+            ArithmeticError, AttributeError, LookupError, TypeError, ValueError: it isn't.
         """
         served, source = value["served"], value["source"]
         file = cls(
@@ -93,15 +118,13 @@ class SiteFile:
             State(value["state"]),
             float(value["since"]),
             str(value["reason"]),
-            None if served is None else Edition(**served),
+            None if served is None else Edition.parse(served),
             None if source is None else (int(source[0]), int(source[1]), int(source[2])),
         )
-        edition = file.served
-        if edition is not None:
-            # The digest becomes part of a path.
-            is_digest = len(edition.sha256) == 64 and set(edition.sha256) <= set("0123456789abcdef")
-            if not (is_name(file.name) and is_digest and edition.size > 0 and edition.published_at > 0):
-                raise ValueError("no published file")
+        if not (math.isfinite(file.since) and abs(file.since) < _LATEST):
+            raise ValueError("no date")
+        if file.served is not None and not is_name(file.name):
+            raise ValueError("no published file")
         return file
 
 
@@ -176,17 +199,17 @@ class Catalog:
         """
         try:
             values = json.loads((directory / FILE_NAME).read_bytes())
-            entries, withdrawn, trouble = values["files"], values["withdrawn"], str(values["trouble"])
+            entries, withdrawn, trouble = list(values["files"]), values["withdrawn"], str(values["trouble"])
             dates = {str(name): int(at) for name, at in withdrawn.items()}
         except FileNotFoundError:
             return cls()
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except _DAMAGED:
             return cls()
         files = {}
         for entry in entries:
             try:
                 file = SiteFile.parse(entry)
-            except (KeyError, TypeError, ValueError, IndexError):
+            except _DAMAGED:
                 continue
             files[file.name] = file
         return cls(files, dates, trouble)

@@ -24,11 +24,17 @@ LONGEST_REASON = 300
 """Characters."""
 _LEAST_PRIORITY = "19"
 _MOST_OUTPUT = 64 * 1024
-"""Bytes of a program's output that are read."""
+"""Bytes that are kept of the beginning of a program's output, and of its end."""
 _ERROR = re.compile(r"LibClamAV Error: (.*)")
 _REPEATS = ("Can't load ", "cli_loaddbdir: ")
 """How messages begin that only repeat that there was an error."""
 _RULES = re.compile(r"failed to parse or load (\d+) yara rules .*successfully loaded (\d+) rules")
+_EXHAUSTED = re.compile(
+    r"^(?:LibClamAV (?:Error|Warning)|ERROR): (.*(?:allocate memory|No space left|Disk quota"
+    r"|Too many open files|Input/output error|Can't create temporary|Can't write to file).*)",
+    re.MULTILINE,
+)
+"""What clamscan says if this machine lacks something, often along with ``Malformed database``."""
 _UNUSABLE = re.compile(r"unknown extension|No hash signatures extracted")
 
 
@@ -83,6 +89,8 @@ def verdict_of(code: int, output: str) -> Verdict:
     Raises:
         CheckError: it has failed for another reason.
     """
+    if exhausted := _EXHAUSTED.search(output):
+        raise CheckError(f"clamscan failed: {_line(exhausted[1])}")
     errors = _ERROR.findall(output)
     rules = _RULES.search(output)
     unusable = next((line for line in output.splitlines() if _UNUSABLE.search(line)), None)
@@ -140,7 +148,7 @@ async def _run(command: list[str]) -> tuple[int, str]:
     assert process.stdout is not None  # noqa: S101
     try:
         async with asyncio.timeout(TIMEOUT):
-            output = await _head_of(process.stdout)
+            output = await _ends_of(process.stdout)
             code = await process.wait()
     except TimeoutError:
         raise CheckError(f"clamscan didn't end within {TIMEOUT:.0f} s") from None
@@ -152,12 +160,15 @@ async def _run(command: list[str]) -> tuple[int, str]:
     return code, output.decode("utf-8", "replace")
 
 
-async def _head_of(stream: asyncio.StreamReader) -> bytes:
-    """Read everything, and keep the beginning."""
-    kept = b""
+async def _ends_of(stream: asyncio.StreamReader) -> bytes:
+    """Read everything, and keep the beginning and the end, where clamscan sums up."""
+    head, tail, is_cut = b"", b"", False
     while piece := await stream.read(_MOST_OUTPUT):
-        kept += piece[: _MOST_OUTPUT - len(kept)]
-    return kept
+        room = _MOST_OUTPUT - len(head)
+        head, tail = head + piece[:room], tail + piece[room:]
+        is_cut |= len(tail) > _MOST_OUTPUT
+        tail = tail[-_MOST_OUTPUT:]
+    return head + (b"\n" if is_cut else b"") + tail
 
 
 def _line(text: str) -> str:

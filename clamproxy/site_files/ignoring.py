@@ -14,7 +14,7 @@ import pwd
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ class IgnoreList:
         Raises:
             OSError: the file can't be read.
         """
-        lines = (line.strip() for line in self._text().splitlines())
-        return [_name_of(line) for line in lines if line and not line.startswith("#")]
+        names = (_name_of(line) for line in self._lines())
+        return [name for name in names if name is not None]
 
     def add(self, signature: str, why: str) -> bool:
         """Ignore a signature; returns whether it wasn't ignored before.
@@ -77,11 +77,14 @@ class IgnoreList:
             OSError: a file can't be read or written; the list is unchanged.
         """
         with self._changing():
-            lines = self._entries()
-            if signature in self.signatures():
+            lines = self._lines()
+            if any(_name_of(line) == signature and not _has_hash(line) for line in lines):
                 return False
-            self._record(Change(time.time(), "add", signature, _user(), why))
-            self._write([*lines, signature])
+            with self._recorded(Change(time.time(), "add", signature, _user(), why)):
+                # Beside a line with another hash, the name alone would have no effect.
+                others = [line for line in lines if _name_of(line) != signature]
+                place = _place_of_names(others)
+                self._write([*others[:place], signature, *others[place:]])
         return True
 
     def remove(self, signature: str, why: str) -> bool:
@@ -91,12 +94,12 @@ class IgnoreList:
             OSError: a file can't be read or written; the list is unchanged.
         """
         with self._changing():
-            lines = self._entries()
+            lines = self._lines()
             kept = [line for line in lines if _name_of(line) != signature]
             if len(kept) == len(lines):
                 return False
-            self._record(Change(time.time(), "remove", signature, _user(), why))
-            self._write(kept)
+            with self._recorded(Change(time.time(), "remove", signature, _user(), why)):
+                self._write(kept)
         return True
 
     def history(self) -> list[Change]:
@@ -123,21 +126,42 @@ class IgnoreList:
         except FileNotFoundError:
             return ""
 
-    def _entries(self) -> list[str]:
-        """The lines that name a signature, as they are: others may have written them, with a hash."""
-        lines = (line.strip() for line in self._text().splitlines())
-        return [line for line in lines if line and not line.startswith("#")]
+    def _lines(self) -> list[str]:
+        """The lines, which others may have written, too: with hashes, or comments.
 
-    def _write(self, entries: Sequence[str]) -> None:
+        To ClamAV, a blank line is an error, and a space is part of the name.
+        """
+        lines = (line.strip() for line in self._text().split("\n"))
+        return [line for line in lines if line and line not in (_HEADING, _NONE)]
+
+    def _write(self, lines: Sequence[str]) -> None:
         self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with replacing(self.path, mode=0o644) as file:
-            lines = [_HEADING, *(entries or [_NONE])]
-            file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+            is_none = all(_name_of(line) is None for line in lines)
+            text = "".join(f"{line}\n" for line in [_HEADING, *lines, *([_NONE] if is_none else [])])
+            file.write(text.encode("utf-8", "surrogateescape"))
 
-    def _record(self, change: Change) -> None:
-        with self._history.open("ab") as file:
-            file.write(json.dumps(asdict(change)).encode() + b"\n")
-            sync(file)
+    @contextmanager
+    def _recorded(self, change: Change) -> Iterator[None]:
+        """Add a change to the history, and take that back if the change or the record fails."""
+        with self._history.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            # A line that a kill or a full disk has cut off must not swallow the next one.
+            line = (
+                (b"\n" if file.read(1) not in (b"", b"\n") else b"")
+                + json.dumps(asdict(change)).encode()
+                + b"\n"
+            )
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                sync(file)
+                yield
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -173,10 +197,31 @@ def signature_name(reported: str) -> tuple[str, str]:
     return name, ", and ".join(remarks)
 
 
-def _name_of(line: str) -> str:
-    """The signature in a line: ``name``, ``name:hash`` or, in old lists, ``database:number:name``."""
+def _name_of(line: str) -> str | None:
+    """The signature in a line: ``name``, ``name:hash`` or, in old lists, ``database:number:name``.
+
+    None in a comment.
+    """
+    if line.startswith("#"):
+        return None
     fields = line.split(":")
     return fields[2] if len(fields) == 3 else fields[0]
+
+
+def _has_hash(line: str) -> bool:
+    """Whether a signature is ignored only until it changes."""
+    return not line.startswith("#") and line.count(":") == 1
+
+
+def _place_of_names(lines: Sequence[str]) -> int:
+    """Where a name goes: above the first line with a hash, and the comments on that.
+
+    ClamAV refuses a list with a name alone below one with a hash (measured with clamscan 1.4.6).
+    """
+    place = next((place for place, line in enumerate(lines) if _has_hash(line)), len(lines))
+    while 0 < place < len(lines) and lines[place - 1].startswith("#"):
+        place -= 1
+    return place
 
 
 def _user() -> str:
@@ -193,5 +238,5 @@ def _parsed(line: str) -> Change | None:
     try:
         value: Any = json.loads(line)
         return Change(float(value["at"]), *(str(value[key]) for key in ("action", "signature", "by", "why")))
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         return None

@@ -8,8 +8,8 @@ several processes that share the directory, one publishes at a time, and the oth
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from clamproxy.files import file_sha256, identity_of, sync_directory, try_lock
+from clamproxy.files import identity_of, try_lock
+from clamproxy.site_files import copies
 from clamproxy.site_files.catalog import (
     COPIES,
     FILE_NAME,
@@ -31,6 +33,7 @@ from clamproxy.site_files.catalog import (
 from clamproxy.site_files.checking import CheckError, Verdict, check, find_clamscan
 from clamproxy.site_files.collecting import ChangingError, Found, copy, find_files
 from clamproxy.site_files.dates import publication_date
+from clamproxy.site_files.names import IGNORED_SIGNATURES
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -39,11 +42,11 @@ LOOK_EVERY = 2.0
 """Seconds between looks into the directory. A file counts once it is unchanged from one to the next."""
 RETRY_AFTER = 60.0
 """Seconds until a file that could not be checked is checked again."""
-SPARED = 600.0
-"""Seconds for which a copy is kept after it was replaced: other processes may still name it."""
+LONGEST_LOOK = 10.0
+"""Seconds until a directory counts as one that doesn't respond, as a network drive can."""
+LONGEST_COPY = 300.0
+"""Seconds for copying a file out of the directory."""
 _LOCK = "lock"
-_CHECKS = "check-"
-"""How the directories begin in which files are checked."""
 _THREAD = "clamproxy-files"
 
 
@@ -66,7 +69,11 @@ class Publisher:
         self._seen: dict[str, Identity] = {}
         """The files as they were at the last look."""
         self._retry_at: dict[str, float] = {}
-        self._has_looked = asyncio.Event()
+        self._reading: asyncio.Future[Any] | None = None
+        """What reads the directory; it hangs for as long as a network drive does."""
+        self._gave_way = False
+        """Whether the last look left checks to the next one, in favour of the ignored signatures."""
+        self._is_known = asyncio.Event()
         self._trouble = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -88,26 +95,31 @@ class Publisher:
             self._task = None
 
     async def ready(self) -> None:
-        """Wait until it is known what is published, but not for checks."""
+        """Wait until it is known what is published, but neither for the directory nor for checks."""
         if self._task is not None:
-            await self._has_looked.wait()
+            await self._is_known.wait()
 
     def path_of(self, file: SiteFile) -> Path | None:
         """Where the published copy of a file is; None if nothing is published for it."""
-        return None if file.served is None else self._place / COPIES / file.served.copy_name(file.name)
+        return copies.path_of(self._place, file)
 
     async def _run(self) -> None:
-        await self._prove_copies()
+        is_loaded = False
         while True:
+            begun = time.monotonic()
             try:
+                if not is_loaded:
+                    await self._load()
+                    is_loaded = True
+                    self._is_known.set()
                 await self.look()
                 self._trouble = ""
             except Exception as error:
                 if str(error) != self._trouble:
                     self._trouble = str(error)
                     logger.warning("The site's files can't be published: %s", error)
-            self._has_looked.set()
-            await asyncio.sleep(LOOK_EVERY)
+            self._is_known.set()
+            await asyncio.sleep(max(0.0, begun + LOOK_EVERY - time.monotonic()))
 
     async def look(self) -> None:
         """Publish what is new since the last look, and withdraw what is gone.
@@ -117,25 +129,71 @@ class Publisher:
         """
         assert self._directory is not None  # noqa: S101
         directory, place = self._directory, self._place
-        found, trouble = await in_thread(_THREAD, lambda: _look_into(directory, place))
+        found: list[Found] | None
+        try:
+            found, trouble = await self._read(lambda: _look_into(directory, place), LONGEST_LOOK)
+        except TimeoutError:
+            found, trouble = [], f"{directory} doesn't respond"
         with _locked(place) as is_publisher:
             await self._read_catalog()
-            self._has_looked.set()
+            self._is_known.set()
             if not is_publisher or found is None:
                 return
+            await self._forget_lost_copies()
             self._note_trouble(trouble)
             if not trouble:
                 self._withdraw({file.name for file in found})
-                clamscan = find_clamscan()
-                for file in found:
-                    await self._take(file, clamscan)
+                await self._take_in_turn(found)
                 self._seen = {file.name: file.identity for file in found}
             if self._catalog is not self._saved:
                 await self._save()
 
+    async def _read[T](self, function: Callable[[], T], longest: float) -> T:
+        """Run a function that reads the directory, one at a time.
+
+        Args:
+            longest: seconds to wait for it.
+
+        Raises:
+            TimeoutError: it takes longer, or an earlier one still hangs.
+        """
+        hanging = self._reading
+        if hanging is None or hanging.done():
+            self._reading = reading = in_thread(_THREAD, function)
+            reading.add_done_callback(asyncio.Future.exception)  # seen, though it may come too late
+            await asyncio.wait({reading}, timeout=longest)
+            if reading.done():
+                return reading.result()
+        else:
+            await asyncio.wait({hanging}, timeout=longest)
+        raise TimeoutError(errno.ETIMEDOUT, f"{self._directory} doesn't respond")
+
+    async def _take_in_turn(self, found: list[Found]) -> None:
+        """Check files, but look again before the next check once one took long.
+
+        The ignored signatures are urgent: they come first, and no check begins in the look that finds them
+        changed. Checks that failed are repeated after all others, so that they hold nothing up.
+        """
+        begun, clamscan = time.monotonic(), find_clamscan()
+        gave_way, self._gave_way = self._gave_way, False
+        turns = sorted(
+            found, key=lambda file: (file.name != IGNORED_SIGNATURES, self._retry_at.get(file.name, 0.0))
+        )
+        for file in turns:
+            has_checked = await self._take(file, clamscan)
+            if has_checked and time.monotonic() - begun >= LOOK_EVERY:
+                return
+            is_new = self._seen.get(file.name) != file.identity
+            if file.name == IGNORED_SIGNATURES and is_new and not gave_way:
+                self._gave_way = (
+                    True  # only once in a row, or a file that always changes would stop all others
+                )
+                return
+
     # One file
 
-    async def _take(self, found: Found, clamscan: str | None) -> None:
+    async def _take(self, found: Found, clamscan: str | None) -> bool:
+        """Decide what becomes of a file; returns whether that took a check."""
         entry = self._catalog.files.get(found.name)
         if found.skipped or found.problem:
             state, reason = (
@@ -143,18 +201,20 @@ class Publisher:
             )
             if entry is None or (entry.state, entry.reason) != (state, reason):
                 self._decide(found, state, reason, entry.served if entry else None)
-            return
+            return False
         if self._is_decided(found, entry, clamscan) or self._seen.get(found.name) != found.identity:
-            return
+            return False
         try:
             await self._publish(found, entry, clamscan)
+            self._retry_at.pop(found.name, None)
         except ChangingError:
-            return  # the next look sees it as it is then
+            pass  # the next look sees it as it is then
         except (CheckError, OSError) as error:
             reason = str(error) if isinstance(error, CheckError) else (error.strerror or str(error))
             self._retry_at[found.name] = self._clock() + RETRY_AFTER
             if entry is None or (entry.state, entry.reason) != (State.WAITING, reason):
                 self._decide(found, State.WAITING, reason, entry.served if entry else None)
+        return True
 
     def _is_decided(self, found: Found, entry: SiteFile | None, clamscan: str | None) -> bool:
         if entry is None or entry.source != found.identity:
@@ -174,11 +234,13 @@ class Publisher:
             OSError: it can't be copied.
         """
         served = entry.served if entry is not None else None
-        scratch = Path(await in_thread(_THREAD, lambda: tempfile.mkdtemp(prefix=_CHECKS, dir=self._place)))
+        scratch = Path(
+            await in_thread(_THREAD, lambda: tempfile.mkdtemp(prefix=copies.CHECKS, dir=self._place))
+        )
         try:
             taken, directory = scratch / found.name, self._directory
             assert directory is not None  # noqa: S101
-            digest = await in_thread(_THREAD, lambda: copy(directory, found, taken))
+            digest = await self._read(lambda: copy(directory, found, taken), LONGEST_COPY)
             is_same = served is not None and served.sha256 == digest and served.checked_by is not None
             if is_same and entry is not None and entry.state is State.PUBLISHED:
                 self._catalog = self._catalog.having(replace(entry, source=found.identity))
@@ -203,7 +265,7 @@ class Publisher:
             return replace(served, checked_by=verdict.checked_by)
         last, size = self._catalog.last_published(found.name), found.identity[1]
         name = Edition(digest, size, 0, None).copy_name(found.name)
-        await in_thread(_THREAD, lambda: _move(taken, self._place / COPIES / name))
+        await in_thread(_THREAD, lambda: copies.put(taken, self._place / COPIES / name))
         return Edition(digest, size, publication_date(self._clock(), last), verdict.checked_by)
 
     def _decide(self, found: Found, state: State, reason: str, served: Edition | None) -> None:
@@ -237,24 +299,32 @@ class Publisher:
                 logger.error("files.directory: %s. What was published is still served.", trouble)
             self._catalog = replace(self._catalog, trouble=trouble)
 
-    async def _prove_copies(self) -> None:
-        """Forget copies that were damaged on the disk: they are published again from the directory."""
+    async def _load(self) -> None:
+        """Read what was published before, as far as the copies are sound.
 
-        def prove() -> Catalog:
-            saved = catalog = Catalog.load(self._place)
-            for file in saved.listed():
-                path = self.path_of(file)
-                if path is not None and file.served is not None and not _is_sound(path, file.served):
-                    logger.warning("The published copy of %s is damaged or gone.", file.name)
-                    catalog = catalog.without(file.name)
-            if catalog is not saved:
-                with _locked(self._place) as is_publisher:
+        Raises:
+            OSError: the catalog can't be read.
+        """
+        place = self._place
+
+        def load() -> tuple[object, Catalog, Catalog]:
+            mark = _mark(place / FILE_NAME)
+            saved = Catalog.load(place)
+            sound = copies.without_lost(saved, place, copies.is_sound, self._clock())
+            if sound is not saved:
+                # On a disk that can't be written to, the sound ones are served all the same.
+                with suppress(OSError), _locked(place) as is_publisher:
                     if is_publisher:
-                        catalog.save(self._place)
-            return catalog
+                        sound.save(place)
+            return mark, saved, sound
 
-        with suppress(OSError):  # `look` says why
-            self._catalog = await in_thread(_THREAD, prove)
+        self._saved_as, self._saved, self._catalog = await in_thread(_THREAD, load)
+
+    async def _forget_lost_copies(self) -> None:
+        catalog, place, now = self._catalog, self._place, self._clock()
+        self._catalog = await in_thread(
+            _THREAD, lambda: copies.without_lost(catalog, place, copies.has_size, now)
+        )
 
     async def _read_catalog(self) -> None:
         """Take over what another process has published."""
@@ -269,7 +339,7 @@ class Publisher:
 
         def save() -> object:
             catalog.save(place)
-            _sweep(place, catalog)
+            copies.sweep(place, catalog)
             return _mark(place / FILE_NAME)
 
         self._saved_as = await in_thread(_THREAD, save)
@@ -304,7 +374,10 @@ def _look_into(directory: Path, place: Path) -> tuple[list[Found] | None, str]:
     except OSError as error:
         found, trouble = [], f"{directory} can't be read: {error.strerror or error}"
     else:
+        # A network drive that isn't mounted leaves an empty directory.
         trouble = ""
+        if not found and Catalog.load(place).published:
+            trouble = f"{directory} is empty; to withdraw the last file, put another one there"
     (place / COPIES).mkdir(mode=0o700, parents=True, exist_ok=True)
     return found, trouble
 
@@ -319,34 +392,7 @@ def _locked(place: Path) -> Iterator[bool]:
         yield try_lock(file)
 
 
-def _move(taken: Path, target: Path) -> None:
-    taken.chmod(0o400)
-    taken.replace(target)
-    sync_directory(target.parent)
-
-
-def _is_sound(path: Path, edition: Edition) -> bool:
-    try:
-        return path.stat().st_size == edition.size and file_sha256(path) == edition.sha256
-    except OSError:
-        return False
-
-
 def _mark(path: Path) -> object:
     """Identifies a state of the catalog's file."""
     identity = identity_of(path)
     return None if identity is None else (identity, path.stat().st_mtime_ns)
-
-
-def _sweep(place: Path, catalog: Catalog) -> None:
-    """Remove copies that nothing names any more, and what was left by checks that were killed."""
-    named = {file.served.copy_name(file.name) for file in catalog.listed() if file.served is not None}
-    old = time.time() - SPARED
-    for entry in os.scandir(place / COPIES):
-        with suppress(OSError):
-            if entry.name not in named and entry.stat().st_ctime < old:
-                Path(entry.path).unlink()
-    for path in place.glob(f"{_CHECKS}*"):
-        with suppress(OSError):
-            if path.stat().st_mtime < old:
-                shutil.rmtree(path)

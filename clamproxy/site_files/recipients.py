@@ -48,7 +48,7 @@ class Recipients:
 
     def load(self) -> None:
         """Read what an earlier process has saved; without it, dates count."""
-        with suppress(OSError, KeyError, ValueError, TypeError):
+        with suppress(OSError, LookupError, RecursionError, TypeError, ValueError):
             for key, sent in json.loads(self._path.read_bytes())[-MOST:]:
                 self._sent[str(key)] = str(sent)
 

@@ -110,6 +110,8 @@ class SiteFiles:
         except OSError:
             return _unavailable("the published copy can't be read")
         with opened:
+            if os.fstat(opened.fileno()).st_size != edition.size:  # the publisher notices, and makes it again
+                return _unavailable("the published copy is damaged")
             source = FileSource(os.dup(opened.fileno()), edition.size)
         try:
             return self._response(request, address, file.name, edition, source)

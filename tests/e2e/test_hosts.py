@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.server
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
 
 import pytest
 
 from tests.support import faults
 from tests.support.freshclam import OK
-from tests.support.gateway import TunnelRefused, Way, receive, send
+from tests.support.gateway import CDN, TunnelRefused, Way, receive, send
 from tests.support.origin import OriginServer
 from tests.support.site import Site, SitePool, open_site, signed
 
@@ -138,6 +142,58 @@ def test_nothing_passes_while_the_gateway_is_offline(make_site: MakeSite, origin
     origin.put("feed.ndb", FEED)
     answer = site.gateway.ask("/feed.ndb", Way.ABSOLUTE, host=f"127.0.0.1:{origin.port}")
     assert (answer.status, origin.requests()) == (502, [])
+
+
+@pytest.mark.parametrize("way", FORWARD_WAYS)
+@pytest.mark.parametrize("express", [True, False], ids=["lane", "no lane"])
+def test_other_hosts_with_the_gateways_port_number(tmp_path: Path, way: Way, express: bool) -> None:
+    """A gateway on port 80, say: what is asked for at other machines isn't answered as its own."""
+    passed, feed, nobody = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+    site = open_site(
+        tmp_path,
+        serving={"hosts": [CDN], "pass_through": [passed], "express": express},
+        feeds={"hosts": [feed]},
+    )
+    port = site.gateway.port
+    with contextlib.closing(site), contextlib.ExitStack() as stack:
+        others = {host: stack.enter_context(Named(host, port)) for host in (passed, feed, nobody)}
+        for host in (passed, feed):
+            answer = site.gateway.ask("/files/secret.ndb", way, host=f"{host}:{port}")
+            assert (answer.status, answer.body) == (200, host.encode())
+        # Machines may know the gateway by any name, so its port is its own under all others.
+        assert site.gateway.ask("/files/secret.ndb", way, host=f"{nobody}:{port}").status == 404
+        assert site.gateway.ask("/livez", way, host=f"127.0.0.1:{port}").status == 200
+        assert [others[host].asked for host in (passed, feed, nobody)] == [1, 1, 0]
+    assert site.gateway.log.count("secret") == 1, site.gateway.log  # only as a path of the gateway
+
+
+class Named:
+    """A web server that answers everything with its own address. Use it as a context manager."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.asked = 0
+        named = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                named.asked += 1
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(host)))
+                self.end_headers()
+                self.wfile.write(host.encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer((host, port), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def test_pass_through_is_streamed(feed: tuple[Site, OriginServer]) -> None:

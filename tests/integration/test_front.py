@@ -24,7 +24,7 @@ from tests.support.front import CDN, CLIENT, OWN_ADDRESS, OWN_PORT, asked, calle
 
 FEED, PASSED, OWN_NAME = "feeds.example.com", "pass.example.com", "gateway.example.net"
 SECTIONS: dict[str, Any] = {
-    "serving": {"pass_through": [PASSED, FEED, OWN_NAME]},
+    "serving": {"pass_through": [PASSED, FEED, OWN_NAME, "*.wild.example"]},
     "feeds": {"hosts": [FEED]},
     "tls": {"names": [OWN_NAME]},
 }
@@ -97,7 +97,14 @@ def headers(**fields: str) -> Headers:
         ("http://other.example.com:80/daily.cvd", Destination.NOBODY),
         ("http://other.example.com:80/livez", Destination.NOBODY),
         (f"http://other.example.com:{OWN_PORT}/daily.cvd", Destination.DATABASES),
-        (f"http://{FEED}:{OWN_PORT}/livez", Destination.PAGES),
+        (f"http://{FEED}:{OWN_PORT}/livez", Destination.FEED),
+        (f"http://{PASSED}:{OWN_PORT}/files/site.ign2", Destination.PASSED),
+        (f"http://{OWN_NAME}:{OWN_PORT}/files/site.ign2", Destination.FILES),
+        (f"http://localhost:{OWN_PORT}/files/site.ign2", Destination.FILES),
+        (f"http://{OWN_ADDRESS}:{OWN_PORT}/files/site.ign2", Destination.FILES),
+        (f"http://any.wild.example:{OWN_PORT}/files/site.ign2", Destination.FILES),
+        ("http://any.wild.example:80/files/site.ign2", Destination.PASSED),
+        (f"http://{CDN}:{OWN_PORT}/files/site.ign2", Destination.FILES),
         ("/daily.cvd", Destination.DATABASES),
         ("/", Destination.PAGES),
         ("/files/site.ign2", Destination.FILES),
@@ -122,6 +129,7 @@ def test_on_a_reverse_port_the_gateway_is_the_server(url: str) -> None:
 def test_offline_nothing_is_passed_through() -> None:
     routing = Routing(Settings.model_validate(SECTIONS | OFFLINE))
     assert routing.destination(asked(f"http://{PASSED}:80/x")) is Destination.NOBODY
+    assert routing.destination(asked(f"http://{PASSED}:{OWN_PORT}/x")) is Destination.NOBODY
     assert routing.destination(asked(f"http://{OWN_NAME}:80/livez")) is Destination.PAGES
     assert routing.destination(asked(f"http://{OWN_NAME}:80/daily.cvd")) is Destination.DATABASES
 

@@ -10,6 +10,7 @@ import pytest
 
 from clamproxy.site_files import checking
 from clamproxy.site_files.checking import CheckError, Verdict, check, verdict_of
+from clamproxy.site_files.ignoring import IgnoreList
 from clamproxy.site_files.names import EXTENSIONS, why_skipped
 from tests.support.programs import require_program
 from tests.support.stored import until
@@ -86,6 +87,16 @@ async def test_a_file_without_effect(tmp_path: Path, clamscan: str, extension: s
     assert not verdict.problem
 
 
+async def test_a_name_is_added_to_a_list_with_hashes(tmp_path: Path, clamscan: str) -> None:
+    """clamscan takes a name alone for malformed below a line with a hash."""
+    ignored = IgnoreList(tmp_path, tmp_path / "state")
+    ignored.path.write_text(f"Site.Name-1\n# a comment\nSite.Hash-1:{MD5}\nSite.Hash-2:{MD5}\n")
+    for name in ("Site.New-1", "Site.Hash-2"):
+        ignored.add(name, "why")
+    assert await check(ignored.path, clamscan) == Verdict(checked_by="clamscan")
+    assert ignored.path.read_text().count(f":{MD5}") == 1
+
+
 async def test_clamscan_knows_every_extension(tmp_path: Path, clamscan: str) -> None:
     for extension in sorted(EXTENSIONS):
         verdict = await checked(tmp_path, f"site.{extension}", "x\n", clamscan)
@@ -100,6 +111,26 @@ async def test_the_rules_that_can_be_loaded_are_published(tmp_path: Path, clamsc
     verdict = await checked(tmp_path, "site.yar", rules, clamscan)
     assert (verdict.problem, verdict.checked_by) == ("", "clamscan")
     assert "can't be loaded" in verdict.remark
+
+
+async def test_with_many_rules_that_cannot_be_loaded(tmp_path: Path, clamscan: str) -> None:
+    """clamscan says at the end how many it has loaded; before that, it complains about each of the others."""
+    rules = "".join(f"rule b{number} {{ condition: no_such_identifier }}\n" for number in range(2000))
+    verdict = await checked(tmp_path, "site.yar", rules + GOOD["yar"], clamscan)
+    assert (verdict.problem, verdict.checked_by) == ("", "clamscan")
+    assert "of its 2" in verdict.remark
+
+
+async def test_a_clamscan_without_memory_says_nothing_about_the_file(tmp_path: Path, clamscan: str) -> None:
+    """It calls a good file malformed then."""
+    program = tmp_path / "clamscan"
+    program.write_text(f'#!/bin/sh\nulimit -v 81920\nexec {clamscan} "$@"\n')
+    program.chmod(0o755)
+    signatures = "".join(
+        f"Site.T{number}-1:0:*:{number:08x}deadbeefcafe{number * 7919:012x}\n" for number in range(200_000)
+    )
+    with pytest.raises(CheckError):
+        await checked(tmp_path, "site.ndb", signatures, str(program))
 
 
 @pytest.mark.parametrize("content", ["", " \n\n", "<!DOCTYPE html><html>", "\n<HTML>x"])
@@ -122,6 +153,10 @@ async def test_without_clamscan(tmp_path: Path) -> None:
         ("kill -9 $$", "signal 9"),
         ("exec sleep 600", "didn't end"),
         ("yes | head -c 10000000; exit 0", ""),
+        ('echo "ERROR: Can\'t allocate memory"; exit 2', "allocate memory"),
+        ('echo "LibClamAV Error: mpool_malloc(): Can\'t allocate memory (9 bytes)."; exit 2', "memory"),
+        ("echo 'LibClamAV Error: cli_pwrite: No space left on device'; exit 2", "space left"),
+        ('echo "LibClamAV Error: Can\'t create temporary file"; exit 0', "temporary"),
     ],
 )
 async def test_a_clamscan_that_fails_says_nothing_about_the_file(

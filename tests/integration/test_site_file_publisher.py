@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from clamproxy.files import try_lock
 from clamproxy.messages import Request
 from clamproxy.site_files import Catalog, State, collecting, publisher
 from clamproxy.site_files.checking import CheckError, Verdict
+from clamproxy.site_files.names import IGNORED_SIGNATURES
 from clamproxy.site_files.publisher import Publisher
 from clamproxy.site_files.site_files import SiteFiles
+from tests.support.stored import until
 
 FIRST, SECOND, BROKEN = b"Site.A-1:0:*:6161616161616161\n", b"Site.B-1:0:*:6262626262626262\n", b"broken\n"
 NAME = "site.ndb"
@@ -34,9 +37,15 @@ class Bench:
         self.has_clamscan = True
         self.failure = ""
         self.checks: list[bytes] = []
+        self.during_check: Callable[[], object] = lambda: None
+        monkeypatch.setattr(publisher, "LOOK_EVERY", 3600.0)  # however long a look takes on a busy machine
         monkeypatch.setattr(publisher, "check", self._check)
         monkeypatch.setattr(publisher, "find_clamscan", lambda: "clamscan" if self.has_clamscan else None)
         self.publisher = self.anew()
+
+    async def anew_and_look(self) -> Catalog:
+        self.anew()
+        return await self.look()
 
     def anew(self) -> Publisher:
         """As after a restart."""
@@ -46,6 +55,7 @@ class Bench:
     async def _check(self, path: Path, clamscan: str | None) -> Verdict:
         content = path.read_bytes()  # noqa: ASYNC240
         self.checks.append(content)
+        self.during_check()
         if self.failure:
             raise CheckError(self.failure)
         if clamscan is None:
@@ -65,6 +75,11 @@ class Bench:
         file = self.publisher.catalog.files.get(name)
         path = self.publisher.path_of(file) if file is not None else None
         return None if path is None else path.read_bytes()
+
+    def copy(self, name: str = NAME) -> Path:
+        path = self.publisher.path_of(self.publisher.catalog.files[name])
+        assert path is not None
+        return path
 
     def date(self, name: str = NAME) -> int:
         edition = self.publisher.catalog.files[name].served
@@ -143,8 +158,9 @@ async def test_a_deleted_file_is_withdrawn_and_comes_back_with_a_later_date(benc
     await bench.look()
     date = bench.date()
     (bench.directory / NAME).unlink()
+    bench.put(b"", "README")  # or it could be a network drive that isn't mounted
     catalog = await bench.look(1)
-    assert (catalog.files, catalog.published) == ({}, [])
+    assert (list(catalog.files), catalog.published) == (["README"], [])
     bench.anew()
     bench.put(FIRST)
     await bench.look()
@@ -161,6 +177,75 @@ async def test_a_directory_that_disappears_withdraws_nothing(bench: Bench) -> No
     assert "doesn't exist" in catalog.problems()[0]
     bench.directory.with_name("elsewhere").rename(bench.directory)
     assert (await bench.look()).problems() == []
+
+
+async def test_a_directory_that_is_emptied_withdraws_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a network drive leaves when it isn't mounted."""
+    bench.put(FIRST)
+    await bench.look()
+    (bench.directory / NAME).unlink()
+    (bench.directory / "lost+found").mkdir()
+    bench.put(FIRST, ".keep")
+    for catalog in (await bench.look(), await bench.anew_and_look()):
+        assert bench.served() == FIRST
+        assert "is empty" in catalog.problems()[0]
+    assert caplog.text.count("is empty") == 1
+    bench.put(SECOND)
+    assert (await bench.look()).problems() == []
+    assert bench.served() == SECOND
+
+
+async def test_an_empty_directory_is_no_problem(bench: Bench) -> None:
+    assert (await bench.look()).problems() == []
+    bench.put(BROKEN)
+    await bench.look()
+    (bench.directory / NAME).unlink()
+    assert (await bench.look()).problems() == []
+
+
+async def test_a_directory_that_hangs_withholds_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network drive whose server is down."""
+    bench.put(FIRST)
+    await bench.look()
+    hanging = threading.Event()
+    monkeypatch.setattr(publisher, "LONGEST_LOOK", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "find_files", lambda directory: hanging.wait() and [])
+        files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)
+        files.start()
+        try:
+            assert (await files.handle(Request("GET", f"/files/{NAME}", []), "")).status == 200
+            await until(lambda: "doesn't respond" in files.catalog.trouble)
+            assert (await files.handle(Request("GET", f"/files/{NAME}", []), "")).status == 200
+        finally:
+            files.stop()
+        threads = threading.active_count()
+        for catalog in (await bench.look(), await bench.look(1)):
+            assert "doesn't respond" in catalog.problems()[0]
+        assert threading.active_count() <= threads + 1  # they don't pile up
+    hanging.set()
+    monkeypatch.setattr(publisher, "LONGEST_LOOK", 60.0)
+    bench.put(SECOND)
+    assert (await bench.look(3)).problems() == []
+    assert bench.served() == SECOND
+
+
+async def test_a_file_that_hangs_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.put(FIRST)
+    hanging = threading.Event()
+    monkeypatch.setattr(publisher, "LONGEST_COPY", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "copy", lambda *_: str(hanging.wait()))
+        assert (await bench.look()).files[NAME].state is State.WAITING
+    hanging.set()
+    monkeypatch.setattr(publisher, "LONGEST_COPY", 60.0)
+    bench.now += 61
+    await bench.look()
+    assert bench.served() == FIRST
 
 
 async def test_a_directory_that_was_never_there_is_no_problem(bench: Bench) -> None:
@@ -262,9 +347,7 @@ async def test_what_was_not_checked_is_checked_when_clamscan_is_installed(bench:
 async def test_a_damaged_copy_is_made_again(bench: Bench) -> None:
     bench.put(FIRST)
     await bench.look()
-    file = bench.publisher.catalog.files[NAME]
-    path = bench.publisher.path_of(file)
-    assert path is not None
+    path = bench.copy()
     path.chmod(0o600)
     path.write_bytes(SECOND)
     reader = bench.anew()
@@ -279,17 +362,176 @@ async def test_a_damaged_copy_is_made_again(bench: Bench) -> None:
     assert bench.served() == FIRST
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b'{"files": [{}], "withdrawn": {}, "trouble": ""}', b'{"files": 1}', b"\xff"],
-)
-async def test_a_damaged_catalog_is_written_anew(bench: Bench, content: bytes) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 3)], ids=["lost", "cut"])
+async def test_a_copy_that_is_lost_while_it_is_served_is_made_again(
+    bench: Bench, damage: Callable[[Path], None]
+) -> None:
     bench.put(FIRST)
     await bench.look()
-    (bench.records / "site-files" / "catalog.json").write_bytes(content)
-    bench.anew()
+    damage(bench.copy())
+    files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)
+    files._publisher = bench.publisher
+    for method in ("GET", "HEAD"):
+        assert (await files.handle(Request(method, f"/files/{NAME}", []), "")).status == 503
+    catalog = await bench.look()
+    assert (bench.served(), catalog.problems()) == (FIRST, [])
+
+
+async def test_a_last_good_version_that_is_lost_is_not_promised(bench: Bench) -> None:
+    bench.put(FIRST)
     await bench.look()
+    bench.put(BROKEN)
+    await bench.look()
+    bench.copy().unlink()
+    catalog = await bench.look()
+    assert (catalog.files[NAME].state, catalog.published) == (State.REFUSED, [])
+    assert "nothing is served" in catalog.problems()[0]
+
+
+@pytest.mark.parametrize("refuses", ["clamproxy.site_files.publisher._locked", "tempfile.mkdtemp"])
+async def test_on_a_disk_that_refuses_writes_what_is_intact_is_served(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    """A read-only disk, or a full one."""
+    bench.put(FIRST)
+    bench.put(SECOND, "other.ndb")
+    await bench.look()
+    bench.copy("other.ndb").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(refuses, refuse)
+    monkeypatch.setattr(Catalog, "save", refuse)
+    monkeypatch.setattr(publisher, "LOOK_EVERY", 0.01)
+    files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)
+    files.start()
+    try:
+        for _ in range(3):
+            assert (await files.handle(Request("GET", f"/files/{NAME}", []), "")).status == 200
+            assert (await files.handle(Request("GET", "/files/other.ndb", []), "")).status == 404
+            await asyncio.sleep(0.05)
+    finally:
+        files.stop()
+
+
+DAMAGED = [
+    b"",
+    b"{",
+    b"[]",
+    b'{"files": [{}], "withdrawn": {}, "trouble": ""}',
+    b'{"files": 1}',
+    b"\xff",
+    b'{"files": null, "withdrawn": {}, "trouble": ""}',
+    b'{"files": [], "withdrawn": {"a.ndb": 1e999}, "trouble": ""}',
+    b'{"files": [], "withdrawn": null, "trouble": ""}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+async def test_a_damaged_catalog_is_written_anew(
+    bench: Bench, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.put(FIRST)
+    await bench.look()
+    for name in ("catalog.json", "recipients.json"):
+        (bench.records / "site-files" / name).write_bytes(content)
+    monkeypatch.setattr(publisher, "LOOK_EVERY", 0.01)
+    files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)
+    files.start()
+    try:
+        await until(lambda: files.catalog.published == [NAME])
+        assert (await files.handle(Request("GET", f"/files/{NAME}", []), "")).status == 200
+    finally:
+        files.stop()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"since": 1e400},
+        {"since": 1e300},
+        {"source": [1e400, 1, 1]},
+        {"source": []},
+        {"served": {"sha256": "0" * 64, "size": 1e400, "published_at": 1, "checked_by": None}},
+        {"served": {"sha256": "0" * 64, "size": 1, "published_at": 10**30, "checked_by": None}},
+        {"served": []},
+        {"name": None, "state": None},
+    ],
+    ids=str,
+)
+def test_an_entry_that_is_damaged_is_left_out(tmp_path: Path, damage: dict[str, object]) -> None:
+    entry = {
+        "name": NAME,
+        "state": "refused",
+        "since": 1.0,
+        "reason": "",
+        "source": [1, 1, 1],
+        "served": None,
+    }
+    values = {"files": [{**entry, **damage}, {**entry, "name": "ok.ndb"}], "withdrawn": {}, "trouble": ""}
+    (tmp_path / "catalog.json").write_text(json.dumps(values))
+    assert list(Catalog.load(tmp_path).files) == ["ok.ndb"]
+
+
+async def test_the_loop_survives_whatever_happens(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.put(FIRST)
+    monkeypatch.setattr(publisher, "LOOK_EVERY", 0.01)
+    with monkeypatch.context() as patch:
+
+        def fail(_: Path) -> None:
+            raise AssertionError("a defect")
+
+        patch.setattr(Catalog, "load", fail)
+        bench.publisher.start()
+        await until(lambda: "a defect" in caplog.text)
+    try:
+        await until(lambda: bench.served() == FIRST)
+    finally:
+        bench.publisher.stop()
+    assert caplog.text.count("a defect") == 1
+
+
+async def test_ignored_signatures_wait_for_one_check_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are left to a later look: a false positive can't wait until all are checked."""
+    monkeypatch.setattr(publisher, "LOOK_EVERY", 0.0)  # however short a check is, it counts as a long one
+    others = {f"{letter}.ndb": f"Site.{letter}-1:0:*:6161616161616161\n".encode() for letter in "abc"}
+    for name, content in others.items():
+        bench.put(content, name)
+
+    def ignore() -> None:
+        if len(bench.checks) == 1:
+            bench.put(b"Site.A-1\n", IGNORED_SIGNATURES)
+
+    bench.during_check = ignore
+    await bench.look(8)
+    first, *rest = others.values()
+    assert bench.checks == [first, b"Site.A-1\n", *rest]
+
+
+async def test_ignored_signatures_that_always_change_stop_no_others(bench: Bench) -> None:
+    bench.put(FIRST)
+    for number in range(4):
+        bench.put(b"Site.A-1\n" * (number + 1), IGNORED_SIGNATURES)
+        await bench.look(1)
     assert bench.served() == FIRST
+
+
+async def test_checks_that_fail_stop_no_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "LOOK_EVERY", 0.0)
+    bench.put(FIRST, "a.ndb")
+    bench.put(FIRST, "b.ndb")
+    bench.put(SECOND, "c.ndb")
+    bench.failure = "clamscan didn't end within 300 s"
+    for _ in range(6):
+        await bench.look(1)
+        bench.now += 61
+    assert SECOND in bench.checks[:3]
 
 
 @pytest.mark.parametrize("key", ["name", "sha256"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -96,6 +101,90 @@ def test_a_damaged_history_is_no_reason_to_fail(ignored: IgnoreList, tmp_path: P
         file.write(b'{"at": 1, "action"\n\xff\n[]\n')
     ignored.add("Other-1", "why")
     assert [one.signature for one in ignored.history()] == [NAME, "Other-1"]
+
+
+HASH = "0" * 32
+
+
+def test_comments_are_kept_where_they_are(ignored: IgnoreList) -> None:
+    ignored.path.parent.mkdir()
+    ignored.path.write_text("# ours\nA-1\n\n# payroll, ticket 7\r\nB-1\r\n  # C:C:C:C:C\nC-1\n")
+    ignored.add(NAME, "why")
+    ignored.remove("B-1", "")
+    ignored.remove("A-1", "")
+    ignored.remove("C-1", "")
+    ignored.remove(NAME, "")
+    text = ignored.path.read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")][1:-1] == [
+        "# ours",
+        "# payroll, ticket 7",
+        "# C:C:C:C:C",
+    ]
+    assert "None at the moment" in text
+    ignored.add(NAME, "why")
+    assert "None at the moment" not in ignored.path.read_text()
+    assert ignored.path.read_text().count("Kept by clamproxy ignore") == 1
+
+
+def test_a_name_with_a_hash_is_not_ignored_for_good(ignored: IgnoreList) -> None:
+    """That ends when the signature changes. Both lines together would have no effect."""
+    ignored.path.parent.mkdir()
+    ignored.path.write_text(f"main.db:7:Old-1\nFirst-1\n{NAME}:{HASH}\n# until 27900\nTheirs-1:{HASH}\n")
+    assert ignored.add(NAME, "why") is True
+    assert ignored.add(NAME, "why") is False
+    assert ignored.add("Old-1", "why") is False
+    assert ignored.path.read_text().splitlines()[1:] == [
+        "main.db:7:Old-1",
+        "First-1",
+        NAME,  # below a line with a hash, clamscan would refuse it
+        "# until 27900",
+        f"Theirs-1:{HASH}",
+    ]
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 90])
+def test_a_full_disk_leaves_no_trace(ignored: IgnoreList, tmp_path: Path, room: int) -> None:
+    ignored.add(NAME, "why")
+    history = tmp_path / "state" / "ignored.jsonl"
+    with limited_files(history.stat().st_size + room), pytest.raises(OSError, match="too large"):
+        ignored.add("Full-1", "x" * 200)
+    assert ignored.add("After-1", "why") is True
+    assert [one.signature for one in ignored.history()] == [NAME, "After-1"]
+    assert ignored.signatures() == [NAME, "After-1"]
+
+
+def test_a_list_that_cannot_be_written_is_not_recorded(
+    ignored: IgnoreList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored.add(NAME, "why")
+    with monkeypatch.context() as patch:
+        patch.setattr(IgnoreList, "_write", Mock(side_effect=OSError("no space")))
+        with pytest.raises(OSError, match="no space"):
+            ignored.add("Full-1", "")
+        with pytest.raises(OSError, match="no space"):
+            ignored.remove(NAME, "")
+    assert [one.signature for one in ignored.history()] == [NAME]
+
+
+def test_a_line_that_was_cut_off_swallows_no_other(ignored: IgnoreList, tmp_path: Path) -> None:
+    ignored.add(NAME, "why")
+    with (tmp_path / "state" / "ignored.jsonl").open("ab") as file:
+        file.write(b'{"at": 1, "act')
+    ignored.add("Other-1", "why")
+    assert [one.signature for one in ignored.history()] == [NAME, "Other-1"]
+
+
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """Files of this process can't grow beyond a size in bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, former)
 
 
 # The command
