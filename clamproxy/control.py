@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from clamproxy.config.changes import Change
+from clamproxy.config.differences import KeyChange
 from clamproxy.files import identity_of
 
 _PREFIX = "clamproxy/"
@@ -44,10 +44,10 @@ class NoAnswerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReloadOutcome:
     """What came of a reload."""
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[KeyChange, ...] = ()
     """The keys with new values; none if the configuration has not changed."""
     remarks: tuple[str, ...] = ()
     """Which of them have no effect for now, and why."""
@@ -57,7 +57,7 @@ class Outcome:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`."""
-        found = tuple(Change(**change) for change in values["changes"])
+        found = tuple(KeyChange(**change) for change in values["changes"])
         return cls(found, tuple(values["remarks"]), values["error"])
 
 
@@ -84,7 +84,7 @@ class Control:
         reload: reads the configuration again.
     """
 
-    def __init__(self, marks: Callable[[], Marks], reload: Callable[[], Awaitable[Outcome]]) -> None:
+    def __init__(self, marks: Callable[[], Marks], reload: Callable[[], Awaitable[ReloadOutcome]]) -> None:
         self._marks = marks
         self._reload = reload
         self._server: asyncio.Server | None = None
@@ -144,7 +144,7 @@ class Running:
         self._stream = stream
         self._said = said
 
-    def reload(self) -> Outcome:
+    def reload(self) -> ReloadOutcome:
         """Have the process read its configuration, and wait until that is done. Blocks.
 
         Raises:
@@ -156,7 +156,7 @@ class Running:
             raise NoAnswerError(f"it belongs to user {_name_of(self._uid)}; run this as that user or root")
         try:
             self._connection.sendall(_RELOAD)
-            return Outcome.from_json(_read(self._stream))
+            return ReloadOutcome.from_json(_read(self._stream))
         except TimeoutError:
             raise NoAnswerError("it doesn't respond") from None
         except (OSError, ValueError, KeyError, TypeError):

@@ -21,10 +21,10 @@ from clamproxy.config.units import MIB, Endpoint
 from clamproxy.feeds import Feeds
 from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
 from clamproxy.fleet.biography import Biography, read_biography
+from clamproxy.fleet.fleet_upkeep import FleetUpkeep, take_sample
 from clamproxy.fleet.live_labels import LiveLabels
 from clamproxy.fleet.reading import read_trend
 from clamproxy.fleet.trend import Sample
-from clamproxy.fleet.upkeep import FleetUpkeep, take_sample
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History

@@ -38,7 +38,7 @@ from clamproxy.cli.output import binary_output
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.readable import shown_count, shown_size
 from clamproxy.releases.holds import HoldsError
-from clamproxy.releases.limits import ceilings_of
+from clamproxy.releases.limits_in_force import ceilings_of
 from clamproxy.state import state_directory
 
 _STANDARD_STREAM = "-"

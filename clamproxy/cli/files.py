@@ -12,8 +12,8 @@ from clamproxy.cli.columns import padded
 from clamproxy.cli.common import config_option, fail, settings_of, shown_error, shown_trouble, write_out
 from clamproxy.readable import shown_count, shown_size, shown_time
 from clamproxy.site_files import Catalog, SiteFile, State
-from clamproxy.site_files.collecting import Found, find_files
-from clamproxy.site_files.names import in_order
+from clamproxy.site_files.collecting import FoundFile, find_files
+from clamproxy.site_files.file_names import in_order
 from clamproxy.site_files.publisher import read_catalog
 from clamproxy.state import state_directory
 
@@ -38,7 +38,7 @@ def files(config: str | None, as_json: bool) -> None:
         catalog = read_catalog(records)
     except OSError as error:
         fail(shown_trouble(records, error))
-    trouble, found = "", dict[str, Found]()
+    trouble, found = "", dict[str, FoundFile]()
     try:
         found = {file.name: file for file in find_files(directory)}
         trouble = "" if found else catalog.trouble
@@ -60,7 +60,7 @@ def files(config: str | None, as_json: bool) -> None:
     )
 
 
-def _entries(catalog: Catalog, found: Mapping[str, Found]) -> list[SiteFile]:
+def _entries(catalog: Catalog, found: Mapping[str, FoundFile]) -> list[SiteFile]:
     """The catalog, as far as it is still true, and what the proxy hasn't looked at yet."""
     now = time.time()
     entries = dict(catalog.files)

@@ -36,7 +36,7 @@ from clamproxy.fleet.reading import UnreadableFleetError, advertised_to_clients,
 from clamproxy.fleet.table import Table
 from clamproxy.peers.merging import gateway_of
 from clamproxy.readable import shown_count
-from clamproxy.releases.limits import Limit, read_limits
+from clamproxy.releases.limits_in_force import Limit, read_limits
 from clamproxy.state import open_store, state_directory
 from clamproxy.storage.records_file import DamagedFileError
 

@@ -32,7 +32,7 @@ from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_count, shown_time
 from clamproxy.releases import holds
 from clamproxy.releases.holds import Hold, HoldsError
-from clamproxy.releases.limits import Limit, ceilings_of, hold_problem, read_limits
+from clamproxy.releases.limits_in_force import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
 from clamproxy.state import state_directory
 from clamproxy.statistics import advertised_versions

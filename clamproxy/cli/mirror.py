@@ -29,7 +29,7 @@ from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
 from clamproxy.readable import shown_count
 from clamproxy.releases.holds import HoldsError
-from clamproxy.releases.limits import ceilings_of
+from clamproxy.releases.limits_in_force import ceilings_of
 from clamproxy.state import state_directory
 
 

@@ -24,7 +24,7 @@ from clamproxy.notices.episodes import Pace
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.report import gateway_name, read_report
 from clamproxy.notices.rules import RULES, Rule, find_alerts
-from clamproxy.notices.targets import DeliveryError, Target, deliver, targets_of
+from clamproxy.notices.targets import DeliveryError, NoticeTarget, deliver, targets_of
 from clamproxy.readable import shown_span, shown_time
 from clamproxy.state import state_directory
 
@@ -78,11 +78,11 @@ def test(context: click.Context, config: str | None) -> None:
     context.exit(0 if all(worked for worked, _ in outcomes) else 1)
 
 
-async def _send_all(targets: list[Target], notice: Notice) -> list[tuple[bool, str | None]]:
+async def _send_all(targets: list[NoticeTarget], notice: Notice) -> list[tuple[bool, str | None]]:
     return await asyncio.gather(*(_send(target, notice) for target in targets))
 
 
-async def _send(target: Target, notice: Notice) -> tuple[bool, str | None]:
+async def _send(target: NoticeTarget, notice: Notice) -> tuple[bool, str | None]:
     """Whether a target took the notice, and what went wrong."""
     try:
         return True, await deliver(target, notice)

@@ -10,7 +10,7 @@ import click
 
 from clamproxy.cli.common import config_option, fail, opened_store, settings_of, shown_trouble
 from clamproxy.cli.parameters import duration
-from clamproxy.releases.limits import Limit, read_limits
+from clamproxy.releases.limits_in_force import Limit, read_limits
 from clamproxy.state import state_directory
 from clamproxy.statistics import snapshot
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clamproxy.readable import shown_share, shown_size, shown_time
-from clamproxy.releases.limits import Limit
+from clamproxy.releases.limits_in_force import Limit
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, FILE_COUNTERS
 
 

@@ -39,7 +39,7 @@ from clamproxy.config.fields import (
 from clamproxy.config.notation import OneOrMore
 from clamproxy.config.quantities import DURATION
 from clamproxy.config.rates import Rates
-from clamproxy.config.targets import MOST_TARGETS, MailSection, NotifySection, Peers, no_peer_twice
+from clamproxy.config.servers import MOST_TARGETS, MailSection, NotifySection, Peers, no_peer_twice
 from clamproxy.config.units import (
     ADDRESS,
     ANY,

@@ -37,7 +37,7 @@ from clamproxy.notices.report import read_report
 from clamproxy.notices.rules import RENEW_AUTHORITY
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.readable import shown_count, shown_size, shown_span
-from clamproxy.releases.limits import hold_problem, read_limits
+from clamproxy.releases.limits_in_force import hold_problem, read_limits
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.site_files.publisher import read_catalog
 from clamproxy.state import open_store

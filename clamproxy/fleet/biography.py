@@ -12,7 +12,7 @@ from clamproxy.config.labels import NO_LABELS, Labels
 from clamproxy.fleet.agent import shown_address
 from clamproxy.fleet.machine import Machine
 from clamproxy.fleet.reading import ReleaseHistory, read_machine
-from clamproxy.fleet.story import PROGRAM, Asked, Story, Trouble
+from clamproxy.fleet.story import PROGRAM, Asked, Story, StoryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Biography:
     steps: Sequence[Step]
     programs: Sequence[tuple[str | None, float]]
     """Versions of freshclam, and since when each is known, in Unix seconds."""
-    errors: Sequence[Trouble]
+    errors: Sequence[StoryError]
     """The last one of each kind at each address."""
     requests: Sequence[tuple[str, Asked]]
     """The last requests, each with the address that it came from."""

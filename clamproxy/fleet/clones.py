@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from clamproxy.fleet.story import Change
+from clamproxy.fleet.story import VersionChange
 
 ROUNDS = 3
 """Releases that were fetched at several addresses, one release after the other. Fewer can have other causes:
@@ -22,7 +22,7 @@ type _Fetches = Mapping[int, int]
 """By version, when it was fetched."""
 
 
-def last_round(addresses: Sequence[Sequence[Change]], now: float) -> float | None:
+def last_round(addresses: Sequence[Sequence[VersionChange]], now: float) -> float | None:
     """When the last of the releases that clones have fetched was fetched; None if they are no clones.
 
     Args:
@@ -34,7 +34,7 @@ def last_round(addresses: Sequence[Sequence[Change]], now: float) -> float | Non
     return max(filter(None, rounds), default=None)
 
 
-def _fetches(changes: Sequence[Change], database: str, now: float) -> _Fetches:
+def _fetches(changes: Sequence[VersionChange], database: str, now: float) -> _Fetches:
     """The releases fetched at one address. A container that is made anew each day fetches one at each."""
     fetched = {
         one.version: one.at

@@ -19,7 +19,7 @@ from clamproxy.fleet.observer import Holding
 from clamproxy.fleet.story import Story
 from clamproxy.fleet.support import is_end_of_life
 from clamproxy.fleet.table import FILE_NAME, MachineRow, Release, Rows, reading
-from clamproxy.releases.limits import read_limits
+from clamproxy.releases.limits_in_force import read_limits
 from clamproxy.statistics import advertised_versions
 
 

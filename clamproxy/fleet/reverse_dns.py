@@ -11,7 +11,7 @@ import dns.exception
 import dns.name
 import dns.resolver
 
-from clamproxy.fleet.names import Name
+from clamproxy.fleet.machine_names import Name
 from clamproxy.origin.resolver import LIFETIME, stub_resolver
 
 AT_ONCE = 8
@@ -29,7 +29,7 @@ _NOT_IN_NAMES = re.compile(rb"[^A-Za-z0-9_-]")
 _LONGEST_NAME = 253
 
 
-class Found(NamedTuple):
+class PtrAnswer(NamedTuple):
     """What some lookups have found."""
 
     names: Sequence[Name]
@@ -37,7 +37,7 @@ class Found(NamedTuple):
     """Whether any name server has answered at all."""
 
 
-async def look_up(addresses: Sequence[str], nameservers: Sequence[tuple[str, int]], now: float) -> Found:
+async def look_up(addresses: Sequence[str], nameservers: Sequence[tuple[str, int]], now: float) -> PtrAnswer:
     """Ask for the names of addresses, a few at a time.
 
     Args:
@@ -53,7 +53,7 @@ async def look_up(addresses: Sequence[str], nameservers: Sequence[tuple[str, int
         return Name(address, name, now + lifetime), is_answered
 
     found = await asyncio.gather(*map(ask, addresses))
-    return Found([name for name, _ in found], any(is_answered for _, is_answered in found))
+    return PtrAnswer([name for name, _ in found], any(is_answered for _, is_answered in found))
 
 
 async def _ask(address: str, nameservers: Sequence[tuple[str, int]]) -> tuple[str | None, float, bool]:

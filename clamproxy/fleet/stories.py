@@ -10,7 +10,7 @@ from clamproxy.fleet.clones import WINDOW, last_round
 from clamproxy.fleet.story import (
     Addition,
     Story,
-    Trouble,
+    StoryError,
     change_lines,
     parse_changes,
     parse_requests,
@@ -122,7 +122,7 @@ class Stories:
 
     def _story(self, uuid: str, address: str, since: float, count: int, *texts: str) -> Story:
         query = "SELECT kind, at, what, count FROM errors WHERE uuid = ? AND address = ? ORDER BY at DESC"
-        errors = map(Trouble._make, self._connection.execute(query, (uuid, address)))
+        errors = map(StoryError._make, self._connection.execute(query, (uuid, address)))
         requests, changes = texts
         return Story(address, since, count, parse_requests(requests), parse_changes(changes), list(errors))
 

@@ -21,7 +21,7 @@ NOTHING = "-"
 """Instead of a file, for a path that no database has."""
 
 
-class Change(NamedTuple):
+class VersionChange(NamedTuple):
     """Another version of a database, or of freshclam."""
 
     what: str
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
     """Bytes of content sent."""
 
 
-class Trouble(NamedTuple):
+class StoryError(NamedTuple):
     """The last error of a kind."""
 
     kind: str
@@ -62,7 +62,7 @@ class Addition:
     """What some visits add to a story; the oldest comes first."""
 
     requests: list[Asked] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[VersionChange] = field(default_factory=list)
     errors: list[Failure] = field(default_factory=list)
 
     @property
@@ -72,7 +72,7 @@ class Addition:
     def meet(self, agent: Agent, known_as: Agent | None, at: float) -> None:
         """Add what a User-Agent tells; `known_as` is the one before."""
         if known_as is None or known_as.freshclam != agent.freshclam:
-            self.changes.append(Change(PROGRAM, agent.freshclam, int(at)))
+            self.changes.append(VersionChange(PROGRAM, agent.freshclam, int(at)))
 
     def note(self, visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
         """Add a request and its response.
@@ -102,7 +102,7 @@ class Addition:
         version = None if new is None else new.version
         if version != (None if old is None else old.version):
             seen = 0 if old is None else int(old.seen_at)
-            self.changes.append(Change(name, version, int(visit.at), is_fetched, seen))
+            self.changes.append(VersionChange(name, version, int(visit.at), is_fetched, seen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ class Story:
     request_count: int
     """How many requests there have been since."""
     requests: Sequence[Asked]
-    changes: Sequence[Change]
-    errors: Sequence[Trouble] = ()
+    changes: Sequence[VersionChange]
+    errors: Sequence[StoryError] = ()
 
 
 def request_lines(requests: Sequence[Asked]) -> str:
@@ -125,12 +125,12 @@ def request_lines(requests: Sequence[Asked]) -> str:
     return "".join([f"{at} {what} {status} {length}\n" for at, what, status, length in reversed(requests)])
 
 
-def change_lines(changes: Sequence[Change]) -> str:
+def change_lines(changes: Sequence[VersionChange]) -> str:
     """The same for changes."""
     return "".join([_change_line(change) for change in reversed(changes)])
 
 
-def _change_line(change: Change) -> str:
+def _change_line(change: VersionChange) -> str:
     version = NOTHING if change.version is None else change.version
     return f"{change.what} {version} {change.at} {change.is_fetched:d} {change.seen_before}\n"
 
@@ -139,9 +139,9 @@ def parse_requests(text: str) -> list[Asked]:
     return list(_parsed(text, _asked))
 
 
-def parse_changes(text: str) -> list[Change]:
+def parse_changes(text: str) -> list[VersionChange]:
     """The changes as they turned out to be: what was sent, but never installed, is left out."""
-    lasting: defaultdict[str, list[Change]] = defaultdict(list)
+    lasting: defaultdict[str, list[VersionChange]] = defaultdict(list)
     for change in reversed(list(_parsed(text, _change))):
         earlier = lasting[change.what]
         if earlier and _was_in_vain(earlier[-1], change):
@@ -153,7 +153,7 @@ def parse_changes(text: str) -> list[Change]:
     return sorted(known, key=lambda change: change.at)[::-1]
 
 
-def _was_in_vain(fetched: Change, shown: Change) -> bool:
+def _was_in_vain(fetched: VersionChange, shown: VersionChange) -> bool:
     """Whether a request shows that the machine has not installed what it fetched: its disk may be full.
 
     A later request that showed it proves the opposite; then the machine has been taken back to an older disk.
@@ -163,7 +163,7 @@ def _was_in_vain(fetched: Change, shown: Change) -> bool:
     return shown.version is None or _number(shown) < _number(fetched)
 
 
-def _number(change: Change) -> int:
+def _number(change: VersionChange) -> int:
     return change.version if isinstance(change.version, int) else 0
 
 
@@ -171,9 +171,9 @@ def _asked(at: str, what: str, status: str, length: str) -> Asked:
     return Asked(int(at), what, int(status), int(length))
 
 
-def _change(what: str, version: str, at: str, is_fetched: str, seen_before: str) -> Change:
+def _change(what: str, version: str, at: str, is_fetched: str, seen_before: str) -> VersionChange:
     known = None if version == NOTHING else version if what == PROGRAM else int(version)
-    return Change(what, known, int(at), is_fetched == "1", int(seen_before))
+    return VersionChange(what, known, int(at), is_fetched == "1", int(seen_before))
 
 
 def _parsed[T](text: str, parse: Callable[..., T]) -> Iterator[T]:

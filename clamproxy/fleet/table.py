@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clamproxy.fleet import names, stories, trend
+from clamproxy.fleet import machine_names, stories, trend
 from clamproxy.fleet.agent import Agent
-from clamproxy.fleet.names import Names
+from clamproxy.fleet.machine_names import MachineNames
 from clamproxy.fleet.observer import Failure, Holding, Knowledge
 from clamproxy.fleet.stories import Stories
 from clamproxy.fleet.trend import Shares
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS releases (
 """
 _ADDED = f"""
 CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID;
-{stories.SCHEMA}{names.SCHEMA}{trend.SCHEMA}"""
+{stories.SCHEMA}{machine_names.SCHEMA}{trend.SCHEMA}"""
 """Added to the schema later, without a new version: older versions of clamproxy ignore it."""
 _FORGOTTEN_KEPT = 86400.0
 """Seconds for which forgotten machines are remembered; no visit waits that long to be written."""
@@ -76,7 +76,7 @@ class Rows:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.stories = Stories(connection)
-        self.names = Names(connection)
+        self.names = MachineNames(connection)
         self.shares = Shares(connection)
 
     def get(self, uuid: str, address: str) -> MachineRow | None:

@@ -94,7 +94,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class LastAttempt:
     """How the last attempt to send a notice to a target went."""
 
     at: float
@@ -125,7 +125,7 @@ class Chronicle:
     """By key; those that are over stay while somebody has to be told, or they may come back."""
     told: Mapping[str, Memory] = field(default_factory=dict)
     """By target."""
-    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    deliveries: Mapping[str, LastAttempt] = field(default_factory=dict)
     """By target."""
 
     def seen(self, alerts: Iterable[Alert], pace: Pace, now: float, unknown: Collection[str] = ()) -> Self:
@@ -186,7 +186,7 @@ class Chronicle:
         """
         former = self.deliveries.get(target)
         failures = 0 if failure is None else (former.failures if former else 0) + 1
-        delivery = Delivery(now, failures, failure or remark)
+        delivery = LastAttempt(now, failures, failure or remark)
         return replace(self, deliveries={**self.deliveries, target: delivery})
 
     def only_for(self, targets: Iterable[str]) -> Self:
@@ -279,11 +279,11 @@ def _readable_episodes(saved: Iterable[Any], now: float) -> Iterator[tuple[str, 
         yield episode.key, episode
 
 
-def _readable_deliveries(saved: Mapping[Any, Any], now: float) -> Iterator[tuple[str, Delivery]]:
+def _readable_deliveries(saved: Mapping[Any, Any], now: float) -> Iterator[tuple[str, LastAttempt]]:
     for target, one in saved.items():
         match one:
             case {"at": int() | float() as at, "failures": int(failures), "reason": None | str() as reason}:
-                yield str(target), Delivery(min(at, now), failures, reason)
+                yield str(target), LastAttempt(min(at, now), failures, reason)
 
 
 def _memory(saved: Any, now: float) -> Memory:

@@ -16,7 +16,7 @@ from email.policy import SMTP
 from email.utils import formatdate, make_msgid
 from pathlib import Path
 
-from clamproxy.config.targets import MailSection
+from clamproxy.config.servers import MailSection
 from clamproxy.notices.notice import Notice
 from clamproxy.origin.connections import trusting
 from clamproxy.origin.scope import CancelScope

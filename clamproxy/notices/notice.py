@@ -23,7 +23,7 @@ _SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\N{ZERO W
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class NoticeEntry:
     """What a notice says about one alert."""
 
     headline: str
@@ -62,7 +62,7 @@ class Notice:
         first, more = self.entries()[0], len(self.due) - 1
         return f"[clamproxy {self.gateway}] {first.headline}{f' (and {more} more)' if more else ''}"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[NoticeEntry]:
         """What it says, worst first."""
         return [self._entry(one) for one in self.due]
 
@@ -82,15 +82,15 @@ class Notice:
             yield ""
         yield f"-- \nclamproxy on {self.gateway}"
 
-    def _entry(self, due: Due) -> Entry:
+    def _entry(self, due: Due) -> NoticeEntry:
         episode, rule = due.episode, RULE_OF[due.episode.rule]
         title = f"{rule.title}{f' ({episode.subject})' if episode.subject else ''}"
         if due.stage is Stage.OVER:
             lasted = shown_span((episode.ended or self.at) - episode.since)
-            return Entry(f"Over: {title}", f"after {lasted}", "", "", None)
+            return NoticeEntry(f"Over: {title}", f"after {lasted}", "", "", None)
         headline = f"{_WORDS[rule.severity]}: {title}"
         still = "still, " if due.stage is Stage.LASTING else ""
-        return Entry(
+        return NoticeEntry(
             headline, f"{still}since {_shown(episode.since)}", episode.text, rule.remedy, rule.severity
         )
 

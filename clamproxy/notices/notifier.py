@@ -15,7 +15,7 @@ from clamproxy.notices.episodes import Chronicle, Due, Pace
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.report import KEY, gateway_name, read_chronicle
 from clamproxy.notices.rules import RULE_OF, Figures, find_alerts, find_unknown
-from clamproxy.notices.targets import DeliveryError, Target, deliver, targets_of
+from clamproxy.notices.targets import DeliveryError, NoticeTarget, deliver, targets_of
 from clamproxy.origin.cooldown import Backoff
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer, in_thread
@@ -110,7 +110,7 @@ class Notifier:
                     logger.exception("Can't find out what there should be notices about.")
                 self._is_failing = True
 
-    async def _tell(self, target: Target) -> None:
+    async def _tell(self, target: NoticeTarget) -> None:
         """Send a target what it doesn't know yet, unless it has to wait after a failure."""
         now, chronicle = self._clock(), self._chronicle
         due = chronicle.due(target.id, self._pace, now) if chronicle is not None else []
@@ -123,7 +123,9 @@ class Notifier:
             failure = str(error)
         await self._note(target, due, failure, remark)
 
-    async def _note(self, target: Target, due: list[Due], failure: str | None, remark: str | None) -> None:
+    async def _note(
+        self, target: NoticeTarget, due: list[Due], failure: str | None, remark: str | None
+    ) -> None:
         now, before = self._clock(), self._chronicle
         if before is None:
             return

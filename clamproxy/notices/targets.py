@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clamproxy.config.servers import Webhook
 from clamproxy.config.settings import Settings
-from clamproxy.config.targets import Webhook
 from clamproxy.notices.mail import send_mail, server_of
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.webhooks import post
@@ -24,7 +24,7 @@ class DeliveryError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class NoticeTarget:
     id: str
     """By this the target is remembered. It tells nothing about the target."""
     name: str
@@ -33,13 +33,13 @@ class Target:
     """Sends a notice. Blocks. Returns what went wrong all the same, and raises anything."""
 
 
-def targets_of(settings: Settings) -> list[Target]:
+def targets_of(settings: Settings) -> list[NoticeTarget]:
     """All targets that are configured."""
     mail, upstream = settings.mail, settings.upstream
     found = []
     if mail.server is not None:
         found.append(
-            Target(
+            NoticeTarget(
                 _id("mail", mail.server, *mail.recipients),
                 # Without the recipients: everybody who may see the status page sees this.
                 f"mail to {shown_count(len(mail.recipients), 'recipient')} by {server_of(mail)}",
@@ -49,7 +49,7 @@ def targets_of(settings: Settings) -> list[Target]:
     return found + [_webhook(hook, settings) for hook in settings.notify.webhooks]
 
 
-async def deliver(target: Target, notice: Notice) -> str | None:
+async def deliver(target: NoticeTarget, notice: Notice) -> str | None:
     """Send a notice to a target, in a thread that ends when nobody waits for it any more.
 
     Returns:
@@ -66,13 +66,13 @@ async def deliver(target: Target, notice: Notice) -> str | None:
         raise DeliveryError(reason_of(error)) from error
 
 
-def _webhook(hook: Webhook, settings: Settings) -> Target:
+def _webhook(hook: Webhook, settings: Settings) -> NoticeTarget:
     upstream = settings.upstream
 
     def send(notice: Notice, _: CancelScope) -> None:
         post(notice, hook, upstream.proxy, upstream.ca_bundle)
 
-    return Target(_id(hook.form, hook.url.url), f"{hook.form} webhook at {hook.url.origin}", send)
+    return NoticeTarget(_id(hook.form, hook.url.url), f"{hook.form} webhook at {hook.url.origin}", send)
 
 
 def _id(*parts: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib3.exceptions import ProtocolError
 from urllib3.util import Timeout
 
-from clamproxy.config.targets import Webhook
+from clamproxy.config.servers import Webhook
 from clamproxy.config.units import HttpProxy
 from clamproxy.notices.notice import FORMS, Notice
 from clamproxy.origin.connections import ONCE, make_pool

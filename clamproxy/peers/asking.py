@@ -10,7 +10,7 @@ from pathlib import Path
 import urllib3
 from urllib3.util import Timeout
 
-from clamproxy.config.targets import Peer
+from clamproxy.config.servers import Peer
 from clamproxy.fleet.machine import Machine
 from clamproxy.origin.connections import ONCE, make_pool
 from clamproxy.peers.answers import AnswerError, StatusAnswer, parse_machines, parse_status

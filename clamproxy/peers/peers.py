@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clamproxy.config.servers import Peer
 from clamproxy.config.settings import Settings
-from clamproxy.config.targets import Peer
 from clamproxy.origin.errors import reason_of
 from clamproxy.origin.scope import in_scope
 from clamproxy.peers.asking import DEADLINE, PeerAnswer, ask

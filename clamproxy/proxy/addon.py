@@ -16,12 +16,12 @@ from mitmproxy.addons.script import Script
 
 from clamproxy.access.limits import provide_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
-from clamproxy.config.changes import changes
 from clamproxy.config.conflicts import find_conflict
+from clamproxy.config.differences import changes
 from clamproxy.config.labels import require_labels
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
-from clamproxy.control import Control, Marks, Outcome, marks
+from clamproxy.control import Control, Marks, ReloadOutcome, marks
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.front import Front
 from clamproxy.proxy import dispatch, dns_queries, framing, stream, takeover
@@ -181,31 +181,31 @@ class ClamProxy:
             return
         self._reloads.begin()
 
-    async def _reload(self) -> Outcome:
+    async def _reload(self) -> ReloadOutcome:
         """Read the configuration again: either all of it takes effect, or nothing."""
         service = self._front.service
         if service is None:
-            return Outcome(error="the proxy is stopping")
+            return ReloadOutcome(error="the proxy is stopping")
         self._supervisor.reloading()
         try:
             return await self._read_anew(service)
         except (ConfigurationError, AuthorityError, OSError) as error:
             logger.error("The configuration stays as it was: %s", error)  # noqa: TRY400
-            return Outcome(error=str(error))
+            return ReloadOutcome(error=str(error))
         except Exception as error:
             logger.exception("The configuration stays as it was.")
-            return Outcome(error=f"{type(error).__name__}; see the log")
+            return ReloadOutcome(error=f"{type(error).__name__}; see the log")
         finally:
             self._supervisor.ready("Serving")
 
-    async def _read_anew(self, old: Service) -> Outcome:
+    async def _read_anew(self, old: Service) -> ReloadOutcome:
         settings = load_settings(self._config, os.environ)
         require_labels(settings)
         if settings == old.settings:
             logger.info("The configuration has not changed.")
-            return Outcome()
+            return ReloadOutcome()
         self._check_place(settings)
-        outcome = Outcome(
+        outcome = ReloadOutcome(
             tuple(changes(old.settings, settings)), tuple(self._remarks(old.settings, settings))
         )
         await old.flush()  # the new service starts with what this one knows

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from clamproxy.control import Outcome
+from clamproxy.control import ReloadOutcome
 
 
 class Reloads:
@@ -16,20 +16,20 @@ class Reloads:
         reload: reads the configuration once.
     """
 
-    def __init__(self, reload: Callable[[], Coroutine[Any, Any, Outcome]]) -> None:
+    def __init__(self, reload: Callable[[], Coroutine[Any, Any, ReloadOutcome]]) -> None:
         self._reload = reload
-        self._present: asyncio.Task[Outcome] | None = None
-        self._next: asyncio.Task[Outcome] | None = None
+        self._present: asyncio.Task[ReloadOutcome] | None = None
+        self._next: asyncio.Task[ReloadOutcome] | None = None
         """Has not begun to read. One serves all that ask in the meantime."""
 
     def begin(self) -> None:
         _ = self._begun()  # the log tells the outcome
 
-    async def ask(self) -> Outcome:
+    async def ask(self) -> ReloadOutcome:
         """Wait for the outcome. A caller that is cancelled doesn't end the reload."""
         return await asyncio.shield(self._begun())
 
-    def _begun(self) -> asyncio.Task[Outcome]:
+    def _begun(self) -> asyncio.Task[ReloadOutcome]:
         if self._next is None:
             # The file may have changed since the present one has read it.
             self._next = asyncio.create_task(self._after(self._present), name="reload")
@@ -40,7 +40,7 @@ class Reloads:
             if task is not None:
                 task.cancel()
 
-    async def _after(self, earlier: asyncio.Task[Outcome] | None) -> Outcome:
+    async def _after(self, earlier: asyncio.Task[ReloadOutcome] | None) -> ReloadOutcome:
         await asyncio.sleep(0)  # mitmproxy's tasks begin at once, but `_next` must be this one
         if earlier is not None:
             await asyncio.wait([earlier])

@@ -24,7 +24,7 @@ from clamproxy.releases.ceiling import (
     without_errors,
     without_wrong_times,
 )
-from clamproxy.releases.holds import FILE_NAME, Change, Hold, Holds, HoldsError, read_holds, restore
+from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, HoldsError, read_holds, restore
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class Ceilings:
         return restored
 
 
-def _tell_of(change: Change) -> None:
+def _tell_of(change: HoldChange) -> None:
     database, hold = change.database, Hold(change.version or 0, change.at, change.by, change.why)
     if change.version is None:
         logger.warning("%s is no longer held, %s.", database, hold.explain())

@@ -67,7 +67,7 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class HoldChange:
     """Something that was done to the hold of a database."""
 
     database: str
@@ -98,7 +98,7 @@ class Holds:
     """All holds in force, by database, and what was done to them."""
 
     in_force: Mapping[str, Hold]
-    changes: tuple[Change, ...] = ()
+    changes: tuple[HoldChange, ...] = ()
     """The latest ones, oldest first."""
 
 
@@ -119,7 +119,7 @@ def read_holds(directory: Path) -> Holds:
         with open_to_read(path) as file:
             content = json.loads(file.read(_LONGEST_FILE))
         held = {str(name): Hold.parse(one) for name, one in content["holds"].items()}
-        changes = tuple(map(Change.parse, content["changes"]))
+        changes = tuple(map(HoldChange.parse, content["changes"]))
     except FileNotFoundError:
         return NOTHING_HELD
     except OSError as error:
@@ -141,7 +141,7 @@ def hold(directory: Path, database: str, new: Hold) -> Hold | None:
     with _changing(directory):
         holds = _readable(directory)
         former = holds.in_force.get(database)
-        change = Change(database, new.since, new.by, new.version, new.why)
+        change = HoldChange(database, new.since, new.by, new.version, new.why)
         _write(directory, Holds({**holds.in_force, database: new}, (*holds.changes, change)))
     return former
 
@@ -160,7 +160,7 @@ def release(directory: Path, database: str, by: str, now: float) -> Hold | None:
         left = dict(holds.in_force)
         lifted = left.pop(database, None)
         if lifted is not None:
-            _write(directory, Holds(left, (*holds.changes, Change(database, now, by, None))))
+            _write(directory, Holds(left, (*holds.changes, HoldChange(database, now, by, None))))
     return lifted
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import HOST_NAME
-from clamproxy.site_files.names import PREFIX
+from clamproxy.site_files.file_names import PREFIX
 
 CDN = "database.clamav.net"
 DEFAULT_PORT = 8080

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from clamproxy.files import replacing
-from clamproxy.site_files.names import in_order, is_name
+from clamproxy.site_files.file_names import in_order, is_name
 
 FILE_NAME = "catalog.json"
 COPIES = "published"

@@ -43,7 +43,7 @@ class CheckError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FileVerdict:
     """What a check has found."""
 
     problem: str = ""
@@ -58,7 +58,7 @@ def find_clamscan() -> str | None:
     return shutil.which("clamscan")
 
 
-async def check(path: Path, clamscan: str | None) -> Verdict:
+async def check(path: Path, clamscan: str | None) -> FileVerdict:
     """Check a file, which must not change in the meantime.
 
     Cancelling this ends the program.
@@ -71,16 +71,16 @@ async def check(path: Path, clamscan: str | None) -> Verdict:
         CheckError: it can't be checked now.
     """
     if problem := obvious_problem(path):
-        return Verdict(problem)
+        return FileVerdict(problem)
     if clamscan is None:
-        return Verdict(remark="not checked, as clamscan isn't installed")
+        return FileVerdict(remark="not checked, as clamscan isn't installed")
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as scratch:
         options = ("--stdout", "--no-summary", "--detect-pua=yes", f"--tempdir={scratch}")
         code, output = await _run([clamscan, *options, "-d", str(path), _nothing_in(scratch)])
     return verdict_of(code, output.replace(f"{path.parent}/", ""))
 
 
-def verdict_of(code: int, output: str) -> Verdict:
+def verdict_of(code: int, output: str) -> FileVerdict:
     """What clamscan has said about a database.
 
     Args:
@@ -100,13 +100,13 @@ def verdict_of(code: int, output: str) -> Verdict:
         raise CheckError(f"clamscan {ended}: {_line(last)}" if last else f"clamscan {ended}")
     if rules is not None and int(rules[2]):  # clamd loads the others
         remark = f"{rules[1]} of its {int(rules[1]) + int(rules[2])} rules can't be loaded: {errors[0]}"
-        return Verdict(remark=_line(remark), checked_by="clamscan")
+        return FileVerdict(remark=_line(remark), checked_by="clamscan")
     if errors:
         said = [error for error in errors if not error.startswith(_REPEATS)] or errors
-        return Verdict(_line("; ".join(dict.fromkeys(said))))
+        return FileVerdict(_line("; ".join(dict.fromkeys(said))))
     if unusable is not None:
-        return Verdict(_line(unusable.partition("Warning: ")[2] or unusable))
-    return Verdict(checked_by="clamscan")
+        return FileVerdict(_line(unusable.partition("Warning: ")[2] or unusable))
+    return FileVerdict(checked_by="clamscan")
 
 
 def obvious_problem(path: Path) -> str:

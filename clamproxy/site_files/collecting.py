@@ -12,7 +12,7 @@ from clamproxy.config.units import GIB, KIB, MIB
 from clamproxy.files import open_to_read, sync
 from clamproxy.readable import shown_size
 from clamproxy.site_files.catalog import Identity
-from clamproxy.site_files.names import in_order, is_unfinished, why_skipped
+from clamproxy.site_files.file_names import in_order, is_unfinished, why_skipped
 
 MOST_FILES = 200
 """Files that are published; further ones, in alphabetical order, are refused."""
@@ -29,7 +29,7 @@ class ChangingError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A file in the directory."""
 
     name: str
@@ -40,7 +40,7 @@ class Found:
     """Why it can't be published, whatever is in it."""
 
 
-def find_files(directory: Path) -> list[Found]:
+def find_files(directory: Path) -> list[FoundFile]:
     """The files in the directory, in the order in which they are published.
 
     Raises:
@@ -59,17 +59,17 @@ def find_files(directory: Path) -> list[Found]:
         if not (file.skipped or file.problem):
             count, total = count + 1, total + file.identity[1]
             if count > MOST_FILES:
-                file = Found(name, file.identity, problem=f"there are more than {MOST_FILES} files")
+                file = FoundFile(name, file.identity, problem=f"there are more than {MOST_FILES} files")
             elif total > MOST_BYTES:
                 total -= file.identity[1]
-                file = Found(
+                file = FoundFile(
                     name, file.identity, problem=f"together, the files exceed {shown_size(MOST_BYTES)}"
                 )
         kept.append(file)
     return kept
 
 
-def copy(directory: Path, found: Found, target: Path) -> str:
+def copy(directory: Path, found: FoundFile, target: Path) -> str:
     """Copy a file; returns its SHA-256 in hexadecimal.
 
     Args:
@@ -95,14 +95,14 @@ def copy(directory: Path, found: Found, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _found(root: Path, name: str) -> Found | None:
+def _found(root: Path, name: str) -> FoundFile | None:
     path = root / name
     skipped = why_skipped(_printable(name))
     try:
         if path.is_dir():
-            return None if skipped else Found(name, (0, 0, 0), problem="it is a directory")
+            return None if skipped else FoundFile(name, (0, 0, 0), problem="it is a directory")
         if skipped is not None:
-            return Found(_printable(name), (0, 0, 0), skipped=skipped)
+            return FoundFile(_printable(name), (0, 0, 0), skipped=skipped)
         with open_to_read(path) as file:
             identity = _identity(os.fstat(file.fileno()))
             leads_out = _leads_out(file.fileno(), root)
@@ -110,14 +110,14 @@ def _found(root: Path, name: str) -> Found | None:
         if not path.is_symlink() and not path.exists():
             return None  # it has just been removed
         what = "it is no regular file" if error.errno == errno.ENOENT and path.exists() else "a broken link"
-        return Found(name, (0, 0, 0), problem=what)
+        return FoundFile(name, (0, 0, 0), problem=what)
     except OSError as error:
-        return Found(name, (0, 0, 0), problem=f"it can't be read: {error.strerror or error}")
+        return FoundFile(name, (0, 0, 0), problem=f"it can't be read: {error.strerror or error}")
     if leads_out:
-        return Found(name, identity, problem="it is a link that leads out of files.directory")
+        return FoundFile(name, identity, problem="it is a link that leads out of files.directory")
     if identity[1] > LARGEST_FILE:
-        return Found(name, identity, problem=f"it is larger than {shown_size(LARGEST_FILE)}")
-    return Found(name, identity)
+        return FoundFile(name, identity, problem=f"it is larger than {shown_size(LARGEST_FILE)}")
+    return FoundFile(name, identity)
 
 
 def _leads_out(descriptor: int, root: Path) -> bool:

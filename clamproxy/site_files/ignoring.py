@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clamproxy.files import lock, open_to_read, replacing, sync
-from clamproxy.site_files.names import IGNORED_SIGNATURES
+from clamproxy.site_files.file_names import IGNORED_SIGNATURES
 
 HISTORY = "ignored.jsonl"
 """The history, in the state directory."""
@@ -34,7 +34,7 @@ _SUFFIX, _RULE = ".UNOFFICIAL", "YARA."
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class IgnoreChange:
     """One line of the history."""
 
     at: float
@@ -80,7 +80,7 @@ class IgnoreList:
             lines = self._lines()
             if any(_name_of(line) == signature and not _has_hash(line) for line in lines):
                 return False
-            with self._recorded(Change(time.time(), "add", signature, _user(), why)):
+            with self._recorded(IgnoreChange(time.time(), "add", signature, _user(), why)):
                 # Beside a line with another hash, the name alone would have no effect.
                 others = [line for line in lines if _name_of(line) != signature]
                 place = _place_of_names(others)
@@ -98,11 +98,11 @@ class IgnoreList:
             kept = [line for line in lines if _name_of(line) != signature]
             if len(kept) == len(lines):
                 return False
-            with self._recorded(Change(time.time(), "remove", signature, _user(), why)):
+            with self._recorded(IgnoreChange(time.time(), "remove", signature, _user(), why)):
                 self._write(kept)
         return True
 
-    def history(self) -> list[Change]:
+    def history(self) -> list[IgnoreChange]:
         """All changes by `add` and `remove`, oldest first. Lines that can't be read are left out.
 
         Raises:
@@ -115,7 +115,7 @@ class IgnoreList:
             return []
         return [change for change in map(_parsed, lines) if change is not None]
 
-    def latest(self) -> dict[str, Change]:
+    def latest(self) -> dict[str, IgnoreChange]:
         """The change by which each signature got into the list, if `add` put it there."""
         return {change.signature: change for change in self.history() if change.action == "add"}
 
@@ -142,7 +142,7 @@ class IgnoreList:
             file.write(text.encode("utf-8", "surrogateescape"))
 
     @contextmanager
-    def _recorded(self, change: Change) -> Iterator[None]:
+    def _recorded(self, change: IgnoreChange) -> Iterator[None]:
         """Add a change to the history, and take that back if the change or the record fails."""
         with self._history.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
@@ -234,9 +234,11 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _parsed(line: str) -> Change | None:
+def _parsed(line: str) -> IgnoreChange | None:
     try:
         value: Any = json.loads(line)
-        return Change(float(value["at"]), *(str(value[key]) for key in ("action", "signature", "by", "why")))
+        return IgnoreChange(
+            float(value["at"]), *(str(value[key]) for key in ("action", "signature", "by", "why"))
+        )
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         return None

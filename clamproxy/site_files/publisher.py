@@ -30,10 +30,10 @@ from clamproxy.site_files.catalog import (
     SiteFile,
     State,
 )
-from clamproxy.site_files.checking import CheckError, Verdict, check, find_clamscan
-from clamproxy.site_files.collecting import ChangingError, Found, copy, find_files
-from clamproxy.site_files.dates import publication_date
-from clamproxy.site_files.names import IGNORED_SIGNATURES
+from clamproxy.site_files.checking import CheckError, FileVerdict, check, find_clamscan
+from clamproxy.site_files.collecting import ChangingError, FoundFile, copy, find_files
+from clamproxy.site_files.file_names import IGNORED_SIGNATURES
+from clamproxy.site_files.publication_dates import publication_date
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Publisher:
         """
         assert self._directory is not None  # noqa: S101
         directory, place = self._directory, self._place
-        found: list[Found] | None
+        found: list[FoundFile] | None
         try:
             found, trouble = await self._read(lambda: _look_into(directory, place), LONGEST_LOOK)
         except TimeoutError:
@@ -168,7 +168,7 @@ class Publisher:
             await asyncio.wait({hanging}, timeout=longest)
         raise TimeoutError(errno.ETIMEDOUT, f"{self._directory} doesn't respond")
 
-    async def _take_in_turn(self, found: list[Found]) -> None:
+    async def _take_in_turn(self, found: list[FoundFile]) -> None:
         """Check files, but look again before the next check once one took long.
 
         The ignored signatures are urgent: they come first, and no check begins in the look that finds them
@@ -192,7 +192,7 @@ class Publisher:
 
     # One file
 
-    async def _take(self, found: Found, clamscan: str | None) -> bool:
+    async def _take(self, found: FoundFile, clamscan: str | None) -> bool:
         """Decide what becomes of a file; returns whether that took a check."""
         entry = self._catalog.files.get(found.name)
         if found.skipped or found.problem:
@@ -216,7 +216,7 @@ class Publisher:
                 self._decide(found, State.WAITING, reason, entry.served if entry else None)
         return True
 
-    def _is_decided(self, found: Found, entry: SiteFile | None, clamscan: str | None) -> bool:
+    def _is_decided(self, found: FoundFile, entry: SiteFile | None, clamscan: str | None) -> bool:
         if entry is None or entry.source != found.identity:
             return False
         if entry.state is State.WAITING:
@@ -225,7 +225,7 @@ class Publisher:
         # With clamscan installed in the meantime, what could only be looked at is checked.
         return not (clamscan and entry.state is State.PUBLISHED and served and served.checked_by is None)
 
-    async def _publish(self, found: Found, entry: SiteFile | None, clamscan: str | None) -> None:
+    async def _publish(self, found: FoundFile, entry: SiteFile | None, clamscan: str | None) -> None:
         """Check a file, and publish it if it is good.
 
         Raises:
@@ -258,7 +258,7 @@ class Publisher:
         await self._save()
 
     async def _edition(
-        self, found: Found, digest: str, served: Edition | None, verdict: Verdict, taken: Path
+        self, found: FoundFile, digest: str, served: Edition | None, verdict: FileVerdict, taken: Path
     ) -> Edition:
         """What is served from now on: the same content keeps its date."""
         if served is not None and served.sha256 == digest:
@@ -268,7 +268,7 @@ class Publisher:
         await in_thread(_THREAD, lambda: copies.put(taken, self._place / COPIES / name))
         return Edition(digest, size, publication_date(self._clock(), last), verdict.checked_by)
 
-    def _decide(self, found: Found, state: State, reason: str, served: Edition | None) -> None:
+    def _decide(self, found: FoundFile, state: State, reason: str, served: Edition | None) -> None:
         # What is wrong with its name, its kind or the limits can change without the file.
         source = None if found.skipped or found.problem else found.identity
         self._catalog = self._catalog.having(
@@ -363,7 +363,7 @@ def read_catalog(records: Path) -> Catalog:
     return Catalog.load(place_of(records))
 
 
-def _look_into(directory: Path, place: Path) -> tuple[list[Found] | None, str]:
+def _look_into(directory: Path, place: Path) -> tuple[list[FoundFile] | None, str]:
     """The files in the directory, or why it can't be read. None if there is nothing to do yet."""
     try:
         found = find_files(directory)

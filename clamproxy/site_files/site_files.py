@@ -20,8 +20,8 @@ from clamproxy.ranges import Representation, select
 from clamproxy.readable import shown_count
 from clamproxy.responses import content, describe, plain
 from clamproxy.site_files.catalog import Catalog, Edition, SiteFile
-from clamproxy.site_files.dates import has_current
-from clamproxy.site_files.names import DIGEST, INDEX, PREFIX
+from clamproxy.site_files.file_names import DIGEST, INDEX, PREFIX
+from clamproxy.site_files.publication_dates import has_current
 from clamproxy.site_files.publisher import Publisher, place_of
 from clamproxy.site_files.recipients import Recipients, recipient
 

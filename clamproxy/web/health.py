@@ -10,7 +10,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
-from clamproxy.releases.limits import Limit, hold_problem, read_limits
+from clamproxy.releases.limits_in_force import Limit, hold_problem, read_limits
 from clamproxy.releases.stuck import stuck_patches
 from clamproxy.site_files import Catalog
 from clamproxy.storage.condition import Condition, free_bytes, look

@@ -19,7 +19,7 @@ from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.peers.merging import counts_of
 from clamproxy.peers.peers import PeerState
-from clamproxy.releases.limits import Limit, read_limits
+from clamproxy.releases.limits_in_force import Limit, read_limits
 from clamproxy.site_files import Catalog
 from clamproxy.statistics import snapshot
 from clamproxy.storage.condition import free_bytes

@@ -18,7 +18,7 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.observer import Holding, Knowledge
-from clamproxy.fleet.story import Addition, Change
+from clamproxy.fleet.story import Addition, VersionChange
 from clamproxy.fleet.table import MachineRow, Table
 from clamproxy.proxy.log_format import JsonFormatter
 from tests.support import faults
@@ -187,7 +187,7 @@ def _note_clones(site: Site) -> None:
             known = Knowledge({"test": Holding(6, now)}, None)
             rows.put([MachineRow(agent, address, now - 5 * DAY, now, known)])
             fetched = [
-                Change("test", version, int(now) - (7 - version) * DAY + delay, is_fetched=True)
+                VersionChange("test", version, int(now) - (7 - version) * DAY + delay, is_fetched=True)
                 for version in (3, 4, 5, 6)
             ]
             rows.stories.add({(CLONED_UUID, address): Addition(changes=fetched)}, now)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.config.changes import Change
-from clamproxy.control import Outcome, marks
+from clamproxy.config.differences import KeyChange
+from clamproxy.control import ReloadOutcome, marks
 from tests.support import faults
 from tests.support.big import Forgery, begun_download
 from tests.support.gateway import Gateway
@@ -178,7 +178,7 @@ def test_a_stranger_with_a_full_queue(site: Site) -> None:
 
 
 @contextmanager
-def impostor(user: int, config: Path, outcome: Outcome) -> Iterator[None]:
+def impostor(user: int, config: Path, outcome: ReloadOutcome) -> Iterator[None]:
     """A process of this user that says it is the proxy."""
     said = json.dumps({**marks(config, None), "is_permitted": True})
     command = [sys.executable, "-c", IMPOSTOR, str(user), f"{said}\n{json.dumps(asdict(outcome))}\n"]
@@ -195,7 +195,7 @@ def test_a_strangers_outcome(site: Site) -> None:
         pytest.skip("only root can become another user")
     site.gateway.config.write_text("log: {format: xml}\n")
     assert site.gateway.stop() == 0
-    with impostor(NOBODY, site.gateway.config, Outcome()):
+    with impostor(NOBODY, site.gateway.config, ReloadOutcome()):
         result = site.gateway.tool("reload")
     assert (result.returncode, result.stdout) == (1, "")
     assert "log.format is 'xml'" in result.stderr
@@ -204,7 +204,10 @@ def test_a_strangers_outcome(site: Site) -> None:
 def test_nothing_but_text_reaches_the_terminal(site: Site) -> None:
     escape = "\x1b]0;title\x07"
     assert site.gateway.stop() == 0
-    outcomes = (Outcome((Change("log.format", escape, escape),), (escape,)), Outcome(error=escape))
+    outcomes = (
+        ReloadOutcome((KeyChange("log.format", escape, escape),), (escape,)),
+        ReloadOutcome(error=escape),
+    )
     for outcome, code in zip(outcomes, (0, 1), strict=True):
         with impostor(os.geteuid(), site.gateway.config, outcome):
             result = site.gateway.tool("reload")

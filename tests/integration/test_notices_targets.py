@@ -15,7 +15,7 @@ from clamproxy.notices import mail as mail_module
 from clamproxy.notices import targets as targets_module
 from clamproxy.notices import webhooks as webhooks_module
 from clamproxy.notices.notice import Notice
-from clamproxy.notices.targets import DeliveryError, Target, deliver, targets_of
+from clamproxy.notices.targets import DeliveryError, NoticeTarget, deliver, targets_of
 from tests.support.doh_server import ConnectProxy
 from tests.support.smtp_server import PASSWORD, USER, Mailbox, mail_server, silent_server
 from tests.support.webhook_server import webhook_server
@@ -52,20 +52,20 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks_module, "READ", 2.0)
 
 
-def by_mail(box: Mailbox, bundle: Path | None = None, **keys: Any) -> Target:
+def by_mail(box: Mailbox, bundle: Path | None = None, **keys: Any) -> NoticeTarget:
     mail = {"server": "localhost", "port": box.port, "tls": "none", "recipients": ["a@example.net"], **keys}
     (target,) = targets_of(Settings.model_validate({"mail": mail, "upstream": {"ca_bundle": bundle}}))
     return target
 
 
-def by_webhook(url: str, bundle: Path | None = None, proxy: str | None = None, **keys: Any) -> Target:
+def by_webhook(url: str, bundle: Path | None = None, proxy: str | None = None, **keys: Any) -> NoticeTarget:
     hook = {"url": url, "form": "json", **keys}
     upstream = {"ca_bundle": bundle, "proxy": proxy}
     (target,) = targets_of(Settings.model_validate({"notify": {"webhooks": [hook]}, "upstream": upstream}))
     return target
 
 
-async def failure(target: Target) -> str:
+async def failure(target: NoticeTarget) -> str:
     with pytest.raises(DeliveryError) as caught:
         await deliver(target, TEST)
     return str(caught.value)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import trustme
 
+from clamproxy.config.servers import Peer
 from clamproxy.config.settings import Settings
-from clamproxy.config.targets import Peer
 from clamproxy.peers import asking
 from clamproxy.peers import peers as peers_module
 from clamproxy.peers.peers import Peers, PeerState

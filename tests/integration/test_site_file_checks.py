@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from clamproxy.site_files import checking
-from clamproxy.site_files.checking import CheckError, Verdict, check, verdict_of
+from clamproxy.site_files.checking import CheckError, FileVerdict, check, verdict_of
+from clamproxy.site_files.file_names import EXTENSIONS, why_skipped
 from clamproxy.site_files.ignoring import IgnoreList
-from clamproxy.site_files.names import EXTENSIONS, why_skipped
 from tests.support.programs import require_program
 from tests.support.stored import until
 
@@ -59,7 +59,7 @@ def clamscan() -> str:
     return require_program("clamscan")
 
 
-async def checked(directory: Path, name: str, content: str, program: str | None) -> Verdict:
+async def checked(directory: Path, name: str, content: str, program: str | None) -> FileVerdict:
     path = directory / name
     path.write_text(content)
     return await check(path, program)
@@ -68,7 +68,7 @@ async def checked(directory: Path, name: str, content: str, program: str | None)
 @pytest.mark.parametrize("extension", sorted(GOOD))
 async def test_a_good_file(tmp_path: Path, clamscan: str, extension: str) -> None:
     verdict = await checked(tmp_path, f"site.{extension}", GOOD[extension], clamscan)
-    assert verdict == Verdict(checked_by="clamscan")
+    assert verdict == FileVerdict(checked_by="clamscan")
     assert os.listdir(tmp_path) == [f"site.{extension}"]  # noqa: PTH208 -- nothing is left behind
 
 
@@ -93,7 +93,7 @@ async def test_a_name_is_added_to_a_list_with_hashes(tmp_path: Path, clamscan: s
     ignored.path.write_text(f"Site.Name-1\n# a comment\nSite.Hash-1:{MD5}\nSite.Hash-2:{MD5}\n")
     for name in ("Site.New-1", "Site.Hash-2"):
         ignored.add(name, "why")
-    assert await check(ignored.path, clamscan) == Verdict(checked_by="clamscan")
+    assert await check(ignored.path, clamscan) == FileVerdict(checked_by="clamscan")
     assert ignored.path.read_text().count(f":{MD5}") == 1
 
 
@@ -142,7 +142,7 @@ async def test_what_needs_no_clamscan(tmp_path: Path, content: str, has_clamscan
 
 async def test_without_clamscan(tmp_path: Path) -> None:
     verdict = await checked(tmp_path, "site.ndb", BAD["ndb"], None)
-    assert verdict == Verdict(remark="not checked, as clamscan isn't installed")
+    assert verdict == FileVerdict(remark="not checked, as clamscan isn't installed")
 
 
 @pytest.mark.parametrize(

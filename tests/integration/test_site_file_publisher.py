@@ -16,8 +16,8 @@ import pytest
 from clamproxy.files import try_lock
 from clamproxy.messages import Request
 from clamproxy.site_files import Catalog, State, collecting, publisher
-from clamproxy.site_files.checking import CheckError, Verdict
-from clamproxy.site_files.names import IGNORED_SIGNATURES
+from clamproxy.site_files.checking import CheckError, FileVerdict
+from clamproxy.site_files.file_names import IGNORED_SIGNATURES
 from clamproxy.site_files.publisher import Publisher
 from clamproxy.site_files.site_files import SiteFiles
 from tests.support.stored import until
@@ -52,15 +52,15 @@ class Bench:
         self.publisher = Publisher(self.directory, self.records, lambda: self.now)
         return self.publisher
 
-    async def _check(self, path: Path, clamscan: str | None) -> Verdict:
+    async def _check(self, path: Path, clamscan: str | None) -> FileVerdict:
         content = path.read_bytes()  # noqa: ASYNC240
         self.checks.append(content)
         self.during_check()
         if self.failure:
             raise CheckError(self.failure)
         if clamscan is None:
-            return Verdict(remark="not checked")
-        return Verdict("no signature") if content == BROKEN else Verdict(checked_by="clamscan")
+            return FileVerdict(remark="not checked")
+        return FileVerdict("no signature") if content == BROKEN else FileVerdict(checked_by="clamscan")
 
     def put(self, content: bytes, name: str = NAME) -> None:
         (self.directory / name).write_bytes(content)

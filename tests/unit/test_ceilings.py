@@ -17,7 +17,7 @@ from clamproxy.notes import Notes
 from clamproxy.releases import holds
 from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
-from clamproxy.releases.limits import Limit, read_limits
+from clamproxy.releases.limits_in_force import Limit, read_limits
 from tests.support.clock import Clock
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import put_cvd, until

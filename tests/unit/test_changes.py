@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from werkzeug.security import generate_password_hash
 
-from clamproxy.config.changes import changes
+from clamproxy.config.differences import changes
 from clamproxy.config.settings import Settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clamproxy.fleet.clones import WINDOW, last_round
-from clamproxy.fleet.story import Change
+from clamproxy.fleet.story import VersionChange
 
 HOUR, DAY = 3600, 86400
 NOW = 1_795_000_000
@@ -15,8 +15,10 @@ type Fetches = list[tuple[float, int]]
 """Days since `START`, and versions."""
 
 
-def changes(fetches: Fetches) -> list[Change]:
-    return [Change("daily", version, START + int(day * DAY), is_fetched=True) for day, version in fetches]
+def changes(fetches: Fetches) -> list[VersionChange]:
+    return [
+        VersionChange("daily", version, START + int(day * DAY), is_fetched=True) for day, version in fetches
+    ]
 
 
 CLONES = [(0.1, 1), (1.1, 2), (2.1, 3), (3.1, 4)]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from clamproxy.config.settings import Settings
-from clamproxy.fleet import upkeep
+from clamproxy.fleet import fleet_upkeep
+from clamproxy.fleet.fleet_upkeep import FleetUpkeep, take_sample
 from clamproxy.fleet.live_labels import LiveLabels
 from clamproxy.fleet.reading import read_trend
 from clamproxy.fleet.reverse_dns import LONGEST, SHORTEST, WITHOUT_ANSWER, WITHOUT_NAME
 from clamproxy.fleet.table import Table, reading
 from clamproxy.fleet.trend import STEP, STEPS, Sample, hour_of, to_json
-from clamproxy.fleet.upkeep import FleetUpkeep, take_sample
 from tests.harness.fleet import FleetHarness, uuid
 from tests.harness.status import machine
 from tests.support.clock import Clock
@@ -70,7 +70,7 @@ class TestNames:
         self, harness: FleetHarness, name_server: FakeDns, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = Clock(NOW)
-        monkeypatch.setattr("clamproxy.fleet.upkeep.time.time", clock)
+        monkeypatch.setattr("clamproxy.fleet.fleet_upkeep.time.time", clock)
         await meet(harness, "10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "a socket")
         keeper = made(harness, fleet={"reverse_dns": True, "nameservers": [name_server.nameserver]})
         assert await keeper.name_some() >= 0
@@ -98,7 +98,7 @@ class TestNames:
     async def test_a_few_at_a_time(
         self, harness: FleetHarness, name_server: FakeDns, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(upkeep, "BATCH", 2)
+        monkeypatch.setattr(fleet_upkeep, "BATCH", 2)
         await meet(harness, "10.0.0.1", "10.0.0.2", "10.0.0.3")
         keeper = made(harness, fleet={"reverse_dns": True, "nameservers": [name_server.nameserver]})
         assert 0 <= await keeper.name_some() <= 2 / 20
@@ -110,7 +110,7 @@ class TestNames:
         name_server.mode = Mode.SERVFAIL
         await meet(harness, "10.0.0.1")
         keeper = made(harness, fleet={"reverse_dns": True, "nameservers": [name_server.nameserver]})
-        assert await keeper.name_some() == upkeep.LONG_REST
+        assert await keeper.name_some() == fleet_upkeep.LONG_REST
         assert names(harness) == {"10.0.0.1": None}
         assert 0 < WITHOUT_ANSWER < WITHOUT_NAME < LONGEST
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clamproxy.releases import holds
-from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Change, Hold, HoldsError, read_holds
+from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Hold, HoldChange, HoldsError, read_holds
 
 FIRST, SECOND = Hold(100, 1.0, "alice", "false positives"), Hold(99, 2.0, "bob")
 
@@ -23,8 +23,8 @@ def test_hold_and_release(tmp_path: Path) -> None:
     assert holds.release(tmp_path, "daily", "carol", 4.0) is None
     found = read_holds(tmp_path)
     assert found.in_force == {"main": SECOND}
-    assert found.changes[0] == Change("daily", 1.0, "alice", 100, "false positives")
-    assert found.changes[-1] == Change("daily", 3.0, "carol", None)
+    assert found.changes[0] == HoldChange("daily", 1.0, "alice", 100, "false positives")
+    assert found.changes[-1] == HoldChange("daily", 3.0, "carol", None)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.site_files.dates import has_current, publication_date
+from clamproxy.site_files.publication_dates import has_current, publication_date
 
 NOW = 1_800_000_000.5
 PUBLISHED = 1_799_990_000

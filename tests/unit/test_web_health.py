@@ -13,7 +13,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.releases.holds import FILE_NAME, Hold, hold
-from clamproxy.releases.limits import read_limits
+from clamproxy.releases.limits_in_force import read_limits
 from clamproxy.web import health as health_module
 from clamproxy.web.health import Health, find_problems
 from tests.harness.status import StatusHarness, text_of

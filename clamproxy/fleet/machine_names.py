@@ -25,7 +25,7 @@ class Name(NamedTuple):
     """When to ask again, in Unix seconds."""
 
 
-class Names:
+class MachineNames:
     """The table within a transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

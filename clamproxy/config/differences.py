@@ -9,7 +9,7 @@ from clamproxy.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class KeyChange:
     """A key with another value than before, both as people write them: ``4GiB``, ``[10.0.0.0/8]``."""
 
     key: str
@@ -20,13 +20,13 @@ class Change:
         return f"{self.key}: {self.before} → {self.after}"
 
 
-def changes(old: Settings, new: Settings) -> list[Change]:
+def changes(old: Settings, new: Settings) -> list[KeyChange]:
     """The keys whose values differ, in the order of proxy.yaml. Secrets are masked, before and after."""
     found = []
     for (section, before), (_, after) in zip(old, new, strict=True):
         written, rewritten = before.model_dump(mode="json"), after.model_dump(mode="json")
         found += [
-            Change(f"{section}.{key}", one_line(written[key]), one_line(rewritten[key]))
+            KeyChange(f"{section}.{key}", one_line(written[key]), one_line(rewritten[key]))
             for key, value in before
             if value != getattr(after, key)
         ]
