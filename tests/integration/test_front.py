@@ -180,7 +180,15 @@ async def test_a_login_with_connect_holds_inside_the_tunnel(harness: FrontHarnes
     assert (await harness.answer(f"http://{CDN}:80/x")).response.status == 407, "another connection"
 
 
-@pytest.mark.parametrize("url", [f"http://{CDN}:80/x", f"http://{FEED}:80/x", "http://other.example.com:80/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://{CDN}:80/x",
+        f"http://{FEED}:80/x",
+        f"http://{FEED}:{OWN_PORT}/x",
+        "http://other.example.com:80/",
+    ],
+)
 async def test_a_proxy_asks_for_a_proxys_password(harness: FrontHarness, url: str) -> None:
     harness.install(**USERS)
     exchange = await harness.front.answer(asked(url, headers=Headers({SERVER: LOGIN})))
