@@ -134,8 +134,16 @@ class LimitedServer(_http1.Http1Server):
         yield from super().wait(event)
 
     def make_pipe(self) -> layer.CommandGenerator[None]:
-        """Open a tunnel, and tell the layer inside if the client has finished sending in the meantime."""
-        yield from super().make_pipe()
+        """Open a tunnel, and tell the layer inside if the client has finished sending in the meantime.
+
+        mitmproxy strips any CR and LF from what has arrived after CONNECT. Then the same bytes would have two
+        meanings, by when they arrive; only empty lines are skipped here.
+        """
+        self._skip_empty_lines()
+        self.state = self.passthrough
+        if received := bytes(self.buf):
+            self.buf.maybe_extract_at_most(len(received))
+            yield from self.state(events.DataReceived(self.conn, received))
         if self._has_ended:
             yield from self.state(events.ConnectionClosed(self.conn))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.big import PATH, Forgery, begun_download
@@ -138,6 +138,8 @@ _streams = st.lists(
 
 @settings(max_examples=150, phases=QUICK, suppress_health_check=list(HealthCheck))
 @given(sent=_streams.map(b"".join), door=st.sampled_from(sorted(DOORS)))
+@example(sent=b"\rHEAD {f} HTTP/1.1\r\nHost: x\r\n\r\n", door="tunnel")
+@example(sent=b"\r\n\nHEAD {f} HTTP/1.1\r\nHost: x\r\n\r\n", door="tunnel")
 def test_statuses_are_the_same_with_and_without_the_lane(pair: Pair, sent: bytes, door: str) -> None:
     express, plain = pair.statuses(sent.replace(b"{f}", DOORS[door].encode()), door)
     assert express == plain
