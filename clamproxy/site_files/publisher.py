@@ -83,7 +83,7 @@ class Publisher:
 
     def start(self) -> None:
         if self._directory is not None:
-            with suppress(OSError):  # `look` says why
+            with suppress(Exception):  # the loop says why
                 # What is known about the files; requests wait until the copies are proven.
                 self._catalog = Catalog.load(self._place)
             self._task = asyncio.create_task(self._run(), name="publish the site's files")
