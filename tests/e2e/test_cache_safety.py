@@ -135,7 +135,7 @@ def test_older_cvds_are_dropped(site: Site) -> None:
         assert eventually(lambda query=query, body=body: site.gateway.ask(query).body == body)  # type: ignore[misc]
 
     def kept() -> list[int]:
-        bodies = {path.read_bytes() for path in site.gateway.cache.glob("objects/*/*")}
-        return [version for version in range(1, 7) if signed(f"test-{version}.cvd") in bodies]
+        objects = site.gateway.cache / "objects" / "test"
+        return [version for version in range(1, 7) if (objects / f"test-{version}.cvd").exists()]
 
     assert eventually(lambda: kept() == [5, 6]), kept()
