@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from clamproxy.config.loading import ConfigurationError
+from clamproxy.config.loading import ConfigurationError, read_text
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import NETWORK, Network, client_ip
 
@@ -92,13 +92,7 @@ def read_labels(path: Path) -> Labels:
     Raises:
         ConfigurationError: it can't be read, or a line is wrong; the text names the line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8 text") from None
-    return parse_labels(text, str(path))
+    return parse_labels(read_text(path), str(path))
 
 
 def require_labels(settings: Settings) -> None:

@@ -129,14 +129,22 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     raise ConfigurationError(f"environment variable {variables[0]}: {explained}")
 
 
-def _read_file(path: Path) -> dict[Hashable, Any]:
+def read_text(path: Path) -> str:
+    """The text of a file. Blocks.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: byte {error.start + 1} is not UTF-8 text") from None
-    data = _parse_yaml(text, str(path))
+
+
+def _read_file(path: Path) -> dict[Hashable, Any]:
+    data = _parse_yaml(read_text(path), str(path))
     if data is not None and not isinstance(data, dict):
         raise ConfigurationError(f"{path}: the file is {_shown(data)}; expected sections such as cache:")
     return dict(data or {})

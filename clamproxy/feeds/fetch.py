@@ -168,12 +168,7 @@ class Fetcher:
                     redirect=False,
                     retries=ONCE,
                 )
-            try:
-                scope.check()  # http.client takes a truncated head for a complete one
-            except OSError:
-                response.close()
-                raise
-            return response
+            return scope.checked(response)
         except (HTTPError, OSError, ValueError) as error:
             failure = FailureKind.BAD_CONTENT if isinstance(error, InvalidHeader) else FailureKind.UNREACHABLE
             reason = explain(error)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import urllib3
+
 from clamproxy.threads import in_thread
 
 
@@ -59,6 +61,19 @@ class CancelScope:
         """Raises `CancelledScopeError` if the scope was cancelled."""
         if self._cancelled.is_set():
             raise CancelledScopeError("given up")
+
+    def checked(self, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+        """A response whose head has just arrived. http.client takes a truncated head for a complete one.
+
+        Raises:
+            CancelledScopeError: the scope was cancelled; the response is closed.
+        """
+        try:
+            self.check()
+        except OSError:
+            response.close()
+            raise
+        return response
 
     def pause(self, seconds: float) -> None:
         """Wait before reading on.

@@ -159,12 +159,7 @@ class Upstream:
                     decode_content=False,
                     retries=REDIRECTS_ONLY,
                 )
-            try:
-                scope.check()  # http.client takes a truncated head for a complete one
-            except OSError:
-                response.close()
-                raise
-            return response
+            return scope.checked(response)
         except LIBRARY_ERRORS as error:
             if scope.is_overdue:
                 reason = f"no complete response header within {self._longest_head:.0f} s"
