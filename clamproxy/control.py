@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pwd
 import secrets
 import socket
 import struct
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO, Self
 
 from clamproxy.config.differences import KeyChange
 from clamproxy.files import identity_of
+from clamproxy.readable import shown_user
 
 _PREFIX = "clamproxy/"
 _SOCKETS = Path("/proc/net/unix")
@@ -153,7 +153,7 @@ class Running:
         if not self._said:
             raise NoAnswerError("it doesn't respond")
         if not self._said.get("is_permitted"):
-            raise NoAnswerError(f"it belongs to user {_name_of(self._uid)}; run this as that user or root")
+            raise NoAnswerError(f"it belongs to user {shown_user(self._uid)}; run this as that user or root")
         try:
             self._connection.sendall(_RELOAD)
             return ReloadOutcome.from_json(_read(self._stream))
@@ -232,10 +232,3 @@ def _read(stream: BinaryIO) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("not an object")
     return values
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # for example in a container
-        return str(uid)

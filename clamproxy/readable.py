@@ -1,7 +1,8 @@
-"""Figures for people: sizes, times, spans and counts in the same form wherever they are shown."""
+"""For people: sizes, times, spans, counts and users in the same form wherever they are shown."""
 
 from __future__ import annotations
 
+import pwd
 import time
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -75,3 +76,11 @@ def shortened(text: str, length: int) -> str:
         return text
     cut = text[: length - 2]
     return f"{cut.rpartition(' ')[0] or cut} …".replace(", …", " …")
+
+
+def shown_user(uid: int) -> str:
+    """The name of a user of this machine, or the number if it has none, for example in a container."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -22,3 +22,8 @@ def padded(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> Ite
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
+
+
+def table_text(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """The rows as lines, in the columns of `padded`, which takes the same arguments."""
+    return "".join(f"{'  '.join(cells).rstrip()}\n" for cells in padded(rows, right=right))

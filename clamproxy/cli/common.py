@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from clamproxy.config.loading import (
 from clamproxy.config.settings import ListenSection, Settings
 from clamproxy.config.units import DATABASE
 from clamproxy.objects import Kind
+from clamproxy.readable import shown_user
 from clamproxy.setup.place import nearest, proxies
 from clamproxy.storage.records import Records
 
@@ -166,15 +166,8 @@ def _whose(directory: Path) -> str | None:
         except OSError:
             return None
         is_own = uid == os.geteuid()
-        return None if is_own else f"{place}: belongs to user {_name_of(uid)}; run this as that user"
+        return None if is_own else f"{place}: belongs to user {shown_user(uid)}; run this as that user"
     return None
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # for example in a container
-        return str(uid)
 
 
 def cached_databases(store: Store) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import click
 
-from clamproxy.cli.columns import padded
+from clamproxy.cli.columns import table_text
 from clamproxy.cli.common import config_option, fail, settings_of, shown_error, shown_trouble, write_out
 from clamproxy.readable import shown_count, shown_size, shown_time
 from clamproxy.site_files import Catalog, SiteFile, State
@@ -52,8 +52,7 @@ def files(config: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"directory": str(directory), "trouble": trouble, "files": listed}, indent=2))
         return
     if entries:
-        rows = padded([_HEADINGS, *map(_row, entries)], right=(_HEADINGS.index("SIZE"),))
-        write_out("".join(f"{'  '.join(cells).rstrip()}\n" for cells in rows))
+        write_out(table_text([_HEADINGS, *map(_row, entries)], right=(_HEADINGS.index("SIZE"),)))
     count = len(catalog.published)
     click.echo(
         f"{shown_count(count, 'file')} published, from {directory}{f' ({trouble})' if trouble else ''}"

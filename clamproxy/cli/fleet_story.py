@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clamproxy.cli.columns import padded
-from clamproxy.cli.fleet_table import CLONED, plain, shown_database, shown_freshclam, shown_system
+from clamproxy.cli.fleet_table import CLONED, plain, shown_databases, shown_freshclam, shown_system
 from clamproxy.fleet.biography import Biography
 from clamproxy.readable import shown_count, shown_size, shown_span, shown_time
 
@@ -32,18 +32,13 @@ def _about(story: Biography, now: float) -> list[str]:
         ("freshclam", " on ".join(filter(None, (shown_freshclam(machine), shown_system(machine))))),
         *(("", f"{version or '-'} since {shown_time(at)}") for version, at in story.programs[1:]),
         ("state", str(machine.state).replace("_", " ")),
-        ("databases", _databases(story, now)),
+        ("databases", shown_databases(machine, now)),
         ("first request", shown_time(first_seen)),
         ("last request", f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)} ago)"),
         ("requests", f"{story.request_count:,} since {shown_time(story.since)}"),
     ]
     lines = [" ".join(map(plain, line)) for line in padded(facts)]
     return [*lines, *([CLONED] if machine.cloned else [])]
-
-
-def _databases(story: Biography, now: float) -> str:
-    known = sorted(story.latest.databases.items())
-    return ", ".join(shown_database(name, one, now) for name, one in known) or "not known"
 
 
 def _versions(story: Biography) -> list[str]:

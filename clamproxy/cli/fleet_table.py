@@ -60,7 +60,7 @@ def _row(machine: Machine, now: float, is_labelled: bool) -> list[str]:
         *((plain(machine.name or "-"), plain(machine.group or "-")) if is_labelled else ()),
         shown_freshclam(machine),
         shown_system(machine) or "-",
-        _databases(machine, now),
+        shown_databases(machine, now),
         silence,
         plain(_trouble(machine) or "-"),
     ]
@@ -88,7 +88,7 @@ def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return "\n".join([
         *lines(about, "red" if machine.end_of_life else None),
-        *lines(f"  {_databases(machine, now)}", _COLOURS[machine.state]),
+        *lines(f"  {shown_databases(machine, now)}", _COLOURS[machine.state]),
         *lines(f"  no request since {silence}"),
         *(lines(f"  {plain(_trouble(machine))}") if machine.trouble else ()),
     ])  # fmt: skip
@@ -115,12 +115,12 @@ def shown_system(machine: Machine) -> str:
     return " ".join(filter(None, (machine.os, machine.arch)))
 
 
-def _databases(machine: Machine, now: float) -> str:
-    known = ", ".join(shown_database(name, one, now) for name, one in sorted(machine.databases.items()))
+def shown_databases(machine: Machine, now: float) -> str:
+    known = ", ".join(_shown_database(name, one, now) for name, one in sorted(machine.databases.items()))
     return plain(known) or "not known"
 
 
-def shown_database(name: str, database: Database, now: float) -> str:
+def _shown_database(name: str, database: Database, now: float) -> str:
     text = f"{name} {database.version}"
     if not database.behind:
         return text

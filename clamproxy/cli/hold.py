@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import click
 
@@ -29,15 +26,13 @@ from clamproxy.fleet import UnreadableFleetError, read_fleet
 from clamproxy.fleet.machine import spread
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import MAX_VERSION
-from clamproxy.readable import shown_count, shown_time
+from clamproxy.readable import shown_count, shown_time, shown_user
 from clamproxy.releases import holds
 from clamproxy.releases.holds import Hold, HoldsError
 from clamproxy.releases.limits_in_force import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
 from clamproxy.state import state_directory
 from clamproxy.statistics import advertised_versions
-
-_database = click.argument("database", metavar="DATABASE", callback=parsed_by(DATABASE.parse))
 
 
 @click.command()
@@ -58,7 +53,7 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
     """
     settings = settings_of(config)
     now = time.time()
-    with _opened(settings) as store:
+    with opened_store(settings.cache.directory, state=state_directory(settings)) as store:
         holds.wait_for_repair(state_directory(settings))
         problem = hold_problem(store)
         if problem is not None and (database is None or version is None):
@@ -85,7 +80,7 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
 
 @click.command()
 @config_option
-@_database
+@click.argument("database", metavar="DATABASE", callback=parsed_by(DATABASE.parse))
 def release(config: str | None, database: str) -> None:
     """Lift the hold of a database.
 
@@ -103,12 +98,6 @@ def release(config: str | None, database: str) -> None:
         fail(f"{database} is not held.")
     since = shown_time(lifted.since)
     tell(f"{database} is no longer held; it was held at version {lifted.version} since {since}.")
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Store]:
-    with opened_store(settings.cache.directory, state=state_directory(settings)) as store:
-        yield store
 
 
 def _chosen(store: Store, settings: Settings, database: str, version: int | None) -> int:
@@ -176,8 +165,4 @@ def _login() -> str:
     try:
         return os.getlogin()
     except OSError:  # no terminal
-        pass
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # for example in a container
-        return str(os.getuid())
+        return shown_user(os.getuid())

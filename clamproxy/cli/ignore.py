@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from clamproxy.cli.columns import padded
+from clamproxy.cli.columns import table_text
 from clamproxy.cli.common import (
     config_option,
     fail,
@@ -154,5 +154,4 @@ def _opened(config: str | None, *, changes: bool = False) -> Iterator[IgnoreList
 
 def _print(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     if rows:
-        lines = padded([headings, *rows])
-        write_out("".join(f"{'  '.join(cells).rstrip()}\n" for cells in lines))
+        write_out(table_text([headings, *rows]))

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from clamproxy.cache.store import Store
-from clamproxy.cli.columns import padded
+from clamproxy.cli.columns import table_text
 from clamproxy.cli.common import (
     config_option,
     database_option,
@@ -82,8 +82,7 @@ def ls(config: str | None, databases: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(values, indent=2))
         return
     if entries:
-        rows = padded([_HEADINGS, *map(_row, entries)], right=_NUMBERS)
-        write_out("".join(f"{'  '.join(cells).rstrip()}\n" for cells in rows))
+        write_out(table_text([_HEADINGS, *map(_row, entries)], right=_NUMBERS))
     click.echo(f"{shown_count(len(entries), 'object')}, {shown_size(total)}")
     if not databases and (settings.feeds.hosts or feeds[0]):
         click.echo(f"Other feeds: {shown_count(feeds[0], 'file')}, {shown_size(feeds[1])}")

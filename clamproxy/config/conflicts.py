@@ -8,11 +8,10 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from clamproxy.config.settings import Settings
-from clamproxy.config.units import Endpoint, host_and_port
+from clamproxy.config.units import Endpoint, host_and_port, port_of
 
 _TIDIED = ("index", "objects", "partial", "quarantine", "feeds")
 """Directories of the cache from which the gateway removes anything it doesn't know."""
-_PORTS = {"http": 80, "https": 443}
 
 
 def find_conflict(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
@@ -48,7 +47,7 @@ def _loop(settings: Settings, listening: Sequence[Endpoint]) -> str | None:
             return f"{key} is {url}; expected another address, as that is this gateway itself"
     parts = urlsplit(settings.upstream.url)
     for address in settings.upstream.address:
-        port = address.port or parts.port or _PORTS[parts.scheme]
+        port = address.port or port_of(parts)
         if any(port == endpoint.port and _is_own(address.host, endpoint) for endpoint in listening):
             return f"upstream.address has {address}; expected another address, as that is this gateway itself"
     return None
@@ -112,7 +111,7 @@ def _records_among_objects(settings: Settings) -> str | None:
 def _leads_to(url: str, endpoint: Endpoint) -> bool:
     """Whether a URL leads to this machine, as far as that can be told without a DNS lookup."""
     parts = urlsplit(url)
-    if (parts.port or _PORTS[parts.scheme]) != endpoint.port:
+    if port_of(parts) != endpoint.port:
         return False
     hosts = ["127.0.0.1", "::1"] if parts.hostname == "localhost" else [parts.hostname or ""]
     return any(_is_own(host, endpoint) for host in hosts)

@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from clamproxy.config.fields import Section
+from clamproxy.config.fields import BaseUrl, Duration, HostName, Section, Switch
 from clamproxy.config.notation import Notation
-from clamproxy.config.quantities import DURATION
-from clamproxy.config.units import BASE_URL, HOST_NAME, MASK, TOKEN, SecretUrl, normal_host
+from clamproxy.config.units import HOST_NAME, MASK, TOKEN, SecretUrl, normal_host
 
 _TOKEN = "a string of at least 16 characters from A-Z, a-z, 0-9 and -._~, or null"  # noqa: S105
 _CONDITION = "a list of names that `clamproxy notify` prints, such as [ClamproxyEndOfLifeClients]"
@@ -59,7 +58,7 @@ CONDITION = Notation(
 class MailSection(Section):
     """The mail server for notices, and whom they go to. There is no mail without a server."""
 
-    server: Annotated[str, HOST_NAME] | None = Field(None, description="a host name, or null")
+    server: HostName | None = Field(None, description="a host name, or null")
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = Field(
         None, description="a port from 1 to 65535, or null"
     )
@@ -109,7 +108,7 @@ class Webhook(Section):
     )
     form: Literal["slack", "teams", "json"] = Field(description="slack, teams or json")
     token: Annotated[SecretStr, TOKEN] | None = Field(None, description=_TOKEN)
-    through_proxy: Annotated[bool, Field(strict=True)] = Field(False, description="true or false")
+    through_proxy: Switch = Field(False, description="true or false")
 
 
 class NotifySection(Section):
@@ -120,10 +119,8 @@ class NotifySection(Section):
         max_length=MOST_TARGETS,
         description='a list of entries such as {url: "https://hooks.example.net/…", form: slack}',
     )
-    after: Annotated[float, DURATION] = Field(
-        600.0, ge=0, le=86400, description="a duration such as 10min, at most 1d"
-    )
-    repeat: Annotated[float, DURATION] = Field(
+    after: Duration = Field(600.0, ge=0, le=86400, description="a duration such as 10min, at most 1d")
+    repeat: Duration = Field(
         86400.0, ge=60, le=365 * 86400, description="a duration such as 1d, from 1min to 365d"
     )
     ignore: tuple[Annotated[str, CONDITION], ...] = Field((), description=_CONDITION)
@@ -132,9 +129,7 @@ class NotifySection(Section):
 class Peer(Section):
     """Another gateway."""
 
-    url: Annotated[str, BASE_URL] = Field(
-        description="an http:// or https:// URL such as http://gateway2:8080"
-    )
+    url: BaseUrl = Field(description="an http:// or https:// URL such as http://gateway2:8080")
     token: Annotated[SecretStr, TOKEN] | None = Field(None, description=_TOKEN)
 
     @property

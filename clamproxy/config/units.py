@@ -128,6 +128,11 @@ def host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def port_of(url: SplitResult) -> int:
+    """The port of an http or https URL, given or implied."""
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
 @lru_cache(16_384)  # each machine of a fleet connects anew for each file
 def client_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Parse a client's address as its socket gives it; None if it isn't an IP address.

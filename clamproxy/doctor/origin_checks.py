@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.config.units import port_of
 from clamproxy.doctor import explain
 from clamproxy.doctor.dns_checks import RecordError, ask, read_record, version_in
 from clamproxy.doctor.explain import TOLERANCE, compare_clocks
@@ -128,7 +129,7 @@ class OriginChecks:
                 "upstream.proxy is not set" if upstream.proxy is None else "upstream.offline is set"
             )
         parts = urlsplit(upstream.proxy.url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        host, port = parts.hostname or "", port_of(parts)
         limit = self._deadline.allow(_CONNECT_LIMIT)
         try:
             bounded(lambda: socket.create_connection((host, port), limit).close(), limit + 1)

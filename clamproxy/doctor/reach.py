@@ -8,12 +8,11 @@ from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 from clamproxy.config.settings import UpstreamSection
-from clamproxy.config.units import host_and_port
+from clamproxy.config.units import host_and_port, port_of
 from clamproxy.doctor.findings import bounded
 from clamproxy.doctor.wire import Proxy, connected, open_tunnel
 
 _USER_AGENT = "clamproxy-doctor"
-_PORTS = {"http": 80, "https": 443}
 
 
 def reach(upstream: UpstreamSection, seconds: float) -> str:
@@ -93,4 +92,4 @@ def _context(upstream: UpstreamSection) -> ssl.SSLContext:
 
 def _endpoint(url: str) -> tuple[bool, tuple[str, int]]:
     parts = urlsplit(url)
-    return parts.scheme == "https", (parts.hostname or "", parts.port or _PORTS[parts.scheme])
+    return parts.scheme == "https", (parts.hostname or "", port_of(parts))

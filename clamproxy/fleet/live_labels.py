@@ -8,11 +8,9 @@ from pathlib import Path
 
 from clamproxy.config.labels import NO_LABELS, Labels, read_labels
 from clamproxy.config.loading import ConfigurationError
+from clamproxy.files import Stamp, stamp_of
 
 logger = logging.getLogger(__name__)
-
-type _State = tuple[int, int, int] | None
-"""Inode, time of change and size; None if there is no file."""
 
 
 class LiveLabels:
@@ -25,7 +23,7 @@ class LiveLabels:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._state: _State = None
+        self._state: Stamp | None = None
         self._labels = NO_LABELS
         self._is_read = False
 
@@ -34,7 +32,7 @@ class LiveLabels:
         if self._path is None:
             return NO_LABELS
         with self._lock:
-            state = _state_of(self._path)
+            state = stamp_of(self._path)
             if state != self._state or not self._is_read:
                 self._state = state
                 self._read(self._path)
@@ -50,11 +48,3 @@ class LiveLabels:
                 logger.info("The labels of the machines were read again: %s", path)
             self._labels = labels
         self._is_read = True
-
-
-def _state_of(path: Path) -> _State:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

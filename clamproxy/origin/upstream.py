@@ -20,7 +20,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import SKIP_HEADER, Timeout
 
-from clamproxy.config.units import Address, HttpProxy
+from clamproxy.config.units import Address, HttpProxy, port_of
 from clamproxy.messages import Requester
 from clamproxy.origin.addresses import Addresses
 from clamproxy.origin.connections import REDIRECTS_ONLY, make_pool
@@ -78,7 +78,7 @@ class Upstream:
             ca_bundle,
             Timeout(connect=connect_timeout, read=read_timeout),
             link=self._link,
-            addresses=Addresses(addresses, _port_of(url)) if addresses else None,
+            addresses=Addresses(addresses, port_of(urlsplit(url))) if addresses else None,
         )
         self._longest_head = longest_head(connect_timeout, read_timeout)
         whose = "the parent proxy" if proxy else "a proxy on the way"
@@ -214,11 +214,6 @@ class Upstream:
     def close(self) -> None:
         """Close idle connections."""
         self._pool.clear()
-
-
-def _port_of(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def longest_head(connect_timeout: float, read_timeout: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
 from clamproxy.config.settings import ReleasesSection
+from clamproxy.files import stamp_of
 from clamproxy.notes import Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_span
@@ -35,8 +35,6 @@ LOOK_EVERY = 0.5
 """Seconds between looks at the file of holds, and at delays that may be over."""
 WARN_EVERY = 86400.0
 """Seconds between warnings about a hold that has been forgotten."""
-
-type _Mark = tuple[int, int, int]
 
 
 class Ceilings:
@@ -71,7 +69,7 @@ class Ceilings:
         self._clock = clock
         self._seen = notes.load(parse_seen)
         self._correct_times()
-        self._mark = self._look()
+        self._mark = stamp_of(self._path)
         self._is_lost = False
         """Whether the file is lost, and couldn't be written anew yet."""
         self._is_retired = False
@@ -173,7 +171,7 @@ class Ceilings:
             await asyncio.sleep(LOOK_EVERY)
 
     async def _notice_holds(self) -> None:
-        if (mark := self._look()) == self._mark and not self._is_lost:
+        if (mark := stamp_of(self._path)) == self._mark and not self._is_lost:
             return
         before = self._holds
         self._mark = mark
@@ -216,14 +214,6 @@ class Ceilings:
                 one.explain(),
                 database,
             )
-
-    def _look(self) -> _Mark | None:
-        """Identifies the state of the file; None if there is none."""
-        try:
-            status = os.stat(self._path)  # noqa: PTH116 -- twice a second, for as long as the gateway runs
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _read(self, before: Holds) -> Holds:
         """The holds in the file. If it is lost, those in force stay, and it is written anew.

@@ -201,9 +201,7 @@ class Catalog:
             values = json.loads((directory / FILE_NAME).read_bytes())
             entries, withdrawn, trouble = list(values["files"]), values["withdrawn"], str(values["trouble"])
             dates = {str(name): int(at) for name, at in withdrawn.items()}
-        except FileNotFoundError:
-            return cls()
-        except _DAMAGED:
+        except (FileNotFoundError, *_DAMAGED):
             return cls()
         files = {}
         for entry in entries:

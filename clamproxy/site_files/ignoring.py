@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clamproxy.files import lock, open_to_read, replacing, sync
+from clamproxy.readable import shown_user
 from clamproxy.site_files.file_names import IGNORED_SIGNATURES
 
 HISTORY = "ignored.jsonl"
@@ -226,12 +226,7 @@ def _place_of_names(lines: Sequence[str]) -> int:
 
 def _user() -> str:
     """Who runs this; with sudo, who ran sudo."""
-    if name := os.environ.get("SUDO_USER"):
-        return name
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # for example in a container
-        return str(os.getuid())
+    return os.environ.get("SUDO_USER") or shown_user(os.getuid())
 
 
 def _parsed(line: str) -> IgnoreChange | None:

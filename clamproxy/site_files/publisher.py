@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clamproxy.files import identity_of, try_lock
+from clamproxy.files import Stamp, stamp_of, try_lock
 from clamproxy.site_files import copies
 from clamproxy.site_files.catalog import (
     COPIES,
@@ -64,7 +64,7 @@ class Publisher:
         self._clock = clock
         self._catalog = Catalog()
         self._saved = self._catalog
-        self._saved_as: object = None
+        self._saved_as: Stamp | None = None
         """Identifies the catalog's file as it was read or written last."""
         self._seen: dict[str, Identity] = {}
         """The files as they were at the last look."""
@@ -307,8 +307,8 @@ class Publisher:
         """
         place = self._place
 
-        def load() -> tuple[object, Catalog, Catalog]:
-            mark = _mark(place / FILE_NAME)
+        def load() -> tuple[Stamp | None, Catalog, Catalog]:
+            mark = stamp_of(place / FILE_NAME)
             saved = Catalog.load(place)
             sound = copies.without_lost(saved, place, copies.is_sound, self._clock())
             if sound is not saved:
@@ -329,7 +329,7 @@ class Publisher:
     async def _read_catalog(self) -> None:
         """Take over what another process has published."""
         place = self._place
-        known = await in_thread(_THREAD, lambda: _mark(place / FILE_NAME))
+        known = await in_thread(_THREAD, lambda: stamp_of(place / FILE_NAME))
         if known != self._saved_as:
             self._catalog = self._saved = await in_thread(_THREAD, lambda: Catalog.load(place))
             self._saved_as = known
@@ -337,10 +337,10 @@ class Publisher:
     async def _save(self) -> None:
         catalog, place = self._catalog, self._place
 
-        def save() -> object:
+        def save() -> Stamp | None:
             catalog.save(place)
             copies.sweep(place, catalog)
-            return _mark(place / FILE_NAME)
+            return stamp_of(place / FILE_NAME)
 
         self._saved_as = await in_thread(_THREAD, save)
         self._saved = catalog
@@ -390,9 +390,3 @@ def _locked(place: Path) -> Iterator[bool]:
         return
     with (place / _LOCK).open("ab") as file:
         yield try_lock(file)
-
-
-def _mark(path: Path) -> object:
-    """Identifies a state of the catalog's file."""
-    identity = identity_of(path)
-    return None if identity is None else (identity, path.stat().st_mtime_ns)

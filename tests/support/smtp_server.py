@@ -15,6 +15,8 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope
 
+from tests.support.gateway import free_ports
+
 USER, PASSWORD = "gateway", "a secret, with spaces"
 
 
@@ -82,7 +84,7 @@ def mail_server(
     controller = Controller(
         box,
         hostname="127.0.0.1",
-        port=_free_port(),
+        port=free_ports(1)[0],
         ssl_context=tls,
         tls_context=starttls,
         require_starttls=starttls is not None,
@@ -126,9 +128,3 @@ def silent_server(greeting: bytes = b"") -> Iterator[int]:
             thread.join()
             for connection in kept:
                 connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
