@@ -48,11 +48,13 @@ class Lease(ABC):
     @property
     @abstractmethod
     def is_lost(self) -> bool:
-        """Whether another process may do the same work by now. Quick."""
+        """Whether another process may do the same work by now; always true if the engine failed. Quick."""
 
     @abstractmethod
-    async def release(self, learnt: Learnt | None = None) -> None:
-        """Let others have it, once; never raises, and is quick when the engine has failed.
+    def release(self, learnt: Learnt | None = None) -> None:
+        """Let others have it, once; never raises. Quick: what takes longer is done by a task of `Leases`.
+
+        So it may be called from a task that is being cancelled.
 
         Args:
             learnt: for those that wait now; not kept for later ones.
