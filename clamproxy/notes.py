@@ -1,11 +1,22 @@
-"""Notes: small JSON values in which parts of the gateway keep what they know across a restart."""
+"""Notes: small JSON values in which parts of the gateway keep what they know.
+
+They outlive the process, and are how the processes of one machine tell each other what they have learnt. What
+other gateways have learnt is among them, too, under `site_key`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from clamproxy.threads import Writer
+
+SITE = "site/"
+"""Begins the keys of notes that came from other gateways."""
+NO_NEWS: Mapping[str, Any] = {}
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Keeper(Protocol):
@@ -18,6 +29,44 @@ class Keeper(Protocol):
         """Keep a JSON value; None removes it. Blocks."""
 
 
+class Changes(Protocol):
+    """What others have changed among the notes of one topic."""
+
+    def take(self) -> Collection[str]:
+        """The keys that have changed since the last call. Quick if there are none."""
+
+
+class SharedKeeper(Keeper, Protocol):
+    """Where notes are kept that others change as well."""
+
+    def note(self, key: str) -> Any:
+        """A value that was noted, or None. Quick."""
+
+    def site_notes(self, topic: str, key: str | None = None) -> dict[str, list[Any]]:
+        """What other gateways have noted on a topic, by key: one value from each of them."""
+
+    def changes(self, topic: str) -> Changes:
+        """From now on, notes what others change; for a caller that takes them regularly."""
+
+
+type Merge[T] = Callable[[T | None, Sequence[T]], T]
+"""Makes one value of what is noted here, if anything is, and of what other gateways have noted. Pure."""
+
+
+def site_key(gateway: str, topic: str, key: str) -> str:
+    """The key of a note that came from another gateway.
+
+    Args:
+        gateway: its id, without a slash.
+    """
+    return f"{SITE}{gateway}/{topic}/{key}"
+
+
+def own_first[T](own: T | None, others: Sequence[T]) -> T:
+    """For topics on which other gateways know nothing better."""
+    return own if own is not None else others[0]
+
+
 class Notes:
     """The notes of one part of the gateway, under its own topic.
 
@@ -26,44 +75,119 @@ class Notes:
         writer: writes them soon; None: they are written at once, in the caller's thread.
         topic: the part of the keys before the slash, the same for all of them.
         read_only: saved values are not kept; for callers that only read.
+        shared: the keeper, if others change the notes there; without it, there is no news.
     """
 
     def __init__(
-        self, keeper: Keeper | None, writer: Writer | None, topic: str, *, read_only: bool = False
+        self,
+        keeper: Keeper | None,
+        writer: Writer | None,
+        topic: str,
+        *,
+        read_only: bool = False,
+        shared: SharedKeeper | None = None,
     ) -> None:
         self._keeper = keeper
         self._writer = writer
+        self._topic = topic
         self._prefix = f"{topic}/"
         self._read_only = read_only
+        self._shared = shared
+        self._changes = None if shared is None else shared.changes(topic)
+        self._lock = threading.Lock()
+        self._pending = Counter[str]()
+        """How many values the writer hasn't written yet, by key."""
+        self._postponed: set[str] = set()
+        """Changed keys for which a value was pending."""
 
-    def load[T](self, parse: Callable[[Any], T]) -> dict[str, T]:
-        """What an earlier process saved. Blocks, but not for long.
+    def load[T](self, parse: Callable[[Any], T], merge: Merge[T] = own_first) -> dict[str, T]:
+        """What earlier processes saved, and what others know. Blocks, but not for long.
 
         Args:
             parse: converts a JSON value. Values on which it fails are forgotten: they may come from other
                 versions, or from failing disks.
+            merge: makes one value of this gateway's and those of others.
         """
+        if self._changes is not None:
+            self._changes.take()
         found = {}
         for key, value in (self._keeper.notes(self._prefix) if self._keeper is not None else {}).items():
             try:
                 found[key] = parse(value)
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            except _UNREADABLE:
                 self.forget(key)
+        if self._shared is not None:
+            for key, values in self._shared.site_notes(self._topic).items():
+                others = _parsed(values, parse)
+                if others:
+                    found[key] = merge(found.get(key), others)
         return found
+
+    def news[T](self, parse: Callable[[Any], T], merge: Merge[T] = own_first) -> Mapping[str, T | None]:
+        """What others have changed since the last look; None: it was forgotten. Any thread.
+
+        Takes less than a microsecond if that is nothing, so callers look before each decision. What this
+        process saves itself is no news. While such a value waits to be written, its key has no news either:
+        it would be older.
+
+        Args:
+            parse: see `load`; values on which it fails count as forgotten.
+            merge: see `load`.
+        """
+        if self._changes is None:
+            return NO_NEWS
+        changed = self._changes.take()
+        if not changed and not self._postponed:
+            return NO_NEWS
+        with self._lock:
+            keys = self._postponed.union(changed)
+            self._postponed = {key for key in keys if key in self._pending}
+            keys -= self._postponed
+        return {key: self._merged(key, parse, merge) for key in keys}
+
+    def _merged[T](self, key: str, parse: Callable[[Any], T], merge: Merge[T]) -> T | None:
+        if self._shared is None:
+            return None
+        value = self._shared.note(self._prefix + key)
+        own = _parsed([] if value is None else [value], parse)
+        others = _parsed(self._shared.site_notes(self._topic, key).get(key, ()), parse)
+        return merge(own[0] if own else None, others) if own or others else None
 
     def save(self, key: str, value: Any) -> None:
         """Keep a JSON value. Quick if there is a writer. Any thread."""
-        keeper, key = self._keeper, self._prefix + key
+        keeper = self._keeper
         if keeper is None or self._read_only:
             return
         if self._writer is None:
-            keeper.set_note(key, value)
-        else:
-            self._writer.submit(lambda: keeper.set_note(key, value))
+            keeper.set_note(self._prefix + key, value)
+            return
+        with self._lock:
+            self._pending[key] += 1
+
+        def write() -> None:
+            try:
+                keeper.set_note(self._prefix + key, value)
+            finally:
+                with self._lock:
+                    self._pending[key] -= 1
+                    if not self._pending[key]:
+                        del self._pending[key]
+
+        self._writer.submit(write)
 
     def forget(self, key: str) -> None:
         """Remove a value, if there is one."""
         self.save(key, None)
+
+
+def _parsed[T](values: Sequence[Any], parse: Callable[[Any], T]) -> list[T]:
+    found = []
+    for value in values:
+        try:
+            found.append(parse(value))
+        except _UNREADABLE:
+            continue
+    return found
 
 
 UNKEPT = Notes(None, None, "")

@@ -27,7 +27,8 @@ import diskcache
 from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
 
 from clamproxy.cache import rows
-from clamproxy.cache.rows import SHAPE_KEY, IndexRow
+from clamproxy.cache.rows import SHAPE_KEY, SITE_PREFIX, IndexRow
+from clamproxy.cache.watches import NameOf, Watch, Watches, differences
 from clamproxy.files import Identity, identity_of, set_aside
 from clamproxy.storage.condition import Condition, LockedError, Trouble, look, trouble_of
 from clamproxy.storage.sealing import seal
@@ -116,6 +117,7 @@ class Index:
         self._version = 0
         self._damage: str | None = None
         self._generation = 0
+        self._watches = Watches()
         self._looked_at = 0.0
         self._open(thorough=True)
         self.was_complete = bool(self._rows) and self._damage is None
@@ -148,6 +150,15 @@ class Index:
                 self._refresh()
         return self._generation
 
+    def watch(self, name_of: NameOf) -> Watch:
+        """Notes from now on which keys others change; for a caller that looks regularly.
+
+        What came from other gateways counts as changed by others, whichever process wrote it here.
+        """
+        watch = Watch(name_of, self.generation)
+        self._watches.add(watch)
+        return watch
+
     @property
     def damage(self) -> str | None:
         """What is wrong with the file, until a new one has been made."""
@@ -174,6 +185,7 @@ class Index:
                     self._rows.pop(key, None)
                 else:
                     self._rows[key] = row
+            self._watches.note(key for key in changes if key.startswith(SITE_PREFIX))
             self._generation += 1
 
     def waits(self) -> bool:
@@ -254,6 +266,8 @@ class Index:
                 self._rows[key] = before[key]
             else:
                 self._rows.pop(key, None)
+        if self._watches:
+            self._watches.note(differences(before, self._rows))
         self._generation += 1
         if contents.damage is not None:
             self._note_damage(contents.damage)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from clamproxy.notes import SITE
 from clamproxy.objects import ObjectId
 from clamproxy.storage.sealing import checksum, unseal
 
@@ -15,6 +16,8 @@ OBJECT_PREFIX = "object/"
 """Begins the keys of objects; what follows is the object's name."""
 NOTE_PREFIX = "note/"
 """Begins the keys of notes."""
+SITE_PREFIX = NOTE_PREFIX + SITE
+"""Begins the keys of notes that came from other gateways."""
 SHAPE_KEY = "meta/shape"
 """The key of the result of `shape_of` when the file was made."""
 

@@ -11,7 +11,6 @@ thread. Trouble with the disk stops neither: what can't be written waits in memo
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -25,13 +24,14 @@ from clamproxy.cache.earlier_counters import earlier_counters, hand_over
 from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
 from clamproxy.cache.newest import NewestCvds
+from clamproxy.cache.note_rows import NoteRows
 from clamproxy.cache.owners import Owners
 from clamproxy.cache.partial import PartialFile
 from clamproxy.cache.published import Metadata, PublishedFile, open_published
 from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import is_spared, to_drop, under_ceilings
-from clamproxy.cache.rows import NOTE_PREFIX, OBJECT_PREFIX, IndexRow, object_key
+from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
 from clamproxy.files import file_sha256, remove, sync
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
@@ -78,6 +78,7 @@ class Store:
         try:
             alone = tidy and self._owners.is_alone()
             self._index = Index(index, self.condition)
+            self.noted = NoteRows(self._index)
             self._newest = NewestCvds(self._index, self._path, self.open)
             if tidy or not self._index.was_complete:
                 reconcile(self._index, directory, keys, alone=alone)
@@ -379,27 +380,19 @@ class Store:
         """The rejected files that are still there."""
         return self._quarantine.files()
 
-    # Notes: small JSON values that survive a restart
+    # Notes: see `noted` for more
 
     def note(self, key: str) -> Any:
         """A value that was noted, or None. Quick."""
-        row = self._index.get(NOTE_PREFIX + key)
-        try:
-            return None if row is None else json.loads(row.text)
-        except ValueError:
-            return None
+        return self.noted.note(key)
 
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
-        whole = NOTE_PREFIX + prefix
-        keys = [key.removeprefix(NOTE_PREFIX) for key in self._index.keys(whole)]
-        return {key.removeprefix(prefix): self.note(key) for key in keys}
+        return self.noted.notes(prefix)
 
     def set_note(self, key: str, value: Any) -> None:
         """Save a JSON value; None removes it. Blocks."""
-        row = None if value is None else IndexRow(json.dumps(value))
-        if row != self._index.get(NOTE_PREFIX + key):
-            self._index.change({NOTE_PREFIX + key: row})
+        self.noted.set_note(key, value)
 
     # Counters
 

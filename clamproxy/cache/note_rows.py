@@ -1,0 +1,78 @@
+"""Notes as rows of the index: this gateway's own, and those that came from other gateways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from clamproxy.cache.index import Index
+from clamproxy.cache.rows import NOTE_PREFIX, SITE_PREFIX, IndexRow
+from clamproxy.cache.watches import Watch
+
+
+class NoteRows:
+    """Small JSON values that survive a restart, and that other processes see. Any thread."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def note(self, key: str) -> Any:
+        """A value that was noted, or None. Quick."""
+        row = self._index.get(NOTE_PREFIX + key)
+        try:
+            return None if row is None else json.loads(row.text)
+        except ValueError:
+            return None
+
+    def notes(self, prefix: str) -> dict[str, Any]:
+        """All notes below a prefix, by the rest of their key. Takes some 100 µs."""
+        whole = NOTE_PREFIX + prefix
+        keys = [key.removeprefix(NOTE_PREFIX) for key in self._index.keys(whole)]
+        return {key.removeprefix(prefix): self.note(key) for key in keys}
+
+    def set_note(self, key: str, value: Any) -> None:
+        """Save a JSON value; None removes it. Blocks."""
+        self.set_notes({key: value})
+
+    def set_notes(self, values: Mapping[str, Any]) -> None:
+        """Save several JSON values, all at once; None removes one. Blocks."""
+        rows = {
+            NOTE_PREFIX + key: None if value is None else IndexRow(json.dumps(value))
+            for key, value in values.items()
+        }
+        changed = {key: row for key, row in rows.items() if row != self._index.get(key)}
+        if changed:
+            self._index.change(changed)
+
+    def site_notes(self, topic: str, key: str | None = None) -> dict[str, list[Any]]:
+        """What other gateways have noted on a topic, by key: one value from each. Takes some 100 µs.
+
+        Args:
+            key: only what is noted under this one.
+        """
+        found: dict[str, list[Any]] = {}
+        for whole in self._index.keys(SITE_PREFIX, "" if key is None else f"/{topic}/{key}"):
+            name = _site_name(topic, whole)
+            value = self.note(whole.removeprefix(NOTE_PREFIX)) if key is None or name == key else None
+            if name is not None and value is not None:
+                found.setdefault(name, []).append(value)
+        return found
+
+    def changes(self, topic: str) -> Watch:
+        """From now on, notes what others change on a topic; for a caller that looks regularly."""
+        return self._index.watch(partial(_name, topic))
+
+
+def _name(topic: str, key: str) -> str | None:
+    """What a topic calls a row; None if the row doesn't belong to it."""
+    prefix = f"{NOTE_PREFIX}{topic}/"
+    return key.removeprefix(prefix) if key.startswith(prefix) else _site_name(topic, key)
+
+
+def _site_name(topic: str, key: str) -> str | None:
+    if not key.startswith(SITE_PREFIX):
+        return None
+    rest = key.removeprefix(SITE_PREFIX).partition("/")[2]
+    return rest.removeprefix(f"{topic}/") if rest.startswith(f"{topic}/") else None
