@@ -48,9 +48,12 @@ class SharedKeeper(Keeper, Protocol):
     def changes(self, topic: str) -> Changes:
         """From now on, notes what others change; for a caller that takes them regularly."""
 
+    def set_note_if(self, key: str, value: Any, condition: Callable[[Any], bool]) -> bool:
+        """Keep a JSON value if a condition holds for the present one; returns whether it does. Blocks."""
+
 
 type Merge[T] = Callable[[T | None, Sequence[T]], T]
-"""Makes one value of what is noted here, if anything is, and of what other gateways have noted. Pure."""
+"""Makes one value of what is noted here and of what other gateways have noted; one of them may be nothing."""
 
 
 def site_key(gateway: str, topic: str, key: str) -> str:
@@ -62,9 +65,13 @@ def site_key(gateway: str, topic: str, key: str) -> str:
     return f"{SITE}{gateway}/{topic}/{key}"
 
 
-def own_first[T](own: T | None, others: Sequence[T]) -> T:
-    """For topics on which other gateways know nothing better."""
-    return own if own is not None else others[0]
+def best[T](rank: Callable[[T], Any]) -> Merge[T]:
+    """For topics where one of the values says all: the one that ranks highest."""
+
+    def merge(own: T | None, others: Sequence[T]) -> T:
+        return max(others if own is None else (own, *others), key=rank)
+
+    return merge
 
 
 class Notes:
@@ -100,13 +107,13 @@ class Notes:
         self._postponed: set[str] = set()
         """Changed keys for which a value was pending."""
 
-    def load[T](self, parse: Callable[[Any], T], merge: Merge[T] = own_first) -> dict[str, T]:
+    def load[T](self, parse: Callable[[Any], T], merge: Merge[T] | None = None) -> dict[str, T]:
         """What earlier processes saved, and what others know. Blocks, but not for long.
 
         Args:
             parse: converts a JSON value. Values on which it fails are forgotten: they may come from other
                 versions, or from failing disks.
-            merge: makes one value of this gateway's and those of others.
+            merge: makes one value of this gateway's and those of others; None: others don't count.
         """
         if self._changes is not None:
             self._changes.take()
@@ -116,14 +123,14 @@ class Notes:
                 found[key] = parse(value)
             except _UNREADABLE:
                 self.forget(key)
-        if self._shared is not None:
+        if self._shared is not None and merge is not None:
             for key, values in self._shared.site_notes(self._topic).items():
                 others = _parsed(values, parse)
                 if others:
                     found[key] = merge(found.get(key), others)
         return found
 
-    def news[T](self, parse: Callable[[Any], T], merge: Merge[T] = own_first) -> Mapping[str, T | None]:
+    def news[T](self, parse: Callable[[Any], T], merge: Merge[T] | None = None) -> Mapping[str, T | None]:
         """What others have changed since the last look; None: it was forgotten. Any thread.
 
         Takes less than a microsecond if that is nothing, so callers look before each decision. What this
@@ -143,15 +150,29 @@ class Notes:
             keys = self._postponed.union(changed)
             self._postponed = {key for key in keys if key in self._pending}
             keys -= self._postponed
-        return {key: self._merged(key, parse, merge) for key in keys}
+        return {key: self._look(self._shared, key, parse, merge) for key in keys}
 
-    def _merged[T](self, key: str, parse: Callable[[Any], T], merge: Merge[T]) -> T | None:
-        if self._shared is None:
+    def _look[T](
+        self, keeper: SharedKeeper | None, key: str, parse: Callable[[Any], T], merge: Merge[T] | None
+    ) -> T | None:
+        if keeper is None:
             return None
-        value = self._shared.note(self._prefix + key)
+        value = keeper.note(self._prefix + key)
         own = _parsed([] if value is None else [value], parse)
-        others = _parsed(self._shared.site_notes(self._topic, key).get(key, ()), parse)
+        if merge is None:
+            return own[0] if own else None
+        others = _parsed(keeper.site_notes(self._topic, key).get(key, ()), parse)
         return merge(own[0] if own else None, others) if own or others else None
+
+    def refresh(self) -> None:
+        """See to it that `news` has everything that others have written so far, to the millisecond. Quick."""
+        if self._shared is not None:
+            self._shared.note(self._prefix)
+
+    async def written(self) -> None:
+        """Wait until others can see everything that was saved so far, as far as the disk takes it."""
+        if self._writer is not None:
+            await self._writer.run(lambda: None)
 
     def save(self, key: str, value: Any) -> None:
         """Keep a JSON value. Quick if there is a writer. Any thread."""
@@ -174,6 +195,22 @@ class Notes:
                         del self._pending[key]
 
         self._writer.submit(write)
+
+    def save_if(self, key: str, value: Any, condition: Callable[[Any], bool]) -> bool:
+        """Keep a JSON value at once if a condition holds for the present one. Blocks for milliseconds.
+
+        Of the processes that do so at the same time, one succeeds.
+
+        Args:
+            condition: is given the value that is noted by now, None if there is none.
+
+        Returns:
+            Whether the condition held; always true for what isn't shared.
+        """
+        if self._shared is None:
+            self.save(key, value)
+            return True
+        return self._shared.set_note_if(self._prefix + key, value, condition)
 
     def forget(self, key: str) -> None:
         """Remove a value, if there is one."""

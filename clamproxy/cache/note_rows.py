@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from clamproxy.cache.index import Index
 from clamproxy.cache.rows import NOTE_PREFIX, SITE_PREFIX, IndexRow
 from clamproxy.cache.watches import Watch
+from clamproxy.files import try_lock
+
+_LOCK = "notes.lock"
 
 
 class NoteRows:
@@ -20,11 +24,7 @@ class NoteRows:
 
     def note(self, key: str) -> Any:
         """A value that was noted, or None. Quick."""
-        row = self._index.get(NOTE_PREFIX + key)
-        try:
-            return None if row is None else json.loads(row.text)
-        except ValueError:
-            return None
+        return _value(self._index.get(NOTE_PREFIX + key))
 
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key. Takes some 100 µs."""
@@ -46,6 +46,23 @@ class NoteRows:
         if changed:
             self._index.change(changed)
 
+    def set_note_if(self, key: str, value: Any, condition: Callable[[Any], bool]) -> bool:
+        """Save a JSON value if a condition holds for the present one; returns whether it does. Blocks.
+
+        Of the processes that do so at the same time, one succeeds. If files can't be locked, each may.
+        """
+        with suppress(OSError), (self._index.path.parent / _LOCK).open("ab") as lock:
+            if not try_lock(lock):
+                return False
+            return self._set_note_if(key, value, condition)
+        return self._set_note_if(key, value, condition)
+
+    def _set_note_if(self, key: str, value: Any, condition: Callable[[Any], bool]) -> bool:
+        holds = condition(self.note(key))
+        if holds:
+            self.set_note(key, value)
+        return holds
+
     def site_notes(self, topic: str, key: str | None = None) -> dict[str, list[Any]]:
         """What other gateways have noted on a topic, by key: one value from each. Takes some 100 µs.
 
@@ -63,6 +80,13 @@ class NoteRows:
     def changes(self, topic: str) -> Watch:
         """From now on, notes what others change on a topic; for a caller that looks regularly."""
         return self._index.watch(partial(_name, topic))
+
+
+def _value(row: IndexRow | None) -> Any:
+    try:
+        return None if row is None else json.loads(row.text)
+    except ValueError:
+        return None
 
 
 def _name(topic: str, key: str) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from clamproxy.notes import Notes
-from clamproxy.origin.cooldown import Cooldown, FailureKind, load_cooldowns, longest_in_force
+from clamproxy.origin.cooldown import Cooldown, FailureKind, load_cooldowns, longest_in_force, take_in
 
 _OF_HOST = frozenset({FailureKind.RATE_LIMITED, FailureKind.UNREACHABLE})
 MOST = 4096
@@ -30,7 +30,7 @@ class FeedCooldowns:
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
         self._notes = notes
         self._clock = clock
-        self._active = load_cooldowns(notes, clock())
+        self._active = load_cooldowns(notes, clock)
         self._forget_forgiven()
 
     def check(self, server: str, key: str) -> Cooldown | None:
@@ -40,6 +40,7 @@ class FeedCooldowns:
             server: see `Target.server`.
             key: stands for the URL, see `Target.key`.
         """
+        self._take_in()
         found = (self._active.get(server), self._active.get(key))
         return longest_in_force(found, self._clock())
 
@@ -47,6 +48,7 @@ class FeedCooldowns:
         self, server: str, key: str, failure: FailureKind, reason: str, retry_after: float | None
     ) -> float:
         """Note a failure; returns the seconds until the next try."""
+        self._take_in()
         name = server if failure in _OF_HOST else key
         now = self._clock()
         cooldown = Cooldown.after(self._active.get(name), failure, reason, retry_after, now)
@@ -57,13 +59,18 @@ class FeedCooldowns:
 
     def succeeded(self, server: str, key: str) -> None:
         """Note that the feed has responded, which ends its cool-downs."""
+        self._take_in()
         for name in (server, key):
             self._forget(name)
 
     def until(self, server: str) -> float | None:
         """When the cool-down of a host as a whole ends, in Unix seconds; None if there is none."""
+        self._take_in()
         cooldown = self._active.get(server)
         return cooldown.until if cooldown is not None and cooldown.holds(self._clock()) else None
+
+    def _take_in(self) -> None:
+        take_in(self._active, self._notes, self._clock)
 
     def _make_room(self) -> None:
         if len(self._active) < MOST:

@@ -15,7 +15,7 @@ from typing import Any
 
 from clamproxy.dates import as_past_time
 from clamproxy.messages import PLAIN_FIELD, Requester
-from clamproxy.notes import Notes
+from clamproxy.notes import Merge, Notes, best
 
 OLDEST_SUPPORTED = (1, 0)
 """By ClamAV's end-of-life policy: 0.103, the last long-term release before 1.0, ended in 2023."""
@@ -54,13 +54,14 @@ class Agents:
         self._configured = configured
         self._notes = notes
         self._clock = clock
-        self._seen = dict(notes.load(lambda saved: _parse(saved, clock())).values())
+        self._seen = dict(notes.load(self._parse, _seen_last).values())
 
     def see(self, user_agent: str | None) -> None:
         """Note the User-Agent of a client. Quick."""
         release = _release(user_agent.partition(" ")[0]) if user_agent else None
         if release is None or user_agent is None:
             return
+        self._take_in()
         now, known = self._clock(), self._seen.get(release)
         if known is not None and 0 <= now - known.seen_at < _NOTED_EVERY:
             return
@@ -79,11 +80,21 @@ class Agents:
         Returns:
             None if no freshclam was seen and none is configured, or if all are held back.
         """
+        self._take_in()
         agents = [self._seen[release].user_agent for release in sorted(self._seen, reverse=True)]
         if self._configured is not None:
             agents.append(self._configured)
         requesters = map(Requester, agents)
         return next((one for one in requesters if is_admitted(one.version)), None)
+
+    def _take_in(self) -> None:
+        for news in self._notes.news(self._parse, _seen_last).values():
+            if news is not None:
+                release, agent = news
+                self._seen[release] = agent
+
+    def _parse(self, saved: Any) -> tuple[_Release, _Agent]:
+        return _parse(saved, self._clock())
 
     def _forget_old(self, now: float) -> None:
         oldest_first = sorted(self._seen, key=lambda release: self._seen[release].seen_at)
@@ -115,6 +126,9 @@ def _parse(saved: Any, now: float) -> tuple[_Release, _Agent]:
     if release is None:
         raise ValueError("no User-Agent of a supported freshclam")
     return release, agent
+
+
+_seen_last: Merge[tuple[_Release, _Agent]] = best(lambda noted: noted[1].seen_at)
 
 
 def _key(release: _Release) -> str:

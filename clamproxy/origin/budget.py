@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clamproxy.dates import as_past_time
@@ -22,8 +23,32 @@ FIRST_PAUSE = 60.0
 """Seconds between the gateway's own first two requests for a file."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """When a file was asked for, in Unix seconds, oldest first."""
+
+    own: tuple[float, ...] = ()
+    """By the processes of this machine."""
+    others: tuple[float, ...] = ()
+    """By other gateways, as far as they have told."""
+
+    def recent(self, now: float) -> _Asked:
+        """The times within the window; a time in the future was noted before the clock was set back."""
+        times = (self.own, self.others)
+        return _Asked(*(tuple(min(at, now) for at in some if now - at < WINDOW) for some in times))
+
+    @property
+    def last(self) -> float:
+        return max((*self.own[-1:], *self.others[-1:]), default=0.0)
+
+
+def _together(own: _Asked | None, others: Sequence[_Asked]) -> _Asked:
+    theirs = sorted(at for asked in others for at in asked.own)
+    return _Asked(own.own if own is not None else (), tuple(theirs))
+
+
 class Budget:
-    """Counts the requests for each file. Thread-safe.
+    """Counts the requests for each file, whichever process or gateway made them. Thread-safe.
 
     Args:
         notes: where the times of the requests are kept over a restart, by path.
@@ -41,17 +66,18 @@ class Budget:
         self._notes = notes
         self._clock = clock
         self._lock = threading.Lock()
-        asked = notes.load(lambda saved: _parse(saved, clock()))
+        asked = notes.load(self._parse, _together)
         # The file that was asked for most recently is at the end.
-        self._asked = dict(sorted(asked.items(), key=lambda entry: entry[1][-1]))
+        self._asked = dict(sorted(asked.items(), key=lambda entry: entry[1].last))
 
     def note(self, path: str) -> None:
         """Count a request for a file."""
         now = self._clock()
         with self._lock:
-            times = [*self._recent(path, now), now][-2 * PER_FILE :]
-            self._asked.pop(path, None)  # to the end
-            self._asked[path] = times
+            self._take_in()
+            asked = self._asked.pop(path, _Asked()).recent(now)
+            times = [*asked.own, now][-2 * PER_FILE :]
+            self._asked[path] = replace(asked, own=tuple(times))  # at the end
             forgotten = self._forget_old(now)
         self._notes.save(path, times)
         for old in forgotten:
@@ -80,22 +106,40 @@ class Budget:
         return len(times) + cost <= PER_FILE and now - times[-1] >= pause * 3 ** (len(times) - 1)
 
     def _recent(self, path: str, now: float) -> list[float]:
-        times = [min(at, now) for at in self._asked.get(path, []) if now - at < WINDOW]
-        if path in self._asked:
-            self._asked[path] = times or self._asked[path]
-        return times
+        self._take_in()
+        asked = self._asked.get(path)
+        if asked is None:
+            return []
+        recent = asked.recent(now)
+        if recent.last:
+            self._asked[path] = recent
+        return sorted((*recent.own, *recent.others))
+
+    def _take_in(self) -> None:
+        for path, news in self._notes.news(self._parse, _together).items():
+            known = self._asked.get(path)
+            if news is None:
+                self._asked.pop(path, None)
+            elif known is None:
+                self._asked[path] = news
+            else:  # both may have noted a request at the same time
+                own = tuple(sorted({*known.own, *news.own})[-2 * PER_FILE :])
+                self._asked[path] = replace(news, own=own)
+
+    def _parse(self, saved: Any) -> _Asked:
+        return _Asked(_parse(saved, self._clock()))
 
     def _forget_old(self, now: float) -> list[str]:
         """Forget what was asked for long ago: clients choose the files, so they must not pile up."""
         forgotten = []
-        while self._asked and now - next(iter(self._asked.values()))[-1] >= WINDOW:
+        while self._asked and now - next(iter(self._asked.values())).last >= WINDOW:
             forgotten.append(next(iter(self._asked)))
             del self._asked[forgotten[-1]]
         return forgotten
 
 
-def _parse(saved: Any, now: float) -> list[float]:
+def _parse(saved: Any, now: float) -> tuple[float, ...]:
     times = sorted(as_past_time(at, now) for at in saved)[-2 * PER_FILE :]
     if not times:
         raise ValueError("no times")
-    return times
+    return tuple(times)

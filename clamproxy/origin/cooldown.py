@@ -11,7 +11,8 @@ A refusal concerns only what it was given for (docs/protocol.md, traps 20 and 21
 * 407 concerns all files, and comes from the proxy on the way. Each try with a wrong password counts
   there, and soon locks the account.
 
-Pure, except for the clock, which is passed in.
+What one process notes holds back the others as well. Pure, except for the clock and the notes, which are
+passed in.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from clamproxy.notes import Notes
+from clamproxy.notes import Merge, Notes, best
 
 
 class FailureKind(StrEnum):
@@ -170,19 +171,35 @@ class Cooldown:
         return self.until + BACKOFFS[self.failure].longest
 
 
-def load_cooldowns(notes: Notes, now: float) -> dict[str, Cooldown]:
-    """The cool-downs that an earlier process noted.
+def load_cooldowns(notes: Notes, clock: Callable[[], float]) -> dict[str, Cooldown]:
+    """The cool-downs that earlier processes and other gateways noted.
 
     Args:
         notes: where they are.
-        now: Unix seconds.
+        clock: gives Unix seconds.
     """
-    cooldowns = notes.load(lambda saved: Cooldown.parse(saved, now))
-    for key, cooldown in cooldowns.items():
-        if cooldown.until == now + LONGEST_RETRY_AFTER:
+    now = clock()
+    for key, cooldown in notes.load(_parser(clock)).items():
+        if cooldown.until >= now + LONGEST_RETRY_AFTER:
             # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
             notes.save(key, asdict(cooldown))
-    return cooldowns
+    return notes.load(_parser(clock), _last_noted)
+
+
+def take_in(cooldowns: dict[str, Cooldown], notes: Notes, clock: Callable[[], float]) -> None:
+    """Add to the cool-downs what others have noted since, and remove what they have forgotten. Quick."""
+    for key, cooldown in notes.news(_parser(clock), _last_noted).items():
+        if cooldown is None:
+            cooldowns.pop(key, None)
+        else:
+            cooldowns[key] = cooldown
+
+
+def _parser(clock: Callable[[], float]) -> Callable[[Any], Cooldown]:
+    return lambda saved: Cooldown.parse(saved, clock())
+
+
+_last_noted: Merge[Cooldown] = best(lambda cooldown: cooldown.noted_at)
 
 
 def longest_in_force(cooldowns: Iterable[Cooldown | None], now: float) -> Cooldown | None:
@@ -202,7 +219,7 @@ class Cooldowns:
     def __init__(self, notes: Notes, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._notes = notes
-        self._active = load_cooldowns(notes, clock())
+        self._active = load_cooldowns(notes, clock)
         self._admitted: dict[str, None] = {}
         """Client versions that the origin delivered to; the most recent is at the end."""
         self._trial: Cooldown | None = None
@@ -215,6 +232,7 @@ class Cooldowns:
             path: at the origin.
             agent: the client version, see `Requester.version`.
         """
+        self._take_in()
         now = self._clock()
         found = [self._active.get(key) for key in (path, _agent_key(agent), ORIGIN, PROXY)]
         if agent not in self._admitted:
@@ -224,12 +242,28 @@ class Cooldowns:
     def admit(self, path: str, agent: str) -> Cooldown | None:
         """Like `check`, for a caller that asks at once if nothing forbids it.
 
-        After a proxy refused the credentials, a single request finds out whether it still does.
+        After a proxy refused the credentials, one request of all processes finds out whether it still does.
         """
         cooldown, refusal = self.check(path, agent), self._active.get(PROXY)
-        if cooldown is None and refusal is not None:
-            self._active[PROXY] = self._trial = replace(refusal, until=self._clock() + TRIAL)
-        return cooldown
+        return self._try_proxy(refusal) if cooldown is None and refusal is not None else cooldown
+
+    def _try_proxy(self, refusal: Cooldown) -> Cooldown | None:
+        """Hold back all others until one request has tried, or this one if another process was quicker."""
+        now = self._clock()
+        trial = replace(refusal, until=now + TRIAL)
+
+        def is_over(saved: Any) -> bool:
+            return saved is not None and not Cooldown.parse(saved, now).holds(now)
+
+        if self._notes.save_if(PROXY, asdict(trial), is_over):
+            self._active[PROXY] = self._trial = trial
+            return None
+        self._notes.refresh()
+        self._take_in()
+        present = self._active.get(PROXY)
+        if present is None or present.holds(now):
+            return present
+        return replace(present, until=now + 1)  # another process is about to try
 
     def failed(
         self, failure: FailureKind, path: str, agent: str, reason: str, retry_after: float | None = None
@@ -242,6 +276,7 @@ class Cooldowns:
             reason: one line for logs and statistics.
             retry_after: in seconds, as the origin demanded.
         """
+        self._take_in()
         self._forget_old()
         if failure in _FROM_BEYOND_THE_PROXY:
             self.forgive_proxy()
@@ -252,7 +287,7 @@ class Cooldowns:
         }
         key = keys.get(failure, path)
         previous, now = self._active.get(key), self._clock()
-        if key == PROXY and previous is not None and previous is not self._trial and previous.holds(now):
+        if key == PROXY and previous is not None and previous != self._trial and previous.holds(now):
             return previous  # this request began before that refusal, and doesn't count as another one
         cooldown = Cooldown.after(previous, failure, reason, retry_after, now)
         self._active[key] = cooldown
@@ -270,6 +305,7 @@ class Cooldowns:
             asked_at: when the request began, in Unix seconds. A refusal that was noted later goes on, as
                 it is the origin's last word.
         """
+        self._take_in()
         self._admitted.pop(agent, None)
         self._admitted[agent] = None
         if len(self._admitted) > MOST_ADMITTED:
@@ -287,8 +323,12 @@ class Cooldowns:
 
     def forgive_proxy(self) -> None:
         """Note that the proxy let a request through, or that its password may have been corrected."""
+        self._take_in()
         if self._active.pop(PROXY, None) is not None:
             self._notes.forget(PROXY)
+
+    def _take_in(self) -> None:
+        take_in(self._active, self._notes, self._clock)
 
     def _refusal_of_all(self, now: float) -> Cooldown | None:
         """The shortest refusal, if there are enough of them that further versions need not try."""
@@ -307,11 +347,13 @@ class Cooldowns:
         Args:
             agent: see `Requester.version`.
         """
+        self._take_in()
         cooldown = self._active.get(_agent_key(agent))
         return cooldown is not None and cooldown.failure is FailureKind.FORBIDDEN
 
     def in_force(self) -> dict[str, Cooldown]:
         """What is held back now: by file, by client version, or the origin or proxy as a whole."""
+        self._take_in()
         now = self._clock()
         return {key: cooldown for key, cooldown in self._active.items() if cooldown.holds(now)}
 

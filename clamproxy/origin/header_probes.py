@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.messages import Requester
 from clamproxy.negative_cache import NegativeCache
-from clamproxy.notes import Notes
+from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError, RangeError
@@ -77,12 +77,17 @@ class _Probe:
         return self.database
 
 
+type _Noted = tuple[ProbedHeader | None, Sighting]
+"""The newest head of a database, and the origin's last response."""
+
+
 class HeaderProbes:
-    """The newest head of each database, including those seen before a restart. Event loop only.
+    """The newest head of each database, whichever process or gateway has seen it. Event loop only.
 
     Args:
         cooldowns: asked before each probe, and told the result.
         notes: where heads are kept, by database.
+        missing: where the databases are kept that the origin lacked a short while ago.
         learnt: called with each database and its version whenever the origin's head gives one.
     """
 
@@ -93,16 +98,18 @@ class HeaderProbes:
         notes: Notes,
         learnt: Callable[[str, int], object] | None = None,
         clock: Clock = time,
+        missing: Notes = UNKEPT,
     ) -> None:
         self._upstream = upstream
         self._cooldowns = cooldowns
         self._notes = notes
         self._learnt = learnt
         self._clock = clock
-        saved = notes.load(lambda saved: _from_json(saved, clock.time()))
-        self._heads = {database: head for database, (head, _) in saved.items()}
-        self._sightings = {database: sighting for database, (_, sighting) in saved.items()}
-        self._missing = NegativeCache[str](clock.monotonic)
+        self._heads: dict[str, ProbedHeader] = {}
+        self._sightings: dict[str, Sighting] = {}
+        for database, noted in notes.load(self._parse, _newest).items():
+            self._note(database, noted)
+        self._missing = NegativeCache[str](clock.monotonic, missing, now=clock.time)
         self._probes = SingleFlight[_Probe, None]("probe")
         """The probes under way: more than one per database if the earlier ones are silent."""
         self._latest: dict[str, _Probe] = {}
@@ -111,11 +118,28 @@ class HeaderProbes:
 
     def get(self, database: str) -> ProbedHeader | None:
         """The newest head that was seen."""
+        self._take_in()
         return self._heads.get(database)
 
     def sighting(self, database: str) -> Sighting:
         """When and for what the origin last answered."""
+        self._take_in()
         return self._sightings.get(database, Sighting())
+
+    def _take_in(self) -> None:
+        for database, noted in self._notes.news(self._parse, _newest).items():
+            self._note(database, noted)
+
+    def _note(self, database: str, noted: _Noted | None) -> None:
+        head, sighting = noted or (None, Sighting())
+        self._sightings[database] = sighting
+        if head is None:
+            self._heads.pop(database, None)
+        else:
+            self._heads[database] = head
+
+    def _parse(self, saved: Any) -> _Noted:
+        return _from_json(saved, self._clock.time())
 
     def forget(self, database: str) -> None:
         """Forget a head: the whole file was not what it announced."""
@@ -125,7 +149,7 @@ class HeaderProbes:
 
     def hold_against(self, database: str, proven: CvdHeader) -> None:
         """Drop a head that contradicts the header of the origin's file, which has arrived."""
-        head = self._heads.get(database)
+        head = self.get(database)
         if head is None or head.header.version < proven.version or head.header.raw == proven.raw:
             return
         logger.warning(
@@ -137,7 +161,7 @@ class HeaderProbes:
             proven.build_time,
         )
         del self._heads[database]
-        self._notes.forget(database)
+        self._save(database)
 
     async def probe(self, database: str, requester: Requester, advertised: int, wanted: int) -> None:
         """Ask the origin for a head, or wait for the response to a probe under way.
@@ -209,6 +233,7 @@ class HeaderProbes:
             self._cooldowns.forgive_proxy()
             self._missing.add(database, RECHECK)
             self._sightings[database] = replace(self.sighting(database), at=self._clock.time())
+            self._save(database)
             raise
         self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
         if self._told.pop(database, None) is not None:
@@ -226,9 +251,9 @@ class HeaderProbes:
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
         if known is None or head.header.version >= known.header.version:
             self._heads[database] = head
-            self._notes.save(database, self._as_json(database))
-            if self._learnt is not None:
-                self._learnt(database, version)
+        self._save(database)
+        if self._learnt is not None and (known is None or version >= known.header.version):
+            self._learnt(database, version)
 
     def _is_news(self, database: str, state: str) -> bool:
         """Whether the log doesn't say so yet: one line per state, not per look."""
@@ -261,15 +286,37 @@ class HeaderProbes:
         except (InvalidObject, RangeError) as error:
             raise OriginError(FailureKind.BAD_CONTENT, f"not a CVD header: {error}") from error
 
-    def _as_json(self, database: str) -> dict[str, Any]:
-        header = self._heads[database].header.raw.decode("ascii")
-        return {"header": header, "seen_at": self._sightings[database].at}
+    def _save(self, database: str) -> None:
+        head, sighting = self._heads.get(database), self._sightings.get(database, Sighting())
+        header = None if head is None else head.header.raw.decode("ascii")
+        self._notes.save(database, {"header": header, "seen_at": sighting.at, **_rest_of(sighting)})
 
 
-def _from_json(value: Any, now: float) -> tuple[ProbedHeader, Sighting]:
+def _newest(own: _Noted | None, others: Sequence[_Noted]) -> _Noted:
+    """The highest version counts, and the response that the origin gave last."""
+    noted = others if own is None else (own, *others)
+    heads = [head for head, _ in noted if head is not None]
+    head = max(heads, key=lambda head: head.header.version, default=None)
+    return head, max((sighting for _, sighting in noted), key=lambda sighting: sighting.at)
+
+
+def _rest_of(sighting: Sighting) -> dict[str, int]:
+    return {
+        "advertised": sighting.advertised,
+        "wanted": sighting.wanted,
+        "fruitless": sighting.fruitless,
+    }
+
+
+def _from_json(value: Any, now: float) -> _Noted:
     match value:
-        case {"header": str(header), "seen_at": int() | float() as seen_at}:
-            sighting = Sighting(as_past_time(seen_at, now))
+        case {"header": str() | None as header, "seen_at": int() | float() as seen_at}:
+            counts = [value.get(name, 0) for name in _rest_of(Sighting())]
+            if not all(isinstance(count, int) for count in counts):
+                raise ValueError("no note of a head")
+            sighting = Sighting(as_past_time(seen_at, now), *counts)
+            if header is None:
+                return None, sighting
             with suppress(InvalidObject):
                 return ProbedHeader(CvdHeader.parse(header.encode("ascii"))), sighting
     raise ValueError("no note of a head")

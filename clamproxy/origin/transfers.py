@@ -11,6 +11,7 @@ from contextlib import suppress
 from clamproxy.clock import Clock
 from clamproxy.messages import Requester, SourceError
 from clamproxy.negative_cache import NegativeCache
+from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
@@ -47,6 +48,7 @@ class Transfers:
         negative_ttl: seconds for which a 404 is remembered.
         after_publishing: called when the store has received an object.
         after_failure: called when an object could not be fetched.
+        missing: where the objects are kept that the origin doesn't have.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Transfers:
         after_publishing: Callable[[ObjectId], object],
         after_failure: Callable[[ObjectId, FailureKind], object],
         clock: Clock = time,
+        missing: Notes = UNKEPT,
     ) -> None:
         self._resources = resources
         self._cooldowns = cooldowns
@@ -66,7 +69,9 @@ class Transfers:
         self._clock = clock
         self._running: dict[ObjectId, Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._missing = NegativeCache[ObjectId](clock.monotonic)
+        self._missing = NegativeCache[ObjectId](
+            clock.monotonic, missing, lambda object_id: object_id.file_name, clock.time
+        )
         self._needed: dict[str, int] = {}
         """Bytes that the disk must have room for before a file is requested again, by its path."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
@@ -23,7 +24,7 @@ from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
-from clamproxy.notes import Notes
+from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
 from clamproxy.single_flight import SingleFlight
@@ -40,6 +41,9 @@ LONGEST_BUILD = 24 * 3600.0
 LONGEST_DEMAND = 3 * 86400.0
 """Seconds after the last request for a CLD until the database counts as no longer in demand."""
 _NOTED_EVERY = 3600.0
+
+
+_latest: Merge[float] = best(lambda at: at)
 
 
 class BuildError(Exception):
@@ -66,7 +70,7 @@ class CldBuilder:
         self._after_publishing = after_publishing
         self._clock = clock
         self._notes = notes
-        self._demanded_at = notes.load(lambda saved: as_past_time(saved, clock.time()))
+        self._demanded_at = notes.load(self._parse, _latest)
         self._store = store
         self._writer = writer
         self._keys = keys
@@ -77,6 +81,7 @@ class CldBuilder:
 
     def note_demand(self, database: str) -> None:
         """Note that a client asks for a CLD of this database. Quick."""
+        self._take_in()
         now = self._clock.time()
         if now - self._demanded_at.get(database, 0.0) >= _NOTED_EVERY:
             self._demanded_at[database] = now
@@ -84,7 +89,16 @@ class CldBuilder:
 
     def is_in_demand(self, database: str) -> bool:
         """Whether clients have asked recently, so that building each new version ahead is worthwhile."""
+        self._take_in()
         return self._clock.time() - self._demanded_at.get(database, 0.0) < LONGEST_DEMAND
+
+    def _take_in(self) -> None:
+        for database, at in self._notes.news(self._parse, _latest).items():
+            if at is not None:
+                self._demanded_at[database] = at
+
+    def _parse(self, saved: Any) -> float:
+        return as_past_time(saved, self._clock.time())
 
     def can_build(self, object_id: ObjectId) -> bool:
         """Whether building this CLD hasn't failed so far."""

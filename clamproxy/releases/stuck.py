@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from clamproxy.cache.store import Store
 from clamproxy.dates import as_past_time
-from clamproxy.notes import Notes
+from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import ObjectId
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ class PatchFailures:
         return now - self.last > LONGEST_MEMORY
 
 
+_most_failures: Merge[PatchFailures] = best(lambda trouble: trouble.failures)
+
+
 class StuckPatches:
     """Counts how often each patch arrived in a form that was refused. Event loop only.
 
@@ -72,7 +75,7 @@ class StuckPatches:
         self._notes = notes
         self._clock = clock
         self._troubles: dict[ObjectId, PatchFailures] = {}
-        for name, trouble in notes.load(lambda saved: PatchFailures.parse(saved, clock())).items():
+        for name, trouble in notes.load(self._parse, _most_failures).items():
             try:
                 self._troubles[ObjectId.parse(name)] = trouble
             except ValueError:
@@ -81,6 +84,7 @@ class StuckPatches:
 
     def note(self, patch: ObjectId) -> None:
         """Note that what the origin sent for a patch was refused."""
+        self._take_in()
         now = self._clock()
         self._forget_old(now)
         before = self._troubles.get(patch, PatchFailures(0, now, now))
@@ -90,6 +94,7 @@ class StuckPatches:
 
     def is_stuck(self, patch: ObjectId) -> bool:
         """Whether clients should stop waiting for a patch."""
+        self._take_in()
         trouble = self._troubles.get(patch)
         if trouble is None or not trouble.is_stuck(self._clock()) or self._store.has(patch):
             return False
@@ -101,6 +106,20 @@ class StuckPatches:
                 trouble.failures,
             )
         return True
+
+    def _take_in(self) -> None:
+        for name, trouble in self._notes.news(self._parse, _most_failures).items():
+            try:
+                patch = ObjectId.parse(name)
+            except ValueError:
+                continue
+            if trouble is None:
+                self._troubles.pop(patch, None)
+            else:
+                self._troubles[patch] = trouble
+
+    def _parse(self, saved: Any) -> PatchFailures:
+        return PatchFailures.parse(saved, self._clock())
 
     def _forget_old(self, now: float) -> None:
         for patch, trouble in list(self._troubles.items()):

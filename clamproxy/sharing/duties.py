@@ -1,9 +1,10 @@
-"""Duties: background work that one process does for all; if it ends, another goes on within seconds."""
+"""Taking turns: work that one process at a time does, once for all, or again and again in the background."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from clamproxy.sharing.leases import Ending, Lease, Leases
 
@@ -14,6 +15,28 @@ _REST = 1.0
 
 type Work = Callable[[], Awaitable[float]]
 """Does something once, and returns how many seconds later it should do it again."""
+
+
+@asynccontextmanager
+async def turn(leases: Leases, name: str, limit: float) -> AsyncIterator[None]:
+    """Wait until no other process does some work, and let none begin it inside this context.
+
+    What the others have done by then, the caller has to find out.
+
+    Args:
+        name: of the lease.
+        limit: seconds after which to go on in any case. Then the same work is done twice.
+    """
+    deadline = asyncio.get_running_loop().time() + limit
+    while (lease := await leases.take(name)) is None:
+        outcome = await leases.wait(name, deadline - asyncio.get_running_loop().time())
+        if outcome.ending is not Ending.RELEASED:
+            break
+    try:
+        yield
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 async def on_duty(leases: Leases, name: str, work: Work, after: float = 0.0) -> None:

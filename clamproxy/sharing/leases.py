@@ -84,3 +84,31 @@ class Leases(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Give up all leases and end all tasks, within milliseconds. Others see that in time."""
+
+
+class _AloneLease(Lease):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def is_lost(self) -> bool:
+        return False
+
+    def release(self, learnt: Learnt | None = None) -> None:
+        pass
+
+
+class AloneLeases(Leases):
+    """For a process that shares nothing with others, and does each work only once at a time anyway."""
+
+    async def take(self, name: str) -> Lease | None:
+        return _AloneLease(name)
+
+    async def wait(self, name: str, limit: float) -> Outcome:
+        return Outcome(Ending.RELEASED)
+
+    def stop(self) -> None:
+        pass
+
+
+ALONE = AloneLeases()
