@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from clamproxy.cache.store import Store
 from tests.support.fixtures import Child, Fill, MakeCvd, Write
 from tests.support.forge import forge_cdiff, forge_cvd
+from tests.support.object_store import ObjectStore, moto_server
 from tests.support.origin import OriginServer
 from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stime_of
 
@@ -49,6 +51,20 @@ def origin() -> Iterator[OriginServer]:
     """A fake CDN without files."""
     with OriginServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto_port() -> Iterator[int]:
+    """The port of moto's S3, which all tests of this process share, each with a bucket of its own."""
+    with moto_server() as port:
+        yield port
+
+
+@pytest.fixture
+def object_store(moto_port: int) -> Iterator[ObjectStore]:
+    """An object store with an empty bucket, which can be made to fail."""
+    with ObjectStore(moto_port, f"site-{secrets.token_hex(6)}") as store:
+        yield store
 
 
 @pytest.fixture

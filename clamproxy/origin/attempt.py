@@ -20,7 +20,7 @@ from clamproxy.origin.upstream import Upstream
 LONGEST_MAGIC = 32
 """How many bytes it takes to tell a patch or a signature from an error page."""
 
-LARGEST = {Kind.CVD: GIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
+LARGEST = {Kind.CVD: GIB, Kind.CLD: GIB, Kind.CDIFF: 128 * MIB, Kind.CVD_SIGN: MIB, Kind.CDIFF_SIGN: MIB}
 """The size in bytes beyond which no file is accepted, because a response without end must not fill the disk.
 ClamAV's largest file is a sixth of it (main.cvd: 170 MB)."""
 
@@ -39,6 +39,8 @@ class Arrival:
 
     ray: str = ""
     """The CDN's ID of the request that brought the file, for the log."""
+    shared_etag: str | None = None
+    """The ETag of the object in the bucket that some of it came from; None if all came from the origin."""
 
     @property
     def validators(self) -> Validators:
@@ -47,13 +49,31 @@ class Arrival:
 
     @property
     def header(self) -> CvdHeader | None:
-        """The header of a CVD, as soon as it has arrived."""
-        if self.object_id.kind is not Kind.CVD or self.partial.have < HEADER_SIZE:
+        """The header of a CVD or CLD, as soon as it has arrived."""
+        if self.object_id.kind not in (Kind.CVD, Kind.CLD) or self.partial.have < HEADER_SIZE:
             return None
         try:
             return CvdHeader.parse(self.partial.read_beginning(HEADER_SIZE))
         except InvalidObject:  # damaged by a power failure; verification would find it
             return None
+
+
+def turn_to(arrival: Arrival, object_id: ObjectId) -> None:
+    """Expect another version of a CVD, of which readers have nothing yet. Quick.
+
+    Raises:
+        OriginError: that version is being fetched already.
+    """
+    if object_id == arrival.object_id:
+        return
+    try:
+        partial = PartialFile.claim(arrival.partial.path.parent, object_id)
+    except BusyError as error:
+        reason = f"{object_id.file_name} is being fetched already"
+        raise OriginError(FailureKind.CHANGED, reason) from error
+    arrival.partial.discard()
+    arrival.partial.release()
+    arrival.object_id, arrival.partial = object_id, partial
 
 
 class Attempt:
@@ -157,16 +177,8 @@ class Attempt:
             raise OriginError(FailureKind.BAD_CONTENT, reason)
         if arrival.followed:
             raise RangeError(f"the origin now has version {version}")
-        object_id = ObjectId(arrival.object_id.database, version, Kind.CVD)
         with self._scope.unless_cancelled():
-            try:
-                partial = PartialFile.claim(arrival.partial.path.parent, object_id)
-            except BusyError as error:
-                reason = f"{object_id.file_name} is being fetched already"
-                raise OriginError(FailureKind.CHANGED, reason) from error
-            arrival.partial.discard()
-            arrival.partial.release()
-            arrival.object_id, arrival.partial = object_id, partial
+            turn_to(arrival, ObjectId(arrival.object_id.database, version, Kind.CVD))
 
     def _restart_or_skip(self, validators: Validators, beginning: bytes) -> int:
         """Prepare for a file that comes from its beginning; returns how many bytes are here already."""

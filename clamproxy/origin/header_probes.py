@@ -28,6 +28,7 @@ from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import Kind, Latest
 from clamproxy.origin.cooldown import Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError, RangeError
+from clamproxy.origin.probe_turns import ProbeTurns
 from clamproxy.origin.scope import CancelScope, in_scope
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.upstream import Upstream
@@ -72,6 +73,14 @@ class _Probe:
     started_at: float
     asked_at: float
     """Loop time at which the first of the probes began that the origin hasn't answered yet."""
+    admitted_at: float
+    """Unix seconds."""
+    known: Sighting
+    """The origin's last response as it was known when the probe was decided on."""
+
+    @property
+    def path(self) -> str:
+        return Latest(self.database, Kind.CVD).upstream_path
 
     def __str__(self) -> str:
         return self.database
@@ -89,6 +98,7 @@ class HeaderProbes:
         notes: where heads are kept, by database.
         missing: where the databases are kept that the origin lacked a short while ago.
         learnt: called with each database and its version whenever the origin's head gives one.
+        turns: lets one process of a site ask for all of them; None: there are no others.
     """
 
     def __init__(
@@ -98,9 +108,11 @@ class HeaderProbes:
         notes: Notes,
         learnt: Callable[[str, int], object] | None = None,
         clock: Clock = time,
+        turns: ProbeTurns | None = None,
         missing: Notes = UNKEPT,
     ) -> None:
         self._upstream = upstream
+        self._turns = turns
         self._cooldowns = cooldowns
         self._notes = notes
         self._learnt = learnt
@@ -176,9 +188,11 @@ class HeaderProbes:
             NotFoundError, OriginError: as the origin answered.
             CooldownError: it must not be asked now.
         """
+        # As it was when the caller decided, whatever others have heard in the meantime.
+        known = self._sightings.get(database, Sighting())
         sighting = Sighting(0, advertised, wanted)
         while True:
-            probe = self._joinable(database) or self._admit(database, requester)
+            probe = self._joinable(database) or self._admit(database, requester, known)
             try:
                 return await self._probes.run(probe, partial(self._probe, probe, sighting))
             except OriginError as error:
@@ -201,7 +215,7 @@ class HeaderProbes:
         probe = self._under_way(database)
         return None if probe is None or self._clock.monotonic() - probe.started_at >= SILENCE else probe
 
-    def _admit(self, database: str, requester: Requester) -> _Probe:
+    def _admit(self, database: str, requester: Requester, known: Sighting) -> _Probe:
         """Another probe, if one may be sent."""
         if database in self._missing:
             raise KnownMissingError(f"the origin has no {database}.cvd")
@@ -209,39 +223,85 @@ class HeaderProbes:
         if cooldown := self._cooldowns.admit(path, requester.version):
             raise CooldownError(cooldown)
         asked_at = self.asked_at(database) or asyncio.get_running_loop().time()
-        self._latest[database] = _Probe(database, requester, self._clock.monotonic(), asked_at)
-        return self._latest[database]
+        probe = _Probe(database, requester, self._clock.monotonic(), asked_at, self._clock.time(), known)
+        self._latest[database] = probe
+        return probe
 
     def stop(self) -> None:
         self._probes.stop()
 
     async def _probe(self, probe: _Probe, sighting: Sighting) -> None:
-        database, requester = probe.database, probe.requester
-        path, agent = Latest(database, Kind.CVD).upstream_path, requester.version
+        """Ask the origin, or take over what another process or gateway has heard."""
+        if self._turns is None:
+            await self._ask_and_note(probe, sighting)
+            return
+        has_asked = False
+
+        async def ask() -> CvdHeader:
+            nonlocal has_asked
+            has_asked = True
+            return await self._ask_and_note(probe, sighting)
+
+        database, agent = probe.database, probe.requester.version
+        try:
+            header, _ = await self._turns.run(database, agent, sighting.wanted, ask)
+        except (OriginError, NotFoundError) as error:
+            if not has_asked and not self._is_settled(probe):
+                self._note_failure(probe, error)
+            raise
+        if not has_asked and not self._is_settled(probe):
+            self._note_header(database, sighting, ProbedHeader(header))
+
+    def _is_settled(self, probe: _Probe) -> bool:
+        """Whether another process of this machine has probed since, and has noted the result."""
+        self._notes.refresh()
+        cooldown = self._cooldowns.check(probe.path, probe.requester.version)
+        is_held_back = cooldown is not None and cooldown.noted_at >= probe.admitted_at
+        return is_held_back or self.sighting(probe.database) != probe.known
+
+    async def _ask_and_note(self, probe: _Probe, sighting: Sighting) -> CvdHeader:
+        database = probe.database
+        if self._is_settled(probe):
+            if database in self._missing:
+                raise KnownMissingError(f"the origin has no {database}.cvd")
+            cooldown = self._cooldowns.check(probe.path, probe.requester.version)
+            if cooldown is not None:
+                raise OriginError(cooldown.failure, cooldown.reason)
+            if (head := self.get(database)) is not None:
+                return head.header
         asked_at = self._clock.time()
         try:
-            head = await self._ask_in_thread(database, path, requester)
-        except OriginError as error:
-            cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
-            if self._is_news(database, error.failure):
-                wait = cooldown.until - self._clock.time()
-                logger.warning("No header of %s.cvd (%s); next try in %.0f s.", database, error, wait)
+            header = await self._ask_in_thread(database, probe.path, probe.requester)
+        except (OriginError, NotFoundError) as error:
+            self._note_failure(probe, error)
+            await self._notes.written()
             raise
-        except NotFoundError as error:
+        self._cooldowns.succeeded(probe.path, probe.requester.version, verified=False, asked_at=asked_at)
+        self._note_header(database, sighting, ProbedHeader(header))
+        await self._notes.written()
+        return header
+
+    def _note_failure(self, probe: _Probe, error: OriginError | NotFoundError) -> None:
+        database, agent = probe.database, probe.requester.version
+        if isinstance(error, NotFoundError):
             if self._is_news(database, "missing"):
                 logger.info("The origin has no %s.cvd: %s", database, error)
             self._cooldowns.forgive_proxy()
             self._missing.add(database, RECHECK)
             self._sightings[database] = replace(self.sighting(database), at=self._clock.time())
             self._save(database)
-            raise
-        self._cooldowns.succeeded(path, agent, verified=False, asked_at=asked_at)
+            return
+        cooldown = self._cooldowns.failed(error.failure, probe.path, agent, str(error), error.retry_after)
+        if self._is_news(database, error.failure):
+            wait = cooldown.until - self._clock.time()
+            logger.warning("No header of %s.cvd (%s); next try in %.0f s.", database, error, wait)
+
+    def _note_header(self, database: str, sighting: Sighting, head: ProbedHeader) -> None:
         if self._told.pop(database, None) is not None:
             logger.info("The header of %s.cvd is available again.", database)
-        known = self._heads.get(database)
-        is_new = known is None or head.header.version > known.header.version
-        last = self.sighting(database)
+        known, last = self.get(database), self.sighting(database)
         version = head.header.version
+        is_new = known is None or version > known.header.version
         self._sightings[database] = Sighting(
             at=self._clock.time(),
             advertised=max(sighting.advertised, plausible(last.advertised, version)),
@@ -249,10 +309,11 @@ class HeaderProbes:
             fruitless=0 if is_new else last.fruitless + 1,
         )
         # An edge of the CDN may lag behind another: versions never go backwards (trap 4).
-        if known is None or head.header.version >= known.header.version:
+        is_older = known is not None and version < known.header.version
+        if not is_older:
             self._heads[database] = head
         self._save(database)
-        if self._learnt is not None and (known is None or version >= known.header.version):
+        if self._learnt is not None and not is_older:
             self._learnt(database, version)
 
     def _is_news(self, database: str, state: str) -> bool:
@@ -260,7 +321,7 @@ class HeaderProbes:
         before, self._told[database] = self._told.get(database), state
         return before != state
 
-    async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> ProbedHeader:
+    async def _ask_in_thread(self, database: str, path: str, requester: Requester) -> CvdHeader:
         """Ask in a thread. All failures become errors of the origin: cached objects are still served."""
         try:
             return await in_scope(
@@ -276,13 +337,13 @@ class HeaderProbes:
             logger.exception("The header probe of %s failed.", database)
             raise OriginError(FailureKind.LOCAL, f"{type(error).__name__}: {error}") from error
 
-    def _ask(self, path: str, requester: Requester, scope: CancelScope) -> ProbedHeader:
+    def _ask(self, path: str, requester: Requester, scope: CancelScope) -> CvdHeader:
         wanted = {"Range": f"bytes=0-{HEADER_SIZE - 1}"}
         try:
             with self._upstream.get(path, requester, wanted, scope) as answer:
                 if answer.start != 0:
                     raise OriginError(FailureKind.BAD_CONTENT, "not the range that was asked for")
-                return ProbedHeader(CvdHeader.parse(answer.beginning(HEADER_SIZE)))
+                return CvdHeader.parse(answer.beginning(HEADER_SIZE))
         except (InvalidObject, RangeError) as error:
             raise OriginError(FailureKind.BAD_CONTENT, f"not a CVD header: {error}") from error
 

@@ -28,7 +28,11 @@ from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError, RangeError
+from clamproxy.origin.learnt import failure_left
+from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
+from clamproxy.sharing.leases import Learnt
+from clamproxy.sharing.shared_objects import SharedObjects
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,13 @@ class TransferError(Exception):
         """Bytes for which the disk has no room."""
 
 
+class WithdrawnError(TransferError):
+    """What readers follow came from the bucket and is wrong: they are cut off, and the next one is asked for.
+
+    This is no trouble with the origin.
+    """
+
+
 class _StalledError(Exception):
     """The connection is too slow to continue with."""
 
@@ -77,6 +88,8 @@ class Resources:
     """Seconds over which the speed of a connection is watched."""
     slots: asyncio.Semaphore
     """Limits the number of simultaneous connections to the origin."""
+    shared: SharedObjects | None = None
+    """What the site shares; None if this gateway works alone."""
 
 
 class Transfer(Download[None]):
@@ -102,6 +115,8 @@ class Transfer(Download[None]):
         self.is_verified = False
         """Whether readers may have all of the object; it is published a moment later."""
         self.published = False
+        self.barred: Exception | None = None
+        """Why the origin must not be asked: only the bucket is. None if it may be."""
         self._expected = expected
         self._oldest = expected.version if oldest is None else oldest
         self._resources = resources
@@ -169,9 +184,13 @@ class Transfer(Download[None]):
 
     async def _fetch(self) -> None:
         self._arrival = await self._claim()
-        if self._arrival:
-            await self._fetch_all(self._arrival)
-            await self._verify_and_publish(self._arrival)
+        if self._arrival and self._resources.shared is None:
+            await self.fetch_from_origin()
+        elif self._arrival and self._resources.shared is not None:
+            try:
+                await SiteFetch(self._resources.shared, self).run()
+            except OriginError as error:
+                raise TransferError(error.failure, str(error), error.retry_after) from error
 
     def _readable(self, last: int | None) -> int:
         size = self._validators.size or 0
@@ -185,6 +204,8 @@ class Transfer(Download[None]):
         match error:
             case asyncio.CancelledError():
                 return TransferError(FailureKind.LOCAL, STOPPING)
+            case Exception() if error is self.barred:
+                return error
             case NotFoundError() if self._expected.kind is Kind.CVD:
                 # Its header was there a moment ago: the origin contradicts itself.
                 return TransferError(
@@ -227,6 +248,55 @@ class Transfer(Download[None]):
                 await asyncio.sleep(_BUSY_PAUSE)
         return Arrival(self._expected, self._oldest, partial)
 
+    @property
+    def is_from_origin(self) -> bool:
+        """Whether all that has arrived came from the origin."""
+        return self._arrival is None or self._arrival.shared_etag is None
+
+    @property
+    def arrival(self) -> Arrival:
+        """What has arrived. Only while it is being fetched."""
+        if self._arrival is None:
+            raise RuntimeError("nothing is being fetched")
+        return self._arrival
+
+    def require_admission(self) -> None:
+        """Raise `barred`, if it is set."""
+        if self.barred is not None:
+            raise self.barred
+
+    async def fetch_from_origin(self) -> None:
+        """Fetch the rest from the origin, verify and publish it."""
+        while not self.published:
+            await self._fetch_all(self.arrival)
+            await self.verify_and_publish()
+
+    async def withdraw(self, reason: str) -> None:
+        """Forget what has arrived, because what came from the bucket is wrong.
+
+        Raises:
+            WithdrawnError: readers follow it already.
+        """
+        arrival, shared = self.arrival, self._resources.shared
+        if shared is not None and arrival.shared_etag is not None:
+            shared.reject(arrival.object_id, arrival.shared_etag)
+        arrival.partial.discard()
+        if arrival.followed:
+            raise WithdrawnError(FailureKind.LOCAL, f"the object store's copy is wrong: {reason}")
+        arrival.partial.release()
+        self._expected = arrival.object_id
+        self._arrival = await self._claim() or arrival
+
+    def left_after(self, error: Exception) -> Learnt:
+        """What to leave for other gateways that wait for this object, after an error."""
+        agent = self.requester.version
+        match error:
+            case NotFoundError():
+                return failure_left(None, str(error), agent)
+            case TransferError():
+                return failure_left(error.failure, str(error), agent, error.retry_after)
+        return {}
+
     async def _fetch_all(self, arrival: Arrival) -> None:
         patience = _Patience(arrival, self)
         while not arrival.partial.complete:
@@ -243,11 +313,11 @@ class Transfer(Download[None]):
             except (OriginError, RangeError) as error:
                 await asyncio.sleep(patience.use_up(_as_origin_error(error, arrival)))
             except (OSError, NoRoomError) as error:
-                self._go_on_in_memory(arrival, error)
+                self.go_on_in_memory(error)
 
-    def _go_on_in_memory(self, arrival: Arrival, error: Exception) -> None:
+    def go_on_in_memory(self, error: Exception) -> None:
         """The disk accepts no more: fetch a small object into memory, unless readers already follow it."""
-        store = self._resources.store
+        arrival, store = self.arrival, self._resources.store
         is_trouble = isinstance(error, NoRoomError) or store.condition.failed(error)
         is_possible = is_small(arrival.object_id) and not arrival.followed and not arrival.partial.is_unnamed
         if not (is_trouble and is_possible):
@@ -296,7 +366,16 @@ class Transfer(Download[None]):
         kicked.cancel()
         return future.done()
 
-    async def _verify_and_publish(self, arrival: Arrival) -> None:
+    async def verify_and_publish(self) -> bool:
+        """Verify what has arrived, and publish it.
+
+        Returns:
+            False if it is wrong because of the bucket, and has been forgotten.
+
+        Raises:
+            TransferError: it is wrong.
+        """
+        arrival = self.arrival
         partial, object_id = arrival.partial, arrival.object_id
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
         self.wake()  # in the meantime, readers continue with what they may have
@@ -310,9 +389,12 @@ class Transfer(Download[None]):
         try:
             await in_thread("clamproxy-verify", check)
         except InvalidObject as error:
-            reason = f"{error}{arrival.ray}"
+            reason = f"{error}{SOURCE if arrival.shared_etag else arrival.ray}"
             logger.warning("%s was rejected and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
+            if arrival.shared_etag is not None:
+                await self.withdraw(str(error))
+                return False
             partial.discard()
             raise TransferError(FailureKind.BAD_CONTENT, reason) from error
         self.is_verified = True  # readers may have the rest while it is synced to disk
@@ -320,6 +402,7 @@ class Transfer(Download[None]):
         metadata = self.metadata
         await writer.run(lambda: store.publish(object_id, partial.path, metadata))
         self.published = True
+        return True
 
     def _on_progress(self) -> None:
         self._heard_at = time.monotonic()

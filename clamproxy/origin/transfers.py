@@ -15,12 +15,16 @@ from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
-from clamproxy.origin.transfer import Resources, Transfer, TransferError
+from clamproxy.origin.transfer import Resources, Transfer, TransferError, WithdrawnError
 
 logger = logging.getLogger(__name__)
 
 MAX_TRANSFERS = 1024
 """Transfers that may run or wait for a connection."""
+
+
+class NotSharedError(NotFoundError):
+    """The site's object store doesn't have it, and the origin isn't to be asked."""
 
 
 class CooldownError(Exception):
@@ -85,6 +89,9 @@ class Transfers:
     ) -> tuple[Transfer, bool]:
         """The transfer of an object, started if it isn't under way.
 
+        In a site with an object store, it is started even if the origin must not be asked now. It fails
+        with CooldownError, then, unless the object store has the object.
+
         Args:
             object_id: the wanted object.
             requester: the origin is asked on its behalf if this starts the transfer.
@@ -102,27 +109,64 @@ class Transfers:
         transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None:
             transfer.for_client |= for_client
+            if isinstance(transfer.barred, NotSharedError):
+                transfer.barred, transfer.requester = self._bar(object_id, requester), requester
             transfer.kick()
             return transfer, True
         if len(self._running) >= MAX_TRANSFERS:
             raise CooldownError(
                 Cooldown(self._clock.time() + 1, 1, FailureKind.LOCAL, "too many transfers at once")
             )
+        barred = self._bar(object_id, requester)
+        if barred is not None and self._resources.shared is None:
+            raise barred
+        return self._start(object_id, requester, oldest, for_client=for_client, barred=barred), False
+
+    async def take_shared(self, object_id: ObjectId) -> bool:
+        """Bring an object from the site's object store, without asking the origin for it.
+
+        Returns:
+            Whether it is published. If it was wrong there, the log says so.
+        """
+        if self._resources.shared is None or self._resources.store.holds(object_id):
+            return self._resources.store.holds(object_id)
+        transfer = self._running.get(object_id)
+        if transfer is None:
+            barred = NotSharedError(f"the object store has no {object_id.file_name}")
+            transfer = self._start(object_id, Requester(), None, for_client=False, barred=barred)
+        try:
+            await transfer.finish()
+        except ORIGIN_TROUBLE:
+            return False
+        return True
+
+    def _start(
+        self,
+        object_id: ObjectId,
+        requester: Requester,
+        oldest: int | None,
+        *,
+        for_client: bool,
+        barred: Exception | None,
+    ) -> Transfer:
+        transfer = Transfer(object_id, requester, self._resources, oldest)
+        transfer.for_client = for_client
+        transfer.barred = barred
+        self._running[object_id] = transfer
+        task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return transfer
+
+    def _bar(self, object_id: ObjectId, requester: Requester) -> CooldownError | None:
+        """Why the origin must not be asked now; None if it is asked at once."""
         path, agent = object_id.upstream_path, requester.version
         cooldown = (
             self._cooldowns.check(path, agent)
             or self._without_room(object_id, requester)
             or self._cooldowns.admit(path, agent)
         )
-        if cooldown is not None:
-            raise CooldownError(cooldown)
-        transfer = Transfer(object_id, requester, self._resources, oldest)
-        transfer.for_client = for_client
-        self._running[object_id] = transfer
-        task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return transfer, False
+        return None if cooldown is None else CooldownError(cooldown)
 
     def require_not_missing(self, object_id: ObjectId) -> None:
         """Raise KnownMissingError if the origin said a short while ago that it lacks this object. Quick."""
@@ -188,9 +232,11 @@ class Transfers:
         return next((one for one in self._running.values() if one.object_id == object_id), None)
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
-        path, agent, asked_at = object_id.upstream_path, transfer.requester.version, self._clock.time()
+        path, asked_at = object_id.upstream_path, self._clock.time()
         try:
             await transfer.run()
+        except (CooldownError, NotSharedError, WithdrawnError) as error:
+            logger.debug("%s: %s", object_id.file_name, error)
         except NotFoundError as error:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
             self._cooldowns.forgive_proxy()
@@ -199,7 +245,8 @@ class Transfers:
             self._note_failure(object_id, transfer, error)
             self._after_failure(object_id, error.failure)
         else:
-            self._cooldowns.succeeded(path, agent, asked_at=asked_at)
+            if transfer.is_from_origin:
+                self._cooldowns.succeeded(path, transfer.requester.version, asked_at=asked_at)
             self._after_publishing(transfer.object_id)
         finally:
             del self._running[object_id]

@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
+from clamproxy.sharing.leases import Ending, Leases
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 
@@ -38,6 +39,8 @@ LONGEST_BUILD = 24 * 3600.0
 """Seconds after which a workspace counts as left behind by a process that has ended."""
 
 
+OTHERS_BUILD = 30.0
+"""Seconds that a process waits for another one to build. Clients wait for 50 seconds in all."""
 LONGEST_DEMAND = 3 * 86400.0
 """Seconds after the last request for a CLD until the database counts as no longer in demand."""
 _NOTED_EVERY = 3600.0
@@ -56,6 +59,9 @@ class CldBuilder:
     Args:
         notes: where the time of the last request for a CLD is kept over a restart, by database.
         after_publishing: called when the store has grown.
+        leases: let one process of a site build; None: there are no others.
+        take: brings a CLD that another gateway has built; returns whether it is here.
+        give: gives a CLD that was built to the other gateways.
     """
 
     def __init__(
@@ -66,7 +72,13 @@ class CldBuilder:
         notes: Notes,
         after_publishing: Callable[[], object] = lambda: None,
         clock: Clock = time,
+        leases: Leases | None = None,
+        take: Callable[[ObjectId], Awaitable[bool]] | None = None,
+        give: Callable[[ObjectId], Awaitable[object]] | None = None,
     ) -> None:
+        self._leases = leases
+        self._take = take or self._is_here
+        self._give = give or self._is_here
         self._after_publishing = after_publishing
         self._clock = clock
         self._notes = notes
@@ -147,6 +159,31 @@ class CldBuilder:
         return self.can_build(object_id) and not self._store.holds(object_id)
 
     async def _build(self, object_id: ObjectId, proven: ProvenLineage) -> None:
+        """Build under a lease, unless another process has built it; gateways then give the same bytes."""
+        if self._leases is None:
+            return await self._build_here(object_id, proven)
+        name, deadline = f"build {object_id.file_name}", time.monotonic() + OTHERS_BUILD
+        while not await self._take(object_id):
+            lease = await self._leases.take(name)
+            if lease is None:
+                outcome = await self._leases.wait(name, deadline - time.monotonic())
+                if outcome.ending is Ending.RELEASED:
+                    continue
+                return await self._build_here(object_id, proven)
+            try:
+                # Another process may have ended just before this one got the lease.
+                if not await self._take(object_id):
+                    await self._build_here(object_id, proven)
+                    await self._give(object_id)
+            finally:
+                lease.release()
+            return None
+        return None
+
+    async def _is_here(self, object_id: ObjectId) -> bool:
+        return self._store.holds(object_id)
+
+    async def _build_here(self, object_id: ObjectId, proven: ProvenLineage) -> None:
         async with self._turn:
             started_at = time.monotonic()
             try:

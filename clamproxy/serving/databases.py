@@ -270,6 +270,7 @@ class WholeDatabases:
         nothing = plain(404, Result.NEGATIVE, "no such file")
         self._builder.note_demand(latest.database)
         ceiling = self._ceilings.of(latest.database, request.address)
+        await self._current.bring(latest.database, ceiling)
         if not self._limits.enabled or self._store.newest_version(latest.database, ceiling) is None:
             return nothing
         finding = await self._current.find_out(

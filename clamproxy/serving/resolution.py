@@ -14,6 +14,7 @@ from clamproxy.origin.errors import NotFoundError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
 from clamproxy.policy import Known, must_probe
+from clamproxy.releases.catch_up import CatchUp
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.releases.prefetcher import Prefetcher
 
@@ -84,8 +85,10 @@ class CurrentVersions:
         origin: Origin,
         lineages: Lineages,
         prefetcher: Prefetcher,
+        catch_up: CatchUp | None = None,
     ) -> None:
         self._settings = settings
+        self._site = catch_up
         self._store = store
         self._versions = origin.versions
         self._heads = origin.heads
@@ -134,6 +137,7 @@ class CurrentVersions:
             ceiling: the highest version that the client is shown.
         """
         patience = patience or self._patience(latest, ceiling)
+        await self.bring(latest.database, ceiling)
         await self._look_at_dns(latest, ceiling)
         proven = await self._lineages.get(latest.database, ceiling) if with_patches else None
         known = self._with(self.known(latest, requester, ceiling), proven)
@@ -149,6 +153,11 @@ class CurrentVersions:
             seen = finding.known.seen or 0
             finding = await self._catch_up(finding, latest, requester, seen, is_news=True)
         return finding
+
+    async def bring(self, database: str, ceiling: int | None) -> None:
+        """Bring a database of which nothing is here from the site's object store, if that has it."""
+        if self._site is not None:
+            await self._site.bring(database, ceiling)
 
     def _patience(self, latest: Latest, ceiling: int | None) -> Patience:
         return Patience.begin(has_copy=self._store.newest_version(latest.database, ceiling) is not None)

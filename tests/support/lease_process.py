@@ -10,11 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from clamproxy.sharing.bucket import open_bucket
+from clamproxy.sharing.bucket_leases import BucketLeases
 from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.sharing.leases import Lease, Leases
 
 ENGINES: dict[str, Callable[[str], Leases]] = {
     "directory": lambda place: DirectoryLeases(Path(place)),
+    "bucket": lambda place: BucketLeases(open_bucket(place), "gateway"),
 }
 """By name: makes the leases of a process; the text says where they are."""
 

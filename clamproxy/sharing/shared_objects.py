@@ -1,0 +1,218 @@
+"""ClamAV's objects in the site's object store: one gateway puts them there, and the others take them.
+
+Whoever takes an object verifies it as if it came from the origin. What turned out to be something else is
+not taken again, and makes way for the right one as soon as a gateway has that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.cache.store import Store
+from clamproxy.dates import http_date
+from clamproxy.negative_cache import NegativeCache
+from clamproxy.objects import ObjectId
+from clamproxy.sharing.bucket import Bucket, Download, Listed
+from clamproxy.sharing.bucket_errors import BucketError
+from clamproxy.sharing.exchange import name_of_fetch
+from clamproxy.sharing.leases import Learnt, Lease, Leases, Outcome
+
+logger = logging.getLogger(__name__)
+
+LARGEST_LIST = 100_000
+"""Names in the object store beyond which its list is of no use: a site has some hundred objects."""
+MOST_BAD = 1024
+"""How many bad objects are remembered."""
+_LAST_MODIFIED = "lastmodified"
+_DIRECTORY = "objects"
+_ABSENT_FOR = 2.0
+"""Seconds for which an object is believed not to be in the bucket, unless it may just have got there."""
+_AT_A_TIME = 4
+
+
+class SharedObjects:
+    """The objects in the bucket, and the right to fetch one from the origin. Event loop only.
+
+    Owns the tasks that upload.
+
+    Args:
+        bucket: where they are.
+        leases: of the site.
+        store: what is uploaded comes from there.
+    """
+
+    def __init__(self, bucket: Bucket, leases: Leases, store: Store) -> None:
+        self._bucket = bucket
+        self.leases = leases
+        self._store = store
+        self._absent = NegativeCache[ObjectId](time.monotonic)
+        self._bad: dict[ObjectId, str] = {}
+        """The ETags of objects that are something else than their name says."""
+        self._given: set[ObjectId] = set()
+        """What this process has uploaded, or is about to."""
+        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the bucket can be used, as far as known."""
+        return self._bucket.condition.state is None
+
+    async def open(self, object_id: ObjectId, limit: int, *, is_fresh: bool = False) -> Download | None:
+        """Begin to take an object; None if there is none, or only one that was bad.
+
+        Args:
+            limit: the most bytes it may have.
+            is_fresh: whether it may have got there just now.
+
+        Raises:
+            BucketError: the bucket can't be used.
+        """
+        if object_id in self._absent and not is_fresh:
+            return None
+        download = await self._bucket.open(path_of(object_id), limit)
+        if download is None or self._bad.get(object_id) == download.etag:
+            self._absent.add(object_id, _ABSENT_FOR)
+            return None
+        return download
+
+    def is_bad(self, object_id: ObjectId) -> bool:
+        """Whether what is there under this name was something else when it was last taken."""
+        return object_id in self._bad
+
+    def reject(self, object_id: ObjectId, etag: str) -> None:
+        """Note that what is there under this name is something else."""
+        self._bad.pop(object_id, None)
+        self._bad[object_id] = etag
+        if len(self._bad) > MOST_BAD:
+            del self._bad[next(iter(self._bad))]
+
+    async def take_turn(self, object_id: ObjectId) -> Lease | None:
+        """The right to fetch an object from the origin; None if another gateway is fetching it."""
+        return await self.leases.take(name_of_fetch(object_id))
+
+    async def wait(self, object_id: ObjectId, limit: float) -> Outcome:
+        """Wait until no other gateway is fetching an object; see `Leases.wait`."""
+        return await self.leases.wait(name_of_fetch(object_id), limit)
+
+    async def list(self) -> dict[ObjectId, Listed]:
+        """What is there, except what was bad.
+
+        Raises:
+            BucketError: the bucket can't be used.
+        """
+        listed = await self._bucket.list(_DIRECTORY)
+        if len(listed) > LARGEST_LIST:
+            raise BucketError(f"{len(listed):,} names are below {_DIRECTORY}")
+        found = {}
+        for path, one in listed.items():
+            with suppress(ValueError):
+                object_id = ObjectId.parse(path.rpartition("/")[2])
+                is_right = path_of(object_id) == f"{_DIRECTORY}/{path}"
+                if is_right and one.size > 0 and self._bad.get(object_id) != one.etag:
+                    found[object_id] = one
+        return found
+
+    def upload_soon(
+        self, object_id: ObjectId, lease: Lease | None = None, learnt: Learnt | None = None
+    ) -> None:
+        """Upload a published object in the background, then release the lease under which it was fetched."""
+        if self._is_stopped:
+            return
+        work = self._upload_and_release(object_id, lease, learnt)
+        task = asyncio.create_task(work, name=f"upload {object_id.file_name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def upload(self, object_id: ObjectId) -> bool:
+        """Upload a published object, unless it is there; replace what was bad.
+
+        Returns:
+            Whether it is there now.
+        """
+        published = self._store.open(object_id)
+        if published is None:
+            return False
+        self._given.add(object_id)
+        try:
+            with published:
+                # An empty cdiff is the vendor's signal, which nothing proves.
+                if published.size > 0:
+                    await self._upload(object_id, published)
+        except (BucketError, OSError) as error:
+            logger.debug("%s was not uploaded: %s", object_id.file_name, error)
+            self._given.discard(object_id)
+            return False
+        return True
+
+    def was_given(self, object_id: ObjectId) -> bool:
+        """Whether this process has uploaded it, or is doing it. If it is dropped there, it stays dropped."""
+        return object_id in self._given
+
+    async def drop(self, object_id: ObjectId) -> None:
+        """Delete an object there.
+
+        Raises:
+            BucketError: the bucket can't be used.
+        """
+        await self._bucket.delete(path_of(object_id))
+
+    async def settle(self) -> None:
+        """Wait until everything is uploaded that was to be."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def _upload(self, object_id: ObjectId, published: PublishedFile) -> None:
+        async with self._turns:
+            if object_id in self._bad:
+                await self._replace(object_id)
+            await self._bucket.upload(path_of(object_id), published.fileno(), about(published.metadata))
+
+    async def _replace(self, object_id: ObjectId) -> None:
+        """Make room for the right object, unless another gateway has replaced the bad one already.
+
+        Large objects can't be replaced under a condition in all stores. If two gateways do this at the same
+        time, one of them may delete the right object, and then uploads its own.
+        """
+        listed = await self._bucket.list(f"{_DIRECTORY}/{object_id.database}")
+        present = listed.get(object_id.file_name)
+        if present is not None and present.etag == self._bad[object_id]:
+            await self._bucket.delete(path_of(object_id))
+            logger.info("A bad %s in the object store was replaced.", object_id.file_name)
+        del self._bad[object_id]
+
+    async def _upload_and_release(
+        self, object_id: ObjectId, lease: Lease | None, learnt: Learnt | None
+    ) -> None:
+        try:
+            await self.upload(object_id)
+        finally:
+            if lease is not None:
+                lease.release(learnt)
+
+
+def path_of(object_id: ObjectId) -> str:
+    return f"{_DIRECTORY}/{object_id.database}/{object_id.file_name}"
+
+
+def about(metadata: Metadata) -> Mapping[str, str]:
+    """What is kept with an object: the origin's Last-Modified, so that all gateways send the same."""
+    if metadata.last_modified is None:
+        return {}
+    return {_LAST_MODIFIED: http_date(metadata.last_modified)}
+
+
+def last_modified(download: Download) -> str | None:
+    """The origin's Last-Modified, as it was kept with an object."""
+    return download.about.get(_LAST_MODIFIED)

@@ -1,0 +1,206 @@
+"""The bucket: what it does with a store that works, and with one that doesn't."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from clamproxy.config.units import MIB
+from clamproxy.sharing import bucket as module
+from clamproxy.sharing.bucket import PART, Bucket, open_bucket
+from clamproxy.sharing.bucket_errors import BucketError
+from tests.support.object_store import BROKEN, FULL, READ_ONLY, Faults, ObjectStore
+from tests.support.stored import until
+
+
+@pytest.fixture
+async def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bucket]:
+    bucket = open_bucket(object_store.use(monkeypatch))
+    yield bucket
+    bucket.stop()
+
+
+async def download(bucket: Bucket, path: str, limit: int = 200 * MIB) -> bytes | None:
+    found = await bucket.open(path, limit)
+    return None if found is None else b"".join([chunk async for chunk in found])
+
+
+async def test_documents(bucket: Bucket) -> None:
+    assert await bucket.get("a/b c") is None
+    first = await bucket.create("a/b c", b"1")
+    assert first is not None
+    assert await bucket.create("a/b c", b"2") is None
+    second = await bucket.replace("a/b c", b"3", first)
+    assert second is not None
+    assert second != first
+    assert await bucket.replace("a/b c", b"4", first) is None
+    assert await bucket.replace("a/gone", b"4", first) is None
+    stored = await bucket.get("a/b c")
+    assert stored is not None
+    assert (stored.content, stored.etag) == (b"3", second)
+    third = await bucket.put("a/b c", b"5")
+    assert await bucket.replace("a/b c", b"6", third) is not None
+    await bucket.delete("a/b c")
+    await bucket.delete("a/b c")
+    assert await bucket.get("a/b c") is None
+    assert bucket.condition.state is None
+
+
+async def test_lists_are_whole(bucket: Bucket) -> None:
+    assert await bucket.list("gateways") == {}
+    etags = {}
+    for number in range(1005):  # a page of S3 has 1,000
+        etags[f"deep/{number}"] = await bucket.put(f"gateways/deep/{number}", b"x" * (number % 7))
+    await bucket.put("gateways-not/1", b"")
+    found = await bucket.list("gateways/")
+    assert {path: one.etag for path, one in found.items()} == etags
+    assert found["deep/13"].size == 6
+
+
+async def test_of_16_that_race_one_wins(bucket: Bucket) -> None:
+    for round_ in range(5):
+        path, contents = f"race/{round_}", [str(number).encode() for number in range(16)]
+        made = await asyncio.gather(*(bucket.create(path, one) for one in contents))
+        (etag,) = {one for one in made if one is not None}
+        assert made.count(None) == 15
+        changed = await asyncio.gather(*(bucket.replace(path, b"not " + one, etag) for one in contents))
+        assert sum(one is not None for one in changed) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1000, PART, 2 * PART + 12345])
+async def test_objects_go_up_once(
+    bucket: Bucket, object_store: ObjectStore, tmp_path: Path, size: int
+) -> None:
+    content = bytes(range(251)) * (size // 251 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    with (tmp_path / "file").open("rb") as file:
+        assert await bucket.upload("objects/x.cvd", file.fileno(), {"modified": "12.5"})
+        assert not await bucket.upload("objects/x.cvd", file.fileno())
+        assert file.tell() == 0
+    found = await bucket.open("objects/x.cvd", size)
+    assert found is not None
+    assert found.size == size
+    assert found.about == {"modified": "12.5"}
+    assert b"".join([chunk async for chunk in found]) == content[:size]
+    assert await bucket.open("objects/y.cvd", size) is None
+    if size:
+        with pytest.raises(BucketError, match="more than"):
+            await bucket.open("objects/x.cvd", size - 1)
+    assert bucket.condition.state is None, "the store is all right"
+
+
+def _set(store: ObjectStore, **faults: object) -> None:
+    for name, value in faults.items():
+        setattr(store.faults, name, value)
+
+
+OUTAGES: dict[str, tuple[Callable[[ObjectStore], object], str]] = {
+    "down": (lambda store: store.go_down(), "Connection refused"),
+    "stalled": (lambda store: _set(store, is_stalled=True), "no response"),
+    "slow": (lambda store: _set(store, delay=5.0), "no response"),
+    "full": (lambda store: _set(store, refuse=FULL), r"507 Insufficient Storage \(InsufficientStorage\)"),
+    "read-only": (lambda store: _set(store, refuse=READ_ONLY), r"403 Forbidden \(AccessDenied\)"),
+    "broken": (lambda store: _set(store, refuse=BROKEN), r"500 Internal Server Error \(InternalError\)"),
+}
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+async def test_an_outage_costs_seconds_once(
+    bucket: Bucket, object_store: ObjectStore, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, reason = OUTAGES[name]
+    caplog.set_level(logging.INFO)
+    await bucket.put("a", b"1")
+    begin(object_store)
+    async with asyncio.timeout(60):
+        with pytest.raises(BucketError, match=reason):
+            await bucket.put("a", b"2")
+    before = sum(bucket.figures.requests.values())
+    for call in (bucket.get("a"), bucket.create("b", b""), bucket.list("")):
+        with pytest.raises(BucketError, match=reason):
+            await call
+    assert sum(bucket.figures.requests.values()) - before <= 1, "a check, at most"
+    state = bucket.condition.state
+    assert state is not None
+    assert state.reason.startswith(f"{object_store.url}: put failed: ")
+
+    object_store.faults = Faults()
+    if name == "down":
+        object_store.come_back()
+    await until(lambda: bucket.condition.state is None)
+    assert await bucket.get("a") is not None
+    lines = [record.getMessage() for record in caplog.records if "object store" in record.getMessage()]
+    assert len(lines) == 2, lines
+    for line in [*lines, str(state)]:
+        assert "test-" not in line
+        assert "http://" not in line
+        assert "\n" not in line
+
+
+async def test_a_download_that_is_cut_is_an_error(
+    bucket: Bucket, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * MIB)
+    with (tmp_path / "file").open("rb") as file:
+        assert await bucket.upload("objects/x", file.fileno())
+    object_store.faults.cut_after = 300_000
+    with pytest.raises(BucketError, match="download failed"):
+        await download(bucket, "objects/x")
+    object_store.faults.cut_after = None
+    await until(lambda: bucket.condition.state is None)
+    assert await download(bucket, "objects/x") == b"x" * MIB
+
+
+async def test_a_download_that_is_slow_is_an_error(
+    bucket: Bucket, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CALL_LIMIT", 0.5)
+    (tmp_path / "file").write_bytes(b"x" * 4 * MIB)
+    with (tmp_path / "file").open("rb") as file:
+        object_store.faults.rate = None
+        assert await bucket.upload("objects/x", file.fileno())
+    object_store.faults.rate = MIB / 4
+    with pytest.raises(BucketError, match="bytes came in time"):
+        await download(bucket, "objects/x")
+
+
+async def test_a_cancelled_call_ends_at_once(bucket: Bucket, object_store: ObjectStore) -> None:
+    object_store.faults.is_stalled = True
+    for call in (bucket.get("a"), bucket.put("a", b""), bucket.list("a")):
+        task = asyncio.create_task(call)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert bucket.condition.state is None
+
+
+@pytest.mark.parametrize(
+    ("ignores", "missing"),
+    [(("If-None-Match",), "create-only"), (("If-Match",), "replacement"), ((), None)],
+)
+async def test_the_check_finds_out_about_conditional_writes(
+    bucket: Bucket, object_store: ObjectStore, ignores: tuple[str, ...], missing: str | None
+) -> None:
+    object_store.faults.ignores = ignores
+    found = await bucket.check()
+    assert found is None if missing is None else missing in (found or "")
+    assert await bucket.list("checks") == {}
+
+
+async def test_the_check_finds_a_bucket_that_is_not_there(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object_store.use(monkeypatch)
+    bucket = open_bucket("s3://no-such-bucket")
+    with pytest.raises(BucketError, match="there is no such bucket"):
+        await bucket.check()
+    for call in (bucket.get("a"), bucket.put("a", b"1")):
+        with pytest.raises(BucketError, match="there is no such bucket"):
+            await call
+    bucket.stop()
