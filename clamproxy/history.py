@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from clamproxy.notes import Notes
+from clamproxy.sharing.duties import on_duty
+from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,8 @@ STEPS = 288
 SERIES = ("requests", "hits", "misses", "errors", "bytes_served", "upstream_bytes")
 """The counters to follow, by their names in `clamproxy stats`."""
 
+_AFTER_STEP = 1.0
+"""Seconds after which the last step has been saved, whichever process does that."""
 _NOTE = "day"
 
 type Amounts = tuple[int, ...]
@@ -102,11 +106,14 @@ def read_past(notes: Notes) -> Past:
 class History:
     """Reads the counters every five minutes and keeps the last day. Event loop only.
 
+    The counters are those of all processes that share a cache, so one of them reads and saves.
+
     Args:
         read: returns the counters. It blocks, is called in a thread, and must release whatever it holds
             for that thread.
         notes: where the past is kept over a restart.
         clock: returns Unix seconds.
+        leases: let one process read.
     """
 
     def __init__(
@@ -114,12 +121,14 @@ class History:
         read: Callable[[], Mapping[str, int]],
         notes: Notes,
         clock: Callable[[], float] = time.time,
+        leases: Leases = ALONE,
     ) -> None:
         self._read = read
         self._notes = notes
         self._clock = clock
+        self._leases = leases
         self._past = read_past(notes)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def past(self) -> Past:
@@ -127,27 +136,43 @@ class History:
 
     def start(self) -> None:
         """Start to read the counters, in the background."""
-        self._task = asyncio.create_task(self._run(), name="history")
+        self._tasks = [
+            asyncio.create_task(on_duty(self._leases, "history", self._sample), name="history"),
+            asyncio.create_task(self._read_along(), name="history of all"),
+        ]
 
     def stop(self) -> None:
         """Stop reading. What has been counted since the last reading is seen after the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
 
     async def sample(self) -> None:
         """Read the counters now."""
+        await self._take_in()
         counters = await in_thread("clamproxy-history", self._read)
         self._past = self._past.noted(counters, self._clock())
         self._notes.save(_NOTE, self._past.saved())
 
-    async def _run(self) -> None:
+    async def _take_in(self) -> None:
+        """Go on from what another process has saved since."""
+        saved = await in_thread("clamproxy-history", lambda: read_past(self._notes))
+        if (saved.step or 0) > (self._past.step or 0):
+            self._past = saved
+
+    async def _read_along(self) -> None:
+        """See what the process on duty saves at the beginning of each step."""
         while True:
-            try:
-                await self.sample()
-            except Exception as error:  # the next reading may work
-                logger.warning("No sample for the history: %s", error)
-            await asyncio.sleep(STEP - self._clock() % STEP)
+            await asyncio.sleep(STEP - self._clock() % STEP + _AFTER_STEP)
+            await self._take_in()
+
+    async def _sample(self) -> float:
+        """Read the counters; returns seconds until the next step."""
+        try:
+            await self.sample()
+        except Exception as error:  # the next reading may work
+            logger.warning("No sample for the history: %s", error)
+        return STEP - self._clock() % STEP
 
 
 def _difference(present: Amounts, before: Amounts) -> Amounts:

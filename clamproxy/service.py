@@ -19,12 +19,10 @@ from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB, Endpoint
 from clamproxy.feeds import Feeds
-from clamproxy.fleet import Fleet, Machine, UnreadableFleetError, advertised_to_clients, read_fleet
-from clamproxy.fleet.biography import Biography, read_biography
-from clamproxy.fleet.fleet_upkeep import FleetUpkeep, take_sample
+from clamproxy.fleet import Fleet, advertised_to_clients
+from clamproxy.fleet.fleet_upkeep import FleetUpkeep
 from clamproxy.fleet.live_labels import LiveLabels
-from clamproxy.fleet.reading import read_trend
-from clamproxy.fleet.trend import Sample
+from clamproxy.fleet.views import FleetViews
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.history import History
@@ -57,6 +55,7 @@ from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import CurrentVersions
 from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
+from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.site_files import SiteFiles
 from clamproxy.state import make_state_directory, move_records
 from clamproxy.statistics import Stats
@@ -148,10 +147,14 @@ class Service:
         move_records(self.store, settings.cache.directory)
         self.writer = Writer(self.store.condition.failed)
         self.stats = Stats(self.store, self.writer)
+        self._leases = DirectoryLeases(settings.cache.directory)
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
-        self._labels = LiveLabels(settings.fleet.labels)
+        labels = LiveLabels(settings.fleet.labels)
+        self._machines = FleetViews(
+            records.directory, settings.fleet, labels, lambda: advertised_to_clients(self.store, settings)
+        )
         self._fleet_upkeep = FleetUpkeep(
-            records.directory, settings, self.writer, self._labels, self._sample_fleet
+            records.directory, settings, self.writer, labels, self._machines.sample, self._leases
         )
         clock = self.surroundings.clock
         first_seen = Notes(records, self.writer, FIRST_SEEN)
@@ -165,13 +168,16 @@ class Service:
             self._ceilings.sight,
             clock,
             self.surroundings.link,
+            self._leases,
         )
         self._stuck = StuckPatches(self.store, self._notes("stuck"), clock.time)
         self._transfers = self._make_transfers(keys)
         self._soundness = Soundness(self.store, keys)
         self._lineages = Lineages(self.store, keys, self._learn_build)
         self._signs = Signs(self.store, keys)
-        self._builder = CldBuilder(self.store, self.writer, keys, self._notes("cld"), self._tidy_soon, clock)
+        self._builder = CldBuilder(
+            self.store, self.writer, keys, self._notes("cld"), self._tidy_soon, clock, self._leases
+        )
         self.upkeep = Upkeep(
             self.store,
             self.writer,
@@ -194,6 +200,7 @@ class Service:
             self._quiet_hour,
             self._signs,
             self._stuck,
+            self._leases,
         )
         self.feeds = Feeds(
             self.store.directory / "feeds",
@@ -205,14 +212,16 @@ class Service:
             self.surroundings.link,
         )
         self.site_files = SiteFiles(settings.files.directory, records.directory)
-        self._history = History(self.store.counters, Notes(records, self.writer, "history"))
+        self._history = History(
+            self.store.counters, Notes(records, self.writer, "history"), leases=self._leases
+        )
         self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
         self.gateway = self._make_gateway()
         versions = self._origin.versions
         self.announcer = Announcer(self._announced, lambda: versions.last_record, self._look)
         self.peers = Peers(settings)
         self.pages = Pages(self._make_sources())
-        self._notifier = Notifier(settings, self.pages.figures, records, self.writer)
+        self._notifier = Notifier(settings, self.pages.figures, records, self.writer, leases=self._leases)
         listen = settings.status.listen
         self._listener = Listener(listen, self.pages) if listen is not None else None
         self._hours: asyncio.Task[None] | None = None
@@ -282,6 +291,7 @@ class Service:
         self._builder.stop()
         self._transfers.stop()
         self._origin.stop()
+        self._leases.stop()
         self.stats.flush()
         self.fleet.flush()
         self.writer.submit(self.site_files.prepare_save())
@@ -314,7 +324,7 @@ class Service:
         return self._transfers.under_way()
 
     def _notes(self, topic: str) -> Notes:
-        return Notes(self.store, self.writer, topic)
+        return Notes(self.store, self.writer, topic, shared=self.store.noted)
 
     def _make_gateway(self) -> Gateway:
         settings, current = self.settings, self._current
@@ -350,9 +360,9 @@ class Service:
             under_way=self.under_way,
             cooldowns=self._origin.cooldowns.in_force,
             past=lambda: self._history.past,
-            fleet=self._machines if self.settings.fleet.enabled else None,
-            trend=self._trend,
-            biography=self._biography,
+            fleet=self._machines.all if self.settings.fleet.enabled else None,
+            trend=self._machines.trend,
+            biography=self._machines.biography,
             feeds=self.feeds.figures,
             files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
@@ -376,26 +386,6 @@ class Service:
         while True:
             await asyncio.sleep(60 - time.time() % 60)
             self._rates()
-
-    def _machines(self) -> list[Machine]:
-        advertised, labels = advertised_to_clients(self.store, self.settings), self._labels.get()
-        try:
-            return read_fleet(self.store.records.directory, advertised, time.time(), labels)
-        except UnreadableFleetError:
-            return []  # the next writer logs that, and starts a new file
-
-    def _trend(self) -> Mapping[str, Any] | None:
-        try:
-            return read_trend(self.store.records.directory, time.time())
-        except UnreadableFleetError:
-            return None
-
-    def _biography(self, uuid: str) -> Biography | None:
-        advertised, labels = advertised_to_clients(self.store, self.settings), self._labels.get()
-        return read_biography(self.store.records.directory, uuid, advertised, time.time(), labels)
-
-    def _sample_fleet(self) -> Sample | None:
-        return take_sample(self._machines(), self.settings.fleet.behind_for, time.time())
 
     def _client_lines(self, mode: str, place: Place) -> str:
         gateway = place.host or own_name()
@@ -437,6 +427,7 @@ class Service:
             self._after_publishing,
             self._after_failure,
             self._origin.clock,
+            self._notes("missing"),
         )
 
     def _negative_ttl(self, object_id: ObjectId) -> float:

@@ -7,7 +7,8 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from clamproxy.config.settings import Settings
@@ -16,6 +17,8 @@ from clamproxy.fleet.machine import Machine, MachineState
 from clamproxy.fleet.reverse_dns import PER_SECOND, look_up
 from clamproxy.fleet.table import Rows, Table, reading
 from clamproxy.fleet.trend import STEP, Sample, hour_of
+from clamproxy.sharing.duties import Work, on_duty
+from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.storage.records_file import DamagedFileError
 from clamproxy.threads import Writer, in_thread
 
@@ -33,10 +36,6 @@ LONG_REST = 300.0
 """The same if no name server answers."""
 
 
-type Work = Callable[[], Awaitable[float]]
-"""Does something once, and returns how many seconds later it should do it again."""
-
-
 class FleetUpkeep:
     """Owns its tasks. Event loop only.
 
@@ -45,6 +44,7 @@ class FleetUpkeep:
         writer: the thread that writes to the directory.
         labels: read again when the file has changed.
         take_sample: counts the machines now; None if there is nothing to count. Blocks.
+        leases: let one process do what is written for all: the trend and the names.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class FleetUpkeep:
         writer: Writer,
         labels: LiveLabels,
         take_sample: Callable[[], Sample | None],
+        leases: Leases = ALONE,
     ) -> None:
         self._directory = directory
         self._settings = settings
         self._writer = writer
         self._labels = labels
         self._take_sample = take_sample
+        self._leases = leases
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -74,14 +76,15 @@ class FleetUpkeep:
             return
         if not fleet.reverse_dns:
             self._writer.submit(lambda: self._change(lambda rows: rows.names.clear()))
-        self._begin("trend", self.sample, FIRST_SAMPLE)
+        self._begin("trend", self.sample, self._leases, FIRST_SAMPLE)
         if fleet.labels is not None:
-            self._begin("labels", self._look_at_labels)
+            self._begin("labels", self._look_at_labels, ALONE)  # each process has them in memory
         if self._asks_dns:
-            self._begin("names", self.name_some)
+            self._begin("names", self.name_some, self._leases)
 
-    def _begin(self, name: str, work: Work, after: float = 0.0) -> None:
-        self._tasks.append(asyncio.create_task(_repeat(work, after), name=f"fleet {name}"))
+    def _begin(self, name: str, work: Work, leases: Leases, after: float = 0.0) -> None:
+        running = on_duty(leases, f"fleet {name}", partial(_persist, work), after)
+        self._tasks.append(asyncio.create_task(running, name=f"fleet {name}"))
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -124,15 +127,13 @@ class FleetUpkeep:
             logger.debug("The table of machines can't be written: %s", error)
 
 
-async def _repeat(work: Work, after: float) -> None:
-    """Do something again and again; after trouble it may work the next time."""
-    while True:
-        await asyncio.sleep(after)
-        try:
-            after = await work()
-        except Exception as error:
-            logger.warning("What is known about the machines can't be kept up to date: %s", error)
-            after = REST
+async def _persist(work: Work) -> float:
+    """Do something even if it may fail; after trouble it may work the next time."""
+    try:
+        return await work()
+    except Exception as error:
+        logger.warning("What is known about the machines can't be kept up to date: %s", error)
+        return REST
 
 
 def take_sample(machines: Sequence[Machine], behind_for: float, now: float) -> Sample | None:

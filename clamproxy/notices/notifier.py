@@ -7,16 +7,16 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from typing import IO
 
 from clamproxy.config.settings import Settings
-from clamproxy.files import try_lock
 from clamproxy.notices.episodes import Chronicle, Due, Pace
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.report import KEY, gateway_name, read_chronicle
 from clamproxy.notices.rules import RULE_OF, Figures, find_alerts, find_unknown
 from clamproxy.notices.targets import DeliveryError, NoticeTarget, deliver, targets_of
 from clamproxy.origin.cooldown import Backoff
+from clamproxy.sharing.duties import Duty
+from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer, in_thread
 
@@ -31,12 +31,13 @@ RETRIES = Backoff(60.0, 3600.0)
 class Notifier:
     """A background task. Event loop only.
 
-    Of the processes that share a state directory, one looks and sends.
+    Of the processes that share a cache, one looks and sends.
 
     Args:
         figures: gives the values of status.json.
         records: where the state is kept, over restarts and for other processes.
         clock: gives Unix seconds.
+        leases: let one process look and send.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Notifier:
         records: Records,
         writer: Writer,
         clock: Callable[[], float] = time.time,
+        leases: Leases = ALONE,
     ) -> None:
         self._ignored = settings.notify.ignore
         self._pace = Pace(settings.notify.after, settings.notify.repeat)
@@ -58,7 +60,7 @@ class Notifier:
         """None until it has been read, and while another process is in charge."""
         self._retry_at: dict[str, float] = {}
         """By target, in Unix seconds. A restart tries at once: perhaps what was wrong is corrected."""
-        self._lock: IO[bytes] | None = None
+        self._duty = Duty(leases, "notices")
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
 
@@ -76,9 +78,7 @@ class Notifier:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._duty.leave()
 
     async def look(self) -> None:
         """Look at the figures now, and send what is due.
@@ -86,7 +86,7 @@ class Notifier:
         Raises:
             Exception: the figures can't be had.
         """
-        if not self._is_in_charge():
+        if not await self._duty.is_ours():
             self._chronicle = None
             return
         if self._chronicle is None:
@@ -157,14 +157,3 @@ class Notifier:
         except (OSError, sqlite3.Error) as error:
             # It must not hold back the notice: perhaps that is about the disk.
             logger.debug("The state of notices can't be saved: %s", error)
-
-    def _is_in_charge(self) -> bool:
-        """Whether this process is the one that sends for all that share the state directory."""
-        try:
-            if self._lock is None:
-                self._lock = (self._records.directory / "notices.lock").open("ab")
-            return try_lock(self._lock)
-        except OSError as error:
-            # On a disk that can't be written to, a notice too many is better than none.
-            logger.debug("No lock for notices: %s", error)
-            return True

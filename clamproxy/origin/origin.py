@@ -14,10 +14,12 @@ from clamproxy.origin.budget import FIRST_PAUSE, Budget
 from clamproxy.origin.cooldown import Cooldowns
 from clamproxy.origin.header_probes import HeaderProbes
 from clamproxy.origin.link import Link
+from clamproxy.origin.probe_turns import ProbeTurns
 from clamproxy.origin.proxy_auth import admission_to
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.sharing.leases import ALONE, Leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Origin:
         sighted: Callable[[str, int], object] | None = None,
         clock: Clock = time,
         link: Link | None = None,
+        leases: Leases = ALONE,
     ) -> Origin:
         """Make all parts; nothing is asked yet.
 
@@ -55,6 +58,7 @@ class Origin:
                 origin's header does.
             sighted: with DNS, is told a database and its version whenever the origin's header gives one.
             link: what files are read over; by default, one without a limit.
+            leases: of the processes that share them, one looks up a name or probes for a header.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
@@ -87,9 +91,17 @@ class Origin:
                 notes("record"),
                 learnt,
                 clock,
+                notes("unanswered"),
+                leases,
             ),
             heads=HeaderProbes(
-                way, cooldowns, notes("head"), sighted if settings.asks_dns else learnt, clock
+                way,
+                cooldowns,
+                notes("head"),
+                sighted if settings.asks_dns else learnt,
+                clock,
+                ProbeTurns(leases),
+                notes("headless"),
             ),
             cooldowns=cooldowns,
             agents=Agents(upstream.user_agent, notes("agent"), clock.time),

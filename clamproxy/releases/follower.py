@@ -12,11 +12,9 @@ import logging
 import random
 from contextlib import suppress
 from itertools import takewhile
-from typing import IO
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
-from clamproxy.files import try_lock
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
@@ -31,6 +29,8 @@ from clamproxy.releases.prefetcher import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
+from clamproxy.sharing.duties import on_duty
+from clamproxy.sharing.leases import ALONE, Leases
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,11 @@ LONGEST_LAG = 3600.0
 
 
 class Follower:
-    """The background task that fetches ahead. Event loop only."""
+    """The background task that fetches ahead. Event loop only.
+
+    Args:
+        leases: of the processes that share them, one fetches ahead.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Follower:
         quiet_hour: QuietHour,
         signs: Signs,
         stuck: StuckPatches,
+        leases: Leases = ALONE,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -79,7 +84,7 @@ class Follower:
         self._clock = origin.clock
         self._in_use: dict[str, float] = {}
         """When a client last asked for each database, in Unix seconds."""
-        self._lock: IO[bytes] | None = None
+        self._leases = leases
         self._settled: set[ObjectId] = set()
         """Signatures that are cached, or no longer expected."""
         self._missing_since: dict[ObjectId, float] = {}
@@ -101,21 +106,20 @@ class Follower:
         """Cancel the task; what has arrived stays on disk."""
         if self._task is not None:
             self._task.cancel()
-        if self._lock is not None:
-            self._lock.close()
 
     async def _run(self) -> None:
-        refresh = self._settings.versions.refresh
-        await asyncio.sleep(random.uniform(0, min(refresh, LATEST_START)))  # noqa: S311
-        while True:
-            try:
-                if self._is_in_charge():
-                    for database in self._databases():
-                        await self._look(database)
-            except Exception:
-                logger.exception("Following releases failed.")
-            # Gateways that were started together should not ask together.
-            await asyncio.sleep(min(refresh, LONGEST_SLEEP) * random.uniform(1.0, 1.25))  # noqa: S311
+        await asyncio.sleep(random.uniform(0, min(self._settings.versions.refresh, LATEST_START)))  # noqa: S311
+        await on_duty(self._leases, "follow", self._look_at_all)
+
+    async def _look_at_all(self) -> float:
+        """Look at all databases; returns seconds until the next look."""
+        try:
+            for database in self._databases():
+                await self._look(database)
+        except Exception:
+            logger.exception("Following releases failed.")
+        # Gateways that were started together should not ask together.
+        return min(self._settings.versions.refresh, LONGEST_SLEEP) * random.uniform(1.0, 1.25)  # noqa: S311
 
     async def _look(self, database: str) -> None:
         try:
@@ -124,18 +128,6 @@ class Follower:
             logger.debug("%s: not now: %s", database, error)
         except Exception:
             logger.exception("Following the releases of %s failed.", database)
-
-    def _is_in_charge(self) -> bool:
-        """Whether this process is the one that fetches for all processes sharing the cache."""
-        try:
-            if self._lock is None:
-                self._lock = (self._store.directory / "follower.lock").open("ab")
-            return try_lock(self._lock)
-        except OSError as error:
-            # If the disk can't be written to, each process fetches for its own memory.
-            if not self._store.condition.failed(error):
-                raise
-        return True
 
     def _databases(self) -> list[str]:
         now = self._clock.time()

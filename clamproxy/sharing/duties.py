@@ -39,31 +39,57 @@ async def turn(leases: Leases, name: str, limit: float) -> AsyncIterator[None]:
             lease.release()
 
 
+class Duty:
+    """Work that is done for all by the process that has the lease, which keeps it. Event loop only.
+
+    Args:
+        name: of the lease.
+    """
+
+    def __init__(self, leases: Leases, name: str) -> None:
+        self._leases = leases
+        self._name = name
+        self._lease: Lease | None = None
+
+    async def is_ours(self) -> bool:
+        """Whether it is this process that does the work; it takes the work over if nobody else does."""
+        if self._lease is not None and self._lease.is_lost:
+            self.leave()
+        if self._lease is None:
+            self._lease = await self._leases.take(self._name)
+        return self._lease is not None
+
+    async def wait(self) -> None:
+        """Wait until nobody does the work, if another process does it now, but not for ever."""
+        outcome = await self._leases.wait(self._name, LONGEST_WAIT)
+        if outcome.ending is Ending.FAILED:
+            await asyncio.sleep(_REST)
+
+    def leave(self) -> None:
+        """Let another process do the work."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+
 async def on_duty(leases: Leases, name: str, work: Work, after: float = 0.0) -> None:
-    """Do something again and again while this process holds a lease, and wait for the lease otherwise.
+    """Do something again and again while this process has a lease, and wait for the lease otherwise.
 
     Runs until it is cancelled or the work raises; either releases the lease.
 
     Args:
         name: of the lease.
-        after: seconds until the work is done first, each time that this process comes on duty.
+        after: seconds until the work is done first, each time that this process takes it over.
     """
-    while True:
-        lease = await _take(leases, name)
-        try:
-            await asyncio.sleep(after)
-            while True:
-                await asyncio.sleep(await work())
-                if lease.is_lost:
-                    lease.release()
-                    lease = await _take(leases, name)
-        finally:
-            lease.release()
-
-
-async def _take(leases: Leases, name: str) -> Lease:
-    while (lease := await leases.take(name)) is None:
-        outcome = await leases.wait(name, LONGEST_WAIT)
-        if outcome.ending is Ending.FAILED:
-            await asyncio.sleep(_REST)
-    return lease
+    duty = Duty(leases, name)
+    try:
+        pause = after if await duty.is_ours() else 0.0
+        while True:
+            await asyncio.sleep(pause)
+            if await duty.is_ours():
+                pause = await work()
+            else:
+                await duty.wait()
+                pause = after if await duty.is_ours() else 0.0
+    finally:
+        duty.leave()

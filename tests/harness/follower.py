@@ -28,6 +28,7 @@ from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.resolution import CurrentVersions
+from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
 from tests.support.dns_server import PRIMARY
@@ -131,6 +132,7 @@ class FollowerHarness:
             self.quiet_hour,
             Signs(self.store, forge_keys().trusted),
             self.stuck,
+            DirectoryLeases(self.store.directory),
         )
 
     def make_current(self) -> CurrentVersions:

@@ -11,6 +11,7 @@ import pytest
 
 from clamproxy.releases.follower import LONGEST_INTEREST
 from clamproxy.releases.lineage import ProvenLineage
+from clamproxy.sharing.directory_leases import DIRECTORY
 from tests.harness.follower import NEWER_AGENT, REFRESH, FollowerHarness, MakeHarness
 from tests.support.dns_server import PRIMARY
 from tests.support.fixtures import Child
@@ -205,22 +206,21 @@ async def test_a_gateway_that_was_killed_holds_no_lock(
 ) -> None:
     harness = make_harness(**OFTEN)
     code = (
-        "import fcntl, os, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+        "import asyncio, os, pathlib, sys; from clamproxy.sharing.directory_leases import DirectoryLeases\n"
+        "assert asyncio.run(DirectoryLeases(pathlib.Path(sys.argv[1])).take('follow'))\n"
+        "os.kill(os.getpid(), 9)"
     )
-    assert child(code, harness.store.directory / "follower.lock").returncode == -9
+    assert child(code, harness.store.directory).returncode == -9
     harness.release(2)
     await run(harness, monkeypatch)
     await until(lambda: harness.store.has(cdiff(2)))
 
 
 async def test_a_lock_that_cannot_be_had_is_no_end(
-    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness = make_harness(**OFTEN)
-    lock = harness.store.directory / "follower.lock"
-    lock.mkdir()
+    (harness.store.directory / DIRECTORY / "follow.lock").mkdir(parents=True)
     harness.release(2)
     await run(harness, monkeypatch)
-    await until(lambda: "Following releases failed." in caplog.text)
-    lock.rmdir()
     await until(lambda: harness.store.has(cdiff(2)))

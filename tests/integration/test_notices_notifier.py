@@ -13,6 +13,7 @@ import pytest
 from clamproxy.config.settings import Settings
 from clamproxy.notices.notifier import RETRIES, Notifier
 from clamproxy.notices.report import read_report
+from clamproxy.sharing.directory_leases import DIRECTORY, DirectoryLeases
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
@@ -45,7 +46,8 @@ class NotifierHarness:
         async def read() -> Mapping[str, Any]:
             return self.now
 
-        made = Notifier(settings, read, Records(self.directory), writer, self.clock)
+        leases = DirectoryLeases(self.directory)
+        made = Notifier(settings, read, Records(self.directory), writer, self.clock, leases)
         self._end.callback(made.stop)
         return made
 
@@ -222,7 +224,7 @@ async def test_a_damaged_state_is_a_new_one(harness: NotifierHarness, hook: Hook
 
 async def test_a_directory_that_cannot_be_written_to(harness: NotifierHarness, hook: Hook) -> None:
     """The state can't be kept, but the notice about it goes out."""
-    (harness.directory / "notices.lock").mkdir()
+    (harness.directory / DIRECTORY / "notices.lock").mkdir(parents=True)
     (harness.directory / "counters.sqlite").mkdir()
     await harness.pass_time(30, NOT_READY)
     assert stages(hook) == [["begun"]]
