@@ -150,7 +150,7 @@ def _misuse_is_unknown() -> Iterator[None]:
 @click.option(
     "--all-gateways",
     is_flag=True,
-    help="Also the machines of the gateways in fleet.peers; they are asked now.",
+    help="Also the machines of the gateways in fleet.peers, which are asked now, and of the site's gateways.",
 )
 @click.pass_context
 def fleet(

@@ -31,6 +31,7 @@ from clamproxy.releases import holds
 from clamproxy.releases.holds import Hold, HoldsError
 from clamproxy.releases.limits_in_force import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.site_holds import synchronize
 from clamproxy.state import state_directory
 from clamproxy.statistics import advertised_versions
 
@@ -49,7 +50,8 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
     database is held at the version that machines get at this moment. Without DATABASE, lists what is
     held or delayed.
 
-    A running proxy notices within a second, and goes on fetching new versions.
+    A running proxy notices within a second, and goes on fetching new versions. With fleet_store, all
+    gateways of the site hold the database, within seconds.
     """
     settings = settings_of(config)
     now = time.time()
@@ -67,14 +69,17 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
         require_known([database], settings, cached_databases(store))
         chosen = _chosen(store, settings, database, version)
         new = holds.shortened(Hold(chosen, now, _user(), why))
+        _synchronize(settings)
         try:
             former = holds.hold(state_directory(settings), database, new)
         except HoldsError as error:
             fail(str(error))
-        if problem is not None:
+        trouble = _synchronize(settings)
+        if problem is not None and (settings.fleet_store is None or trouble is not None):
             tell(f"Warning: {problem.partition(';')[0]}; whatever else was held no longer is.")
         instead = f" (it was held at {former.version})" if former is not None else ""
-        tell(f"{database} is held at version {chosen} from now on{instead}.")
+        tell(f"{database} is held at version {chosen} from now on{_where(settings)}{instead}.")
+        _tell_of_trouble(trouble)
         _tell_of_newer(settings, database, chosen)
 
 
@@ -84,12 +89,14 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
 def release(config: str | None, database: str) -> None:
     """Lift the hold of a database.
 
-    Machines get the newest version again. A running proxy notices within a second.
+    Machines get the newest version again. A running proxy notices within a second. With fleet_store, the
+    hold is lifted at all gateways of the site, within seconds.
     """
     settings = settings_of(config)
     directory = state_directory(settings)
     require_owner(directory)
     holds.wait_for_repair(directory)
+    _synchronize(settings)
     try:
         lifted = holds.release(directory, database, _user(), time.time())
     except HoldsError as error:
@@ -97,7 +104,26 @@ def release(config: str | None, database: str) -> None:
     if lifted is None:
         fail(f"{database} is not held.")
     since = shown_time(lifted.since)
-    tell(f"{database} is no longer held; it was held at version {lifted.version} since {since}.")
+    trouble = _synchronize(settings)
+    where = _where(settings)
+    tell(f"{database} is no longer held{where}; it was held at version {lifted.version} since {since}.")
+    _tell_of_trouble(trouble)
+
+
+def _synchronize(settings: Settings) -> str | None:
+    """Make what is held here and in the rest of the site the same; returns why that wasn't possible."""
+    return synchronize(settings.fleet_store, state_directory(settings))
+
+
+def _where(settings: Settings) -> str:
+    return "" if settings.fleet_store is None else " at all gateways of the site"
+
+
+def _tell_of_trouble(trouble: str | None) -> None:
+    if trouble is not None:
+        tell(
+            f"Warning: the other gateways don't know yet ({trouble}). A running proxy tells them when it can."
+        )
 
 
 def _chosen(store: Store, settings: Settings, database: str, version: int | None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import BaseModel
+
 from clamproxy.config.effective import one_line
 from clamproxy.config.settings import Settings
 
@@ -24,6 +26,9 @@ def changes(old: Settings, new: Settings) -> list[KeyChange]:
     """The keys whose values differ, in the order of proxy.yaml. Secrets are masked, before and after."""
     found = []
     for (section, before), (_, after) in zip(old, new, strict=True):
+        if not isinstance(before, BaseModel):
+            found += [KeyChange(section, one_line(before), one_line(after))] if before != after else []
+            continue
         written, rewritten = before.model_dump(mode="json"), after.model_dump(mode="json")
         found += [
             KeyChange(f"{section}.{key}", one_line(written[key]), one_line(rewritten[key]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel
 
 from clamproxy.config.loading import ENVIRONMENT_PREFIX, load_settings
 from clamproxy.config.notation import Plain
@@ -32,8 +33,8 @@ class Effective:
     where: str
 
 
-type Values = dict[str, dict[str, Effective]]
-"""Values by section and key."""
+type Values = dict[str, dict[str, Effective] | Effective]
+"""Values by section and key; those outside of sections by key."""
 
 
 def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
@@ -49,10 +50,13 @@ def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
     lines = _lines(path) if path is not None else {}
     values: Values = {}
     for name, section in settings:
+        if not isinstance(section, BaseModel):
+            values[name] = Effective(section, section, *_source((name,), path, lines, environ))
+            continue
         written = section.model_dump(mode="json")
         values[name] = {
             key: Effective(
-                _plain(value, written[key]), written[key], *_source(name, key, path, lines, environ)
+                _plain(value, written[key]), written[key], *_source((name, key), path, lines, environ)
             )
             for key, value in section
         }
@@ -62,6 +66,9 @@ def effective_values(path: Path | None, environ: Mapping[str, str]) -> Values:
 def to_yaml(values: Values) -> Iterator[str]:
     """The lines of an equivalent proxy.yaml, each with the value's origin as a comment."""
     for name, section in values.items():
+        if isinstance(section, Effective):
+            yield _with_comment(f"{name}: {one_line(section.written)}", section.where)
+            continue
         yield f"{name}:"
         for key, entry in section.items():
             if isinstance(entry.written, list) and entry.written:
@@ -74,12 +81,15 @@ def to_yaml(values: Values) -> Iterator[str]:
 def to_json(values: Values) -> dict[str, dict[str, Any]]:
     """The values for programs."""
     return {
-        name: {
-            key: {"value": entry.value, "source": entry.source, "where": entry.where}
-            for key, entry in section.items()
-        }
+        name: _described(section)
+        if isinstance(section, Effective)
+        else {key: _described(entry) for key, entry in section.items()}
         for name, section in values.items()
     }
+
+
+def _described(entry: Effective) -> dict[str, Any]:
+    return {"value": entry.value, "source": entry.source, "where": entry.where}
 
 
 def _plain(value: object, written: Plain) -> Plain:
@@ -90,26 +100,26 @@ def _plain(value: object, written: Plain) -> Plain:
 
 
 def _source(
-    section: str, key: str, path: Path | None, lines: dict[tuple[str, str], int], environ: Mapping[str, str]
+    keys: tuple[str, ...], path: Path | None, lines: dict[tuple[str, ...], int], environ: Mapping[str, str]
 ) -> tuple[Literal["default", "file", "environment"], str]:
-    variable = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+    variable = f"{ENVIRONMENT_PREFIX}{'__'.join(keys)}".upper()
     if variable in environ:
         return "environment", variable
-    if path is not None and (section, key) in lines:
-        return "file", f"{path.name}:{lines[section, key]}"
+    if path is not None and keys in lines:
+        return "file", f"{path.name}:{lines[keys]}"
     return "default", "default"
 
 
-def _lines(path: Path) -> dict[tuple[str, str], int]:
-    """The line of each key in a valid file."""
+def _lines(path: Path) -> dict[tuple[str, ...], int]:
+    """The line of each section, and of each key, in a valid file."""
     loader = yaml.SafeLoader(path.read_bytes().decode("utf-8-sig"))
     try:
         root = loader.get_single_node()
-        return {
-            (section, key): line
-            for section, node, _ in _entries(loader, root)
-            for key, _, line in _entries(loader, node)
-        }
+        lines: dict[tuple[str, ...], int] = {}
+        for section, node, begins in _entries(loader, root):
+            lines[(section,)] = begins
+            lines |= {(section, key): line for key, _, line in _entries(loader, node)}
+        return lines
     finally:
         loader.dispose()
 

@@ -69,6 +69,14 @@ def available(scheme: str) -> str:
     return scheme
 
 
+def with_obstore(url: str) -> str:
+    """Refuse an object store if the package for it is missing."""
+    if find_spec("obstore") is None:
+        missing = "null; an object store needs the package obstore: pip install 'clamproxy[fleet]'"
+        raise PydanticCustomError("conflict", "{missing}", {"missing": missing})
+    return url
+
+
 Size = Annotated[int, SIZE]
 Duration = Annotated[float, DURATION]
 Share = Annotated[float, SHARE]

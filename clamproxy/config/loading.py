@@ -55,11 +55,15 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
-_VARIABLES = {
+_KEYS: dict[str, str] = {
+    name: field.description or "" for name, field in Settings.model_fields.items() if name not in _SECTIONS
+}
+"""Keys outside of sections, with what is expected there."""
+_VARIABLES: dict[str, tuple[str, ...]] = {
     f"{ENVIRONMENT_PREFIX}{section}__{key}".upper(): (section, key)
     for section, model in _SECTIONS.items()
     for key in model.model_fields
-}
+} | {f"{ENVIRONMENT_PREFIX}{key}".upper(): (key,) for key in _KEYS}
 
 
 def find_config(explicit: str | None, cwd: Path) -> Path | None:
@@ -111,16 +115,18 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     data = _read_file(path) if path else {}
     overrides = _overrides(environ)
     for variable, value in overrides.items():
-        section, key = _VARIABLES[variable]
+        section, *keys = _VARIABLES[variable]
         content = {} if data.get(section) is None else data[section]
-        if isinstance(content, dict):
-            data[section] = content | {key: value}
+        if not keys:
+            data[section] = value
+        elif isinstance(content, dict):
+            data[section] = content | {keys[0]: value}
     base = path.absolute().parent if path else Path.cwd()
     try:
         return Settings.model_validate(data, context={"base": base})
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-    variables = [name for name in overrides if _VARIABLES[name] == detail["loc"][:2]]
+    variables = [name for name in overrides if _VARIABLES[name] == detail["loc"][: len(_VARIABLES[name])]]
     explained = _explain(detail, data)
     if not variables:
         raise ConfigurationError(f"{path}: {explained}")
@@ -236,6 +242,9 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
             shown = unknown if re.fullmatch(r"[\w-]{1,40}", unknown) else "***"
             return f"unknown key {place}.{shown}; expected {', '.join(entry.model_fields)}"
         return _explain_unknown(section, rest)
+    if section in _KEYS:
+        wanted = detail["msg"] if detail["type"] == "conflict" else _KEYS[section]
+        return f"{section} is {_shown(detail['input'])}; expected {wanted}"
     if not rest:
         return f"{section} is {_shown(detail['input'])}; expected a section: lines of key: value"
     if entry is not None and len(rest) > 1:
@@ -287,7 +296,7 @@ def _explain_unknown(section: str, rest: list[str]) -> str:
         known |= {key: f"{section}.{key}" for key in _SECTIONS[section].model_fields}
         hint = _did_you_mean(rest[0], known) or f"; expected {', '.join(_SECTIONS[section].model_fields)}"
         return f"unknown key {section}.{_masked(rest[0])}{hint}"
-    known |= {name: name for name in _SECTIONS}
+    known |= {name: name for name in (*_SECTIONS, *_KEYS)}
     hint = _did_you_mean(section, known) or f"; expected {', '.join(_SECTIONS)}"
     return f"unknown section {_masked(section)}{hint}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from clamproxy.config.settings import Settings
@@ -20,6 +21,9 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": _Generator.schema_dialect, **schema, "title": "proxy.yaml of clamproxy"}
     for name, reference in schema["properties"].items():
         section = getattr(Settings.model_construct(), name)
+        if not isinstance(section, BaseModel):
+            reference.pop("title", None)
+            continue
         # A section with every line commented out is null.
         schema["properties"][name] = {"anyOf": [reference, {"type": "null"}]}
         content = schema["$defs"][type(section).__name__]

@@ -35,6 +35,7 @@ from clamproxy.config.fields import (
     available,
     certificates,
     client_authorities,
+    with_obstore,
 )
 from clamproxy.config.notation import OneOrMore
 from clamproxy.config.quantities import DURATION
@@ -46,6 +47,7 @@ from clamproxy.config.units import (
     DATABASE,
     DOMAIN_PATTERN,
     ENDPOINT,
+    FLEET_STORE,
     GIB,
     HOST_PATTERN,
     HTTP_PROXY,
@@ -395,6 +397,9 @@ class Settings(Section):
     access: AccessSection = Field(default_factory=AccessSection)
     tls: TlsSection = Field(default_factory=TlsSection)
     fleet: FleetSection = Field(default_factory=FleetSection)
+    fleet_store: Annotated[str, FLEET_STORE, AfterValidator(with_obstore)] | None = Field(
+        None, description=f"{FLEET_STORE.expected}, or null"
+    )
     status: StatusSection = Field(default_factory=StatusSection)
     log: LogSection = Field(default_factory=LogSection)
     feeds: FeedsSection = Field(default_factory=FeedsSection)
@@ -411,5 +416,8 @@ class Settings(Section):
     @classmethod
     def _fill_sections(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Let absent and empty sections be validated too: their defaults need the context."""
-        given = {name: {} if section is None else section for name, section in data.items()}
-        return {name: {} for name in cls.model_fields} | given
+        keys = {"fleet_store"}  # of no section
+        given = {
+            name: {} if content is None and name not in keys else content for name, content in data.items()
+        }
+        return {name: {} for name in cls.model_fields if name not in keys} | given

@@ -268,6 +268,13 @@ def _write_proxy(proxy: HttpProxy) -> str:
     return f"{scheme}://{quote(user, safe='')}:{MASK}@{host}"
 
 
+FLEET_STORE = Notation(
+    pattern=r"^(s3|gs|az)://[a-z0-9][a-z0-9._-]{1,62}(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$",
+    expected="an s3://, gs:// or az:// URL such as s3://bucket/prefix, without credentials",
+    read=lambda url: url.rstrip("/"),
+)
+"""A bucket, and what all paths in it begin with."""
+
 BASE_URL = Notation(
     pattern=f"{_HTTP}[{_CHARACTERS}]+$",
     expected="an http:// or https:// URL without credentials, query or fragment",

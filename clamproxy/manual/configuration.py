@@ -68,15 +68,21 @@ def _introduction(comment: list[str]) -> Iterator[str]:
 
 def _section(name: str, comment: list[str]) -> Iterator[str]:
     yield roff.subsection(f"{name}:")
-    for block in _blocks(comment):
+    for block in _blocks([line for line in comment if not _FACT.fullmatch(line)]):
         yield roff.verbatim(block.lines) if block.is_verbatim else roff.paragraph(block.text)
+    yield from _facts(comment)
 
 
 def _key(name: str, comment: list[str]) -> Iterator[str]:
-    facts = [found for line in comment if (found := _FACT.fullmatch(line))]
     yield roff.definition(roff.bold(name))
     for block in _blocks([line for line in comment if not _FACT.fullmatch(line)]):
         yield roff.verbatim(block.lines) if block.is_verbatim else roff.prose(block.text)
+    yield from _facts(comment)
+
+
+def _facts(comment: list[str]) -> Iterator[str]:
+    """Default and variable of a key."""
+    facts = [found for line in comment if (found := _FACT.fullmatch(line))]
     yield from (f".br\n{fact[1]}: {roff.bold(fact[2])}" for fact in facts)
 
 

@@ -203,7 +203,8 @@ def _site_files(figures: Figures) -> Found:
 
 def _peer(figures: Figures) -> Found:
     for peer in figures["peers"]:
-        if not peer["up"]:
+        # The gateways of a site come and go: they may be replicas.
+        if not peer["up"] and not peer.get("site"):
             yield peer["name"], None if peer["up"] is None else peer["reason"]
 
 

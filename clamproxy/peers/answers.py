@@ -7,6 +7,7 @@ with a machine concerns only that machine.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -130,11 +131,12 @@ def parse_status(body: bytes) -> StatusAnswer:
         raise AnswerError(f"not the status.json of a gateway: {_first(error)}") from error
 
 
-def parse_machines(body: bytes, now: float) -> Page:
+def parse_machines(body: bytes, now: float, difference: float = 0.0) -> Page:
     """Read the answer to /fleet.json.
 
     Args:
         now: Unix seconds; later times come from another clock, and are replaced by it.
+        difference: seconds to add to the other gateway's times, as far as that is known.
 
     Raises:
         AnswerError: it is something else.
@@ -146,11 +148,11 @@ def parse_machines(body: bytes, now: float) -> Page:
             raise TypeError("no list")
     except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise AnswerError("not the fleet.json of a gateway") from error
-    found = (_machine(one, now) for one in listed)
+    found = (_machine(one, lambda at: min(at + difference, now)) for one in listed)
     return Page(tuple(one for one in found if one is not None), len(listed))
 
 
-def _machine(listed: Any, now: float) -> Machine | None:
+def _machine(listed: Any, past: Callable[[float], float]) -> Machine | None:
     try:
         one = _Machine.model_validate(listed)
     except (RecursionError, ValidationError):
@@ -159,8 +161,8 @@ def _machine(listed: Any, now: float) -> Machine | None:
         name: Database(
             held.version,
             held.behind,
-            None if held.behind_since is None else min(held.behind_since, now),
-            min(held.seen_at, now),
+            None if held.behind_since is None else past(held.behind_since),
+            past(held.seen_at),
         )
         for name, held in one.databases.items()
     }
@@ -171,11 +173,11 @@ def _machine(listed: Any, now: float) -> Machine | None:
         freshclam=one.freshclam,
         os=one.os,
         arch=one.arch,
-        first_seen=min(one.first_seen, now),
-        last_seen=min(one.last_seen, now),
+        first_seen=past(one.first_seen),
+        last_seen=past(one.last_seen),
         end_of_life=one.end_of_life,
         databases=databases,
-        last_error=None if error is None else Failure(min(error.at, now), error.what),
+        last_error=None if error is None else Failure(past(error.at), error.what),
         name=one.name,
         group=one.group,
         cloned=one.cloned,

@@ -29,8 +29,9 @@ class PeerState:
     """What is known about another gateway."""
 
     name: str
-    """Its URL without the scheme."""
-    url: str
+    """Its URL without the scheme, or its host name."""
+    url: str | None
+    """None for a gateway of the same site, which is heard of by the object store."""
     up: bool | None = None
     """Whether it answered the last question; None if it hasn't been asked yet."""
     reason: str = ""
@@ -46,6 +47,7 @@ class PeerState:
         return {
             "name": self.name,
             "url": self.url,
+            "site": self.url is None,
             "up": self.up,
             "reason": self.reason or None,
             "answered_at": self.answered_at,

@@ -6,7 +6,7 @@ which holds every release back for a while. The gateway itself goes on fetching 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,8 +20,14 @@ MOST_REMEMBERED = 1000
 CLOCK_DIFFERENCE = 3600.0
 """By how many seconds a clock may be set back without having been wrong."""
 
+NOTED_DIFFERENCE = 10.0
+"""By how many seconds another gateway of the site must have seen a version earlier to be remembered."""
+
 type FirstSeen = Mapping[int, float]
 """When each version was first seen advertised, in Unix seconds."""
+
+
+NOTHING_SEEN: FirstSeen = {}
 
 
 class Cause(StrEnum):
@@ -63,15 +69,50 @@ def newest_released(seen: FirstSeen, delay: float, now: float) -> int | None:
     return max((version for version, at in seen.items() if now - at >= delay), default=None)
 
 
-def with_version(seen: FirstSeen, version: int, now: float) -> FirstSeen:
-    """What was seen, with a version that is advertised now, and without what no delay needs any more."""
-    known = dict(seen)
+def with_version(seen: FirstSeen, version: int, now: float, others: FirstSeen = NOTHING_SEEN) -> FirstSeen:
+    """What was seen, with a version that is advertised now, and without what no delay needs any more.
+
+    Args:
+        others: what other gateways of the site have seen.
+    """
+    known = dict(seen or others)
     if version not in known:
-        known[version] = now if known else KNOWN_BEFORE
+        known[version] = others.get(version) or (now if known else KNOWN_BEFORE)
     oldest = newest_released(known, LONGEST_DELAY, now) or 0
-    *others, last = sorted(one for one in known.items() if one[0] >= oldest)
+    *former, last = sorted(one for one in known.items() if one[0] >= oldest)
     # The oldest ones stay: if none had been released, the newest would be shown at once.
-    return dict([*others[: MOST_REMEMBERED - 1], last])
+    return dict([*former[: MOST_REMEMBERED - 1], last])
+
+
+def earliest(own: FirstSeen, others: Iterable[FirstSeen]) -> FirstSeen:
+    """What the gateways of a site have seen together: each version when the first of them saw it.
+
+    A gateway that has known a version from the start can't tell when it came out, but another one may.
+    """
+    found = dict(own)
+    for seen in others:
+        for version, at in seen.items():
+            known = found.get(version)
+            if at == KNOWN_BEFORE:
+                if version < min(own, default=version + 1):
+                    found.setdefault(version, at)
+            elif known is None or known == KNOWN_BEFORE or at < known:
+                found[version] = at
+    return found
+
+
+def corrected(own: FirstSeen, together: FirstSeen) -> FirstSeen:
+    """What a gateway should remember, so that it lifts a delay at the same time even without the others.
+
+    Small differences stay: clocks are never known exactly, and two gateways would correct each other forever.
+
+    Args:
+        together: from `earliest`.
+    """
+    return {
+        version: together[version] if at - together[version] >= NOTED_DIFFERENCE or at == KNOWN_BEFORE else at
+        for version, at in own.items()
+    }
 
 
 def without_errors(seen: FirstSeen, version: int, at_origin: int) -> FirstSeen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
 from clamproxy.config.settings import ReleasesSection
 from clamproxy.files import stamp_of
-from clamproxy.notes import Notes
+from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_span
 from clamproxy.releases.ceiling import (
+    NOTHING_SEEN,
     Cause,
     Ceiling,
     FirstSeen,
     ceiling,
+    corrected,
+    earliest,
     with_version,
     without_errors,
     without_wrong_times,
@@ -45,6 +49,7 @@ class Ceilings:
         directory: the state directory, with the file of holds.
         notes: where the times at which versions were first seen are kept.
         known: what an earlier object of this process held. It counts if the file is lost.
+        others: gives what other gateways of the site have seen.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Ceilings:
         notes: Notes,
         clock: Clock = time,
         known: Holds | None = None,
+        others: Notes = UNKEPT,
     ) -> None:
         """Read the holds. Blocks for a moment.
 
@@ -67,7 +73,13 @@ class Ceilings:
         self._path = directory / FILE_NAME
         self._notes = notes
         self._clock = clock
-        self._seen = notes.load(parse_seen)
+        self._others = others
+        self._own_seen = notes.load(parse_seen)
+        self._seen_by_others = others.load(parse_seen, merge_seen)
+        self._seen = dict(self._own_seen)
+        """By this gateway or another one of the site."""
+        for database in self._seen_by_others:
+            self._combine(database)
         self._correct_times()
         self._mark = stamp_of(self._path)
         self._is_lost = False
@@ -135,40 +147,58 @@ class Ceilings:
         Args:
             at_origin: the version in the origin's header, as far as it is known.
         """
-        self._note(database, version, without_errors(self._seen.get(database, {}), version, at_origin))
+        self._note(database, version, without_errors(self._own_seen.get(database, {}), version, at_origin))
 
     def sight(self, database: str, version: int) -> None:
         """Note a version that the origin's header gives, beside DNS. Quick."""
-        self._note(database, version, self._seen.get(database, {}))
+        self._note(database, version, self._own_seen.get(database, {}))
 
     def _note(self, database: str, version: int, known: FirstSeen) -> None:
         if version not in known:
-            known = with_version(known, version, self._clock.time())
+            others = self._seen_by_others.get(database, NOTHING_SEEN)
+            known = with_version(known, version, self._clock.time(), others)
         self._replace(database, known)
 
     def _replace(self, database: str, seen: FirstSeen) -> None:
-        if seen != self._seen.get(database, {}):
-            self._seen[database] = seen
+        if seen != self._own_seen.get(database, {}):
+            self._own_seen[database] = seen
             self._notes.save(database, {str(one): at for one, at in seen.items()})
+            self._combine(database)
 
     def _correct_times(self) -> None:
         now = self._clock.time()
-        for database, seen in list(self._seen.items()):
+        for database, seen in list(self._own_seen.items()):
             self._replace(database, without_wrong_times(seen, now))
+
+    def _hear_others(self) -> None:
+        for database, seen in self._others.news(parse_seen, merge_seen).items():
+            self._seen_by_others[database] = NOTHING_SEEN if seen is None else seen
+            self._combine(database)
+            own = self._own_seen.get(database, NOTHING_SEEN)
+            self._replace(database, corrected(own, self._seen[database]))
+
+    def _combine(self, database: str) -> None:
+        others = self._seen_by_others.get(database, NOTHING_SEEN)
+        self._seen[database] = earliest(self._own_seen.get(database, NOTHING_SEEN), [others])
 
     # Noticing changes
 
     async def _run(self) -> None:
         while True:
             try:
-                await self._notice_holds()
-                self._correct_times()
+                await self.look()
                 if not self._is_retired:
                     self._notice_delays()
                     self._warn_of_forgotten()
             except Exception:
                 logger.exception("Looking for holds failed.")
             await asyncio.sleep(LOOK_EVERY)
+
+    async def look(self) -> None:
+        """Notice at once what has been held or released, and what others have seen."""
+        await self._notice_holds()
+        self._hear_others()
+        self._correct_times()
 
     async def _notice_holds(self) -> None:
         if (mark := stamp_of(self._path)) == self._mark and not self._is_lost:
@@ -257,3 +287,8 @@ def parse_seen(saved: Any) -> FirstSeen:
     if not all(0 < version <= MAX_VERSION for version in seen):
         raise ValueError("no versions")
     return seen
+
+
+def merge_seen(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:
+    """What the gateways of a site have seen together, as notes are merged."""
+    return earliest(own or NOTHING_SEEN, others)

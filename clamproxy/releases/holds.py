@@ -1,14 +1,15 @@
 """Holds: the databases that an administrator holds at a version, in a file of the state directory.
 
 `clamproxy hold` and `clamproxy release` write the file, every running gateway reads it, and writes it anew if
-it is lost. It isn't part of the cache, so it survives `clamproxy purge`.
+it is lost. It isn't part of the cache, so it survives `clamproxy purge`. The gateways of a site merge their
+files (see `site_holds`).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from clamproxy.objects import MAX_VERSION
 FILE_NAME = "holds.json"
 _LOCK_NAME = "holds.lock"
 _KEPT_CHANGES = 100
+_TICK = 0.001
+"""Seconds by which a change is later than the one that it was made after, whatever the clocks say."""
 _PATIENCE = 5.0
 """Seconds to wait for another command that changes the file; none takes that long."""
 _LONGEST_FILE = 2**20
@@ -72,7 +75,7 @@ class HoldChange:
 
     database: str
     at: float
-    """Unix seconds."""
+    """Unix seconds; later than the change before, even if that was made where a clock is fast."""
     by: str
     version: int | None
     """The version at which the database is held since then; None: it was released."""
@@ -117,16 +120,48 @@ def read_holds(directory: Path) -> Holds:
     path = directory / FILE_NAME
     try:
         with open_to_read(path) as file:
-            content = json.loads(file.read(_LONGEST_FILE))
-        held = {str(name): Hold.parse(one) for name, one in content["holds"].items()}
-        changes = tuple(map(HoldChange.parse, content["changes"]))
+            return decode(file.read(_LONGEST_FILE))
     except FileNotFoundError:
         return NOTHING_HELD
     except OSError as error:
         raise HoldsError(f"{path}: {error.strerror or error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise HoldsError(f"{path} is damaged; {REPAIR}") from error
-    return Holds(held, changes)
+
+
+def encode(holds: Holds) -> bytes:
+    """The content of the file."""
+    content = {
+        "holds": {name: asdict(one) for name, one in sorted(holds.in_force.items())},
+        "changes": [asdict(change) for change in _latest(holds.changes)],
+    }
+    return json.dumps(content, indent=1).encode()
+
+
+def decode(content: bytes) -> Holds:
+    """The inverse of `encode`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        found = json.loads(content)
+        held = {str(name): Hold.parse(one) for name, one in found["holds"].items()}
+        return Holds(held, tuple(map(HoldChange.parse, found["changes"])))
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError("no holds") from error
+
+
+def merged(ours: Holds, theirs: Holds) -> Holds:
+    """What is held by two gateways of a site: of each database, the latest change counts. Pure."""
+    changes = sorted({*_all_changes(ours), *_all_changes(theirs)}, key=_order)
+    in_force = {}
+    for database, change in {one.database: one for one in changes}.items():
+        if change.version is not None:
+            known = (holds.in_force.get(database) for holds in (ours, theirs))
+            made = Hold(change.version, change.at, change.by, change.why)
+            in_force[database] = next((one for one in known if one and _is_by(one, change)), made)
+    return Holds(in_force, _latest(changes))
 
 
 def hold(directory: Path, database: str, new: Hold) -> Hold | None:
@@ -141,7 +176,7 @@ def hold(directory: Path, database: str, new: Hold) -> Hold | None:
     with _changing(directory):
         holds = _readable(directory)
         former = holds.in_force.get(database)
-        change = HoldChange(database, new.since, new.by, new.version, new.why)
+        change = HoldChange(database, _next(holds, database, new.since), new.by, new.version, new.why)
         _write(directory, Holds({**holds.in_force, database: new}, (*holds.changes, change)))
     return former
 
@@ -160,8 +195,26 @@ def release(directory: Path, database: str, by: str, now: float) -> Hold | None:
         left = dict(holds.in_force)
         lifted = left.pop(database, None)
         if lifted is not None:
-            _write(directory, Holds(left, (*holds.changes, HoldChange(database, now, by, None))))
+            change = HoldChange(database, _next(holds, database, now), by, None)
+            _write(directory, Holds(left, (*holds.changes, change)))
     return lifted
+
+
+def merge(directory: Path, theirs: Holds) -> Holds:
+    """Merge what is held elsewhere into the file. Blocks.
+
+    Returns:
+        What is held now.
+
+    Raises:
+        HoldsError: the file can't be changed, or what is held can't be read.
+    """
+    with _changing(directory):
+        ours = read_holds(directory)
+        both = merged(ours, theirs)
+        if both != ours:
+            _write(directory, both)
+    return both
 
 
 def restore(directory: Path, known: Holds) -> Holds:
@@ -223,12 +276,40 @@ def _readable(directory: Path) -> Holds:
 
 
 def _write(directory: Path, holds: Holds) -> None:
-    content = {
-        "holds": {name: asdict(one) for name, one in sorted(holds.in_force.items())},
-        "changes": [asdict(change) for change in holds.changes[-_KEPT_CHANGES:]],
-    }
     with replacing(directory / FILE_NAME) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        file.write(encode(holds))
+
+
+def _next(holds: Holds, database: str, now: float) -> float:
+    """The time of a change that is made now."""
+    return max([now, *(one.at + _TICK for one in _all_changes(holds) if one.database == database)])
+
+
+def _all_changes(holds: Holds) -> list[HoldChange]:
+    """The changes, with those of which only the hold is left."""
+    changed = {one.database for one in holds.changes}
+    implied = [
+        HoldChange(name, one.since, one.by, one.version, one.why)
+        for name, one in holds.in_force.items()
+        if name not in changed
+    ]
+    return [*implied, *holds.changes]
+
+
+def _latest(changes: Sequence[HoldChange]) -> tuple[HoldChange, ...]:
+    """As many changes as are kept: the latest ones, and the last one of each database."""
+    last = {one.database: one for one in changes}.values()
+    begin = len(changes) - _KEPT_CHANGES
+    return tuple(one for number, one in enumerate(changes) if number >= begin or one in last)
+
+
+def _order(change: HoldChange) -> tuple[float, int, str, str, str]:
+    """The same everywhere, also for changes of the same moment."""
+    return change.at, change.version or 0, change.database, change.by, change.why
+
+
+def _is_by(hold: Hold, change: HoldChange) -> bool:
+    return (hold.version, hold.by, hold.why) == (change.version, change.by, change.why)
 
 
 def shortened(new: Hold, longest: int = 200) -> Hold:

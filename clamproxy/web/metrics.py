@@ -57,7 +57,7 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; an unknown value gives no sample."""
-        for family in (_about, _traffic, _cache, _releases, _origin, _fleet, _peers, _feeds, _files):
+        for family in (_about, _traffic, _cache, _releases, _origin, _fleet, _peers, _site, _feeds, _files):
             yield from family(self._values)
 
 
@@ -241,10 +241,17 @@ def _groups(groups: Sequence[Values]) -> Iterator[Metric]:
 
 
 def _peers(values: Values) -> Iterator[Metric]:
-    peers = values["peers"]
+    peers = [peer for peer in values["peers"] if not peer["site"]]
     if peers:
         samples = [((peer["name"],), peer["up"]) for peer in peers]
         yield _gauge("peer_up", "Whether the gateway in fleet.peers answers.", ("peer",), samples)
+
+
+def _site(values: Values) -> Iterator[Metric]:
+    others = [peer for peer in values["peers"] if peer["site"]]
+    if others:
+        text = "Other gateways of the site that were heard of within the last minutes."
+        yield _gauge("site_gateways", text, value=sum(peer["up"] is not False for peer in others))
 
 
 def _feeds(values: Values) -> Iterator[Metric]:

@@ -33,6 +33,7 @@ from clamproxy.threads import in_thread
 from clamproxy.web.health import prepare_check
 from clamproxy.web.machines import Query, fleet_csv, fleet_json
 from clamproxy.web.metrics import exposition
+from clamproxy.web.reporting import Reporting
 from clamproxy.web.shared import Shared
 from clamproxy.web.sources import Place, Sources
 from clamproxy.web.status import GatewayStatus, take_status
@@ -81,6 +82,7 @@ class Pages:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._gateway_status = Shared("clamproxy-status", lambda: take_status(sources))
+        self._reporting = Reporting(self._gateway_status.get)
         self._health = Shared("clamproxy-health", lambda: prepare_check(sources))
         self._one_at_a_time = asyncio.Lock()
         self._pages: dict[str, Callable[[Request, Place], Awaitable[Response]]] = {
@@ -116,6 +118,10 @@ class Pages:
     async def figures(self) -> Mapping[str, Any]:
         """The values of status.json."""
         return (await self._gateway_status.get()).values
+
+    async def report(self) -> bytes | None:
+        """This gateway's report for the others of its site; None if it is the same as the last one."""
+        return await self._reporting.make()
 
     async def _dispatch(self, request: Request, peer: str, place: Place) -> Response:
         path = plain_path(request.path)

@@ -17,6 +17,8 @@ from clamproxy.releases.ceiling import (
     Ceiling,
     FirstSeen,
     ceiling,
+    corrected,
+    earliest,
     newest_released,
     with_version,
     without_errors,
@@ -180,3 +182,38 @@ def test_an_origin_above_the_ceiling_is_not_asked_by_every_client() -> None:
     facts = known(advertised=6, seen=6, seen_at=NOW - 1, probed_advertised=6, probed_for=6)
     assert not must_probe(facts.under(4))
     assert must_probe(known(advertised=6).under(4))
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "expected"),
+    [
+        ({}, {}, {}),
+        ({1: 0.0, 2: 50.0}, {}, {1: 0.0, 2: 50.0}),
+        ({}, {1: 0.0, 2: 50.0}, {1: 0.0, 2: 50.0}),
+        ({1: 0.0, 2: 50.0}, {2: 40.0, 3: 60.0}, {1: 0.0, 2: 40.0, 3: 60.0}),
+        ({1: 0.0, 2: 50.0}, {2: 60.0}, {1: 0.0, 2: 50.0}),
+        # What a new gateway heard of first isn't older than it is.
+        ({2: 0.0}, {1: 0.0, 2: 50.0}, {1: 0.0, 2: 50.0}),
+        ({1: 0.0, 2: 50.0}, {2: 0.0}, {1: 0.0, 2: 50.0}),
+        ({1: 0.0}, {2: 0.0}, {1: 0.0}),
+    ],
+)
+def test_the_first_gateway_that_sees_a_version_counts(
+    own: FirstSeen, others: FirstSeen, expected: FirstSeen
+) -> None:
+    assert earliest(own, [others]) == expected
+
+
+def test_gateways_do_not_correct_each_other_forever() -> None:
+    own, together = {1: 0.0, 2: 50.0, 3: 100.0}, {1: 0.0, 2: 49.0, 3: 60.0}
+    assert corrected(own, together) == {1: 0.0, 2: 50.0, 3: 60.0}
+    assert corrected({2: 0.0}, {2: 50.0}) == {2: 50.0}
+
+
+def test_a_version_of_which_another_gateway_told_is_as_old_as_it_said() -> None:
+    assert with_version({}, 2, 90.0, {1: 0.0, 2: 50.0}) == {1: 0.0, 2: 50.0}
+    assert with_version({}, 3, 90.0, {1: 0.0, 2: 50.0}) == {1: 0.0, 2: 50.0, 3: 90.0}
+    assert with_version({1: 0.0}, 2, 90.0, {2: 50.0}) == {1: 0.0, 2: 50.0}
+    assert with_version({}, 2, 90.0, {2: 0.0}) == {2: 0.0}
+    assert with_version({1: 0.0}, 2, 90.0, {2: 0.0}) == {1: 0.0, 2: 90.0}
+    assert with_version({}, 3, 90.0) == {3: 0.0}

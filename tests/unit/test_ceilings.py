@@ -13,7 +13,7 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import ReleasesSection
-from clamproxy.notes import Notes
+from clamproxy.notes import Notes, site_key
 from clamproxy.releases import holds
 from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
@@ -244,3 +244,26 @@ async def test_name_servers_that_are_stuck_hide_nothing_for_longer(around: Aroun
         ceilings.learn("daily", 20, 10)
         around.clock.now += HOUR
     assert ceilings.of("daily") == 20
+
+
+async def test_a_delay_ends_for_all_gateways_of_a_site_at_the_same_time(around: Around) -> None:
+    """Another gateway has seen version 4 an hour before this one, which is new."""
+    others = Notes(None, None, TOPIC, shared=around.store.noted)
+    now = around.clock.now
+    around.store.set_note(site_key("0" * 16, TOPIC, "daily"), {"3": 0.0, "4": now - HOUR})
+    settings = ReleasesSection.model_validate({"delay": {"daily": "4h"}})
+    notes = Notes(around.store.records, None, TOPIC)
+    ceilings = Ceilings(settings, around.store, around.directory, notes, around.clock, None, others)
+    ceilings.learn("daily", 4)
+    assert ceilings.of("daily") == 3
+    [limit] = around.limits(delay={"daily": "4h"})
+    assert (limit.version, limit.until) == (3, now + 3 * HOUR)
+    around.store.set_note(site_key("1" * 16, TOPIC, "daily"), {"3": 0.0, "4": now - 2 * HOUR})
+    await ceilings.look()
+    around.clock.now += 2 * HOUR
+    assert ceilings.of("daily") == 4
+    # It goes on even if the others are gone.
+    for gateway in ("0" * 16, "1" * 16):
+        around.store.set_note(site_key(gateway, TOPIC, "daily"), None)
+    await ceilings.look()
+    assert ceilings.of("daily") == 4

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from clamproxy.releases import holds
-from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Hold, HoldChange, HoldsError, read_holds
+from clamproxy.releases.holds import (
+    FILE_NAME,
+    NOTHING_HELD,
+    Hold,
+    HoldChange,
+    Holds,
+    HoldsError,
+    read_holds,
+)
 
 FIRST, SECOND = Hold(100, 1.0, "alice", "false positives"), Hold(99, 2.0, "bob")
 
@@ -75,3 +83,55 @@ def test_the_file_is_for_people_too(tmp_path: Path) -> None:
     assert content["holds"]["daily"] == {
         "version": 100, "since": 1.0, "by": "alice", "why": "false positives"
     }  # fmt: skip
+
+
+ALICE, BOB = HoldChange("daily", 1.0, "alice", 100, "bad"), HoldChange("daily", 2.0, "bob", None)
+CAROL = HoldChange("main", 1.5, "carol", 62)
+HELD = Holds({"daily": Hold(100, 1.0, "alice", "bad")}, (ALICE,))
+RELEASED = Holds({}, (ALICE, BOB))
+MAIN = Holds({"main": Hold(62, 1.5, "carol")}, (CAROL,))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (NOTHING_HELD, NOTHING_HELD, NOTHING_HELD),
+        (NOTHING_HELD, HELD, HELD),
+        (HELD, HELD, HELD),
+        (HELD, RELEASED, RELEASED),
+        (HELD, MAIN, Holds({**HELD.in_force, **MAIN.in_force}, (ALICE, CAROL))),
+        (RELEASED, MAIN, Holds(MAIN.in_force, (ALICE, CAROL, BOB))),
+        # A hold whose change was forgotten counts from when it began.
+        (Holds(HELD.in_force), NOTHING_HELD, HELD),
+        (Holds({"daily": Hold(99, 3.0, "dave")}), RELEASED, Holds(
+            {"daily": Hold(99, 3.0, "dave")}, (ALICE, BOB, HoldChange("daily", 3.0, "dave", 99))
+        )),
+        # Of changes of the same moment, the same one counts everywhere.
+        (HELD, Holds({}, (HoldChange("daily", 1.0, "bob", None),)), Holds(
+            HELD.in_force, (HoldChange("daily", 1.0, "bob", None), ALICE)
+        )),
+    ],
+)  # fmt: skip
+def test_what_is_held_by_two_gateways(ours: Holds, theirs: Holds, expected: Holds) -> None:
+    assert holds.merged(ours, theirs) == holds.merged(theirs, ours) == expected
+    assert holds.merged(expected, ours) == holds.merged(expected, theirs) == expected
+
+
+def test_a_release_counts_even_if_the_hold_was_made_by_a_fast_clock(tmp_path: Path) -> None:
+    fast = Hold(100, 9_000.0, "alice")
+    holds.hold(tmp_path, "daily", fast)
+    before = read_holds(tmp_path)
+    holds.release(tmp_path, "daily", "bob", 5.0)
+    assert holds.merged(before, read_holds(tmp_path)).in_force == {}
+    holds.hold(tmp_path, "daily", Hold(99, 6.0, "carol"))
+    assert holds.merged(before, read_holds(tmp_path)).in_force == {"daily": Hold(99, 6.0, "carol")}
+
+
+def test_the_last_change_of_a_database_is_never_forgotten(tmp_path: Path) -> None:
+    holds.hold(tmp_path, "main", SECOND)
+    holds.release(tmp_path, "main", "bob", 3.0)
+    for number in range(150):
+        holds.hold(tmp_path, "daily", Hold(number + 1, float(number), "alice"))
+    changes = read_holds(tmp_path).changes
+    assert changes[0] == HoldChange("main", 3.0, "bob", None)
+    assert len(changes) == 101

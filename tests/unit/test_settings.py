@@ -29,22 +29,24 @@ def test_the_shipped_file_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_shipped_file_has_every_key() -> None:
     shipped = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     defaults = Settings().model_dump()
-    assert {name: list(keys) for name, keys in shipped.items()} == {
-        name: list(keys) for name, keys in defaults.items()
+    assert {name: keys and list(keys) for name, keys in shipped.items()} == {
+        name: keys and list(keys) for name, keys in defaults.items()
     }
 
 
 def test_the_shipped_file_explains_every_key() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
     for section, keys in yaml.safe_load(text).items():
-        block = re.split(rf"^{section}:\n", text, flags=re.MULTILINE)[1]
-        for key, value in keys.items():
-            comment = re.search(rf"((?:^  #.*\n)+)  {key}:", block, re.MULTILINE)
+        block = re.split(rf"^{section}:\n", text, flags=re.MULTILINE)[-1]
+        listed = keys if isinstance(keys, dict) else {section: keys}
+        for key, value in listed.items():
+            indent, name = ("  ", f"{section}__{key}") if listed is keys else ("", section)
+            comment = re.search(rf"((?:^{indent}#.*\n)+){indent}{key}:", block, re.MULTILINE)
             assert comment, f"{section}.{key} has no comment"
             *meaning, default, environment = (line.strip("# ") for line in comment[1].splitlines())
             assert meaning
             assert yaml.safe_load(default.removeprefix("Default: ")) == value
-            assert environment == f"Environment: CLAMPROXY_{section.upper()}__{key.upper()}"
+            assert environment == f"Environment: CLAMPROXY_{name.upper()}"
 
 
 def test_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from clamproxy.config import loading
+from clamproxy.config import fields, loading
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
 from clamproxy.config.settings import Settings
@@ -33,6 +33,7 @@ RATE = (
     "expected a rate such as 2MB/s, at least 16KiB/s, "
     "or a mapping from hours such as Mo-Fr 8-18 to rates, or null"
 )
+STORE = "expected an s3://, gs:// or az:// URL such as s3://bucket/prefix, without credentials, or null"
 DATABASE = "expected a name made of the letters a to z, such as daily"
 
 
@@ -47,6 +48,10 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("fleet_store: s3:/bucket", f"fleet_store is 's3:/bucket'; {STORE}"),
+        ("fleet_store: s3://key:pass@bucket", f"fleet_store is 's3://***@bucket'; {STORE}"),
+        ("fleet_store: {url: s3://bucket}", f"fleet_store is a mapping; {STORE}"),
+        ("fleet_stor: s3://bucket", "unknown section fleet_stor; did you mean fleet_store?"),
         ("listen: {proxy: here}", f"listen.proxy is 'here'; {PORT}"),
         ("listen: {proxy: 0}", f"listen.proxy is 0; {PORT}"),
         ("listen: {proxy: true}", f"listen.proxy is true; {PORT}"),
@@ -455,11 +460,21 @@ def test_passwords_are_never_shown(write: Write, text: str) -> None:
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_an_object_store_needs_a_package(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "find_spec", lambda _: None)
+    load_settings(write("fleet_store:"), {})
+    line = error_line(write("fleet_store: s3://bucket/prefix"))
+    assert line.endswith(
+        "fleet_store is 's3://bucket/prefix'; "
+        "expected null; an object store needs the package obstore: pip install 'clamproxy[fleet]'"
+    )
+
+
 # Anything at all
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner))
-KEYS = {name: list(section) for name, section in Settings().model_dump().items()}
+KEYS = {name: list(section or ()) for name, section in Settings().model_dump().items()}
 CONFIGURATIONS = st.fixed_dictionaries(
     {},
     optional={
@@ -471,7 +486,10 @@ YAML_TEXT = (
     st.text() | st.text(":-[]{}!&*|>'\"%@#?,\\<.~=0x1_ \n\tacheU") | st.builds(yaml.dump, CONFIGURATIONS)
 )
 VARIABLES = st.sampled_from(
-    [f"CLAMPROXY_{name}__{key}".upper() for name, keys in KEYS.items() for key in keys]
+    [
+        "CLAMPROXY_FLEET_STORE",
+        *(f"CLAMPROXY_{name}__{key}".upper() for name, keys in KEYS.items() for key in keys),
+    ]
 )
 
 

@@ -1,4 +1,4 @@
-// The gateways of fleet.peers, and the choice of whose machines are listed.
+// The gateways of fleet.peers and of the site, and the choice of whose machines are listed.
 
 import { count, isNumber, NONE, plural, text, version, when } from "./format.js";
 import { byId, fillList, fillTable, html, setAttribute, setHidden, show, tag } from "./dom.js";
@@ -53,9 +53,9 @@ function cells(gateway, now) {
 }
 
 /** @returns {Part[]} */
-function state({ up, ready, problems, reason }) {
-  if (up === null || up === undefined) return [tag("not asked yet", "plain")];
-  if (up !== true) return [tag("not reachable", "bad"), " ", { text: text(reason), className: "clamp", title: text(reason, 1000) }];
+function state({ up, ready, problems, reason, site }) {
+  if (up === null || up === undefined) return [tag(site ? "no report yet" : "not asked yet", "plain")];
+  if (up !== true) return [tag(site ? "silent" : "not reachable", "bad"), " ", { text: text(reason), className: "clamp", title: text(reason, 1000) }];
   const known = Array.isArray(problems) ? problems : [];
   const title = known.slice(0, 20).map((problem) => text(problem)).join("\n");
   if (ready !== true) return [tag("not ready", "bad", title), " ", { text: text(known[0]), className: "clamp", title }];

@@ -1,0 +1,69 @@
+"""What a gateway of a site shares with the others by the object store, besides objects and leases."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from clamproxy.cache.store import Store
+from clamproxy.clock import Clock
+from clamproxy.peers.peers import PeerState
+from clamproxy.peers.site_gateways import SiteGateways
+from clamproxy.releases.site_holds import SiteHolds
+from clamproxy.sharing.bucket import Bucket
+from clamproxy.sharing.directory_leases import DirectoryLeases
+from clamproxy.sharing.note_exchange import NoteExchange
+
+PATIENCE = 5.0
+"""Seconds for which a gateway that starts waits for what the others know."""
+
+
+class SiteExchange:
+    """Exchanges notes, reports and holds with the other gateways. Owns its tasks. Event loop only.
+
+    Args:
+        store: the cache, with the records. One of the processes that share it does the exchange.
+        report: makes this gateway's report; None if there is nothing new.
+        is_following: whether this gateway follows releases for the site, and so cleans up as well.
+        most_machines: how many machines of another gateway are shown, at most.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        store: Store,
+        report: Callable[[], Awaitable[bytes | None]],
+        is_following: Callable[[], bool],
+        most_machines: int,
+        clock: Clock = time,
+    ) -> None:
+        self._leases = DirectoryLeases(store.directory)
+        self._holds = SiteHolds(bucket, store.records.directory)
+        self._exchange = NoteExchange(bucket, store, self._leases, report, is_following, clock)
+        self._gateways = SiteGateways(store, most_machines, clock.time)
+
+    @property
+    def gateways(self) -> Sequence[PeerState]:
+        """The other ones. Takes some 100 µs."""
+        return self._gateways.states
+
+    @property
+    def problem(self) -> str | None:
+        """What may be wrong because the others can't be heard, in one line."""
+        return self._holds.problem
+
+    async def catch_up(self) -> None:
+        """Learn what the others know before anything is served; takes some seconds at most."""
+        await asyncio.gather(self._holds.learn(PATIENCE), self._exchange.catch_up(PATIENCE))
+
+    def start(self) -> None:
+        self._holds.start(self._leases)
+        self._exchange.start()
+        self._gateways.start()
+
+    def stop(self) -> None:
+        self._holds.stop()
+        self._exchange.stop()
+        self._gateways.stop()
+        self._leases.stop()
