@@ -158,7 +158,16 @@ class Service:
         )
         clock = self.surroundings.clock
         first_seen = Notes(records, self.writer, FIRST_SEEN)
-        self._ceilings = Ceilings(settings.releases, self.store, records.directory, first_seen, clock, holds)
+        self._ceilings = Ceilings(
+            settings.releases,
+            self.store,
+            records.directory,
+            first_seen,
+            clock,
+            holds,
+            workers=self._notes(FIRST_SEEN),
+            leases=self._leases,
+        )
         self._origin = Origin.open(
             settings,
             self.via,

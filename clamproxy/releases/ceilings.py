@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from clamproxy.releases.ceiling import (
     without_wrong_times,
 )
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, HoldsError, read_holds, restore
+from clamproxy.sharing.duties import Duty
+from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ TOPIC = "first-seen"
 """The topic of the notes that say when each version was first seen."""
 LOOK_EVERY = 0.5
 """Seconds between looks at the file of holds, and at delays that may be over."""
+NOTICED_WITHIN = 0.005
+"""Seconds in which thousands of answers may be given without a look whether a command has changed the holds.
+Such a command takes longer to end."""
 WARN_EVERY = 86400.0
 """Seconds between warnings about a hold that has been forgotten."""
 
@@ -50,6 +56,8 @@ class Ceilings:
         notes: where the times at which versions were first seen are kept.
         known: what an earlier object of this process held. It counts if the file is lost.
         others: gives what other gateways of the site have seen.
+        workers: tells the other processes of this machine what this one has seen.
+        leases: let one process write to the log.
     """
 
     def __init__(
@@ -61,6 +69,8 @@ class Ceilings:
         clock: Clock = time,
         known: Holds | None = None,
         others: Notes = UNKEPT,
+        workers: Notes = UNKEPT,
+        leases: Leases = ALONE,
     ) -> None:
         """Read the holds. Blocks for a moment.
 
@@ -74,8 +84,11 @@ class Ceilings:
         self._notes = notes
         self._clock = clock
         self._others = others
+        self._workers = workers
+        workers.load(parse_seen)  # only what comes later is news
+        self._log_duty = Duty(leases, "log of releases")
         self._own_seen = notes.load(parse_seen)
-        self._seen_by_others = others.load(parse_seen, merge_seen)
+        self._seen_by_others = others.load(parse_seen, _of_others)
         self._seen = dict(self._own_seen)
         """By this gateway or another one of the site."""
         for database in self._seen_by_others:
@@ -86,6 +99,9 @@ class Ceilings:
         """Whether the file is lost, and couldn't be written anew yet."""
         self._is_retired = False
         self._holds = read_holds(directory) if known is None else self._read(known)
+        self._seen_mark, self._looked_at = self._mark, 0.0
+        self._told = set(self._holds.changes)
+        """The changes that need no line in the log any more."""
         self._delayed: dict[str, tuple[int, int] | None] = {}
         """By database: the version that machines get, and the newest one, which a delay holds back."""
         self._warned_at: dict[str, float] = {}
@@ -100,6 +116,7 @@ class Ceilings:
     def retire(self) -> None:
         """Go on noticing changes, as answers and upkeep may end late, but leave the log to a successor."""
         self._is_retired = True
+        self._log_duty.leave()
 
     def stop(self) -> None:
         if self._task is not None:
@@ -111,6 +128,7 @@ class Ceilings:
         Args:
             address: the client's; empty for any client that isn't a canary.
         """
+        self._notice_at_once()
         if not self._holds.in_force and not self._settings.delay:
             return None
         found = self.explain(database, address)
@@ -141,16 +159,30 @@ class Ceilings:
         found = {database: self.of(database) for database in databases}
         return {database: version for database, version in found.items() if version is not None}
 
+    def _notice_at_once(self) -> None:
+        """Notice a changed file of holds: all processes must show the same versions at any moment."""
+        now = time.monotonic()
+        if now - self._looked_at < NOTICED_WITHIN:
+            return
+        self._looked_at = now
+        mark = stamp_of(self._path)
+        if mark is not None and mark != self._seen_mark:
+            self._seen_mark = mark
+            with suppress(HoldsError):  # `_notice_holds` deals with that
+                self._holds = read_holds(self._directory)
+
     def learn(self, database: str, version: int, at_origin: int = 0) -> None:
         """Note that a version is advertised. Quick.
 
         Args:
             at_origin: the version in the origin's header, as far as it is known.
         """
+        self._hear_others()
         self._note(database, version, without_errors(self._own_seen.get(database, {}), version, at_origin))
 
     def sight(self, database: str, version: int) -> None:
         """Note a version that the origin's header gives, beside DNS. Quick."""
+        self._hear_others()
         self._note(database, version, self._own_seen.get(database, {}))
 
     def _note(self, database: str, version: int, known: FirstSeen) -> None:
@@ -162,8 +194,12 @@ class Ceilings:
     def _replace(self, database: str, seen: FirstSeen) -> None:
         if seen != self._own_seen.get(database, {}):
             self._own_seen[database] = seen
-            self._notes.save(database, {str(one): at for one, at in seen.items()})
+            self._save(database)
             self._combine(database)
+
+    def _save(self, database: str) -> None:
+        for notes in (self._notes, self._workers):
+            notes.save(database, {str(one): at for one, at in self._own_seen[database].items()})
 
     def _correct_times(self) -> None:
         now = self._clock.time()
@@ -171,7 +207,15 @@ class Ceilings:
             self._replace(database, without_wrong_times(seen, now))
 
     def _hear_others(self) -> None:
-        for database, seen in self._others.news(parse_seen, merge_seen).items():
+        for database, seen in self._workers.news(parse_seen).items():
+            if seen is not None:
+                own = self._own_seen.get(database, NOTHING_SEEN)
+                # Two processes may have seen a version at the same time.
+                self._own_seen[database] = {one: min(at, own.get(one, at)) for one, at in seen.items()}
+                if self._own_seen[database] != seen:
+                    self._save(database)
+                self._combine(database)
+        for database, seen in self._others.news(parse_seen, _of_others).items():
             self._seen_by_others[database] = NOTHING_SEEN if seen is None else seen
             self._combine(database)
             own = self._own_seen.get(database, NOTHING_SEEN)
@@ -187,7 +231,7 @@ class Ceilings:
         while True:
             try:
                 await self.look()
-                if not self._is_retired:
+                if await self._has_the_word():
                     self._notice_delays()
                     self._warn_of_forgotten()
             except Exception:
@@ -206,10 +250,15 @@ class Ceilings:
         before = self._holds
         self._mark = mark
         self._holds = await in_thread("clamproxy-holds", lambda: self._read(before))
-        known = set(before.changes)
+        has_the_word = await self._has_the_word()
         for change in self._holds.changes:
-            if change not in known and not self._is_retired:
+            if change not in self._told and has_the_word:
                 _tell_of(change)
+        self._told = set(self._holds.changes)
+
+    async def _has_the_word(self) -> bool:
+        """Whether this process is the one that writes to the log."""
+        return not self._is_retired and await self._log_duty.is_ours()
 
     def _notice_delays(self) -> None:
         for database, delay in self._settings.delay.items():
@@ -292,3 +341,7 @@ def parse_seen(saved: Any) -> FirstSeen:
 def merge_seen(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:
     """What the gateways of a site have seen together, as notes are merged."""
     return earliest(own or NOTHING_SEEN, others)
+
+
+def _of_others(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:
+    return earliest(NOTHING_SEEN, others)
