@@ -123,6 +123,14 @@ class Gateway:
         self._logged = 0
         """Characters of the log that earlier processes have written."""
 
+    def beside(self, directory: Path) -> Gateway:
+        """Another process with the same settings, cache and certificates; it doesn't run yet.
+
+        Args:
+            directory: for its log and its copy of the settings.
+        """
+        return Gateway(directory, self.settings, script=self._script, environment=self._environment)
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -18,6 +18,7 @@ from clamproxy.releases import holds
 from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
 from clamproxy.releases.limits_in_force import Limit, read_limits
+from clamproxy.sharing.directory_leases import DirectoryLeases
 from tests.support.clock import Clock
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import put_cvd, until
@@ -39,7 +40,8 @@ class Around:
         """The same after a reload, with what was held before."""
         settings = ReleasesSection.model_validate(releases)
         notes = Notes(self.store.records, None, TOPIC)
-        return Ceilings(settings, self.store, self.directory, notes, self.clock, known)
+        leases = DirectoryLeases(self.directory)
+        return Ceilings(settings, self.store, self.directory, notes, self.clock, known, leases=leases)
 
     def limits(self, **releases: Any) -> list[Limit]:
         """The same as commands and pages see it."""
@@ -70,10 +72,12 @@ async def test_every_process_notices_a_hold_and_its_end(
         await until(lambda: first.of("daily") == second.of("daily") == 5)
         assert first.of("daily", CANARY) == 5
         assert first.of("main") is None
+        await until(lambda: "daily is held at version 5, by alice: false positives." in caplog.messages)
         holds.release(around.directory, "daily", "bob", around.clock.now)
         await until(lambda: first.of("daily") is second.of("daily") is None)
-    assert caplog.messages.count("daily is held at version 5, by alice: false positives.") == 2
-    assert caplog.messages.count("daily is no longer held, by bob.") == 2
+        await until(lambda: "daily is no longer held, by bob." in caplog.messages)
+        await asyncio.sleep(2 * LOOK_EVERY)
+    assert len(caplog.messages) == 2, "one process tells"
 
 
 def damage(path: Path) -> None:
@@ -145,6 +149,7 @@ async def test_after_a_reload_only_the_successor_tells(
         former.retire()
         holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
         await until(lambda: former.of("daily") == successor.of("daily") == 5)
+        await until(lambda: caplog.messages)
     assert caplog.messages == ["daily is held at version 5, by alice."]
 
 
