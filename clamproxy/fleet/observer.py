@@ -7,17 +7,22 @@ freshclam never says which version it has, but its requests show it (docs/protoc
 * a whole CVD or CLD: after receiving it, that version;
 * If-Modified-Since: it has the version that was built then. Without the field it has none.
 
-Any of this may be wrong a moment later, and is corrected by the next request.
+Any of this may be wrong a moment later, and is corrected by the next request. If several processes answer a
+machine, its visits may be written in another order than they happened: what was learnt later stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from clamproxy.dates import parse_http_date
 from clamproxy.fleet.visit import Visit
 from clamproxy.objects import Kind, Latest, ObjectId, Target
+
+LONGEST_DISORDER = 60.0
+"""Seconds within which visits that several processes have answered may be written in another order. A longer
+time tells of a clock that was set back: then the last one written counts."""
 
 type FindBuild = Callable[[str, int], int | None]
 """Returns the version of a database that was built at a time, in Unix seconds; None if it isn't known."""
@@ -53,6 +58,8 @@ class Knowledge:
 
     def holding(self, database: str, version: int | None, at: float) -> Knowledge:
         """A copy with another version of a database; None if it is not known any more."""
+        if self.is_outdated(database, at):
+            return self
         holdings = dict(self.holdings)
         if version is None:
             holdings.pop(database, None)
@@ -60,9 +67,22 @@ class Knowledge:
             holdings[database] = Holding(version, at)
         return Knowledge(holdings, self.last_error)
 
-    def failing(self, kind: str, what: str, at: float) -> Knowledge:
-        """A copy with a newer error; `kind` and `what` are `Failure`'s."""
-        return Knowledge(self.holdings, Failure(at, what, kind))
+    def is_outdated(self, database: str, at: float) -> bool:
+        """Whether something has been learnt about a database since."""
+        before = self.holdings.get(database)
+        return before is not None and is_later(before.seen_at, at)
+
+    def failing(self, failure: Failure) -> Knowledge:
+        """A copy with another error, unless a newer one is known."""
+        last = self.last_error
+        return (
+            self if last is not None and is_later(last.at, failure.at) else Knowledge(self.holdings, failure)
+        )
+
+
+def is_later(written: float, at: float) -> bool:
+    """Whether what is written already happened later than what is written now; both in Unix seconds."""
+    return 0 < written - at <= LONGEST_DISORDER
 
 
 def observe(visit: Visit, known: Knowledge, find_build: FindBuild) -> Knowledge:
@@ -109,15 +129,17 @@ def received(visit: Visit, known: Knowledge) -> Knowledge:
         case Latest() as latest if is_whole and not visit.range_probe and visit.version is not None:
             known = known.holding(latest.database, visit.version, visit.at)
     failure = _failure(visit)
-    return known if failure is None else replace(known, last_error=failure)
+    return known if failure is None else known.failing(failure)
 
 
 def _asked_for_cdiff(visit: Visit, cdiff: ObjectId, known: Knowledge) -> Knowledge:
     if cdiff.version < 2:
         return known
     before = known.holdings.get(cdiff.database)
+    if known.is_outdated(cdiff.database, visit.at):
+        return known
     if before is not None and before.version >= cdiff.version:
-        known = known.failing("asked again", f"asked for {cdiff.file_name} again", visit.at)
+        known = known.failing(Failure(visit.at, f"asked for {cdiff.file_name} again", "asked again"))
     return known.holding(cdiff.database, cdiff.version - 1, visit.at)
 
 
@@ -125,9 +147,9 @@ def _asked_for_whole(visit: Visit, latest: Latest, known: Knowledge, find_build:
     database = latest.database
     since = parse_http_date(visit.if_modified_since)
     if visit.if_modified_since is None:
-        if database in known.holdings:
+        if database in known.holdings and not known.is_outdated(database, visit.at):
             what = f"asked for {_name(latest)} as if it had no version"
-            known = known.failing("asked anew", what, visit.at)
+            known = known.failing(Failure(visit.at, what, "asked anew"))
         return known.holding(database, None, visit.at)
     if since is not None and (version := find_build(database, int(since))) is not None:
         return known.holding(database, version, visit.at)

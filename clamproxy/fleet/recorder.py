@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clamproxy.config.settings import FleetSection as FleetSettings
 from clamproxy.fleet.agent import LONGEST, Agent, parse_agent, shown_address
-from clamproxy.fleet.observer import Knowledge
+from clamproxy.fleet.observer import Knowledge, is_later
 from clamproxy.fleet.stories import Key
 from clamproxy.fleet.story import Addition
 from clamproxy.fleet.table import MachineRow, Release, Rows, Table
@@ -185,14 +185,15 @@ def _check(rows: Rows) -> None:
 def _after(rows: Rows, agent: Agent, address: str, visits: list[Visit], addition: Addition) -> MachineRow:
     """A machine after some visits, with one read and one write for all of them."""
     earlier = rows.get(agent.uuid, address)
-    first_seen, known = visits[0].at, Knowledge()
+    first_seen, last_seen, known = visits[0].at, visits[-1].at, Knowledge()
     if earlier is not None:
         first_seen, known = earlier.first_seen, earlier.known
+        last_seen = earlier.last_seen if is_later(earlier.last_seen, last_seen) else last_seen
     addition.meet(agent, None if earlier is None else earlier.agent, visits[0].at)
     for visit in visits:
         first_seen = min(first_seen, visit.at)
         known = addition.note(visit, known, rows.find_build)
-    return MachineRow(agent, address, first_seen, visits[-1].at, known)
+    return MachineRow(agent, address, first_seen, last_seen, known)
 
 
 def _note_header(rows: Rows, database: str, head: bytes) -> None:

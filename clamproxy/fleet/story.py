@@ -136,7 +136,8 @@ def _change_line(change: VersionChange) -> str:
 
 
 def parse_requests(text: str) -> list[Asked]:
-    return list(_parsed(text, _asked))
+    """The newest first, even if several processes have written them."""
+    return sorted(_parsed(text, _asked), key=lambda asked: -asked.at)
 
 
 def parse_changes(text: str) -> list[VersionChange]:

@@ -53,7 +53,7 @@ class WholeDatabases:
     ) -> None:
         self._limits = limits
         self._ceilings = ceilings
-        self._first_runs = FirstRuns()
+        self._first_runs = FirstRuns(store.directory / "first-runs")
         self._store = store
         self._heads = heads
         self._current = current

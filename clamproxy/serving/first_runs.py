@@ -8,38 +8,62 @@ freshclam settles for it and goes on. At later checks, a 304 doesn't keep the ma
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from clamproxy.messages import Request
 from clamproxy.objects import ObjectId
 
 LONGEST_RUN = 600.0
 """Seconds within which the second request comes; between them, freshclam loads the database to test it."""
-_MOST = 1000
-
-type _Key = tuple[str, str, ObjectId]
+_SWEPT_EVERY = 100
+"""Machines after which what is too old is removed."""
 
 
 class FirstRuns:
-    """Remembers who was just given a CVD as its first version. Event loop only."""
+    """Remembers which machine was just given a CVD as its first version. Quick.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Its next request may come to another process, so each machine is a small file in the cache. If none can
+    be made, such a machine goes without the other databases until its next check.
+
+    Args:
+        directory: for these files only; made when it is needed.
+        clock: gives Unix seconds.
+    """
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
         self._clock = clock
-        self._given: OrderedDict[_Key, float] = OrderedDict()
+        self._count = 0
 
     def note(self, request: Request, cvd: ObjectId) -> None:
         """Note that a machine without this database is given a CVD."""
-        self._given[_key(request, cvd)] = self._clock()
-        while len(self._given) > _MOST:
-            self._given.popitem(last=False)
+        with suppress(OSError):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            if self._count % _SWEPT_EVERY == 0:
+                self._sweep()
+            self._count += 1
+            self._path(request, cvd).write_text(str(self._clock()))
 
     def take(self, request: Request, cvd: ObjectId) -> bool:
         """Whether the same machine was given this CVD in the same run; true only once."""
-        given_at = self._given.pop(_key(request, cvd), None)
-        return given_at is not None and self._clock() - given_at < LONGEST_RUN
+        path = self._path(request, cvd)
+        with suppress(OSError, ValueError):
+            given_at = float(path.read_text())
+            path.unlink()  # of several processes, one succeeds
+            return 0 <= self._clock() - given_at < LONGEST_RUN
+        return False
 
+    def _path(self, request: Request, cvd: ObjectId) -> Path:
+        """The file that stands for a machine and a CVD."""
+        text = f"{request.address}\n{cvd.file_name}\n{request.fields.get('user-agent', '')}"
+        return self._directory / hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
-def _key(request: Request, cvd: ObjectId) -> _Key:
-    return request.address, request.fields.get("user-agent", ""), cvd
+    def _sweep(self) -> None:
+        for path in self._directory.iterdir():
+            with suppress(OSError, ValueError):
+                if not 0 <= self._clock() - float(path.read_text() or self._clock()) < LONGEST_RUN:
+                    path.unlink()

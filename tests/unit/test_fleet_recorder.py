@@ -407,3 +407,23 @@ async def test_build_times_are_noted_once_the_disk_takes_them(harness: FleetHarn
     with reading(harness.directory) as rows:
         assert rows is not None
         assert list(rows.releases()) == [Release("daily", 7, None, stime_of(7))]
+
+
+async def test_what_several_processes_write_is_one_machine(harness: FleetHarness) -> None:
+    """Its visits may be written in another order than they happened."""
+    harness.make().see(harness.visit(version=5))
+    await harness.written()
+    visits = []
+    for version, status in ((6, 503), (6, 200), (7, 200), (8, 404)):
+        harness.clock.now += 0.1
+        visits.append(harness.visit(version=version, status=status))
+    for place in (2, 0, 3, 1):
+        fleet = harness.make()
+        fleet.see(visits[place])
+        fleet.flush()
+    await harness.written()
+    (machine,) = harness.machines()
+    assert {name: one.version for name, one in machine.databases.items()} == {"daily": 7}
+    assert machine.last_seen == visits[3].at
+    assert machine.last_error is not None
+    assert machine.last_error.what == "daily-8.cdiff: status 404"
