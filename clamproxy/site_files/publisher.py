@@ -74,6 +74,7 @@ class Publisher:
         self._gave_way = False
         """Whether the last look left checks to the next one, in favour of the ignored signatures."""
         self._is_known = asyncio.Event()
+        self._is_publishing = False
         self._trouble = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -139,14 +140,33 @@ class Publisher:
             self._is_known.set()
             if not is_publisher or found is None:
                 return
-            await self._forget_lost_copies()
-            self._note_trouble(trouble)
-            if not trouble:
-                self._withdraw({file.name for file in found})
-                await self._take_in_turn(found)
-                self._seen = {file.name: file.identity for file in found}
-            if self._catalog is not self._saved:
-                await self._save()
+            self._is_publishing = True
+            try:
+                await self._publish_all(found, trouble)
+            finally:
+                self._is_publishing = False
+
+    async def _publish_all(self, found: list[FoundFile], trouble: str) -> None:
+        await self._forget_lost_copies()
+        self._note_trouble(trouble)
+        if not trouble:
+            self._withdraw({file.name for file in found})
+            await self._take_in_turn(found)
+            self._seen = {file.name: file.identity for file in found}
+        if self._catalog is not self._saved:
+            await self._save()
+
+    async def catch_up(self) -> None:
+        """Take over at once what another process has published: all of them serve the same. Quick."""
+        place = self._place
+        mark = stamp_of(place / FILE_NAME)
+        if self._is_publishing or mark == self._saved_as:
+            return
+        with suppress(OSError):
+            catalog = await in_thread(_THREAD, lambda: Catalog.load(place))
+            if not self._is_publishing:
+                self._catalog = self._saved = catalog
+                self._saved_as = mark
 
     async def _read[T](self, function: Callable[[], T], longest: float) -> T:
         """Run a function that reads the directory, one at a time.

@@ -69,6 +69,7 @@ class SiteFiles:
         try:
             async with asyncio.timeout(LONGEST_WAIT):
                 await self._publisher.ready()
+                await self._publisher.catch_up()
         except TimeoutError:
             return _unavailable("the gateway has just started")
         name = plain_path(request.path).removeprefix(PREFIX.rstrip("/")).lstrip("/")
