@@ -36,9 +36,10 @@ from clamproxy.origin.link import Link
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
-from clamproxy.peers.peers import Peers
+from clamproxy.peers.peers import Peers, PeerState
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
+from clamproxy.releases.catch_up import CatchUp
 from clamproxy.releases.ceilings import TOPIC as FIRST_SEEN
 from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.follower import Follower
@@ -55,7 +56,10 @@ from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import CurrentVersions
 from clamproxy.setup.freshclam_lines import Mode, client_config, own_name
 from clamproxy.setup.place import note_proxies
-from clamproxy.sharing.directory_leases import DirectoryLeases
+from clamproxy.sharing.shared_objects import SharedObjects
+from clamproxy.sharing.site import TOPIC as FLEET_STORE
+from clamproxy.sharing.site import Site
+from clamproxy.site_exchange import SiteExchange
 from clamproxy.site_files import SiteFiles
 from clamproxy.state import make_state_directory, move_records
 from clamproxy.statistics import Stats
@@ -107,7 +111,9 @@ async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[S
     """
     service = Service(settings, keys)
     try:
+        await service.catch_up()
         yield service
+        await service.settle()
     finally:
         service.stop()
 
@@ -147,7 +153,15 @@ class Service:
         move_records(self.store, settings.cache.directory)
         self.writer = Writer(self.store.condition.failed)
         self.stats = Stats(self.store, self.writer)
-        self._leases = DirectoryLeases(settings.cache.directory)
+        self.site = Site(
+            settings.fleet_store,
+            self.store.directory,
+            self._notes(FLEET_STORE),
+            self.stats.count_fleet_store,
+        )
+        bucket = self.site.bucket
+        self._shared = None if bucket is None else SharedObjects(bucket, self.site.leases, self.store)
+        self._leases = self.site.leases
         self.fleet = Fleet(records.directory, settings.fleet, self.writer)
         labels = LiveLabels(settings.fleet.labels)
         self._machines = FleetViews(
@@ -158,6 +172,7 @@ class Service:
         )
         clock = self.surroundings.clock
         first_seen = Notes(records, self.writer, FIRST_SEEN)
+        seen_by_others = Notes(None, None, FIRST_SEEN, shared=self.store.noted)
         self._ceilings = Ceilings(
             settings.releases,
             self.store,
@@ -165,6 +180,7 @@ class Service:
             first_seen,
             clock,
             holds,
+            seen_by_others,
             workers=self._notes(FIRST_SEEN),
             leases=self._leases,
         )
@@ -178,6 +194,7 @@ class Service:
             clock,
             self.surroundings.link,
             self._leases,
+            bucket,
         )
         self._stuck = StuckPatches(self.store, self._notes("stuck"), clock.time)
         self._transfers = self._make_transfers(keys)
@@ -185,7 +202,15 @@ class Service:
         self._lineages = Lineages(self.store, keys, self._learn_build)
         self._signs = Signs(self.store, keys)
         self._builder = CldBuilder(
-            self.store, self.writer, keys, self._notes("cld"), self._tidy_soon, clock, self._leases
+            self.store,
+            self.writer,
+            keys,
+            self._notes("cld"),
+            self._tidy_soon,
+            clock,
+            self._leases,
+            self._transfers.take_shared,
+            self._shared.upload if self._shared is not None else None,
         )
         self.upkeep = Upkeep(
             self.store,
@@ -214,22 +239,29 @@ class Service:
         self.feeds = Feeds(
             self.store.directory / "feeds",
             settings,
-            self._notes("feed/cooldown"),
+            self._notes,
             self.stats.count_feed_upstream,
             self.via,
             clock,
             self.surroundings.link,
+            self.site.machine,
         )
         self.site_files = SiteFiles(settings.files.directory, records.directory)
         self._history = History(
             self.store.counters, Notes(records, self.writer, "history"), leases=self._leases
         )
-        self._current = CurrentVersions(settings, self.store, self._origin, self._lineages, self._prefetcher)
+        self._site_catch_up = self._make_catch_up(keys)
+        self._current = CurrentVersions(
+            settings, self.store, self._origin, self._lineages, self._prefetcher, self._site_catch_up
+        )
         self.gateway = self._make_gateway()
         versions = self._origin.versions
         self.announcer = Announcer(self._announced, lambda: versions.last_record, self._look)
         self.peers = Peers(settings)
         self.pages = Pages(self._make_sources())
+        self._exchange = self._make_exchange()
+        if self._exchange is not None and holds is None:
+            self._ceilings.wait_for_others()
         self._notifier = Notifier(settings, self.pages.figures, records, self.writer, leases=self._leases)
         listen = settings.status.listen
         self._listener = Listener(listen, self.pages) if listen is not None else None
@@ -237,15 +269,28 @@ class Service:
         self.surroundings.link.follow(settings.upstream.rate_limit)
         self.surroundings.client_rates.follow(settings.serving.rate_limit_per_client)
 
+    async def catch_up(self) -> None:
+        """Learn what the rest of the site knows. Nothing is served until then; takes some seconds at most."""
+        try:
+            if self._exchange is not None:
+                await self._exchange.catch_up()
+        finally:
+            await self._ceilings.look()
+
     def start(self) -> None:
         """Tidy up the cache, check its content and follow releases, in the background."""
+        self.site.start()
         self._ceilings.start()
         self.upkeep.start()
         self.follower.start()
+        if self._site_catch_up is not None:
+            self._site_catch_up.start()
         self.feeds.start()
         self.site_files.start()
         self._history.start()
         self.peers.start()
+        if self._exchange is not None:
+            self._exchange.start(self.catch_up)
         self._notifier.start()
         self._hours = asyncio.create_task(self._watch_hours(), name="hours of rate limits")
         self._fleet_upkeep.start()
@@ -268,12 +313,16 @@ class Service:
             self._listener.stop()
         self._history.stop()
         self.peers.stop()
+        if self._exchange is not None:
+            self._exchange.stop()
         self._notifier.stop()
         if self._hours is not None:
             self._hours.cancel()
         self._fleet_upkeep.stop()
         self._ceilings.retire()
         self.follower.stop()
+        if self._site_catch_up is not None:
+            self._site_catch_up.stop()
         self.site_files.stop()
 
     async def idle(self, limit: float) -> None:
@@ -281,6 +330,11 @@ class Service:
         await wait_while(
             lambda: self.requests or self._transfers.under_way() or self.feeds.under_way(), limit, LOOK_EVERY
         )
+
+    async def settle(self) -> None:
+        """Wait until everything is in the object store that was to be put there."""
+        if self._shared is not None:
+            await self._shared.settle()
 
     async def flush(self) -> None:
         """Write everything that was noted to disk."""
@@ -300,7 +354,9 @@ class Service:
         self._builder.stop()
         self._transfers.stop()
         self._origin.stop()
-        self._leases.stop()
+        if self._shared is not None:
+            self._shared.stop()
+        self.site.stop()
         self.stats.flush()
         self.fleet.flush()
         self.writer.submit(self.site_files.prepare_save())
@@ -319,6 +375,8 @@ class Service:
         Raises:
             OriginTrouble: some of it isn't available now.
         """
+        if self._site_catch_up is not None:
+            await self._site_catch_up.bring(database)
         await self.follower.fetch_release(database)
 
     async def refetch(self, object_id: ObjectId) -> None:
@@ -376,11 +434,22 @@ class Service:
             files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
             client_config=self._client_lines,
-            peers=lambda: self.peers.states,
+            peers=self._other_gateways,
             notices=lambda: read_report(self.store.records, self.settings),
             record=self.announcer.primary,
             rates=self._rates,
+            fleet_store=self.site.figures,
+            site_problem=lambda: self._exchange.problem if self._exchange is not None else None,
         )
+
+    def _make_exchange(self) -> SiteExchange | None:
+        bucket, most = self.site.bucket, self.settings.fleet.max_clients
+        if bucket is None:
+            return None
+        return SiteExchange(bucket, self.store, self.pages.report, most, self.surroundings.clock)
+
+    def _other_gateways(self) -> Sequence[PeerState]:
+        return (*self.peers.states, *(self._exchange.gateways if self._exchange is not None else ()))
 
     def _rates(self) -> Mapping[str, Any]:
         """The limits in force, and what is used of them, as in status.json."""
@@ -406,9 +475,12 @@ class Service:
         )
 
     def _announced(self, database: str, client: str) -> int | None:
+        if not self._ceilings.are_known:
+            return None
         return self._current.announced(database, self._ceilings.of(database, client))
 
     async def _look(self, database: str, client: str) -> None:
+        await self._ceilings.known()
         await self._current.look(database, self._ceilings.of(database, client))
 
     def _learn_version(self, database: str, version: int) -> None:
@@ -428,7 +500,9 @@ class Service:
     def _make_transfers(self, keys: TrustedKeys) -> Transfers:
         window = min(STALL_WINDOW, self.settings.upstream.read_timeout)
         slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        resources = Resources(self._origin.upstream, self.store, self.writer, keys, window, slots)
+        resources = Resources(
+            self._origin.upstream, self.store, self.writer, keys, window, slots, self._shared
+        )
         return Transfers(
             resources,
             self._origin.cooldowns,
@@ -438,6 +512,12 @@ class Service:
             self._origin.clock,
             self._notes("missing"),
         )
+
+    def _make_catch_up(self, keys: TrustedKeys) -> CatchUp | None:
+        if (shared := self._shared) is None:
+            return None
+        limits, ceilings = self.settings.cache, self._ceilings.in_force
+        return CatchUp(shared, self._transfers, self.store, keys, self.databases, limits, ceilings)
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
         advertised = self._origin.versions.last_known(object_id.database)

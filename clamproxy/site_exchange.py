@@ -25,7 +25,6 @@ class SiteExchange:
     Args:
         store: the cache, with the records. One of the processes that share it does the exchange.
         report: makes this gateway's report; None if there is nothing new.
-        is_following: whether this gateway follows releases for the site, and so cleans up as well.
         most_machines: how many machines of another gateway are shown, at most.
     """
 
@@ -34,14 +33,14 @@ class SiteExchange:
         bucket: Bucket,
         store: Store,
         report: Callable[[], Awaitable[bytes | None]],
-        is_following: Callable[[], bool],
         most_machines: int,
         clock: Clock = time,
     ) -> None:
         self._leases = DirectoryLeases(store.directory)
         self._holds = SiteHolds(bucket, store.records.directory)
-        self._exchange = NoteExchange(bucket, store, self._leases, report, is_following, clock)
+        self._exchange = NoteExchange(bucket, store, self._leases, report, clock)
         self._gateways = SiteGateways(store, most_machines, clock.time)
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def gateways(self) -> Sequence[PeerState]:
@@ -57,12 +56,23 @@ class SiteExchange:
         """Learn what the others know before anything is served; takes some seconds at most."""
         await asyncio.gather(self._holds.learn(PATIENCE), self._exchange.catch_up(PATIENCE))
 
-    def start(self) -> None:
+    def start(self, first: Callable[[], Awaitable[None]]) -> None:
+        """Begin to exchange.
+
+        Args:
+            first: what to do before; see `catch_up`.
+        """
+        self._task = asyncio.create_task(self._begin(first), name="catch up with the site")
+
+    async def _begin(self, first: Callable[[], Awaitable[None]]) -> None:
+        await first()
         self._holds.start(self._leases)
         self._exchange.start()
         self._gateways.start()
 
     def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
         self._holds.stop()
         self._exchange.stop()
         self._gateways.stop()

@@ -18,6 +18,8 @@ from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
 from clamproxy.releases.holds import HoldsError, read_holds
 from clamproxy.releases.stuck import stuck_patches
+from clamproxy.sharing.bucket import KINDS
+from clamproxy.sharing.site import CONDITION, TOPIC
 from clamproxy.threads import Writer
 
 FLUSH_DELAY = 0.1
@@ -46,6 +48,8 @@ FEED_COUNTERS = (
     "feed_upstream_requests",
     "feed_upstream_bytes",
 )
+_STORE_REQUESTS, _STORE_FAILURES = "fleet_store_requests/{}", "fleet_store_failures/{}"
+_STORE_NOTE = f"{TOPIC}/{CONDITION}"
 FILE_COUNTERS = ("file_requests", "file_downloads", "file_bytes_served")
 """For the site's own files."""
 COUNTERS = ("requests", *COUNTER_OF_RESULT.values(), "bytes_served", "upstream_requests", "upstream_bytes")
@@ -79,6 +83,10 @@ class Stats:
     def count_upstream(self, requests: int, length: int) -> None:
         """Count requests to the origin, or bytes of content from it."""
         self._add(("upstream_requests", requests), ("upstream_bytes", length))
+
+    def count_fleet_store(self, kind: str, is_failure: bool) -> None:
+        """Count a call to the object store, of one of its kinds."""
+        self._add((_STORE_REQUESTS.format(kind), 1), (_STORE_FAILURES.format(kind), is_failure))
 
     def count_feed_upstream(self, requests: int, length: int) -> None:
         """Count requests to a feed, or bytes from it."""
@@ -146,6 +154,18 @@ def snapshot(store: Store) -> dict[str, Any]:
         },
         "budget": _budget(store),
         "holds": _holds(store),
+        "fleet_store": _fleet_store(store, counters),
+    }
+
+
+def _fleet_store(store: Store, counters: Mapping[str, int]) -> dict[str, Any]:
+    """Calls to the object store, and its condition as the gateway last noted it; nulls if there is none."""
+    noted = store.note(_STORE_NOTE)
+    known = noted if isinstance(noted, dict) else {}
+    return {
+        **{key: known.get(key) for key in ("url", "failure", "since")},
+        "requests": {kind: counters.get(_STORE_REQUESTS.format(kind), 0) for kind in KINDS},
+        "failures": {kind: counters.get(_STORE_FAILURES.format(kind), 0) for kind in KINDS},
     }
 
 

@@ -132,21 +132,20 @@ class Store:
         """Whether the disk has room for `size` bytes. Quick."""
         return free_bytes(self.directory) >= size
 
-    def claim_partial(self, object_id: ObjectId, *, unnamed: bool = False) -> PartialFile:
-        """The partial file of an object; in memory if it is small and the disk can't be written to.
+    def open_partial(self, object_id: ObjectId, *, unnamed: bool = False) -> PartialFile:
+        """The partial file of an object, not locked yet; in memory if it is small and the disk is in trouble.
 
         Args:
             unnamed: whether it should be in memory in any case, if it is small.
 
         Raises:
-            BusyError: another process has it.
             OSError: the disk can't be written to.
         """
         is_tight = unnamed or self.condition.state is not None or not self.has_room(LEAST_SPACE)
         if not (is_tight and is_small(object_id)):
             try:
                 self.partials.mkdir(mode=0o700, parents=True, exist_ok=True)
-                return PartialFile.claim(self.partials, object_id)
+                return PartialFile.open(self.partials, object_id)
             except OSError as error:
                 if not self.condition.failed(error) or not is_small(object_id):
                     raise

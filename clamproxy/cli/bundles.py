@@ -35,7 +35,9 @@ from clamproxy.cli.common import (
 )
 from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
+from clamproxy.cli.sharing import give
 from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.objects import ObjectId
 from clamproxy.readable import shown_count, shown_size
 from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits_in_force import ceilings_of
@@ -90,7 +92,8 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     """Import FILE, written by `clamproxy export`, into the cache.
 
     - means the standard input. Everything is verified with ClamAV's keys before anything is published.
-    This works whether the proxy runs or not.
+    This works whether the proxy runs or not. With fleet_store, the other gateways get the files from the
+    object store.
     """
     settings = settings_of(config, creates=True)
     cache = settings.cache
@@ -105,6 +108,8 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
             manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
         if not allow_older:  # otherwise, the older versions might be dropped at once
             store.collect_garbage(cache.keep_cdiffs, cache.size_limit, ceilings=ceilings)
+        listed = [ObjectId.parse(one.name) for part in manifest.databases.values() for one in part.objects]
+        give(settings, store, filter(store.has, listed))
     _tell_contents("Imported", manifest)
 
 

@@ -72,7 +72,8 @@ def purge(
 
     The signature of a CVD or patch is deleted with it. The proxy may be running: clients that are
     reading a file get all of it, and a file that is asked for later is fetched again. Counters,
-    cool-downs and interrupted transfers are not deleted.
+    cool-downs and interrupted transfers are not deleted. With fleet_store, this is about the cache of
+    this gateway only: what is asked for later comes from the object store.
     """
     settings = settings_of(config)
     directory = settings.cache.directory
@@ -87,7 +88,8 @@ def purge(
                 return
             require_known(databases, settings, store.databases())
             leaving = chosen(entries_of(store), databases, wanted, before)
-            _purge_objects(store, leaving, dry_run=dry_run, yes=yes)
+            if _purge_objects(store, leaving, dry_run=dry_run, yes=yes) and settings.fleet_store is not None:
+                tell("The object store keeps its copies; what is needed again comes from there.")
         except OSError as error:
             fail(shown_trouble(directory, error))
 
@@ -119,17 +121,19 @@ def chosen(
     return {object_id: sizes[object_id] for object_id in ordered}
 
 
-def _purge_objects(store: Store, leaving: dict[ObjectId, int], *, dry_run: bool, yes: bool) -> None:
+def _purge_objects(store: Store, leaving: dict[ObjectId, int], *, dry_run: bool, yes: bool) -> bool:
+    """Delete objects, if that is meant; returns whether they were deleted."""
     counts = Counter(str(object_id.kind) for object_id in leaving)
     content = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     what = f"{shown_count(len(leaving), 'object')} ({content}), {shown_size(sum(leaving.values()))}"
     names = [object_id.file_name for object_id in leaving]
     if not _is_meant(names, what, dry_run=dry_run, yes=yes):
-        return
+        return False
     with _uninterrupted():
         for object_id in leaving:
             store.drop(object_id)
     tell(f"Deleted {what}.")
+    return True
 
 
 def _purge_quarantine(files: list[Rejected], *, dry_run: bool, yes: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
 from clamproxy.setup.confdir import find_confdir
 from clamproxy.setup.place import refusal
+from clamproxy.sharing.site import require_usable
 
 _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
 
@@ -40,6 +42,7 @@ def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...])
     if not _say_where(mitmdump_options):
         _require_free_ports(settings, port)
     _require_cache(settings)
+    _require_fleet_store(settings)
     arguments = ["-s", str(_SCRIPT)]
     if port is not None:
         arguments += ["-p", str(port)]
@@ -85,6 +88,15 @@ def _require_cache(settings: Settings) -> None:
         fail(f"{shown_error(error)}; run this in a directory of your own, or set cache.directory")
     except OSError:
         pass  # on a disk that is full or read-only, the proxy serves what it can, and says what is wrong
+
+
+def _require_fleet_store(settings: Settings) -> None:
+    """End the process if the object store can't do what is needed."""
+    if settings.fleet_store is not None:
+        try:
+            asyncio.run(require_usable(settings.fleet_store))
+        except ConfigurationError as error:
+            fail(str(error))
 
 
 def _require_free_ports(settings: Settings, port: int | None) -> None:

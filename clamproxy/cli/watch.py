@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,11 +19,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from clamproxy.cache.partial import peek
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import opened_store
 from clamproxy.cli.tables import cooldowns_table, counters_table, databases_table, plain
 from clamproxy.config.settings import Settings, StatusSection
-from clamproxy.files import try_lock
 from clamproxy.readable import shown_size, shown_time
 from clamproxy.state import state_directory
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, snapshot
@@ -76,26 +75,12 @@ def look(settings: Settings, store: Store) -> Look:
 
 def partial_files(store: Store) -> list[Transferring]:
     """The transfers found in the cache directory, of all processes that share it."""
-    found = []
-    for path in sorted(store.partials.glob("*.part")):
-        with contextlib.suppress(OSError):  # just published
-            is_running, have = _is_locked(path), path.stat().st_size
-            found.append(Transferring(path.stem, have, _announced_size(path), is_running))
-    return found
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process is writing to a partial file; see `cache.partial`."""
-    with path.open("rb") as file:
-        return not try_lock(file, shared=True)
-
-
-def _announced_size(path: Path) -> int | None:
-    try:
-        size = json.loads(path.with_suffix(".json").read_text())["size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return size if type(size) is int else None
+    seen = {path.stem: peek(path) for path in sorted(store.partials.glob("*.part"))}
+    return [
+        Transferring(name, one.have, one.size, one.is_running)
+        for name, one in seen.items()
+        if one is not None
+    ]
 
 
 def ask_status(status: StatusSection) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     <key>.json       the `StoredResponse`, written after the body is synced; names the body
     *.part           what is arriving; locked, as another process may use the directory
 
-A crash leaves the old pair, the new pair, or files that no entry names, which are swept.
+A crash leaves the old pair, the new pair, or files that no entry names, which are swept. Several processes
+use the directory: what one stores, all others see when they next look. It is locked while one changes it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from clamproxy.feeds.entry import StoredResponse
+from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
-from clamproxy.files import replacing, sync_directory, try_lock
+from clamproxy.files import Stamp, lock, replacing, sync_directory, try_lock
 from clamproxy.storage.growing_file import GrowingFile
 from clamproxy.storage.sealing import seal, unseal
 
@@ -102,6 +104,7 @@ class FeedStore:
         later: Callable[[Callable[[], object]], object],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.given = Given(directory / "given")
         self._directory = directory
         self._size_limit = size_limit
         self._later = later
@@ -112,6 +115,10 @@ class FeedStore:
         """Least recently used first."""
         self._stored = 0
         self._arriving = 0
+        self._stamps: dict[str, Stamp] = {}
+        """Of the text files as they were last read or written, by key."""
+        self._scanned_at = 0
+        """When the directory had last changed before its names were read, in its own nanoseconds."""
         self._touched: dict[str, float] = {}
         self._sound: set[str] = set()
         """Names of bodies that this process has written or checked."""
@@ -128,18 +135,61 @@ class FeedStore:
         except OSError:
             if not self._directory.is_dir():  # otherwise it is read-only, and its content is served
                 raise
-        notes = sorted(self._directory.glob("*.json"), key=_used_at)
+        with self._exclusively():
+            self.catch_up()
+            with self._lock:
+                self._sweep()
+                self._evict()
+
+    def catch_up(self) -> None:
+        """See which entries other processes have stored or dropped. Takes milliseconds for a thousand."""
+        changed_at = _changed_at(self._directory)
+        if changed_at == self._scanned_at:
+            return
+        notes = {path.stem: path for path in self._directory.glob("*.json")}
         with self._lock:
-            for path in notes:
-                entry = self._read(path)
-                if entry is not None:
-                    self._add(entry)
-            self._sweep()
-            self._evict()
+            for key in self._entries.keys() - notes.keys():
+                self._forget(key)
+            unknown = notes.keys() - self._entries.keys()
+        for path in sorted((notes[key] for key in unknown), key=_used_at):
+            self.get(path.stem)
+        self._scanned_at = changed_at
 
     def get(self, key: str) -> StoredResponse | None:
+        """An entry as it is now, whichever process stored it. Quick."""
         with self._lock:
+            self._refresh(key)
             return self._entries.get(key)
+
+    def _refresh(self, key: str) -> None:
+        path = self._note(key)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            self._forget(key)
+            return
+        except OSError:
+            return  # what is known goes on to be served
+        stamp = status.st_ino, status.st_mtime_ns, status.st_size
+        if stamp == self._stamps.get(key):
+            return
+        before, entry = self._entries.get(key), self._read(path)
+        self._stamps[key] = stamp
+        if entry is None:
+            self._forget(key)
+        elif before is not None and before.body_name == entry.body_name:
+            # What this process has noted may not be written yet.
+            until = max(before.replaced_until, entry.replaced_until)
+            self._add(replace(entry, replaced_until=until))
+        else:
+            self._add(entry)
+
+    def _forget(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._stored -= entry.size + OVERHEAD
+        self._stamps.pop(key, None)
+        self._touched.pop(key, None)
 
     def open(self, entry: StoredResponse) -> int | None:
         """A descriptor of an entry's body; None if it is gone. The entry counts as used now."""
@@ -189,6 +239,7 @@ class FeedStore:
         Raises:
             OSError: for example, the disk is full.
         """
+        self.catch_up()  # what others have stored counts as well
         return Spool(self, self._directory / f"{secrets.token_hex(16)}.part")
 
     def publish(
@@ -200,7 +251,7 @@ class FeedStore:
             OSError: it can't be written.
         """
         os.fsync(spool.descriptor)
-        with self._writing:
+        with self._exclusively():
             old = self.get(key)
             same = old is not None and old.sha256 == spool.sha256
             entry = StoredResponse(
@@ -224,6 +275,7 @@ class FeedStore:
                 self._evict()
             if old is not None and not same:
                 self._unlink(old.body_name)
+            self.given.forget(key, head.received_at)
             return entry
 
     def renew(self, entry: StoredResponse, head: ResponseHead) -> StoredResponse | None:
@@ -252,11 +304,10 @@ class FeedStore:
 
     def drop(self, entry: StoredResponse) -> None:
         with self._lock:
+            self._refresh(entry.key)
             if not self._holds(entry):
                 return
-            del self._entries[entry.key]
-            self._stored -= entry.size + OVERHEAD
-            self._touched.pop(entry.key, None)
+            self._forget(entry.key)
             self._unlink(f"{entry.key}.json")
             self._unlink(entry.body_name)
 
@@ -293,7 +344,7 @@ class FeedStore:
     def _change(
         self, entry: StoredResponse, change: Callable[[StoredResponse], StoredResponse]
     ) -> StoredResponse | None:
-        with self._writing:
+        with self._exclusively():
             current = self.get(entry.key)
             if current is None or not self._holds(entry):
                 return None
@@ -305,6 +356,17 @@ class FeedStore:
                     return None
                 self._entries[entry.key] = changed
             return changed
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """No other thread and no other process changes an entry in the meantime. Blocks."""
+        with self._writing:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                lock(descriptor)
+                yield
+            finally:
+                os.close(descriptor)
 
     def _holds(self, entry: StoredResponse) -> bool:
         """Whether this entry is the stored one, apart from its head."""
@@ -346,6 +408,10 @@ class FeedStore:
     def _write(self, entry: StoredResponse) -> None:
         with replacing(self._note(entry.key), suffix=".tmp") as file:
             file.write(seal(entry.key, entry.to_json()).encode())
+            file.flush()
+            status = os.fstat(file.fileno())
+        with self._lock:
+            self._stamps[entry.key] = status.st_ino, status.st_mtime_ns, status.st_size
 
     def _note(self, key: str) -> Path:
         return self._directory / f"{key}.json"
@@ -359,6 +425,13 @@ class FeedStore:
 def _touch(path: Path) -> None:
     with suppress(OSError):
         os.utime(path)
+
+
+def _changed_at(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _used_at(path: Path) -> float:

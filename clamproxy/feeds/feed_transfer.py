@@ -12,53 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from werkzeug.datastructures import Headers
-
 from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_store import FeedsFullError, FeedStore, Spool
 from clamproxy.feeds.fetch import Fetched, Fetcher
-from clamproxy.feeds.sharing_rules import (
-    ResponseHead,
-    is_confirmed_by,
-    is_shareable,
-    renewed,
-    selection,
-    validators,
-)
-from clamproxy.feeds.target import Target
+from clamproxy.feeds.plan import Plan
+from clamproxy.feeds.sharing_rules import ResponseHead, is_confirmed_by, renewed, selection, validators
+from clamproxy.feeds.turns import UNSHAREABLE, Turn, Turns
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.scope import CancelScope
+from clamproxy.sharing.leases import Lease
 from clamproxy.threads import in_thread
 
 STALL_WINDOW = 30.0
 """Seconds over which the speed of a connection is watched."""
 SLOWEST = 100
 """Bytes per second below which a connection is given up; freshclam itself waits for one byte per second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is fetched, and for which request."""
-
-    target: Target
-    key: str
-    sent: Headers
-    """The fields that are sent to the feed."""
-    request: Headers
-    """The fields of the client's request."""
-    stored: StoredResponse | None = None
-    """The response to be revalidated."""
-    conditions: Mapping[str, str] | None = None
-    """The client's own validators, if nobody else gets the response."""
-
-    def allows_sharing(self, head: ResponseHead) -> bool:
-        """Whether others may have the response as well; a password in the URL counts as sent."""
-        asked = Headers(self.request)
-        if "Authorization" in self.sent:
-            asked["Authorization"] = self.sent["Authorization"]
-        return is_shareable(asked, head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +45,44 @@ class FetchOutcome:
     """Bytes of the body that is arriving or has arrived."""
     shareable: bool = False
     """Whether the response may be given to others."""
+    is_collapsed: bool = False
+    """Whether another process has asked the feed."""
 
 
 class FeedTransfer(Download[FetchOutcome]):
     """One response on its way. Event loop only.
 
     `ready` and `run` raise NotFoundError if the feed has no such file, and OriginError if it doesn't deliver.
+
+    Args:
+        turns: what it waits for before it asks the feed; None: it doesn't wait, for a response that nobody
+            else gets.
     """
 
-    def __init__(self, plan: Plan, fetcher: Fetcher, store: FeedStore, slots: asyncio.Semaphore) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        fetcher: Fetcher,
+        store: FeedStore,
+        slots: asyncio.Semaphore,
+        turns: Turns | None = None,
+    ) -> None:
         super().__init__()
         self.plan = plan
-        self.arriving_since = 0.0
-        """When the head of a new body arrived, and reading could begin; Unix seconds, 0 if none has."""
+        self.is_collapsed = False
+        """Whether another process has asked the feed; then it also notes how that ended."""
         self._fetcher = fetcher
         self._store = store
         self._slots = slots
+        self._turns = turns
+        self._lease: Lease | None = None
         self._scope = CancelScope()
         self._spool: Spool | None = None
         self._is_receiving = False
         self._has_ended = False
         self._waiting = 0
+        self._given_at = 0.0
+        """When the head of a new body arrived; Unix seconds, 0 if none has."""
 
     def __enter__(self) -> Self:
         """Readers of the body must enter before the transfer ends; it then keeps the body for them."""
@@ -113,6 +101,32 @@ class FeedTransfer(Download[FetchOutcome]):
         return FileSource(descriptor, outcome.size, self, lambda: self._store.sent(key, at))
 
     async def _fetch(self) -> FetchOutcome:
+        turn = await self._turns.take(self.plan) if self._turns is not None else Turn()
+        self._lease = turn.lease
+        self.is_collapsed = turn.brought is not None or turn.ending is not None
+        if turn.ending is not None:
+            raise turn.ending.error or OriginError(FailureKind.LOCAL, turn.ending.reason)
+        if turn.brought is not None:
+            head = turn.brought.head
+            return FetchOutcome(head, confirmed=turn.brought, shareable=True, is_collapsed=True)
+        try:
+            return await self._ask_feed()
+        except NotFoundError as error:
+            self._pass_on(Ending(str(error)))
+            raise
+        except OriginError as error:
+            self._pass_on(Ending(str(error), error.failure, retry_after=error.retry_after))
+            raise
+        finally:
+            self._pass_on()
+
+    def _pass_on(self, ending: Ending | None = None) -> None:
+        """Let another process have its turn, once."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release(ending.to_json() if ending else None)
+
+    async def _ask_feed(self) -> FetchOutcome:
         async with self._slots:
             fetching, mark = in_thread("clamproxy-feed", self._exchange), None
             try:
@@ -141,14 +155,16 @@ class FeedTransfer(Download[FetchOutcome]):
         return OriginError(FailureKind.LOCAL, f"the gateway failed: {detail or type(error).__name__}")
 
     def _set_ready(self, value: FetchOutcome) -> None:
-        if value.status == 200 and value.confirmed is None:
-            self.arriving_since = value.head.received_at
+        if not value.shareable and self._lease is not None:
+            self._lease.release(UNSHAREABLE)
         super()._set_ready(value)
         self.wake()
 
     def _end(self) -> None:
         self._has_ended = True
         self._scope.cancel()
+        if self._error is not None and self._given_at:
+            self._store.given.forget(self.plan.key, self._given_at)  # nobody has all of it
         self._close_unless_used()
 
     def _close_unless_used(self) -> None:
@@ -197,7 +213,7 @@ class FeedTransfer(Download[FetchOutcome]):
         if fetched.length is not None:
             if fetched.length > self._store.largest:
                 raise OriginError(FailureKind.BAD_CONTENT, "larger than feeds.size_limit")
-            self.announce(FetchOutcome(fetched.head, size=fetched.length, shareable=shareable))
+            self._give(FetchOutcome(fetched.head, size=fetched.length, shareable=shareable))
         self._is_receiving = True
         for chunk in fetched.answer.chunks():
             with self._scope.unless_cancelled():
@@ -206,10 +222,17 @@ class FeedTransfer(Download[FetchOutcome]):
         self._is_receiving = False
         if fetched.length not in (None, spool.have):
             raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")
-        outcome = self.announce(FetchOutcome(fetched.head, size=spool.have, shareable=shareable))
+        outcome = self._give(FetchOutcome(fetched.head, size=spool.have, shareable=shareable))
         if shareable and fetched.ends_visibly:
             target, chosen = self.plan.target, selection(fetched.head, self.plan.sent)
             self._store.publish(spool, self.plan.key, target.place, fetched.head, chosen)
         elif self.plan.stored is not None:
             self._store.drop(self.plan.stored)
         return outcome
+
+    def _give(self, outcome: FetchOutcome) -> FetchOutcome:
+        """Let clients have a new body from now on."""
+        if not self._given_at:
+            self._given_at = outcome.head.received_at
+            self._store.given.mark(self.plan.key, self._given_at)
+        return self.announce(outcome)

@@ -33,9 +33,11 @@ from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_cooldowns import FeedCooldowns
 from clamproxy.feeds.feed_responses import from_source, not_modified
 from clamproxy.feeds.feed_store import FeedStore
-from clamproxy.feeds.feed_transfer import FeedTransfer, FetchOutcome, Plan
+from clamproxy.feeds.feed_transfer import FeedTransfer, FetchOutcome
 from clamproxy.feeds.fetch import Fetcher, forwarded
+from clamproxy.feeds.plan import Plan
 from clamproxy.feeds.target import Target, TargetError
+from clamproxy.feeds.turns import Turns
 from clamproxy.messages import Request, Response, Result
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
@@ -43,6 +45,7 @@ from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.link import Link
 from clamproxy.responses import plain
+from clamproxy.sharing.leases import Leases
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 
@@ -56,8 +59,6 @@ MISSING_TTL = 60.0
 """Seconds for which a 404 is remembered."""
 UNSHAREABLE_TTL = 3600.0
 """Seconds for which clients don't wait for each other's transfer of a response that may not be shared."""
-MOST_UNSTORED = 4096
-"""Responses that are not stored, but whose time is remembered."""
 
 _REVALIDATED = "clamproxy; fwd=stale; fwd-status=304"
 _FILES = "the feeds' files"
@@ -81,21 +82,23 @@ class Feeds:
     Args:
         directory: for the files of feeds, below the cache directory; created when it is needed.
         settings: the configuration.
-        notes: where cool-downs are kept.
+        notes: gives the notes on a topic, where cool-downs and what is missing are kept.
         count_upstream: called with the requests to feeds and the bytes of their bodies, from any thread.
         via: names this gateway in the Via field of requests to feeds.
         link: what files are read over; by default, one without a limit.
+        machine: the leases of the processes that share the directory; None: there are no others.
     """
 
     def __init__(
         self,
         directory: Path,
         settings: Settings,
-        notes: Notes,
+        notes: Callable[[str], Notes],
         count_upstream: Callable[[int, int], None],
         via: str,
         clock: Clock = time,
         link: Link | None = None,
+        machine: Leases | None = None,
     ) -> None:
         self._via = via
         self._clock = clock
@@ -103,12 +106,11 @@ class Feeds:
         self._fetcher = Fetcher(settings, count_upstream, link)
         self._writer = Writer()
         self._store = FeedStore(directory, settings.feeds.size_limit, self._writer.submit)
-        self._cooldowns = FeedCooldowns(notes, clock.time)
+        self._turns = None if machine is None else Turns(machine, self._store)
+        self._cooldowns = FeedCooldowns(notes("feed/cooldown"), clock.time)
         self._counts = Counts()
-        self._missing = NegativeCache[str](clock.monotonic)
+        self._missing = NegativeCache[str](clock.monotonic, notes("feed/missing"), now=clock.time)
         self._unshareable = NegativeCache[str](clock.monotonic)
-        self._unstored: dict[str, float] = {}
-        """When a response that may not be stored last arrived; Unix seconds."""
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._running: dict[str, FeedTransfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -254,8 +256,7 @@ class Feeds:
 
     def _keeps_step(self, entry: StoredResponse, key: str, now: float) -> bool:
         """Like `pairs.keeps_step`, but also counts what clients were given that is not stored, or not yet."""
-        running, other = self._running.get(key), self._store.get(key)
-        given_at = max(running.arriving_since if running else 0.0, self._unstored.get(key, 0.0))
+        given_at, other = self._store.given.at(key), self._store.get(key)
         if entry.head.requested_at < given_at:
             return False
         return other is None or pairs.keeps_step(entry, other, now)
@@ -282,13 +283,13 @@ class Feeds:
             with transfer:
                 outcome = await transfer.ready()
                 if running is None or self._is_for(ask, outcome, transfer):
-                    return self._from_outcome(ask, transfer, outcome, collapsed=running is not None)
+                    collapsed = running is not None or outcome.is_collapsed
+                    return self._from_outcome(ask, transfer, outcome, collapsed=collapsed)
         # The feed can judge the client's own copy only if such copies never come from here.
         own = _conditions(ask.request.headers) if ask.key in self._unshareable else None
         plan = Plan(ask.target, ask.key, ask.sent, ask.request.headers, conditions=own)
         with self._begin(plan, shared=False) as transfer:
             outcome = await transfer.ready()
-            self._note_unstored(ask.key, outcome)
             response = self._from_outcome(ask, transfer, outcome, collapsed=False)
         response.headers["Cache-Status"] = _BYPASS
         return response
@@ -318,13 +319,16 @@ class Feeds:
         response = self._from_entry(ask, outcome.confirmed, result)
         if response is None:
             raise OriginError(FailureKind.LOCAL, "the stored file is gone")
-        response.headers["Cache-Status"] = _REVALIDATED + ("; collapsed" if collapsed else "")
+        stored = transfer.plan.stored
+        if stored is not None and stored.body_name == outcome.confirmed.body_name:
+            response.headers["Cache-Status"] = _REVALIDATED + ("; collapsed" if collapsed else "")
         return response
 
     def _begin(self, plan: Plan, *, shared: bool = True) -> FeedTransfer:
         if len(self._tasks) >= MAX_TRANSFERS:
             raise OriginError(FailureKind.LOCAL, "too many transfers at once")
-        transfer = FeedTransfer(plan, self._fetcher, self._store, self._slots)
+        turns = self._turns if shared else None
+        transfer = FeedTransfer(plan, self._fetcher, self._store, self._slots, turns)
         if shared:
             self._running[plan.key] = transfer
         task = asyncio.create_task(self._run(transfer), name=f"transfer from {plan.target.place}")
@@ -340,14 +344,14 @@ class Feeds:
             self._cooldowns.succeeded(target.server, key)
             self._missing.add(key, MISSING_TTL)
         except OriginError as error:
+            if transfer.is_collapsed and self._cooldowns.check(target.server, key) is not None:
+                return  # the process that has asked has noted it for all
             delay = self._cooldowns.failed(target.server, key, error.failure, str(error), error.retry_after)
             logger.warning("%s does not deliver (%s); next try in %.0f s.", target.place, error, delay)
         else:
             self._cooldowns.succeeded(target.server, key)
             self._missing.discard(key)
             self._note_shareable(transfer.plan, outcome)
-            if self._store.get(key) is None:
-                self._note_unstored(key, outcome)
         finally:
             if self._running.get(key) is transfer:
                 del self._running[key]
@@ -357,14 +361,6 @@ class Feeds:
             self._unshareable.discard(plan.key)
         elif outcome.status != 304 and not sharing_rules.wants_no_store(plan.request):
             self._unshareable.add(plan.key, UNSHAREABLE_TTL)
-
-    def _note_unstored(self, key: str, outcome: FetchOutcome) -> None:
-        if outcome.status != 200:
-            return
-        self._unstored.pop(key, None)
-        self._unstored[key] = outcome.head.received_at
-        if len(self._unstored) > MOST_UNSTORED:
-            del self._unstored[next(iter(self._unstored))]
 
 
 def _conditions(headers: Headers) -> dict[str, str]:

@@ -208,6 +208,12 @@ def _peer(figures: Figures) -> Found:
             yield peer["name"], None if peer["up"] is None else peer["reason"]
 
 
+def _fleet_store(figures: Figures) -> Found:
+    store = figures["fleet_store"]
+    if store is not None and store["failure"] is not None:
+        yield "", store["failure"]
+
+
 RULES = (
     Rule(
         "ClamproxyNotReady",
@@ -308,6 +314,13 @@ RULES = (
         "another gateway doesn't answer",
         "Its machines get no updates if it is down. Check its service, and fleet.peers.",
         _peer,
+    ),
+    Rule(
+        "ClamproxyFleetStoreDown",
+        Severity.WARNING,
+        "the object store can't be used",
+        "Each gateway works alone, and asks the origin for itself. `clamproxy doctor` says what is wrong.",
+        _fleet_store,
     ),
     Rule(
         "ClamproxyEndOfLifeClients",

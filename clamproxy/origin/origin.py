@@ -19,6 +19,7 @@ from clamproxy.origin.proxy_auth import admission_to
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.sharing.bucket import Bucket
 from clamproxy.sharing.leases import ALONE, Leases
 
 
@@ -47,6 +48,7 @@ class Origin:
         clock: Clock = time,
         link: Link | None = None,
         leases: Leases = ALONE,
+        bucket: Bucket | None = None,
     ) -> Origin:
         """Make all parts; nothing is asked yet.
 
@@ -59,6 +61,7 @@ class Origin:
             sighted: with DNS, is told a database and its version whenever the origin's header gives one.
             link: what files are read over; by default, one without a limit.
             leases: of the processes that share them, one looks up a name or probes for a header.
+            bucket: of the site; None if there are no other gateways.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
@@ -100,7 +103,7 @@ class Origin:
                 notes("head"),
                 sighted if settings.asks_dns else learnt,
                 clock,
-                ProbeTurns(leases),
+                ProbeTurns(leases, bucket),
                 notes("headless"),
             ),
             cooldowns=cooldowns,

@@ -11,13 +11,16 @@ from typing import Any
 
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
+from clamproxy.objects import Kind, ObjectId
+from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, OriginError
-from clamproxy.origin.learnt import failure_found, failure_left
+from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.policy import plausible
+from clamproxy.sharing import leases as contract
 from clamproxy.sharing.bucket import Bucket
 from clamproxy.sharing.bucket_errors import BucketError
 from clamproxy.sharing.exchange import CLIENTS_WAIT
-from clamproxy.sharing.leases import Ending, Lease, Leases
+from clamproxy.sharing.leases import Lease, Leases
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +56,10 @@ class ProbeTurns:
             return await ask(), True
         while (lease := await self._leases.take(name)) is None:
             outcome = await self._leases.wait(name, deadline - time.monotonic())
-            if outcome.ending is not Ending.RELEASED:
+            if outcome.ending is not contract.Ending.RELEASED:
                 return await ask(), True
-            if (failure := failure_found(outcome.learnt, agent)) is not None:
-                raise failure
+            if (found := ending_found(outcome.learnt, agent)) is not None:
+                found.turn(ObjectId(database, 0, Kind.CVD), 0)
             if (header := _header_in(outcome.learnt, wanted)) is not None:
                 return header, False
         self._asking.add(database)
@@ -76,10 +79,10 @@ class ProbeTurns:
                 await self._note(database, header)
             learnt = _as_json(header)
         except NotFoundError as error:
-            learnt = failure_left(None, str(error), agent)
+            learnt = ending_left(Ending(str(error)))
             raise
         except OriginError as error:
-            learnt = failure_left(error.failure, str(error), agent, error.retry_after)
+            learnt = ending_left(Ending(str(error), error.failure, agent, error.retry_after))
             raise
         finally:
             lease.release(learnt)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from clamproxy.cache.partial import NoRoomError, Validators
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
@@ -20,12 +20,14 @@ from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import LARGEST, Arrival, turn_to
-from clamproxy.origin.learnt import failure_found, object_found, object_left
+from clamproxy.origin.endings import Ending
+from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.origin.scope import CancelScope
+from clamproxy.sharing import leases
 from clamproxy.sharing.bucket import Download
 from clamproxy.sharing.bucket_errors import BucketError
 from clamproxy.sharing.exchange import NOBODY_WAITS, left_to_wait
-from clamproxy.sharing.leases import Ending, Learnt, Lease, Outcome
+from clamproxy.sharing.leases import Lease, Outcome
 from clamproxy.sharing.shared_objects import SharedObjects, last_modified
 from clamproxy.threads import in_thread
 
@@ -43,7 +45,6 @@ class Fetching(Protocol):
     requester: Requester
     for_client: bool
     """Whether a client is waiting."""
-    published: bool
 
     @property
     def arrival(self) -> Arrival: ...
@@ -60,14 +61,14 @@ class Fetching(Protocol):
     async def verify_and_publish(self) -> bool:
         """Finish; returns False if the bucket's bytes were wrong, and nothing has arrived any more."""
 
-    async def withdraw(self, reason: str) -> None:
+    def withdraw(self, reason: str) -> None:
         """Forget what has arrived, because the bucket's bytes are wrong. Raises if readers follow."""
 
     def go_on_in_memory(self, error: Exception) -> None:
         """Continue without the disk, from the beginning, or raise the error."""
 
-    def left_after(self, error: Exception) -> Learnt:
-        """What to leave for other gateways after an error."""
+    def ending_after(self, error: Exception) -> Ending | None:
+        """What an error means for others that wait for the object."""
 
 
 class SiteFetch:
@@ -79,10 +80,10 @@ class SiteFetch:
         self._client_since: float | None = None
 
     async def run(self) -> None:
-        """Bring the object and publish it. Raises what the transfer's methods raise.
+        """Bring the object and publish it.
 
         Raises:
-            NotFoundError, OriginError: another gateway got this from the origin just now.
+            Exception: what the transfer's methods raise, or what another gateway just got from the origin.
         """
         transfer, since, is_fresh = self._transfer, time.monotonic(), False
         while not await self._take(is_fresh=is_fresh):
@@ -91,33 +92,35 @@ class SiteFetch:
             if (lease := await self._shared.take_turn(arrival.object_id)) is not None:
                 return await self._fetch_for_all(lease)
             outcome = await self._wait(arrival.object_id, since)
-            if outcome.ending is not Ending.RELEASED:
+            if outcome.ending is not leases.Ending.RELEASED:
                 name = arrival.object_id.file_name
                 logger.info("%s is fetched without waiting for another gateway any longer.", name)
                 await transfer.fetch_from_origin()
                 return self._shared.upload_soon(arrival.object_id)
-            if (failure := failure_found(outcome.learnt, transfer.requester.version)) is not None:
-                raise failure
-            turn_to(arrival, object_found(outcome.learnt, arrival.object_id, arrival.oldest))
+            ending = ending_found(outcome.learnt, transfer.requester.version)
+            # Another gateway may have wanted, and got, a version that is too old here.
+            if ending is not None and (ending.version is None or ending.version >= arrival.oldest):
+                turn_to(arrival, ending.turn(arrival.object_id, arrival.oldest))
             is_fresh = True
         return None
 
     async def _fetch_for_all(self, lease: Lease) -> None:
-        transfer, learnt, was_fetched = self._transfer, dict[str, Any](), False
+        transfer, ending, was_fetched = self._transfer, None, False
         try:
             # Another gateway may have uploaded it just before this one got the lease.
             if not await self._take(is_fresh=True):
                 await transfer.fetch_from_origin()
                 was_fetched = True
         except Exception as error:
-            learnt = transfer.left_after(error)
+            ending = transfer.ending_after(error)
             raise
         finally:
             if was_fetched:
                 object_id = transfer.arrival.object_id
-                self._shared.upload_soon(object_id, lease, object_left(object_id))
+                done = Ending(f"{object_id.file_name} was fetched", version=object_id.version)
+                self._shared.upload_soon(object_id, lease, ending_left(done))
             else:
-                lease.release(learnt)
+                lease.release(ending_left(ending))
 
     async def _wait(self, object_id: ObjectId, since: float) -> Outcome:
         """Wait for another gateway's transfer, but no longer than a client can wait."""
@@ -125,7 +128,7 @@ class SiteFetch:
         try:
             while (left := self._left(since)) > 0 and not waiting.done():
                 await asyncio.wait({waiting}, timeout=min(left, _LOOK_EVERY))
-            return waiting.result() if waiting.done() else Outcome(Ending.HELD)
+            return waiting.result() if waiting.done() else Outcome(leases.Ending.HELD)
         finally:
             waiting.cancel()
 
@@ -150,12 +153,12 @@ class SiteFetch:
             logger.debug("%s can't be taken: %s", arrival.object_id.file_name, error)
             return False
         except InvalidObject as error:
-            await transfer.withdraw(str(error))
-            return transfer.published
+            transfer.withdraw(str(error))
+            return False
         except (OSError, NoRoomError) as error:
             transfer.go_on_in_memory(error)
             return False
-        return await transfer.verify_and_publish() or transfer.published
+        return await transfer.verify_and_publish()
 
 
 async def _receive(download: Download, arrival: Arrival, progress: Callable[[], None]) -> None:

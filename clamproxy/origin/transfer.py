@@ -1,6 +1,7 @@
 """Transfers: downloads of ClamAV's objects, resumed where they were interrupted, verified, then published.
 
-Readers follow the partial file. They never get its last bytes before verification has passed.
+Readers follow the partial file. They never get its last bytes before verification has passed. If another
+process of this machine fetches the object already, its file is followed instead (`following`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ import asyncio
 import logging
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from clamproxy.cache.held import is_small
-from clamproxy.cache.partial import BusyError, NoRoomError, Validators
+from clamproxy.cache.partial import NoRoomError, Validators
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.config.units import MIB
@@ -27,11 +27,11 @@ from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, OriginError, RangeError
-from clamproxy.origin.learnt import failure_left
+from clamproxy.origin.following import Following
 from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
-from clamproxy.sharing.leases import Learnt
 from clamproxy.sharing.shared_objects import SharedObjects
 from clamproxy.threads import Writer, in_thread
 
@@ -47,7 +47,6 @@ MAX_BREAKS = 6
 PROGRESS = MIB
 """Bytes that count as progress."""
 _FIRST_PAUSE = 0.2
-_BUSY_PAUSE = 0.2
 
 
 class TransferError(Exception):
@@ -118,12 +117,12 @@ class Transfer(Download[None]):
         self.barred: Exception | None = None
         """Why the origin must not be asked: only the bucket is. None if it may be."""
         self._expected = expected
-        self._oldest = expected.version if oldest is None else oldest
         self._resources = resources
-        self.asked_at = self._loop.time()
-        """Loop time at which the object was first requested."""
+        self._following = Following(
+            resources.store, expected, expected.version if oldest is None else oldest, requester, self._look
+        )
+        self._begun_at = self._loop.time()
         self._kicked = asyncio.Event()
-        self._arrival: Arrival | None = None
         self._current: Attempt | None = None
         self._heard_at = time.monotonic()
 
@@ -133,6 +132,16 @@ class Transfer(Download[None]):
     def object_id(self) -> ObjectId:
         """The object being fetched; final once the transfer is ready."""
         return self._arrival.object_id if self._arrival else self._expected
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process fetches the object for all, or has; then the origin isn't asked here."""
+        return self._following.is_shared
+
+    @property
+    def asked_at(self) -> float:
+        """Loop time at which the object was first requested, here or by another process."""
+        return min(self._begun_at, self._loop.time() - self._following.asked_for)
 
     @property
     def have(self) -> int:
@@ -183,14 +192,12 @@ class Transfer(Download[None]):
     # The task
 
     async def _fetch(self) -> None:
-        self._arrival = await self._claim()
-        if self._arrival and self._resources.shared is None:
+        if await self._claim() is None:
+            return
+        if self._resources.shared is None:
             await self.fetch_from_origin()
-        elif self._arrival and self._resources.shared is not None:
-            try:
-                await SiteFetch(self._resources.shared, self).run()
-            except OriginError as error:
-                raise TransferError(error.failure, str(error), error.retry_after) from error
+        else:
+            await SiteFetch(self._resources.shared, self).run()
 
     def _readable(self, last: int | None) -> int:
         size = self._validators.size or 0
@@ -213,12 +220,36 @@ class Transfer(Download[None]):
                 )
             case NotFoundError() | TransferError():
                 return error
+            case OriginError():
+                return TransferError(error.failure, str(error), error.retry_after)
         return self._local_failure(error)
 
     def _end(self) -> None:
         """Release the partial file. What has arrived stays on disk, to be resumed."""
         if self._arrival:
+            if (ending := self._ending()) is not None:
+                self._arrival.partial.leave(ending.to_json())
             self._arrival.partial.release()
+
+    def _ending(self) -> Ending | None:
+        """What other processes that wait for the object have to know; None if one of them should go on."""
+        return None if self.is_shared or self._error is None else self.ending_after(self._error)
+
+    def ending_after(self, error: Exception) -> Ending | None:
+        """The ending of this transfer with an error; None if that concerns nobody else."""
+        agent = self.requester.version
+        match error:
+            case Exception() if error is self.barred:
+                return None
+            case NotFoundError():
+                return Ending(str(error))
+            case TransferError(failure=FailureKind.LOCAL):
+                return None
+            case TransferError(failure=FailureKind.INTERRUPTED) if not self.for_client:
+                return None
+            case TransferError():
+                return Ending(str(error), error.failure, agent, error.retry_after, error.needed)
+        return None
 
     def _local_failure(self, error: BaseException) -> TransferError:
         """The TransferError for something that went wrong here, not at the origin."""
@@ -233,20 +264,15 @@ class Transfer(Download[None]):
 
     async def _claim(self) -> Arrival | None:
         """Claim the partial file; None if another process has published the object in the meantime."""
-        partial = None
-        while partial is None:
-            with suppress(BusyError):
-                partial = self._resources.store.claim_partial(self._expected)
-            if (found := self._resources.store.open(self._expected)) is not None:
-                found.close()
-                if partial:
-                    partial.discard()
-                    partial.release()
-                self.published = True
-                return None
-            if partial is None:
-                await asyncio.sleep(_BUSY_PAUSE)
-        return Arrival(self._expected, self._oldest, partial)
+        arrival = await self._following.claim()
+        if arrival is None:
+            self.is_verified = self.published = True
+        return arrival
+
+    def _look(self) -> None:
+        """Another process has added to the file: so may the readers here go on."""
+        self._on_progress()
+        self.wake()
 
     @property
     def is_from_origin(self) -> bool:
@@ -271,7 +297,7 @@ class Transfer(Download[None]):
             await self._fetch_all(self.arrival)
             await self.verify_and_publish()
 
-    async def withdraw(self, reason: str) -> None:
+    def withdraw(self, reason: str) -> None:
         """Forget what has arrived, because what came from the bucket is wrong.
 
         Raises:
@@ -280,22 +306,11 @@ class Transfer(Download[None]):
         arrival, shared = self.arrival, self._resources.shared
         if shared is not None and arrival.shared_etag is not None:
             shared.reject(arrival.object_id, arrival.shared_etag)
-        arrival.partial.discard()
         if arrival.followed:
+            arrival.partial.discard()
             raise WithdrawnError(FailureKind.LOCAL, f"the object store's copy is wrong: {reason}")
-        arrival.partial.release()
-        self._expected = arrival.object_id
-        self._arrival = await self._claim() or arrival
-
-    def left_after(self, error: Exception) -> Learnt:
-        """What to leave for other gateways that wait for this object, after an error."""
-        agent = self.requester.version
-        match error:
-            case NotFoundError():
-                return failure_left(None, str(error), agent)
-            case TransferError():
-                return failure_left(error.failure, str(error), agent, error.retry_after)
-        return {}
+        arrival.partial.begin(Validators(None, None, None))
+        arrival.shared_etag = None
 
     async def _fetch_all(self, arrival: Arrival) -> None:
         patience = _Patience(arrival, self)
@@ -324,7 +339,7 @@ class Transfer(Download[None]):
             raise error
         arrival.partial.discard()
         arrival.partial.release()
-        arrival.partial = store.claim_partial(arrival.object_id, unnamed=True)
+        arrival.partial = store.open_partial(arrival.object_id, unnamed=True)
 
     async def _attempt(self, arrival: Arrival) -> None:
         """Use one connection, and watch it.
@@ -393,7 +408,7 @@ class Transfer(Download[None]):
             logger.warning("%s was rejected and quarantined: %s", object_id.file_name, reason)
             await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
             if arrival.shared_etag is not None:
-                await self.withdraw(str(error))
+                self.withdraw(str(error))
                 return False
             partial.discard()
             raise TransferError(FailureKind.BAD_CONTENT, reason) from error
@@ -409,6 +424,10 @@ class Transfer(Download[None]):
         if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
             self._arrival.followed = True
             self._set_ready(None)
+
+    @property
+    def _arrival(self) -> Arrival | None:
+        return self._following.arrival
 
     @property
     def _validators(self) -> Validators:

@@ -15,6 +15,7 @@ from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.following import settled
 from clamproxy.origin.transfer import Resources, Transfer, TransferError, WithdrawnError
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,9 @@ class Transfers:
     async def settle(self, object_id: ObjectId) -> None:
         """Wait until an object is published, if its readers may already have all of it."""
         transfer = self._running.get(object_id) or self._turned_to(object_id)
-        if transfer is not None and transfer.is_verified:
+        if transfer is None or transfer.is_shared:
+            await settled(self._resources.store, object_id)
+        elif transfer.is_verified:
             with suppress(NotFoundError, TransferError):
                 await transfer.finish()
 
@@ -243,9 +246,10 @@ class Transfers:
             self._missing.add(object_id, self._negative_ttl(object_id))
         except TransferError as error:
             self._note_failure(object_id, transfer, error)
-            self._after_failure(object_id, error.failure)
+            if not transfer.is_shared:
+                self._after_failure(object_id, error.failure)
         else:
-            if transfer.is_from_origin:
+            if transfer.is_from_origin and not transfer.is_shared:
                 self._cooldowns.succeeded(path, transfer.requester.version, asked_at=asked_at)
             self._after_publishing(transfer.object_id)
         finally:
@@ -259,9 +263,15 @@ class Transfers:
         path, agent = object_id.upstream_path, transfer.requester.version
         if error.needed:
             self._needed[path] = error.needed
+        if transfer.is_shared and self._is_noted(error, path, agent):
+            return
         cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
         wait = cooldown.until - self._clock.time()
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
+
+    def _is_noted(self, error: TransferError, path: str, agent: str) -> bool:
+        """Whether a failure that another process has met, and notes for all, needs no note here."""
+        return error.failure is FailureKind.CHANGED or self._cooldowns.check(path, agent) is not None
 
     def stop(self) -> None:
         """Cancel all transfers. What has arrived stays on disk and is resumed after the next start."""

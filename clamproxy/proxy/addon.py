@@ -38,6 +38,7 @@ from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
 from clamproxy.releases.holds import HoldsError
 from clamproxy.service import Service, Surroundings
+from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,8 @@ class ClamProxy:
             logger.info("The configuration has not changed.")
             return ReloadOutcome()
         self._check_place(settings)
+        if settings.fleet_store is not None and settings.fleet_store != old.settings.fleet_store:
+            await require_usable(settings.fleet_store)
         outcome = ReloadOutcome(
             tuple(changes(old.settings, settings)), tuple(self._remarks(old.settings, settings))
         )

@@ -98,6 +98,8 @@ class Ceilings:
         self._is_lost = False
         """Whether the file is lost, and couldn't be written anew yet."""
         self._is_retired = False
+        self._informed = asyncio.Event()
+        self._informed.set()
         self._holds = read_holds(directory) if known is None else self._read(known)
         self._seen_mark, self._looked_at = self._mark, 0.0
         self._told = set(self._holds.changes)
@@ -121,6 +123,18 @@ class Ceilings:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    def wait_for_others(self) -> None:
+        """Let nobody be served until `look` was called: other gateways may hold what this one would show."""
+        self._informed.clear()
+
+    @property
+    def are_known(self) -> bool:
+        return self._informed.is_set()
+
+    async def known(self) -> None:
+        """Wait until the ceilings are known; that takes some seconds at most."""
+        await self._informed.wait()
 
     def of(self, database: str, address: str = "") -> int | None:
         """The highest version of a database that a client is shown; None if that isn't limited. Quick.
@@ -228,6 +242,7 @@ class Ceilings:
     # Noticing changes
 
     async def _run(self) -> None:
+        await self._informed.wait()
         while True:
             try:
                 await self.look()
@@ -243,6 +258,7 @@ class Ceilings:
         await self._notice_holds()
         self._hear_others()
         self._correct_times()
+        self._informed.set()
 
     async def _notice_holds(self) -> None:
         if (mark := stamp_of(self._path)) == self._mark and not self._is_lost:

@@ -70,7 +70,7 @@ class Delivery:
             raise TimeoutError
         async with asyncio.timeout_at(until):
             transfer, joined = await self._transfers.ready(object_id, requester, oldest)
-            result = Result.COLLAPSED if joined else Result.MISS
+            result = Result.COLLAPSED if joined or transfer.is_shared else Result.MISS
             if verified:
                 await transfer.finish()
             found = transfer.object_id

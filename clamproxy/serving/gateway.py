@@ -65,6 +65,7 @@ class Gateway:
         Source: docs/protocol.md, trap 20.
         """
         try:
+            await self._ceilings.known()
             return self.answer_at_once(request) or await self._dispatch(request)
         except KnownMissingError as error:
             return plain(404, Result.NEGATIVE, str(error))

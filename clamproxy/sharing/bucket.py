@@ -11,8 +11,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from obstore import GetResult, PutMode
     from obstore.store import ObjectStore
 
+KINDS = ("get", "create", "replace", "put", "list", "delete", "download", "upload", "check")
+"""Of calls, as they are counted."""
+type Count = Callable[[str, bool], object]
+
 CALL_LIMIT = 3.0
 """Seconds for a call with a small document. A client may be waiting for its end."""
 LIST_LIMIT = 10.0
@@ -35,6 +38,8 @@ LEAST_SPEED = MIB
 """Bytes per second below which, on average, a big object is too slow: the origin is not slower."""
 LARGEST_DOCUMENT = 4 * MIB
 """Bytes of the largest document that `Bucket.get` reads."""
+MOST_VERSIONS = 1000
+"""Of how many documents the versions are known; those that were used last."""
 PART = 8 * MIB
 """Bytes of the parts of big objects. Two of them are in memory at a time."""
 CHUNK = MIB // 4
@@ -75,31 +80,30 @@ class Listed:
     """When it was written, by the store's clock, in Unix seconds."""
 
 
-@dataclass(slots=True)
-class Figures:
-    """What has been asked of the store since the process began."""
-
-    requests: dict[str, int] = field(default_factory=dict)
-    """By kind, such as ``get``."""
-    failures: dict[str, int] = field(default_factory=dict)
-
-
 class Bucket:
     """One prefix of an object store. Event loop only; owns the task that checks whether it is back.
 
     Args:
         store: gives access to what is below the prefix.
         name: its URL, for logs and people.
+        count: is told of each call: its kind, one of `KINDS`, and whether it failed.
     """
 
-    def __init__(self, store: ObjectStore, name: str) -> None:
+    def __init__(self, store: ObjectStore, name: str, count: Count = lambda _, __: None) -> None:
         self._store = store
         self.name = name
         self.condition = BucketCondition(name)
-        self.figures = Figures()
+        self._count = count
+        self._replaces_by_version = name.startswith("gs:")
+        self._versions: dict[str, tuple[str, str]] = {}
+        """By path: the last known ETag, and the version that Google Cloud Storage wants instead."""
         self._check_after = CHECK_AFTER
-        self._recovered_at = 0.0
+        self._recovered_at = -STEADY
         self._checks: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Find out whether the store can be used. Until that is known, it counts as usable."""
+        self._begin_to_check(0)
 
     def stop(self) -> None:
         """Check no more. Calls that are under way go on."""
@@ -134,7 +138,7 @@ class Bucket:
         Raises:
             BucketError: the store can't be used, or it is unknown whether the document was written.
         """
-        return await self._call("replace", CALL_LIMIT, lambda: self._write(path, content, {"e_tag": etag}))
+        return await self._call("replace", CALL_LIMIT, lambda: self._replace(path, content, etag))
 
     async def put(self, path: str, content: bytes) -> str:
         """Write a document, whatever is there.
@@ -218,12 +222,7 @@ class Bucket:
         Raises:
             BucketError: the store can't be used.
         """
-        path = f"checks/{secrets.token_hex(8)}"
-        try:
-            return await self._bounded("check", 2 * CALL_LIMIT, lambda: self._try_conditions(path))
-        finally:
-            with suppress(BucketError):
-                await self._bounded("delete", CALL_LIMIT, lambda: self._delete(path))
+        return await self._bounded("check", 2 * CALL_LIMIT, self._try_conditions)
 
     async def _call[T](self, kind: str, limit: float, call: Callable[[], Awaitable[T]]) -> T:
         if (trouble := self.condition.state) is not None:
@@ -238,44 +237,55 @@ class Bucket:
         """Make one call, and count it. Any error of the store becomes a `BucketError`."""
         from obstore.exceptions import BaseError
 
-        self.figures.requests[kind] = self.figures.requests.get(kind, 0) + 1
         try:
             async with asyncio.timeout(limit):
-                return await call()
+                result = await call()
         except TimeoutError:
             reason = f"no response within {limit:.0f} seconds"
         except BucketError as error:
             reason = str(error)
         except (BaseError, FileNotFoundError, NotImplementedError, ValueError) as error:
             reason = in_one_line(error)
-        self.figures.failures[kind] = self.figures.failures.get(kind, 0) + 1
+        else:
+            self._count(kind, False)
+            return result
+        self._count(kind, True)
         raise BucketError(f"{kind} failed: {reason}")
 
     def _failure(self, kind: str, reason: str) -> BucketError:
         """Note a failure that was seen outside of `_call`."""
-        self.figures.failures[kind] = self.figures.failures.get(kind, 0) + 1
+        self._count(kind, True)
         self._note_failure(f"{kind} failed: {reason}")
         return BucketError(f"{self.name}: {kind} failed: {reason}")
 
     def _note_failure(self, reason: str) -> None:
         self.condition.failed(reason)
         if self._checks is None or self._checks.done():
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._recovered_at > STEADY:
+            if asyncio.get_running_loop().time() - self._recovered_at > STEADY:
                 self._check_after = CHECK_AFTER
-            self._checks = loop.create_task(self._check_until_back(), name="checks of the object store")
+            self._begin_to_check(self._check_after)
 
-    async def _check_until_back(self) -> None:
-        while self.condition.state is not None:
-            await asyncio.sleep(self._check_after)
-            self._check_after = min(2 * self._check_after, CHECK_AFTER_MOST)
-            with suppress(BucketError):
+    def _begin_to_check(self, after: float) -> None:
+        self._checks = asyncio.get_running_loop().create_task(
+            self._check_until_usable(after), name="checks of the object store"
+        )
+
+    async def _check_until_usable(self, after: float) -> None:
+        """Check until the outcome is clear: the store can be used, or will never be."""
+        while True:
+            await asyncio.sleep(after)
+            try:
                 missing = await self.check()
-                if missing is None:
-                    self._recovered_at = asyncio.get_running_loop().time()
-                    self.condition.recovered()
-                else:
-                    self.condition.failed(missing, is_lasting=True)
+            except BucketError as error:
+                self.condition.failed(str(error))
+                self._check_after = after = min(2 * self._check_after, CHECK_AFTER_MOST)
+                continue
+            if missing is None:
+                self._recovered_at = asyncio.get_running_loop().time()
+                self.condition.recovered()
+            else:
+                self.condition.failed(missing, is_lasting=True)
+            return
 
     async def _read(self, path: str) -> Stored | None:
         result = await self._open(path)
@@ -287,7 +297,9 @@ class Bucket:
         content = bytes(await result.buffer_async())
         if len(content) != meta["size"]:
             raise BucketError(f"{path} has {len(content)} bytes, not the {meta['size']} it should have")
-        return Stored(content, _etag(meta["e_tag"]), meta["last_modified"].timestamp())
+        etag = _etag(meta["e_tag"])
+        self._remember(path, etag, meta["version"])
+        return Stored(content, etag, meta["last_modified"].timestamp())
 
     async def _open(self, path: str) -> GetResult | None:
         import obstore
@@ -309,7 +321,26 @@ class Bucket:
             )
         except (AlreadyExistsError, PreconditionError):
             return None
-        return _etag(result["e_tag"])
+        etag = _etag(result["e_tag"])
+        self._remember(path, etag, result["version"])
+        return etag
+
+    async def _replace(self, path: str, content: bytes, etag: str) -> str | None:
+        if not self._replaces_by_version:
+            return await self._write(path, content, {"e_tag": etag})
+        if self._versions.get(path, ("", ""))[0] != etag:
+            await self._read(path)
+        known, version = self._versions.get(path, ("", ""))
+        return (
+            await self._write(path, content, {"e_tag": etag, "version": version}) if known == etag else None
+        )
+
+    def _remember(self, path: str, etag: str, version: str | None) -> None:
+        self._versions.pop(path, None)
+        if version is not None and self._replaces_by_version:
+            self._versions[path] = (etag, version)
+            if len(self._versions) > MOST_VERSIONS:
+                del self._versions[next(iter(self._versions))]
 
     async def _list(self, prefix: str) -> dict[str, Listed]:
         import obstore
@@ -354,14 +385,22 @@ class Bucket:
             return True
         return False
 
-    async def _try_conditions(self, path: str) -> str | None:
+    async def _try_conditions(self) -> str | None:
+        path = f"checks/{secrets.token_hex(8)}"
         first = await self._write(path, b"1", "create")
         if first is None:
             raise BucketError("a document of random name exists already")
+        try:
+            return await self._find_missing(path, first)
+        finally:
+            await self._delete(path)
+
+    async def _find_missing(self, path: str, first: str) -> str | None:
+        """What the store can't do with a document that has just been written, with this ETag."""
         if await self._write(path, b"2", "create") is not None:
             return "it has no create-only writes (If-None-Match: *), which leases need"
-        second = await self._write(path, b"3", {"e_tag": first})
-        if second is None or await self._write(path, b"4", {"e_tag": first}) is not None:
+        second = await self._replace(path, b"3", first)
+        if second is None or await self._replace(path, b"4", first) is not None:
             return "it has no conditional replacement (If-Match), which leases need"
         read = await self._read(path)
         if read is None or (read.content, read.etag) != (b"3", second):
@@ -415,7 +454,7 @@ class Download:
             raise self._failure(in_one_line(error)) from error
 
 
-def open_bucket(url: str) -> Bucket:
+def open_bucket(url: str, count: Count = lambda _, __: None) -> Bucket:
     """The bucket of a URL such as ``s3://bucket/prefix``. Asks nothing.
 
     The environment gives credentials, region and endpoint: ``AWS_...``, ``GOOGLE_...`` or ``AZURE_...``.
@@ -439,7 +478,7 @@ def open_bucket(url: str) -> Bucket:
         store = from_url(url, config=config, client_options=options, retry_config=retries)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise BucketError(f"{url}: {in_one_line(error)}") from None
-    return Bucket(store, url)
+    return Bucket(store, url, count)
 
 
 def _is_set(variable: str) -> bool:

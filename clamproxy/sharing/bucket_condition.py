@@ -29,6 +29,8 @@ class BucketCondition:
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.time) -> None:
+        self.changed: Callable[[], object] = lambda: None
+        """Is called after each change of the state."""
         self._name = name
         self._clock = clock
         self._state: BucketTrouble | None = None
@@ -46,9 +48,11 @@ class BucketCondition:
             logger.warning(
                 "The object store can't be used, so this gateway works alone: %s", self._state.reason
             )
+            self.changed()
 
     def recovered(self) -> None:
         """Note that the store can be used."""
         if self._state is not None:
             logger.warning("The object store can be used again: %s", self._name)
-        self._state = None
+            self._state = None
+            self.changed()

@@ -91,7 +91,6 @@ class NoteExchange:
         store: has the notes, and gets those of others.
         leases: among the processes of the machine.
         report: this gateway's own.
-        is_following: whether this gateway follows releases for the site, and so cleans up as well.
     """
 
     def __init__(
@@ -100,14 +99,12 @@ class NoteExchange:
         store: Store,
         leases: Leases,
         report: Report = _no_report,
-        is_following: Callable[[], bool] = lambda: False,
         clock: Clock = time,
     ) -> None:
         self._bucket = bucket
         self._store = store
         self._leases = leases
         self._report = report
-        self._is_following = is_following
         self._clock = clock
         self._own = OwnDocument(bucket, store.records, clock)
         self._reports = Reports(store.directory)
@@ -197,8 +194,7 @@ class NoteExchange:
             del others[gateway]
             await self._forget(gateway)
         self._looked_at, self._looked_for = began_at, began
-        if self._is_following():
-            await self._delete_old(others, listed)
+        await self._delete_old(others, listed)
 
     async def _look_at(self, gateway: str, known: _Gateway, document: Listed, elapsed: float) -> None:
         if document.etag != known.etag:
@@ -299,7 +295,7 @@ class NoteExchange:
         return found
 
     async def _delete_old(self, others: Mapping[str, _Gateway], listed: Mapping[str, Listed]) -> None:
-        """Delete what gateways have left that have been gone for a day."""
+        """Delete what gateways have left that have been gone for a day; others may be quicker."""
         for gateway in [one for one, known in others.items() if known.is_gone]:
             note = self._store.note(f"{_GONE}{gateway}")
             if note is None or 0 <= self._clock.time() - note[1] < DELETE_AFTER:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from clamproxy.sharing.leases import Ending, Learnt, Lease, Leases, Outcome
 
-SITE_WIDE = frozenset({"follow", "probe", "fetch", "build"})
+SITE_WIDE = frozenset({"follow", "probe", "fetch", "build", "tend"})
 """The first words of leases that only one gateway of a site should have: their work costs the origin
-requests, or others minutes of a processor. Any other work is a machine's own."""
+requests, or others minutes of a processor, or changes what the site shares. Any other work is a machine's
+own."""
 
 
 class SiteLeases(Leases):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,14 +43,22 @@ def prepare_check(sources: Sources) -> Callable[[], Health]:
         The function that carries it out; it blocks.
     """
     store, settings = sources.store, sources.settings()
-    files = sources.files()
+    files, fleet_store, site_problem = sources.files(), sources.fleet_store(), sources.site_problem()
 
     def check() -> Health:
         now = time.time()
         with reading(store):
             limits = read_limits(store, settings.releases, now)
             offline = settings.upstream.offline
-            return find_problems(store, offline=offline, now=now, files=files, limits=limits)
+            return find_problems(
+                store,
+                offline=offline,
+                now=now,
+                files=files,
+                limits=limits,
+                fleet_store=fleet_store,
+                site_problem=site_problem,
+            )
 
     return check
 
@@ -62,6 +70,8 @@ def find_problems(
     now: float,
     files: Catalog | None = None,
     limits: Sequence[Limit] = (),
+    fleet_store: Mapping[str, Any] | None = None,
+    site_problem: str | None = None,
 ) -> Health:
     """Look at the disk, the clock and the cache. Blocks.
 
@@ -70,6 +80,8 @@ def find_problems(
         now: Unix seconds.
         files: the site's own files.
         limits: the holds and delays in force.
+        fleet_store: the object store, as in status.json; None if there is none.
+        site_problem: see `Sources`.
     """
     built = {name: built_at(store, name) for name in sorted(store.databases())}
     stuck = stuck_patches(store, now)
@@ -94,6 +106,12 @@ def find_problems(
     ]
     warnings += files.problems() if files is not None else []
     warnings += _hold_problems(store, limits, now)
+    if fleet_store is not None and fleet_store["failure"] is not None:
+        since = f"degraded since {_shown(fleet_store['since'])}"
+        warnings.append(
+            f"{since}: the object store can't be used, so this gateway works alone: {fleet_store['failure']}"
+        )
+    warnings += [f"degraded: {site_problem}"] if site_problem is not None else []
     return Health(tuple(reasons), tuple(warnings))
 
 

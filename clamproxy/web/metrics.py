@@ -57,7 +57,18 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric with its samples; an unknown value gives no sample."""
-        for family in (_about, _traffic, _cache, _releases, _origin, _fleet, _peers, _site, _feeds, _files):
+        for family in (
+            _about,
+            _traffic,
+            _cache,
+            _releases,
+            _origin,
+            _fleet,
+            _peers,
+            _fleet_store,
+            _feeds,
+            _files,
+        ):
             yield from family(self._values)
 
 
@@ -241,17 +252,32 @@ def _groups(groups: Sequence[Values]) -> Iterator[Metric]:
 
 
 def _peers(values: Values) -> Iterator[Metric]:
+    site = [peer["up"] is not False for peer in values["peers"] if peer["site"]]
+    if site:
+        text = "Other gateways of the site that were heard of within the last minutes."
+        yield _gauge("site_gateways", text, value=sum(site))
     peers = [peer for peer in values["peers"] if not peer["site"]]
     if peers:
         samples = [((peer["name"],), peer["up"]) for peer in peers]
         yield _gauge("peer_up", "Whether the gateway in fleet.peers answers.", ("peer",), samples)
 
 
-def _site(values: Values) -> Iterator[Metric]:
-    others = [peer for peer in values["peers"] if peer["site"]]
-    if others:
-        text = "Other gateways of the site that were heard of within the last minutes."
-        yield _gauge("site_gateways", text, value=sum(peer["up"] is not False for peer in others))
+def _fleet_store(values: Values) -> Iterator[Metric]:
+    store = values["fleet_store"]
+    if store is not None:
+        yield _gauge(
+            "fleet_store_up", "Whether the object store can be used.", value=store["failure"] is None
+        )
+        for name, text in _STORE_COUNTERS.items():
+            samples = [((kind,), count) for kind, count in store[name].items()]
+            yield _counter(f"fleet_store_{name}", text, ("kind",), samples)
+
+
+_STORE_COUNTERS = {
+    "requests": "Calls to the object store, by kind.",
+    "failures": "Calls to the object store that failed, by kind.",
+}
+"""Also the keys in status.json."""
 
 
 def _feeds(values: Values) -> Iterator[Metric]:

@@ -68,8 +68,12 @@ class Sources:
     notices: Callable[[], Mapping[str, Any]] = lambda: {"targets": [], "alerts": []}
     """What is known about notices, from `read_report`. Blocks."""
     peers: Callable[[], Sequence[PeerState]] = lambda: ()
-    """The other gateways, from `Peers.states`."""
+    """The other gateways, from `Peers.states` and `SiteExchange.gateways`."""
+    site_problem: Callable[[], str | None] = lambda: None
+    """What may be wrong because other gateways of the site can't be heard, in one line."""
     rates: Callable[[], Mapping[str, Any]] = dict
     """The limits of rates that are in force, and the present rates, as in status.json."""
+    fleet_store: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """The object store as in status.json, without its counters; None if there is none."""
     record: Callable[[str], Awaitable[str | None]] = _no_record
     """The primary version record for the client with this address, from `Announcer.primary`."""

@@ -61,7 +61,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     peers = list(sources.peers())
     rates = sources.rates()
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
-    files = sources.files()
+    files, fleet_store, site_problem = sources.files(), sources.fleet_store(), sources.site_problem()
 
     def develop() -> GatewayStatus:
         now, store = time.time(), sources.store
@@ -70,7 +70,13 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
             stats = snapshot(store)
             limits = read_limits(store, settings.releases, now)
             health = find_problems(
-                store, offline=settings.upstream.offline, now=now, files=files, limits=limits
+                store,
+                offline=settings.upstream.offline,
+                now=now,
+                files=files,
+                limits=limits,
+                fleet_store=fleet_store,
+                site_problem=site_problem,
             )
             values = {
                 "gateway": _gateway(settings, sources.started_at, now),
@@ -85,6 +91,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 "cooldowns": _cooldowns(cooldowns),
                 "quarantine": _quarantine(store),
                 "fleet": _fleet(machines, settings.fleet.behind_for, now),
+                "fleet_store": None if fleet_store is None else {**stats["fleet_store"], **fleet_store},
                 "feeds": feeds,
                 "files": _files(settings, files),
                 "releases": [_limit(limit, machines) for limit in limits],

@@ -90,7 +90,7 @@ class FeedsHarness:
         feeds = Feeds(
             self.directory / "feeds",
             Settings(**sections),
-            notes_in(self.notes),
+            lambda topic: notes_in(self.notes.setdefault(topic, {})),
             lambda requests, length: counted.append((requests, length)),
             VIA,
             self.clock,
@@ -101,6 +101,10 @@ class FeedsHarness:
         self.feeds.stop()
         self.sections |= sections
         self.feeds = self.open()
+
+    def files(self) -> list[Path]:
+        """What is stored: the bodies, and the text file of each."""
+        return [path for path in (self.directory / "feeds").iterdir() if path.is_file()]
 
     def url(self, path: str = PATH) -> str:
         return f"http://localhost:{self.origin.port}{path}"

@@ -61,10 +61,12 @@ def connect(
 
 
 @asynccontextmanager
-async def open_harness(origin: OriginServer, store: Store) -> AsyncIterator[TransferHarness]:
-    """Transfers with a stall window of half a second and 404s that are remembered for a minute."""
+async def open_harness(
+    origin: OriginServer, store: Store, stall_window: float = 0.5
+) -> AsyncIterator[TransferHarness]:
+    """Transfers with a stall window in seconds, and 404s that are remembered for a minute."""
     writer, upstream, notes = Writer(), connect(origin), dict[str, Any]()
-    resources = Resources(upstream, store, writer, forge_keys().trusted, 0.5, asyncio.Semaphore(16))
+    resources = Resources(upstream, store, writer, forge_keys().trusted, stall_window, asyncio.Semaphore(16))
     cooldowns = Cooldowns(notes_in(notes))
     transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
     yield TransferHarness(origin, store, writer, upstream, resources, cooldowns, transfers, notes)

@@ -130,7 +130,7 @@ async def test_what_arrives_in_part_is_neither_stored_nor_served(harness: FeedsH
         assert response.status == 503
     await harness.settle()
     assert harness.feeds.figures()["objects"] == 0
-    assert list((harness.directory / "feeds").iterdir()) == []
+    assert harness.files() == []
 
 
 async def test_a_chunked_answer_is_stored(harness: FeedsHarness) -> None:
@@ -207,7 +207,7 @@ async def test_what_may_not_be_shared_is_fetched_for_each_client(harness: FeedsH
     assert [(status, content) for status, _, content in responses] == [(200, BODY)] * 2
     assert harness.origin.count(PATH) == 2
     assert await harness.get() == (200, BYPASS, BODY)
-    assert list((harness.directory / "feeds").iterdir()) == []
+    assert harness.files() == []
 
 
 async def test_a_client_s_own_validators_are_for_what_may_not_be_shared(harness: FeedsHarness) -> None:
@@ -290,7 +290,7 @@ async def test_a_restart_keeps_the_files(harness: FeedsHarness) -> None:
 
 async def test_a_damaged_file_is_fetched_anew(harness: FeedsHarness) -> None:
     await harness.get()
-    (body,) = (path for path in (harness.directory / "feeds").iterdir() if path.suffix != ".json")
+    (body,) = (path for path in harness.files() if path.suffix != ".json")
     body.write_bytes(BODY[::-1])
     harness.restart()
     assert [await harness.get() for _ in range(2)] == [(200, MISS, BODY), (200, HIT, BODY)]
@@ -298,7 +298,7 @@ async def test_a_damaged_file_is_fetched_anew(harness: FeedsHarness) -> None:
 
 async def test_a_file_that_is_gone_is_fetched_anew(harness: FeedsHarness) -> None:
     await harness.get()
-    for path in (harness.directory / "feeds").iterdir():
+    for path in harness.files():
         path.unlink()
     assert await harness.get() == (200, MISS, BODY)
 
@@ -352,6 +352,6 @@ async def test_whatever_happens_at_once_clients_get_whole_files_or_503(harness: 
     await harness.settle()
     feeds = harness.feeds
     assert (feeds._running, feeds._tasks, len(feeds._checks), feeds._store._arriving) == ({}, set(), 0, 0)
-    stored = list((harness.directory / "feeds").iterdir())
+    stored = harness.files()
     assert len(stored) == 2 * feeds.figures()["objects"]
     assert {path.read_bytes() for path in stored if path.suffix != ".json"} <= bodies

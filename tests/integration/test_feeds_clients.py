@@ -171,7 +171,7 @@ async def test_keys_of_subscribers_are_nowhere(
     harness.origin.refuse()
     told += [str(await harness.ask(url=query)), str(harness.feeds.figures()), str(harness.notes), caplog.text]
     told += [repr(request_for(query)), repr(Target.parse(password))]
-    for path in (harness.directory / "feeds").iterdir():
+    for path in harness.files():
         told += [path.name, path.read_text("latin-1") if path.suffix == ".json" else ""]
     assert "does not deliver" in caplog.text
     assert KEY not in "\n".join(told)

@@ -130,7 +130,7 @@ async def test_a_file_larger_than_all_feeds_may_be_is_refused(harness: FeedsHarn
     harness.origin.put("chunked", huge)
     harness.origin.rule("/chunked", faults.chunked())
     assert (await harness.get("/chunked"))[0] == 503
-    assert list((harness.directory / "feeds").iterdir()) == []
+    assert harness.files() == []
 
 
 async def test_a_feed_that_falls_silent(harness: FeedsHarness) -> None:

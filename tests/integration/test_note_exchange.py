@@ -55,11 +55,8 @@ class Gateway:
         self.clock = clock
         self.store = Store(directory, records=Records(directory))
         self.report: bytes | None = None
-        self.is_following = False
         leases = DirectoryLeases(directory)
-        self.exchange = NoteExchange(
-            site.bucket, self.store, leases, self._report, lambda: self.is_following, clock
-        )
+        self.exchange = NoteExchange(site.bucket, self.store, leases, self._report, clock)
 
     async def _report(self) -> bytes | None:
         return self.report
@@ -176,7 +173,6 @@ async def test_a_gateway_that_is_gone_disappears_by_time(site: Site) -> None:
     site.gateways = [again]
     await site.go_on(20)
     assert again.know("cld") == {}
-    again.is_following = True
     await site.go_on(DELETE_AFTER + 60, step=60)
     assert {name.partition(".")[0] for name in await site.documents()}.isdisjoint({gone})
 

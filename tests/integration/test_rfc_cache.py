@@ -65,7 +65,7 @@ class FeedHarness:
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[FeedHarness]:
     settings = Settings.model_validate({"feeds": {"hosts": ["localhost"]}})
-    feeds = Feeds(tmp_path, settings, UNKEPT, lambda *_: None, "1.1 clamproxy-test")
+    feeds = Feeds(tmp_path, settings, lambda _: UNKEPT, lambda *_: None, "1.1 clamproxy-test")
     with RawOrigin(Raw(b"")) as server:
         yield FeedHarness(feeds, server)
         feeds.stop()

@@ -235,7 +235,7 @@ async def by_origin(harness: TransferHarness, server: RawOrigin) -> bytes | None
 
 def open_feeds(directory: Path, **upstream: Any) -> Feeds:
     settings = Settings.model_validate({"feeds": {"hosts": ["localhost"]}, "upstream": upstream})
-    return Feeds(directory, settings, UNKEPT, lambda *_: None, "1.1 clamproxy-test")
+    return Feeds(directory, settings, lambda _: UNKEPT, lambda *_: None, "1.1 clamproxy-test")
 
 
 async def by_feed(directory: Path, server: RawOrigin, **upstream: Any) -> bytes | None:

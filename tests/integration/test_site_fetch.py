@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError
-from clamproxy.origin.learnt import failure_left
+from clamproxy.origin.learnt import ending_left
 from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
-from clamproxy.sharing.leases import Ending
+from clamproxy.sharing import leases
 from clamproxy.sharing.shared_objects import path_of
 from tests.harness.site import LIMIT, MakeMember, Member, open_site
 from tests.support import faults
@@ -103,7 +105,7 @@ async def test_heads_are_asked_for_once(make: MakeMember, origin: OriginServer, 
     assert origin.count("/daily.cvd") == 1, origin.trace
     # A version that nobody has seen there is looked for.
     origin.put("daily.cvd", make_cvd(6, BIG))
-    assert (await late.leases.wait("probe daily", LIMIT)).ending is Ending.RELEASED
+    assert (await late.leases.wait("probe daily", LIMIT)).ending is leases.Ending.RELEASED
     await late.heads.probe("daily", NEW, 6, 6)
     assert origin.count("/daily.cvd") == 2
 
@@ -121,7 +123,7 @@ async def test_a_failure_is_everybodys(
     waiting = asyncio.gather(*(one.fetch(cdiff(5)) for one in others), return_exceptions=True)
     await until(lambda: all(one.transfers.under_way() for one in others))
     await asyncio.sleep(1)  # they have seen that it is held
-    lease.release(failure_left(failure, "not here", NEW.version, 50.0))
+    lease.release(ending_left(Ending("not here", failure, NEW.version, 50.0)))
     for one in await waiting:
         assert isinstance(one, TransferError if failure else NotFoundError)
         assert "not here" in str(one)
@@ -132,9 +134,9 @@ async def test_a_failure_is_everybodys(
 
 async def test_the_holders_failure_is_left(make: MakeMember, origin: OriginServer) -> None:
     members = [make() for _ in range(3)]
-    bad = b"ClamAV-Diff:5:7:" + b"nonsense" * 1000
+    bad = b"ClamAV-Diff:5:7:" + b"nonsense" * 6000
     origin.put("daily-5.cdiff", bad)
-    origin.rule("/daily-5.cdiff", replace(faults.replaced(bad), rate=len(bad) / 3))
+    origin.rule("/daily-5.cdiff", replace(faults.replaced(bad), rate=len(bad) / 2))
     results = await asyncio.gather(*(one.fetch(cdiff(5)) for one in members), return_exceptions=True)
     assert [getattr(one, "failure", None) for one in results] == [FailureKind.BAD_CONTENT] * 3
     assert origin.count("/daily-5.cdiff") == 1, origin.trace
@@ -142,10 +144,15 @@ async def test_the_holders_failure_is_left(make: MakeMember, origin: OriginServe
 
 @pytest.mark.parametrize(
     "learnt",
-    [{}, {"failure": "no room", "reason": ""}, {"failure": "forbidden", "reason": "", "agent": OLD.version}],
+    [
+        {},
+        {"failure": "no room"},
+        Ending("", FailureKind.NO_ROOM).to_json(),
+        Ending("", FailureKind.FORBIDDEN, OLD.version).to_json(),
+    ],
 )
 async def test_a_gateways_own_failure_is_nobody_elses(
-    make: MakeMember, origin: OriginServer, learnt: dict[str, str]
+    make: MakeMember, origin: OriginServer, learnt: dict[str, Any]
 ) -> None:
     origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
     holder, *others = (make() for _ in range(3))

@@ -33,6 +33,8 @@ class Fault:
     """It ends by RST."""
     silent: bool = False
     """No answer at all, not even a header; the connection stays open."""
+    held: bool = False
+    """The answer comes only when the server heals."""
     stall_after: int | None = None
     """Nothing follows so many bytes of the body; the connection stays open."""
     rate: float | None = None

@@ -136,7 +136,7 @@ class OriginServer:
             self._rules.insert(0, _Rule(path, fault, skip, times))
 
     def heal(self) -> None:
-        """Forget all rules, and release stalled responses, which are cut off."""
+        """Forget all rules, and release stalled responses, which are cut off, and those that were held."""
         with self._lock:
             self._rules.clear()
             release, self._release = self._release, threading.Event()
@@ -248,6 +248,8 @@ class OriginServer:
         try:
             if fault.silent:
                 sender.wait_for_the_end()
+            if fault.held:
+                release.wait(PATIENCE)
             code, head, body = self._compose(fault, path, headers)
             sender.head(code, head)
             if method != "HEAD":

@@ -133,7 +133,7 @@ def test_a_reader_goes_on_when_its_object_is_dropped(full: Store) -> None:
 def test_a_small_object_arrives_in_memory(full: Store, name: str) -> None:
     object_id = ObjectId.parse(name)
     full.condition.failed(FULL)
-    partial = full.claim_partial(object_id)
+    partial = full.open_partial(object_id)
     partial.begin(Validators(5, None, None))
     partial.append(b"patch")
     assert list(full.partials.iterdir()) == []

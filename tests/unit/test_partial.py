@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.cache.partial import LONGEST_KEPT, BusyError, PartialFile, Validators, sweep
+from clamproxy.cache.partial import (
+    LONGEST_KEPT,
+    Arriving,
+    BusyError,
+    PartialFile,
+    Validators,
+    peek,
+    sweep,
+)
 from clamproxy.objects import ObjectId
 from tests.support.fixtures import Child
 from tests.support.stored import cdiff
@@ -212,6 +220,80 @@ def test_a_reader_goes_on_after_release(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+# Others look at it
+
+
+def followed(directory: Path) -> tuple[PartialFile, PartialFile]:
+    """One process's file, and the same as another process sees it."""
+    owned = PartialFile.claim(directory, PATCH)
+    seen = PartialFile.open(directory, PATCH)
+    assert not seen.lock()
+    return owned, seen
+
+
+def test_another_process_sees_what_arrives(tmp_path: Path) -> None:
+    owned, seen = followed(tmp_path)
+    seen.look()
+    assert (seen.have, seen.validators) == (0, None)
+    owned.begin(VALIDATORS)
+    owned.append(b"0123")
+    seen.look()
+    assert (seen.have, seen.validators, seen.read_beginning(9)) == (4, VALIDATORS, b"0123")
+    assert peek(owned.path) == Arriving(4, 10, is_running=True)
+    owned.append(b"45")
+    seen.look()
+    assert seen.have == 6
+    owned.release()
+    assert peek(owned.path) == Arriving(6, 10, is_running=False)
+    assert (seen.lock(), seen.take(), seen.have) == (True, True, 6)
+    seen.release()
+
+
+def test_what_is_left_from_before_is_not_shown_yet(tmp_path: Path) -> None:
+    path = interrupted(tmp_path)
+    os.utime(path, (1, 1))
+    owned, seen = followed(tmp_path)
+    seen.look()
+    assert (owned.have, seen.have) == (4, 0)
+    owned.append(b"45")
+    seen.look()
+    assert seen.have == 6
+    seen.release()
+    owned.release()
+
+
+def test_beginning_anew_leaves_what_others_read(tmp_path: Path) -> None:
+    owned, seen = followed(tmp_path)
+    owned.begin(VALIDATORS)
+    owned.append(b"0123")
+    seen.look()
+    owned.begin(Validators(10, '"other"', None))
+    owned.append(b"abcd")
+    assert (owned.path.read_bytes(), seen.read_beginning(9)) == (b"abcd", b"0123")
+    assert seen.lock()  # so it is noticed
+    assert not seen.take()
+    seen.release()
+    with pytest.raises(BusyError):
+        PartialFile.claim(tmp_path, PATCH)
+    owned.release()
+    assert reclaim(tmp_path).have == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["daily-5.cdiff.json", "daily-5.cdiff.part"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_how_it_ended_is_seen_by_those_that_waited(tmp_path: Path, *, begun: bool) -> None:
+    owned, seen = followed(tmp_path)
+    if begun:
+        owned.begin(VALIDATORS)
+        owned.append(b"0123")
+    owned.leave({"reason": "why"})
+    owned.release()
+    assert (seen.lock(), seen.ending) == (True, {"reason": "why"})
+    seen.release()
+    assert len(list(tmp_path.iterdir())) == (2 if begun else 0)
+    assert reclaim(tmp_path).have == (4 if begun else 0)
+
+
 def test_the_sidecar_goes_with_a_file_that_was_moved_away(tmp_path: Path) -> None:
     partial = PartialFile.claim(tmp_path, PATCH)
     partial.begin(VALIDATORS)
@@ -223,7 +305,8 @@ def test_the_sidecar_goes_with_a_file_that_was_moved_away(tmp_path: Path) -> Non
 def test_the_sweep_takes_what_nobody_will_resume(tmp_path: Path) -> None:
     old, young = tmp_path / "daily-5.cvd.part", tmp_path / "daily-6.cvd.part"
     for path, age in ((old, LONGEST_KEPT + 60), (young, LONGEST_KEPT - 60)):
-        for file in (path, path.with_suffix(".json")):
+        alone = tmp_path / f"main-{len(list(tmp_path.iterdir()))}.cvd.json"
+        for file in (path, path.with_suffix(".json"), alone):
             file.write_text("x")
             moment = time.time() - age
             os.utime(file, (moment, moment))
@@ -233,5 +316,6 @@ def test_the_sweep_takes_what_nobody_will_resume(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "daily-6.cvd.part",
         "daily-6.cvd.json",
+        "main-3.cvd.json",
         "directory",
     }
