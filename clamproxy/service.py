@@ -155,7 +155,7 @@ class Service:
         self.stats = Stats(self.store, self.writer)
         self.site = Site(
             settings.fleet_store,
-            self.store.directory,
+            settings.cache.directory,
             self._notes(FLEET_STORE),
             self.stats.count_fleet_store,
         )

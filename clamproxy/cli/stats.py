@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import chain
 from typing import Any
 
 import click
@@ -75,11 +76,13 @@ def _print_tables(values: dict[str, Any], limits: list[Limit], *, has_feeds: boo
         cooldowns_table,
         counters_table,
         databases_table,
+        fleet_store_table,
         limits_table,
     )
 
     console = Console()
     console.print(counters_table(values, has_feeds=has_feeds))
     console.print(databases_table(values))
-    for table in (*limits_table(limits), *cooldowns_table(values), *budget_table(values)):
+    others = fleet_store_table(values), limits_table(limits), cooldowns_table(values), budget_table(values)
+    for table in chain.from_iterable(others):
         console.print(table)

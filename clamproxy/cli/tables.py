@@ -64,6 +64,20 @@ def cooldowns_table(values: Mapping[str, Any]) -> Iterator[Table]:
         yield table
 
 
+def fleet_store_table(values: Mapping[str, Any]) -> Iterator[Table]:
+    """The object store: whether it can be used, and the calls to it; no table if there is none."""
+    store = values["fleet_store"]
+    if store["url"] is not None:
+        table = Table("calls", "", "failed", title=plain(f"Object store {store['url']}"))
+        for kind, count in store["requests"].items():
+            if count:
+                table.add_row(plain(kind), f"{count:,}", f"{store['failures'][kind]:,}")
+        if store["failure"] is not None:
+            since = shown_time(store["since"], exact=True)
+            table.caption = plain(f"can't be used since {since}: {store['failure']}")
+        yield table
+
+
 def limits_table(limits: Sequence[Limit]) -> Iterator[Table]:
     """What machines aren't given at the moment; no table if nothing is held back."""
     if limits:

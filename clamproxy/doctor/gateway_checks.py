@@ -28,6 +28,7 @@ from clamproxy.doctor.findings import (
     skipped,
     warning,
 )
+from clamproxy.doctor.fleet_store import try_fleet_store
 from clamproxy.doctor.freshclam import STANDARD_DATABASES
 from clamproxy.doctor.origin_checks import OriginChecks, cooldown_in_words
 from clamproxy.doctor.processes import PROC, lock_holders
@@ -81,6 +82,7 @@ class GatewayChecks:
             Check("holds", self._look_at_holds, ["index"]),
             Check("cool-downs", self._look_at_cooldowns, ["index"]),
             Check("own files", self._look_at_site_files, ["index"]),
+            Check("object store", self._try_fleet_store, configured),
             Check("file limit", self._compare_limits, configured),
             Check("authority", self._look_at_authority, configured),
             Check("notices", self._look_at_notices, ["index"]),
@@ -226,6 +228,10 @@ class GatewayChecks:
         rest = shown_span(longest.until - time.time())
         text = f"the origin is not asked for {rest} ({what}): {longest.reason}"
         return warning(f"{text}{more}. {meaning}", remedy)
+
+    def _try_fleet_store(self) -> Verdict:
+        url = self._settings.fleet_store
+        return skipped("fleet_store is not set") if url is None else try_fleet_store(url)
 
     def _look_at_site_files(self) -> Verdict:
         if self._settings.files.directory is None:

@@ -42,6 +42,7 @@ class StatusHarness:
     authority: bytes | None = None
     peers: list[PeerState] = field(default_factory=list)
     record: str | None = None
+    fleet_store: dict[str, Any] | None = None
     configured: list[tuple[str, Place]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class StatusHarness:
             client_config=self._configure,
             peers=lambda: self.peers,
             record=record,
+            fleet_store=lambda: self.fleet_store,
         )
 
     def _configure(self, mode: str, place: Place) -> str:

@@ -41,7 +41,12 @@ async def metrics(store: Store, make_cvd: MakeCvd) -> dict[str, dict[str, set[st
     store.set_note("advertised/daily", [5, 1.0])
     peers = [PeerState("b:8080", "http://b:8080", up=True)]
     hold(store.records.directory, "daily", Hold(4, 1.0, "me"))
-    harness = StatusHarness(store, machines=[machine(1, daily=0)], peers=peers)
+    harness = StatusHarness(
+        store,
+        machines=[machine(1, daily=0)],
+        peers=peers,
+        fleet_store={"url": "s3://bucket/prefix", "failure": None, "since": None},
+    )
     text, _ = exposition(await harness.status(), "")
     found: dict[str, dict[str, set[str]]] = {}
     for name, labels in re.findall(r"^(clamproxy_\w+)(?:\{(.*)\})? ", text.decode(), re.MULTILINE):

@@ -42,6 +42,7 @@ from tests.support import faults
 from tests.support.dns_server import FakeDns, Mode
 from tests.support.fake_gateway import answer, gateways
 from tests.support.fixtures import MakeCvd
+from tests.support.object_store import READ_ONLY, ObjectStore
 from tests.support.origin import OriginServer
 from tests.support.stored import AGENT, put_cvd
 
@@ -132,6 +133,7 @@ def test_all_is_well(look: Examine, cache: Path) -> None:
     assert {name for name, finding in found.items() if finding.status is not OK} == {
         "authority",
         "notices",
+        "object store",
         "upstream proxy",
     }, found
     check(found, "index", OK, "1 object; daily 5")
@@ -587,3 +589,31 @@ def test_a_check_that_fails_hides_nothing(look: Examine, monkeypatch: pytest.Mon
     found = look()
     check(found, "disk space", PROBLEM, "the check itself failed: at the disk", "bug")
     check(found, "version record", OK, "")
+
+
+# The object store
+
+
+def test_without_an_object_store(look: Examine) -> None:
+    check(look(), "object store", SKIPPED, "fleet_store is not set")
+
+
+def test_an_object_store(look: Examine, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAMPROXY_FLEET_STORE", object_store.use(monkeypatch))
+    check(look(), "object store", OK, "can be used, with conditional writes")
+    assert object_store.count("PUT", "checks/") > 1
+    object_store.faults.ignores = ("If-Match",)
+    check(look(), "object store", PROBLEM, "no conditional replacement", "another object store")
+    object_store.faults.ignores = ()
+    object_store.faults.refuse = READ_ONLY
+    check(look(), "object store", PROBLEM, "403 Forbidden (AccessDenied)", "rights")
+    object_store.go_down()
+    check(look(), "object store", PROBLEM, "Connection refused", "address")
+
+
+def test_the_clock_of_the_object_store(
+    look: Examine, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLAMPROXY_FLEET_STORE", object_store.use(monkeypatch))
+    object_store.faults.clock = -3600.0
+    check(look(), "object store", WARNING, "ahead of the object store's", "NTP")

@@ -27,5 +27,6 @@ def figures(**changes: Any) -> dict[str, Any]:
         "releases": [],
         "files": {"trouble": None, "files": []},
         "peers": [],
+        "fleet_store": None,
         **changes,
     }

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any, Self
 
 import pytest
@@ -78,6 +79,8 @@ class Faults:
     """Half of each body is left out, and Content-Length says so."""
     is_replaying: bool = False
     """GET and HEAD are answered as they were the first time."""
+    clock: float = 0.0
+    """Seconds by which its clock is ahead, as Last-Modified of objects shows it."""
     ignores: tuple[str, ...] = ()
     """Header fields of requests that it ignores, such as ``If-Match``."""
 
@@ -232,7 +235,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         lengths = [value for name, value in headers if name.lower() == "content-length"]
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP | {"content-length", "date", "server"}:
-                self.send_header(name, value)
+                is_date = name.lower() == "last-modified"
+                self.send_header(name, _shifted(value, faults.clock) if is_date else value)
         if status not in (204, 304):
             length = lengths[0] if self.command == "HEAD" and lengths else str(len(body))
             self.send_header("Content-Length", length)
@@ -248,6 +252,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + piece])
             if faults.rate is not None:
                 time.sleep(0.05)
+
+
+def _shifted(date: str, seconds: float) -> str:
+    return formatdate(parsedate_to_datetime(date).timestamp() + seconds, usegmt=True)
 
 
 def make_bucket(port: int, bucket: str) -> None:

@@ -56,7 +56,7 @@ class Schemas:
         for schema in self._schemas.values() if strict else ():
             for _, part in parts(schema):
                 if "properties" in part:
-                    part["additionalProperties"] = False
+                    part.setdefault("additionalProperties", False)
                 if VALUES in part:
                     nothing = [None] if "null" in part["type"] else []
                     part["enum"] = [*part[VALUES], *nothing]

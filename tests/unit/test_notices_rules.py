@@ -63,6 +63,10 @@ def test_nothing_is_wrong() -> None:
             {"stats": {"storage": {"index": "bad header"}}},
             *("StorageTrouble", "index", "the index of the cache is damaged: bad header"),
         ),
+        (
+            {"fleet_store": {"failure": "s3://b/p: Connection refused"}},
+            *("FleetStoreDown", "", "s3://b/p: Connection refused"),
+        ),
         ({"disk": {"free": 2**20, "least": 2**26}}, "DiskFull", "", "1.0 MiB are free on the cache's disk"),
         (
             {"quarantine": [FILE, {**FILE, "at": NOW - 3 * DAY}]},

@@ -14,7 +14,7 @@ from clamproxy.history import STEPS, Past
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.statistics import snapshot
 from clamproxy.web.status import MOST_MACHINES
-from tests.harness.status import STARTED_AT, StatusHarness, machine
+from tests.harness.status import STARTED_AT, StatusHarness, machine, text_of
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
 
@@ -35,7 +35,7 @@ async def test_keys(store: Store) -> None:
             "releases",
             "history",
         ),
-        *("disk", "authority", "notices", "peers"),
+        *("disk", "authority", "notices", "peers", "fleet_store"),
     }
     assert values["feeds"] == {"objects": 0, "bytes": 0, "hosts": []}
 
@@ -207,3 +207,28 @@ async def test_threads_do_not_keep_the_index_open(store: Store, tmp_path: Path) 
     for _ in range(20):
         await harness.status()
     assert descriptors() <= before
+
+
+async def test_object_store(store: Store) -> None:
+    harness = StatusHarness(store)
+    assert (await harness.status())["fleet_store"] is None
+    harness.fleet_store = {"url": "s3://bucket/prefix", "failure": None, "since": None}
+    store.add_to_counters({"fleet_store_requests/get": 3, "fleet_store_failures/get": 1})
+    values = (await harness.status())["fleet_store"]
+    assert values["requests"]["get"] == 3
+    assert values["failures"] == {**dict.fromkeys(values["requests"], 0), "get": 1}
+    assert (values["url"], values["failure"]) == ("s3://bucket/prefix", None)
+
+
+async def test_an_object_store_that_is_down_is_a_problem_of_a_gateway_that_is_ready(store: Store) -> None:
+    harness = StatusHarness(store)
+    harness.fleet_store = {"url": "s3://b", "failure": "s3://b: Connection refused", "since": 1.0}
+    values = await harness.status()
+    assert values["ready"]
+    assert values["problems"] == [
+        "degraded since 1970-01-01 00:00 UTC: the object store can't be used, so this gateway works alone: "
+        "s3://b: Connection refused"
+    ]
+    answer = await harness.ask("/readyz")
+    assert answer.status == 200
+    assert "object store" in text_of(answer)
