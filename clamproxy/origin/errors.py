@@ -30,6 +30,24 @@ class OriginError(Exception):
         self.retry_after = retry_after
 
 
+class TransferError(Exception):
+    """The object could not be fetched. The arguments are those of `OriginError`."""
+
+    def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure
+        self.retry_after = retry_after
+        self.needed = 0
+        """Bytes for which the disk has no room."""
+
+
+class WithdrawnError(TransferError):
+    """What readers follow came from the bucket and is wrong: they are cut off, and the next one is asked for.
+
+    This is no trouble with the origin.
+    """
+
+
 class NotFoundError(Exception):
     """The origin says that there is no such file."""
 

@@ -153,6 +153,8 @@ class SiteFetch:
             logger.debug("%s can't be taken: %s", arrival.object_id.file_name, error)
             return False
         except InvalidObject as error:
+            name = arrival.object_id.file_name
+            logger.warning("%s in the object store is something else, and is ignored: %s", name, error)
             transfer.withdraw(str(error))
             return False
         except (OSError, NoRoomError) as error:
@@ -169,7 +171,6 @@ async def _receive(download: Download, arrival: Arrival, progress: Callable[[], 
         InvalidObject: its beginning shows that it is something else.
         OSError, NoRoomError: the disk takes no more.
     """
-    arrival.shared_etag = download.etag
     file, scope, beginning = arrival.partial, CancelScope(), b""
 
     def begin() -> None:
@@ -188,6 +189,7 @@ async def _receive(download: Download, arrival: Arrival, progress: Callable[[], 
                 beginning += chunk
                 if len(beginning) < min(HEADER_SIZE, download.size):
                     continue
+                arrival.shared_etag = download.etag
                 _check(arrival.object_id, beginning)
                 await in_thread("clamproxy-take", begin)
             else:

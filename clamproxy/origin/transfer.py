@@ -17,7 +17,6 @@ from clamproxy.cache.held import is_small
 from clamproxy.cache.partial import NoRoomError, Validators
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
-from clamproxy.config.units import MIB
 from clamproxy.dates import parse_http_date
 from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.formats.signatures import TrustedKeys
@@ -26,9 +25,10 @@ from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
+from clamproxy.origin.breaks import Patience, as_origin_error
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import Ending
-from clamproxy.origin.errors import NotFoundError, OriginError, RangeError
+from clamproxy.origin.errors import NotFoundError, OriginError, RangeError, TransferError, WithdrawnError
 from clamproxy.origin.following import Following
 from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
@@ -42,29 +42,6 @@ WITHHELD = 64 * 1024
 are served only when they are complete: then a failure is a clean 503."""
 SLOWEST = 1024
 """Bytes per second below which a connection counts as stalled."""
-MAX_BREAKS = 6
-"""Breaks without progress in between, after which a transfer fails."""
-PROGRESS = MIB
-"""Bytes that count as progress."""
-_FIRST_PAUSE = 0.2
-
-
-class TransferError(Exception):
-    """The object could not be fetched. The arguments are those of `OriginError`."""
-
-    def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.failure = failure
-        self.retry_after = retry_after
-        self.needed = 0
-        """Bytes for which the disk has no room."""
-
-
-class WithdrawnError(TransferError):
-    """What readers follow came from the bucket and is wrong: they are cut off, and the next one is asked for.
-
-    This is no trouble with the origin.
-    """
 
 
 class _StalledError(Exception):
@@ -313,7 +290,7 @@ class Transfer(Download[None]):
         arrival.shared_etag = None
 
     async def _fetch_all(self, arrival: Arrival) -> None:
-        patience = _Patience(arrival, self)
+        patience = Patience(arrival)
         while not arrival.partial.complete:
             try:
                 async with self._resources.slots:
@@ -324,9 +301,10 @@ class Transfer(Download[None]):
                 logger.info("No answer for %s: asking again.", self.object_id.file_name)
             except _StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
-                patience.use_up(OriginError(FailureKind.INTERRUPTED, "stalled"))
+                patience.use_up(OriginError(FailureKind.INTERRUPTED, "stalled"), for_client=self.for_client)
             except (OriginError, RangeError) as error:
-                await asyncio.sleep(patience.use_up(_as_origin_error(error, arrival)))
+                failure = as_origin_error(error, arrival)
+                await asyncio.sleep(patience.use_up(failure, for_client=self.for_client))
             except (OSError, NoRoomError) as error:
                 self.go_on_in_memory(error)
 
@@ -432,42 +410,3 @@ class Transfer(Download[None]):
     @property
     def _validators(self) -> Validators:
         return self._arrival.validators if self._arrival else Validators(None, None, None)
-
-
-class _Patience:
-    """Counts the breaks that a transfer may have without progress."""
-
-    def __init__(self, arrival: Arrival, transfer: Transfer) -> None:
-        self._arrival = arrival
-        self._transfer = transfer
-        self._breaks = 0
-        self._mark = arrival.partial.have
-
-    def use_up(self, error: OriginError) -> float:
-        """Count a break; returns the seconds to wait before the next attempt.
-
-        Raises:
-            TransferError: it was one too many.
-        """
-        if self._arrival.partial.have - self._mark >= PROGRESS:
-            self._breaks, self._mark = 0, self._arrival.partial.have
-        self._breaks += 1
-        # Clients that are reading along deserve some patience. For those that are waiting, the first break
-        # is free: connections do break.
-        has_readers = self._arrival.followed and self._transfer.for_client
-        most = MAX_BREAKS if has_readers else 2 if self._transfer.for_client else 1
-        passing = error.failure in (FailureKind.UNREACHABLE, FailureKind.INTERRUPTED)
-        passing |= has_readers and error.failure is FailureKind.SERVER_ERROR and not error.retry_after
-        if not passing or self._breaks >= most:
-            raise TransferError(error.failure, str(error), error.retry_after)
-        return float(_FIRST_PAUSE * 2 ** (self._breaks - 1))
-
-
-def _as_origin_error(error: OriginError | RangeError, arrival: Arrival) -> OriginError:
-    """A file that changed at the origin can't be completed: start again, unless readers already follow it."""
-    if isinstance(error, OriginError):
-        return error
-    if arrival.followed:
-        raise TransferError(FailureKind.CHANGED, f"changed while it arrived: {error}")
-    arrival.partial.begin(Validators(None, None, None))
-    return OriginError(FailureKind.INTERRUPTED, str(error))

@@ -14,9 +14,15 @@ from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
-from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.errors import (
+    KnownMissingError,
+    NotFoundError,
+    OriginError,
+    TransferError,
+    WithdrawnError,
+)
 from clamproxy.origin.following import settled
-from clamproxy.origin.transfer import Resources, Transfer, TransferError, WithdrawnError
+from clamproxy.origin.transfer import Resources, Transfer
 
 logger = logging.getLogger(__name__)
 

@@ -77,6 +77,8 @@ class CatchUp:
         self._ceilings = ceilings
         self._nothing = NegativeCache[str](time.monotonic)
         self._bringing = SingleFlight[str, None]("bring", _log_failure)
+        self._begun_at: dict[str, float] = {}
+        """When a database was last begun to be brought, in monotonic seconds."""
         self._taken: set[ObjectId] = set()
         """What was taken in the background. If it is dropped here, it is only taken again when needed."""
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +97,7 @@ class CatchUp:
     async def bring(self, database: str, ceiling: int | None = None) -> None:
         """Bring what the site has of a database of which nothing is here; returns at once otherwise.
 
-        A client waits. What takes longer goes on in the background.
+        A client waits, but no longer than `LONGEST_BRING` since that was begun. It goes on regardless.
         """
         if (
             self._store.newest_version(database, ceiling) is not None
@@ -103,8 +105,12 @@ class CatchUp:
             or database in self._nothing
         ):
             return
+        now = time.monotonic()
+        if database not in self._bringing:
+            self._begun_at[database] = now
         bringing = self._bringing.start(database, partial(self._bring, database))
-        await asyncio.wait({bringing}, timeout=LONGEST_BRING)
+        left = self._begun_at[database] + LONGEST_BRING - now
+        await asyncio.wait({bringing}, timeout=max(0.0, left))
 
     async def _bring(self, database: str) -> None:
         site = await self._shared.list()

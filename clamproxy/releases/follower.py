@@ -18,9 +18,8 @@ from clamproxy.config.settings import Settings
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import NotFoundError, OriginError
+from clamproxy.origin.errors import NotFoundError, OriginError, TransferError
 from clamproxy.origin.origin import Origin
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal

@@ -14,9 +14,8 @@ from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.messages import HELD_BACK, Request, Response, Result, Source
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
-from clamproxy.origin.errors import OriginError
+from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.header_probes import ProbedHeader
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select

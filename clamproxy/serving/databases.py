@@ -16,9 +16,8 @@ from clamproxy.formats.header import CvdHeader
 from clamproxy.messages import Request, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import NotFoundError, OriginError
+from clamproxy.origin.errors import NotFoundError, OriginError, TransferError
 from clamproxy.origin.header_probes import HeaderProbes, ProbedHeader
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.policy import Choice, choose, shown_last_modified
 from clamproxy.releases.builder import BuildError, CldBuilder

@@ -9,7 +9,7 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result, Source
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.errors import TransferError
 from clamproxy.origin.transfers import Transfers
 from clamproxy.releases.signs import Signs
 

@@ -10,8 +10,7 @@ from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.messages import Request, Requester, Response, Result
 from clamproxy.objects import Kind, Latest, ObjectId, parse_path
-from clamproxy.origin.errors import KnownMissingError, NotFoundError
-from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.policy import OLDEST_CDIFF, PLAUSIBLE_LEAD
 from clamproxy.releases.ceilings import Ceilings

@@ -77,7 +77,8 @@ class SharedObjects:
         if object_id in self._absent and not is_fresh:
             return None
         download = await self._bucket.open(path_of(object_id), limit)
-        if download is None or self._bad.get(object_id) == download.etag:
+        # An empty cdiff tells clients something that nothing proves: it never comes from here.
+        if download is None or not download.size or self._bad.get(object_id) == download.etag:
             self._absent.add(object_id, _ABSENT_FOR)
             return None
         return download
@@ -142,7 +143,6 @@ class SharedObjects:
         self._given.add(object_id)
         try:
             with published:
-                # An empty cdiff is the vendor's signal, which nothing proves.
                 if published.size > 0:
                     await self._upload(object_id, published)
         except (BucketError, OSError) as error:

@@ -15,8 +15,9 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.origin.errors import TransferError
 from clamproxy.origin.link import Link
-from clamproxy.origin.transfer import Resources, Transfer, TransferError
+from clamproxy.origin.transfer import Resources, Transfer
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
 from clamproxy.threads import Writer

@@ -12,8 +12,7 @@ from clamproxy.objects import ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import OriginError
-from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from tests.harness.follower import LIMIT, FollowerHarness, MakeHarness, names
 from tests.support import faults

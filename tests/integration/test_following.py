@@ -16,8 +16,8 @@ from clamproxy.cache.store import Store
 from clamproxy.messages import SourceError
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import NotFoundError
-from clamproxy.origin.transfer import WITHHELD, Transfer, TransferError
+from clamproxy.origin.errors import NotFoundError, TransferError
+from clamproxy.origin.transfer import WITHHELD, Transfer
 from clamproxy.origin.transfers import CooldownError
 from tests.harness.transfers import (
     LIMIT,

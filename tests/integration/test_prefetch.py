@@ -12,10 +12,9 @@ from clamproxy.notes import UNKEPT
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE, Budget
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, OriginError, TransferError
 from clamproxy.origin.header_probes import HeaderProbes
 from clamproxy.origin.origin import Origin
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.lineage import Lineages, ProvenLineage

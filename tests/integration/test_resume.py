@@ -13,7 +13,8 @@ from clamproxy.messages import SourceError
 from clamproxy.objects import Kind
 from clamproxy.origin.attempt import LARGEST
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.origin.errors import TransferError
+from clamproxy.origin.transfer import Transfer
 from tests.harness.transfers import (
     LIMIT,
     SIZE,

@@ -19,8 +19,8 @@ from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds, feed_transfer
 from clamproxy.messages import SourceError
 from clamproxy.notes import UNKEPT
-from clamproxy.origin.errors import NotFoundError
-from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.origin.errors import NotFoundError, TransferError
+from clamproxy.origin.transfer import Transfer
 from tests.harness.feeds import ask_feeds
 from tests.harness.feeds import read as read_response
 from tests.harness.transfers import TransferHarness, connect

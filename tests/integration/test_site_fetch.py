@@ -12,9 +12,8 @@ import pytest
 
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import Ending
-from clamproxy.origin.errors import NotFoundError
+from clamproxy.origin.errors import NotFoundError, TransferError
 from clamproxy.origin.learnt import ending_left
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.sharing import leases
 from clamproxy.sharing.shared_objects import path_of

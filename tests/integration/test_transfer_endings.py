@@ -16,12 +16,13 @@ from clamproxy import service as service_module
 from clamproxy import statistics as stats_module
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result
-from clamproxy.origin import transfer as transfer_module
+from clamproxy.origin import breaks
 from clamproxy.origin.attempt import Attempt
+from clamproxy.origin.breaks import MAX_BREAKS
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import OriginError
+from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.header_probes import SILENCE
-from clamproxy.origin.transfer import MAX_BREAKS, Transfer, TransferError
+from clamproxy.origin.transfer import Transfer
 from clamproxy.statistics import Stats
 from tests.harness.header_probes import HeadsHarness
 from tests.harness.service import ServiceHarness
@@ -82,7 +83,7 @@ def ends_early(length: int) -> faults.Fault:
 async def test_a_continuation_that_is_always_short_is_given_up(
     harness: TransferHarness, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(transfer_module, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(breaks, "_FIRST_PAUSE", 0.001)
     body = make_cvd(5, SIZE)
     harness.origin.put("daily.cvd", body)
     leave_partial(harness, cvd(5), body[:BREAK], await validators_of(harness, "/daily.cvd"))

@@ -13,11 +13,10 @@ from clamproxy import negative_cache
 from clamproxy.cache.partial import PartialFile
 from clamproxy.messages import SourceError
 from clamproxy.objects import ObjectId
-from clamproxy.origin import transfer as transfer_module
+from clamproxy.origin import breaks
 from clamproxy.origin import transfers as transfers_module
 from clamproxy.origin.cooldown import Cooldown, FailureKind
-from clamproxy.origin.errors import KnownMissingError, NotFoundError
-from clamproxy.origin.transfer import TransferError
+from clamproxy.origin.errors import KnownMissingError, NotFoundError, TransferError
 from clamproxy.origin.transfers import CooldownError, Transfers
 from tests.harness.transfers import LIMIT, SIZE, TransferHarness, ask, ended, stored
 from tests.support import faults
@@ -212,7 +211,7 @@ async def test_a_failure_after_readers_came_is_a_failure(
     fault: faults.Fault | None,
     failure: FailureKind,
 ) -> None:
-    monkeypatch.setattr(transfer_module, "MAX_BREAKS", 3)
+    monkeypatch.setattr(breaks, "MAX_BREAKS", 3)
     body = make_cvd(5, SIZE)
     harness.origin.put("daily.cvd", body if fault else body[:-1] + b"x")
     if fault:

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.transfer import Transfer, TransferError
+from clamproxy.origin.errors import TransferError
+from clamproxy.origin.transfer import Transfer
 from clamproxy.releases.signs import Signs
 from clamproxy.serving.delivery import Delivery
 from tests.harness.transfers import LIMIT, SIZE, TransferHarness, ended, partial_names, stored

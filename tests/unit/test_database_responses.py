@@ -15,9 +15,8 @@ from clamproxy.formats.signatures import InvalidObject
 from clamproxy.messages import CACHE_STATUS, Body, Request, Requester, Response, Result
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, FailureKind
-from clamproxy.origin.errors import OriginError
+from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.header_probes import ProbedHeader
-from clamproxy.origin.transfer import TransferError
 from clamproxy.origin.transfers import CooldownError
 from clamproxy.responses import IN_MEMORY, plain
 from clamproxy.serving.database_responses import from_header, from_object, unavailable
