@@ -103,7 +103,10 @@ def _advertised(key: str, saved: Any, reading: Reading) -> Any:
 def _record(_: str, saved: Any, reading: Reading) -> Any:
     if not isinstance(saved, str) or len(saved) > 255 or not saved.isascii() or not saved.isprintable():
         raise ValueError("no record")
-    for database, version in VersionRecord.parse(saved).versions.items():
+    record = VersionRecord.parse(saved)
+    if record.recorded_at > reading.now + LONGEST_WAIT:
+        raise ValueError("a record of the future, which would never be replaced")
+    for database, version in record.versions.items():
         reading.version(database, version)
     return saved
 

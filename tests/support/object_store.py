@@ -150,6 +150,14 @@ class ObjectStore:
         """How many requests of a method have had a part in their path."""
         return sum(one.method.startswith(method) and part in one.path for one in self.seen)
 
+    def write(self, path: str, content: bytes) -> None:
+        """Put an object below the prefix, as anybody with access can."""
+        address = f"http://127.0.0.1:{self.data_port}/{self.bucket}/prefix/{path}"
+        headers = {**_LOGIN, "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(address, content, method="PUT", headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.status == 200
+
     def __enter__(self) -> Self:
         return self
 

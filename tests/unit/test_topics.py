@@ -73,6 +73,7 @@ BAD: list[tuple[str, str, Any]] = [
     ("record", "current.cvd.clamav.net", "x" * 300),
     ("record", "current.cvd.clamav.net", RECORD + "\n"),
     ("record", "current.cvd.clamav.net", RECORD.replace("27800", "2000000000")),
+    ("record", "current.cvd.clamav.net", RECORD.replace("1700000000", "1900000000")),
     ("head", "daily", {"header": "ClamAV-VDB:" + "x" * 501, "seen_at": THEIRS}),
     ("head", "daily", {"header": HEADER, "seen_at": "now"}),
     ("head", "daily", {**head(THEIRS), "wanted": 10**12}),
