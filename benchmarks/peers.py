@@ -24,10 +24,18 @@ from benchmarks.mirror import open_mirror
 from benchmarks.report import lines, report
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Workload
+from clamproxy.workers.cores import usable_cores
 
 CONTENDERS: dict[str, Contender] = {
     contender.name.lower(): contender
-    for contender in (Clamproxy(), Clamproxy(express=False), Nginx(), Squid(), Varnish())
+    for contender in (
+        Clamproxy(),
+        Clamproxy(express=False),
+        Clamproxy(workers=max(2, usable_cores())),
+        Nginx(),
+        Squid(),
+        Varnish(),
+    )
 }
 DEFAULT_CONTENDERS = "clamproxy,nginx,squid,varnish"
 _WORKLOADS = {workload.name: workload for workload in WORKLOADS}
@@ -83,7 +91,7 @@ def measure(
     default=DEFAULT_CONTENDERS,
     show_default=True,
     callback=_names(list(CONTENDERS)),
-    help="no-express is clamproxy without its express lane.",
+    help="no-express is clamproxy without its express lane; workers is clamproxy with a worker per core.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="How often each load is repeated.  [default: 3]")
 @click.option("--quick", is_flag=True, help="One round of everything with few machines: tells if it works.")

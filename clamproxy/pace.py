@@ -2,7 +2,7 @@
 
 Whoever has moved some bytes pays for them, then waits until that is due. Payments are due in the order in
 which they were made, and nobody has more than one. So all who wait take turns, and a small file doesn't have
-to wait for the end of a large one. A library wouldn't save anything: the algorithm is `Payments.due_after`,
+to wait for the end of a large one. A library wouldn't save anything: the algorithm is `due`,
 and it has to serve threads as well as asyncio, and to cope with a rate that changes.
 """
 
@@ -59,6 +59,19 @@ class LimitInForce:
         return limit
 
 
+def due(due_at: float, count: int, rate: int, allowance: float, now: float) -> float:
+    """When everything is paid for, in monotonic seconds, after more bytes were moved.
+
+    Args:
+        due_at: when what was moved before is paid for.
+        count: bytes that were moved.
+        rate: bytes per second.
+        allowance: for how many seconds somebody who was idle may go on at once.
+        now: monotonic seconds.
+    """
+    return max(due_at, now - allowance) + count / rate
+
+
 class Payments:
     """When what was moved so far is paid for. Not thread-safe."""
 
@@ -69,15 +82,8 @@ class Payments:
         """In monotonic seconds."""
 
     def due_after(self, count: int, rate: int, allowance: float, now: float) -> float:
-        """Add bytes; returns the seconds until they are paid for.
-
-        Args:
-            count: bytes that were moved.
-            rate: bytes per second.
-            allowance: for how many seconds somebody who was idle may go on at once.
-            now: monotonic seconds.
-        """
-        self.due_at = max(self.due_at, now - allowance) + count / rate
+        """Add bytes; returns the seconds until they are paid for. The arguments are those of `due`."""
+        self.due_at = due(self.due_at, count, rate, allowance, now)
         return max(0.0, self.due_at - now)
 
 

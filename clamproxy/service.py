@@ -67,7 +67,8 @@ from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
 from clamproxy.upkeep import Upkeep
 from clamproxy.waiting import wait_while
-from clamproxy.web.listener import Listener
+from clamproxy.web.gathering import feeds_of_all, processes_of_all, transfers_of_all
+from clamproxy.web.listener import Listener, OpenPort, open_port
 from clamproxy.web.pages import Pages
 from clamproxy.web.sources import Place, Sources
 
@@ -99,6 +100,10 @@ class Surroundings:
     """The internet link: one for the process, as what began before a reload still uses it."""
     client_rates: ClientRates = field(default_factory=ClientRates)
     """What clients may get; one for the process."""
+    open_port: OpenPort = open_port
+    """Opens the port of the pages."""
+    others: Callable[[], Sequence[Mapping[str, Any]]] = lambda: ()
+    """Gives `Service.own_figures` of the other workers, with their pids."""
 
 
 @asynccontextmanager
@@ -264,7 +269,9 @@ class Service:
             self._ceilings.wait_for_others()
         self._notifier = Notifier(settings, self.pages.figures, records, self.writer, leases=self._leases)
         listen = settings.status.listen
-        self._listener = Listener(listen, self.pages) if listen is not None else None
+        self._listener = (
+            Listener(listen, self.pages, self.surroundings.open_port) if listen is not None else None
+        )
         self._hours: asyncio.Task[None] | None = None
         self.surroundings.link.follow(settings.upstream.rate_limit)
         self.surroundings.client_rates.follow(settings.serving.rate_limit_per_client)
@@ -390,6 +397,11 @@ class Service:
     def under_way(self) -> list[tuple[ObjectId, int, int]]:
         return self._transfers.under_way()
 
+    def own_figures(self) -> dict[str, Any]:
+        """What only this process knows and the pages of all workers show; see `clamproxy.web.gathering`."""
+        transfers = [(object_id.file_name, have, size) for object_id, have, size in self.under_way()]
+        return {"transfers": transfers, "feeds": self.feeds.figures()["hosts"]}
+
     def _notes(self, topic: str) -> Notes:
         return Notes(self.store, self.writer, topic, shared=self.store.noted)
 
@@ -424,13 +436,14 @@ class Service:
             settings=lambda: self.settings,
             store=self.store,
             started_at=self.surroundings.started_at,
-            under_way=self.under_way,
+            under_way=lambda: transfers_of_all(self.under_way(), self.surroundings.others()),
+            processes=lambda: processes_of_all(self.surroundings.others()),
             cooldowns=self._origin.cooldowns.in_force,
             past=lambda: self._history.past,
             fleet=self._machines.all if self.settings.fleet.enabled else None,
             trend=self._machines.trend,
             biography=self._machines.biography,
-            feeds=self.feeds.figures,
+            feeds=lambda: feeds_of_all(self.feeds.figures(), self.surroundings.others()),
             files=lambda: self.site_files.catalog,
             authority=self.surroundings.certificates,
             client_config=self._client_lines,

@@ -23,11 +23,12 @@ ADDON = PROJECT / "tests" / "support" / "forged_addon.py"
 
 
 class Clamproxy:
-    """The addon in this environment's mitmdump, with the project's proxy.yaml."""
+    """The addon in this environment's mitmdump, with the project's proxy.yaml; or several workers."""
 
-    def __init__(self, *, express: bool = True) -> None:
-        self.name = "clamproxy" if express else "no-express"
+    def __init__(self, *, express: bool = True, workers: int = 1) -> None:
+        self.name = "workers" if workers > 1 else "clamproxy" if express else "no-express"
         self._express = express
+        self._workers = workers
 
     def missing(self) -> str:
         no_lane = not self._express and "express" not in ServingSection.model_fields
@@ -35,7 +36,8 @@ class Clamproxy:
 
     def version(self) -> str:
         lane = "" if self._express else ", serving.express: false"
-        return f"proxy.yaml as shipped{lane}; CONNECT, and absolute-form where it says so"
+        workers = f", --workers {self._workers}" if self._workers > 1 else ""
+        return f"proxy.yaml as shipped{lane}{workers}; CONNECT, and absolute-form where it says so"
 
     @contextmanager
     def start(self, mirror: Mirror, work: Path, *, always_fresh: bool = False) -> Iterator[Server]:
@@ -43,7 +45,7 @@ class Clamproxy:
         settings = self._settings(mirror, work, always_fresh)
         (work / "proxy.yaml").write_text(yaml.safe_dump(settings))
         command = [
-            *(str(Path(sys.executable).with_name("mitmdump")), "-s", str(ADDON)),
+            *self._program(),
             *("--listen-host", "127.0.0.1", "-p", str(port)),
             *("--set", f"clamproxy_config={work}/proxy.yaml", "--set", f"confdir={work}/confdir"),
         ]
@@ -52,7 +54,9 @@ class Clamproxy:
         environment = {**inherited, "PYTHONPATH": str(PROJECT), "CLAMPROXY_TEST_KEYS": str(mirror.keys)}
         # For a name that isn't a database's, the gateway itself responds 404, without asking the origin.
         ready = f"http://{HOST}/ready"
-        with running(command, work, lambda: answers(port, ready), environment) as process:
+        with running(
+            command, work, lambda: self._all_serve(work) and answers(port, ready), environment
+        ) as process:
             yield Server(
                 self.name,
                 process,
@@ -60,6 +64,16 @@ class Clamproxy:
                 plain=Entry(port, Form.ABSOLUTE),
                 tls=Entry(port, Form.TUNNEL, str(work / "confdir" / "mitmproxy-ca-cert.pem")),
             )
+
+    def _program(self) -> list[str]:
+        if self._workers == 1:
+            return [str(Path(sys.executable).with_name("mitmdump")), "-s", str(ADDON)]
+        command = [sys.executable, "-m", "tests.support.command", str(ADDON), "run"]
+        return [*command, "--workers", str(self._workers)]
+
+    def _all_serve(self, work: Path) -> bool:
+        log = (work / "output.log").read_text(errors="replace")
+        return self._workers == 1 or f"{self._workers} workers are serving" in log
 
     def _settings(self, mirror: Mirror, work: Path, always_fresh: bool) -> dict[str, Any]:
         settings: dict[str, Any] = yaml.safe_load((PROJECT / "proxy.yaml").read_text())

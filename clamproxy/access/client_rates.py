@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Protocol
 
 from clamproxy.clock import Clock
 from clamproxy.config.rates import Rates
 from clamproxy.config.units import KIB
-from clamproxy.pace import LimitInForce, Payments
+from clamproxy.pace import LimitInForce, due
 
 ALLOWANCE = 1.0
 """Seconds of its rate that a client which was idle gets at once: most answers are smaller."""
@@ -24,17 +25,55 @@ _FEW = 1024
 """Clients that are remembered before anybody looks which of them have paid."""
 
 
+class ClientPayments(Protocol):
+    """When each client has paid for what it got. Several processes have them in common."""
+
+    def due_at(self, address: str) -> float:
+        """In monotonic seconds; in the past if it owes nothing."""
+
+    def charge(self, address: str, count: int, rate: int, allowance: float, now: float, most: float) -> float:
+        """Add bytes; returns the seconds until they are paid for, at most `most`.
+
+        The other arguments are those of `clamproxy.pace.due`.
+        """
+
+    def waiting(self, now: float) -> int:
+        """How many clients have yet to pay."""
+
+
+class OwnClientPayments:
+    """Those of one process. Only addresses that got something within the last seconds are remembered."""
+
+    def __init__(self) -> None:
+        self._due_at: dict[str, float] = {}
+        self._room = _FEW
+
+    def due_at(self, address: str) -> float:
+        return self._due_at.get(address, 0.0)
+
+    def charge(self, address: str, count: int, rate: int, allowance: float, now: float, most: float) -> float:
+        if address not in self._due_at and len(self._due_at) >= self._room:
+            self._due_at = {one: at for one, at in self._due_at.items() if at > now - allowance}
+            self._room = max(_FEW, 2 * len(self._due_at))
+        due_at = due(self.due_at(address), count, rate, allowance, now)
+        self._due_at[address] = due_at = min(due_at, now + most)
+        return max(0.0, due_at - now)
+
+    def waiting(self, now: float) -> int:
+        return sum(due_at > now for due_at in self._due_at.values())
+
+
 class ClientRates:
     """Remembers what each address has yet to pay for. Event loop only.
 
-    Only addresses that got something within the last seconds are remembered.
+    Args:
+        payments: of the clients; None if this process alone serves them.
     """
 
-    def __init__(self, clock: Clock = time) -> None:
+    def __init__(self, clock: Clock = time, payments: ClientPayments | None = None) -> None:
         self._clock = clock
         self._limit = LimitInForce("serving.rate_limit_per_client", clock)
-        self._clients: dict[str, Payments] = {}
-        self._room = _FEW
+        self._payments = payments or OwnClientPayments()
 
     def follow(self, rates: Rates | None) -> None:
         """Keep to other limits from now on."""
@@ -47,39 +86,25 @@ class ClientRates:
 
     def waiting(self) -> int:
         """How many clients have to wait at the moment."""
-        now = self._clock.monotonic()
-        return sum(client.due_at > now for client in self._clients.values())
+        return self._payments.waiting(self._clock.monotonic())
 
     def delay_of(self, address: str) -> float:
         """Seconds until everything that a client got is paid for."""
-        client = self._clients.get(address)
-        return (
-            0.0 if client is None or self.limit is None else max(0.0, client.due_at - self._clock.monotonic())
-        )
+        if self.limit is None:
+            return 0.0
+        return max(0.0, self._payments.due_at(address) - self._clock.monotonic())
 
     def charge(self, address: str, count: int) -> float:
         """Add bytes that a client gets; returns the seconds until they are paid for."""
         limit = self.limit
         if limit is None:
             return 0.0
-        client, now = self._clients.get(address), self._clock.monotonic()
-        if client is None:
-            if len(self._clients) >= self._room:
-                self._forget_paid(now)
-            client = self._clients[address] = Payments()
-        delay = min(client.due_after(count, limit, ALLOWANCE, now), LONGEST_DEBT)
-        client.due_at = min(client.due_at, now + LONGEST_DEBT)
-        return delay
+        now = self._clock.monotonic()
+        return self._payments.charge(address, count, limit, ALLOWANCE, now, LONGEST_DEBT)
 
     def share_of(self, address: str) -> ClientShare:
         """By what bodies to a client are paced, as soon as there is a limit."""
         return ClientShare(self, address)
-
-    def _forget_paid(self, now: float) -> None:
-        self._clients = {
-            address: client for address, client in self._clients.items() if client.due_at > now - ALLOWANCE
-        }
-        self._room = max(_FEW, 2 * len(self._clients))
 
 
 class ClientShare:

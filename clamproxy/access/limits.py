@@ -5,11 +5,28 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from contextlib import suppress
+from typing import Protocol
 
 DESCRIPTORS_PER_CONNECTION = 2
 """File descriptors for a connection: the socket, and the file that is being sent."""
 OTHER_DESCRIPTORS = 256
 """File descriptors for the cache's index, connections to the origin and the log."""
+
+
+class Elsewhere(Protocol):
+    """The connections that other processes of this machine have, and what they know of this one's."""
+
+    def total(self) -> int:
+        """How many the others have."""
+
+    def of(self, address: str) -> int:
+        """How many of them are a client's."""
+
+    def came(self, address: str) -> None:
+        """This process has one more."""
+
+    def left(self, address: str) -> None:
+        """This process has one less."""
 
 
 class ConnectionLimits:
@@ -23,13 +40,16 @@ class ConnectionLimits:
     def __init__(self, in_all: int, per_client: int) -> None:
         self.in_all = in_all
         self.per_client = per_client
+        self.elsewhere: Elsewhere | None = None
+        """None if this process alone serves clients."""
         self._open: Counter[str] = Counter()
         self._total = 0
 
     @property
     def is_full(self) -> bool:
         """Whether as many connections are open as allowed."""
-        return self._total >= self.in_all
+        others = self.elsewhere.total() if self.elsewhere is not None else 0
+        return self._total + others >= self.in_all
 
     def take(self, address: str) -> str | None:
         """Count a new connection, if the limits allow it.
@@ -40,14 +60,19 @@ class ConnectionLimits:
         """
         if self.is_full:
             return "access.max_connections"
-        if self._open[address] >= self.per_client:
+        others = self.elsewhere.of(address) if self.elsewhere is not None else 0
+        if self._open[address] + others >= self.per_client:
             return "access.max_connections_per_client"
+        if self.elsewhere is not None:
+            self.elsewhere.came(address)
         self._open[address] += 1
         self._total += 1
         return None
 
     def leave(self, address: str) -> None:
         """A connection that was counted has been closed."""
+        if self.elsewhere is not None:
+            self.elsewhere.left(address)
         self._total -= 1
         self._open[address] -= 1
         if self._open[address] <= 0:

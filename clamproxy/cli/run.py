@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,14 +13,28 @@ import click
 
 import clamproxy
 from clamproxy.cli.common import config_option, fail, settings_of, shown_error
+from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
 from clamproxy.setup.confdir import find_confdir
 from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable
+from clamproxy.workers.cores import usable_cores
+from clamproxy.workers.parent import Parent
+from clamproxy.workers.worker import join
 
+MOST_WORKERS = 64
 _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
+
+
+def _count_of_workers(text: str) -> int:
+    """The number of workers; raises a ValueError if the text isn't one."""
+    if text == "auto":
+        return usable_cores()
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_WORKERS:
+        return int(text)
+    raise ValueError(f"auto, or a number from 1 to {MOST_WORKERS}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -29,20 +44,33 @@ _SCRIPT = Path(clamproxy.__file__).parent / "proxy" / "script.py"
     type=click.IntRange(0, 65535),
     help="Port to listen on, instead of the one in listen.proxy.",
 )
+@click.option(
+    "--workers",
+    default="1",
+    callback=parsed_by(_count_of_workers),
+    metavar="N|auto",
+    help="Run that many processes, which share the ports and the cache; auto: one per core.",
+)
 @config_option
 @click.argument("mitmdump_options", nargs=-1, type=click.UNPROCESSED)
-def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
+def run(port: int | None, workers: int, config: str | None, mitmdump_options: tuple[str, ...]) -> None:
     """Run the proxy in the foreground.
 
     It listens where `listen` in proxy.yaml says, which is port 8080 by default. It runs in mitmdump, and
     takes mitmdump's options as well.
     """
+    worker = join(os.environ)
     _require_options(mitmdump_options)
     settings = settings_of(config)  # reports a wrong configuration before anything starts
-    if not _say_where(mitmdump_options):
-        _require_free_ports(settings, port)
-    _require_cache(settings)
-    _require_fleet_store(settings)
+    if worker is None:
+        if not _say_where(mitmdump_options):
+            _require_free_ports(settings, port)
+        _require_cache(settings)
+        _require_fleet_store(settings)
+    if worker is None and workers > 1:
+        # The workers get the same command line, so they are started in the same way.
+        parent = Parent(sys.orig_argv[1:], workers, os.environ)
+        sys.exit(asyncio.run(parent.run()))
     arguments = ["-s", str(_SCRIPT)]
     if port is not None:
         arguments += ["-p", str(port)]
@@ -56,8 +84,11 @@ def run(port: int | None, config: str | None, mitmdump_options: tuple[str, ...])
     from mitmproxy.tools.main import mitmdump
 
     from clamproxy.proxy.log_format import before_start
+    from clamproxy.proxy.shared_ports import share_ports
 
     before_start()
+    if worker is not None:
+        share_ports(worker)
     sys.stdout = sys.__stdout__ or sys.stdout  # the log handles a full disk in its own way
     mitmdump(arguments)
 

@@ -32,14 +32,38 @@ class Waiting(Protocol):
         """Wait for the link; ends at once, and raises an OSError, if the transfer is cancelled."""
 
 
-class Link:
-    """Shares the link among those who read from it. Thread-safe."""
+class LinkPayments(Protocol):
+    """As `Payments`; those of several processes are common."""
 
-    def __init__(self, clock: Clock = time) -> None:
+    def due_after(self, count: int, rate: int, allowance: float, now: float) -> float:
+        """See `Payments.due_after`."""
+
+
+class LinkMeter(Protocol):
+    """As `Meter`; that of several processes is common."""
+
+    def count(self, number: int, now: float) -> None:
+        """See `Meter.count`."""
+
+    def rate(self, now: float) -> float:
+        """See `Meter.rate`."""
+
+
+class Link:
+    """Shares the link among those who read from it. Thread-safe.
+
+    Args:
+        payments: for what was read; None if this process alone uses the link.
+        meter: of what is read; None if this process alone uses the link.
+    """
+
+    def __init__(
+        self, clock: Clock = time, payments: LinkPayments | None = None, meter: LinkMeter | None = None
+    ) -> None:
         self._clock = clock
         self._limit = LimitInForce("upstream.rate_limit", clock)
-        self._payments = Payments()
-        self._meter = Meter()
+        self._payments = payments or Payments()
+        self._meter = meter or Meter()
         self._lock = threading.Lock()
 
     def follow(self, rates: Rates | None) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mitmproxy import ctx, dns, optmanager
 from mitmproxy.addonmanager import Loader
@@ -31,15 +32,18 @@ from clamproxy.proxy.door import Threshold
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
+from clamproxy.proxy.membership import Membership
 from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing
-from clamproxy.proxy.reloads import Reloads
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
 from clamproxy.releases.holds import HoldsError
+from clamproxy.reloads import Reloads
 from clamproxy.service import Service, Surroundings
+from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
+from clamproxy.workers.worker import WorkerSupervisor, current
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +70,8 @@ class ClamProxy:
         self._options = OwnOptions()
         self._having_a_say: str | None = None
         """See `find_having_a_say`. Each look at mitmproxy's options makes copies of them."""
-        self._supervisor = Supervisor(os.environ)
+        self._membership = Membership(worker) if (worker := current()) is not None else None
+        self._supervisor = Supervisor(os.environ) if worker is None else WorkerSupervisor(worker)
         self._config: Path | None = None
         self._own_authority: CurrentAuthority | None = None
         self._reloads = Reloads(self._reload)
@@ -74,6 +79,9 @@ class ClamProxy:
         self._is_early_hang_up = False
         self._retiring: set[asyncio.Task[None]] = set()
         self._surroundings = Surroundings(certificates=self._certificates, port=self._own_port)
+        if self._membership is not None:
+            self._surroundings = self._membership.surround(self._surroundings)
+            self._membership.limit(self._front.limits)
         self._has_terminal = os.isatty(0)
         callers, certificates = Callers(), Certificates(self._authority, self._client_ca)
         self._threshold = Threshold(self._admits, self._front.limits)
@@ -92,6 +100,8 @@ class ClamProxy:
         """Declare the option, and set mitmproxy's own options for a gateway."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         use_format("text")  # until the configuration is known
+        if self._membership is not None:
+            self._membership.hush()
         self._options.set_defaults(ctx.options)
         framing.install()
         if not self._has_terminal:
@@ -144,12 +154,18 @@ class ClamProxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._is_early_hang_up:
             self._hang_up()
+        if self._membership is not None:
+            self._membership.begin(self._reloads.ask, ctx.master.shutdown, self._figures)
+        else:
+            await self._let_commands_in()
+        self._supervisor.start()
+        self._supervisor.ready("Serving")
+
+    async def _let_commands_in(self) -> None:
         try:
             await self._control.start()
         except OSError as error:
             logger.warning("`clamproxy reload` won't find this process: %s.", error.strerror or error)
-        self._supervisor.start()
-        self._supervisor.ready("Serving")
 
     async def done(self) -> None:
         """Let responses end, stop everything, and keep what has arrived."""
@@ -159,6 +175,8 @@ class ClamProxy:
         self._supervisor.stopping()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
         self._control.stop()
+        if self._membership is not None:
+            self._membership.stop()
         self._reloads.stop()
         self._threshold.close()
         self._lane.end_idle()
@@ -233,6 +251,11 @@ class ClamProxy:
         settings = self._front.settings
         return marks(self._config, settings.cache.directory) if settings is not None else {}
 
+    def _figures(self) -> Mapping[str, Any]:
+        """What only this process knows."""
+        service = self._front.service
+        return service.own_figures() if service is not None else {}
+
     def _authority(self) -> Authority | None:
         """The gateway's own authority, if `clamproxy ca init` has made one."""
         return self._own_authority() if self._own_authority is not None else None
@@ -283,7 +306,8 @@ class ClamProxy:
 
     @property
     def _listening(self) -> Listening:
-        return Listening(ctx.options, self._options.given, _proxyserver())
+        refuses = refusal if self._membership is None else self._membership.refusal
+        return Listening(ctx.options, self._options.given, _proxyserver(), refuses)
 
     def _admits(self, address: str) -> bool:
         settings = self._front.settings
@@ -305,6 +329,10 @@ class ClamProxy:
     def _note_place(self, service: Service) -> None:
         """Note the ports for commands, which know the configuration but not the command line."""
         listening = self._listening
+        if self._membership is not None:
+            self._membership.declare(
+                self._marks(), listening.ports(service.settings.listen), service.settings
+            )
         service.note_proxies(listening.served_at() if listening.is_given else None)
 
     def _own_port(self) -> int | None:

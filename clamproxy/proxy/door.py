@@ -24,6 +24,8 @@ AT_A_TIME = 64
 """Connections accepted in one go before the event loop does anything else; they take a few milliseconds."""
 TELL_EVERY = 60.0
 """Seconds between log lines about waiting connections."""
+LOOK_EVERY = 0.1
+"""Seconds between looks whether connections of other workers have ended."""
 PAUSE = 1.0
 """Seconds until the next attempt when the system has no descriptor or memory for a connection."""
 
@@ -66,12 +68,24 @@ class Threshold:
         self._reached = False
         """Whether a limit was reached and no client has left since: a crowd gets one line in the log."""
         self._told_at = -TELL_EVERY
+        self._look: asyncio.TimerHandle | None = None
         self.doors: set[Door] = set()
 
     @property
     def is_full(self) -> bool:
         """Whether new connections have to wait."""
         return self._limits.is_full
+
+    def look_out(self) -> None:
+        """Reopen the doors when others make room, as they don't say so."""
+        if self._limits.elsewhere is not None and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        if self.is_full and self.doors:
+            self.look_out()
+        self.reopen()
 
     def tell_full(self) -> None:
         """Log that connections have to wait, at most once a minute while crowds come and go."""
@@ -162,6 +176,7 @@ class Door:
             if self._threshold.is_full:
                 self._threshold.tell_full()
                 self._shut()
+                self._threshold.look_out()
                 return
             try:
                 connection, address = listener.accept()

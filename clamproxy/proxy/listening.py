@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
 from mitmproxy import optmanager
@@ -34,12 +34,20 @@ class Listening:
         options: mitmproxy's.
         given: the names of the options that the user has set.
         proxy: mitmproxy's addon that listens.
+        refusal: says why the system doesn't allow listening at an endpoint.
     """
 
-    def __init__(self, options: optmanager.OptManager, given: Collection[str], proxy: Proxyserver) -> None:
+    def __init__(
+        self,
+        options: optmanager.OptManager,
+        given: Collection[str],
+        proxy: Proxyserver,
+        refusal: Callable[[Endpoint, socket.SocketKind], str | None] = refusal,
+    ) -> None:
         self._options = options
         self._given = frozenset(given)
         self._proxy = proxy
+        self._refusal = refusal
         self.is_given = not self._given.isdisjoint(OPTIONS)
         """Whether the command line overrides where the proxy listens."""
 
@@ -60,7 +68,7 @@ class Listening:
             if endpoint.port in held or self._may_hold(mode, endpoint):
                 continue
             for kind in _KINDS[mode.transport_protocol]:
-                if (reason := refusal(endpoint, kind)) is not None:
+                if (reason := self._refusal(endpoint, kind)) is not None:
                     raise ConfigurationError(f"{mode.description} on {endpoint}: {reason}")
 
     def follow(self, listen: ListenSection) -> None:
@@ -103,6 +111,11 @@ class Listening:
         """Where machines reach the proxy after `follow`."""
         modes = self._parsed(listen)
         return [self._endpoint(mode) for mode in modes if isinstance(mode, mode_specs.RegularMode)]
+
+    def ports(self, listen: ListenSection) -> list[tuple[Endpoint, socket.SocketKind]]:
+        """All ports that are needed after `follow`."""
+        modes = self._parsed(listen)
+        return [(self._endpoint(mode), kind) for mode in modes for kind in _KINDS[mode.transport_protocol]]
 
     def _modes(self, listen: ListenSection) -> list[str]:
         if "mode" in self._given:

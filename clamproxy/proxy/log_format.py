@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 import threading
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,6 +36,8 @@ _DATE_LENGTH = len("2026-11-27T08:21:38")
 _CONTINUED = "\n    "
 PATIENCE = 0.01
 """Seconds that a request's line waits at most before it is written."""
+_PORTION = select.PIPE_BUF // 2
+"""Characters, most of which are one byte. Up to PIPE_BUF bytes are written at once (pipe(7))."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)
 _PARENT = logging.getLogger("clamproxy")
@@ -61,6 +65,12 @@ def use_format(name: str) -> None:
         root.removeHandler(replaced)
         take_directly(output.take)
     output.setFormatter(JsonFormatter() if name == "json" else output.text_formatter())
+
+
+def add_filter(passes: Callable[[logging.LogRecord], bool]) -> None:
+    """Print only the records that pass. The lines of requests that come as entries always do."""
+    if (output := _installed()) is not None:
+        output.addFilter(passes)
 
 
 def before_start() -> None:
@@ -146,15 +156,18 @@ class LineHandler(logging.Handler):
         try:
             with self._lock:
                 waiting, self._waiting = self._waiting, []
-            text = "".join(f"{line}\n" for line in waiting)
             self._writes_in = None
             self._is_alone = self._looks_alone()
-            if text:
-                self._write(text)
-        except UnicodeEncodeError:  # a locale without UTF-8
-            self._write(text.encode("ascii", "backslashreplace").decode())
+            for text in _portions(waiting):
+                self._write_somehow(text)
         finally:
             self.release()
+
+    def _write_somehow(self, text: str) -> None:
+        try:
+            self._write(text)
+        except UnicodeEncodeError:  # a locale without UTF-8
+            self._write(text.encode("ascii", "backslashreplace").decode())
 
     def _looks_alone(self) -> bool:
         """Whether no other handler takes requests. mitmproxy's `LegacyLogEvents` don't: see `OwnOptions`."""
@@ -172,6 +185,19 @@ class LineHandler(logging.Handler):
             _go_on_without_reader(self._file)
         except (OSError, ValueError):
             pass  # a full disk or a closed file: these lines are lost, but later ones may not be
+
+
+def _portions(lines: Sequence[str]) -> Iterator[str]:
+    """Whole lines, in portions that no other worker's writes can come between, if lines aren't that long."""
+    portion, length = list[str](), 0
+    for line in lines:
+        if portion and length + len(line) >= _PORTION:
+            yield "".join(portion)
+            portion, length = [], 0
+        portion.append(f"{line}\n")
+        length += len(line) + 1
+    if portion:
+        yield "".join(portion)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

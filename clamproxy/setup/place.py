@@ -69,6 +69,11 @@ def refusal(endpoint: Endpoint, kind: socket.SocketKind = socket.SOCK_STREAM) ->
     return next((_REASONS[error] for error in errors if error in counts), None)
 
 
+def explained(error: OSError) -> str:
+    """Why a port can't be opened, for users."""
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
+
+
 def _error_of_bind(family: socket.AddressFamily, kind: socket.SocketKind, address: Any) -> int:
     """The errno of an attempt to bind; 0 if it worked."""
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from weakref import WeakSet
 
@@ -30,13 +32,22 @@ IDLE_TIMEOUT = 60.0
 """How long a connection may wait for a request or take to send one, in seconds."""
 BACKLOG = 64
 
+type OpenPort = Callable[[str, int], list[socket.socket]]
+"""Gives the sockets of a host and a port. Raises OSError if the system doesn't allow it."""
+
+
+def open_port(host: str, port: int) -> list[socket.socket]:
+    """Sockets that this process alone uses."""
+    return bind_sockets(port, host)
+
 
 class Listener:
     """Accepts connections and passes their requests to the pages. Event loop only."""
 
-    def __init__(self, endpoint: Endpoint, site: Pages) -> None:
+    def __init__(self, endpoint: Endpoint, site: Pages, open_port: OpenPort = open_port) -> None:
         self._endpoint = endpoint
         self._site = site
+        self._open_port = open_port
         self._server: _Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self.port = endpoint.port
@@ -48,7 +59,9 @@ class Listener:
         A failure is only logged: the proxy matters more than its pages.
         """
         try:
-            sockets = bind_sockets(self._endpoint.port, self._endpoint.host, backlog=BACKLOG)
+            sockets = self._open_port(self._endpoint.host, self._endpoint.port)
+            for one in sockets:
+                one.listen(BACKLOG)
         except OSError as error:
             reason = error.strerror or error
             logger.warning("Can't listen at status.listen, %s: %s.", self._endpoint, reason)

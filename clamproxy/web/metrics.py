@@ -38,11 +38,39 @@ def exposition(values: Values, accept: str) -> tuple[bytes, str]:
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(values))
-    ProcessCollector(registry=registry)
+    registry.register(ProcessesCollector(values["gateway"]["processes"]))
     if any(media_type.partition(";")[0].strip().lower() == OPENMETRICS for media_type in accept.split(",")):
         text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+class ProcessesCollector(Collector):
+    """The usual metrics of a process, summed over all processes of the gateway.
+
+    Args:
+        pids: of the processes.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterator[Metric]:
+        """Sums, and the earliest start. What a process had that has died is no longer counted."""
+        found: dict[str, Metric] = {}
+        for pid in self._pids:
+            collector = ProcessCollector(pid=lambda pid=pid: pid, registry=None)  # type: ignore[misc]
+            for metric in collector.collect():
+                before = found.get(metric.name)
+                if before is None:
+                    found[metric.name] = metric
+                    continue
+                combine = min if metric.name.endswith("start_time_seconds") else sum
+                before.samples = [
+                    one._replace(value=combine((one.value, other.value)))
+                    for one, other in zip(before.samples, metric.samples, strict=True)
+                ]
+        yield from found.values()
 
 
 class StatusCollector(Collector):

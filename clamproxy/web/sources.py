@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ class Sources:
     """When the gateway was started, in Unix seconds."""
     under_way: Callable[[], Sequence[tuple[ObjectId, int, int]]] = lambda: ()
     """The transfers that are running, from `Transfers.under_way`."""
+    processes: Callable[[], Sequence[int]] = lambda: (os.getpid(),)
+    """The pids of the gateway's processes."""
     cooldowns: Callable[[], Mapping[str, Cooldown]] = dict
     """The cool-downs in force, from `Cooldowns.in_force`."""
     past: Callable[[], Past] = Past

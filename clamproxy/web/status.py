@@ -59,7 +59,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
     settings, past = sources.settings(), sources.past()
     transfers, cooldowns = list(sources.under_way()), dict(sources.cooldowns())
     peers = list(sources.peers())
-    rates = sources.rates()
+    rates, processes = sources.rates(), list(sources.processes())
     feeds = sources.feeds() if sources.feeds else {"objects": 0, "bytes": 0, "hosts": []}
     files, fleet_store, site_problem = sources.files(), sources.fleet_store(), sources.site_problem()
 
@@ -79,7 +79,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
                 site_problem=site_problem,
             )
             values = {
-                "gateway": _gateway(settings, sources.started_at, now),
+                "gateway": _gateway(settings, sources.started_at, processes, now),
                 "ready": not health.reasons,
                 "problems": [*health.reasons, *health.warnings],
                 "stats": stats,
@@ -121,13 +121,14 @@ def _encoded(values: Json) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode()
 
 
-def _gateway(settings: Settings, started_at: float, now: float) -> Json:
+def _gateway(settings: Settings, started_at: float, processes: Sequence[int], now: float) -> Json:
     return {
         "version": clamproxy.__version__,
         "now": now,
         "started_at": started_at,
         "host": settings.status.host,
         "offline": settings.upstream.offline,
+        "processes": processes,
     }
 
 

@@ -35,6 +35,8 @@ START_LIMIT = 60.0
 """Seconds within which the proxy must serve."""
 SET_UP = "HTTPS clients have to trust"
 """Part of the last line that it prints at its start; its ports open before it has read its settings."""
+ALL_SET_UP = "workers are serving"
+"""The same for several workers."""
 
 END_LIMIT = 40
 """Seconds within which it must end after SIGTERM."""
@@ -90,6 +92,7 @@ class Gateway:
         environment: dict[str, str] | None = None,
         modes: Sequence[str] = (),
         is_command: bool = False,
+        workers: int = 1,
     ) -> None:
         """Nothing runs yet.
 
@@ -100,6 +103,7 @@ class Gateway:
             environment: more variables; with PYTHONPATH among them the command is run.
             modes: more modes of mitmdump.
             is_command: run the installed command, not a fork (see prefork.py).
+            workers: with more than one, `clamproxy run --workers` is run; then `pid` is the parent's.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -118,7 +122,8 @@ class Gateway:
         self._script = script
         self._environment = environment or {}
         self._modes = modes
-        self._is_command = is_command or "PYTHONPATH" in self._environment
+        self._workers = workers
+        self._is_command = is_command or workers > 1 or "PYTHONPATH" in self._environment
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._logged = 0
         """Characters of the log that earlier processes have written."""
@@ -216,20 +221,18 @@ class Gateway:
 
     def _spawn(self) -> None:
         self._logged = len(self.log)
-        arguments = ["-s", self._script, "--listen-host", "127.0.0.1"]
+        arguments = ["--listen-host", "127.0.0.1"]
         arguments += ["--mode", f"regular@127.0.0.1:{self.port}"]
         for mode in (f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}", *self._modes):
             arguments += ["--mode", mode]
-        arguments += ["--set", f"clamproxy_config={self.config}"]
         arguments += ["--set", f"confdir={self.directory / 'conf'}"]
         environment = _clean_environment(self._environment)
         if not self._is_command:
             self._copy_authority()
         with (self.directory / "gateway.log").open("ab") as log, Path(os.devnull).open("rb") as nothing:
             if self._is_command:
-                mitmdump = Path(sys.executable).with_name("mitmdump")
                 self._process = subprocess.Popen(
-                    [str(mitmdump), *arguments],
+                    [*self._program(), *arguments],
                     cwd=ROOT,
                     env=environment,
                     stdin=nothing,
@@ -237,15 +240,25 @@ class Gateway:
                     stderr=log,
                 )
             else:
+                arguments += self._addon()
                 self._process = Forked(
                     MITMDUMP, arguments, environment, stdin=nothing, stdout=log, stderr=log
                 )
+
+    def _addon(self) -> list[str]:
+        return ["-s", self._script, "--set", f"clamproxy_config={self.config}"]
+
+    def _program(self) -> list[str]:
+        if self._workers == 1:
+            return [str(Path(sys.executable).with_name("mitmdump")), *self._addon()]
+        command = [sys.executable, "-m", "tests.support.command", self._script, "run"]
+        return [*command, "--workers", str(self._workers), "--config", str(self.config)]
 
     def _listens(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if SET_UP in self.log[self._logged :]:
+            if (SET_UP if self._workers == 1 else ALL_SET_UP) in self.log[self._logged :]:
                 self._keep_authority()
                 return connectable(self.port) and connectable(self.reverse_port)
             time.sleep(0.05)
@@ -266,7 +279,11 @@ class Gateway:
     def _end(self, number: signal.Signals) -> int:
         process, self._process = self._process, None
         assert process is not None
+        workers = children(process.pid) if number is signal.SIGKILL and self._workers > 1 else []
         process.send_signal(number)
+        for pid in workers:  # they would take a while to end by themselves
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         try:
             return process.wait(END_LIMIT)
         finally:
@@ -346,6 +363,13 @@ class Gateway:
         context = ssl.create_default_context(cafile=str(self.ca))
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and that haven't ended."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []
 
 
 def tool(

@@ -223,6 +223,7 @@ def open_site(
     tls: ssl.SSLContext | None = None,
     script: str = ADDON,
     environment: dict[str, str] | None = None,
+    workers: int = 1,
     **sections: dict[str, Any],
 ) -> Site:
     """Start a site.
@@ -232,11 +233,16 @@ def open_site(
         tls: makes the origin an HTTPS server.
         script: what mitmdump loads.
         environment: more variables for the proxy.
+        workers: as for `Gateway`.
         sections: what is different in proxy.yaml.
     """
     origin, dns = OriginServer(tls), open_dns()
     gateway = Gateway(
-        directory / "gateway", settings_for(origin, dns, **sections), script=script, environment=environment
+        directory / "gateway",
+        settings_for(origin, dns, **sections),
+        script=script,
+        environment=environment,
+        workers=workers,
     )
     site = Site(directory, origin, dns, gateway)
     try:

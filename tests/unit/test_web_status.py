@@ -49,6 +49,7 @@ async def test_gateway(store: Store) -> None:
         "started_at": STARTED_AT,
         "host": "clamproxy",
         "offline": False,
+        "processes": [os.getpid()],
     }
 
 
