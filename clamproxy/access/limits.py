@@ -51,8 +51,11 @@ class ConnectionLimits:
         others = self.elsewhere.total() if self.elsewhere is not None else 0
         return self._total + others >= self.in_all
 
-    def take(self, address: str) -> str | None:
+    def take(self, address: str, *, is_shared: bool = False) -> str | None:
         """Count a new connection, if the limits allow it.
+
+        Args:
+            is_shared: whether many clients use the address, so that the limit for one doesn't apply.
 
         Returns:
             The limit that has been reached, by the name of its setting; then the connection isn't
@@ -61,7 +64,7 @@ class ConnectionLimits:
         if self.is_full:
             return "access.max_connections"
         others = self.elsewhere.of(address) if self.elsewhere is not None else 0
-        if self._open[address] + others >= self.per_client:
+        if not is_shared and self._open[address] + others >= self.per_client:
             return "access.max_connections_per_client"
         if self.elsewhere is not None:
             self.elsewhere.came(address)

@@ -71,6 +71,7 @@ LONGEST_DELAY = 30 * 86400.0
 """The longest delay of a release, in seconds."""
 _TIMEOUT = "a duration such as 10s, more than 0 and at most 1h"
 _SWITCH = "true or false"
+_NETWORKS = 'a list of networks such as [10.0.0.5, "fd00::/64"]'
 _RATE = "a rate such as 2MB/s, at least 16KiB/s, or a mapping from hours such as Mo-Fr 8-18 to rates, or null"
 _ENDPOINTS = 'a port, an address with a port such as "*:8080", a list of them, or null'
 
@@ -282,6 +283,8 @@ class AccessSection(Section):
     client_ca: Annotated[AbsolutePath, AfterValidator(client_authorities)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
     )
+    proxy_protocol: tuple[Annotated[Network, NETWORK], ...] = Field((), description=_NETWORKS)
+    forwarded_for: tuple[Annotated[Network, NETWORK], ...] = Field((), description=_NETWORKS)
     max_connections: Count = Field(2000, ge=1, description="a whole number, at least 1")
     max_connections_per_client: Count = Field(200, ge=1, description="a whole number, at least 1")
     max_request_line: Size = Field(

@@ -20,7 +20,7 @@ class Caller:
     """A client's connection; one object for as long as it lasts."""
 
     address: str
-    """The client's IP address, as its socket gives it."""
+    """The client's IP address, as its socket or a balancer gives it."""
     own_address: str
     """The address at which it reached the gateway, as its socket gives it."""
     own_port: int
@@ -30,6 +30,9 @@ class Caller:
     """Host and port of its CONNECT, once that was admitted. The front sets it for the server."""
     certified_by: Path | None = None
     """The `access.client_ca` by which its certificate was verified in the handshake, if it was."""
+    forwarded_by: str | None = None
+    """The balancer that gave the client's address in X-Forwarded-For; None if the connection is the client's.
+    A balancer may send the requests of many clients on one connection: each request has its own caller."""
     known_to: Users | None = field(default=None, repr=False)
     """The users that its CONNECT was checked against. A reload may have installed others since."""
 

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from clamproxy.access.balancers import Balancers
 from clamproxy.access.client_rates import LONGEST_PAUSE, ClientRates
 from clamproxy.access.limits import ConnectionLimits
 from clamproxy.access.users import Users
@@ -51,6 +53,7 @@ class Front:
         """Where requests go, by the service's configuration."""
         self.limits = ConnectionLimits(1, 1)
         """For the connections to all servers together."""
+        self.balancers = Balancers()
         self._users = Users(())
         self._client_ca: Path | None = None
         self._rates = ClientRates()
@@ -65,6 +68,7 @@ class Front:
         self._rates = service.surroundings.client_rates
         self.limits.in_all = access.max_connections
         self.limits.per_client = access.max_connections_per_client
+        self.balancers.announcing, self.balancers.forwarding = access.proxy_protocol, access.forwarded_for
         self.service, self.routing = service, Routing(service.settings)
 
     def remove(self) -> None:
@@ -93,6 +97,18 @@ class Front:
             return True
         return caller.known_to is self._users if self._users else self._client_ca is None
 
+    def attribute(self, request: ClientRequest) -> ClientRequest:
+        """Give a request that a balancer has forwarded the caller whose request it is.
+
+        Inside a tunnel, all requests are those of the client that asked for it; only that client can
+        set fields there.
+        """
+        caller, balancers = request.caller, self.balancers
+        if caller.tunnel is None and caller.forwarded_by is None and balancers.forwards(caller.address):
+            client = balancers.client_of(caller.address, request.headers.getlist("X-Forwarded-For"))
+            request.caller = replace(caller, address=client, forwarded_by=caller.address)
+        return request
+
     # Answers
 
     def opens_at_once(self, request: ClientRequest) -> bool:
@@ -119,7 +135,9 @@ class Front:
         if service is None or routing is None:
             return self._failed(request)
         try:
-            if not (self._certifies_inside(request, routing) or await self._admits(request)):
+            if not routing.admits(request.caller):
+                refusal = refusals.stranger(request.caller.address)
+            elif not (self._certifies_inside(request, routing) or await self._admits(request)):
                 refusal = self._unknown(is_proxy=True)
             elif not _opens(request, routing):
                 refusal = refusals.no_tunnel(request.host, request.port)
@@ -161,8 +179,11 @@ class Front:
             return self._failed(request)
         try:
             destination = routing.destination(request)
-            with service.in_use():
-                response = await self._response(request, destination, service)
+            if not routing.admits(request.caller):
+                response = refusals.stranger(request.caller.address)
+            else:
+                with service.in_use():
+                    response = await self._response(request, destination, service)
         except Exception:
             logger.exception("A request from %s failed.", request.caller.address)
             return self._failed(request)

@@ -68,6 +68,11 @@ def nobody(host: str) -> Response:
     return plain(502, Result.REFUSED, f"{host} {place}; if it is the gateway itself, add it to tls.names")
 
 
+def stranger(address: str) -> Response:
+    """Refuse a request that a balancer has forwarded for a client that may not use the gateway."""
+    return plain(502, Result.REFUSED, f"{address} is not in serving.clients")
+
+
 def forwards_left(request: Request) -> int | None:
     """How often a request may still be forwarded; None if Max-Forwards sets no limit (RFC 9110 7.6.2)."""
     left = request.headers.get("Max-Forwards", "")

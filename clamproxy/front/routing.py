@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import normal_host
-from clamproxy.front.client_request import ClientRequest
+from clamproxy.front.client_request import Caller, ClientRequest
 from clamproxy.site_files.site_files import is_file_path
 from clamproxy.web.pages import is_page, own_names
 
@@ -44,6 +44,8 @@ class Routing:
         gateway may be known by many names, of a service, a container or a load balancer. Only the
         absolute form and tunnels ask for a host.
         """
+        if not self.admits(request.caller):
+            return Destination.NOBODY
         own = _own_destination(request.path)
         if self.is_for_gateway(request):
             return own
@@ -54,6 +56,10 @@ class Routing:
         if self.passes_through(request.host, is_reverse=request.caller.is_reverse):
             return Destination.PASSED
         return own if self._is_own_name(request.host) else Destination.NOBODY
+
+    def admits(self, caller: Caller) -> bool:
+        """Whether a client that a balancer names may use the gateway; others were admitted at the door."""
+        return caller.forwarded_by is None or self.settings.serving.admits(caller.address)
 
     def is_for_gateway(self, request: ClientRequest) -> bool:
         """Whether a request is for the gateway itself, which clients may also reach through their http_proxy.

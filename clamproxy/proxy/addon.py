@@ -84,7 +84,7 @@ class ClamProxy:
             self._membership.limit(self._front.limits)
         self._has_terminal = os.isatty(0)
         callers, certificates = Callers(), Certificates(self._authority, self._client_ca)
-        self._threshold = Threshold(self._admits, self._front.limits)
+        self._threshold = Threshold(self._admits, self._front.limits, self._front.balancers)
         self._lane = Lane(self._front, certificates.context_for)
         self._takeover: Takeover | None = None
         self.addons = [

@@ -11,10 +11,14 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
+from clamproxy.access.balancers import Balancers
 from clamproxy.access.limits import ConnectionLimits
+from clamproxy.proxy.arrivals import ForwardedSocket, await_header
+from clamproxy.proxy.proxy_protocol import ProxyProtocolError
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +27,22 @@ QUEUE = 65535
 AT_A_TIME = 64
 """Connections accepted in one go before the event loop does anything else; they take a few milliseconds."""
 TELL_EVERY = 60.0
-"""Seconds between log lines about waiting connections."""
+"""Seconds between log lines about waiting connections, or about the PROXY headers of one address."""
 LOOK_EVERY = 0.1
 """Seconds between looks whether connections of other workers have ended."""
+MOST_TOLD = 1024
+"""Addresses for which the time of the last such line is remembered."""
 PAUSE = 1.0
 """Seconds until the next attempt when the system has no descriptor or memory for a connection."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOBODY = (BlockingIOError, InterruptedError, ConnectionError)
 """No client is waiting, or the one that was waiting has left."""
+
+_UNFIT = "Closed a connection from %s, which is in access.proxy_protocol: %s."
+_UNWANTED = (
+    "Closed a connection from %s, which is not in access.proxy_protocol: it begins with a PROXY header."
+)
 
 type Leave = Callable[[], None]
 """To be called once, when a connection is gone."""
@@ -60,15 +71,21 @@ class Threshold:
     Args:
         admits: whether an address may connect at all.
         limits: counts the connections.
+        balancers: whose connections belong to other clients.
     """
 
-    def __init__(self, admits: Callable[[str], bool], limits: ConnectionLimits) -> None:
+    def __init__(
+        self, admits: Callable[[str], bool], limits: ConnectionLimits, balancers: Balancers | None = None
+    ) -> None:
         self._admits = admits
         self._limits = limits
+        self._balancers = balancers or Balancers()
         self._reached = False
         """Whether a limit was reached and no client has left since: a crowd gets one line in the log."""
         self._told_at = -TELL_EVERY
         self._look: asyncio.TimerHandle | None = None
+        self._headers_told_at: dict[str, float] = {}
+        """When the log last told of an address's PROXY headers."""
         self.doors: set[Door] = set()
 
     @property
@@ -96,10 +113,13 @@ class Threshold:
 
     def take(self, address: str) -> bool:
         """Count a new connection from an address; False if it must be closed instead."""
+        return self._take(address, is_shared=self._balancers.forwards(address))
+
+    def _take(self, address: str, *, is_shared: bool) -> bool:
         if not self._admits(address):
             logger.warning("%s is not in serving.clients: connection closed.", address)
             return False
-        limit = self._limits.take(address)
+        limit = self._limits.take(address, is_shared=is_shared)
         if limit is not None and not self._reached:
             logger.warning(
                 "%s has been reached: closed a connection from %s. Further ones are not logged.",
@@ -108,6 +128,40 @@ class Threshold:
             )
         self._reached = self._reached or limit is not None
         return limit is None
+
+    def announces(self, address: str) -> bool:
+        """Whether connections from an address must begin with a PROXY header; then call `take_balancer`."""
+        return self._balancers.announces(address)
+
+    def take_balancer(self, address: str) -> bool:
+        """Count a balancer's connection whose client isn't known yet; False if it must be closed instead."""
+        return self._limits.take(address, is_shared=True) is None
+
+    def take_client(self, balancer: str, client: str, *, is_own: bool) -> bool:
+        """Count a connection that `take_balancer` has counted as its client's; False if it must be closed.
+
+        Args:
+            is_own: whether it is the balancer's own after all, such as a health check.
+        """
+        self._limits.leave(balancer)
+        is_taken = self._take(client, is_shared=is_own)
+        if not is_taken:
+            self.reopen()
+        return is_taken
+
+    def tell_header(self, text: str, address: str, *more: object) -> None:
+        """Log what is wrong with the PROXY headers from an address, at most once a minute."""
+        now = time.monotonic()
+        if now - self._headers_told_at.get(address, -TELL_EVERY) < TELL_EVERY:
+            return
+        if len(self._headers_told_at) >= MOST_TOLD:
+            self._headers_told_at.clear()
+        self._headers_told_at[address] = now
+        logger.warning(text, address, *more)
+
+    def tell_unwanted(self, address: str) -> None:
+        """Log that a connection was closed because it had a PROXY header."""
+        self.tell_header(_UNWANTED, address)
 
     def leave(self, address: str) -> None:
         """Call this when a connection that `take` has counted is gone."""
@@ -144,6 +198,8 @@ class Door:
         self._is_open = False
         self._pause: asyncio.TimerHandle | None = None
         self._entering: set[asyncio.Task[object]] = set()
+        self._arriving: set[asyncio.Task[object]] = set()
+        """Balancers' connections that wait for their header. The door ends them when it closes."""
         threshold.doors.add(self)
         for listener in self.sockets:
             listener.setblocking(False)
@@ -160,6 +216,8 @@ class Door:
         """Stop listening. The system refuses the connections that are still waiting."""
         self._threshold.doors.discard(self)
         self._shut()
+        for task in list(self._arriving):
+            task.cancel()
         if self._pause is not None:
             self._pause.cancel()
         for listener in self.sockets:
@@ -196,10 +254,40 @@ class Door:
         self.open()
 
     def _enter(self, connection: socket.socket, address: str) -> None:
-        if not self._threshold.take(address):
+        is_announced = self._threshold.announces(address)
+        take = self._threshold.take_balancer if is_announced else self._threshold.take
+        if not take(address):
             connection.close()
             return
         connection.setblocking(False)
+        if is_announced:
+            self._run(self._arriving, self._announce(connection, address))
+        else:
+            self._serve(connection, address)
+
+    async def _announce(self, connection: socket.socket, balancer: str) -> None:
+        """Let a balancer's connection in as that of its client."""
+        header = None
+        try:
+            header = await await_header(connection)
+        except ProxyProtocolError as error:
+            self._threshold.tell_header(_UNFIT, balancer, error)
+        finally:
+            if header is None:  # or the door is closing
+                connection.close()
+                self._threshold.leave(balancer)
+        if header is None:
+            return
+        client = balancer
+        if header.ends is not None:
+            connection = ForwardedSocket(connection, *header.ends)
+            client = header.ends[0][0]
+        if self._threshold.take_client(balancer, client, is_own=header.ends is None):
+            self._serve(connection, client)
+        else:
+            connection.close()
+
+    def _serve(self, connection: socket.socket, address: str) -> None:
         leave = partial(self._threshold.leave, address)
         protocol = self._receive(leave)
         try:
@@ -211,7 +299,9 @@ class Door:
             connection.close()
             leave()
             return
-        entering = self._loop.connect_accepted_socket(lambda: protocol, connection)
-        task = asyncio.Task(entering, loop=self._loop, eager_start=True)
-        self._entering.add(task)
-        task.add_done_callback(self._entering.discard)
+        self._run(self._entering, self._loop.connect_accepted_socket(lambda: protocol, connection))
+
+    def _run(self, tasks: set[asyncio.Task[object]], work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.Task(work, loop=self._loop, eager_start=True)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)

@@ -262,9 +262,10 @@ class LaneConnection(Prompt):
         elif request.method != "CONNECT":
             self._run(front.answer(request), self._respond)
         elif front.opens_at_once(request):
-            self._enter_tunnel(Tunnel(raw, request.host), None)
+            self._enter_tunnel(request, Tunnel(raw, request.host), None)
         else:
-            self._run(front.open_tunnel(request), partial(self._enter_tunnel, Tunnel(raw, request.host)))
+            tunnel = Tunnel(raw, request.host)
+            self._run(front.open_tunnel(request), partial(self._enter_tunnel, request, tunnel))
         return True
 
     def _safely[A, R](self, decide: Callable[[A], R], subject: A) -> R | None:
@@ -293,8 +294,8 @@ class LaneConnection(Prompt):
             return None
         self._closes = head.closes
         caller, now = self._caller, time.monotonic()
-        return ClientRequest(
-            head.method, head.path, fields, scheme, host, port, caller=caller, started_at=now
+        return self._front.attribute(
+            ClientRequest(head.method, head.path, fields, scheme, host, port, caller=caller, started_at=now)
         )
 
     def _is_served(self, request: ClientRequest) -> bool:
@@ -332,11 +333,11 @@ class LaneConnection(Prompt):
 
     # Responses
 
-    def _enter_tunnel(self, tunnel: Tunnel, refusal: Exchange | None) -> None:
+    def _enter_tunnel(self, request: ClientRequest, tunnel: Tunnel, refusal: Exchange | None) -> None:
         if refusal is not None:
             self._respond(refusal)
         elif self._is_open:
-            self._tunnel = tunnel
+            self._caller, self._tunnel = request.caller, tunnel
             self.transport.write(_OPEN)
 
     def _respond(self, exchange: Exchange) -> None:

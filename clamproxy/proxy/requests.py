@@ -13,6 +13,8 @@ from clamproxy.proxy.translation import Callers, asked_of, response_of
 
 FREEZING = (403, 429)
 """Either of these stops a freshclam for hours, including official databases (docs/protocol.md, trap 20)."""
+FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
+"""Fields in which balancers give a client's address, which is none of the host's business."""
 _EXCHANGE = "clamproxy_exchange"
 """The attribute of a flow that holds its `Exchange`. Not in its metadata, which mitmproxy writes to files."""
 
@@ -28,8 +30,11 @@ class Requests:
         """Refuse tunnels to foreign hosts, and to clients that must authenticate and don't."""
         if flow.response is not None:
             return
-        refusal = await self._front.open_tunnel(self._asked(flow))
-        if refusal is not None:
+        request = self._asked(flow)
+        refusal = await self._front.open_tunnel(request)
+        if refusal is None:
+            self._callers.enter_tunnel(flow.client_conn, request.caller)
+        else:
             _respond(flow, refusal)
             refusal.end(refusal.response.length)
 
@@ -51,6 +56,9 @@ class Requests:
         headers = flow.request.headers
         headers.pop("Proxy-Authorization", None)
         drop_hop_by_hop(headers)
+        if exchange.request.caller.forwarded_by is not None:
+            for name in FORWARDED:
+                headers.pop(name, None)
         _name_host(flow.request)
         headers.add("Via", service.via)
         if (left := forwards_left(exchange.request)) is not None:
@@ -112,7 +120,7 @@ class Requests:
             _end_job(job)
 
     def _asked(self, flow: http.HTTPFlow) -> ClientRequest:
-        return asked_of(flow.request, self._callers.of(flow.client_conn))
+        return self._front.attribute(asked_of(flow.request, self._callers.of(flow.client_conn)))
 
 
 def _respond(flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -23,6 +23,7 @@ from clamproxy.proxy.internals import require
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.lane_connection import LaneConnection
 from clamproxy.proxy.lane_tls import Tunnel
+from clamproxy.proxy.proxy_protocol import announces
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
 """One of mitmproxy's servers: a mode and a port."""
@@ -69,36 +70,51 @@ class Takeover:
     def _receive(self, instance: Instance, leave: Leave) -> asyncio.BaseProtocol:
         lane, mode = self._lane(), instance.mode
         if lane is None or not isinstance(mode, mode_specs.RegularMode | mode_specs.ReverseMode):
-            return _MitmproxyProtocol(instance, leave)
+            return _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted)
         server = mode.address if isinstance(mode, mode_specs.ReverseMode) else None
-        return LaneConnection(lane, leave, partial(_hand_over, instance, leave), server)
+        return LaneConnection(lane, leave, partial(self._hand_over, instance, leave), server)
 
-
-def _hand_over(
-    instance: Instance,
-    leave: Leave,
-    transport: asyncio.Transport,
-    received: bytes,
-    tunnel: Tunnel | None,
-    has_ended: bool,
-) -> None:
-    """Give one of the lane's connections to mitmproxy. The last four arguments are `HandOver`'s."""
-    protocol = _MitmproxyProtocol(instance, leave, tunnel)
-    transport.set_protocol(protocol)
-    protocol.connection_made(transport)
-    protocol.read(received if tunnel is None else tunnel.connect + received)
-    if has_ended:
-        protocol.eof_received()
+    def _hand_over(
+        self,
+        instance: Instance,
+        leave: Leave,
+        transport: asyncio.Transport,
+        received: bytes,
+        tunnel: Tunnel | None,
+        has_ended: bool,
+    ) -> None:
+        """Give one of the lane's connections to mitmproxy. The last four arguments are `HandOver`'s."""
+        protocol = _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted, tunnel)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.read(received if tunnel is None else tunnel.connect + received)
+        if has_ended:
+            protocol.eof_received()
 
 
 class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
-    """The protocol of a connection that mitmproxy serves."""
+    """The protocol of a connection that mitmproxy serves.
 
-    def __init__(self, instance: Instance, leave: Leave, tunnel: Tunnel | None = None) -> None:
+    Args:
+        leave: called when the connection is gone.
+        tell_unwanted: called with the client's address if its connection begins with a PROXY header.
+            That of a balancer was read at the door.
+        tunnel: what the lane has opened on the connection, if it has.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        leave: Leave,
+        tell_unwanted: Callable[[str], None],
+        tunnel: Tunnel | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(asyncio.StreamReader(loop=loop), partial(self._begin, instance), loop)
         self._leave = leave
+        self._tell_unwanted = tell_unwanted
         self._tunnel = tunnel
+        self._has_begun = False
 
     async def _begin(
         self, instance: Instance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -120,6 +136,11 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 
     def read(self, data: bytes) -> None:
         """Take in bytes that are already decrypted."""
+        if not self._has_begun and announces(data):
+            self._tell_unwanted(self._client.get_extra_info("peername")[0])
+            self._client.close()
+            return
+        self._has_begun = True
         super().data_received(data)
 
     def data_received(self, data: bytes) -> None:

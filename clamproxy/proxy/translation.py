@@ -21,12 +21,16 @@ class Callers:
         self._callers: WeakKeyDictionary[connection.Client, Caller] = WeakKeyDictionary()
 
     def of(self, client: connection.Client) -> Caller:
-        """The caller of a connection; always the same object for one connection."""
+        """The caller of a connection; the same object until the connection becomes a forwarded tunnel."""
         caller = self._callers.get(client)
         if caller is None:
             caller = Caller(client.peername[0], *client.sockname[:2], is_reverse=_is_reverse(client))
             self._callers[client] = caller
         return caller
+
+    def enter_tunnel(self, client: connection.Client, caller: Caller) -> None:
+        """From now on, a connection belongs to the caller that asked for the tunnel."""
+        self._callers[client] = caller
 
 
 def asked_of(request: http.Request, caller: Caller) -> ClientRequest:

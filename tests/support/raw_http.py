@@ -27,7 +27,13 @@ class RawAnswer:
 
 
 def exchange(
-    port: int, data: bytes, *, inside: str | None = None, half_closes: bool = False, pause_at: int = 0
+    port: int,
+    data: bytes,
+    *,
+    inside: str | None = None,
+    half_closes: bool = False,
+    pause_at: int = 0,
+    source: str = LOCALHOST,
 ) -> bytes:
     """Send bytes, perhaps inside a tunnel, and read until the other side closes the connection.
 
@@ -37,12 +43,13 @@ def exchange(
         inside: the target of a CONNECT that is sent first.
         half_closes: whether to signal that no more will be sent.
         pause_at: this many bytes are sent first, and the rest a moment later.
+        source: the client's address.
 
     Raises:
         TimeoutError: the connection is left open.
     """
     received = b""
-    with socket.create_connection((LOCALHOST, port), timeout=LIMIT) as connection:
+    with socket.create_connection((LOCALHOST, port), LIMIT, source_address=(source, 0)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if inside is not None:
             tunnel(connection, inside)
