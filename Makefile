@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 bench: BENCH ?= peers
-bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases or cld
+bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases, cld or gateways
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # The wheel is built from the sdist, and nothing is fetched. It contains ./proxy.yaml, which must be unchanged.
@@ -53,7 +53,7 @@ package: $(VENV)/.dev ## Build the wheel and the sdist in dist/
 
 # Earlier pins are kept where they still fit; ARGS=--upgrade moves them.
 requirements: $(VENV)/.dev ## Compile the requirements files again
-	$(COMPILE) $(ARGS) --group build pyproject.toml -o requirements.txt
+	$(COMPILE) $(ARGS) --group build --extra fleet pyproject.toml -o requirements.txt
 	$(COMPILE) $(ARGS) --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 	$(COMPILE) $(ARGS) --group bootstrap -c requirements-dev.txt -o requirements-bootstrap.txt
 	cp requirements-dev.txt $(VENV)/oldest.txt

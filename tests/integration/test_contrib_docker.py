@@ -58,7 +58,9 @@ def test_what_the_build_needs_is_copied() -> None:
     """pyproject.toml names files that setuptools wants to see."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         assert name in copied()
-    assert re.search(r"^setuptools==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    # obstore is for fleet_store (contrib/kubernetes/replicas).
+    for package in ("setuptools", "obstore"):
+        assert re.search(rf"^{package}==", (ROOT / "requirements.txt").read_text(), re.MULTILINE), package
 
 
 def test_entry_point_is_ours() -> None:

@@ -145,14 +145,18 @@ class Gateway:
 
     # The process
 
-    def start(self) -> None:
+    def start(self, *, at_same_ports: bool = False) -> None:
         """Start it and wait until it listens.
+
+        Args:
+            at_same_ports: for clients that know it already, as after a service manager's restart.
 
         Raises:
             RuntimeError: it ended, or does not listen in time; its log is in the message.
         """
         for _ in range(3):
-            self.port, self.reverse_port = free_ports(2)
+            if not at_same_ports:
+                self.port, self.reverse_port = free_ports(2)
             self._spawn()
             if self._listens():
                 return
