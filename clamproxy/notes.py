@@ -6,9 +6,11 @@ other gateways have learnt is among them, too, under `site_key`.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from clamproxy.threads import Writer
@@ -16,6 +18,8 @@ from clamproxy.threads import Writer
 SITE = "site/"
 """Begins the keys of notes that came from other gateways."""
 NO_NEWS: Mapping[str, Any] = {}
+_LONGEST_WRITE = 1.0
+"""Seconds that clients may have to wait until other processes can see what was learnt for all."""
 _UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -170,9 +174,11 @@ class Notes:
             self._shared.note(self._prefix)
 
     async def written(self) -> None:
-        """Wait until others can see everything that was saved so far, as far as the disk takes it."""
+        """Wait until others can see everything that was saved so far, but not for a disk that is slow."""
         if self._writer is not None:
-            await self._writer.run(lambda: None)
+            with suppress(TimeoutError, RuntimeError):  # the latter: the process is ending
+                async with asyncio.timeout(_LONGEST_WRITE):
+                    await self._writer.run(lambda: None)
 
     def save(self, key: str, value: Any) -> None:
         """Keep a JSON value. Quick if there is a writer. Any thread."""

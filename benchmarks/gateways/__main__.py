@@ -36,6 +36,7 @@ def directory_for(name: str, keep: Path | None) -> Iterator[Path]:
 @click.option("--only", default=",".join(SCENARIOS), help="Scenarios, separated by commas.  [default: all]")
 @click.option("--gateways", type=click.IntRange(2), help="How many.  [default: 4]")
 @click.option("--clients", type=click.IntRange(1), help="Of each gateway.  [default: 1000]")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Of each gateway.  [default: 1]")
 @click.option("--quick", is_flag=True, help="3 gateways with 30 clients each, and short outages.")
 @click.option("--alone", is_flag=True, help="Without an object store: what it would cost.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep logs and caches in this directory.")
@@ -44,6 +45,7 @@ def main(
     only: str,
     gateways: int | None,
     clients: int | None,
+    workers: int,
     quick: bool,
     alone: bool,
     keep: Path | None,
@@ -55,7 +57,11 @@ def main(
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(SCENARIOS)}")
     scale = SMALL if quick else BENCHMARK
     scale = replace(
-        scale, gateways=gateways or scale.gateways, clients=clients or scale.clients, shared=not alone
+        scale,
+        gateways=gateways or scale.gateways,
+        clients=clients or scale.clients,
+        workers=workers,
+        shared=not alone,
     )
     allow_files()
     # So that the program stops its servers and removes its files even if a signal ends it.

@@ -69,12 +69,13 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
         require_known([database], settings, cached_databases(store))
         chosen = _chosen(store, settings, database, version)
         new = holds.shortened(Hold(chosen, now, _user(), why))
-        _synchronize(settings)
+        trouble = _synchronize(settings)
         try:
             former = holds.hold(state_directory(settings), database, new)
         except HoldsError as error:
             fail(str(error))
-        trouble = _synchronize(settings)
+        if trouble is None or problem is not None:
+            trouble = _synchronize(settings)
         if problem is not None and (settings.fleet_store is None or trouble is not None):
             tell(f"Warning: {problem.partition(';')[0]}; whatever else was held no longer is.")
         instead = f" (it was held at {former.version})" if former is not None else ""
@@ -96,15 +97,16 @@ def release(config: str | None, database: str) -> None:
     directory = state_directory(settings)
     require_owner(directory)
     holds.wait_for_repair(directory)
-    _synchronize(settings)
+    trouble = _synchronize(settings)
     try:
         lifted = holds.release(directory, database, _user(), time.time())
     except HoldsError as error:
         fail(str(error))
     if lifted is None:
-        fail(f"{database} is not held.")
+        fail(f"{database} is not held{'' if trouble is None else ' here'}.")
     since = shown_time(lifted.since)
-    trouble = _synchronize(settings)
+    if trouble is None:
+        trouble = _synchronize(settings)
     where = _where(settings)
     tell(f"{database} is no longer held{where}; it was held at version {lifted.version} since {since}.")
     _tell_of_trouble(trouble)

@@ -36,7 +36,8 @@ _LOOP = "loop: "
 _WRONG_PLACE = "correct HTTPProxyServer and HTTPProxyPort: they must name clamproxy's host and port."
 _NETWORKS = (
     "add this machine's network to serving.clients on the gateway; its log says why it closed the "
-    "connection, for example that access.max_connections_per_client was reached."
+    "connection, for example that access.max_connections_per_client was reached, or that this machine is in "
+    "access.proxy_protocol."
 )
 _USERS = "set HTTPProxyUsername and HTTPProxyPassword; for this check, use --user NAME."
 _USERS_OF_MIRROR = "set DatabaseMirror http://USER:PASSWORD@gateway:8080, percent-encoded."

@@ -25,8 +25,8 @@ from pathlib import Path
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
+from clamproxy.feeds.spool import FeedsFullError, Spool
 from clamproxy.files import Stamp, lock, replacing, sync_directory, try_lock
-from clamproxy.storage.growing_file import GrowingFile
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -41,50 +41,6 @@ _LONGEST_WRITE = 60.0
 """Seconds after which a temporary file counts as left over."""
 _CHUNK = 1024 * 1024
 _BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
-
-
-class FeedsFullError(Exception):
-    """A response is larger than all feeds together may be."""
-
-
-class Spool(GrowingFile):
-    """A body on its way to the disk. One thread writes, others read."""
-
-    def __init__(self, store: FeedStore, path: Path) -> None:
-        super().__init__(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try_lock(self.descriptor)
-        self._store = store
-        self._reserved = 0
-        self._digest = hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        """The digest of what has arrived, in hexadecimal."""
-        return self._digest.hexdigest()
-
-    def append(self, data: bytes) -> None:
-        """Add what has arrived.
-
-        Raises:
-            FeedsFullError: there is more than feeds may use.
-            OSError: for example, the disk is full.
-        """
-        self._store.make_room(len(data))
-        self._reserved += len(data)
-        self._digest.update(data)
-        super().append(data)
-
-    def give_back(self) -> None:
-        """Stop counting its bytes as arriving."""
-        reserved, self._reserved = self._reserved, 0
-        self._store.give_back(reserved)
-
-    def close(self) -> None:
-        """Release its room; delete the file unless published. Readers continue. May be called again."""
-        with suppress(OSError):  # the disk can't be written to any more; the next start sweeps up
-            self.path.unlink(missing_ok=True)
-        self.give_back()
-        super().close()
 
 
 class FeedStore:
@@ -146,13 +102,17 @@ class FeedStore:
         changed_at = _changed_at(self._directory)
         if changed_at == self._scanned_at:
             return
-        notes = {path.stem: path for path in self._directory.glob("*.json")}
+        try:
+            names = os.listdir(self._directory)  # noqa: PTH208 -- there may be thousands
+        except OSError:
+            return
+        keys = {name.removesuffix(".json") for name in names if name.endswith(".json")}
         with self._lock:
-            for key in self._entries.keys() - notes.keys():
+            for key in self._entries.keys() - keys:
                 self._forget(key)
-            unknown = notes.keys() - self._entries.keys()
-        for path in sorted((notes[key] for key in unknown), key=_used_at):
-            self.get(path.stem)
+            unknown = keys - self._entries.keys()
+        for key in sorted(unknown, key=lambda key: _used_at(self._note(key))):
+            self.get(key)
         self._scanned_at = changed_at
 
     def get(self, key: str) -> StoredResponse | None:
@@ -162,9 +122,8 @@ class FeedStore:
             return self._entries.get(key)
 
     def _refresh(self, key: str) -> None:
-        path = self._note(key)
         try:
-            status = path.stat()
+            status = os.stat(f"{self._directory}/{key}.json")  # noqa: PTH116 -- called some 20 times a request
         except FileNotFoundError:
             self._forget(key)
             return
@@ -173,7 +132,7 @@ class FeedStore:
         stamp = status.st_ino, status.st_mtime_ns, status.st_size
         if stamp == self._stamps.get(key):
             return
-        before, entry = self._entries.get(key), self._read(path)
+        before, entry = self._entries.get(key), self._read(self._note(key))
         self._stamps[key] = stamp
         if entry is None:
             self._forget(key)

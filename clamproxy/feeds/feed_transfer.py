@@ -14,10 +14,11 @@ from typing import Self
 
 from clamproxy.downloads import STOPPING, Download, FileSource
 from clamproxy.feeds.entry import StoredResponse
-from clamproxy.feeds.feed_store import FeedsFullError, FeedStore, Spool
+from clamproxy.feeds.feed_store import FeedStore
 from clamproxy.feeds.fetch import Fetched, Fetcher
 from clamproxy.feeds.plan import Plan
 from clamproxy.feeds.sharing_rules import ResponseHead, is_confirmed_by, renewed, selection, validators
+from clamproxy.feeds.spool import FeedsFullError, Spool
 from clamproxy.feeds.turns import UNSHAREABLE, Turn, Turns
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import Ending

@@ -139,6 +139,7 @@ class Feeds:
 
     def figures(self) -> dict[str, Any]:
         """What status.json says about feeds. The counts start with the process."""
+        self._store.catch_up()
         return {
             "objects": len(self._store),
             "bytes": self._store.size,

@@ -33,7 +33,7 @@ class Given:
     def at(self, key: str) -> float:
         """When the response arrived, in Unix seconds; 0 if nothing is known."""
         try:
-            return (self._directory / key).stat().st_mtime
+            return os.stat(f"{self._directory}/{key}").st_mtime  # noqa: PTH116 -- some 20 times a request
         except OSError:
             return 0.0
 

@@ -5,7 +5,7 @@ Whoever has the turn asks; the others wait, and get what it has stored, or why t
 
 from __future__ import annotations
 
-import asyncio
+import time
 from dataclasses import dataclass
 
 from clamproxy.feeds import sharing_rules
@@ -49,10 +49,9 @@ class Turns:
 
     async def take(self, plan: Plan) -> Turn:
         """Wait until nobody else asks for the same URL, but no longer than `LONGEST_WAIT`."""
-        loop, name = asyncio.get_running_loop(), f"feed {plan.key}"
-        begun_at = loop.time()
+        name, begun_at = f"feed {plan.key}", time.monotonic()
         while (lease := await self._leases.take(name)) is None:
-            left = begun_at + LONGEST_WAIT - loop.time()
+            left = begun_at + LONGEST_WAIT - time.monotonic()
             outcome = await self._leases.wait(name, max(0.0, left))
             if (brought := await self._brought(plan)) is not None:
                 return Turn(brought=brought)

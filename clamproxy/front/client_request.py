@@ -17,7 +17,7 @@ LARGEST_CONTENT = 64 * 1024
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """A client's connection; one object for as long as it lasts."""
+    """A client's connection; one object for as long as it lasts, unless clients of a balancer share it."""
 
     address: str
     """The client's IP address, as its socket or a balancer gives it."""

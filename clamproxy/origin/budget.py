@@ -73,6 +73,7 @@ class Budget:
     def note(self, path: str) -> None:
         """Count a request for a file."""
         now = self._clock()
+        self._notes.refresh()
         with self._lock:
             self._take_in()
             asked = self._asked.pop(path, _Asked()).recent(now)

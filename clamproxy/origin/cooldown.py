@@ -276,6 +276,7 @@ class Cooldowns:
             reason: one line for logs and statistics.
             retry_after: in seconds, as the origin demanded.
         """
+        self._notes.refresh()
         self._take_in()
         self._forget_old()
         if failure in _FROM_BEYOND_THE_PROXY:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +63,7 @@ class Following:
         self._oldest = oldest
         self._requester = requester
         self._grown = grown
-        self._since = asyncio.get_running_loop().time()
+        self._since = time.monotonic()
 
     @property
     def asked_for(self) -> float:

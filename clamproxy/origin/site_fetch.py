@@ -45,6 +45,8 @@ class Fetching(Protocol):
     requester: Requester
     for_client: bool
     """Whether a client is waiting."""
+    was_told: bool
+    """Whether its outcome is what another gateway got from the origin."""
 
     @property
     def arrival(self) -> Arrival: ...
@@ -100,6 +102,7 @@ class SiteFetch:
             ending = ending_found(outcome.learnt, transfer.requester.version)
             # Another gateway may have wanted, and got, a version that is too old here.
             if ending is not None and (ending.version is None or ending.version >= arrival.oldest):
+                transfer.was_told = ending.version is None
                 turn_to(arrival, ending.turn(arrival.object_id, arrival.oldest))
             is_fresh = True
         return None

@@ -91,6 +91,8 @@ class Transfer(Download[None]):
         self.is_verified = False
         """Whether readers may have all of the object; it is published a moment later."""
         self.published = False
+        self.was_told = False
+        """Whether another gateway of the site has had the outcome, so that it must not count twice."""
         self.barred: Exception | None = None
         """Why the origin must not be asked: only the bucket is. None if it may be."""
         self._expected = expected

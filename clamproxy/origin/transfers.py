@@ -252,7 +252,7 @@ class Transfers:
             self._missing.add(object_id, self._negative_ttl(object_id))
         except TransferError as error:
             self._note_failure(object_id, transfer, error)
-            if not transfer.is_shared:
+            if not (transfer.is_shared or transfer.was_told):
                 self._after_failure(object_id, error.failure)
         else:
             if transfer.is_from_origin and not transfer.is_shared:
@@ -269,7 +269,7 @@ class Transfers:
         path, agent = object_id.upstream_path, transfer.requester.version
         if error.needed:
             self._needed[path] = error.needed
-        if transfer.is_shared and self._is_noted(error, path, agent):
+        if (transfer.is_shared or transfer.was_told) and self._is_noted(error, path, agent):
             return
         cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
         wait = cooldown.until - self._clock.time()

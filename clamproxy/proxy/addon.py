@@ -154,6 +154,7 @@ class ClamProxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._is_early_hang_up:
             self._hang_up()
+        self._declare()
         if self._membership is not None:
             self._membership.begin(self._reloads.ask, ctx.master.shutdown, self._figures)
         else:
@@ -215,6 +216,7 @@ class ClamProxy:
             logger.exception("The configuration stays as it was.")
             return ReloadOutcome(error=f"{type(error).__name__}; see the log")
         finally:
+            self._declare()  # ports that were only tried are closed
             self._supervisor.ready("Serving")
 
     async def _read_anew(self, old: Service) -> ReloadOutcome:
@@ -329,11 +331,13 @@ class ClamProxy:
     def _note_place(self, service: Service) -> None:
         """Note the ports for commands, which know the configuration but not the command line."""
         listening = self._listening
-        if self._membership is not None:
-            self._membership.declare(
-                self._marks(), listening.ports(service.settings.listen), service.settings
-            )
         service.note_proxies(listening.served_at() if listening.is_given else None)
+
+    def _declare(self) -> None:
+        """Tell the parent, if there is one, what this process needs and how commands find it."""
+        settings = self._front.settings
+        if self._membership is not None and settings is not None:
+            self._membership.declare(self._marks(), self._listening.ports(settings.listen), settings)
 
     def _own_port(self) -> int | None:
         """The port where clients reach the proxy; the first one if it has several."""

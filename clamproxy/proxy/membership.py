@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -31,6 +32,8 @@ from clamproxy.workers.worker import Hush, Worker
 
 TELL_EVERY = 1.0
 """Seconds: how old figures of another worker may be on the pages."""
+_SAID_BY_ONE = "clamproxy.pace"
+"""The logger of rates that change by the hour, in all workers at the same moment."""
 _TELLS_OF_RELOADS = "clamproxy.proxy.addon"
 """The logger of the outcome, which the parent passes on if a worker's differs."""
 
@@ -89,7 +92,8 @@ class Membership:
         needed = [Port(endpoint.host, endpoint.port, kind) for endpoint, kind in ports]
         if settings.status.listen is not None:
             needed.append(Port(*settings.status.listen))
-        self._worker.mark(marks)
+        digest = hashlib.sha256(repr(settings).encode()).hexdigest()
+        self._worker.mark(marks, digest)
         self._worker.use(needed)
 
     def refusal(self, endpoint: Endpoint, kind: socket.SocketKind) -> str | None:
@@ -116,6 +120,8 @@ class Membership:
         self._worker.hush = None
 
     def _is_worth_saying(self, record: logging.LogRecord) -> bool:
+        if record.name == _SAID_BY_ONE and self._worker.number != 1:
+            return False
         match self._worker.hush:
             case Hush.START:
                 return record.levelno >= logging.ERROR or hasattr(record, FIELDS)

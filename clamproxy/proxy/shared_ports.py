@@ -12,6 +12,7 @@ from typing import Any
 from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 
+from clamproxy.proxy.internals import require
 from clamproxy.workers.worker import Worker
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
@@ -21,7 +22,12 @@ _DATAGRAM_LIFE = 30.0
 
 
 def share_ports(worker: Worker) -> None:
-    """Have mitmproxy's servers for TCP and DNS share their ports. Call this before mitmproxy starts."""
+    """Have mitmproxy's servers for TCP and DNS share their ports. Call this before mitmproxy starts.
+
+    Raises:
+        RuntimeError: this version of mitmproxy lacks what this module relies on.
+    """
+    require({AsyncioServerInstance: ("listen", "handle_stream")})
 
     async def listen(instance: Instance, host: str, port: int) -> list[Any]:
         kind = instance.mode.transport_protocol

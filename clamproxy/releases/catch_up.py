@@ -79,8 +79,8 @@ class CatchUp:
         self._bringing = SingleFlight[str, None]("bring", _log_failure)
         self._begun_at: dict[str, float] = {}
         """When a database was last begun to be brought, in monotonic seconds."""
-        self._taken: set[ObjectId] = set()
-        """What was taken in the background. If it is dropped here, it is only taken again when needed."""
+        self._had: set[ObjectId] = set()
+        """What was here at earlier looks. If it is dropped or purged, it is only taken again when needed."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -135,7 +135,8 @@ class CatchUp:
         site = await self._shared.list()
         is_right = True
         for database in sorted({one.database for one in site} & set(self._databases)):
-            is_right &= await self._take(database, site, self._taken)
+            is_right &= await self._take(database, site, self._had)
+        self._had = {*self._had, *self._store.object_ids()} & site.keys()
         if is_right:
             await self._tend(site)
 
@@ -157,8 +158,7 @@ class CatchUp:
             # A CVD first, alone: what else is of use depends on it.
             group = wanted[: 1 if wanted[0].kind is Kind.CVD else AT_A_TIME]
             taken = await asyncio.gather(*map(self._transfers.take_shared, group))
-            for object_id, is_here in zip(group, taken, strict=True):
-                (self._taken if is_here else failed).add(object_id)
+            failed.update(one for one, is_here in zip(group, taken, strict=True) if not is_here)
             if sum(map(self._shared.is_bad, failed)) >= MOST_BAD:
                 break
         return not any(map(self._shared.is_bad, failed))

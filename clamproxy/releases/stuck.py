@@ -84,6 +84,7 @@ class StuckPatches:
 
     def note(self, patch: ObjectId) -> None:
         """Note that what the origin sent for a patch was refused."""
+        self._notes.refresh()
         self._take_in()
         now = self._clock()
         self._forget_old(now)

@@ -49,5 +49,5 @@ def in_one_line(error: BaseException) -> str:
             return words
     if cause := _CAUSE.search(text):
         return _URL.sub("...", cause[1])
-    first = _URL.sub("...", text.partition("\n")[0])
+    first = _URL.sub("...", text.partition("\n")[0].rpartition(" - ")[2])
     return first[:200] or type(error).__name__

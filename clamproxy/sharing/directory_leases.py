@@ -129,6 +129,8 @@ class DirectoryLeases(Leases):
         try:
             return os.open(path, flags, 0o600)
         except FileNotFoundError:
+            if self._directory.parent.stat().st_uid != os.geteuid():
+                raise  # a user can't write to what root creates for them
             self._directory.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, flags, 0o600)
 

@@ -223,18 +223,19 @@ class NoteExchange:
     async def _hear(self, gateway: str, known: _Gateway, listed: Listed) -> None:
         """Take in a new document."""
         looked_at = self._looked_at if known.etag else None
-        known.etag = listed.etag  # whatever is wrong with it, it is read once
         if listed.size > LARGEST:
+            known.etag = listed.etag
             self._refuse(gateway, known, f"{listed.size:,} bytes are too much")
             return
         stored = await self._bucket.get(path_of(gateway))
         if stored is None:
             return
         now = self._clock.time()
+        known.etag = stored.etag  # whatever is wrong with it, it is read once
 
         def take_in() -> None:
             document = GatewayDocument.parse(stored.content)
-            known.etag, known.silent, known.is_gone, known.is_refused = stored.etag, 0.0, False, False
+            known.silent, known.is_gone, known.is_refused = 0.0, False, False
             known.difference = known.difference.refined(document.written_at, looked_at, now)
             self._take_in(gateway, known, document, now)
 
@@ -253,8 +254,8 @@ class NoteExchange:
         if not 0 <= now - known.heard_at < _HEARD_EVERY:
             known.heard_at = now
         notes = understood(document.notes, site_notes.reading_of(self._store, known.applied, now))
-        about = site_notes.About(document.name, known.applied, known.heard_at)
-        site_notes.replace(self._store, gateway, notes, about)
+        about = site_notes.About(gateway, document.name, known.applied, known.heard_at)
+        site_notes.replace(self._store, about, notes)
         self._store.noted.set_notes({f"{_GONE}{gateway}": None})
 
     def _refuse(self, gateway: str, known: _Gateway, reason: str) -> None:
@@ -265,8 +266,8 @@ class NoteExchange:
     async def _fetch_report(self, gateway: str, known: _Gateway, listed: Listed) -> None:
         if listed.etag == known.report or known.applied is None:
             return
-        known.report = listed.etag
         stored = await self._bucket.get(reports.path_of(gateway)) if listed.size <= reports.LARGEST else None
+        known.report = listed.etag
         if stored is not None:
             try:
                 await in_thread("clamproxy-exchange", lambda: self._reports.save(gateway, stored.content))

@@ -15,14 +15,16 @@ from clamproxy.formats.version_record import OLDEST_RECORD
 from clamproxy.notes import SITE
 from clamproxy.sharing.topics import Notes, Reading, told
 
-_ABOUT = "about/gateway"
-"""What this gateway knows about another one itself."""
+_TOPIC, _KEY = "about", "gateway"
+"""Where this gateway notes what it knows about another one itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class About:
     """Another gateway that is there."""
 
+    gateway: str
+    """Its id."""
     name: str
     """As it calls itself, for people."""
     difference: float
@@ -51,19 +53,18 @@ def reading_of(store: Store, difference: float, now: float) -> Reading:
 
 
 def gateways(store: Store) -> dict[str, About]:
-    """The other gateways that are there, by their id. Quick."""
+    """The other gateways that are there, by their id. Takes some 100 µs."""
     found = {}
-    for key in store.notes(SITE):
-        gateway, _, rest = key.partition("/")
-        if rest == _ABOUT:
-            with suppress(TypeError):
-                found[gateway] = About(**store.note(f"{SITE}{key}"))
+    for saved in store.noted.site_notes(_TOPIC, _KEY).get(_KEY, ()):
+        with suppress(TypeError):
+            about = About(**saved)
+            found[about.gateway] = about
     return found
 
 
-def replace(store: Store, gateway: str, notes: Notes, about: About) -> None:
+def replace(store: Store, about: About, notes: Notes) -> None:
     """Note what a gateway tells now, and nothing else. Blocks."""
-    _change(store, gateway, {**_flat(notes), _ABOUT: asdict(about)})
+    _change(store, about.gateway, {**_flat(notes), f"{_TOPIC}/{_KEY}": asdict(about)})
 
 
 def forget(store: Store, gateway: str) -> None:

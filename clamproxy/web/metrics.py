@@ -290,6 +290,13 @@ def _peers(values: Values) -> Iterator[Metric]:
         yield _gauge("peer_up", "Whether the gateway in fleet.peers answers.", ("peer",), samples)
 
 
+def _site(values: Values) -> Iterator[Metric]:
+    others = [peer for peer in values["peers"] if peer["site"]]
+    if others:
+        text = "Other gateways of the site that were heard of within the last minutes."
+        yield _gauge("site_gateways", text, value=sum(peer["up"] is not False for peer in others))
+
+
 def _fleet_store(values: Values) -> Iterator[Metric]:
     store = values["fleet_store"]
     if store is not None:

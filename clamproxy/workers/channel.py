@@ -1,8 +1,8 @@
 """What the parent and a worker say to each other: JSON objects, each one message of a socket pair.
 
 From the worker: ``state`` (what it would tell a service manager), ``open`` (a port; the answer comes through
-the socket that is attached), ``uses`` (all ports that it needs), ``marks`` (see `clamproxy.control`) and
-``reloaded`` (the outcome). From the parent: ``reload`` and ``log``.
+the socket that is attached), ``uses`` (all ports that it needs), ``marks`` (see `clamproxy.control`) with
+``configuration`` (a digest), and ``reloaded`` (the outcome). From the parent: ``reload`` and ``log``.
 """
 
 from __future__ import annotations

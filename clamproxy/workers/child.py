@@ -41,6 +41,8 @@ class Child:
         self.uses: list[Port] | None = None
         """None until it has said so."""
         self.marks: Marks = {}
+        self.configuration = ""
+        """The digest of the configuration that it has."""
         self._process = process
         self._channel = channel
         self._ports = ports
@@ -146,7 +148,7 @@ class Child:
         if "open" in message and attached is not None:
             send_outcome(attached, from_json(message["open"]), self._ports)
         if "marks" in message:
-            self.marks = message["marks"]
+            self.marks, self.configuration = message["marks"], message["configuration"]
         if "uses" in message:
             self.uses = [from_json(one) for one in message["uses"]]
             self._changed_ports()

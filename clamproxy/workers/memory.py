@@ -26,7 +26,7 @@ _HEAD = 4 * KIB
 _METER = _HEAD // 2
 """Where the meter of the link begins."""
 _CLIENTS = CELLS * 16
-_CONNECTIONS = 8 + CELLS * 2
+_CONNECTIONS = 8 + CELLS * 4
 _ROW = _CONNECTIONS + FIGURES_SIZE
 
 
@@ -91,7 +91,7 @@ class Memory:
     def connections(self, number: int) -> tuple[memoryview[int], memoryview[int]]:
         """How many connections a worker has, and how many in each cell."""
         row = self._row(number)
-        return row[:8].cast("q"), row[8:_CONNECTIONS].cast("H")
+        return row[:8].cast("q"), row[8:_CONNECTIONS].cast("I")
 
     def figures(self, number: int) -> memoryview[int]:
         """What a worker tells of itself."""

@@ -103,7 +103,7 @@ class Parent:
             if time.monotonic() - started_at > LONG_LIFE:
                 pause = 0.0
             then = f"another try follows in {pause:.0f} s" if pause else "another one starts"
-            self._log(logging.ERROR, f"Worker {number} has ended ({_shown(code)}); {then}.")
+            self._log(logging.WARNING, f"Worker {number} has ended ({_shown(code)}); {then}.")
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, max(1.0, pause * 2))
 
@@ -122,7 +122,7 @@ class Parent:
                 self._command, self._environ, place, self._ports, self._note_ready, self._note_ports
             )
         except OSError as error:
-            self._log(logging.ERROR, f"Can't start worker {number}: {error.strerror or error}.")
+            self._log(logging.WARNING, f"Can't start worker {number}: {error.strerror or error}.")
             return 1
         self._children[number] = child
         if self._stop.is_set():
@@ -134,8 +134,10 @@ class Parent:
 
     def _note_ready(self, child: Child) -> None:
         self._changed.set()
-        if self._are_serving and child.started_at < self._reloaded_at:
-            self._reloads.begin()  # it may have read the configuration before that
+        others = {one.configuration for one in self._children.values() if one.is_ready}
+        # It may have read the file before the last reload, or the file has changed without one.
+        if self._are_serving and (child.started_at < self._reloaded_at or len(others) > 1):
+            self._reloads.begin()
 
     def _note_ports(self) -> None:
         """A worker uses other ports than before. Those that none uses are closed."""
@@ -181,7 +183,7 @@ class Parent:
                     child.heard_at = now
                 elif child.is_ready and now - child.heard_at > self._hang_limit:
                     child.is_ready = False
-                    self._log(logging.ERROR, f"Worker {child.number} hangs, and is killed.")
+                    self._log(logging.WARNING, f"Worker {child.number} hangs, and is killed.")
                     child.signal(signal.SIGKILL)
 
     async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -246,7 +248,7 @@ class Parent:
             changed = next((one for one in (outcome, *others) if one is not None and one.changes), outcome)
             return changed
         text = f"{'; '.join(failed)} (the other workers have the new configuration)"
-        self._log(logging.ERROR, f"Not all workers were reloaded: {text}")
+        self._log(logging.WARNING, f"Not all workers were reloaded: {text}")
         return replace(outcome, error=text)
 
     def _marks(self) -> Marks:
@@ -257,7 +259,10 @@ class Parent:
         return "Serving" if ready == self._count else f"Serving with {ready} of {self._count} workers"
 
     def _log(self, level: int, text: str) -> None:
-        """A line in the log. A worker writes it, in the log's format; stderr gets it if none is ready."""
+        """A line in the log. A worker writes it, in the log's format; stderr gets it if none is ready.
+
+        Not for errors: mitmproxy ends if one is logged while it starts.
+        """
         if not any(child.log(level, text) for child in list(self._children.values())):
             sys.stderr.write(f"clamproxy: {text}\n")
             sys.stderr.flush()

@@ -8,6 +8,7 @@ limit would wait while others are idle, and a second gateway of the same user co
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 from clamproxy.config.units import ANY
 
+QUEUE = 65535
+"""Connections that may wait. The system caps this at its own limit (net.core.somaxconn on Linux)."""
 _ATTEMPTS = 10
 """To find a port that is free for both IPv4 and IPv6."""
 
@@ -36,7 +39,7 @@ class Ports:
         self._open: dict[Port, list[socket.socket]] = {}
 
     def open(self, port: Port) -> list[socket.socket]:
-        """The bound sockets of a port. They don't listen yet.
+        """The sockets of a port. Connections wait from now on.
 
         Raises:
             OSError: the system doesn't allow it.
@@ -79,6 +82,9 @@ def _bound_once(port: Port) -> list[socket.socket]:
             sockets.append(one)
             try:
                 one.bind((address[0], number, *address[2:]))
+                # Until then, others can bind as well if they reuse addresses, too.
+                if port.kind is socket.SOCK_STREAM:
+                    one.listen(QUEUE)
             except OSError as error:
                 # A machine without IPv6 can still listen on "all addresses".
                 if error.errno != errno.EADDRNOTAVAIL or port.host:
@@ -132,7 +138,7 @@ def receive_outcome(reply: socket.socket) -> list[socket.socket]:
     if not said:
         raise OSError(errno.EPIPE, "the parent process has ended")
     if (number := int(said)) != 0:
-        raise OSError(number, errno.errorcode.get(number, ""))
+        raise OSError(number, os.strerror(number).lower())
     return [socket.socket(fileno=one) for one in descriptors]
 
 

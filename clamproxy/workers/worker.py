@@ -85,9 +85,13 @@ class Worker:
         """Say what a single process would tell the service manager."""
         wire.send(self._channel, {"state": state})
 
-    def mark(self, marks: Marks) -> None:
-        """Say how commands find this gateway."""
-        wire.send(self._channel, {"marks": marks})
+    def mark(self, marks: Marks, configuration: str) -> None:
+        """Say how commands find this gateway.
+
+        Args:
+            configuration: a digest; the same for workers with the same configuration.
+        """
+        wire.send(self._channel, {"marks": marks, "configuration": configuration})
 
     def begin(self, reload: Callable[[], Awaitable[ReloadOutcome]], shut_down: Callable[[], None]) -> None:
         """Follow the parent. Event loop only.

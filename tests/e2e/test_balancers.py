@@ -140,6 +140,18 @@ def test_tls_in_a_tunnel(site: Site, make_header: MakeHeader, inner: bytes) -> N
 
 
 @pytest.mark.parametrize("make_header", HEADERS)
+def test_tls_right_after_the_header(site: Site, make_header: MakeHeader) -> None:
+    """A mirror with https: mitmproxy gets the connection with its first byte."""
+    client = new_client()
+    with balanced(site, make_header(client), port="reverse_port") as stream:
+        context = site.gateway._tls_context()
+        with context.wrap_socket(stream, server_hostname=CDN) as secure:
+            secure.sendall(get("/test-6.cdiff", host=CDN))
+            assert read_answer(secure).endswith(signed("test-6.cdiff"))
+    assert told(site, f" {client} GET /test-6.cdiff") == 1
+
+
+@pytest.mark.parametrize("make_header", HEADERS)
 @pytest.mark.parametrize("size", [1, 11])
 def test_header_byte_by_byte(site: Site, make_header: MakeHeader, size: int) -> None:
     client = new_client()
@@ -315,12 +327,14 @@ def test_limit_of_all_connections(make_site: MakeSite) -> None:
         assert b" 200 " in read_answer(stream)
 
 
-@pytest.mark.parametrize("header", [b"PROXY TCP4 10.0.0.7 192.0.2.1 1 2\r\n", b"x", text_header("192.0.2.7")])
+@pytest.mark.parametrize(
+    "header", [b"PROXY TCP4 10.0.0.7 192.0.2.1 1 2\r\n", b"PRX", text_header("192.0.2.7")]
+)
 def test_places_are_free_again(make_site: MakeSite, header: bytes) -> None:
-    """Also after refusals, at the limit of all."""
+    """Also after refusals, at the limit of all: while a header is awaited, the door is shut."""
     site = fresh_site(make_site, max_connections=1)
-    for _ in range(5):
-        exchange(site.gateway.port, header + get("/livez"), source=ANNOUNCING)
+    for pause_at in (2, 0, 2):
+        exchange(site.gateway.port, header + get("/livez"), source=ANNOUNCING, pause_at=pause_at)
     assert b" 200 " in exchange(site.gateway.port, get("/livez"))
 
 
@@ -409,12 +423,14 @@ def test_tunnel_belongs_to_who_asked_for_it(site: Site, extra: list[str]) -> Non
     """The balancer doesn't see what is inside, so a client would name itself there."""
     client = new_client()
     place = (LOCALHOST, site.gateway.port)
-    with socket.create_connection(place, 20, source_address=(FORWARDING, 0)) as stream:
-        stream.sendall(f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}\r\n{forwarded(client)}\r\n\r\n".encode())
-        assert stream.recv(1000).startswith(b"HTTP/1.1 200 ")
-        stream.sendall(get("/test-6.cdiff", forwarded(FORGED), *extra))
-        assert read_answer(stream).endswith(signed("test-6.cdiff"))
+    for field in (f"{forwarded(client)}\r\n", ""):
+        with socket.create_connection(place, 20, source_address=(FORWARDING, 0)) as stream:
+            stream.sendall(f"CONNECT {CDN}:80 HTTP/1.1\r\nHost: {CDN}\r\n{field}\r\n".encode())
+            assert stream.recv(1000).startswith(b"HTTP/1.1 200 ")
+            stream.sendall(get("/test-6.cdiff", forwarded(FORGED), *extra))
+            assert read_answer(stream).endswith(signed("test-6.cdiff"))
     assert told(site, f" {client} GET /test-6.cdiff") == 1
+    assert f" {FORGED} " not in site.gateway.log
 
 
 def test_forwarded_clients_that_are_not_admitted(site: Site) -> None:

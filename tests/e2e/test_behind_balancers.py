@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from clamproxy.config.settings import AccessSection
 from tests.support.contrib import CONTRIB
 from tests.support.freshclam import OK
 from tests.support.gateway import Way, connectable, free_ports
@@ -209,6 +210,16 @@ def test_example_is_valid() -> None:
     assert result.returncode == 0, result.stderr
     assert "Configuration file is valid" in result.stdout
     assert "[WARNING]" not in result.stdout + result.stderr
+
+
+def test_example_fits_the_defaults() -> None:
+    """A gateway decides when a connection has been idle too long, and has room for checks when it is full."""
+    text, access = EXAMPLE.read_text(), AccessSection()
+    ends = [int(minutes) * 60 for minutes in re.findall(r"timeout (?:client|server) (\d+)m\n", text)]
+    assert len(ends) == 2
+    assert min(ends) > access.idle_timeout
+    (most,) = re.findall(r"default-server .* maxconn (\d+)", text)
+    assert int(most) < access.max_connections
 
 
 def example_for(port: int, gateways: list[Site]) -> str:

@@ -202,7 +202,7 @@ def test_answers(tmp_path: Path, express: bool) -> None:
         assert eventually(lambda: shown(gateway) == NEWEST, every=0.05), gateway.log
         assert gateway.ask("/test-6.cdiff").body == signed("test-6.cdiff")
         assert eventually(lambda: site.announced() == str(NEWEST)), gateway.log
-        assert "test is no longer held, by " in gateway.log
+        assert eventually(lambda: "test is no longer held, by " in gateway.log)
         outcome = site.client("after", local=HELD).run()
         assert (outcome.code, outcome.version) == (OK, NEWEST), explain(site, outcome)
         # A patch that the lane has ready is hidden by a hold all the same.

@@ -15,7 +15,7 @@ from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
 from tests.support.gateway import Gateway
-from tests.support.object_store import FULL, ObjectStore
+from tests.support.object_store import FULL, ObjectStore, make_bucket
 from tests.support.origin import OriginServer
 from tests.support.scenes import PROBE, explain, shown
 from tests.support.site import Site, assert_proven_cld, eventually, settings_for, signed
@@ -98,6 +98,8 @@ def test_an_empty_disk_and_a_warm_store(
     fresh = make_gateway()
     update_all([fresh], "new")
     update_all([fresh], "old", local=3)
+    unused = make_gateway()
+    assert eventually(lambda: "cvd" in unused.gateway.tool("ls").stdout), "before any client asks"
 
 
 def test_a_cld_is_built_once(
@@ -162,7 +164,9 @@ def test_a_store_that_fails_costs_no_client_anything(
     assert eventually(lambda: in_bucket(object_store, "test-5.cdiff"), limit=90), "it catches up by itself"
 
 
-def test_commands(make_gateway: MakeGateway, origin: OriginServer, object_store: ObjectStore) -> None:
+def test_commands(
+    make_gateway: MakeGateway, origin: OriginServer, object_store: ObjectStore, moto_port: int
+) -> None:
     site = make_gateway(upstream={"user_agent": "ClamAV/1.4.6 (OS: Linux)"})
     site.gateway.stop()
     site.publish(4)
@@ -179,3 +183,18 @@ def test_commands(make_gateway: MakeGateway, origin: OriginServer, object_store:
     result = site.gateway.tool("prefetch", "--database", "test")
     assert result.returncode == 0, result.stderr
     assert "CVD 4" in result.stderr
+    bundle = str(site.directory / "bundle.tar")
+    assert site.gateway.tool("export", bundle).returncode == 0
+    other = f"{object_store.bucket}-other"
+    make_bucket(moto_port, other)
+    config = site.gateway.config
+    config.write_text(config.read_text().replace(object_store.bucket, other))
+    assert site.gateway.tool("purge", "--yes").returncode == 0
+    result = site.gateway.tool("import", bundle)
+    assert result.returncode == 0, result.stderr
+    assert object_store.count("PUT", f"{other}/prefix/objects/test/test-4.cvd")
+    object_store.go_down()
+    result = site.gateway.tool("import", bundle)
+    assert result.returncode == 0, result.stderr
+    assert "Not everything is in the object store yet" in result.stderr
+    object_store.come_back()

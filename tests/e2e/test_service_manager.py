@@ -141,8 +141,8 @@ def test_a_process_that_hangs_gives_no_sign_of_life(gateway: Gateway, manager: M
     assert eventually(lambda: manager.listen() and manager.signs > before)
 
 
-@pytest.fixture
-def confined(tmp_path: Path, make_site: MakeSite) -> Site:
+@pytest.fixture(params=[1, 2])
+def confined(request: pytest.FixtureRequest, tmp_path: Path, make_site: MakeSite) -> Site:
     """A site whose gateway, from its first line on, has the system calls that the unit leaves it."""
     reason = None
     if shutil.which("systemd-analyze") is None:
@@ -153,7 +153,8 @@ def confined(tmp_path: Path, make_site: MakeSite) -> Site:
         pytest.fail(reason)
     if reason is not None:
         pytest.skip(reason)
-    return make_site(environment=confined_environment(tmp_path / "confinement", UNIT))
+    environment = confined_environment(tmp_path / "confinement", UNIT)
+    return make_site(environment=environment, workers=request.param)
 
 
 def _loads() -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +29,7 @@ from tests.support.freshclam import OK
 from tests.support.gateway import (
     ALL_SET_UP,
     SET_UP,
+    START_LIMIT,
     Gateway,
     Settings,
     TunnelRefused,
@@ -38,7 +40,7 @@ from tests.support.gateway import (
     free_ports,
 )
 from tests.support.origin import OriginServer
-from tests.support.site import Site, eventually, settings_for, signed
+from tests.support.site import LOCALHOST, Site, eventually, settings_for, signed
 
 from .conftest import MakeForged, MakeSite
 from .test_reload import READ, REFUSED, UNCHANGED, hang_up, write
@@ -72,7 +74,8 @@ class OwnPorts(Gateway):
         process = self._process
         assert process is not None
         done = ALL_SET_UP if self._workers > 1 else SET_UP
-        return eventually(lambda: done in self.log or process.poll() is not None) and done in self.log
+        eventually(lambda: done in self.log or process.poll() is not None, limit=2 * START_LIMIT)
+        return done in self.log
 
 
 @contextmanager
@@ -274,6 +277,19 @@ def test_another_port_after_a_reload(tmp_path: Path, origin: OriginServer, dns: 
         gateway.port = first
         assert asked_of_each(gateway, "/status.json").total() == WORKERS
         assert eventually(lambda: not connectable(second))
+
+
+def test_a_port_that_a_refused_reload_has_tried(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:
+    """It is free afterwards."""
+    first, free, taken = free_ports(3)
+    settings = settings_for(origin, dns, listen={"proxy": f"127.0.0.1:{first}"})
+    with running(tmp_path, settings) as gateway, socket.create_server((LOCALHOST, taken)):
+        write(gateway, listen={"proxy": [f"127.0.0.1:{port}" for port in (free, taken)]})
+        result = gateway.tool("reload")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert f"127.0.0.1:{taken}: address already in use" in result.stderr
+        assert not connectable(free)
+        assert from_each(gateway)
 
 
 # Reload

@@ -12,10 +12,12 @@ import pytest
 
 from clamproxy.config.units import MIB
 from clamproxy.sharing import bucket as module
-from clamproxy.sharing.bucket import PART, Bucket, open_bucket
+from clamproxy.sharing.bucket import Bucket, open_bucket
 from clamproxy.sharing.bucket_errors import BucketError
+from clamproxy.sharing.bucket_requests import PART
+from tests.support.fixtures import Child
 from tests.support.gcs import gcs_server
-from tests.support.object_store import BROKEN, FULL, READ_ONLY, Faults, ObjectStore
+from tests.support.object_store import BROKEN, FULL, READ_ONLY, Faults, ObjectStore, credentials
 from tests.support.stored import until
 
 COUNTED: list[tuple[str, bool]] = []
@@ -197,6 +199,15 @@ async def test_the_check_finds_out_about_conditional_writes(
     assert await bucket.list("checks") == {}
 
 
+@pytest.mark.parametrize("lie", [{"change": b"x"}, {"is_truncating": True}], ids=str)
+async def test_the_check_finds_a_store_that_lies(
+    bucket: Bucket, object_store: ObjectStore, lie: dict[str, object]
+) -> None:
+    _set(object_store, **lie)
+    with pytest.raises(BucketError, match="doesn't give back what was written"):
+        await bucket.check()
+
+
 async def test_the_check_finds_a_bucket_that_is_not_there(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +219,50 @@ async def test_the_check_finds_a_bucket_that_is_not_there(
         with pytest.raises(BucketError, match="there is no such bucket"):
             await call
     bucket.stop()
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+async def test_a_write_that_meets_another_one_is_no_outage(
+    bucket: Bucket, object_store: ObjectStore, code: str
+) -> None:
+    """S3 answers some concurrent conditional writes with 409, and wants them to be tried again."""
+    etag = await bucket.put("a", b"1")
+    object_store.faults.refuse = {"PUT": (409, code)}
+    assert await bucket.create("b", b"") is None
+    assert await bucket.replace("a", b"2", etag) is None
+    assert bucket.condition.state is None
+
+
+MEMORY = """
+import asyncio, resource, sys
+from clamproxy.sharing.bucket import open_bucket
+
+async def both():
+    bucket = open_bucket(sys.argv[1])
+    await bucket.put("small", b"")  # loads what is needed
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open(sys.argv[2], "rb") as file:
+        assert await bucket.upload("objects/big", file.fileno())
+    found = await bucket.open("objects/big", 2**30)
+    received = sum([len(chunk) async for chunk in found])
+    print(received, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+asyncio.run(both())
+"""
+
+
+def test_big_objects_need_little_memory(
+    object_store: ObjectStore, tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in credentials(object_store.data_port).items():
+        monkeypatch.setenv(name, value)
+    size = 110 * MIB
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(size)
+    result = child(MEMORY, object_store.url, tmp_path / "file")
+    received, kibibytes = map(int, result.stdout.split())
+    assert received == size
+    assert kibibytes < 64 * 1024
 
 
 # Google Cloud Storage replaces by generation, not by ETag

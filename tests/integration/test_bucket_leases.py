@@ -186,6 +186,19 @@ async def test_while_the_store_fails_everybody_works_alone(
     assert not lease.is_lost
 
 
+async def test_a_store_that_shows_what_is_old_gives_no_lease_twice(
+    object_store: ObjectStore, gateways: tuple[Leases, Leases]
+) -> None:
+    first, second = gateways
+    lease = await first.take(NAME)
+    assert lease is not None
+    assert (await second.wait(NAME, 0)).ending is Ending.HELD
+    object_store.faults.is_replaying = True
+    assert (await second.wait(NAME, LONG)).ending is Ending.RELEASED, "as far as it can see"
+    assert await second.take(NAME) is None
+    assert not lease.is_lost
+
+
 async def test_old_documents_are_deleted(
     bucket: Bucket,
     object_store: ObjectStore,

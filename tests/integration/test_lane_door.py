@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import closing
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from clamproxy.access.balancers import Balancers
 from clamproxy.front import Front
-from clamproxy.proxy.door import Door, Prompt, Threshold
+from clamproxy.proxy.door import Door, Leave, Prompt, Threshold
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.lane_connection import LaneConnection
 from tests.harness.service import RELEASES, ServiceHarness, open_harness
 from tests.support.origin import OriginServer
+from tests.support.proxy_headers import binary_header, text_header
 from tests.support.stored import AGENT, until
 
 CDIFF = "/daily-2.cdiff"
@@ -101,6 +105,35 @@ async def test_the_rest_follows(harness: ServiceHarness) -> None:
     await harness.service.flush()
     counters = harness.service.store.counters()
     assert counters["hits"] == 1
+
+
+@pytest.mark.parametrize("header", [text_header("192.0.2.7"), binary_header("192.0.2.7")])
+async def test_clients_of_a_balancer(
+    harness: ServiceHarness, header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They get their answer at the door, too, and it is known whose it is."""
+    caplog.set_level(logging.INFO)
+    front, balancers, received = front_of(harness), Balancers(), list[LaneConnection]()
+    front.limits.in_all = 10
+    balancers.announcing = [ip_network("127.0.0.0/8")]
+    threshold = Threshold(lambda _: True, front.limits, balancers)
+    lane = Lane(front, lambda _: None)
+
+    def receive(leave: Leave) -> LaneConnection:
+        received.append(LaneConnection(lane, leave, lambda *_: None, ("192.0.2.1", 80)))
+        return received[-1]
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    Door([listener], threshold, receive)
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(header + request("Connection: close"))
+    assert (await reader.read()).endswith(RELEASES.cdiff(2))
+    writer.close()
+    (connection,) = received
+    assert not hasattr(connection, "transport")
+    assert f"192.0.2.7 GET {CDIFF} " in caplog.text
+    threshold.close()
 
 
 async def test_a_place_is_free_again(harness: ServiceHarness) -> None:

@@ -15,6 +15,7 @@ from obstore.store import MemoryStore
 from clamproxy.cache.store import Store
 from clamproxy.sharing import gateway_document, note_exchange, site_notes
 from clamproxy.sharing.bucket import Bucket
+from clamproxy.sharing.bucket_requests import Requests
 from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.sharing.gateway_document import GatewayDocument, path_of
 from clamproxy.sharing.note_exchange import DELETE_AFTER, GONE_AFTER, LOOK_EVERY, NoteExchange
@@ -69,7 +70,7 @@ class Gateway:
 class Site:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.objects = MemoryStore()
-        self.bucket = Bucket(self.objects, "memory://")
+        self.bucket = Bucket(Requests(self.objects), "memory://")
         self.true = Time()
         self.gateways: list[Gateway] = []
         self._directory = directory

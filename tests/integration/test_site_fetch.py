@@ -214,15 +214,16 @@ async def test_a_bad_copy_is_replaced(
     assert origin.count("/daily.cvd") == 1, "the right one is there now"
 
 
-async def test_a_huge_object_is_not_taken(
-    make: MakeMember, origin: OriginServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = make()
-    origin.put("daily-5.cdiff.sign", forge_sign(b"x"))
-    await put_there(one, cdiff(5).signature, b"x" * (2 << 20))
-    await one.fetch(cdiff(5).signature)
-    assert one.read(cdiff(5).signature) == forge_sign(b"x") or origin.count("/daily-5.cdiff.sign") == 1
-    assert one.shared.is_usable
+async def test_what_cannot_be_the_object_is_not_taken(make: MakeMember, origin: OriginServer) -> None:
+    one, body = make(), forge_sign(b"x")
+    for version, junk in ((5, b"x" * (2 << 20)), (6, b"")):
+        signature = cdiff(version).signature
+        origin.put(signature.file_name, body)
+        await put_there(one, signature, junk)
+        await one.fetch(signature)
+        assert one.read(signature) == body
+        assert origin.count(f"/{signature.file_name}") == 1
+    assert one.shared.is_usable, "the store is all right"
 
 
 # The bucket is out of order
@@ -306,6 +307,19 @@ async def test_what_a_gateway_has_is_given_and_taken(
     await one.catch_up._exchange()
     await later.catch_up._exchange()
     assert later.read(cdiff(8)) == forge_cdiff("daily", 8)
+
+
+async def test_what_was_purged_is_taken_only_when_needed(
+    make: MakeMember, origin: OriginServer, make_cvd: MakeCvd
+) -> None:
+    one = await fill(make, origin, make_cvd)
+    await one.catch_up._exchange()
+    for object_id in list(one.store.object_ids()):
+        one.store.drop(object_id)
+    await one.catch_up._exchange()
+    assert set(one.store.object_ids()) == set()
+    await one.catch_up.bring("daily")
+    assert one.read(cvd(5)) == make_cvd(5, BIG)
 
 
 async def test_junk_is_neither_taken_nor_in_the_way(

@@ -15,7 +15,7 @@ import pytest
 
 from clamproxy.files import try_lock
 from clamproxy.messages import Request
-from clamproxy.site_files import Catalog, State, collecting, publisher
+from clamproxy.site_files import Catalog, State, collecting, publisher, recipients
 from clamproxy.site_files.checking import CheckError, FileVerdict
 from clamproxy.site_files.file_names import IGNORED_SIGNATURES
 from clamproxy.site_files.publisher import Publisher
@@ -435,7 +435,7 @@ async def test_a_damaged_catalog_is_written_anew(
 ) -> None:
     bench.put(FIRST)
     await bench.look()
-    for name in ("catalog.json", "recipients.json"):
+    for name in ("catalog.json", recipients.FILE_NAME):
         (bench.records / "site-files" / name).write_bytes(content)
     monkeypatch.setattr(publisher, "LOOK_EVERY", 0.01)
     files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)

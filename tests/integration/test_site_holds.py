@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,15 @@ from clamproxy.releases import holds
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, read_holds
 from clamproxy.releases.site_holds import PATH, SiteHolds
 from clamproxy.sharing.bucket import Bucket
+from clamproxy.sharing.bucket_requests import Requests
+from tests.support.object_store import ObjectStore
 
 FIRST, SECOND = Hold(100, 1.0, "alice", "bad"), Hold(99, 2.0, "bob")
 
 
 class Site:
     def __init__(self, directory: Path) -> None:
-        self.bucket = Bucket(MemoryStore(), "memory://")
+        self.bucket = Bucket(Requests(MemoryStore()), "memory://")
         self._directory = directory
 
     def gateway(self, name: str) -> tuple[Path, SiteHolds]:
@@ -148,3 +153,22 @@ async def test_texts_of_others_are_one_line(site: Site) -> None:
     assert held.version == 7
     assert (held.by + held.why).isprintable()
     assert len(held.by + held.why) < 300
+
+
+_COMMAND = """
+import sys
+from pathlib import Path
+from clamproxy.releases.site_holds import synchronize
+sys.exit(0 if "Connection refused" in (synchronize(sys.argv[1], Path(sys.argv[2])) or "") else 1)
+"""
+
+
+def test_a_command_ends_as_it_should_while_the_store_is_down(
+    tmp_path: Path, object_store: ObjectStore
+) -> None:
+    """obstore's threads must not abort a process that ends right after a call."""
+    object_store.go_down()
+    command = [sys.executable, "-c", _COMMAND, object_store.url, str(tmp_path)]
+    environment = {**os.environ, **object_store.environment}
+    ends = [subprocess.run(command, env=environment, capture_output=True, check=False) for _ in range(6)]
+    assert [one.returncode for one in ends] == [0] * 6, ends[0].stderr

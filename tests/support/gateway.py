@@ -260,7 +260,8 @@ class Gateway:
 
     def _listens(self) -> bool:
         assert self._process is not None
-        deadline = time.monotonic() + START_LIMIT
+        # The first worker starts before the others.
+        deadline = time.monotonic() + START_LIMIT * min(2, self._workers)
         while time.monotonic() < deadline and self._process.poll() is None:
             if (SET_UP if self._workers == 1 else ALL_SET_UP) in self.log[self._logged :]:
                 self._keep_authority()

@@ -6,14 +6,18 @@ import errno
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 from werkzeug.datastructures import Headers
 
+from clamproxy.feeds import given
 from clamproxy.feeds.entry import StoredResponse
-from clamproxy.feeds.feed_store import OVERHEAD, FeedsFullError, FeedStore
+from clamproxy.feeds.feed_store import OVERHEAD, FeedStore
+from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
+from clamproxy.feeds.spool import FeedsFullError
 from tests.support.fixtures import Child
 
 LIMIT = 100_000
@@ -292,3 +296,80 @@ def test_a_client_that_had_an_older_body_is_not_told_that_its_own_is_right(direc
         assert current.is_not_newer(AT + 1)
     store.sent(key_of(1), new.obtained_at)
     store.sent(key_of(7), 0.0)
+
+
+# Several processes
+
+
+def test_what_one_process_changes_the_others_see(directory: Path) -> None:
+    one, other = open_store(directory), open_store(directory)
+    entry = put(one, 1, b"body")
+    assert (other.get(key_of(1)), body_of(other, 1)) == (entry, b"body")
+    renewed = other.renew(entry, ResponseHead(Headers([("ETag", '"b"')]), AT + 1, AT + 1))
+    assert one.get(key_of(1)) == renewed
+    put(other, 1, b"another", at=AT + 2)
+    assert body_of(one, 1) == b"another"
+    assert one.size == other.size == 7 + OVERHEAD
+    one.drop(entry)  # which has been replaced
+    assert body_of(other, 1) == b"another"
+    current = one.get(key_of(1))
+    assert current is not None
+    one.drop(current)
+    assert (other.get(key_of(1)), other.size) == (None, 0)
+    assert list(directory.iterdir()) == []
+
+
+def test_a_late_reader_at_one_process_is_remembered_by_the_others(directory: Path) -> None:
+    one, other = open_store(directory), open_store(directory)
+    old = put(one, 1, b"old", at=AT - 1000)
+    put(other, 1, b"new", at=AT - 100)
+    one.sent(key_of(1), old.obtained_at)
+    current = other.get(key_of(1))
+    assert current is not None
+    assert not current.is_not_newer(AT - 50)
+
+
+def test_what_others_have_stored_counts_towards_the_limit(directory: Path) -> None:
+    one, other = (open_store(directory, 4 * (OVERHEAD + 10)) for _ in range(2))
+    for number in range(10):
+        put((one, other)[number % 2], number, b"x" * 10)
+    assert len(list(directory.glob("*.json"))) <= 4
+    one.catch_up()
+    assert (len(one), one.size) == (4, 4 * (OVERHEAD + 10))
+
+
+def test_a_start_leaves_alone_what_another_process_stores(directory: Path) -> None:
+    """Its body has its name a moment before the entry does."""
+    one = open_store(directory)
+
+    def write(entry: StoredResponse) -> None:
+        thread = threading.Thread(target=lambda: stores.append(open_store(directory)))
+        thread.start()
+        thread.join(0.3)
+        written(entry)
+        threads.append(thread)
+
+    stores, threads, written = list[FeedStore](), list[threading.Thread](), one._write
+    one._write = write  # type: ignore[method-assign]
+    put(one, 1, b"body")
+    threads[0].join()
+    assert body_of(stores[0], 1) == b"body"
+
+
+def test_what_clients_were_given_is_known_to_all(tmp_path: Path) -> None:
+    one, other = Given(tmp_path / "given"), Given(tmp_path / "given")
+    assert other.at(key_of(1)) == 0
+    one.mark(key_of(1), AT)
+    one.forget(key_of(1), AT - 1)  # that was an earlier one
+    assert other.at(key_of(1)) == AT
+    other.forget(key_of(1), AT)
+    other.forget(key_of(1), AT)
+    assert one.at(key_of(1)) == 0
+
+
+def test_only_so_many_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given, "MOST", 10)
+    marks = Given(tmp_path / "given")
+    for number in range(1, 257):
+        marks.mark(key_of(number), AT + number)
+    assert [number for number in range(1, 257) if marks.at(key_of(number))] == list(range(247, 257))

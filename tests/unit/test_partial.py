@@ -305,7 +305,7 @@ def test_the_sidecar_goes_with_a_file_that_was_moved_away(tmp_path: Path) -> Non
 def test_the_sweep_takes_what_nobody_will_resume(tmp_path: Path) -> None:
     old, young = tmp_path / "daily-5.cvd.part", tmp_path / "daily-6.cvd.part"
     for path, age in ((old, LONGEST_KEPT + 60), (young, LONGEST_KEPT - 60)):
-        alone = tmp_path / f"main-{len(list(tmp_path.iterdir()))}.cvd.json"
+        alone = path.with_name(path.name.replace("daily", "main")).with_suffix(".json")
         for file in (path, path.with_suffix(".json"), alone):
             file.write_text("x")
             moment = time.time() - age
@@ -316,6 +316,6 @@ def test_the_sweep_takes_what_nobody_will_resume(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "daily-6.cvd.part",
         "daily-6.cvd.json",
-        "main-3.cvd.json",
+        "main-6.cvd.json",
         "directory",
     }
