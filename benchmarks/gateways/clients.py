@@ -15,6 +15,8 @@ from benchmarks.load.asking import Entry, Fetch, Form, agent, request, tunnel_re
 from benchmarks.load.generator import allow_files
 from clamproxy.formats.header import HEADER_SIZE
 
+STALE = "fwd=stale"
+"""In Cache-Status: the gateway couldn't find out in time whether there is a newer version."""
 ATTEMPTS = 3
 """MaxAttempts: for a database, and for each patch (docs/protocol.md 1.3)."""
 PAUSE = 5.0
@@ -66,6 +68,7 @@ class Account:
         requests: how many they sent.
         received: bytes of all bodies.
         results: how many responses had each kind of Cache-Status.
+        outdated: how many of those that the gateway calls stale were older than advertised.
         retries: of each client that had any.
         failures: what went wrong for good, by client and database.
         troubles: what was tried again, by kind.
@@ -76,6 +79,7 @@ class Account:
     requests: int = 0
     received: int = 0
     results: Counter[str] = field(default_factory=Counter)
+    outdated: int = 0
     retries: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     troubles: Counter[str] = field(default_factory=Counter)
@@ -86,6 +90,7 @@ class Account:
         self.requests += other.requests
         self.received += other.received
         self.results += other.results
+        self.outdated += other.outdated
         self.retries += other.retries
         self.failures += other.failures
         self.troubles += other.troubles
@@ -130,6 +135,8 @@ class _Update:
         self._versions = dict(client.versions)
         self._turn = 0
         self._retries = 0
+        self._result = ""
+        """Of the last response."""
 
     async def run(self, begin: float) -> Client:
         await asyncio.sleep(begin + self._client.start - time.monotonic())
@@ -179,13 +186,19 @@ class _Update:
         if len(header) != HEADER_SIZE or not header.startswith(b"ClamAV-VDB:"):
             raise _Stopped(f"/{database}.cvd has a bad header: {header[:40]!r}")
         version = int(header.split(b":")[2])
+        self._judge(database, version)
         self._account.probed.append((begun, time.time(), database, version))
         return version
 
     async def _whole(self, database: str) -> None:
         version = await self._file(f"/{database}.cvd")
+        self._judge(database, version)
         self._versions[database] = max(version, self._versions.get(database, 0))
         await self._signature(f"/{database}-{version}.cvd.sign")
+
+    def _judge(self, database: str, version: int) -> None:
+        if self._result == STALE and version < self._released.advertised[database]:
+            self._account.outdated += 1
 
     async def _patch(self, database: str, version: int) -> bool:
         """Take a patch, which is tried again at once; returns whether that was possible."""
@@ -267,7 +280,8 @@ class _Update:
     async def _body(self, reader: asyncio.StreamReader) -> bytes:
         async with asyncio.timeout(_RECEIVE_TIMEOUT) as limit:
             status, fields = await _head(reader)
-            self._account.results[_result(fields.get("cache-status", ""))] += 1
+            self._result = _result(fields.get("cache-status", ""))
+            self._account.results[self._result] += 1
             if status in _COOLING:
                 raise _Stopped(f"status {status}")
             if status not in (200, 206):
@@ -293,7 +307,7 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 def _result(cache_status: str) -> str:
     """The part of Cache-Status that says how the response came about."""
-    for word in ("fwd=stale", "detail=error", "detail=negative", "collapsed", "hit", "fwd=miss"):
+    for word in (STALE, "detail=error", "detail=negative", "collapsed", "hit", "fwd=miss"):
         if word in cache_status:
             return word
     return cache_status or "none"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gateways.clients import Account, Client
+from benchmarks.gateways.clients import STALE, Account, Client
 from benchmarks.gateways.figures import Figures, most
 from benchmarks.gateways.site import Running, Scale, Site, can_set_clocks, open_site
 from tests.support.gateway import Gateway
@@ -219,6 +219,7 @@ def _finish(
         "longest": account.longest,
         "retries": sum(account.retries),
         "failures": len(account.failures),
+        "unconfirmed": account.results[STALE],
     }
     if site.store is not None:
         values["store requests"] = len(site.store.seen)
@@ -229,11 +230,11 @@ def _finish(
 
 
 def _claim_served(account: Account, figures: Figures, learning: float, when: str) -> None:
-    failures, stale, lag = account.failures, account.results["fwd=stale"], _probes_lag(account)
+    failures, outdated, lag = account.failures, account.outdated, _probes_lag(account)
     for text, holds, seen in (
         ("each client is up to date, and got the right bytes", not failures, failures[:3] or ""),
         ("no client tries again more than once", most(account.retries) <= 1, dict(account.troubles) or ""),
-        ("no stale response", not stale, stale or ""),
+        ("no stale response was older than advertised", not outdated, outdated or ""),
         (f"all gateways say the same version within {learning:.0f} s", lag <= learning, f"{lag:.1f} s"),
     ):
         figures.claim(f"{when}{text}", holds, seen)

@@ -107,6 +107,8 @@ class Ceilings:
         self._delayed: dict[str, tuple[int, int] | None] = {}
         """By database: the version that machines get, and the newest one, which a delay holds back."""
         self._warned_at: dict[str, float] = {}
+        self._is_changed = asyncio.Event()
+        """Wakes the task."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -184,6 +186,7 @@ class Ceilings:
             self._seen_mark = mark
             with suppress(HoldsError):  # `_notice_holds` deals with that
                 self._holds = read_holds(self._directory)
+            self._is_changed.set()
 
     def learn(self, database: str, version: int, at_origin: int = 0) -> None:
         """Note that a version is advertised. Quick.
@@ -251,7 +254,10 @@ class Ceilings:
                     self._warn_of_forgotten()
             except Exception:
                 logger.exception("Looking for holds failed.")
-            await asyncio.sleep(LOOK_EVERY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._is_changed.wait()
+            self._is_changed.clear()
 
     async def look(self) -> None:
         """Notice at once what has been held or released, and what others have seen."""

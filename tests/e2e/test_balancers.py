@@ -503,3 +503,20 @@ def test_no_field_goes_on(make_site: MakeSite, origin: OriginServer) -> None:
     assert (through_balancer, direct) == (set(), names)
     assert site.origin.requests()
     assert not any(names & set(request.headers) for request in site.origin.requests())
+
+
+def test_several_workers(make_site: MakeSite) -> None:
+    """The limit of one client behind a balancer holds for all workers together."""
+    site = make_site(
+        workers=2, access={**BALANCERS, "max_connections_per_client": 4}, serving={"clients": CLIENTS}
+    )
+    site.warm(6)
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            tunnel(stack.enter_context(balanced(site, text_header("192.0.2.7"))), f"{CDN}:80")
+        for _ in range(4):
+            assert exchange(site.gateway.port, text_header("192.0.2.7"), source=ANNOUNCING) == b""
+        for client in ("192.0.2.8", "192.0.2.9"):
+            raw = binary_header(client) + get("/test-6.cdiff")
+            assert exchange(site.gateway.port, raw, source=ANNOUNCING).endswith(signed("test-6.cdiff"))
+    assert told(site, " 192.0.2.8 GET /test-6.cdiff") == 1

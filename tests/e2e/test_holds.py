@@ -195,7 +195,7 @@ def test_answers(tmp_path: Path, express: bool) -> None:
         assert gateway.ask("/test.cvd", if_modified_since=http_date(build_time(5))).status == 304
         assert gateway.ask("/test.cvd", if_modified_since=http_date(build_time(6) + 10)).status == 304
         assert site.announced() == str(HELD)
-        assert "test is held at version 4, by " in gateway.log
+        assert eventually(lambda: "test is held at version 4, by " in gateway.log)
         # The gateway itself has what is new, and gives it out at once.
         site.origin.refuse()
         site.release()

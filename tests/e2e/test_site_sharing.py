@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.sharing.gateway_document import GatewayDocument
 from tests.support.dns_server import FakeDns, open_dns
+from tests.support.faults import Fault
 from tests.support.freshclam import OK
 from tests.support.gateway import Gateway, Way
 from tests.support.object_store import ObjectStore
-from tests.support.origin import Fault, OriginServer
+from tests.support.origin import OriginServer
 from tests.support.scenes import ROOMY, explain, refreshed, shown, version_of
 from tests.support.site import Site, eventually, publish, settings_for, signed
 
@@ -38,7 +40,8 @@ class SharingSite:
 
     def gateway(self, name: str, **sections: Any) -> Gateway:
         """A gateway with an empty disk, which runs."""
-        settings = {**settings_for(self.origin, self.dns, delta=ROOMY), "fleet_store": self.store.url}
+        settings: dict[str, Any] = {**settings_for(self.origin, self.dns, delta=ROOMY)}
+        settings["fleet_store"] = self.store.url
         gateway = Gateway(self.directory / name, {**settings, **sections}, environment=self.store.environment)
         self.gateways.append(gateway)
         return self.stack.enter_context(gateway)
@@ -63,6 +66,10 @@ def sharing(tmp_path: Path, object_store: ObjectStore) -> Iterator[SharingSite]:
 
 def ready(gateway: Gateway) -> str:
     return gateway.ask("/readyz", Way.REVERSE).body.decode()
+
+
+def has_machines(gateway: Gateway, count: int) -> bool:
+    return len(json.loads(gateway.tool("fleet", "--json").stdout or "[]")) == count
 
 
 def until(look: Callable[[], object], *gateways: Gateway) -> None:
@@ -187,7 +194,7 @@ def test_gateways_and_their_machines_are_in_one_view(sharing: SharingSite) -> No
     for gateway, numbers in ((first, (1, 9)), (second, (2, 9))):
         for number in numbers:
             gateway.ask("/daily.cvd", Way.REVERSE, user_agent=AGENT.format(number))
-        until(lambda gateway=gateway: len(json.loads(gateway.tool("fleet", "--json").stdout or "[]")) == 2)
+        until(partial(has_machines, gateway, 2))
     second.stop()
     second.start()  # its first report tells of its machines
 

@@ -17,7 +17,7 @@ from tests.support.faults import Fault
 from tests.support.gateway import Answer, Gateway, Way
 from tests.support.site import Site, eventually, flipped, signed
 
-from .conftest import MakeSite
+from .conftest import MakeForged, MakeSite
 
 RATE = 8_000_000
 """Bytes per second of an origin that is slow enough for clients to meet."""
@@ -55,9 +55,18 @@ def has_open(gateway: Gateway, name: str) -> bool:
 
 @pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.CONNECT_HTTPS])
 def test_a_herd_before_both_costs_one_transfer(big: Site, beside: Beside, forgery: Forgery, way: Way) -> None:
-    both = big.gateway, beside(big)
+    check_herd(big, [big.gateway, beside(big)], forgery, way)
+
+
+def test_a_herd_before_two_workers_costs_one_transfer(make_forged: MakeForged, forgery: Forgery) -> None:
+    big = make_forged(workers=2)
+    check_herd(big, [big.gateway], forgery, Way.CONNECT_HTTP)
+
+
+def check_herd(big: Site, gateways: list[Gateway], forgery: Forgery, way: Way) -> None:
+    """A dozen clients get the file, at the cost of one."""
     big.origin.rate = RATE
-    downloads = [Download(both[number % 2], way) for number in range(12)]
+    downloads = [Download(gateways[number % len(gateways)], way) for number in range(12)]
     answers = [download.answer() for download in downloads]
     assert [answer.status for answer in answers] == [200] * 12
     assert all(answer.body == forgery.body for answer in answers)

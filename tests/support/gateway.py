@@ -161,7 +161,7 @@ class Gateway:
             if self._listens():
                 return
             self.kill()
-            if "address already in use" not in self.log:
+            if "address already in use" not in self.log and "EADDRINUSE" not in self.log:
                 break
         raise RuntimeError(f"the proxy does not listen:\n{self.log}")
 

@@ -12,7 +12,7 @@ import pytest
 
 from clamproxy.cache.index import LOOK_EVERY
 from clamproxy.cache.store import Store
-from clamproxy.notes import UNKEPT, Notes, site_key
+from clamproxy.notes import UNKEPT, Merge, Notes, best, site_key
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
 
@@ -77,6 +77,8 @@ def test_nowhere() -> None:
 
 # News
 
+HIGHEST: Merge[int] = best(lambda number: number)
+
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[tuple[Store, Store]]:
@@ -94,7 +96,8 @@ def shared(store: Store, writer: Writer | None = None, topic: str = "topic") -> 
 def news_of(notes: Notes) -> dict[str, int | None]:
     """What is new when whatever other processes did is seen."""
     time.sleep(2 * LOOK_EVERY)
-    return dict(notes.news(int, merge=lambda own, others: max(own or 0, *others, 0)))
+    found = notes.news(int, HIGHEST)
+    return dict(found)
 
 
 def test_what_others_save_is_news_once(processes: tuple[Store, Store]) -> None:
@@ -152,7 +155,7 @@ def test_what_other_gateways_know_is_merged(processes: tuple[Store, Store], writ
     keeper.set_note(site_key("one", "x/topic", "a/key"), 100)
     assert news_of(ours) == {"a/key": 5}
     ours.save("a/key", 7)
-    assert ours.load(int, merge=lambda own, others: max(own or 0, *others)) == {"a/key": 7}
+    assert ours.load(int, HIGHEST) == {"a/key": 7}
     learn(two=9)
     assert news_of(ours) == {"a/key": 9}
     learn(one=None, two=None)

@@ -136,7 +136,7 @@ def test_a_version_far_ahead_of_what_dns_says_does_not_count() -> None:
 
 
 def test_own_notes_that_concern_only_this_gateway_are_not_told() -> None:
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "cooldown": {"origin": cooldown(failure="unreachable"), "/daily.cvd": cooldown()},
         "traffic": {"hours": [0] * 24},
         "site": {"0123456789abcdef/advertised/daily": [27800, NOW]},
