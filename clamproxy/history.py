@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from clamproxy.leases.duties import on_duty
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.notes import Notes
-from clamproxy.sharing.duties import on_duty
-from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)

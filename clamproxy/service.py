@@ -39,12 +39,12 @@ from clamproxy.origin.transfers import Transfers
 from clamproxy.peers.peers import Peers, PeerState
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
-from clamproxy.releases.catch_up import CatchUp
 from clamproxy.releases.ceilings import TOPIC as FIRST_SEEN
 from clamproxy.releases.ceilings import Ceilings
 from clamproxy.releases.follower import Follower
 from clamproxy.releases.holds import Holds
 from clamproxy.releases.lineage import Lineages
+from clamproxy.releases.object_exchange import ObjectExchange
 from clamproxy.releases.prefetcher import Prefetcher
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
@@ -255,9 +255,9 @@ class Service:
         self._history = History(
             self.store.counters, Notes(records, self.writer, "history"), leases=self._leases
         )
-        self._site_catch_up = self._make_catch_up(keys)
+        self._object_exchange = self._make_object_exchange(keys)
         self._current = CurrentVersions(
-            settings, self.store, self._origin, self._lineages, self._prefetcher, self._site_catch_up
+            settings, self.store, self._origin, self._lineages, self._prefetcher, self._object_exchange
         )
         self.gateway = self._make_gateway()
         versions = self._origin.versions
@@ -290,8 +290,8 @@ class Service:
         self._ceilings.start()
         self.upkeep.start()
         self.follower.start()
-        if self._site_catch_up is not None:
-            self._site_catch_up.start()
+        if self._object_exchange is not None:
+            self._object_exchange.start()
         self.feeds.start()
         self.site_files.start()
         self._history.start()
@@ -328,8 +328,8 @@ class Service:
         self._fleet_upkeep.stop()
         self._ceilings.retire()
         self.follower.stop()
-        if self._site_catch_up is not None:
-            self._site_catch_up.stop()
+        if self._object_exchange is not None:
+            self._object_exchange.stop()
         self.site_files.stop()
 
     async def idle(self, limit: float) -> None:
@@ -382,8 +382,8 @@ class Service:
         Raises:
             OriginTrouble: some of it isn't available now.
         """
-        if self._site_catch_up is not None:
-            await self._site_catch_up.bring(database)
+        if self._object_exchange is not None:
+            await self._object_exchange.bring(database)
         await self.follower.fetch_release(database)
 
     async def refetch(self, object_id: ObjectId) -> None:
@@ -526,11 +526,11 @@ class Service:
             self._notes("missing"),
         )
 
-    def _make_catch_up(self, keys: TrustedKeys) -> CatchUp | None:
+    def _make_object_exchange(self, keys: TrustedKeys) -> ObjectExchange | None:
         if (shared := self._shared) is None:
             return None
         limits, ceilings = self.settings.cache, self._ceilings.in_force
-        return CatchUp(shared, self._transfers, self.store, keys, self.databases, limits, ceilings)
+        return ObjectExchange(shared, self._transfers, self.store, keys, self.databases, limits, ceilings)
 
     def _negative_ttl(self, object_id: ObjectId) -> float:
         advertised = self._origin.versions.last_known(object_id.database)

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from clamproxy.bucket.bucket import Bucket
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
+from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.peers.peers import PeerState
 from clamproxy.peers.site_gateways import SiteGateways
 from clamproxy.releases.site_holds import SiteHolds
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.sharing.note_exchange import NoteExchange
 
 PATIENCE = 5.0

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from clamproxy.bucket.bucket import KINDS
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
@@ -18,7 +19,6 @@ from clamproxy.objects import Kind
 from clamproxy.origin.budget import PER_FILE, WINDOW
 from clamproxy.releases.holds import HoldsError, read_holds
 from clamproxy.releases.stuck import stuck_patches
-from clamproxy.sharing.bucket import KINDS
 from clamproxy.sharing.site import CONDITION, TOPIC
 from clamproxy.threads import Writer
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from clamproxy.bucket.bucket import open_bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import tell
 from clamproxy.config.settings import Settings
+from clamproxy.leases.leases import ALONE
 from clamproxy.objects import ObjectId
 from clamproxy.readable import shown_count
-from clamproxy.sharing.bucket import open_bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.leases import ALONE
 from clamproxy.sharing.shared_objects import SharedObjects
 
 

@@ -6,10 +6,10 @@ import asyncio
 import secrets
 import time
 
+from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.doctor.findings import Verdict, ok, problem, warning
 from clamproxy.readable import shown_span
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_errors import BucketError
 
 MOST_DIFFERENCE = 300.0
 """Seconds that the clocks may differ. S3 refuses requests from 900 on."""

@@ -20,11 +20,11 @@ from clamproxy.feeds.plan import Plan
 from clamproxy.feeds.sharing_rules import ResponseHead, is_confirmed_by, renewed, selection, validators
 from clamproxy.feeds.spool import FeedsFullError, Spool
 from clamproxy.feeds.turns import UNSHAREABLE, Turn, Turns
+from clamproxy.leases.leases import Lease
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.scope import CancelScope
-from clamproxy.sharing.leases import Lease
 from clamproxy.threads import in_thread
 
 STALL_WINDOW = 30.0

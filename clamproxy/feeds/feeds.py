@@ -38,6 +38,7 @@ from clamproxy.feeds.fetch import Fetcher, forwarded
 from clamproxy.feeds.plan import Plan
 from clamproxy.feeds.target import Target, TargetError
 from clamproxy.feeds.turns import Turns
+from clamproxy.leases.leases import Leases
 from clamproxy.messages import Request, Response, Result
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import Notes
@@ -45,7 +46,6 @@ from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.link import Link
 from clamproxy.responses import plain
-from clamproxy.sharing.leases import Leases
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 

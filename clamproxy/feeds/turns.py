@@ -12,9 +12,9 @@ from clamproxy.feeds import sharing_rules
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_store import FeedStore
 from clamproxy.feeds.plan import Plan
+from clamproxy.leases import leases
+from clamproxy.leases.leases import Learnt, Lease, Leases
 from clamproxy.origin.endings import Ending
-from clamproxy.sharing import leases
-from clamproxy.sharing.leases import Learnt, Lease, Leases
 from clamproxy.threads import in_thread
 
 LONGEST_WAIT = 25.0

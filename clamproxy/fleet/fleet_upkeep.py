@@ -17,8 +17,8 @@ from clamproxy.fleet.machine import Machine, MachineState
 from clamproxy.fleet.reverse_dns import PER_SECOND, look_up
 from clamproxy.fleet.table import Rows, Table, reading
 from clamproxy.fleet.trend import STEP, Sample, hour_of
-from clamproxy.sharing.duties import Work, on_duty
-from clamproxy.sharing.leases import ALONE, Leases
+from clamproxy.leases.duties import Work, on_duty
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.storage.records_file import DamagedFileError
 from clamproxy.threads import Writer, in_thread
 

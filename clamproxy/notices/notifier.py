@@ -9,14 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 from clamproxy.config.settings import Settings
+from clamproxy.leases.duties import Duty
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.notices.episodes import Chronicle, Due, Pace
 from clamproxy.notices.notice import Notice
 from clamproxy.notices.report import KEY, gateway_name, read_chronicle
 from clamproxy.notices.rules import RULE_OF, Figures, find_alerts, find_unknown
 from clamproxy.notices.targets import DeliveryError, NoticeTarget, deliver, targets_of
 from clamproxy.origin.cooldown import Backoff
-from clamproxy.sharing.duties import Duty
-from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer, in_thread
 

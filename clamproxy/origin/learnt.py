@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from clamproxy.leases.leases import Learnt
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER, FailureKind
 from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import shown
-from clamproxy.sharing.leases import Learnt
 
 _EVERYBODYS = frozenset(
     {FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED, FailureKind.SERVER_ERROR, FailureKind.BAD_CONTENT}

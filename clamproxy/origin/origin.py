@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clamproxy.bucket.bucket import Bucket
 from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.notes import UNKEPT, Notes
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
@@ -19,8 +21,6 @@ from clamproxy.origin.proxy_auth import admission_to
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.leases import ALONE, Leases
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,18 +9,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
+from clamproxy.leases import leases as contract
+from clamproxy.leases.leases import Lease, Leases
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.policy import plausible
-from clamproxy.sharing import leases as contract
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.exchange import CLIENTS_WAIT
-from clamproxy.sharing.leases import Lease, Leases
+from clamproxy.sharing.give_and_take import CLIENTS_WAIT
 
 logger = logging.getLogger(__name__)
 

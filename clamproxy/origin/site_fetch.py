@@ -14,20 +14,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from clamproxy.bucket.bucket import Download
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.partial import NoRoomError, Validators
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject, check_beginning
+from clamproxy.leases import leases
+from clamproxy.leases.leases import Lease, Outcome
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import LARGEST, Arrival, turn_to
 from clamproxy.origin.endings import Ending
 from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.origin.scope import CancelScope
-from clamproxy.sharing import leases
-from clamproxy.sharing.bucket import Download
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.exchange import NOBODY_WAITS, left_to_wait
-from clamproxy.sharing.leases import Lease, Outcome
+from clamproxy.sharing.give_and_take import NOBODY_WAITS, left_to_wait
 from clamproxy.sharing.shared_objects import SharedObjects, last_modified
 from clamproxy.threads import in_thread
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from clamproxy.clock import Clock
 from clamproxy.formats.version_record import IN_PRIMARY, OLDEST_RECORD, VersionRecord, record_name
+from clamproxy.leases.duties import turn
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.notes import UNKEPT, Merge, Notes, best
 from clamproxy.objects import MAX_VERSION
 from clamproxy.origin.resolver import Resolver
-from clamproxy.sharing.duties import turn
-from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
+from clamproxy.leases.leases import Ending, Leases
 from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
-from clamproxy.sharing.leases import Ending, Leases
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import Writer, in_thread
 

@@ -14,6 +14,8 @@ from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
 from clamproxy.config.settings import ReleasesSection
 from clamproxy.files import stamp_of
+from clamproxy.leases.duties import Duty
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.notes import UNKEPT, Notes
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_span
@@ -30,8 +32,6 @@ from clamproxy.releases.ceiling import (
     without_wrong_times,
 )
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, HoldsError, read_holds, restore
-from clamproxy.sharing.duties import Duty
-from clamproxy.sharing.leases import ALONE, Leases
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,8 @@ from itertools import takewhile
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.leases.duties import on_duty
+from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
@@ -28,8 +30,6 @@ from clamproxy.releases.prefetcher import Prefetcher, patches_between
 from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
-from clamproxy.sharing.duties import on_duty
-from clamproxy.sharing.leases import ALONE, Leases
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.config.units import DATABASE
 from clamproxy.files import stamp_of
+from clamproxy.leases.duties import on_duty
+from clamproxy.leases.leases import Leases
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import one_line
 from clamproxy.releases import holds
 from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Holds, HoldsError
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.duties import on_duty
-from clamproxy.sharing.leases import Leases
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from clamproxy.origin.errors import NotFoundError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE, OriginTrouble
 from clamproxy.policy import Known, must_probe
-from clamproxy.releases.catch_up import CatchUp
 from clamproxy.releases.lineage import Lineages, ProvenLineage
+from clamproxy.releases.object_exchange import ObjectExchange
 from clamproxy.releases.prefetcher import Prefetcher
 
 PATIENCE = 25.0
@@ -85,10 +85,10 @@ class CurrentVersions:
         origin: Origin,
         lineages: Lineages,
         prefetcher: Prefetcher,
-        catch_up: CatchUp | None = None,
+        object_exchange: ObjectExchange | None = None,
     ) -> None:
         self._settings = settings
-        self._site = catch_up
+        self._site = object_exchange
         self._store = store
         self._versions = origin.versions
         self._heads = origin.heads

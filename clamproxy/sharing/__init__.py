@@ -1,1 +1,1 @@
-"""What the processes of a site share: leases for work that one of them does, and what each has learnt."""
+"""What the gateways of a site share by their object store: objects, and what each has learnt."""

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from clamproxy.bucket.bucket import Bucket, Listed
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
+from clamproxy.leases.duties import on_duty
+from clamproxy.leases.leases import Leases
 from clamproxy.sharing import reports, site_notes
-from clamproxy.sharing.bucket import Bucket, Listed
-from clamproxy.sharing.bucket_errors import BucketError
 from clamproxy.sharing.clock_difference import SIGN_OF_LIFE, ClockDifference
-from clamproxy.sharing.duties import on_duty
 from clamproxy.sharing.gateway_document import (
     DIRECTORY,
     LARGEST,
@@ -29,7 +30,6 @@ from clamproxy.sharing.gateway_document import (
     is_id,
     path_of,
 )
-from clamproxy.sharing.leases import Leases
 from clamproxy.sharing.own_document import OwnDocument
 from clamproxy.sharing.reports import REPORT_EVERY, Reports
 from clamproxy.sharing.topics import Notes, understood

@@ -7,9 +7,9 @@ import secrets
 import socket
 import time
 
+from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.clock import Clock
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.bucket_errors import BucketError
 from clamproxy.sharing.gateway_document import DocumentError, GatewayDocument, is_id, life_of, path_of
 from clamproxy.sharing.topics import Notes
 from clamproxy.storage.records import Records

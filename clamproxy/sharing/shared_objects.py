@@ -12,15 +12,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+from clamproxy.bucket.bucket import Bucket, Download, Listed
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.dates import http_date
+from clamproxy.leases.leases import Learnt, Lease, Leases, Outcome
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.objects import ObjectId
-from clamproxy.sharing.bucket import Bucket, Download, Listed
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.exchange import name_of_fetch
-from clamproxy.sharing.leases import Learnt, Lease, Leases, Outcome
+from clamproxy.sharing.give_and_take import name_of_fetch
 
 logger = logging.getLogger(__name__)
 

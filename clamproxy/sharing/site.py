@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from clamproxy.bucket.bucket import Bucket, Count, open_bucket
+from clamproxy.bucket.bucket_condition import BucketTrouble
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.config.loading import ConfigurationError
+from clamproxy.leases.bucket_leases import BucketLeases
+from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.leases.leases import Leases
+from clamproxy.leases.site_leases import SiteLeases
 from clamproxy.notes import Notes
-from clamproxy.sharing.bucket import Bucket, Count, open_bucket
-from clamproxy.sharing.bucket_condition import BucketTrouble
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.bucket_leases import BucketLeases
-from clamproxy.sharing.directory_leases import DirectoryLeases
-from clamproxy.sharing.leases import Leases
-from clamproxy.sharing.site_leases import SiteLeases
 
 TOPIC = "fleet_store"
 CONDITION = "condition"

@@ -20,6 +20,8 @@ from clamproxy.workers.ports import Ports
 
 HANG_LIMIT = 60.0
 """Seconds without a sign of life after which a worker is replaced, unless WatchdogSec says otherwise."""
+START_LIMIT = 180.0
+"""Seconds that a new worker gets until it serves; a busy machine may need a minute."""
 SIGNS = 4
 """Of life that a worker gives within that time."""
 END_LIMIT = 25.0
@@ -181,7 +183,7 @@ class Parent:
             for child in list(self._children.values()):
                 if now - before > 2 * interval:  # this process hung itself, or the whole machine did
                     child.heard_at = now
-                elif child.is_ready and now - child.heard_at > self._hang_limit:
+                elif now - child.heard_at > (self._hang_limit if child.is_ready else START_LIMIT):
                     child.is_ready = False
                     self._log(logging.WARNING, f"Worker {child.number} hangs, and is killed.")
                     child.signal(signal.SIGKILL)
@@ -196,7 +198,7 @@ class Parent:
             child.signal(signal.SIGTERM)
         keepers = [task for task in tasks if task.get_name() != "signs of life"]
         for task in keepers:
-            if not self._children_of(task):
+            if not self._has_child(task):
                 task.cancel()  # it pauses
         await asyncio.wait(keepers, timeout=END_LIMIT)
         for child in self._children.values():
@@ -206,7 +208,7 @@ class Parent:
             task.cancel()
         self._supervisor.stop()
 
-    def _children_of(self, task: asyncio.Task[None]) -> bool:
+    def _has_child(self, task: asyncio.Task[None]) -> bool:
         return any(task.get_name() == f"worker {number}" for number in self._children)
 
     # One voice

@@ -9,6 +9,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
@@ -28,7 +29,6 @@ from clamproxy.releases.quiet import QuietHour
 from clamproxy.releases.signs import Signs
 from clamproxy.releases.stuck import StuckPatches
 from clamproxy.serving.resolution import CurrentVersions
-from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
 from tests.support.dns_server import PRIMARY

@@ -8,8 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from clamproxy.bucket.bucket import Bucket, open_bucket
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import CacheSection
+from clamproxy.leases.bucket_leases import BucketLeases
+from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.leases.leases import Leases
+from clamproxy.leases.site_leases import SiteLeases
 from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldowns
@@ -18,13 +23,8 @@ from clamproxy.origin.probe_turns import ProbeTurns
 from clamproxy.origin.transfer import Resources, Transfer
 from clamproxy.origin.transfers import Transfers
 from clamproxy.origin.upstream import Upstream
-from clamproxy.releases.catch_up import CatchUp
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_leases import BucketLeases
-from clamproxy.sharing.directory_leases import DirectoryLeases
-from clamproxy.sharing.leases import Leases
+from clamproxy.releases.object_exchange import ObjectExchange
 from clamproxy.sharing.shared_objects import SharedObjects
-from clamproxy.sharing.site_leases import SiteLeases
 from clamproxy.threads import Writer
 from tests.harness.transfers import connect
 from tests.support.forge import forge_keys
@@ -50,7 +50,7 @@ class Member:
     cooldowns: Cooldowns
     transfers: Transfers
     heads: HeaderProbes
-    catch_up: CatchUp
+    exchange: ObjectExchange
 
     async def fetch(
         self, object_id: ObjectId, requester: Requester = NEW, *, for_client: bool = True
@@ -65,7 +65,7 @@ class Member:
         return read(self.store, object_id)
 
     def stop(self) -> None:
-        self.catch_up.stop()
+        self.exchange.stop()
         self.transfers.stop()
         self.heads.stop()
         self.shared.stop()
@@ -100,9 +100,9 @@ async def open_site(directory: Path, origin: OriginServer, url: str) -> AsyncIte
         transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
         heads = HeaderProbes(upstream, cooldowns, notes_in({}), turns=ProbeTurns(leases, bucket))
         limits = CacheSection(directory=store.directory, size_limit=size_limit, keep_cdiffs=keep_cdiffs)
-        catch_up = CatchUp(shared, transfers, store, keys, ["daily"], limits, dict)
+        exchange = ObjectExchange(shared, transfers, store, keys, ["daily"], limits, dict)
         member = Member(
-            name, store, writer, upstream, bucket, leases, shared, cooldowns, transfers, heads, catch_up
+            name, store, writer, upstream, bucket, leases, shared, cooldowns, transfers, heads, exchange
         )
         members.append(member)
         return member

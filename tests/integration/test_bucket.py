@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from clamproxy.bucket import bucket as module
+from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.bucket.bucket_errors import BucketError
+from clamproxy.bucket.bucket_requests import PART
 from clamproxy.config.units import MIB
-from clamproxy.sharing import bucket as module
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.bucket_requests import PART
 from tests.support.fixtures import Child
 from tests.support.gcs import gcs_server
 from tests.support.object_store import BROKEN, FULL, READ_ONLY, Faults, ObjectStore, credentials
@@ -235,7 +235,7 @@ async def test_a_write_that_meets_another_one_is_no_outage(
 
 MEMORY = """
 import asyncio, resource, sys
-from clamproxy.sharing.bucket import open_bucket
+from clamproxy.bucket.bucket import open_bucket
 
 async def both():
     bucket = open_bucket(sys.argv[1])

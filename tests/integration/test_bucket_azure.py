@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.bucket_leases import BucketLeases
-from clamproxy.sharing.bucket_requests import PART
-from clamproxy.sharing.leases import Ending
+from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.bucket.bucket_errors import BucketError
+from clamproxy.bucket.bucket_requests import PART
+from clamproxy.leases.bucket_leases import BucketLeases
+from clamproxy.leases.leases import Ending
 from tests.support.azurite import CONTAINER, azurite
 
 

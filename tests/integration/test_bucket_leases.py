@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.sharing import bucket_leases
-from clamproxy.sharing.bucket import Bucket, open_bucket
-from clamproxy.sharing.bucket_leases import BucketLeases, path_of
-from clamproxy.sharing.directory_leases import DirectoryLeases
-from clamproxy.sharing.leases import Ending, Leases
-from clamproxy.sharing.site_leases import SiteLeases
+from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.leases import bucket_leases
+from clamproxy.leases.bucket_leases import BucketLeases, path_of
+from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.leases.leases import Ending, Leases
+from clamproxy.leases.site_leases import SiteLeases
 from tests.support.object_store import ObjectStore
 from tests.support.stored import until
 

@@ -12,8 +12,8 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.feeds import Feeds, turns
+from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import Notes
-from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.threads import Writer
 from tests.harness.feeds import BIG, BODY, NAME, PATH, VIA, FeedsHarness, read
 from tests.support import faults

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from clamproxy.leases.directory_leases import DIRECTORY
 from clamproxy.releases.follower import LONGEST_INTEREST
 from clamproxy.releases.lineage import ProvenLineage
-from clamproxy.sharing.directory_leases import DIRECTORY
 from tests.harness.follower import NEWER_AGENT, REFRESH, FollowerHarness, MakeHarness
 from tests.support.dns_server import PRIMARY
 from tests.support.fixtures import Child
@@ -206,7 +206,7 @@ async def test_a_gateway_that_was_killed_holds_no_lock(
 ) -> None:
     harness = make_harness(**OFTEN)
     code = (
-        "import asyncio, os, pathlib, sys; from clamproxy.sharing.directory_leases import DirectoryLeases\n"
+        "import asyncio, os, pathlib, sys; from clamproxy.leases.directory_leases import DirectoryLeases\n"
         "assert asyncio.run(DirectoryLeases(pathlib.Path(sys.argv[1])).take('follow'))\n"
         "os.kill(os.getpid(), 9)"
     )

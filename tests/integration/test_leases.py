@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from clamproxy.sharing import directory_leases
-from clamproxy.sharing.directory_leases import DIRECTORY, DirectoryLeases
-from clamproxy.sharing.duties import on_duty
-from clamproxy.sharing.leases import Ending
+from clamproxy.leases import directory_leases
+from clamproxy.leases.directory_leases import DIRECTORY, DirectoryLeases
+from clamproxy.leases.duties import on_duty
+from clamproxy.leases.leases import Ending
 from tests.support.lease_process import LeaseProcess, lease_processes
 from tests.support.object_store import ObjectStore
 from tests.support.stored import until

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
+from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_requests import Requests
 from clamproxy.cache.store import Store
+from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.sharing import gateway_document, note_exchange, site_notes
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.bucket_requests import Requests
-from clamproxy.sharing.directory_leases import DirectoryLeases
 from clamproxy.sharing.gateway_document import GatewayDocument, path_of
 from clamproxy.sharing.note_exchange import DELETE_AFTER, GONE_AFTER, LOOK_EVERY, NoteExchange
 from clamproxy.sharing.reports import packed, unpacked

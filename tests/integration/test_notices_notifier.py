@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from clamproxy.config.settings import Settings
+from clamproxy.leases.directory_leases import DIRECTORY, DirectoryLeases
 from clamproxy.notices.notifier import RETRIES, Notifier
 from clamproxy.notices.report import read_report
-from clamproxy.sharing.directory_leases import DIRECTORY, DirectoryLeases
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
 from tests.support.clock import Clock

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from clamproxy.leases import leases
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import Ending
 from clamproxy.origin.errors import NotFoundError, TransferError
 from clamproxy.origin.learnt import ending_left
 from clamproxy.origin.transfers import CooldownError
-from clamproxy.sharing import leases
 from clamproxy.sharing.shared_objects import path_of
 from tests.harness.site import LIMIT, MakeMember, Member, open_site
 from tests.support import faults
@@ -289,7 +289,7 @@ async def fill(make: MakeMember, origin: OriginServer, make_cvd: MakeCvd) -> Mem
     for version in (6, 7):
         put(one.store, cdiff(version), forge_cdiff("daily", version))
         put(one.store, cdiff(version).signature, forge_sign(forge_cdiff("daily", version)))
-    await one.catch_up._exchange()
+    await one.exchange._exchange()
     return one
 
 
@@ -298,14 +298,14 @@ async def test_what_a_gateway_has_is_given_and_taken(
 ) -> None:
     one = await fill(make, origin, make_cvd)
     later = make()
-    await later.catch_up.bring("daily")
+    await later.exchange.bring("daily")
     await until(lambda: later.store.has(cdiff(7).signature))
     assert set(later.store.object_ids()) == set(one.store.object_ids())
     assert later.read(cvd(5)) == make_cvd(5, BIG)
     assert origin.requests() == []
     put(one.store, cdiff(8), forge_cdiff("daily", 8))
-    await one.catch_up._exchange()
-    await later.catch_up._exchange()
+    await one.exchange._exchange()
+    await later.exchange._exchange()
     assert later.read(cdiff(8)) == forge_cdiff("daily", 8)
 
 
@@ -313,12 +313,12 @@ async def test_what_was_purged_is_taken_only_when_needed(
     make: MakeMember, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:
     one = await fill(make, origin, make_cvd)
-    await one.catch_up._exchange()
+    await one.exchange._exchange()
     for object_id in list(one.store.object_ids()):
         one.store.drop(object_id)
-    await one.catch_up._exchange()
+    await one.exchange._exchange()
     assert set(one.store.object_ids()) == set()
-    await one.catch_up.bring("daily")
+    await one.exchange.bring("daily")
     assert one.read(cvd(5)) == make_cvd(5, BIG)
 
 
@@ -331,10 +331,10 @@ async def test_junk_is_neither_taken_nor_in_the_way(
     for name in ("junk", "daily/main-5.cvd", "daily/daily-0.cvd", "a/b/c/daily-5.cvd", "daily/daily-9.exe"):
         await one.bucket.put(f"objects/{name}", b"junk")
     later = make()
-    await later.catch_up.bring("daily")
+    await later.exchange.bring("daily")
     assert later.store.newest_version("daily") == 5
     for _ in range(2):
-        await later.catch_up._exchange()
+        await later.exchange._exchange()
     there = await later.bucket.list("objects")
     assert {"daily/daily-5.cvd", "daily/daily-7.cdiff", "daily/daily-99999.cvd"} <= there.keys()
     assert later.store.newest_version("daily") == 5
@@ -343,7 +343,7 @@ async def test_junk_is_neither_taken_nor_in_the_way(
 async def test_what_is_superseded_leaves_the_bucket(
     make: MakeMember, origin: OriginServer, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clamproxy.releases.catch_up.SPARED", 0.0)
+    monkeypatch.setattr("clamproxy.releases.object_exchange.SPARED", 0.0)
     one = make(keep_cdiffs=1)
     for version in (3, 4, 5):
         put_cvd(one.store, version, make_cvd(version))
@@ -351,11 +351,11 @@ async def test_what_is_superseded_leaves_the_bucket(
     for version in (4, 5, 6):
         put(one.store, cdiff(version), forge_cdiff("daily", version))
         await one.shared.upload(cdiff(version))
-    await one.catch_up._exchange()
+    await one.exchange._exchange()
     assert {path.rpartition("/")[2] for path in await one.bucket.list("objects")} == {
         "daily-4.cvd",
         "daily-5.cvd",
         "daily-6.cdiff",
     }
-    await one.catch_up._exchange()
+    await one.exchange._exchange()
     assert "daily/daily-3.cvd" not in await one.bucket.list("objects"), "it is not given again"

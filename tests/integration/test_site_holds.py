@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
+from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_requests import Requests
 from clamproxy.releases import holds
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, read_holds
 from clamproxy.releases.site_holds import PATH, SiteHolds
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.bucket_requests import Requests
 from tests.support.object_store import ObjectStore
 
 FIRST, SECOND = Hold(100, 1.0, "alice", "bad"), Hold(99, 2.0, "bob")

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from clamproxy.sharing.bucket import open_bucket
-from clamproxy.sharing.bucket_leases import BucketLeases
-from clamproxy.sharing.directory_leases import DirectoryLeases
-from clamproxy.sharing.leases import Lease, Leases
+from clamproxy.bucket.bucket import open_bucket
+from clamproxy.leases.bucket_leases import BucketLeases
+from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.leases.leases import Lease, Leases
 
 ENGINES: dict[str, Callable[[str], Leases]] = {
     "directory": lambda place: DirectoryLeases(Path(place)),

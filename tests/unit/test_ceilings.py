@@ -13,12 +13,12 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import ReleasesSection
+from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import Notes, site_key
 from clamproxy.releases import holds
 from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
 from clamproxy.releases.limits_in_force import Limit, read_limits
-from clamproxy.sharing.directory_leases import DirectoryLeases
 from tests.support.clock import Clock
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import put_cvd, until

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from clamproxy.sharing.bucket import Bucket
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_errors import BucketError
+from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
 
 logger = logging.getLogger(__name__)
 

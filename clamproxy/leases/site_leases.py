@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from clamproxy.sharing.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
 
 SITE_WIDE = frozenset({"follow", "probe", "fetch", "build", "tend"})
 """The first words of leases that only one gateway of a site should have: their work costs the origin

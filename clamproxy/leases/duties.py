@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from clamproxy.sharing.leases import Ending, Lease, Leases
+from clamproxy.leases.leases import Ending, Lease, Leases
 
 LONGEST_WAIT = 60.0
 """Seconds after which a process that is not on duty tries to be, whatever it was told."""

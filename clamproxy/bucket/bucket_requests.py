@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clamproxy.bucket.bucket_errors import BucketError, in_one_line, is_missing_bucket
 from clamproxy.config.units import MIB
-from clamproxy.sharing.bucket_errors import BucketError, in_one_line, is_missing_bucket
 
 if TYPE_CHECKING:
     from obstore import GetResult, PutMode

@@ -12,10 +12,10 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+from clamproxy.bucket.bucket_condition import BucketCondition
+from clamproxy.bucket.bucket_errors import BucketError, in_one_line
+from clamproxy.bucket.bucket_requests import STALL_LIMIT, Listed, Requests, Stored, etag_of, open_requests
 from clamproxy.config.units import MIB
-from clamproxy.sharing.bucket_condition import BucketCondition
-from clamproxy.sharing.bucket_errors import BucketError, in_one_line
-from clamproxy.sharing.bucket_requests import STALL_LIMIT, Listed, Requests, Stored, etag_of, open_requests
 
 if TYPE_CHECKING:
     from obstore import GetResult

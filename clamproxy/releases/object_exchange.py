@@ -14,18 +14,18 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
+from clamproxy.bucket.bucket import Listed
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.retention import SPARED
 from clamproxy.cache.soundness import check
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import CacheSection
 from clamproxy.formats.signatures import TrustedKeys
+from clamproxy.leases.duties import on_duty
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.transfers import Transfers
-from clamproxy.sharing.bucket import Listed
-from clamproxy.sharing.bucket_errors import BucketError
-from clamproxy.sharing.duties import on_duty
-from clamproxy.sharing.exchange import surplus, to_give, to_take
+from clamproxy.sharing.give_and_take import surplus, to_give, to_take
 from clamproxy.sharing.shared_objects import SharedObjects
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
@@ -49,7 +49,7 @@ MOST_BAD = 3
 type _Site = dict[ObjectId, Listed]
 
 
-class CatchUp:
+class ObjectExchange:
     """Takes from the object store, and gives to it. Owns its tasks. Event loop only.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from clamproxy.files import identity_of, try_lock, unlock
-from clamproxy.sharing.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
 
 logger = logging.getLogger(__name__)
 

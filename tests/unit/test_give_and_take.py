@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clamproxy.objects import ObjectId
-from clamproxy.sharing.exchange import (
+from clamproxy.sharing.give_and_take import (
     CLIENTS_WAIT,
     NOBODY_WAITS,
     left_to_wait,

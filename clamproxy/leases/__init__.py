@@ -1,0 +1,1 @@
+"""Leases: work that only one process of a machine, or one gateway of a site, should do at a time."""
