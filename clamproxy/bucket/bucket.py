@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING
 
 from clamproxy.bucket.bucket_condition import BucketCondition
 from clamproxy.bucket.bucket_errors import BucketError, in_one_line
-from clamproxy.bucket.bucket_requests import STALL_LIMIT, Listed, Requests, Stored, etag_of, open_requests
+from clamproxy.bucket.bucket_requests import (
+    STALL_LIMIT,
+    BucketRequests,
+    Listed,
+    Stored,
+    etag_of,
+    open_requests,
+)
 from clamproxy.config.units import MIB
 
 if TYPE_CHECKING:
     from obstore import GetResult
 
-__all__ = ["KINDS", "Bucket", "Count", "Download", "Listed", "Stored", "open_bucket"]
+__all__ = ["KINDS", "Bucket", "BucketDownload", "Count", "Listed", "Stored", "open_bucket"]
 
 KINDS = ("get", "create", "replace", "put", "list", "delete", "download", "upload", "check")
 """Of calls, as they are counted."""
@@ -51,7 +58,7 @@ class Bucket:
         count: is told of each call: its kind, one of `KINDS`, and whether it failed.
     """
 
-    def __init__(self, requests: Requests, name: str, count: Count = lambda _, __: None) -> None:
+    def __init__(self, requests: BucketRequests, name: str, count: Count = lambda _, __: None) -> None:
         self._requests = requests
         self.name = name
         self.condition = BucketCondition(name)
@@ -132,7 +139,7 @@ class Bucket:
         """
         await self._call("delete", CALL_LIMIT, lambda: self._requests.delete(path))
 
-    async def open(self, path: str, limit: int) -> Download | None:
+    async def open(self, path: str, limit: int) -> BucketDownload | None:
         """Begin to download an object; None if there is none.
 
         Args:
@@ -148,7 +155,7 @@ class Bucket:
         if size > limit:
             # The store is all right: somebody else has put that there.
             raise BucketError(f"{self.name}: {path} has {size} bytes, more than the {limit} it may have")
-        return Download(result, size, lambda reason: self._failure("download", reason))
+        return BucketDownload(result, size, lambda reason: self._failure("download", reason))
 
     async def upload(self, path: str, descriptor: int, about: Mapping[str, str] | None = None) -> bool:
         """Upload a complete file, unless there is an object under this path.
@@ -247,7 +254,7 @@ class Bucket:
             return
 
 
-class Download:
+class BucketDownload:
     """An object on its way from the bucket: its bytes, once, by ``async for``."""
 
     def __init__(self, result: GetResult, size: int, failure: Callable[[str], BucketError]) -> None:

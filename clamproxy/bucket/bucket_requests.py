@@ -60,7 +60,7 @@ class Listed:
     """When it was written, by the store's clock, in Unix seconds."""
 
 
-class Requests:
+class BucketRequests:
     """Of one prefix of an object store. Event loop only.
 
     Args:
@@ -200,7 +200,7 @@ class Requests:
         return None
 
 
-def open_requests(url: str) -> Requests:
+def open_requests(url: str) -> BucketRequests:
     """Access to what is below a URL such as ``s3://bucket/prefix``. Asks nothing.
 
     The environment gives credentials, region and endpoint: ``AWS_...``, ``GOOGLE_...`` or ``AZURE_...``.
@@ -226,7 +226,7 @@ def open_requests(url: str) -> Requests:
         raise BucketError(f"{url}: {in_one_line(error)}") from None
     atexit.unregister(_let_threads_end)
     atexit.register(_let_threads_end)
-    return Requests(store, replaces_by_version=kind == "gs")
+    return BucketRequests(store, replaces_by_version=kind == "gs")
 
 
 def _let_threads_end() -> None:

@@ -22,7 +22,7 @@ from clamproxy.feeds.spool import FeedsFullError, Spool
 from clamproxy.feeds.turns import UNSHAREABLE, Turn, Turns
 from clamproxy.leases.leases import Lease
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.scope import CancelScope
 from clamproxy.threads import in_thread
@@ -113,15 +113,15 @@ class FeedTransfer(Download[FetchOutcome]):
         try:
             return await self._ask_feed()
         except NotFoundError as error:
-            self._pass_on(Ending(str(error)))
+            self._pass_on(TransferEnding(str(error)))
             raise
         except OriginError as error:
-            self._pass_on(Ending(str(error), error.failure, retry_after=error.retry_after))
+            self._pass_on(TransferEnding(str(error), error.failure, retry_after=error.retry_after))
             raise
         finally:
             self._pass_on()
 
-    def _pass_on(self, ending: Ending | None = None) -> None:
+    def _pass_on(self, ending: TransferEnding | None = None) -> None:
         """Let another process have its turn, once."""
         lease, self._lease = self._lease, None
         if lease is not None:

@@ -12,9 +12,8 @@ from clamproxy.feeds import sharing_rules
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_store import FeedStore
 from clamproxy.feeds.plan import Plan
-from clamproxy.leases import leases
-from clamproxy.leases.leases import Learnt, Lease, Leases
-from clamproxy.origin.endings import Ending
+from clamproxy.leases.leases import Learnt, Lease, Leases, WaitEnding
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.threads import in_thread
 
 LONGEST_WAIT = 25.0
@@ -31,7 +30,7 @@ class Turn:
     """To be released in the end; None: there is none, and the feed is asked all the same."""
     brought: StoredResponse | None = None
     """What another process has stored in the meantime: then there is nothing to ask for."""
-    ending: Ending | None = None
+    ending: TransferEnding | None = None
     """Why another process has got nothing: then asking again is of no use."""
 
 
@@ -55,9 +54,9 @@ class Turns:
             outcome = await self._leases.wait(name, max(0.0, left))
             if (brought := await self._brought(plan)) is not None:
                 return Turn(brought=brought)
-            if (ending := Ending.parse(outcome.learnt, begun_at)) is not None:
+            if (ending := TransferEnding.parse(outcome.learnt, begun_at)) is not None:
                 return Turn(ending=ending)
-            if outcome.ending is not leases.Ending.RELEASED or "unshareable" in outcome.learnt or left <= 0:
+            if outcome.ending is not WaitEnding.RELEASED or "unshareable" in outcome.learnt or left <= 0:
                 return Turn()
         if (brought := await self._brought(plan)) is not None:
             lease.release()

@@ -19,7 +19,7 @@ from typing import Any
 
 from clamproxy.bucket.bucket import Bucket
 from clamproxy.bucket.bucket_errors import BucketError
-from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class BucketLeases(Leases):
         try:
             lease = await self._try_to_take(name)
         except BucketError:
-            return _UnkeptLease(name)
+            return UnkeptLease(name)
         finally:
             if lease is None:
                 del self._held[name]
@@ -120,27 +120,27 @@ class BucketLeases(Leases):
             self._begin(self._keep(lease), f"lease: {name}")
         return lease
 
-    async def wait(self, name: str, limit: float) -> Outcome:
+    async def wait(self, name: str, limit: float) -> WaitOutcome:
         begun, was_held = time.monotonic(), False
         while not self._is_stopped:
             waited = time.monotonic() - begun
             own = self._held.get(name)
             if own is not None:
                 if await own.is_over_within(limit - waited):
-                    return Outcome(Ending.RELEASED, own.learnt)
-                return Outcome(Ending.HELD)
+                    return WaitOutcome(WaitEnding.RELEASED, own.learnt)
+                return WaitOutcome(WaitEnding.HELD)
             try:
                 _, document = await self._look(name)
             except BucketError:
-                return Outcome(Ending.FAILED)
+                return WaitOutcome(WaitEnding.FAILED)
             if document is None or not document.holder or self._has_expired(name):
-                return Outcome(Ending.RELEASED, document.learnt if document and was_held else {})
+                return WaitOutcome(WaitEnding.RELEASED, document.learnt if document and was_held else {})
             was_held = True
             if waited >= limit:
-                return Outcome(Ending.HELD)
+                return WaitOutcome(WaitEnding.HELD)
             shortest, longest = PAUSES
             await asyncio.sleep(min(max(shortest, waited / 5), longest, limit - waited))
-        return Outcome(Ending.FAILED)
+        return WaitOutcome(WaitEnding.FAILED)
 
     def stop(self) -> None:
         """As in the contract. If the event loop goes on, others get the leases at once."""
@@ -279,20 +279,6 @@ class _BucketLease(Lease):
 
     async def is_over_within(self, seconds: float) -> bool:
         return await _is_set_within(self._ended, seconds)
-
-
-class _UnkeptLease(Lease):
-    """What everybody gets while the store can't be used."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def is_lost(self) -> bool:
-        return True
-
-    def release(self, learnt: Learnt | None = None) -> None:
-        pass
 
 
 def path_of(name: str) -> str:

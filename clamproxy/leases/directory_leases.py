@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from clamproxy.files import identity_of, try_lock, unlock
-from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class DirectoryLeases(Leases):
                 state, descriptor = self._try_to_take(path)
             except OSError as error:
                 logger.debug("No lock for %s: %s", name, error)
-                return _UnkeptLease(name)
+                return UnkeptLease(name)
             if state is _State.TAKEN:
                 lease = _DirectoryLease(name, path, descriptor, self._held)
                 self._held.add(lease)
@@ -73,31 +73,31 @@ class DirectoryLeases(Leases):
             await asyncio.sleep(random.uniform(0.001, 0.005))  # noqa: S311
         return None
 
-    async def wait(self, name: str, limit: float) -> Outcome:
+    async def wait(self, name: str, limit: float) -> WaitOutcome:
         begun = time.monotonic()
         try:
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return Outcome(Ending.RELEASED)
+            return WaitOutcome(WaitEnding.RELEASED)
         except OSError:
-            return Outcome(Ending.FAILED)
+            return WaitOutcome(WaitEnding.FAILED)
         was_held = False
         try:
             while not self._is_stopped:
                 if try_lock(descriptor, shared=True):
                     unlock(descriptor)
-                    return Outcome(Ending.RELEASED, _read(descriptor) if was_held else {})
+                    return WaitOutcome(WaitEnding.RELEASED, _read(descriptor) if was_held else {})
                 was_held = True
                 waited = time.monotonic() - begun
                 if waited >= limit:
-                    return Outcome(Ending.HELD)
+                    return WaitOutcome(WaitEnding.HELD)
                 shortest, longest = _PAUSES
                 await asyncio.sleep(min(max(shortest, waited / 5), longest, limit - waited))
         except OSError:
             pass
         finally:
             os.close(descriptor)
-        return Outcome(Ending.FAILED)
+        return WaitOutcome(WaitEnding.FAILED)
 
     def stop(self) -> None:
         self._is_stopped = True
@@ -179,20 +179,6 @@ class _DirectoryLease(Lease):
         finally:
             unlock(descriptor)
             os.close(descriptor)
-
-
-class _UnkeptLease(Lease):
-    """What everybody gets where files can't be locked."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def is_lost(self) -> bool:
-        return True
-
-    def release(self, learnt: Learnt | None = None) -> None:
-        pass
 
 
 def _try(path: Path, descriptor: int) -> _State:

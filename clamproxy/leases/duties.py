@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from clamproxy.leases.leases import Ending, Lease, Leases
+from clamproxy.leases.leases import Lease, Leases, WaitEnding
 
 LONGEST_WAIT = 60.0
 """Seconds after which a process that is not on duty tries to be, whatever it was told."""
@@ -30,7 +30,7 @@ async def turn(leases: Leases, name: str, limit: float) -> AsyncIterator[None]:
     deadline = asyncio.get_running_loop().time() + limit
     while (lease := await leases.take(name)) is None:
         outcome = await leases.wait(name, deadline - asyncio.get_running_loop().time())
-        if outcome.ending is not Ending.RELEASED:
+        if outcome.ending is not WaitEnding.RELEASED:
             break
     try:
         yield
@@ -62,7 +62,7 @@ class Duty:
     async def wait(self) -> None:
         """Wait until nobody does the work, if another process does it now, but not for ever."""
         outcome = await self._leases.wait(self._name, LONGEST_WAIT)
-        if outcome.ending is Ending.FAILED:
+        if outcome.ending is WaitEnding.FAILED:
             await asyncio.sleep(_REST)
 
     def leave(self) -> None:

@@ -20,7 +20,7 @@ type Learnt = dict[str, Any]
 """What the work under a lease has brought, in JSON, for those that waited: notes by their key."""
 
 
-class Ending(Enum):
+class WaitEnding(Enum):
     """How a wait for somebody else's lease ended."""
 
     RELEASED = "released"
@@ -32,10 +32,10 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WaitOutcome:
     """What a wait for somebody else's lease has brought."""
 
-    ending: Ending
+    ending: WaitEnding
     learnt: Learnt = field(default_factory=dict)
     """What the holder left when it released the lease."""
 
@@ -75,7 +75,7 @@ class Leases(ABC):
         """
 
     @abstractmethod
-    async def wait(self, name: str, limit: float) -> Outcome:
+    async def wait(self, name: str, limit: float) -> WaitOutcome:
         """Wait until nobody holds a lease, but no longer than `limit` seconds.
 
         Returns at once if nobody holds it.
@@ -86,13 +86,20 @@ class Leases(ABC):
         """Give up all leases and end all tasks, within milliseconds. Others see that in time."""
 
 
-class _AloneLease(Lease):
-    def __init__(self, name: str) -> None:
+class UnkeptLease(Lease):
+    """What everybody gets while no engine keeps others from having it.
+
+    Args:
+        is_alone: whether there is nobody else who could have it.
+    """
+
+    def __init__(self, name: str, *, is_alone: bool = False) -> None:
         self.name = name
+        self._is_alone = is_alone
 
     @property
     def is_lost(self) -> bool:
-        return False
+        return not self._is_alone
 
     def release(self, learnt: Learnt | None = None) -> None:
         pass
@@ -102,10 +109,10 @@ class AloneLeases(Leases):
     """For a process that shares nothing with others, and does each work only once at a time anyway."""
 
     async def take(self, name: str) -> Lease | None:
-        return _AloneLease(name)
+        return UnkeptLease(name, is_alone=True)
 
-    async def wait(self, name: str, limit: float) -> Outcome:
-        return Outcome(Ending.RELEASED)
+    async def wait(self, name: str, limit: float) -> WaitOutcome:
+        return WaitOutcome(WaitEnding.RELEASED)
 
     def stop(self) -> None:
         pass

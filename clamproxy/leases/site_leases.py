@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from clamproxy.leases.leases import Ending, Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Learnt, Lease, Leases, WaitEnding, WaitOutcome
 
 SITE_WIDE = frozenset({"follow", "probe", "fetch", "build", "tend"})
 """The first words of leases that only one gateway of a site should have: their work costs the origin
@@ -39,14 +39,14 @@ class SiteLeases(Leases):
                 machine.release()
         return None if site is None else _SiteLease(name, machine, site, self._is_alone)
 
-    async def wait(self, name: str, limit: float) -> Outcome:
+    async def wait(self, name: str, limit: float) -> WaitOutcome:
         deadline = time.monotonic() + limit
         here = await self._machine.wait(name, limit)
-        if here.ending is not Ending.RELEASED or not _is_site_wide(name):
+        if here.ending is not WaitEnding.RELEASED or not _is_site_wide(name):
             return here
         there = await self._site.wait(name, deadline - time.monotonic())
-        ending = Ending.RELEASED if there.ending is Ending.FAILED else there.ending
-        return Outcome(ending, here.learnt | there.learnt)
+        ending = WaitEnding.RELEASED if there.ending is WaitEnding.FAILED else there.ending
+        return WaitOutcome(ending, here.learnt | there.learnt)
 
     def stop(self) -> None:
         self._site.stop()

@@ -12,7 +12,7 @@ from clamproxy.formats.verification import InvalidObject, check_beginning
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import OriginError, RangeError
 from clamproxy.origin.response import OriginResponse
 from clamproxy.origin.scope import CancelScope
@@ -73,7 +73,7 @@ def turn_to(arrival: Arrival, object_id: ObjectId) -> None:
         reason = f"{object_id.file_name} is being fetched already"
         raise OriginError(FailureKind.CHANGED, reason) from error
     reason = f"version {object_id.version} is fetched instead"
-    arrival.partial.leave(Ending(reason, version=object_id.version).to_json())
+    arrival.partial.leave(TransferEnding(reason, version=object_id.version).to_json())
     arrival.partial.discard()
     arrival.partial.release()
     arrival.object_id, arrival.partial = object_id, partial

@@ -15,7 +15,7 @@ PROGRESS = MIB
 _FIRST_PAUSE = 0.2
 
 
-class Patience:
+class Breaks:
     """Counts the breaks that a transfer may have without progress."""
 
     def __init__(self, arrival: Arrival) -> None:
@@ -23,7 +23,7 @@ class Patience:
         self._breaks = 0
         self._mark = arrival.partial.have
 
-    def use_up(self, error: OriginError, *, for_client: bool) -> float:
+    def count(self, error: OriginError, *, for_client: bool) -> float:
         """Count a break; returns the seconds to wait before the next attempt.
 
         Args:

@@ -17,7 +17,7 @@ from clamproxy.origin.errors import NotFoundError, OriginError
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class TransferEnding:
     """How a transfer ended without the object that it was for."""
 
     reason: str

@@ -23,7 +23,7 @@ from clamproxy.messages import Requester
 from clamproxy.objects import ObjectId
 from clamproxy.origin.attempt import Arrival
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import OriginError
 from clamproxy.threads import in_thread
 from clamproxy.waiting import wait_while
@@ -90,7 +90,7 @@ class Following:
             waited = await self._wait(arrival)
             if await self._is_published(arrival):
                 return None
-            ending = Ending.parse(partial.ending, self._since) if waited else None
+            ending = TransferEnding.parse(partial.ending, self._since) if waited else None
             if ending is not None and ending.concerns(self._requester.version):
                 object_id = ending.turn(object_id, self._oldest)
             elif partial.take():

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from clamproxy.leases.leases import Learnt
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER, FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import shown
 
 _EVERYBODYS = frozenset(
@@ -20,21 +20,21 @@ _EVERYBODYS = frozenset(
 """The failures that the origin gives all gateways. With any other, the next gateway may have better luck."""
 
 
-def ending_left(ending: Ending | None) -> Learnt:
+def ending_left(ending: TransferEnding | None) -> Learnt:
     """What to leave after a transfer or a probe; nothing if it concerns this gateway only."""
     if ending is None or (ending.failure is not None and ending.failure not in _EVERYBODYS):
         return {}
     return ending.to_json()
 
 
-def ending_found(learnt: Learnt, agent: str) -> Ending | None:
+def ending_found(learnt: Learnt, agent: str) -> TransferEnding | None:
     """What another gateway has left; None if this one should ask for itself.
 
     Args:
         agent: the client version on whose behalf this gateway would ask.
     """
     # Its own clock says nothing here: it has just left this.
-    ending = Ending.parse(learnt | {"at": time.monotonic()}, 0.0)
+    ending = TransferEnding.parse(learnt | {"at": time.monotonic()}, 0.0)
     if ending is None or not ending.concerns(agent):
         return None
     if ending.failure is not None and ending.failure not in _EVERYBODYS:

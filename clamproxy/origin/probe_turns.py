@@ -13,10 +13,9 @@ from clamproxy.bucket.bucket import Bucket
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
-from clamproxy.leases import leases as contract
-from clamproxy.leases.leases import Lease, Leases
+from clamproxy.leases.leases import Lease, Leases, WaitEnding
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.policy import plausible
@@ -56,7 +55,7 @@ class ProbeTurns:
             return await ask(), True
         while (lease := await self._leases.take(name)) is None:
             outcome = await self._leases.wait(name, deadline - time.monotonic())
-            if outcome.ending is not contract.Ending.RELEASED:
+            if outcome.ending is not WaitEnding.RELEASED:
                 return await ask(), True
             if (found := ending_found(outcome.learnt, agent)) is not None:
                 found.turn(ObjectId(database, 0, Kind.CVD), 0)
@@ -79,10 +78,10 @@ class ProbeTurns:
                 await self._note(database, header)
             learnt = _as_json(header)
         except NotFoundError as error:
-            learnt = ending_left(Ending(str(error)))
+            learnt = ending_left(TransferEnding(str(error)))
             raise
         except OriginError as error:
-            learnt = ending_left(Ending(str(error), error.failure, agent, error.retry_after))
+            learnt = ending_left(TransferEnding(str(error), error.failure, agent, error.retry_after))
             raise
         finally:
             lease.release(learnt)

@@ -14,17 +14,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from clamproxy.bucket.bucket import Download
+from clamproxy.bucket.bucket import BucketDownload
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.partial import NoRoomError, Validators
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.verification import InvalidObject, check_beginning
-from clamproxy.leases import leases
-from clamproxy.leases.leases import Lease, Outcome
+from clamproxy.leases.leases import Lease, WaitEnding, WaitOutcome
 from clamproxy.messages import Requester
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import LARGEST, Arrival, turn_to
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.origin.scope import CancelScope
 from clamproxy.sharing.give_and_take import NOBODY_WAITS, left_to_wait
@@ -69,7 +68,7 @@ class Fetching(Protocol):
     def go_on_in_memory(self, error: Exception) -> None:
         """Continue without the disk, from the beginning, or raise the error."""
 
-    def ending_after(self, error: Exception) -> Ending | None:
+    def ending_after(self, error: Exception) -> TransferEnding | None:
         """What an error means for others that wait for the object."""
 
 
@@ -94,7 +93,7 @@ class SiteFetch:
             if (lease := await self._shared.take_turn(arrival.object_id)) is not None:
                 return await self._fetch_for_all(lease)
             outcome = await self._wait(arrival.object_id, since)
-            if outcome.ending is not leases.Ending.RELEASED:
+            if outcome.ending is not WaitEnding.RELEASED:
                 name = arrival.object_id.file_name
                 logger.info("%s is fetched without waiting for another gateway any longer.", name)
                 await transfer.fetch_from_origin()
@@ -120,18 +119,18 @@ class SiteFetch:
         finally:
             if was_fetched:
                 object_id = transfer.arrival.object_id
-                done = Ending(f"{object_id.file_name} was fetched", version=object_id.version)
+                done = TransferEnding(f"{object_id.file_name} was fetched", version=object_id.version)
                 self._shared.upload_soon(object_id, lease, ending_left(done))
             else:
                 lease.release(ending_left(ending))
 
-    async def _wait(self, object_id: ObjectId, since: float) -> Outcome:
+    async def _wait(self, object_id: ObjectId, since: float) -> WaitOutcome:
         """Wait for another gateway's transfer, but no longer than a client can wait."""
         waiting = asyncio.ensure_future(self._shared.wait(object_id, NOBODY_WAITS))
         try:
             while (left := self._left(since)) > 0 and not waiting.done():
                 await asyncio.wait({waiting}, timeout=min(left, _LOOK_EVERY))
-            return waiting.result() if waiting.done() else Outcome(leases.Ending.HELD)
+            return waiting.result() if waiting.done() else WaitOutcome(WaitEnding.HELD)
         finally:
             waiting.cancel()
 
@@ -166,7 +165,7 @@ class SiteFetch:
         return await transfer.verify_and_publish()
 
 
-async def _receive(download: Download, arrival: Arrival, progress: Callable[[], None]) -> None:
+async def _receive(download: BucketDownload, arrival: Arrival, progress: Callable[[], None]) -> None:
     """Append what the bucket sends to the partial file, from its beginning.
 
     Raises:

@@ -25,9 +25,9 @@ from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.attempt import Arrival, Attempt
-from clamproxy.origin.breaks import Patience, as_origin_error
+from clamproxy.origin.breaks import Breaks, as_origin_error
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, OriginError, RangeError, TransferError, WithdrawnError
 from clamproxy.origin.following import Following
 from clamproxy.origin.site_fetch import SOURCE, SiteFetch
@@ -210,24 +210,24 @@ class Transfer(Download[None]):
                 self._arrival.partial.leave(ending.to_json())
             self._arrival.partial.release()
 
-    def _ending(self) -> Ending | None:
+    def _ending(self) -> TransferEnding | None:
         """What other processes that wait for the object have to know; None if one of them should go on."""
         return None if self.is_shared or self._error is None else self.ending_after(self._error)
 
-    def ending_after(self, error: Exception) -> Ending | None:
+    def ending_after(self, error: Exception) -> TransferEnding | None:
         """The ending of this transfer with an error; None if that concerns nobody else."""
         agent = self.requester.version
         match error:
             case Exception() if error is self.barred:
                 return None
             case NotFoundError():
-                return Ending(str(error))
+                return TransferEnding(str(error))
             case TransferError(failure=FailureKind.LOCAL):
                 return None
             case TransferError(failure=FailureKind.INTERRUPTED) if not self.for_client:
                 return None
             case TransferError():
-                return Ending(str(error), error.failure, agent, error.retry_after, error.needed)
+                return TransferEnding(str(error), error.failure, agent, error.retry_after, error.needed)
         return None
 
     def _local_failure(self, error: BaseException) -> TransferError:
@@ -292,7 +292,7 @@ class Transfer(Download[None]):
         arrival.shared_etag = None
 
     async def _fetch_all(self, arrival: Arrival) -> None:
-        patience = Patience(arrival)
+        breaks = Breaks(arrival)
         while not arrival.partial.complete:
             try:
                 async with self._resources.slots:
@@ -303,10 +303,10 @@ class Transfer(Download[None]):
                 logger.info("No answer for %s: asking again.", self.object_id.file_name)
             except _StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
-                patience.use_up(OriginError(FailureKind.INTERRUPTED, "stalled"), for_client=self.for_client)
+                breaks.count(OriginError(FailureKind.INTERRUPTED, "stalled"), for_client=self.for_client)
             except (OriginError, RangeError) as error:
                 failure = as_origin_error(error, arrival)
-                await asyncio.sleep(patience.use_up(failure, for_client=self.for_client))
+                await asyncio.sleep(breaks.count(failure, for_client=self.for_client))
             except (OSError, NoRoomError) as error:
                 self.go_on_in_memory(error)
 

@@ -24,7 +24,7 @@ from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
-from clamproxy.leases.leases import Ending, Leases
+from clamproxy.leases.leases import Leases, WaitEnding
 from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
@@ -167,7 +167,7 @@ class CldBuilder:
             lease = await self._leases.take(name)
             if lease is None:
                 outcome = await self._leases.wait(name, deadline - time.monotonic())
-                if outcome.ending is Ending.RELEASED:
+                if outcome.ending is WaitEnding.RELEASED:
                     continue
                 return await self._build_here(object_id, proven)
             try:

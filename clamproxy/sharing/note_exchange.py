@@ -66,7 +66,7 @@ async def _no_report() -> bytes | None:
 
 
 @dataclass(slots=True)
-class _Gateway:
+class _OtherGateway:
     """What is known about another gateway. Times are by this gateway's clock."""
 
     etag: str = ""
@@ -111,7 +111,7 @@ class NoteExchange:
         self._generation = -1
         self._told: Notes | None = None
         self._told_at = self._reported_at = -SIGN_OF_LIFE
-        self._others: dict[str, _Gateway] | None = None
+        self._others: dict[str, _OtherGateway] | None = None
         """By id; None until the first look."""
         self._looked_at: float | None = None
         """When the last look began that saw everything."""
@@ -186,7 +186,7 @@ class NoteExchange:
         documents.pop(await self._own.find_id(), None)
         for gateway, document in documents.items():
             if self._has_room_for(gateway, others):
-                known = others.setdefault(gateway, _Gateway())
+                known = others.setdefault(gateway, _OtherGateway())
                 await self._look_at(gateway, known, document, elapsed)
                 if (report := listed.get(f"{gateway}{reports.SUFFIX}")) is not None and not known.is_gone:
                     await self._fetch_report(gateway, known, report)
@@ -196,7 +196,7 @@ class NoteExchange:
         self._looked_at, self._looked_for = began_at, began
         await self._delete_old(others, listed)
 
-    async def _look_at(self, gateway: str, known: _Gateway, document: Listed, elapsed: float) -> None:
+    async def _look_at(self, gateway: str, known: _OtherGateway, document: Listed, elapsed: float) -> None:
         if document.etag != known.etag:
             await self._hear(gateway, known, document)
             return
@@ -207,7 +207,7 @@ class NoteExchange:
             known.is_gone, known.report = True, ""
             known.difference, known.applied = ClockDifference(), None
 
-    def _has_room_for(self, gateway: str, others: Mapping[str, _Gateway]) -> bool:
+    def _has_room_for(self, gateway: str, others: Mapping[str, _OtherGateway]) -> bool:
         known = others.get(gateway)
         if known is not None and not known.is_gone:
             return True
@@ -220,7 +220,7 @@ class NoteExchange:
             )
         return False
 
-    async def _hear(self, gateway: str, known: _Gateway, listed: Listed) -> None:
+    async def _hear(self, gateway: str, known: _OtherGateway, listed: Listed) -> None:
         """Take in a new document."""
         looked_at = self._looked_at if known.etag else None
         if listed.size > LARGEST:
@@ -244,7 +244,7 @@ class NoteExchange:
         except DocumentError as error:
             self._refuse(gateway, known, f"it is {error}")
 
-    def _take_in(self, gateway: str, known: _Gateway, document: GatewayDocument, now: float) -> None:
+    def _take_in(self, gateway: str, known: _OtherGateway, document: GatewayDocument, now: float) -> None:
         """Note what a document says, unless it may be an old one; the next one shows. Blocks."""
         seconds = known.difference.seconds
         if seconds is None:
@@ -258,12 +258,12 @@ class NoteExchange:
         site_notes.replace(self._store, about, notes)
         self._store.noted.set_notes({f"{_GONE}{gateway}": None})
 
-    def _refuse(self, gateway: str, known: _Gateway, reason: str) -> None:
+    def _refuse(self, gateway: str, known: _OtherGateway, reason: str) -> None:
         if not known.is_refused:
             known.is_refused = True
             logger.warning("What gateway %s tells is ignored: %s.", gateway, reason)
 
-    async def _fetch_report(self, gateway: str, known: _Gateway, listed: Listed) -> None:
+    async def _fetch_report(self, gateway: str, known: _OtherGateway, listed: Listed) -> None:
         if listed.etag == known.report or known.applied is None:
             return
         stored = await self._bucket.get(reports.path_of(gateway)) if listed.size <= reports.LARGEST else None
@@ -284,18 +284,18 @@ class NoteExchange:
 
         await in_thread("clamproxy-exchange", forget)
 
-    def _remembered(self) -> dict[str, _Gateway]:
+    def _remembered(self) -> dict[str, _OtherGateway]:
         """What this machine knew about others before this process was on duty. Blocks."""
         found = {}
         for gateway, note in self._store.notes(_GONE).items():
             match note:
                 case [str(etag), int() | float()] if is_id(gateway):
-                    found[gateway] = _Gateway(etag, silent=GONE_AFTER, is_gone=True)
+                    found[gateway] = _OtherGateway(etag, silent=GONE_AFTER, is_gone=True)
         for gateway in (*site_notes.gateways(self._store), *self._reports.gateways()):
-            found.setdefault(gateway, _Gateway())
+            found.setdefault(gateway, _OtherGateway())
         return found
 
-    async def _delete_old(self, others: Mapping[str, _Gateway], listed: Mapping[str, Listed]) -> None:
+    async def _delete_old(self, others: Mapping[str, _OtherGateway], listed: Mapping[str, Listed]) -> None:
         """Delete what gateways have left that have been gone for a day; others may be quicker."""
         for gateway in [one for one, known in others.items() if known.is_gone]:
             note = self._store.note(f"{_GONE}{gateway}")

@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from clamproxy.bucket.bucket import Bucket, Download, Listed
+from clamproxy.bucket.bucket import Bucket, BucketDownload, Listed
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.published import Metadata, PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.dates import http_date
-from clamproxy.leases.leases import Learnt, Lease, Leases, Outcome
+from clamproxy.leases.leases import Learnt, Lease, Leases, WaitOutcome
 from clamproxy.negative_cache import NegativeCache
 from clamproxy.objects import ObjectId
 from clamproxy.sharing.give_and_take import name_of_fetch
@@ -64,7 +64,7 @@ class SharedObjects:
         """Whether the bucket can be used, as far as known."""
         return self._bucket.condition.state is None
 
-    async def open(self, object_id: ObjectId, limit: int, *, is_fresh: bool = False) -> Download | None:
+    async def open(self, object_id: ObjectId, limit: int, *, is_fresh: bool = False) -> BucketDownload | None:
         """Begin to take an object; None if there is none, or only one that was bad.
 
         Args:
@@ -98,7 +98,7 @@ class SharedObjects:
         """The right to fetch an object from the origin; None if another gateway is fetching it."""
         return await self.leases.take(name_of_fetch(object_id))
 
-    async def wait(self, object_id: ObjectId, limit: float) -> Outcome:
+    async def wait(self, object_id: ObjectId, limit: float) -> WaitOutcome:
         """Wait until no other gateway is fetching an object; see `Leases.wait`."""
         return await self.leases.wait(name_of_fetch(object_id), limit)
 
@@ -213,6 +213,6 @@ def about(metadata: Metadata) -> Mapping[str, str]:
     return {_LAST_MODIFIED: http_date(metadata.last_modified)}
 
 
-def last_modified(download: Download) -> str | None:
+def last_modified(download: BucketDownload) -> str | None:
     """The origin's Last-Modified, as it was kept with an object."""
     return download.about.get(_LAST_MODIFIED)

@@ -12,7 +12,7 @@ from clamproxy.bucket.bucket import Bucket, open_bucket
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.bucket.bucket_requests import PART
 from clamproxy.leases.bucket_leases import BucketLeases
-from clamproxy.leases.leases import Ending
+from clamproxy.leases.leases import WaitEnding
 from tests.support.azurite import CONTAINER, azurite
 
 
@@ -58,7 +58,7 @@ async def test_azure(bucket: Bucket, tmp_path: Path) -> None:
     assert lease is not None
     assert await others.take("follow") is None
     lease.release({"a": 1})
-    assert (await others.wait("follow", 60)).ending is Ending.RELEASED
+    assert (await others.wait("follow", 60)).ending is WaitEnding.RELEASED
     assert await others.take("follow") is not None
     others.stop()
 

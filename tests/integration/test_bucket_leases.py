@@ -13,7 +13,7 @@ from clamproxy.bucket.bucket import Bucket, open_bucket
 from clamproxy.leases import bucket_leases
 from clamproxy.leases.bucket_leases import BucketLeases, path_of
 from clamproxy.leases.directory_leases import DirectoryLeases
-from clamproxy.leases.leases import Ending, Leases
+from clamproxy.leases.leases import Leases, WaitEnding
 from clamproxy.leases.site_leases import SiteLeases
 from tests.support.object_store import ObjectStore
 from tests.support.stored import until
@@ -63,7 +63,7 @@ async def test_a_lease_is_renewed_for_as_long_as_the_work_takes(
     assert path_of(NAME) == "leases/fetch_daily-27800.cdiff"
     begun = await content(bucket)
     assert begun["gateway"] == "first"
-    assert (await second.wait(NAME, 5.0)).ending is Ending.HELD, "longer than it would last by itself"
+    assert (await second.wait(NAME, 5.0)).ending is WaitEnding.HELD, "longer than it would last by itself"
     assert await second.take(NAME) is None
     assert not lease.is_lost
     present = await content(bucket)
@@ -71,7 +71,7 @@ async def test_a_lease_is_renewed_for_as_long_as_the_work_takes(
     assert int(str(present["number"])) > int(str(begun["number"]))
     lease.release({"a": 1})
     outcome = await second.wait(NAME, LONG)
-    assert outcome.ending is Ending.RELEASED
+    assert outcome.ending is WaitEnding.RELEASED
     assert (await content(bucket))["holder"] == ""
     taken = await second.take(NAME)
     assert taken is not None
@@ -91,7 +91,7 @@ async def test_whoever_loses_a_lease_knows_it(
     await until(lambda: lease.is_lost)
     before = await bucket.get(path_of(NAME))
     lease.release({"a": 1})
-    assert (await gateways[0].wait(NAME, 0.5)).ending is not Ending.FAILED
+    assert (await gateways[0].wait(NAME, 0.5)).ending is not WaitEnding.FAILED
     assert await bucket.get(path_of(NAME)) == before, "it is somebody else's"
 
 
@@ -101,7 +101,7 @@ async def test_a_document_that_makes_no_sense_is_replaced_in_time(
 ) -> None:
     await bucket.put(path_of(NAME), garbage)
     assert await gateways[0].take(NAME) is None
-    assert (await gateways[0].wait(NAME, LONG)).ending is Ending.RELEASED
+    assert (await gateways[0].wait(NAME, LONG)).ending is WaitEnding.RELEASED
     assert await gateways[0].take(NAME) is not None
 
 
@@ -140,7 +140,7 @@ async def test_a_write_whose_response_got_lost_counts(
         losing.append(step)
     lease.release({"a": 1})
     await until(lambda: not losing)
-    assert (await second.wait(NAME, LONG)).ending is Ending.RELEASED
+    assert (await second.wait(NAME, LONG)).ending is WaitEnding.RELEASED
     assert await second.take(NAME) is not None
 
 
@@ -173,14 +173,14 @@ async def test_while_the_store_fails_everybody_works_alone(
             assert lease is not None
             assert lease.is_lost
             lease.release({"a": 1})
-    assert (await gateways[1].wait("follow", LONG)).ending is Ending.FAILED
+    assert (await gateways[1].wait("follow", LONG)).ending is WaitEnding.FAILED
     await until(lambda: held.is_lost)
     held.release({"a": 1})
     object_store.come_back()
     await until(lambda: bucket.condition.state is None)
     for _ in range(2):
         outcome = await gateways[1].wait("follow", LONG)
-        assert outcome.ending is Ending.RELEASED
+        assert outcome.ending is WaitEnding.RELEASED
     lease = await gateways[1].take("follow")
     assert lease is not None
     assert not lease.is_lost
@@ -192,9 +192,9 @@ async def test_a_store_that_shows_what_is_old_gives_no_lease_twice(
     first, second = gateways
     lease = await first.take(NAME)
     assert lease is not None
-    assert (await second.wait(NAME, 0)).ending is Ending.HELD
+    assert (await second.wait(NAME, 0)).ending is WaitEnding.HELD
     object_store.faults.is_replaying = True
-    assert (await second.wait(NAME, LONG)).ending is Ending.RELEASED, "as far as it can see"
+    assert (await second.wait(NAME, LONG)).ending is WaitEnding.RELEASED, "as far as it can see"
     assert await second.take(NAME) is None
     assert not lease.is_lost
 
@@ -256,7 +256,7 @@ async def test_of_all_workers_of_a_site_one_wins(bucket: Bucket, tmp_path: Path)
         assert not lease.is_lost
         lease.release({"a": 1})
         outcomes = await asyncio.gather(*waits)
-        assert {one.ending for one in outcomes} == {Ending.RELEASED}
+        assert {one.ending for one in outcomes} == {WaitEnding.RELEASED}
         assert [one.learnt for one in outcomes] == [{"a": 1}] * 4
     for one in site.workers:
         one.stop()
@@ -269,7 +269,7 @@ async def test_a_machines_own_work_asks_the_bucket_nothing(
     lease = await a.take("upkeep")
     assert lease is not None
     assert await other.take("upkeep") is None
-    assert (await other.wait("upkeep", 0)).ending is Ending.HELD
+    assert (await other.wait("upkeep", 0)).ending is WaitEnding.HELD
     assert await b.take("upkeep") is not None
     assert object_store.seen == []
 
@@ -289,7 +289,7 @@ async def test_without_the_store_a_machines_workers_still_share_work(
     await until(lambda: bucket.condition.state is None)
     assert first.is_lost, "others may have it now"
     first.release()
-    assert (await other.wait("follow", LONG)).ending is Ending.RELEASED
+    assert (await other.wait("follow", LONG)).ending is WaitEnding.RELEASED
     assert await a.take("follow") is not None
 
 
@@ -298,7 +298,7 @@ async def test_site_stops(bucket: Bucket, object_store: ObjectStore, tmp_path: P
     assert await a.take(NAME) is not None
     a.stop()
     assert await a.take(NAME) is None
-    assert (await b.wait(NAME, LONG)).ending is Ending.RELEASED
+    assert (await b.wait(NAME, LONG)).ending is WaitEnding.RELEASED
     assert await b.take(NAME) is not None
     b.stop()
     await until(lambda: object_store.count("PUT", "leases/") == 4)

@@ -15,7 +15,7 @@ import pytest
 from clamproxy.leases import directory_leases
 from clamproxy.leases.directory_leases import DIRECTORY, DirectoryLeases
 from clamproxy.leases.duties import on_duty
-from clamproxy.leases.leases import Ending
+from clamproxy.leases.leases import WaitEnding
 from tests.support.lease_process import LeaseProcess, lease_processes
 from tests.support.object_store import ObjectStore
 from tests.support.stored import until
@@ -166,7 +166,7 @@ async def test_where_nothing_can_be_locked_everybody_works(
             lease.release()
     assert not (tmp_path / "gone").exists()
     outcome = await unlocked.wait(NAME, LONG)
-    assert outcome.ending is Ending.FAILED
+    assert outcome.ending is WaitEnding.FAILED
 
 
 async def test_whoever_loses_the_file_knows_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from clamproxy.bucket.bucket import Bucket
-from clamproxy.bucket.bucket_requests import Requests
+from clamproxy.bucket.bucket_requests import BucketRequests
 from clamproxy.cache.store import Store
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.sharing import gateway_document, note_exchange, site_notes
@@ -70,7 +70,7 @@ class Gateway:
 class Site:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.objects = MemoryStore()
-        self.bucket = Bucket(Requests(self.objects), "memory://")
+        self.bucket = Bucket(BucketRequests(self.objects), "memory://")
         self.true = Time()
         self.gateways: list[Gateway] = []
         self._directory = directory

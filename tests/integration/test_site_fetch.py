@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from clamproxy.leases import leases
+from clamproxy.leases.leases import WaitEnding
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, TransferError
 from clamproxy.origin.learnt import ending_left
 from clamproxy.origin.transfers import CooldownError
@@ -104,7 +104,7 @@ async def test_heads_are_asked_for_once(make: MakeMember, origin: OriginServer, 
     assert origin.count("/daily.cvd") == 1, origin.trace
     # A version that nobody has seen there is looked for.
     origin.put("daily.cvd", make_cvd(6, BIG))
-    assert (await late.leases.wait("probe daily", LIMIT)).ending is leases.Ending.RELEASED
+    assert (await late.leases.wait("probe daily", LIMIT)).ending is WaitEnding.RELEASED
     await late.heads.probe("daily", NEW, 6, 6)
     assert origin.count("/daily.cvd") == 2
 
@@ -122,7 +122,7 @@ async def test_a_failure_is_everybodys(
     waiting = asyncio.gather(*(one.fetch(cdiff(5)) for one in others), return_exceptions=True)
     await until(lambda: all(one.transfers.under_way() for one in others))
     await asyncio.sleep(1)  # they have seen that it is held
-    lease.release(ending_left(Ending("not here", failure, NEW.version, 50.0)))
+    lease.release(ending_left(TransferEnding("not here", failure, NEW.version, 50.0)))
     for one in await waiting:
         assert isinstance(one, TransferError if failure else NotFoundError)
         assert "not here" in str(one)
@@ -146,8 +146,8 @@ async def test_the_holders_failure_is_left(make: MakeMember, origin: OriginServe
     [
         {},
         {"failure": "no room"},
-        Ending("", FailureKind.NO_ROOM).to_json(),
-        Ending("", FailureKind.FORBIDDEN, OLD.version).to_json(),
+        TransferEnding("", FailureKind.NO_ROOM).to_json(),
+        TransferEnding("", FailureKind.FORBIDDEN, OLD.version).to_json(),
     ],
 )
 async def test_a_gateways_own_failure_is_nobody_elses(

@@ -13,7 +13,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from clamproxy.bucket.bucket import Bucket
-from clamproxy.bucket.bucket_requests import Requests
+from clamproxy.bucket.bucket_requests import BucketRequests
 from clamproxy.releases import holds
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, read_holds
 from clamproxy.releases.site_holds import PATH, SiteHolds
@@ -24,7 +24,7 @@ FIRST, SECOND = Hold(100, 1.0, "alice", "bad"), Hold(99, 2.0, "bob")
 
 class Site:
     def __init__(self, directory: Path) -> None:
-        self.bucket = Bucket(Requests(MemoryStore()), "memory://")
+        self.bucket = Bucket(BucketRequests(MemoryStore()), "memory://")
         self._directory = directory
 
     def gateway(self, name: str) -> tuple[Path, SiteHolds]:

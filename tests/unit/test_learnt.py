@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.endings import Ending
+from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.learnt import ending_found, ending_left
 
 AGENT, OLD_AGENT = "ClamAV/1.4.6", "ClamAV/0.103.2"
 
 
-def passed_on(ending: Ending | None, agent: str = AGENT) -> Ending | None:
+def passed_on(ending: TransferEnding | None, agent: str = AGENT) -> TransferEnding | None:
     """By way of the object store."""
     return ending_found(json.loads(json.dumps(ending_left(ending))), agent)
 
@@ -38,15 +38,15 @@ def passed_on(ending: Ending | None, agent: str = AGENT) -> Ending | None:
     ],
 )
 def test_whose_failure_it_is(failure: FailureKind | None, is_everybodys: bool) -> None:
-    found = passed_on(Ending("why", failure, AGENT, 50.0))
+    found = passed_on(TransferEnding("why", failure, AGENT, 50.0))
     assert (found is not None) is is_everybodys
     if found is not None:
         assert (found.reason, found.failure, found.retry_after) == ("why", failure, 50.0)
 
 
 def test_a_refusal_is_of_one_client_version() -> None:
-    assert passed_on(Ending("no", FailureKind.FORBIDDEN, OLD_AGENT)) is None
-    assert passed_on(Ending("no", FailureKind.RATE_LIMITED, OLD_AGENT)) is not None
+    assert passed_on(TransferEnding("no", FailureKind.FORBIDDEN, OLD_AGENT)) is None
+    assert passed_on(TransferEnding("no", FailureKind.RATE_LIMITED, OLD_AGENT)) is not None
 
 
 def test_nothing_is_left_after_nothing() -> None:
@@ -56,13 +56,13 @@ def test_nothing_is_left_after_nothing() -> None:
 
 @pytest.mark.parametrize("wait", [-1, 1e12, float("nan"), float("inf"), "soon", [], None])
 def test_a_wait_that_makes_no_sense(wait: Any) -> None:
-    learnt = ending_left(Ending("no", FailureKind.RATE_LIMITED, AGENT)) | {"retry_after": wait}
+    learnt = ending_left(TransferEnding("no", FailureKind.RATE_LIMITED, AGENT)) | {"retry_after": wait}
     found = ending_found(learnt, AGENT)
     assert found is None or found.retry_after is None
 
 
 def test_a_reason_is_one_harmless_line() -> None:
-    found = passed_on(Ending("first\nsecond\x1b[31m" + "x" * 1000))
+    found = passed_on(TransferEnding("first\nsecond\x1b[31m" + "x" * 1000))
     assert found is not None
     assert found.reason == "first"
 
