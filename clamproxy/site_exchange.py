@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from clamproxy.bucket.bucket import Bucket
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
-from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.leases.leases import Leases
 from clamproxy.peers.peers import PeerState
 from clamproxy.peers.site_gateways import SiteGateways
 from clamproxy.releases.site_holds import SiteHolds
@@ -23,7 +23,8 @@ class SiteExchange:
     """Exchanges notes, reports and holds with the other gateways. Owns its tasks. Event loop only.
 
     Args:
-        store: the cache, with the records. One of the processes that share it does the exchange.
+        store: the cache, with the records.
+        leases: among the processes of the machine, one of which does the exchange.
         report: makes this gateway's report; None if there is nothing new.
         most_machines: how many machines of another gateway are shown, at most.
     """
@@ -32,11 +33,12 @@ class SiteExchange:
         self,
         bucket: Bucket,
         store: Store,
+        leases: Leases,
         report: Callable[[], Awaitable[bytes | None]],
         most_machines: int,
         clock: Clock = time,
     ) -> None:
-        self._leases = DirectoryLeases(store.directory)
+        self._leases = leases
         self._holds = SiteHolds(bucket, store.records.directory)
         self._exchange = NoteExchange(bucket, store, self._leases, report, clock)
         self._gateways = SiteGateways(store, most_machines, clock.time)
@@ -76,4 +78,3 @@ class SiteExchange:
         self._holds.stop()
         self._exchange.stop()
         self._gateways.stop()
-        self._leases.stop()

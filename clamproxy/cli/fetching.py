@@ -32,7 +32,7 @@ def fetch_releases(settings: Settings, databases: Iterable[str]) -> dict[str, st
     Returns:
         Why the origin doesn't deliver everything, for each such database.
     """
-    return _for_each(settings, databases, lambda service, database: service.renew(database))
+    return _for_each(settings, databases, lambda service, database: service.clamav.renew(database))
 
 
 def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, str]:
@@ -47,7 +47,7 @@ def refetch(settings: Settings, objects: Iterable[ObjectId]) -> dict[ObjectId, s
     Returns:
         Why some of them aren't available now, in one line each.
     """
-    return _for_each(settings, objects, lambda service, object_id: service.refetch(object_id))
+    return _for_each(settings, objects, lambda service, object_id: service.clamav.refetch(object_id))
 
 
 def _for_each[T](

@@ -39,10 +39,11 @@ from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
 from clamproxy.releases.holds import HoldsError
 from clamproxy.reloads import Reloads
-from clamproxy.service import Service, Surroundings
+from clamproxy.service import Service
 from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
+from clamproxy.surroundings import Surroundings
 from clamproxy.workers.worker import WorkerSupervisor, current
 
 logger = logging.getLogger(__name__)

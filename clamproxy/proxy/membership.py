@@ -18,8 +18,8 @@ from clamproxy.control import Marks, ReloadOutcome
 from clamproxy.front.access_log import FIELDS
 from clamproxy.origin.link import Link
 from clamproxy.proxy.log_format import add_filter
-from clamproxy.service import Surroundings
 from clamproxy.setup.place import explained
+from clamproxy.surroundings import Surroundings
 from clamproxy.workers.ports import Port
 from clamproxy.workers.shared_limits import (
     OtherConnections,

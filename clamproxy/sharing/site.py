@@ -5,18 +5,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from clamproxy.bucket.bucket import Bucket, Count, open_bucket
 from clamproxy.bucket.bucket_condition import BucketTrouble
 from clamproxy.bucket.bucket_errors import BucketError
+from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.leases.bucket_leases import BucketLeases
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.leases.leases import Leases
 from clamproxy.leases.site_leases import SiteLeases
 from clamproxy.notes import Notes
+from clamproxy.sharing.shared_objects import SharedObjects
 
 TOPIC = "fleet_store"
 CONDITION = "condition"
@@ -24,11 +25,11 @@ CONDITION = "condition"
 
 
 class Site:
-    """Owns the bucket and the leases. Made and stopped on the event loop.
+    """Owns the bucket, the leases, and the uploads. Made and stopped on the event loop.
 
     Args:
         url: of the object store; None: the machine is a site of its own.
-        cache: the cache directory, where the machine's leases are.
+        store: the cache. The machine's leases are in its directory, and its objects are uploaded.
         notes: on `TOPIC`.
         count: is told of each call to the object store.
 
@@ -36,17 +37,20 @@ class Site:
         ConfigurationError: the URL can't be used with this environment.
     """
 
-    def __init__(self, url: str | None, cache: Path, notes: Notes, count: Count) -> None:
+    def __init__(self, url: str | None, store: Store, notes: Notes, count: Count) -> None:
         self.bucket = None if url is None else _opened(url, count)
-        self.machine: Leases = DirectoryLeases(cache)
+        self.machine: Leases = DirectoryLeases(store.directory)
         """Of the workers of this machine alone, for what each machine does for itself."""
         self.leases: Leases = self.machine
         """Of the workers of this machine and, with an object store, of its site."""
+        self.objects: SharedObjects | None = None
+        """ClamAV's objects in the object store; None if there is none."""
         self._notes = notes
         if self.bucket is not None:
             gateway = BucketLeases(self.bucket, socket.gethostname())
             self.leases = SiteLeases(self.machine, gateway, lambda: self.trouble is not None)
             self.bucket.condition.changed = self._note_condition
+            self.objects = SharedObjects(self.bucket, self.leases, store)
 
     def start(self) -> None:
         """Find out whether the object store can be used."""
@@ -54,8 +58,15 @@ class Site:
         if self.bucket is not None:
             self.bucket.start()
 
+    async def settle(self) -> None:
+        """Wait until everything is in the object store that was to be put there."""
+        if self.objects is not None:
+            await self.objects.settle()
+
     def stop(self) -> None:
-        """Give up all leases, within milliseconds."""
+        """End uploads and give up all leases, within milliseconds."""
+        if self.objects is not None:
+            self.objects.stop()
         self.leases.stop()
         if self.bucket is not None:
             self.bucket.stop()

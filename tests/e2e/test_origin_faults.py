@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clamproxy.service import STALL_WINDOW
+from clamproxy.clamav_files import STALL_WINDOW
 from tests.support import faults
 from tests.support.dns_server import Mode
 from tests.support.freshclam import FAILED, NOT_CONNECTED, OK

@@ -13,7 +13,8 @@ from werkzeug.http import http_date
 from clamproxy.config.settings import Settings
 from clamproxy.formats.header import CvdHeader
 from clamproxy.messages import Body, Response
-from clamproxy.service import Service, Surroundings
+from clamproxy.service import Service
+from clamproxy.surroundings import Surroundings
 from tests.support.clock import ClockAhead
 from tests.support.dns_server import FakeDns
 from tests.support.forge import forge_keys
@@ -82,7 +83,7 @@ class ServiceHarness:
 
     async def settle(self) -> None:
         """Wait until nothing is fetched, and what is superseded is gone."""
-        await until(lambda: not self.service._prefetcher._running and not self.service.under_way())
+        await until(lambda: not self.service.clamav.prefetcher._running and not self.service.under_way())
         await self.service.writer.run(lambda: None)
 
     async def ask(

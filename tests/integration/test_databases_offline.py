@@ -133,7 +133,7 @@ async def test_offline_no_cooldown_matters(harness: ServiceHarness, failure: fau
     harness.origin.rule("P", failure)
     await harness.ask(If_Modified_Since=since(1))
     await harness.settle()
-    assert harness.service._origin.cooldowns.in_force()
+    assert harness.service.clamav.origin.cooldowns.in_force()
     harness.restart(**OFFLINE)
     assert await harness.shown() == NEWEST
     response, content = await harness.ask()
@@ -142,4 +142,4 @@ async def test_offline_no_cooldown_matters(harness: ServiceHarness, failure: fau
     assert await harness.refused("/daily-1.cvd.sign")
     assert await harness.refused("/main.cvd")
     harness.restart()
-    assert harness.service._origin.cooldowns.in_force(), "it goes on when the origin may be asked again"
+    assert harness.service.clamav.origin.cooldowns.in_force(), "it goes on when the origin may be asked again"

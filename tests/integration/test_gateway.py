@@ -65,9 +65,9 @@ async def test_the_doctor_is_no_client_in_whose_name_to_ask(harness: ServiceHarn
     """What only the doctor asks for is of no use to anybody, so nothing of it is looked for later."""
     await harness.ask("/daily.cvd", **PROBE, Clamproxy_Doctor="yes")
     await harness.ask("/daily.cvd", agent=OLD_AGENT, **PROBE)
-    assert harness.service._origin.agents.requester() is None
+    assert harness.service.clamav.origin.agents.requester() is None
     await harness.ask("/daily.cvd", **PROBE)
-    assert harness.service._origin.agents.requester() == Requester(AGENT)
+    assert harness.service.clamav.origin.agents.requester() == Requester(AGENT)
 
 
 async def test_trap_13_probe_and_file_agree_while_the_cdn_moves_on(
@@ -312,7 +312,7 @@ async def test_an_odd_user_agent_stays_here(harness: ServiceHarness, agent: str)
         assert (await harness.ask(path, agent=agent))[0].status == 200
     assert harness.origin.trace == "P W D5"
     assert [seen.headers.get("user-agent") for seen in harness.origin.requests()] == [None] * 3
-    assert harness.service._origin.agents.requester() is None, "nor is anything else asked in its name"
+    assert harness.service.clamav.origin.agents.requester() is None, "nor is anything else asked in its name"
 
 
 async def test_a_refusal_of_an_odd_user_agent_is_nobody_elses(harness: ServiceHarness) -> None:

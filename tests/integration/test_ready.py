@@ -41,7 +41,7 @@ async def harness(tmp_path: Path, origin: OriginServer) -> AsyncIterator[Service
         await harness.hold(1, 2)
         harness.origin.put(SIGNATURE.file_name, BODIES[SIGNATURE]())
         put(harness.service.store, SIGNATURE, BODIES[SIGNATURE]())
-        await harness.service.upkeep.check()
+        await harness.service.clamav.upkeep.check()
         yield harness
 
 
@@ -182,12 +182,12 @@ async def test_a_404_is_over_when_the_file_is_here(harness: ServiceHarness) -> N
 
 async def test_who_asks_is_noticed_but_for_the_doctor(harness: ServiceHarness) -> None:
     harness.restart(serving={"prefetch": "none"})
-    harness.service._origin.agents._seen.clear()
+    harness.service.clamav.origin.agents._seen.clear()
     await harness.ask(PATCH.upstream_path, Clamproxy_Doctor="yes")
     await harness.ask(PATCH.upstream_path, Clamproxy_Doctor="yes")
-    assert harness.service._origin.agents.requester() is None
+    assert harness.service.clamav.origin.agents.requester() is None
     await harness.ask(PATCH.upstream_path)
-    assert harness.service._origin.agents.requester() == Requester(AGENT)
+    assert harness.service.clamav.origin.agents.requester() == Requester(AGENT)
 
 
 @pytest.mark.parametrize("fields", [PROBE, PROBE | {"If-Modified-Since": since(1)}, {"If-None-Match": "*"}])

@@ -152,7 +152,7 @@ async def test_the_follower_replaces_a_signature_of_another_file(harness: Servic
     store, signatures = harness.service.store, (CDIFF_SIGN, sign(cvd(2)))
     for signature in signatures:
         put(store, signature, WRONG)
-    await harness.service.renew("daily")
+    await harness.service.clamav.renew("daily")
     for signature in signatures:
         assert read(store, signature) not in (None, WRONG)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from werkzeug.http import http_date
 
-from clamproxy import service as service_module
+from clamproxy import clamav_files
 from clamproxy import statistics as stats_module
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result
@@ -386,7 +386,7 @@ async def test_a_hundred_patches_at_once_are_served(
     assert {response.status for response, _ in answers} == {200}
     assert [body for _, body in answers] == [forge_cdiff("daily", version) for version in versions]
     assert len(gateway.origin.requests()) == 100
-    assert 1 < gauge.highest <= service_module.MAX_CONNECTIONS
+    assert 1 < gauge.highest <= clamav_files.MAX_CONNECTIONS
 
 
 async def test_transfers_that_wait_get_their_turn_when_others_fail(harness: TransferHarness) -> None:
