@@ -25,8 +25,8 @@ from pathlib import Path
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
-from clamproxy.feeds.spool import FeedsFullError, Spool
-from clamproxy.files import Stamp, lock, replacing, sync_directory, try_lock
+from clamproxy.feeds.spool import FeedsFullError, Spool, is_left_over
+from clamproxy.files import Stamp, lock, replacing, sync_directory
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ MOST = 10_000
 """Entries that are stored; clients choose the URLs."""
 _TOUCH_INTERVAL = 600.0
 """Seconds between two updates on the disk that say an entry is in use."""
-_LONGEST_WRITE = 60.0
-"""Seconds after which a temporary file counts as left over."""
 _CHUNK = 1024 * 1024
 _BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
 
@@ -360,7 +358,7 @@ class FeedStore:
         named = {entry.body_name for entry in self._entries.values()}
         for path in self._directory.iterdir():
             is_body = _BODY.fullmatch(path.name) is not None and path.name not in named
-            if is_body or _is_left_over(path):
+            if is_body or is_left_over(path):
                 with suppress(OSError):
                     path.unlink()
 
@@ -398,21 +396,3 @@ def _used_at(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _is_left_over(path: Path) -> bool:
-    """Whether a file was being written by a process that is gone."""
-    if path.suffix == ".tmp":  # written within a moment
-        return _used_at(path) + _LONGEST_WRITE < time.time()
-    if path.suffix != ".part":
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return try_lock(descriptor, shared=True)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from clamproxy.files import try_lock
 from clamproxy.storage.growing_file import GrowingFile
+
+_LONGEST_WRITE = 60.0
+"""Seconds after which a temporary file counts as left over."""
 
 
 class FeedsFullError(Exception):
@@ -68,3 +72,23 @@ class Spool(GrowingFile):
             self.path.unlink(missing_ok=True)
         self.give_back()
         super().close()
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file was being written by a process that is gone."""
+    if path.suffix == ".tmp":  # written within a moment
+        with suppress(OSError):
+            return path.stat().st_mtime + _LONGEST_WRITE < time.time()
+        return True
+    if path.suffix != ".part":
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return try_lock(descriptor, shared=True)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from clamproxy.cache.held import is_small
 from clamproxy.cache.partial import NoRoomError, Validators
@@ -24,7 +23,7 @@ from clamproxy.formats.verification import InvalidObject
 from clamproxy.inspection import prove
 from clamproxy.messages import Requester, SourceError
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.attempt import Arrival, Attempt
+from clamproxy.origin.attempt import Arrival
 from clamproxy.origin.breaks import Breaks, as_origin_error
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import TransferEnding
@@ -32,6 +31,7 @@ from clamproxy.origin.errors import NotFoundError, OriginError, RangeError, Tran
 from clamproxy.origin.following import Following
 from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
+from clamproxy.origin.watched_attempts import StalledError, UnansweredError, WatchedAttempts
 from clamproxy.sharing.shared_objects import SharedObjects
 from clamproxy.threads import Writer, in_thread
 
@@ -40,16 +40,6 @@ logger = logging.getLogger(__name__)
 WITHHELD = 64 * 1024
 """The last bytes of an object, which no reader gets before verification has passed. Objects up to this size
 are served only when they are complete: then a failure is a clean 503."""
-SLOWEST = 1024
-"""Bytes per second below which a connection counts as stalled."""
-
-
-class _StalledError(Exception):
-    """The connection is too slow to continue with."""
-
-
-class _UnansweredError(Exception):
-    """The origin has not answered yet and more clients are waiting, which is worth a new connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +91,7 @@ class Transfer(Download[None]):
             resources.store, expected, expected.version if oldest is None else oldest, requester, self._look
         )
         self._begun_at = self._loop.time()
-        self._kicked = asyncio.Event()
-        self._current: Attempt | None = None
-        self._heard_at = time.monotonic()
+        self._attempts = WatchedAttempts(resources.upstream, resources.stall_window, self.report)
 
     # For readers
 
@@ -159,14 +147,8 @@ class Transfer(Download[None]):
         return FileSource(os.dup(self._arrival.partial.descriptor), self.metadata.size, self)
 
     def kick(self) -> None:
-        """Report that another client wants the object: a connection that is silent is given up at once.
-
-        An origin that has not answered yet may just be slow, and gets twice the time.
-        """
-        answered = self._current is not None and self._current.begun
-        allowed = self._resources.stall_window * (1 if answered else 2)
-        if time.monotonic() - self._heard_at > allowed:
-            self._kicked.set()
+        """Report that another client wants the object: a connection that is silent is given up at once."""
+        self._attempts.kick()
 
     # The task
 
@@ -296,12 +278,12 @@ class Transfer(Download[None]):
         while not arrival.partial.complete:
             try:
                 async with self._resources.slots:
-                    await self._attempt(arrival)
+                    await self._attempts.run(arrival, self.requester)
                 if not arrival.partial.complete:
                     raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")
-            except _UnansweredError:
+            except UnansweredError:
                 logger.info("No answer for %s: asking again.", self.object_id.file_name)
-            except _StalledError:
+            except StalledError:
                 logger.info("%s stalled at byte %d: reconnecting.", self.object_id.file_name, self.have)
                 breaks.count(OriginError(FailureKind.INTERRUPTED, "stalled"), for_client=self.for_client)
             except (OriginError, RangeError) as error:
@@ -320,46 +302,6 @@ class Transfer(Download[None]):
         arrival.partial.discard()
         arrival.partial.release()
         arrival.partial = store.open_partial(arrival.object_id, unnamed=True)
-
-    async def _attempt(self, arrival: Arrival) -> None:
-        """Use one connection, and watch it.
-
-        Raises:
-            _StalledError, _UnansweredError: the connection was given up.
-        """
-        attempt = Attempt(self._resources.upstream, arrival, self.requester, self.report)
-        self._current = attempt
-        self._kicked.clear()
-        self._heard_at = time.monotonic()
-        future = in_thread(f"clamproxy-fetch-{self.object_id.file_name}", attempt.run)
-        try:
-            # Until the origin answers, upstream.read_timeout is the limit, or a kick.
-            while not await self._ended(future) and not attempt.begun:
-                if self._kicked.is_set():
-                    raise _UnansweredError
-            await self._watch_speed(attempt, future)
-            future.result()
-        finally:
-            attempt.abandon()
-            future.cancel()
-
-    async def _watch_speed(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
-        window = self._resources.stall_window
-        mark, marked_at = attempt.received, time.monotonic() - attempt.held_back
-        while not await self._ended(future):
-            if (now := time.monotonic() - attempt.held_back) - marked_at >= window:
-                if attempt.received - mark < SLOWEST * window:
-                    raise _StalledError
-                mark, marked_at = attempt.received, now
-            if self._kicked.is_set():
-                raise _StalledError
-
-    async def _ended(self, future: asyncio.Future[None]) -> bool:
-        kicked = asyncio.ensure_future(self._kicked.wait())
-        waiting: set[asyncio.Future[Any]] = {future, kicked}
-        await asyncio.wait(waiting, timeout=1, return_when=asyncio.FIRST_COMPLETED)
-        kicked.cancel()
-        return future.done()
 
     async def verify_and_publish(self) -> bool:
         """Verify what has arrived, and publish it.
@@ -400,7 +342,7 @@ class Transfer(Download[None]):
         return True
 
     def _on_progress(self) -> None:
-        self._heard_at = time.monotonic()
+        self._attempts.heard()
         if self._arrival and self.have and (self._validators.size or 0) > WITHHELD:
             self._arrival.followed = True
             self._set_ready(None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mitmproxy import ctx, dns, optmanager
+from mitmproxy import ctx, dns
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.script import Script
@@ -33,7 +33,7 @@ from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
 from clamproxy.proxy.membership import Membership
-from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing
+from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing, require_no_stray
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
@@ -118,7 +118,7 @@ class ClamProxy:
             stream.check_internals()
             takeover.check_internals()
             dispatch.install(ctx.master.addons)
-            _require_no_stray(ctx.options)
+            require_no_stray(ctx.options)
             self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
             settings = load_settings(self._config, os.environ)
             require_labels(settings)
@@ -375,23 +375,6 @@ def _provide_descriptors(settings: Settings) -> None:
             room,
             wanted,
         )
-
-
-def _require_no_stray(options: optmanager.OptManager) -> None:
-    """Refuse arguments that were meant for the gateway, but went elsewhere.
-
-    mitmproxy takes an argument that isn't an option for a filter of the flows it prints, and it prints
-    none.
-    """
-    argument = getattr(options, "dumper_filter", None)
-    if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
-        raise ConfigurationError(
-            f"unexpected argument {argument!r}; to name a configuration file, use --config FILE "
-            "(mitmdump: --set clamproxy_config=FILE)"
-        )
-    for name in options.deferred:
-        if "clamproxy" in name:
-            raise ConfigurationError(f"there is no option {name}; did you mean clamproxy_config?")
 
 
 def _stop_start(error: Exception) -> None:

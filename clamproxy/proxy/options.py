@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 
 from mitmproxy import optmanager
 from mitmproxy.log import LegacyLogEvents
 from mitmproxy.master import Master
 from mitmproxy.tools.dump import DumpMaster
 
+from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.proxy.listening import OPTIONS as LISTENING
 from clamproxy.setup.confdir import find_confdir
@@ -84,6 +86,26 @@ def find_unseeing(master: Master) -> str | None:
         return "save_stream_file (-w)"
     others = options.scripts[1:]
     return f"The script {others[0]}" if others else None
+
+
+def require_no_stray(options: optmanager.OptManager) -> None:
+    """Refuse arguments that were meant for the gateway, but went elsewhere.
+
+    mitmproxy takes an argument that isn't an option for a filter of the flows it prints, and it prints
+    none.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    argument = getattr(options, "dumper_filter", None)
+    if argument is not None and (options.flow_detail == 0 or Path(argument).is_file()):
+        raise ConfigurationError(
+            f"unexpected argument {argument!r}; to name a configuration file, use --config FILE "
+            "(mitmdump: --set clamproxy_config=FILE)"
+        )
+    for name in options.deferred:
+        if "clamproxy" in name:
+            raise ConfigurationError(f"there is no option {name}; did you mean clamproxy_config?")
 
 
 def _is_set(options: optmanager.OptManager, name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from clamproxy.config.units import GIB, KIB, MIB
 from clamproxy.files import open_to_read, sync
 from clamproxy.readable import shown_size
-from clamproxy.site_files.catalog import Identity
+from clamproxy.site_files.catalog import COPIES, Catalog, Identity
 from clamproxy.site_files.file_names import in_order, is_unfinished, why_skipped
 
 MOST_FILES = 200
@@ -38,6 +38,29 @@ class FoundFile:
     """Why its name says that it is no database."""
     problem: str = ""
     """Why it can't be published, whatever is in it."""
+
+
+def look_into(directory: Path, place: Path) -> tuple[list[FoundFile] | None, str]:
+    """The files in the directory, or why it can't be read. None if there is nothing to do yet. Blocks.
+
+    Args:
+        place: the directory of the catalog.
+    """
+    try:
+        found = find_files(directory)
+    except FileNotFoundError:
+        # Nobody has used it yet; unless it has disappeared, as a network drive can.
+        has_published = bool(Catalog.load(place).files) if place.is_dir() else False
+        return ([], f"{directory} doesn't exist") if has_published else (None, "")
+    except OSError as error:
+        found, trouble = [], f"{directory} can't be read: {error.strerror or error}"
+    else:
+        # A network drive that isn't mounted leaves an empty directory.
+        trouble = ""
+        if not found and Catalog.load(place).published:
+            trouble = f"{directory} is empty; to withdraw the last file, put another one there"
+    (place / COPIES).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return found, trouble
 
 
 def find_files(directory: Path) -> list[FoundFile]:

@@ -31,7 +31,7 @@ from clamproxy.site_files.catalog import (
     State,
 )
 from clamproxy.site_files.checking import CheckError, FileVerdict, check, find_clamscan
-from clamproxy.site_files.collecting import ChangingError, FoundFile, copy, find_files
+from clamproxy.site_files.collecting import ChangingError, FoundFile, copy, look_into
 from clamproxy.site_files.file_names import IGNORED_SIGNATURES
 from clamproxy.site_files.publication_dates import publication_date
 from clamproxy.threads import in_thread
@@ -132,7 +132,7 @@ class Publisher:
         directory, place = self._directory, self._place
         found: list[FoundFile] | None
         try:
-            found, trouble = await self._read(lambda: _look_into(directory, place), LONGEST_LOOK)
+            found, trouble = await self._read(lambda: look_into(directory, place), LONGEST_LOOK)
         except TimeoutError:
             found, trouble = [], f"{directory} doesn't respond"
         with _locked(place) as is_publisher:
@@ -381,25 +381,6 @@ def read_catalog(records: Path) -> Catalog:
         OSError: there is a catalog, but it can't be read.
     """
     return Catalog.load(place_of(records))
-
-
-def _look_into(directory: Path, place: Path) -> tuple[list[FoundFile] | None, str]:
-    """The files in the directory, or why it can't be read. None if there is nothing to do yet."""
-    try:
-        found = find_files(directory)
-    except FileNotFoundError:
-        # Nobody has used it yet; unless it has disappeared, as a network drive can.
-        has_published = bool(Catalog.load(place).files) if place.is_dir() else False
-        return ([], f"{directory} doesn't exist") if has_published else (None, "")
-    except OSError as error:
-        found, trouble = [], f"{directory} can't be read: {error.strerror or error}"
-    else:
-        # A network drive that isn't mounted leaves an empty directory.
-        trouble = ""
-        if not found and Catalog.load(place).published:
-            trouble = f"{directory} is empty; to withdraw the last file, put another one there"
-    (place / COPIES).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return found, trouble
 
 
 @contextmanager

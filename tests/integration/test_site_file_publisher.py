@@ -214,7 +214,7 @@ async def test_a_directory_that_hangs_withholds_nothing(
     hanging = threading.Event()
     monkeypatch.setattr(publisher, "LONGEST_LOOK", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr(publisher, "find_files", lambda directory: hanging.wait() and [])
+        patch.setattr(collecting, "find_files", lambda directory: hanging.wait() and [])
         files = SiteFiles(bench.directory, bench.records, lambda: bench.now + 1)
         files.start()
         try:
