@@ -7,6 +7,7 @@ import os
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.soundness import Soundness
+from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.fleet import Fleet
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
@@ -19,8 +20,9 @@ from clamproxy.origin.transfer import Resources
 from clamproxy.origin.transfers import Transfers
 from clamproxy.policy import negative_ttl
 from clamproxy.releases.builder import CldBuilder
-from clamproxy.releases.ceilings import TOPIC as FIRST_SEEN
 from clamproxy.releases.ceilings import Ceilings
+from clamproxy.releases.first_seen import TOPIC as FIRST_SEEN
+from clamproxy.releases.first_seen import SeenVersions
 from clamproxy.releases.follower import Follower
 from clamproxy.releases.holds import Holds
 from clamproxy.releases.lineage import Lineages
@@ -74,12 +76,10 @@ class ClamavFiles:
             settings.releases,
             store,
             foundation.records.directory,
-            foundation.kept_notes(FIRST_SEEN),
+            self._make_seen(clock),
             clock,
             holds,
-            Notes(None, None, FIRST_SEEN, shared=store.noted),
-            workers=foundation.shared_notes(FIRST_SEEN),
-            leases=foundation.leases,
+            foundation.leases,
         )
         self.origin = Origin.open(
             settings,
@@ -87,7 +87,7 @@ class ClamavFiles:
             foundation.shared_notes,
             foundation.stats.count_upstream,
             self._learn_version,
-            self.ceilings.sight,
+            self.ceilings.seen.sight,
             clock,
             surroundings.link,
             foundation.leases,
@@ -187,6 +187,12 @@ class ClamavFiles:
 
     # Making the parts
 
+    def _make_seen(self, clock: Clock) -> SeenVersions:
+        foundation = self._foundation
+        others = Notes(None, None, FIRST_SEEN, shared=foundation.store.noted)
+        workers = foundation.shared_notes(FIRST_SEEN)
+        return SeenVersions(foundation.kept_notes(FIRST_SEEN), clock, workers, others)
+
     def _make_transfers(self) -> Transfers:
         foundation, clock = self._foundation, self.origin.clock
         resources = Resources(
@@ -262,7 +268,7 @@ class ClamavFiles:
     def _learn_version(self, database: str, version: int) -> None:
         self._fleet.note_advertised(database, version)
         head = self.origin.heads.get(database)
-        self.ceilings.learn(database, version, head.header.version if head else 0)
+        self.ceilings.seen.learn(database, version, head.header.version if head else 0)
 
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self._fleet.note_built(database, header.version, header.stime)

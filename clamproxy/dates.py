@@ -11,6 +11,8 @@ from werkzeug.http import parse_date
 
 _LAST = 253_402_300_799.0
 """The end of the year 9999, as later dates can't be written."""
+END_OF_TIME = 2.0**40
+"""Unix seconds that no time reaches, some 35,000 years from now."""
 LONGEST_DATE = 64
 """Longer fields are not parsed; an HTTP date has at most 33 characters (RFC 9110 5.6.7)."""
 
@@ -40,7 +42,15 @@ def _format(seconds: int) -> str:
     return _http_date(seconds)
 
 
-_END_OF_TIME = 2**40
+def as_time(value: Any) -> float:
+    """Check a time in Unix seconds that anybody may have written.
+
+    Raises:
+        ValueError: the value is not a time.
+    """
+    if type(value) not in (int, float) or not 0 <= value < END_OF_TIME:
+        raise ValueError(f"not a time: {value!r:.40}")
+    return float(value)
 
 
 def as_past_time(value: Any, now: float) -> float:
@@ -49,6 +59,4 @@ def as_past_time(value: Any, now: float) -> float:
     Raises:
         ValueError: the value is not a time.
     """
-    if not isinstance(value, int | float) or not 0 <= value < _END_OF_TIME:
-        raise ValueError(f"not a time: {value!r:.40}")
-    return min(float(value), now)
+    return min(as_time(value), now)

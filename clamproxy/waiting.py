@@ -1,4 +1,4 @@
-"""Waiting for changes that nothing announces."""
+"""Waiting, but not for longer than a limit."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ async def wait_while(condition: Callable[[], object], limit: float, every: float
         async with asyncio.timeout(limit):
             while condition():  # noqa: ASYNC110  (see above)
                 await asyncio.sleep(every)
+
+
+async def is_set_within(event: asyncio.Event, limit: float) -> bool:
+    """Wait until an event is set, but no longer than `limit` seconds; returns whether it is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(limit, 0)):
+            await event.wait()
+    return event.is_set()

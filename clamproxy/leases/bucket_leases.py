@@ -20,6 +20,7 @@ from typing import Any
 from clamproxy.bucket.bucket import Bucket
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
+from clamproxy.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
 
@@ -275,20 +276,13 @@ class _BucketLease(Lease):
         self._ended.set()
 
     async def is_released_within(self, seconds: float) -> bool:
-        return await _is_set_within(self._released, seconds)
+        return await is_set_within(self._released, seconds)
 
     async def is_over_within(self, seconds: float) -> bool:
-        return await _is_set_within(self._ended, seconds)
+        return await is_set_within(self._ended, seconds)
 
 
 def path_of(name: str) -> str:
     """The path of a lease's document."""
     plain = _PLAIN.fullmatch(name)
     return f"{PREFIX}/{name.replace(' ', '_') if plain else hashlib.sha256(name.encode()).hexdigest()}"
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(seconds, 0)):
-            await event.wait()
-    return event.is_set()

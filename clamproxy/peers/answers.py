@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from clamproxy.dates import END_OF_TIME
 from clamproxy.fleet.machine import Database, Machine
 from clamproxy.fleet.observer import Failure
 from clamproxy.readable import one_line
@@ -21,7 +22,6 @@ MOST_PROBLEMS = 20
 LONGEST_PROBLEM = 300
 """Characters of a problem, at most."""
 MOST_DATABASES = 64
-_END_OF_TIME = 2.0**40
 
 # No control characters, none that reorder or hide text, and of all separators only the space.
 _CHARACTERS = r"^( |[^\p{C}\p{Z}])*$"
@@ -33,7 +33,7 @@ type Line = Annotated[str, StringConstraints(max_length=1000, pattern=_CHARACTER
 type Name = Annotated[str, StringConstraints(max_length=32, pattern="^[a-z]+$")]
 type Count = Annotated[int, Field(ge=0, lt=2**53)]
 type Version = Annotated[int, Field(ge=0, lt=2**31)]
-type Time = Annotated[float, Field(ge=0, lt=_END_OF_TIME, allow_inf_nan=False)]
+type Time = Annotated[float, Field(ge=0, lt=END_OF_TIME, allow_inf_nan=False)]
 
 
 class AnswerError(ValueError):

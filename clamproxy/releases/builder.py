@@ -24,7 +24,7 @@ from clamproxy.clock import Clock
 from clamproxy.dates import as_past_time
 from clamproxy.formats.cld import build_cld
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
-from clamproxy.leases.leases import Leases, WaitEnding
+from clamproxy.leases.leases import ALONE, Leases, WaitEnding
 from clamproxy.notes import Merge, Notes, best
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases.lineage import ProvenLineage
@@ -59,7 +59,7 @@ class CldBuilder:
     Args:
         notes: where the time of the last request for a CLD is kept over a restart, by database.
         after_publishing: called when the store has grown.
-        leases: let one process of a site build; None: there are no others.
+        leases: let one process of a site build.
         take: brings a CLD that another gateway has built; returns whether it is here.
         give: gives a CLD that was built to the other gateways.
     """
@@ -72,7 +72,7 @@ class CldBuilder:
         notes: Notes,
         after_publishing: Callable[[], object] = lambda: None,
         clock: Clock = time,
-        leases: Leases | None = None,
+        leases: Leases = ALONE,
         take: Callable[[ObjectId], Awaitable[bool]] | None = None,
         give: Callable[[ObjectId], Awaitable[object]] | None = None,
     ) -> None:
@@ -160,8 +160,6 @@ class CldBuilder:
 
     async def _build(self, object_id: ObjectId, proven: ProvenLineage) -> None:
         """Build under a lease, unless another process has built it; gateways then give the same bytes."""
-        if self._leases is None:
-            return await self._build_here(object_id, proven)
         name, deadline = f"build {object_id.file_name}", time.monotonic() + OTHERS_BUILD
         while not await self._take(object_id):
             lease = await self._leases.take(name)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
@@ -16,28 +14,15 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.files import stamp_of
 from clamproxy.leases.duties import Duty
 from clamproxy.leases.leases import ALONE, Leases
-from clamproxy.notes import UNKEPT, Notes
-from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import shown_span
-from clamproxy.releases.ceiling import (
-    NOTHING_SEEN,
-    Cause,
-    Ceiling,
-    FirstSeen,
-    ceiling,
-    corrected,
-    earliest,
-    with_version,
-    without_errors,
-    without_wrong_times,
-)
+from clamproxy.releases.ceiling import Cause, Ceiling, ceiling
+from clamproxy.releases.first_seen import SeenVersions
 from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, HoldsError, read_holds, restore
 from clamproxy.threads import in_thread
+from clamproxy.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
 
-TOPIC = "first-seen"
-"""The topic of the notes that say when each version was first seen."""
 LOOK_EVERY = 0.5
 """Seconds between looks at the file of holds, and at delays that may be over."""
 NOTICED_WITHIN = 0.005
@@ -53,10 +38,8 @@ class Ceilings:
     Args:
         store: tells what can be served under a ceiling.
         directory: the state directory, with the file of holds.
-        notes: where the times at which versions were first seen are kept.
+        seen: when each version was seen first.
         known: what an earlier object of this process held. It counts if the file is lost.
-        others: gives what other gateways of the site have seen.
-        workers: tells the other processes of this machine what this one has seen.
         leases: let one process write to the log.
     """
 
@@ -65,11 +48,9 @@ class Ceilings:
         settings: ReleasesSection,
         store: Store,
         directory: Path,
-        notes: Notes,
+        seen: SeenVersions,
         clock: Clock = time,
         known: Holds | None = None,
-        others: Notes = UNKEPT,
-        workers: Notes = UNKEPT,
         leases: Leases = ALONE,
     ) -> None:
         """Read the holds. Blocks for a moment.
@@ -81,19 +62,9 @@ class Ceilings:
         self._store = store
         self._directory = directory
         self._path = directory / FILE_NAME
-        self._notes = notes
         self._clock = clock
-        self._others = others
-        self._workers = workers
-        workers.load(parse_seen)  # only what comes later is news
+        self.seen = seen
         self._log_duty = Duty(leases, "log of releases")
-        self._own_seen = notes.load(parse_seen)
-        self._seen_by_others = others.load(parse_seen, _of_others)
-        self._seen = dict(self._own_seen)
-        """By this gateway or another one of the site."""
-        for database in self._seen_by_others:
-            self._combine(database)
-        self._correct_times()
         self._mark = stamp_of(self._path)
         self._is_lost = False
         """Whether the file is lost, and couldn't be written anew yet."""
@@ -158,7 +129,7 @@ class Ceilings:
             delay = 0.0
         return ceiling(
             None if held is None else held.version,
-            self._seen.get(database, {}),
+            self.seen.of(database),
             delay,
             self._clock.time(),
             lambda version: self._store.newest_version(database, version) is not None,
@@ -188,60 +159,6 @@ class Ceilings:
                 self._holds = read_holds(self._directory)
             self._is_changed.set()
 
-    def learn(self, database: str, version: int, at_origin: int = 0) -> None:
-        """Note that a version is advertised. Quick.
-
-        Args:
-            at_origin: the version in the origin's header, as far as it is known.
-        """
-        self._hear_others()
-        self._note(database, version, without_errors(self._own_seen.get(database, {}), version, at_origin))
-
-    def sight(self, database: str, version: int) -> None:
-        """Note a version that the origin's header gives, beside DNS. Quick."""
-        self._hear_others()
-        self._note(database, version, self._own_seen.get(database, {}))
-
-    def _note(self, database: str, version: int, known: FirstSeen) -> None:
-        if version not in known:
-            others = self._seen_by_others.get(database, NOTHING_SEEN)
-            known = with_version(known, version, self._clock.time(), others)
-        self._replace(database, known)
-
-    def _replace(self, database: str, seen: FirstSeen) -> None:
-        if seen != self._own_seen.get(database, {}):
-            self._own_seen[database] = seen
-            self._save(database)
-            self._combine(database)
-
-    def _save(self, database: str) -> None:
-        for notes in (self._notes, self._workers):
-            notes.save(database, {str(one): at for one, at in self._own_seen[database].items()})
-
-    def _correct_times(self) -> None:
-        now = self._clock.time()
-        for database, seen in list(self._own_seen.items()):
-            self._replace(database, without_wrong_times(seen, now))
-
-    def _hear_others(self) -> None:
-        for database, seen in self._workers.news(parse_seen).items():
-            if seen is not None:
-                own = self._own_seen.get(database, NOTHING_SEEN)
-                # Two processes may have seen a version at the same time.
-                self._own_seen[database] = {one: min(at, own.get(one, at)) for one, at in seen.items()}
-                if self._own_seen[database] != seen:
-                    self._save(database)
-                self._combine(database)
-        for database, seen in self._others.news(parse_seen, _of_others).items():
-            self._seen_by_others[database] = NOTHING_SEEN if seen is None else seen
-            self._combine(database)
-            own = self._own_seen.get(database, NOTHING_SEEN)
-            self._replace(database, corrected(own, self._seen[database]))
-
-    def _combine(self, database: str) -> None:
-        others = self._seen_by_others.get(database, NOTHING_SEEN)
-        self._seen[database] = earliest(self._own_seen.get(database, NOTHING_SEEN), [others])
-
     # Noticing changes
 
     async def _run(self) -> None:
@@ -254,16 +171,14 @@ class Ceilings:
                     self._warn_of_forgotten()
             except Exception:
                 logger.exception("Looking for holds failed.")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._is_changed.wait()
+            await is_set_within(self._is_changed, LOOK_EVERY)
             self._is_changed.clear()
 
     async def look(self) -> None:
         """Notice at once what has been held or released, and what others have seen."""
         await self._notice_holds()
-        self._hear_others()
-        self._correct_times()
+        self.seen.hear_others()
+        self.seen.correct_times()
         self._informed.set()
 
     async def _notice_holds(self) -> None:
@@ -284,12 +199,12 @@ class Ceilings:
 
     def _notice_delays(self) -> None:
         for database, delay in self._settings.delay.items():
-            found, newest = self.explain(database), max(self._seen.get(database, {}), default=0)
+            found, newest = self.explain(database), max(self.seen.of(database), default=0)
             is_delayed = found is not None and found.cause is Cause.DELAY and found.version < newest
             now = (found.version, newest) if found is not None and is_delayed else None
             before, self._delayed[database] = self._delayed.get(database), now
             if now is not None and now != before:
-                left = self._seen[database][newest] + delay - self._clock.time()
+                left = self.seen.of(database)[newest] + delay - self._clock.time()
                 logger.info(
                     "%s version %d is held back for %s (releases.delay): machines get %d.",
                     database,
@@ -350,20 +265,3 @@ def _tell_of(change: HoldChange) -> None:
         logger.warning("%s is no longer held, %s.", database, hold.explain())
     else:
         logger.warning("%s is held at version %d, %s.", database, hold.version, hold.explain())
-
-
-def parse_seen(saved: Any) -> FirstSeen:
-    """The versions of a database with the times when they were first seen."""
-    seen = {int(version): float(at) for version, at in saved.items()}
-    if not all(0 < version <= MAX_VERSION for version in seen):
-        raise ValueError("no versions")
-    return seen
-
-
-def merge_seen(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:
-    """What the gateways of a site have seen together, as notes are merged."""
-    return earliest(own or NOTHING_SEEN, others)
-
-
-def _of_others(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:
-    return earliest(NOTHING_SEEN, others)

@@ -11,7 +11,7 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.notes import Notes
 from clamproxy.readable import shown_span, shown_time
 from clamproxy.releases.ceiling import Cause, ceiling, newest_released, without_wrong_times
-from clamproxy.releases.ceilings import TOPIC, merge_seen, parse_seen
+from clamproxy.releases.first_seen import TOPIC, load_seen
 from clamproxy.releases.holds import NOTHING_HELD, Hold, HoldsError, read_holds
 
 
@@ -77,7 +77,7 @@ def read_limits(store: Store, settings: ReleasesSection, now: float) -> list[Lim
 
 def _limits(store: Store, settings: ReleasesSection, now: float, holds: Mapping[str, Hold]) -> list[Limit]:
     notes = Notes(store.records, None, TOPIC, read_only=True, shared=store.noted)
-    seen = notes.load(parse_seen, merge_seen)
+    seen = load_seen(notes)
     found = []
     for database in sorted({*holds, *settings.delay}):
         hold, delay = holds.get(database), settings.delay.get(database, 0.0)

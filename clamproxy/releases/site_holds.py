@@ -16,6 +16,7 @@ from pathlib import Path
 from clamproxy.bucket.bucket import Bucket, open_bucket
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.config.units import DATABASE
+from clamproxy.dates import as_time
 from clamproxy.files import stamp_of
 from clamproxy.leases.duties import on_duty
 from clamproxy.leases.leases import Leases
@@ -38,7 +39,6 @@ _TRIES = 5
 _MOST_DATABASES = 64
 _LARGEST = 2**20
 _LONGEST_NAME, _LONGEST_REASON = 64, 200
-_END_OF_TIME = 2.0**40
 
 
 class SiteHolds:
@@ -185,9 +185,8 @@ def _checked(content: bytes) -> Holds:
             raise ValueError("too many databases")
         for name in names:
             DATABASE.parse(name)
-        times = [one.since for one in found.in_force.values()] + [one.at for one in found.changes]
-        if not all(0 <= at < _END_OF_TIME for at in times):
-            raise ValueError("no times")
+        for at in (*(one.since for one in found.in_force.values()), *(one.at for one in found.changes)):
+            as_time(at)
         if not all(one.version is None or 0 < one.version <= MAX_VERSION for one in found.changes):
             raise ValueError("no versions")
     except ValueError as error:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clamproxy.dates import as_time
 from clamproxy.readable import one_line
 
 DIRECTORY = "gateways"
@@ -21,7 +22,6 @@ _FORMAT = 1
 _LONGEST_NAME = 100
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _ID = re.compile(r"[0-9a-f]{16}")
-_END_OF_TIME = 2.0**40
 
 
 class DocumentError(ValueError):
@@ -60,10 +60,10 @@ class GatewayDocument:
                 "format": 1,
                 "name": str(name),
                 "life": str(life),
-                "written_at": int() | float() as written_at,
+                "written_at": written_at,
             }:
-                if 0 <= written_at < _END_OF_TIME:
-                    return cls(one_line(name, _LONGEST_NAME), life, float(written_at), found.get("notes"))
+                with suppress(ValueError):
+                    return cls(one_line(name, _LONGEST_NAME), life, as_time(written_at), found.get("notes"))
         raise DocumentError("not the document of a gateway")
 
 

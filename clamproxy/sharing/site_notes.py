@@ -12,7 +12,7 @@ from typing import Any
 
 from clamproxy.cache.store import Store
 from clamproxy.formats.version_record import OLDEST_RECORD
-from clamproxy.notes import SITE
+from clamproxy.notes import SITE, site_key
 from clamproxy.sharing.topics import Notes, Reading, told
 
 _TOPIC, _KEY = "about", "gateway"
@@ -64,7 +64,13 @@ def gateways(store: Store) -> dict[str, About]:
 
 def replace(store: Store, about: About, notes: Notes) -> None:
     """Note what a gateway tells now, and nothing else. Blocks."""
-    _change(store, about.gateway, {**_flat(notes), f"{_TOPIC}/{_KEY}": asdict(about)})
+    gateway = about.gateway
+    noted = {
+        site_key(gateway, topic, key): value
+        for topic, values in notes.items()
+        for key, value in values.items()
+    }
+    _change(store, gateway, {**noted, site_key(gateway, _TOPIC, _KEY): asdict(about)})
 
 
 def forget(store: Store, gateway: str) -> None:
@@ -75,8 +81,4 @@ def forget(store: Store, gateway: str) -> None:
 def _change(store: Store, gateway: str, values: Mapping[str, Any]) -> None:
     prefix = f"{SITE}{gateway}/"
     gone = {f"{prefix}{key}": None for key in store.notes(prefix)}
-    store.noted.set_notes({**gone, **{f"{prefix}{key}": value for key, value in values.items()}})
-
-
-def _flat(notes: Notes) -> dict[str, Any]:
-    return {f"{topic}/{key}": value for topic, values in notes.items() for key, value in values.items()}
+    store.noted.set_notes({**gone, **values})

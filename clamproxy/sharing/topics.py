@@ -9,12 +9,12 @@ hasn't signed.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clamproxy.dates import as_time
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.formats.version_record import VersionRecord
@@ -34,7 +34,6 @@ LONGEST_WAIT = 86400.0
 _LONGEST_REASON = 300
 _MOST_TIMES = 20
 _MOST_VERSIONS = 1000
-_END_OF_TIME = 2.0**40
 _SAID_BY_ORIGIN = frozenset({"forbidden", "rate limited", "server error", "changed", "bad content"})
 """The failures that concern every gateway. Whether the origin can be reached, whether a proxy on the way
 accepts the password, and whether the disk has room is each gateway's own."""
@@ -76,9 +75,7 @@ class Reading:
         return value
 
     def _time(self, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 <= value < _END_OF_TIME or math.isnan(value):
-            raise ValueError("no time")
-        return max(0.0, float(value) + self.difference)
+        return max(0.0, as_time(value) + self.difference)
 
 
 @dataclass(frozen=True, slots=True)

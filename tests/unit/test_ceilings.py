@@ -16,7 +16,8 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import Notes, site_key
 from clamproxy.releases import holds
-from clamproxy.releases.ceilings import LOOK_EVERY, TOPIC, Ceilings
+from clamproxy.releases.ceilings import LOOK_EVERY, Ceilings
+from clamproxy.releases.first_seen import TOPIC, SeenVersions
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
 from clamproxy.releases.limits_in_force import Limit, read_limits
 from tests.support.clock import Clock
@@ -41,7 +42,8 @@ class Around:
         settings = ReleasesSection.model_validate(releases)
         notes = Notes(self.store.records, None, TOPIC)
         leases = DirectoryLeases(self.directory)
-        return Ceilings(settings, self.store, self.directory, notes, self.clock, known, leases=leases)
+        seen = SeenVersions(notes, self.clock)
+        return Ceilings(settings, self.store, self.directory, seen, self.clock, known, leases)
 
     def limits(self, **releases: Any) -> list[Limit]:
         """The same as commands and pages see it."""
@@ -176,11 +178,11 @@ async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level("INFO")
     delay = {"delay": {"daily": "4h"}, "canaries": ["10.0.0.0/28"]}
     ceilings = around.make(**delay)
-    ceilings.learn("daily", 3)
+    ceilings.seen.learn("daily", 3)
     assert ceilings.of("daily") == 3
     around.clock.now += HOUR
     async with running(ceilings):
-        ceilings.learn("daily", 4)
+        ceilings.seen.learn("daily", 4)
         assert (ceilings.of("daily"), ceilings.of("daily", CANARY), ceilings.of("main")) == (3, None, None)
         assert ceilings.in_force() == {"daily": 3}
         message = "daily version 4 is held back for 4 h (releases.delay): machines get 3."
@@ -200,9 +202,9 @@ async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None
 async def test_a_first_start_with_a_delay_hides_nothing(around: Around) -> None:
     ceilings = around.make(delay={"daily": "4h", "main": "4h"})
     assert ceilings.of("daily") is None
-    ceilings.learn("main", 62)
+    ceilings.seen.learn("main", 62)
     around.clock.now += HOUR
-    ceilings.learn("main", 63)
+    ceilings.seen.learn("main", 63)
     assert ceilings.of("main") is None, "nothing of it is cached"
 
 
@@ -211,15 +213,15 @@ async def test_a_clock_that_was_ahead(around: Around, restarts: bool) -> None:
     """What was seen in a far future counts as released, and stays so: it was shown before the correction."""
     delay = {"delay": {"daily": "4h"}}
     ceilings = around.make(**delay)
-    ceilings.learn("daily", 3)
+    ceilings.seen.learn("daily", 3)
     around.clock.now += 365 * 86400
-    ceilings.learn("daily", 4)
+    ceilings.seen.learn("daily", 4)
     around.clock.now -= 365 * 86400
     (limits, ceilings) = (around.limits(**delay), around.make(**delay) if restarts else ceilings)
     async with running(ceilings):
         await until(lambda: ceilings.of("daily") == 4)
     assert limits == []
-    ceilings.learn("daily", 5)
+    ceilings.seen.learn("daily", 5)
     assert ceilings.of("daily") == 4
     around.clock.now += 4 * HOUR
     assert ceilings.of("daily") == 5
@@ -228,25 +230,25 @@ async def test_a_clock_that_was_ahead(around: Around, restarts: bool) -> None:
 async def test_a_clock_that_is_set_back_a_little_releases_nothing(around: Around) -> None:
     delay = {"delay": {"daily": "4h"}}
     ceilings = around.make(**delay)
-    ceilings.learn("daily", 3)
-    ceilings.learn("daily", 4)
+    ceilings.seen.learn("daily", 3)
+    ceilings.seen.learn("daily", 4)
     around.clock.now -= 5
     assert ceilings.of("daily") == around.make(**delay).of("daily") == 3
 
 
 async def test_name_servers_that_are_stuck_hide_nothing_for_longer(around: Around) -> None:
     ceilings = around.make(delay={"daily": "4h"})
-    ceilings.learn("daily", 3)
+    ceilings.seen.learn("daily", 3)
     for _ in range(5):
-        ceilings.sight("daily", 10)
-        ceilings.learn("daily", 3, 10)
+        ceilings.seen.sight("daily", 10)
+        ceilings.seen.learn("daily", 3, 10)
         around.clock.now += HOUR
     assert ceilings.of("daily") == 10
     # Nor does a server of the origin that lags.
-    ceilings.learn("daily", 20, 10)
+    ceilings.seen.learn("daily", 20, 10)
     for _ in range(5):
-        ceilings.sight("daily", 10)
-        ceilings.learn("daily", 20, 10)
+        ceilings.seen.sight("daily", 10)
+        ceilings.seen.learn("daily", 20, 10)
         around.clock.now += HOUR
     assert ceilings.of("daily") == 20
 
@@ -258,8 +260,9 @@ async def test_a_delay_ends_for_all_gateways_of_a_site_at_the_same_time(around: 
     around.store.set_note(site_key("0" * 16, TOPIC, "daily"), {"3": 0.0, "4": now - HOUR})
     settings = ReleasesSection.model_validate({"delay": {"daily": "4h"}})
     notes = Notes(around.store.records, None, TOPIC)
-    ceilings = Ceilings(settings, around.store, around.directory, notes, around.clock, None, others)
-    ceilings.learn("daily", 4)
+    seen = SeenVersions(notes, around.clock, others=others)
+    ceilings = Ceilings(settings, around.store, around.directory, seen, around.clock)
+    ceilings.seen.learn("daily", 4)
     assert ceilings.of("daily") == 3
     [limit] = around.limits(delay={"daily": "4h"})
     assert (limit.version, limit.until) == (3, now + 3 * HOUR)

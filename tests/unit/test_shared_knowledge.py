@@ -23,6 +23,7 @@ from clamproxy.origin.cooldown import PROXY, TRIAL, Cooldowns, FailureKind
 from clamproxy.origin.versions import AdvertisedVersions
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.ceilings import Ceilings
+from clamproxy.releases.first_seen import SeenVersions
 from clamproxy.releases.stuck import ENOUGH_FAILURES, LEAST_TIME, StuckPatches
 from tests.support.clock import Clock
 from tests.support.dns_server import PRIMARY
@@ -75,7 +76,8 @@ class Process:
     def ceilings(self) -> Ceilings:
         settings = ReleasesSection.model_validate({"delay": {"daily": "4h"}})
         notes = Notes(self.store.records, None, "first-seen")
-        return Ceilings(settings, self.store, self.state, notes, self.clock, workers=self.notes("first-seen"))
+        seen = SeenVersions(notes, self.clock, self.notes("first-seen"))
+        return Ceilings(settings, self.store, self.state, seen, self.clock)
 
 
 @pytest.fixture
@@ -242,14 +244,14 @@ def test_a_delay_ends_for_all_at_the_same_time(processes: tuple[Process, Process
     for version in (3, 4):
         put_cvd(first.store, version, make_cvd(version))
     both = first.ceilings(), second.ceilings()
-    both[0].learn("daily", 3)
+    both[0].seen.learn("daily", 3)
     seen()
-    both[1].learn("daily", 3)
+    both[1].seen.learn("daily", 3)
     first.clock.now += 3600
-    both[0].learn("daily", 4)
+    both[0].seen.learn("daily", 4)
     seen()
     first.clock.now += 5
-    both[1].learn("daily", 4)
+    both[1].seen.learn("daily", 4)
     assert [one.of("daily") for one in both] == [3, 3]
     first.clock.now += 4 * 3600 - 6
     assert [one.of("daily") for one in both] == [3, 3]
