@@ -71,68 +71,29 @@ class ClamavFiles:
         self._fleet = fleet
         self.databases = frozenset(settings.serving.databases)
         """The names of the databases that are served."""
-        store, keys, site, clock = foundation.store, foundation.keys, foundation.site, surroundings.clock
-        self.ceilings = Ceilings(
-            settings.releases,
-            store,
-            foundation.records.directory,
-            self._make_seen(clock),
-            clock,
-            holds,
-            foundation.leases,
-        )
+        store, keys, clock = foundation.store, foundation.keys, surroundings.clock
+        self.ceilings = self._make_ceilings(clock, holds)
         self.origin = Origin.open(
             settings,
+            foundation.site,
             via,
             foundation.shared_notes,
             foundation.stats.count_upstream,
-            self._learn_version,
-            self.ceilings.seen.sight,
             clock,
             surroundings.link,
-            foundation.leases,
-            site.bucket,
+            self._learn_version,
+            self.ceilings.seen.sight,
         )
         self._stuck = StuckPatches(store, foundation.shared_notes("stuck"), clock.time)
         self.transfers = self._make_transfers()
         self._soundness = Soundness(store, keys)
         self._lineages = Lineages(store, keys, self._learn_build)
         self._signs = Signs(store, keys)
-        self._builder = CldBuilder(
-            store,
-            foundation.writer,
-            keys,
-            foundation.shared_notes("cld"),
-            self._tidy_soon,
-            clock,
-            foundation.leases,
-            self.transfers.take_shared,
-            site.objects.upload if site.objects is not None else None,
-        )
-        self.upkeep = Upkeep(
-            store,
-            foundation.writer,
-            settings.cache,
-            self._soundness,
-            self._lineages,
-            self._signs,
-            self._builder,
-            self.ceilings.in_force,
-        )
+        self._builder = self._make_builder()
+        self.upkeep = self._make_upkeep()
         self.prefetcher = Prefetcher(store, self.origin, self._lineages, self.transfers)
         self._quiet_hour = QuietHour(foundation.shared_notes("traffic"), clock.time)
-        self._follower = Follower(
-            settings,
-            store,
-            self.origin,
-            self._lineages,
-            self.prefetcher,
-            self._builder,
-            self._quiet_hour,
-            self._signs,
-            self._stuck,
-            foundation.leases,
-        )
+        self._follower = self._make_follower()
         self._exchange = self._make_exchange()
         self._current = CurrentVersions(
             settings, store, self.origin, self._lineages, self.prefetcher, self._exchange
@@ -187,14 +148,18 @@ class ClamavFiles:
 
     # Making the parts
 
-    def _make_seen(self, clock: Clock) -> SeenVersions:
+    def _make_ceilings(self, clock: Clock, holds: Holds | None) -> Ceilings:
         foundation = self._foundation
         others = Notes(None, None, FIRST_SEEN, shared=foundation.store.noted)
         workers = foundation.shared_notes(FIRST_SEEN)
-        return SeenVersions(foundation.kept_notes(FIRST_SEEN), clock, workers, others)
+        seen = SeenVersions(foundation.kept_notes(FIRST_SEEN), clock, workers, others)
+        directory = foundation.records.directory
+        return Ceilings(
+            self._settings.releases, foundation.store, directory, seen, clock, holds, foundation.leases
+        )
 
     def _make_transfers(self) -> Transfers:
-        foundation, clock = self._foundation, self.origin.clock
+        foundation = self._foundation
         resources = Resources(
             self.origin.upstream,
             foundation.store,
@@ -210,8 +175,48 @@ class ClamavFiles:
             self._negative_ttl,
             self._after_publishing,
             self._after_failure,
-            clock,
+            self.origin.clock,
             foundation.shared_notes("missing"),
+        )
+
+    def _make_builder(self) -> CldBuilder:
+        foundation, shared = self._foundation, self._foundation.site.objects
+        return CldBuilder(
+            foundation.store,
+            foundation.writer,
+            foundation.keys,
+            foundation.shared_notes("cld"),
+            self._tidy_soon,
+            self.origin.clock,
+            foundation.leases,
+            self.transfers.take_shared,
+            shared.upload if shared is not None else None,
+        )
+
+    def _make_upkeep(self) -> Upkeep:
+        return Upkeep(
+            self._foundation.store,
+            self._foundation.writer,
+            self._settings.cache,
+            self._soundness,
+            self._lineages,
+            self._signs,
+            self._builder,
+            self.ceilings.in_force,
+        )
+
+    def _make_follower(self) -> Follower:
+        return Follower(
+            self._settings,
+            self._foundation.store,
+            self.origin,
+            self._lineages,
+            self.prefetcher,
+            self._builder,
+            self._quiet_hour,
+            self._signs,
+            self._stuck,
+            self._foundation.leases,
         )
 
     def _make_exchange(self) -> ObjectExchange | None:

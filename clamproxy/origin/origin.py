@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clamproxy.bucket.bucket import Bucket
 from clamproxy.clock import Clock
-from clamproxy.config.settings import Settings
-from clamproxy.leases.leases import ALONE, Leases
+from clamproxy.config.settings import Settings, UpstreamSection
 from clamproxy.notes import UNKEPT, Notes
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import FIRST_PAUSE, Budget
@@ -21,6 +19,7 @@ from clamproxy.origin.proxy_auth import admission_to
 from clamproxy.origin.resolver import make_resolver
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.versions import AdvertisedVersions
+from clamproxy.sharing.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +39,26 @@ class Origin:
     def open(
         cls,
         settings: Settings,
+        site: Site,
         via: str,
         notes: Callable[[str], Notes],
         count: Callable[[int, int], None],
+        clock: Clock,
+        link: Link,
         learnt: Callable[[str, int], object],
-        sighted: Callable[[str, int], object] | None = None,
-        clock: Clock = time,
-        link: Link | None = None,
-        leases: Leases = ALONE,
-        bucket: Bucket | None = None,
+        sighted: Callable[[str, int], object],
     ) -> Origin:
         """Make all parts; nothing is asked yet.
 
         Args:
+            site: gives the leases under which one process looks up a name or probes for a header.
             via: how this gateway names itself in the Via field of its requests.
             notes: gives the notes on a topic.
             count: is told the number of requests and of body bytes, from any thread.
+            link: what files are read over.
             learnt: is told a database and its version whenever DNS gives one; without DNS, whenever the
                 origin's header does.
             sighted: with DNS, is told a database and its version whenever the origin's header gives one.
-            link: what files are read over; by default, one without a limit.
-            leases: of the processes that share them, one looks up a name or probes for a header.
-            bucket: of the site; None if there are no other gateways.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
@@ -71,19 +68,7 @@ class Origin:
         if upstream.parent_proxy is not None:
             admission_to(upstream.parent_proxy).forgive()
         budget = Budget(notes("budget"), clock.time, first_pause=min(FIRST_PAUSE, versions.refresh))
-        way = Upstream(
-            upstream.url,
-            proxy=upstream.parent_proxy,
-            ca_bundle=upstream.ca_bundle,
-            connect_timeout=upstream.connect_timeout,
-            read_timeout=upstream.read_timeout,
-            via=via,
-            count=count,
-            note=budget.note,
-            offline=upstream.offline,
-            link=link,
-            addresses=upstream.address,
-        )
+        way = _upstream(upstream, via, count, budget, link)
         return cls(
             upstream=way,
             versions=AdvertisedVersions(
@@ -95,7 +80,7 @@ class Origin:
                 learnt,
                 clock,
                 notes("unanswered"),
-                leases,
+                site.leases,
             ),
             heads=HeaderProbes(
                 way,
@@ -103,7 +88,7 @@ class Origin:
                 notes("head"),
                 sighted if settings.asks_dns else learnt,
                 clock,
-                ProbeTurns(leases, bucket),
+                ProbeTurns(site.leases, site.bucket),
                 notes("headless"),
             ),
             cooldowns=cooldowns,
@@ -117,3 +102,21 @@ class Origin:
         self.heads.stop()
         self.versions.stop()
         self.upstream.close()
+
+
+def _upstream(
+    settings: UpstreamSection, via: str, count: Callable[[int, int], None], budget: Budget, link: Link
+) -> Upstream:
+    return Upstream(
+        settings.url,
+        proxy=settings.parent_proxy,
+        ca_bundle=settings.ca_bundle,
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.read_timeout,
+        via=via,
+        count=count,
+        note=budget.note,
+        offline=settings.offline,
+        link=link,
+        addresses=settings.address,
+    )

@@ -111,7 +111,7 @@ class SeenVersions:
 
 
 def load_seen(notes: Notes) -> Mapping[str, FirstSeen]:
-    """What the gateways of a site have seen together, for callers that only read. Blocks, but not for long."""
+    """What the gateways of a site have seen together, for callers that only read. Blocks for a moment."""
     return notes.load(parse_seen, _merged)
 
 
