@@ -100,16 +100,7 @@ class Service:
         self.clamav = ClamavFiles(settings, foundation, self.fleet, self.surroundings, self.via, holds)
         self.gateway, self.announcer = self.clamav.gateway, self.clamav.announcer
         self.databases = self.clamav.databases
-        self.feeds = Feeds(
-            self.store.directory / "feeds",
-            settings,
-            foundation.shared_notes,
-            self.stats.count_feed_upstream,
-            self.via,
-            self.surroundings.clock,
-            self.surroundings.link,
-            foundation.site.machine,
-        )
+        self.feeds = self._make_feeds()
         self.site_files = SiteFiles(settings.files.directory, directory)
         self._history = History(self.store.counters, foundation.kept_notes("history"), leases=leases)
         self._peers = Peers(settings)
@@ -120,10 +111,7 @@ class Service:
         self._notifier = Notifier(
             settings, self.pages.figures, foundation.records, self.writer, leases=leases
         )
-        listen = settings.status.listen
-        self._listener = (
-            Listener(listen, self.pages, self.surroundings.open_port) if listen is not None else None
-        )
+        self._listener = self._make_listener()
         self._hours: asyncio.Task[None] | None = None
         self.surroundings.link.follow(settings.upstream.rate_limit)
         self.surroundings.client_rates.follow(settings.serving.rate_limit_per_client)
@@ -216,6 +204,18 @@ class Service:
         transfers = [(object_id.file_name, have, size) for object_id, have, size in self.under_way()]
         return {"transfers": transfers, "feeds": self.feeds.figures()["hosts"]}
 
+    def _make_feeds(self) -> Feeds:
+        return Feeds(
+            self.store.directory / "feeds",
+            self.settings,
+            self._foundation.shared_notes,
+            self.stats.count_feed_upstream,
+            self.via,
+            self.surroundings.clock,
+            self.surroundings.link,
+            self._foundation.site.machine,
+        )
+
     def _make_sources(self) -> Sources:
         return Sources(
             settings=lambda: self.settings,
@@ -247,6 +247,10 @@ class Service:
         return SiteExchange(
             site.bucket, self.store, site.machine, self.pages.report, most, self.surroundings.clock
         )
+
+    def _make_listener(self) -> Listener | None:
+        listen = self.settings.status.listen
+        return None if listen is None else Listener(listen, self.pages, self.surroundings.open_port)
 
     def _other_gateways(self) -> Sequence[PeerState]:
         return (*self._peers.states, *(self._exchange.gateways if self._exchange is not None else ()))
