@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 bench: BENCH ?= peers
-bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases, cld or gateways
+bench: $(VENV)/.dev ## Run a benchmark: BENCH=peers, releases, cld, gateways or workers
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 # The wheel is built from the sdist, and nothing is fetched. It contains ./proxy.yaml, which must be unchanged.

@@ -34,6 +34,8 @@ class LimitInForce:
         self._key = key
         self._clock = clock
         self._rates = Rates()
+        self._is_unlimited = True
+        """Whether no limit is configured, at any time of day."""
         self._minute = -1
         """The minute, by the system's clock, for which the current limit was found."""
         self._limit: int | None = None
@@ -42,11 +44,14 @@ class LimitInForce:
     def follow(self, rates: Rates | None) -> None:
         """Use other rates from now on."""
         with self._lock:
-            self._rates, self._minute = rates or Rates(), -1
+            self._rates, self._minute, self._is_unlimited = rates or Rates(), -1, False
         self.now()
+        self._is_unlimited = rates is None
 
     def now(self) -> int | None:
         """Bytes per second; None for no limit. A change is logged once."""
+        if self._is_unlimited:
+            return None
         at = self._clock.time()
         minute = int(at // 60)  # all time zones of today differ by whole minutes
         if minute == self._minute:

@@ -18,6 +18,7 @@ from tests.support.fixtures import Child, Fill, MakeCvd, Write
 from tests.support.forge import forge_cdiff, forge_cvd
 from tests.support.object_store import ObjectStore, moto_server
 from tests.support.origin import OriginServer
+from tests.support.seaweedfs import seaweedfs
 from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stime_of
 
 # How long an example takes says something of the machine only. HYPOTHESIS_PROFILE=deep looks for longer.
@@ -60,10 +61,18 @@ def moto_port() -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="session")
+def seaweedfs_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The same of SeaweedFS."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as port:
+        yield port
+
+
 @pytest.fixture
-def object_store(moto_port: int) -> Iterator[ObjectStore]:
-    """An object store with an empty bucket, which can be made to fail."""
-    with ObjectStore(moto_port, f"site-{secrets.token_hex(6)}") as store:
+def object_store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """An object store with an empty bucket, which can be made to fail; see `SERVERS`."""
+    port = request.getfixturevalue(f"{getattr(request, 'param', 'moto')}_port")
+    with ObjectStore(port, f"site-{secrets.token_hex(6)}") as store:
         yield store
 
 

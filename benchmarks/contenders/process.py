@@ -39,7 +39,7 @@ class Process:
     def cpu_seconds(self) -> float:
         """Processor time since the start, of all processes and threads, including those that have ended."""
         total = 0
-        for pid in self._pids():
+        for pid in self.pids():
             # proc(5): after the name in brackets, utime, stime, cutime and cstime are 11 fields on.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += sum(map(int, fields[11:15]))
@@ -47,7 +47,7 @@ class Process:
 
     def reset_peak(self) -> None:
         """Start a new measurement of the peak memory (proc(5), clear_refs)."""
-        for pid in self._pids():
+        for pid in self.pids():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak_mib(self) -> float:
@@ -60,12 +60,12 @@ class Process:
 
     def _memory(self, name: str) -> float:
         kib = 0
-        for pid in self._pids():
+        for pid in self.pids():
             match = re.search(rf"^{name}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
             kib += int(match[1]) if match else 0
         return kib / _KIB_PER_MIB
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
         found, unseen = [], [self._process.pid]
         while unseen:
             pid = unseen.pop()

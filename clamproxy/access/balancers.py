@@ -21,11 +21,11 @@ class Balancers:
 
     def announces(self, address: str) -> bool:
         """Whether connections from an address must begin with a PROXY header."""
-        return _is_in(self.announcing, address)
+        return bool(self.announcing) and _is_in(self.announcing, address)
 
     def forwards(self, address: str) -> bool:
         """Whether requests from an address say in X-Forwarded-For whose they are."""
-        return _is_in(self.forwarding, address)
+        return bool(self.forwarding) and _is_in(self.forwarding, address)
 
     def client_of(self, address: str, fields: Iterable[str]) -> str:
         """The client of a request that a balancer has forwarded.
@@ -48,8 +48,6 @@ class Balancers:
 
 
 def _is_in(networks: Sequence[Network], address: str) -> bool:
-    if not networks:
-        return False
     ip = client_ip(address)
     return ip is not None and any(ip in network for network in networks)
 

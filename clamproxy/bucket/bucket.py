@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
-from clamproxy.bucket.bucket_condition import BucketCondition
+from clamproxy.bucket.bucket_condition import STEADY, BucketCondition
 from clamproxy.bucket.bucket_errors import BucketError, in_one_line
 from clamproxy.bucket.bucket_requests import (
     STALL_LIMIT,
@@ -45,8 +46,6 @@ CHECK_AFTER = 1.0
 """Seconds between a failure and the first check whether the store is back; doubles with each check."""
 CHECK_AFTER_MOST = 15.0
 """The most seconds between two checks."""
-STEADY = 60.0
-"""Seconds without trouble, after which the next trouble counts as a new one."""
 
 
 class Bucket:
@@ -65,6 +64,8 @@ class Bucket:
         self._count = count
         self._check_after = CHECK_AFTER
         self._recovered_at = -STEADY
+        self._unlisted: str | None = None
+        """The prefix of a list that failed: a check alone would find the store usable, time and again."""
         self._checks: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,7 +130,13 @@ class Bucket:
         Raises:
             BucketError: the store can't be used.
         """
-        return await self._call("list", LIST_LIMIT, lambda: self._requests.list(prefix.rstrip("/")))
+        directory, is_tried = prefix.rstrip("/"), self.condition.state is None
+        try:
+            return await self._call("list", LIST_LIMIT, lambda: self._requests.list(directory))
+        except BucketError:
+            if is_tried:
+                self._unlisted = directory
+            raise
 
     async def delete(self, path: str) -> None:
         """Delete a document or object, if there is one.
@@ -242,6 +249,9 @@ class Bucket:
             await asyncio.sleep(after)
             try:
                 missing = await self.check()
+                if missing is None and (prefix := self._unlisted) is not None:
+                    await self._bounded("list", LIST_LIMIT, partial(self._requests.list, prefix))
+                    self._unlisted = None
             except BucketError as error:
                 self.condition.failed(str(error))
                 self._check_after = after = min(2 * self._check_after, CHECK_AFTER_MOST)

@@ -12,8 +12,9 @@ _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not ex
 _NO_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity")
 
 _IN_WORDS = {
+    "Account must be specified": "AZURE_STORAGE_ACCOUNT_NAME is not set in the environment",
     "kind: Timeout": "no response in time",
-    "BadScheme": "it has an http:// URL, which AWS_ALLOW_HTTP=true would allow",
+    "BadScheme": "its URL begins with http://, which AWS_ALLOW_HTTP (or AZURE_ALLOW_HTTP) must allow",
     "InvalidCertificate": "its certificate can't be verified",
     "InvalidContentType": "it doesn't speak TLS",
     "IncompleteMessage": "the connection was closed before the response was complete",

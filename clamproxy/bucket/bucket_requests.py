@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 STALL_LIMIT = 3.0
 """Seconds without a byte after which a request has failed."""
 LARGEST_DOCUMENT = 4 * MIB
-"""Bytes of the largest document that `Bucket.get` reads."""
+"""Bytes of the largest document that is read. One that is larger reads like an empty one."""
+MOST_LISTED = 20_000
+"""Names below a prefix, at most: a site has some hundred objects, and fewer documents."""
+_PAGE = 1000
 MOST_VERSIONS = 1000
 """Of how many documents the versions are known; those that were used last."""
 PART = 8 * MIB
@@ -38,6 +41,11 @@ _CLIENT_OPTIONS = {
 }
 _MAX_RETRIES = 1
 _RETRY_TIMEOUT = timedelta(seconds=2)
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 """Which variable allows http:// endpoints."""
 
@@ -75,17 +83,18 @@ class BucketRequests:
         """By path: the last known ETag, and the version."""
 
     async def read(self, path: str) -> Stored | None:
-        """A small document; None if there is none."""
+        """A small document; None if there is none. One that is too large reads like an empty one."""
         result = await self.open(path)
         if result is None:
             return None
         meta = result.meta
+        etag = etag_of(meta["e_tag"])
         if meta["size"] > LARGEST_DOCUMENT:
-            raise BucketError(f"{path} has {meta['size']} bytes")
+            # Somebody else has put that there: no document, and no failure of the store either.
+            return Stored(b"", etag, meta["last_modified"].timestamp())
         content = bytes(await result.buffer_async())
         if len(content) != meta["size"]:
             raise BucketError(f"{path} has {len(content)} bytes, not the {meta['size']} it should have")
-        etag = etag_of(meta["e_tag"])
         self._remember(path, etag, meta["version"])
         return Stored(content, etag, meta["last_modified"].timestamp())
 
@@ -135,13 +144,14 @@ class BucketRequests:
         """Everything below a prefix, by the rest of its path."""
         import obstore
 
-        found = await obstore.list(self._store, prefix).collect_async()
-        return {
-            meta["path"].removeprefix(f"{prefix}/"): Listed(
-                etag_of(meta["e_tag"]), meta["size"], meta["last_modified"].timestamp()
-            )
-            for meta in found
-        }
+        found: dict[str, Listed] = {}
+        async for page in obstore.list(self._store, prefix, chunk_size=_PAGE):
+            for meta in page:
+                listed = Listed(etag_of(meta["e_tag"]), meta["size"], meta["last_modified"].timestamp())
+                found[meta["path"].removeprefix(f"{prefix}/")] = listed
+            if len(found) > MOST_LISTED:
+                raise BucketError(f"more than {MOST_LISTED:,} names are below {prefix}")
+        return found
 
     async def delete(self, path: str) -> None:
         import obstore
@@ -177,15 +187,19 @@ class BucketRequests:
         return False
 
     async def try_conditions(self) -> str | None:
-        """Try conditional writes with a document of random name; see `Bucket.check`."""
-        path = f"checks/{secrets.token_hex(8)}"
+        """Try conditional writes with a document of random name, and a list; see `Bucket.check`."""
+        name = secrets.token_hex(8)
+        path = f"checks/{name}"
         first = await self.write(path, b"1", "create")
         if first is None:
             raise BucketError("a document of random name exists already")
         try:
-            return await self._find_missing(path, first)
+            missing = await self._find_missing(path, first)
+            if missing is None and name not in await self.list("checks"):
+                raise BucketError("its lists lack what was written")
         finally:
             await self.delete(path)
+        return missing
 
     async def _find_missing(self, path: str, first: str) -> str | None:
         """What the store can't do with a document that has just been written, with this ETag."""
@@ -215,6 +229,7 @@ def open_requests(url: str) -> BucketRequests:
         raise BucketError("obstore isn't installed: pip install clamproxy[fleet]") from None
 
     kind = url.partition(":")[0]
+    _check_endpoints(kind)
     # Client options displace those that the environment sets.
     options = _CLIENT_OPTIONS | {"allow_http": _is_set(_ALLOW_HTTP[kind])}
     # Not every S3-compatible store has bulk deletes.
@@ -223,10 +238,17 @@ def open_requests(url: str) -> BucketRequests:
     try:
         store = from_url(url, config=config, client_options=options, retry_config=retries)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
-        raise BucketError(f"{url}: {in_one_line(error)}") from None
+        raise BucketError(in_one_line(error)) from None
     atexit.unregister(_let_threads_end)
     atexit.register(_let_threads_end)
     return BucketRequests(store, replaces_by_version=kind == "gs")
+
+
+def _check_endpoints(kind: str) -> None:
+    """Refuse what is no URL; obstore would panic at its first request (measured with 0.12)."""
+    for variable in _ENDPOINTS[kind]:
+        if not os.environ.get(variable, "https://").startswith(("http://", "https://")):
+            raise BucketError(f"the environment variable {variable} must begin with https:// or http://")
 
 
 def _let_threads_end() -> None:

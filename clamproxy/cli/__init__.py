@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
@@ -31,6 +32,9 @@ from clamproxy.cli import (
     verify,
 )
 from clamproxy.cli.output import checked_output
+
+# Commands say themselves what came of the object store. mitmproxy's handlers still get these lines.
+logging.getLogger("clamproxy.sharing").addHandler(logging.NullHandler())
 
 
 class _Commands(click.Group):

@@ -150,7 +150,8 @@ def _misuse_is_unknown() -> Iterator[None]:
 @click.option(
     "--all-gateways",
     is_flag=True,
-    help="Also the machines of the gateways in fleet.peers, which are asked now, and of the site's gateways.",
+    help="Also the machines of the gateways in fleet.peers, which are asked now, and of those that use the "
+    "same object store.",
 )
 @click.pass_context
 def fleet(

@@ -79,7 +79,7 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
         if problem is not None and (settings.fleet_store is None or trouble is not None):
             tell(f"Warning: {problem.partition(';')[0]}; whatever else was held no longer is.")
         instead = f" (it was held at {former.version})" if former is not None else ""
-        tell(f"{database} is held at version {chosen} from now on{_where(settings)}{instead}.")
+        tell(f"{database} is held at version {chosen} from now on{_where(settings, trouble)}{instead}.")
         _tell_of_trouble(trouble)
         _tell_of_newer(settings, database, chosen)
 
@@ -107,7 +107,7 @@ def release(config: str | None, database: str) -> None:
     since = shown_time(lifted.since)
     if trouble is None:
         trouble = _synchronize(settings)
-    where = _where(settings)
+    where = _where(settings, trouble)
     tell(f"{database} is no longer held{where}; it was held at version {lifted.version} since {since}.")
     _tell_of_trouble(trouble)
 
@@ -117,14 +117,18 @@ def _synchronize(settings: Settings) -> str | None:
     return synchronize(settings.fleet_store, state_directory(settings))
 
 
-def _where(settings: Settings) -> str:
-    return "" if settings.fleet_store is None else " at all gateways of the site"
+def _where(settings: Settings, trouble: str | None) -> str:
+    """For which gateways that is so, in words; nothing if there is only this one."""
+    if settings.fleet_store is None:
+        return ""
+    return " (all gateways of the site)" if trouble is None else " (this gateway)"
 
 
 def _tell_of_trouble(trouble: str | None) -> None:
     if trouble is not None:
         tell(
-            f"Warning: the other gateways don't know yet ({trouble}). A running proxy tells them when it can."
+            f"Warning: the other gateways of the site don't know yet: {trouble}. "
+            "A running proxy tells them as soon as the object store can be used."
         )
 
 

@@ -25,7 +25,7 @@ def give(settings: Settings, store: Store, objects: Iterable[ObjectId]) -> None:
     except BucketError as error:
         missing = str(error)
     if missing is not None:
-        tell(f"Not everything is in the object store yet; a running gateway puts it there later. {missing}")
+        tell(f"Not everything is in the object store yet: {missing}. A running gateway puts it there later.")
 
 
 async def _upload(store: Store, url: str, objects: list[ObjectId]) -> str | None:

@@ -72,7 +72,7 @@ def available(scheme: str) -> str:
 def with_obstore(url: str) -> str:
     """Refuse an object store if the package for it is missing."""
     if find_spec("obstore") is None:
-        missing = "null; an object store needs the package obstore: pip install 'clamproxy[fleet]'"
+        missing = "null, because the package obstore is missing: pip install 'clamproxy[fleet]'"
         raise PydanticCustomError("conflict", "{missing}", {"missing": missing})
     return url
 

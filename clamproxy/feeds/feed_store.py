@@ -17,13 +17,14 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.given import Given
+from clamproxy.feeds.listing import Listing
 from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.feeds.spool import FeedsFullError, Spool, is_left_over
 from clamproxy.files import Stamp, lock, replacing, sync_directory
@@ -59,6 +60,7 @@ class FeedStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.given = Given(directory / "given")
+        self._listing = Listing(directory)
         self._directory = directory
         self._size_limit = size_limit
         self._later = later
@@ -119,9 +121,16 @@ class FeedStore:
             self._refresh(key)
             return self._entries.get(key)
 
+    def among(self, keys: Iterable[str]) -> list[str]:
+        """Those of some keys under which something may be stored or given to clients. Quick."""
+        stored, given = self._listing.names(), self.given.names()
+        if stored is None or given is None:
+            return list(keys)
+        return [key for key in keys if f"{key}.json" in stored or key in given]
+
     def _refresh(self, key: str) -> None:
         try:
-            status = os.stat(f"{self._directory}/{key}.json")  # noqa: PTH116 -- called some 20 times a request
+            status = os.stat(f"{self._directory}/{key}.json")  # noqa: PTH116 -- called all the time
         except FileNotFoundError:
             self._forget(key)
             return

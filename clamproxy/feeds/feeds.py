@@ -251,9 +251,10 @@ class Feeds:
     def _is_fresh(self, ask: _Ask, entry: StoredResponse) -> bool:
         """Whether this stored response, and those beside it, allow answering without asking the feed."""
         now, authorization = self._clock.time(), ask.sent.get("Authorization")
-        return sharing_rules.is_fresh(entry.head, ask.request.headers, now) and all(
-            self._keeps_step(entry, target.key(authorization), now) for target in pairs.beside(ask.target)
-        )
+        if not sharing_rules.is_fresh(entry.head, ask.request.headers, now):
+            return False
+        keys = self._store.among(target.key(authorization) for target in pairs.beside(ask.target))
+        return all(self._keeps_step(entry, key, now) for key in keys)
 
     def _keeps_step(self, entry: StoredResponse, key: str, now: float) -> bool:
         """Like `pairs.keeps_step`, but also counts what clients were given that is not stored, or not yet."""

@@ -104,6 +104,8 @@ class Front:
         set fields there.
         """
         caller, balancers = request.caller, self.balancers
+        if not balancers.forwarding:
+            return request
         if caller.tunnel is None and caller.forwarded_by is None and balancers.forwards(caller.address):
             client = balancers.client_of(caller.address, request.headers.getlist("X-Forwarded-For"))
             request.caller = replace(caller, address=client, forwarded_by=caller.address)

@@ -38,6 +38,7 @@ SWEEP_AFTER = 86400.0
 SWEEP_MOST = 200
 """How many documents are deleted at a time."""
 
+_MOST_RENEWALS = 2**53
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9. -]{0,150}")
 
 
@@ -70,9 +71,9 @@ class _Document:
                     "gateway": str(gateway),
                     "number": int(number),
                     "learnt": dict(learnt),
-                }:
+                } if number < _MOST_RENEWALS:
                     return _Document(holder, gateway, number, learnt)
-        except ValueError:
+        except (RecursionError, ValueError):
             pass
         return _Document(holder="unknown")
 

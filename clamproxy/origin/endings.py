@@ -54,7 +54,7 @@ class TransferEnding:
                 None if saved["version"] is None else int(saved["version"]),
                 float(saved["at"]),
             )
-        except (KeyError, OverflowError, TypeError, ValueError):
+        except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
             return None
         return ending if since <= ending.at <= time.monotonic() else None
 

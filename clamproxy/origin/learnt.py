@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 from clamproxy.leases.leases import Learnt
+from clamproxy.objects import MAX_VERSION
 from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER, FailureKind
 from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import shown
@@ -38,6 +39,8 @@ def ending_found(learnt: Learnt, agent: str) -> TransferEnding | None:
     if ending is None or not ending.concerns(agent):
         return None
     if ending.failure is not None and ending.failure not in _EVERYBODYS:
+        return None
+    if ending.version is not None and not 0 < ending.version <= MAX_VERSION:
         return None
     wait = ending.retry_after
     is_sane = wait is not None and 0 <= wait <= LONGEST_RETRY_AFTER

@@ -94,7 +94,7 @@ class ProbeTurns:
         try:
             stored = await self._bucket.get(_path_of(database))
             header = None if stored is None else _header_in(json.loads(stored.content), wanted)
-        except (BucketError, ValueError):
+        except (BucketError, RecursionError, ValueError):
             return None
         return header if header is not None and header.version >= wanted else None
 

@@ -44,6 +44,8 @@ class ReadReport:
     """Of its file; None if there was none."""
     answer: PeerAnswer | None = None
     """None if it can't be used."""
+    damage: str = ""
+    """What is wrong with it."""
 
     @property
     def came_at(self) -> float | None:
@@ -86,7 +88,9 @@ class SiteGateways:
             before = self._read.get(gateway)
             if before is None or self._reports.stamp(gateway) != before.stamp:
                 read = partial(read_report, self._reports, gateway, about, self._most, self._clock())
-                self._read[gateway] = await in_thread("clamproxy-reports", read)
+                self._read[gateway] = after = await in_thread("clamproxy-reports", read)
+                if after.damage and (before is None or not before.damage):
+                    logger.warning("The report of gateway %s can't be used: %s.", gateway, after.damage)
         self._read = {gateway: read for gateway, read in self._read.items() if gateway in known}
 
     async def _run(self) -> None:
@@ -135,8 +139,7 @@ def read_report(reports: Reports, gateway: str, about: About, most: int, now: fl
     except OSError:
         return ReadReport(stamp)
     except (AnswerError, ValueError) as error:
-        logger.warning("The report of gateway %s can't be used: %s.", gateway, error)
-        return ReadReport(stamp)
+        return ReadReport(stamp, damage=str(error))
     return ReadReport(stamp, PeerAnswer(status, tuple(machines[:most])))
 
 

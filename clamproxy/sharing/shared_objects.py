@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -24,8 +25,8 @@ from clamproxy.sharing.give_and_take import name_of_fetch
 
 logger = logging.getLogger(__name__)
 
-LARGEST_LIST = 100_000
-"""Names in the object store beyond which its list is of no use: a site has some hundred objects."""
+UPLOAD_AGAIN_AFTER, UPLOAD_AGAIN_AFTER_MOST = 20.0, 3600.0
+"""Seconds until a failed upload is tried again; twice as many after each failure, but no more than these."""
 MOST_BAD = 1024
 """How many bad objects are remembered."""
 _LAST_MODIFIED = "lastmodified"
@@ -53,6 +54,10 @@ class SharedObjects:
         self._absent = NegativeCache[ObjectId](time.monotonic)
         self._bad: dict[ObjectId, str] = {}
         """The ETags of objects that are something else than their name says."""
+        self._refused = NegativeCache[ObjectId](time.monotonic)
+        """What isn't uploaded for a while, because that failed: the store may be full."""
+        self._refusals: Counter[ObjectId] = Counter()
+        """How often in a row it failed."""
         self._given: set[ObjectId] = set()
         """What this process has uploaded, or is about to."""
         self._turns = asyncio.Semaphore(_AT_A_TIME)
@@ -108,11 +113,8 @@ class SharedObjects:
         Raises:
             BucketError: the bucket can't be used.
         """
-        listed = await self._bucket.list(_DIRECTORY)
-        if len(listed) > LARGEST_LIST:
-            raise BucketError(f"{len(listed):,} names are below {_DIRECTORY}")
         found = {}
-        for path, one in listed.items():
+        for path, one in (await self._bucket.list(_DIRECTORY)).items():
             with suppress(ValueError):
                 object_id = ObjectId.parse(path.rpartition("/")[2])
                 is_right = path_of(object_id) == f"{_DIRECTORY}/{path}"
@@ -137,10 +139,10 @@ class SharedObjects:
         Returns:
             Whether it is there now.
         """
-        published = self._store.open(object_id)
-        if published is None:
+        if object_id in self._refused or (published := self._store.open(object_id)) is None:
             return False
         self._given.add(object_id)
+        was_usable = self.is_usable
         try:
             with published:
                 if published.size > 0:
@@ -148,8 +150,16 @@ class SharedObjects:
         except (BucketError, OSError) as error:
             logger.debug("%s was not uploaded: %s", object_id.file_name, error)
             self._given.discard(object_id)
+            if was_usable:
+                self._refused.add(object_id, self._next_pause(object_id))
             return False
+        del self._refusals[object_id]
         return True
+
+    def _next_pause(self, object_id: ObjectId) -> float:
+        before = min(self._refusals[object_id], 10)
+        self._refusals[object_id] = before + 1
+        return min(UPLOAD_AGAIN_AFTER * 2.0**before, UPLOAD_AGAIN_AFTER_MOST)
 
     def was_given(self, object_id: ObjectId) -> bool:
         """Whether this process has uploaded it, or is doing it. If it is dropped there, it stays dropped."""

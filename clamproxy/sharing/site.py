@@ -116,4 +116,4 @@ def _opened(url: str, count: Count = lambda _, __: None) -> Bucket:
     try:
         return open_bucket(url, count)
     except BucketError as error:
-        raise ConfigurationError(f"fleet_store: {error}") from None
+        raise ConfigurationError(f"fleet_store is {url}, which can't be used: {error}") from None

@@ -280,21 +280,14 @@ def _groups(groups: Sequence[Values]) -> Iterator[Metric]:
 
 
 def _peers(values: Values) -> Iterator[Metric]:
-    site = [peer["up"] is not False for peer in values["peers"] if peer["site"]]
-    if site:
+    if values["fleet_store"] is not None:
+        site = [peer["up"] is not False for peer in values["peers"] if peer["site"]]
         text = "Other gateways of the site that were heard of within the last minutes."
         yield _gauge("site_gateways", text, value=sum(site))
     peers = [peer for peer in values["peers"] if not peer["site"]]
     if peers:
         samples = [((peer["name"],), peer["up"]) for peer in peers]
         yield _gauge("peer_up", "Whether the gateway in fleet.peers answers.", ("peer",), samples)
-
-
-def _site(values: Values) -> Iterator[Metric]:
-    others = [peer for peer in values["peers"] if peer["site"]]
-    if others:
-        text = "Other gateways of the site that were heard of within the last minutes."
-        yield _gauge("site_gateways", text, value=sum(peer["up"] is not False for peer in others))
 
 
 def _fleet_store(values: Values) -> Iterator[Metric]:

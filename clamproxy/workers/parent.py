@@ -100,6 +100,10 @@ class Parent:
                 return
             if not self._are_serving:
                 self._failure = code if code > 0 else 1
+                if code <= 0:  # otherwise, it has said itself what is wrong
+                    self._log(
+                        logging.WARNING, f"Worker {number} has ended ({_shown(code)}) during the start."
+                    )
                 self._stop.set()
                 return
             if time.monotonic() - started_at > LONG_LIFE:

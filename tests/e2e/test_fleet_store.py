@@ -58,6 +58,7 @@ def test_an_outage_is_told_everywhere_and_costs_no_client_anything(
     gateway.start()
     assert eventually(lambda: object_store.count("DELETE", "checks/") == 1)
     assert is_up(gateway)
+    assert "clamproxy_site_gateways 0.0" in page(gateway, "/metrics")
     assert "object store" not in page(gateway, "/readyz")
     assert ALONE not in gateway.log
 

@@ -15,7 +15,7 @@ from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
 from tests.support.gateway import Gateway
-from tests.support.object_store import FULL, ObjectStore, make_bucket
+from tests.support.object_store import FULL, SERVERS, ObjectStore, make_bucket
 from tests.support.origin import OriginServer
 from tests.support.scenes import PROBE, explain, shown
 from tests.support.site import Site, assert_proven_cld, eventually, settings_for, signed
@@ -62,6 +62,7 @@ def update_all(sites: list[Site], name: str, local: int | None = None) -> None:
             assert outcome.code == OK, explain(site, outcome)
 
 
+@SERVERS
 def test_a_cold_start_and_a_release_day(make_gateway: MakeGateway, origin: OriginServer) -> None:
     sites = [make_gateway() for _ in range(3)]
     sites[0].publish(4)

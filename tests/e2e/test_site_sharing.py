@@ -82,7 +82,7 @@ def test_a_hold_is_the_whole_sites(sharing: SharingSite) -> None:
     for gateway in (first, second):
         assert version_of(gateway.ask("/test.cvd").body) == 4
     result = first.tool("hold", "test", "--why", "false positives")
-    assert "test is held at version 4 from now on at all gateways of the site." in result.stderr, result
+    assert "test is held at version 4 from now on (all gateways of the site)." in result.stderr, result
     first.kill()
     until(lambda: "test is held at version 4, by " in second.log, second)
     sharing.publish(6)
@@ -97,7 +97,7 @@ def test_a_hold_is_the_whole_sites(sharing: SharingSite) -> None:
     assert pod.ask("/test-6.cdiff").status == 404
 
     result = pod.tool("release", "test")
-    assert "test is no longer held at all gateways of the site" in result.stderr, result
+    assert "test is no longer held (all gateways of the site)" in result.stderr, result
     until(lambda: shown(second) == 6, second)
     first.start()
     until(lambda: shown(first) == 6, first)
@@ -112,7 +112,9 @@ def test_a_store_that_is_down_delays_no_start_for_long(sharing: SharingSite) -> 
     until(lambda: "isn't known what other gateways of the site hold" in ready(gateway), gateway)
     result = gateway.tool("hold", "test")
     assert result.returncode == 0
-    assert "Warning: the other gateways don't know yet" in result.stderr
+    held, warning = result.stderr.splitlines()
+    assert "test is held at version 4 from now on (this gateway)." in held
+    assert "Warning: the other gateways of the site don't know yet: s3://" in warning
     sharing.store.come_back()
     until(lambda: "other gateways" not in ready(gateway), gateway)
     other = sharing.gateway("b")

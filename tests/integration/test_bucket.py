@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from clamproxy.bucket import bucket as module
+from clamproxy.bucket import bucket_requests
 from clamproxy.bucket.bucket import Bucket, open_bucket
 from clamproxy.bucket.bucket_errors import BucketError
-from clamproxy.bucket.bucket_requests import PART
+from clamproxy.bucket.bucket_requests import LARGEST_DOCUMENT, PART
 from clamproxy.config.units import MIB
 from tests.support.fixtures import Child
 from tests.support.gcs import gcs_server
-from tests.support.object_store import BROKEN, FULL, READ_ONLY, Faults, ObjectStore, credentials
+from tests.support.object_store import BROKEN, FULL, READ_ONLY, SERVERS, Faults, ObjectStore, credentials
 from tests.support.stored import until
 
 COUNTED: list[tuple[str, bool]] = []
@@ -36,6 +38,7 @@ async def download(bucket: Bucket, path: str, limit: int = 200 * MIB) -> bytes |
     return None if found is None else b"".join([chunk async for chunk in found])
 
 
+@SERVERS
 async def test_documents(bucket: Bucket) -> None:
     assert await bucket.get("a/b c") is None
     first = await bucket.create("a/b c", b"1")
@@ -57,6 +60,7 @@ async def test_documents(bucket: Bucket) -> None:
     assert bucket.condition.state is None
 
 
+@SERVERS
 async def test_lists_are_whole(bucket: Bucket) -> None:
     assert await bucket.list("gateways") == {}
     etags = {}
@@ -68,7 +72,12 @@ async def test_lists_are_whole(bucket: Bucket) -> None:
     assert found["deep/13"].size == 6
 
 
-async def test_of_16_that_race_one_wins(bucket: Bucket) -> None:
+@SERVERS
+async def test_of_16_that_race_one_wins(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # SeaweedFS lets those that lose wait, for up to a second for each of the others.
+    monkeypatch.setattr(module, "CALL_LIMIT", 60.0)
+    monkeypatch.setitem(bucket_requests._CLIENT_OPTIONS, "read_timeout", "60s")
+    bucket = open_bucket(object_store.use(monkeypatch))
     for round_ in range(5):
         path, contents = f"race/{round_}", [str(number).encode() for number in range(16)]
         made = await asyncio.gather(*(bucket.create(path, one) for one in contents))
@@ -76,8 +85,10 @@ async def test_of_16_that_race_one_wins(bucket: Bucket) -> None:
         assert made.count(None) == 15
         changed = await asyncio.gather(*(bucket.replace(path, b"not " + one, etag) for one in contents))
         assert sum(one is not None for one in changed) == 1
+    bucket.stop()
 
 
+@SERVERS
 @pytest.mark.parametrize("size", [0, 1000, PART, 2 * PART + 12345])
 async def test_objects_go_up_once(
     bucket: Bucket, object_store: ObjectStore, tmp_path: Path, size: int
@@ -186,6 +197,7 @@ async def test_a_cancelled_call_ends_at_once(bucket: Bucket, object_store: Objec
     assert bucket.condition.state is None
 
 
+@SERVERS
 @pytest.mark.parametrize(
     ("ignores", "missing"),
     [(("If-None-Match",), "create-only"), (("If-Match",), "replacement"), ((), None)],
@@ -208,6 +220,17 @@ async def test_the_check_finds_a_store_that_lies(
         await bucket.check()
 
 
+@pytest.mark.parametrize(
+    ("url", "variable"), [("s3://bucket", "AWS_ENDPOINT_URL"), ("az://container", "AZURE_STORAGE_ENDPOINT")]
+)
+def test_an_endpoint_without_a_scheme_is_named(
+    url: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "store.example.net:9000")
+    with pytest.raises(BucketError, match=f"{variable} must begin with https:// or http://"):
+        open_bucket(url)
+
+
 async def test_the_check_finds_a_bucket_that_is_not_there(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +242,61 @@ async def test_the_check_finds_a_bucket_that_is_not_there(
         with pytest.raises(BucketError, match="there is no such bucket"):
             await call
     bucket.stop()
+
+
+async def test_a_document_that_is_too_large_is_no_failure(bucket: Bucket, object_store: ObjectStore) -> None:
+    object_store.write("holds.json", b"x" * (LARGEST_DOCUMENT + 1))
+    stored = await bucket.get("holds.json")
+    assert stored is not None
+    assert stored.content == b""
+    assert await bucket.replace("holds.json", b"{}", stored.etag) is not None
+    assert bucket.condition.state is None
+
+
+def _not_allowed_to_list(store: ObjectStore) -> Callable[[], object]:
+    store.faults.refuse = {"LIST": (403, "AccessDenied")}
+    return store.faults.refuse.clear
+
+
+def _name_that_is_no_path(store: ObjectStore) -> Callable[[], object]:
+    store.write("gateways//x", b"")
+    return lambda: store.delete("gateways//x")
+
+
+def _too_many_names(store: ObjectStore) -> Callable[[], object]:
+    for number in range(7):
+        store.write(f"gateways/{number}", b"")
+    return lambda: store.delete("gateways/0")
+
+
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [
+        (_not_allowed_to_list, r"403 Forbidden \(AccessDenied\)"),
+        (_name_that_is_no_path, "gateways//x"),
+        (_too_many_names, "more than 6 names are below gateways"),
+    ],
+)
+async def test_a_store_of_which_only_lists_fail_stays_unusable(
+    bucket: Bucket,
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    begin: Callable[[ObjectStore], Callable[[], object]],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(bucket_requests, "MOST_LISTED", 6)
+    monkeypatch.setattr(module, "CHECK_AFTER_MOST", 0.2)
+    end = begin(object_store)
+    with pytest.raises(BucketError, match=reason):
+        await bucket.list("gateways")
+    await until(lambda: object_store.count("DELETE", "checks/") > 2)
+    assert bucket.condition.state is not None
+    assert re.search(reason, bucket.condition.state.reason)
+    assert sum("can't be used" in record.getMessage() for record in caplog.records) == 1
+    end()
+    await until(lambda: bucket.condition.state is None)
+    await bucket.list("gateways")
 
 
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clamproxy.bucket.bucket import Bucket, open_bucket
+from clamproxy.config.units import MIB
 from clamproxy.leases import bucket_leases
 from clamproxy.leases.bucket_leases import BucketLeases, path_of
 from clamproxy.leases.directory_leases import DirectoryLeases
@@ -95,7 +96,15 @@ async def test_whoever_loses_a_lease_knows_it(
     assert await bucket.get(path_of(NAME)) == before, "it is somebody else's"
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"holder": 1}', b"\xff" * 100, b"null"])
+ENDLESS = b'{"holder": "", "gateway": "", "number": %s, "learnt": {}}' % (b"9" * 4300)
+"""With one more, this number would be too long for JSON in Python."""
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"{", b"[]", b'{"holder": 1}', b"\xff" * 100, b"null", b"[" * 100_000, ENDLESS, b"x" * 5 * MIB],
+    ids=["empty", "cut", "list", "parts", "bytes", "null", "deep", "endless", "huge"],
+)
 async def test_a_document_that_makes_no_sense_is_replaced_in_time(
     bucket: Bucket, gateways: tuple[Leases, Leases], garbage: bytes
 ) -> None:

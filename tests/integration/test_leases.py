@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,15 +26,18 @@ LONG = 60.0
 """Seconds that no engine needs for anything."""
 
 
-@pytest.fixture(params=["directory", "bucket"])
+@pytest.fixture(params=["directory", "moto", "seaweedfs"])
 def engine(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> SimpleNamespace:
+) -> Iterator[SimpleNamespace]:
     """An engine by name, and where its leases are."""
-    if request.param == "bucket":
-        store: ObjectStore = request.getfixturevalue("object_store")
-        return SimpleNamespace(name=request.param, place=store.use(monkeypatch))
-    return SimpleNamespace(name=request.param, place=str(tmp_path))
+    if request.param == "directory":
+        yield SimpleNamespace(name="directory", place=str(tmp_path))
+        return
+    with ObjectStore(
+        request.getfixturevalue(f"{request.param}_port"), f"leases-{secrets.token_hex(6)}"
+    ) as store:
+        yield SimpleNamespace(name="bucket", place=store.use(monkeypatch))
 
 
 @pytest.fixture

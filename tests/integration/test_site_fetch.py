@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.leases.leases import WaitEnding
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, TransferError
 from clamproxy.origin.learnt import ending_left
 from clamproxy.origin.transfers import CooldownError
+from clamproxy.sharing import shared_objects
 from clamproxy.sharing.shared_objects import path_of
 from tests.harness.site import LIMIT, MakeMember, Member, open_site
 from tests.support import faults
@@ -107,6 +109,20 @@ async def test_heads_are_asked_for_once(make: MakeMember, origin: OriginServer, 
     assert (await late.leases.wait("probe daily", LIMIT)).ending is WaitEnding.RELEASED
     await late.heads.probe("daily", NEW, 6, 6)
     assert origin.count("/daily.cvd") == 2
+
+
+@pytest.mark.parametrize("junk", [b"", b"[" * 100_000, b"null", b'{"header": "ClamAV-VDB:"}'], ids=len)
+async def test_a_head_that_makes_no_sense_is_asked_for(
+    make: MakeMember, origin: OriginServer, make_cvd: MakeCvd, junk: bytes
+) -> None:
+    origin.put("daily.cvd", make_cvd(5, BIG))
+    member = make()
+    await member.bucket.put("heads/daily.json", junk)
+    await member.heads.probe("daily", NEW, 5, 5)
+    head = member.heads.get("daily")
+    assert head is not None
+    assert head.header is not None
+    assert head.header.version == 5
 
 
 # What one gateway has learnt counts for those that waited
@@ -307,6 +323,30 @@ async def test_what_a_gateway_has_is_given_and_taken(
     await one.exchange._exchange()
     await later.exchange._exchange()
     assert later.read(cdiff(8)) == forge_cdiff("daily", 8)
+
+
+async def test_what_could_not_be_uploaded_is_not_tried_at_each_look(
+    make: MakeMember, origin: OriginServer, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a store that has room for documents only: each try would upload the whole file."""
+    one = await fill(make, origin, make_cvd)
+    await one.shared.drop(cvd(5))
+    tries = 0
+
+    async def full(*_: object) -> bool:
+        nonlocal tries
+        tries += 1
+        raise BucketError("no room")
+
+    monkeypatch.setattr(one.bucket, "upload", full)
+    monkeypatch.setattr(shared_objects, "UPLOAD_AGAIN_AFTER", 0.0)
+    for _ in range(3):
+        assert not await one.shared.upload(cvd(5))
+    assert tries == 3
+    monkeypatch.setattr(shared_objects, "UPLOAD_AGAIN_AFTER", 3600.0)
+    for _ in range(3):
+        assert not await one.shared.upload(cvd(5))
+    assert tries == 4
 
 
 async def test_what_was_purged_is_taken_only_when_needed(

@@ -1,4 +1,4 @@
-"""An object store for tests: moto's server, and a relay before it that does what stores do wrong."""
+"""An object store for tests: a real server, and a relay before it that does what stores do wrong."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from typing import Any, Self
 import pytest
 
 BUCKET = "site"
+SERVERS = pytest.mark.parametrize("object_store", ["moto", "seaweedfs"], indirect=True)
+"""For tests of what works with any server; all others use moto, which starts faster."""
 _MOTO = """
 import sys, threading
 from moto.server import ThreadedMotoServer
@@ -68,7 +70,7 @@ class Faults:
     is_stalled: bool = False
     """It accepts connections and requests, and answers none."""
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """By method: status and S3's code, such as ``{"PUT": (507, "InsufficientStorage")}``."""
+    """By method, or LIST: status and S3's code, such as ``{"PUT": (507, "InsufficientStorage")}``."""
     cut_after: int | None = None
     """The connection ends after so many bytes of a body."""
     rate: float | None = None
@@ -152,11 +154,17 @@ class ObjectStore:
 
     def write(self, path: str, content: bytes) -> None:
         """Put an object below the prefix, as anybody with access can."""
+        self._ask_server("PUT", path, content)
+
+    def delete(self, path: str) -> None:
+        """The same for deleting one."""
+        self._ask_server("DELETE", path, None)
+
+    def _ask_server(self, method: str, path: str, content: bytes | None) -> None:
         address = f"http://127.0.0.1:{self.data_port}/{self.bucket}/prefix/{path}"
-        headers = {**_LOGIN, "Content-Type": "application/octet-stream"}
-        request = urllib.request.Request(address, content, method="PUT", headers=headers)
+        request = urllib.request.Request(address, content, _LOGIN, method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
-            assert response.status == 200
+            assert response.status in (200, 204)
 
     def __enter__(self) -> Self:
         return self
@@ -209,8 +217,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while self.store.faults.is_stalled:
             time.sleep(0.02)
         time.sleep(faults.delay)
-        if self.command in faults.refuse:
-            status, code = faults.refuse[self.command]
+        is_refused_list = "list-type" in self.path and "LIST" in faults.refuse
+        if (kind := "LIST" if is_refused_list else self.command) in faults.refuse:
+            status, code = faults.refuse[kind]
             self._answer(status, "", [], f"<Error><Code>{code}</Code></Error>".encode())
             return
         key = f"{self.command} {self.path} {self.headers.get('Range')}"
@@ -267,13 +276,16 @@ def _shifted(date: str, seconds: float) -> str:
 
 
 def make_bucket(port: int, bucket: str) -> None:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT", headers=_LOGIN)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        assert response.status == 200
+    # With the first object, SeaweedFS makes room for the bucket, which may take seconds.
+    for path, content in ((bucket, b""), (f"{bucket}/beside-the-prefix", b"x")):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", content, _LOGIN, method="PUT")
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.status == 200
 
 
 _LOGIN = {
+    "Content-Type": "application/octet-stream",
     "Authorization": "AWS4-HMAC-SHA256 Credential=test-key/20260101/us-east-1/s3/aws4_request, "
-    "SignedHeaders=host, Signature=0"
+    "SignedHeaders=host, Signature=0",
 }
 """moto looks at the region in it only."""

@@ -373,3 +373,28 @@ def test_only_so_many_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for number in range(1, 257):
         marks.mark(key_of(number), AT + number)
     assert [number for number in range(1, 257) if marks.at(key_of(number))] == list(range(247, 257))
+
+
+def test_only_names_that_are_there_are_looked_at(directory: Path) -> None:
+    one, other = open_store(directory), open_store(directory)
+    put(one, 1, b"body")
+    one.given.mark(key_of(2), AT)
+    keys = [key_of(number) for number in range(5)]
+    settle(directory)
+    assert other.among(keys) == [key_of(1), key_of(2)]
+
+
+def test_what_another_process_has_just_stored_is_looked_at(directory: Path) -> None:
+    """Within a step of the file system's clock, a directory's time doesn't tell that it has changed."""
+    one, other = open_store(directory), open_store(directory)
+    settle(directory)
+    assert other.among([key_of(1)]) == []
+    put(one, 1, b"body")
+    assert other.among([key_of(1)]) == [key_of(1)]
+
+
+def settle(directory: Path) -> None:
+    """As if nothing had changed lately."""
+    for one in (directory, directory / "given"):
+        if one.exists():
+            os.utime(one, (AT - 1e9, AT - 1e9))

@@ -61,6 +61,18 @@ def test_a_wait_that_makes_no_sense(wait: Any) -> None:
     assert found is None or found.retry_after is None
 
 
+@pytest.mark.parametrize("version", [-1, 0, 2**64, 10**400])
+def test_a_version_that_makes_no_sense(version: int) -> None:
+    assert passed_on(TransferEnding("changed", version=version)) is None
+
+
+def test_a_reason_that_is_nested_too_deeply() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert ending_found(ending_left(TransferEnding("no")) | {"reason": deep}, AGENT) is None
+
+
 def test_a_reason_is_one_harmless_line() -> None:
     found = passed_on(TransferEnding("first\nsecond\x1b[31m" + "x" * 1000))
     assert found is not None

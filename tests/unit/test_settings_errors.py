@@ -466,7 +466,7 @@ def test_an_object_store_needs_a_package(write: Write, monkeypatch: pytest.Monke
     line = error_line(write("fleet_store: s3://bucket/prefix"))
     assert line.endswith(
         "fleet_store is 's3://bucket/prefix'; "
-        "expected null; an object store needs the package obstore: pip install 'clamproxy[fleet]'"
+        "expected null, because the package obstore is missing: pip install 'clamproxy[fleet]'"
     )
 
 

@@ -16,6 +16,7 @@ from clamproxy.pace import METER_WINDOW
 from clamproxy.web.gathering import feeds_of_all, processes_of_all, transfers_of_all
 from clamproxy.workers.cores import usable_cores
 from clamproxy.workers.memory import CELLS, Memory, create
+from clamproxy.workers.parent import Parent
 from clamproxy.workers.ports import Port, Ports
 from clamproxy.workers.shared_limits import (
     OtherConnections,
@@ -206,3 +207,9 @@ def test_what_is_known_is_put_together() -> None:
 
 def _host(count: int, until: float | None) -> dict[str, object]:
     return {"host": "a", "requests": count, "hits": count, "errors": 0, "cooldown_until": until}
+
+
+async def test_a_worker_that_dies_during_the_start_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    parent = Parent(["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], 2, os.environ)
+    assert await parent.run() == 1
+    assert capfd.readouterr().err == "clamproxy: Worker 1 has ended (SIGKILL) during the start.\n"
