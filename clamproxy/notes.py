@@ -20,7 +20,8 @@ SITE = "site/"
 NO_NEWS: Mapping[str, Any] = {}
 _LONGEST_WRITE = 1.0
 """Seconds that clients may have to wait until other processes can see what was learnt for all."""
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What parsing a JSON value raises if it isn't what was saved."""
 
 
 class Keeper(Protocol):
@@ -125,7 +126,7 @@ class Notes:
         for key, value in (self._keeper.notes(self._prefix) if self._keeper is not None else {}).items():
             try:
                 found[key] = parse(value)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self.forget(key)
         if self._shared is not None and merge is not None:
             for key, values in self._shared.site_notes(self._topic).items():
@@ -228,7 +229,7 @@ def _parsed[T](values: Sequence[Any], parse: Callable[[Any], T]) -> list[T]:
     for value in values:
         try:
             found.append(parse(value))
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
     return found
 

@@ -20,6 +20,7 @@ from typing import Any
 from clamproxy.bucket.bucket import Bucket
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
+from clamproxy.untrusted import parse_json
 from clamproxy.waiting import is_set_within
 
 logger = logging.getLogger(__name__)
@@ -64,17 +65,14 @@ class _Document:
     @staticmethod
     def decode(content: bytes) -> _Document:
         """Anything else than a document counts as held by somebody who doesn't renew it."""
-        try:
-            match json.loads(content):
-                case {
-                    "holder": str(holder),
-                    "gateway": str(gateway),
-                    "number": int(number),
-                    "learnt": dict(learnt),
-                } if number < _MOST_RENEWALS:
-                    return _Document(holder, gateway, number, learnt)
-        except (RecursionError, ValueError):
-            pass
+        match parse_json(content):
+            case {
+                "holder": str(holder),
+                "gateway": str(gateway),
+                "number": int(number),
+                "learnt": dict(learnt),
+            } if number < _MOST_RENEWALS:
+                return _Document(holder, gateway, number, learnt)
         return _Document(holder="unknown")
 
 

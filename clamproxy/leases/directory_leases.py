@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from clamproxy.files import identity_of, try_lock, unlock
 from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
+from clamproxy.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def _try(path: Path, descriptor: int) -> _State:
 def _read(descriptor: int) -> Learnt:
     """What the last holder has left."""
     try:
-        found = json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0) or b"{}")
-    except (OSError, ValueError):
+        found = parse_json(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+    except OSError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,6 +20,7 @@ from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.learnt import ending_found, ending_left
 from clamproxy.policy import plausible
 from clamproxy.sharing.give_and_take import CLIENTS_WAIT
+from clamproxy.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,9 @@ class ProbeTurns:
             return None
         try:
             stored = await self._bucket.get(_path_of(database))
-            header = None if stored is None else _header_in(json.loads(stored.content), wanted)
-        except (BucketError, RecursionError, ValueError):
+        except BucketError:
             return None
+        header = None if stored is None else _header_in(parse_json(stored.content), wanted)
         return header if header is not None and header.version >= wanted else None
 
     async def _note(self, database: str, header: CvdHeader) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from clamproxy.dates import as_time
 from clamproxy.readable import one_line
+from clamproxy.untrusted import parse_json
 
 DIRECTORY = "gateways"
 """Where the documents are, below the prefix of the object store."""
@@ -51,19 +52,16 @@ class GatewayDocument:
         Raises:
             DocumentError: it is something else, or from a version of clamproxy with another format.
         """
-        found: Any = None
-        if len(content) <= LARGEST:
-            with suppress(RecursionError, ValueError):
-                found = json.loads(content)
-        match found:
+        match parse_json(content) if len(content) <= LARGEST else None:
             case {
                 "format": 1,
                 "name": str(name),
                 "life": str(life),
                 "written_at": written_at,
+                **rest,
             }:
                 with suppress(ValueError):
-                    return cls(one_line(name, _LONGEST_NAME), life, as_time(written_at), found.get("notes"))
+                    return cls(one_line(name, _LONGEST_NAME), life, as_time(written_at), rest.get("notes"))
         raise DocumentError("not the document of a gateway")
 
 

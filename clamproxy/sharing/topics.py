@@ -19,6 +19,7 @@ from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.formats.version_record import VersionRecord
 from clamproxy.messages import PLAIN_FIELD
+from clamproxy.notes import UNREADABLE
 from clamproxy.objects import MAX_VERSION
 from clamproxy.policy import PLAUSIBLE_LEAD
 from clamproxy.readable import one_line
@@ -205,7 +206,7 @@ TOPICS = (
 """All topics that are told. The rest is each gateway's own: the quiet hour, counters, and what is cached."""
 
 _BY_NAME = {topic.name: topic for topic in TOPICS}
-_WRONG = (ArithmeticError, AttributeError, InvalidObject, LookupError, TypeError, ValueError)
+_WRONG = (*UNREADABLE, InvalidObject)
 
 
 def told(own: Callable[[str], Mapping[str, Any]]) -> Notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -182,6 +183,19 @@ def test_every_package_has_a_room() -> None:
     packages = {path.parent.name for path in (ROOT / "clamproxy").glob("*/__init__.py")}
     assert packages - rooms().keys() == set()
     assert {room for room in rooms() if not any(map(Path.exists, places_of(room)))} == set()
+
+
+def test_a_name_stands_for_one_thing() -> None:
+    """A module is found by its name alone, except commands; so is a class."""
+    paths = [path for path in (ROOT / "clamproxy").rglob("*.py") if not path.name.startswith("__")]
+    modules = Counter(path.name for path in paths if path.parent.name != "cli")
+    classes = Counter(
+        node.name
+        for path in paths
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in (modules + classes).items() if count > 1} == set()
 
 
 def test_only_the_proxy_knows_mitmproxy() -> None:
