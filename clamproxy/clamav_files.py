@@ -83,6 +83,7 @@ class ClamavFiles:
             surroundings.link,
             self._learn_version,
             self.ceilings.seen.sight,
+            forgives_proxy=surroundings.forgives_proxy(),
         )
         self._stuck = StuckPatches(store, foundation.shared_notes("stuck"), clock.time)
         self.transfers = self._make_transfers()

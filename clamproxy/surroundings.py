@@ -33,3 +33,6 @@ class Surroundings:
     """Opens the port of the pages."""
     others: Callable[[], Sequence[Mapping[str, Any]]] = lambda: ()
     """Gives `Service.own_figures` of the other workers, with their pids."""
+    forgives_proxy: Callable[[], bool] = lambda: True
+    """Whether the parent proxy may be asked again although it has refused the password, because it may have
+    been corrected there. Of several workers, one does it."""

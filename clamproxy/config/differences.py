@@ -9,6 +9,9 @@ from pydantic import BaseModel
 from clamproxy.config.effective import one_line
 from clamproxy.config.settings import Settings
 
+_LONGEST = 2000
+"""Characters of a value. Nobody reads a list of thousands of networks, and a log may cut so long a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
@@ -27,12 +30,17 @@ def changes(old: Settings, new: Settings) -> list[KeyChange]:
     found = []
     for (section, before), (_, after) in zip(old, new, strict=True):
         if not isinstance(before, BaseModel):
-            found += [KeyChange(section, one_line(before), one_line(after))] if before != after else []
+            found += [KeyChange(section, _shown(before), _shown(after))] if before != after else []
             continue
         written, rewritten = before.model_dump(mode="json"), after.model_dump(mode="json")
         found += [
-            KeyChange(f"{section}.{key}", one_line(written[key]), one_line(rewritten[key]))
+            KeyChange(f"{section}.{key}", _shown(written[key]), _shown(rewritten[key]))
             for key, value in before
             if value != getattr(after, key)
         ]
     return found
+
+
+def _shown(value: object) -> str:
+    text = one_line(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"

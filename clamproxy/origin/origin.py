@@ -47,6 +47,8 @@ class Origin:
         link: Link,
         learnt: Callable[[str, int], object],
         sighted: Callable[[str, int], object],
+        *,
+        forgives_proxy: bool,
     ) -> Origin:
         """Make all parts; nothing is asked yet.
 
@@ -59,12 +61,13 @@ class Origin:
             learnt: is told a database and its version whenever DNS gives one; without DNS, whenever the
                 origin's header does.
             sighted: with DNS, is told a database and its version whenever the origin's header gives one.
+            forgives_proxy: whether the password for the parent proxy may have been corrected.
         """
         upstream, versions = settings.upstream, settings.versions
         # While nobody is asked, nothing has to be held back.
         cooldowns = Cooldowns(UNKEPT if upstream.offline else notes("cooldown"), clock.time)
-        # Whoever starts the gateway may have corrected the password.
-        cooldowns.forgive_proxy()
+        if forgives_proxy:
+            cooldowns.forgive_proxy()
         if upstream.parent_proxy is not None:
             admission_to(upstream.parent_proxy).forgive()
         budget = Budget(notes("budget"), clock.time, first_pause=min(FIRST_PAUSE, versions.refresh))

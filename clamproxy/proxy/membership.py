@@ -56,6 +56,8 @@ class Membership:
             link=Link(payments=SharedLinkPayments(memory), meter=SharedMeter(memory)),
             client_rates=ClientRates(payments=SharedClientPayments(memory)),
             others=self._figures.others,
+            # The others begin when the first one may have been refused already.
+            forgives_proxy=lambda: self._worker.hush is None,
         )
 
     def limit(self, connections: ConnectionLimits) -> None:

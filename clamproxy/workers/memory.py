@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -28,6 +29,10 @@ _METER = _HEAD // 2
 _CLIENTS = CELLS * 16
 _CONNECTIONS = 8 + CELLS * 4
 _ROW = _CONNECTIONS + FIGURES_SIZE
+PATIENCE = 1.0
+"""Seconds to wait for a lock, which a worker holds for microseconds, if nothing suspends it."""
+_LOOK_EVERY = 0.0002
+"""Seconds between two looks at a lock that another process has."""
 
 
 class Lock(IntEnum):
@@ -59,18 +64,40 @@ class Memory:
         self._count = count
         self._view = memoryview(mmap.mmap(descriptor, _HEAD + _CLIENTS + count * _ROW))
         self._locks = {which: threading.Lock() for which in Lock}
+        self._stuck: set[Lock] = set()
+        """Locks that were waited for in vain."""
         self.key = bytes(self._view[:KEY_SIZE])
         """Random, so that nobody can choose addresses that share a cell."""
 
     @contextmanager
     def locked(self, which: Lock) -> Iterator[None]:
-        """Keep other threads and processes out. For microseconds only."""
+        """Keep other threads and processes out. For microseconds only.
+
+        A worker that is suspended at that moment doesn't suspend the others, too: they go on without the
+        lock. A limit that counts something wrong is better than a gateway that hangs.
+        """
         with self._locks[which]:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, int(which))
+            is_locked = self._lock(which)
             try:
                 yield
             finally:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, int(which))
+                if is_locked:
+                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, int(which))
+
+    def _lock(self, which: Lock) -> bool:
+        """Wait for a lock, but not for long, and after that not at all until it is free again."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(which))
+            except BlockingIOError:
+                if which in self._stuck or time.monotonic() > deadline:
+                    self._stuck.add(which)
+                    return False
+                time.sleep(_LOOK_EVERY)
+            else:
+                self._stuck.discard(which)
+                return True
 
     @property
     def link(self) -> memoryview[float]:

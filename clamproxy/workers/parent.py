@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from clamproxy.control import Control, Marks, ReloadOutcome
@@ -18,8 +19,9 @@ from clamproxy.workers.child import Child
 from clamproxy.workers.memory import Memory, create
 from clamproxy.workers.ports import Ports
 
-HANG_LIMIT = 60.0
-"""Seconds without a sign of life after which a worker is replaced, unless WatchdogSec says otherwise."""
+HANG_LIMIT = 40.0
+"""Seconds without a sign of life after which a worker is replaced, if WatchdogSec isn't shorter. Clients of
+the others may wait for what it fetches, and freshclam gives up after 60 seconds without a byte."""
 START_LIMIT = 180.0
 """Seconds that a new worker gets until it serves; a busy machine may need a minute."""
 SIGNS = 4
@@ -47,7 +49,7 @@ class Parent:
         self._count = count
         self._supervisor = Supervisor(environ)
         interval = self._supervisor.watchdog_interval  # half of what systemd allows
-        self._hang_limit = HANG_LIMIT if interval is None else interval * 2
+        self._hang_limit = HANG_LIMIT if interval is None else min(HANG_LIMIT, interval * 2)
         self._environ = {name: value for name, value in environ.items() if name not in _INHERITED_ONCE}
         self._started_at = time.time()
         self._ports = Ports()
@@ -74,10 +76,9 @@ class Parent:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         # The first one alone says what is wrong with the configuration, and makes the files that are missing.
-        tasks = [loop.create_task(self._keep(1), name="worker 1")]
+        tasks = [self._begin_to_keep(1)]
         if await self._ready(1):
-            numbers = range(2, self._count + 1)
-            tasks += [loop.create_task(self._keep(number), name=f"worker {number}") for number in numbers]
+            tasks += [self._begin_to_keep(number) for number in range(2, self._count + 1)]
             if await self._ready(self._count):
                 tasks.append(loop.create_task(self._watch(), name="signs of life"))
                 await self._serve()
@@ -89,6 +90,18 @@ class Parent:
 
     # The workers
 
+    def _begin_to_keep(self, number: int) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._keep(number), name=f"worker {number}")
+        task.add_done_callback(self._require_success)
+        return task
+
+    def _require_success(self, task: asyncio.Task[None]) -> None:
+        """A bug ends this process, so that a service manager starts it again; nobody else would notice."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log(logging.WARNING, f"{task.get_name()} can't be kept running: {error!r}.")
+            self._failure = 1
+            self._stop.set()
+
     async def _keep(self, number: int) -> None:
         """Run one worker after the other until the parent stops."""
         pause = 0.0
@@ -99,6 +112,10 @@ class Parent:
                 self._codes.add(code)
                 return
             if not self._are_serving:
+                if code < 0:  # otherwise it has said why
+                    self._log(
+                        logging.WARNING, f"Worker {number} has ended ({_shown(code)}) before it served."
+                    )
                 self._failure = code if code > 0 else 1
                 if code <= 0:  # otherwise, it has said itself what is wrong
                     self._log(
@@ -270,8 +287,9 @@ class Parent:
         Not for errors: mitmproxy ends if one is logged while it starts.
         """
         if not any(child.log(level, text) for child in list(self._children.values())):
-            sys.stderr.write(f"clamproxy: {text}\n")
-            sys.stderr.flush()
+            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it any more
+                sys.stderr.write(f"clamproxy: {text}\n")
+                sys.stderr.flush()
 
 
 def _shown(code: int) -> str:

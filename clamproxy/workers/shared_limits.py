@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -140,7 +141,11 @@ class SharedFigures:
             self._own[: _LENGTH + len(text)] = len(text).to_bytes(_LENGTH) + text
 
     def others(self) -> list[dict[str, Any]]:
-        """What the others have told."""
+        """What the others have told, except those that are starting, or that died while they told it."""
         with self._memory.locked(Lock.FIGURES):
             texts = [bytes(row[_LENGTH : _LENGTH + int.from_bytes(row[:_LENGTH])]) for row in self._others]
-        return [json.loads(text) for text in texts if text]
+        found = []
+        for text in texts:
+            with suppress(ValueError):
+                found.append(json.loads(text))
+        return found

@@ -30,6 +30,11 @@ END_LIMIT = 20.0
 """Seconds after which a worker whose parent has gone ends at the latest, even if its event loop hangs."""
 
 
+_LONGEST_ERROR = 2000
+"""Characters of an error that doesn't fit into a message."""
+_TOO_LONG = "What has changed is too long to show"
+
+
 class Hush(Enum):
     """Why a worker says less than usual: another one says the same."""
 
@@ -129,7 +134,11 @@ class Worker:
             outcome = await reload()
         finally:
             self.hush = None
-        wire.send(self._channel, {"reloaded": message["reload"], "outcome": asdict(outcome)})
+        answer: Message = {"reloaded": message["reload"]}
+        if not wire.send(self._channel, {**answer, "outcome": asdict(outcome)}):
+            # Too long for one message. Without any answer, the parent would wait for ever.
+            error = outcome.error and f"{outcome.error[:_LONGEST_ERROR]}…"
+            wire.send(self._channel, {**answer, "outcome": asdict(ReloadOutcome((), (_TOO_LONG,), error))})
 
 
 class WorkerSupervisor(Supervisor):

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -196,6 +198,42 @@ def test_all_workers_killed_at_once(pair: Site) -> None:
     assert pair.gateway.stop() == 0
 
 
+def test_workers_are_replaced_when_nobody_reads_the_log(
+    tmp_path: Path, origin: OriginServer, dns: FakeDns
+) -> None:
+    """With no worker left that could write it, the parent writes to a pipe that is closed."""
+    (port,) = free_ports(1)
+    gateway = OwnPorts(
+        tmp_path, settings_for(origin, dns, listen={"proxy": f"127.0.0.1:{port}"}), workers=WORKERS
+    )
+    gateway.port = port
+    environment = {**_clean_environment(), "HOME": str(tmp_path)}
+    with subprocess.Popen(
+        gateway._program(),
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any(ALL_SET_UP in line for line in process.stdout)
+            process.stdout.close()
+            for _ in range(2):
+                for pid in children(process.pid):
+                    os.kill(pid, signal.SIGKILL)
+                with urlopen(f"http://127.0.0.1:{port}/status.json", timeout=START_LIMIT) as answer:
+                    assert answer.status == 200
+            process.terminate()
+            assert process.wait(40) == 0
+        finally:
+            for pid in (*children(process.pid), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
 def test_no_worker_outlives_the_parent(pair: Site) -> None:
     workers = workers_of(pair.gateway)
     process = pair.gateway._process
@@ -263,6 +301,24 @@ def test_a_start_that_fails_says_so_once(tmp_path: Path, origin: OriginServer, d
     assert len(gateway.log.splitlines()) == 1, gateway.log
 
 
+def test_a_start_in_which_a_worker_is_killed(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:
+    """As by a system without memory. A service manager tries again."""
+    (port,) = free_ports(1)
+    gateway = OwnPorts(
+        tmp_path, settings_for(origin, dns, listen={"proxy": f"127.0.0.1:{port}"}), workers=WORKERS
+    )
+    gateway._spawn()
+    try:
+        process = gateway._process
+        assert process is not None
+        (first,) = eventually(lambda: workers_of(gateway), every=0.02)
+        os.kill(first, signal.SIGKILL)
+        assert process.wait(40) == 1
+        assert gateway.log == "clamproxy: Worker 1 has ended (SIGKILL) before it served.\n"
+    finally:
+        gateway.kill()
+
+
 def test_another_port_after_a_reload(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:
     first, second = free_ports(2)
     settings = settings_for(origin, dns, listen={"proxy": f"127.0.0.1:{first}"})
@@ -320,6 +376,15 @@ def test_a_wrong_configuration_changes_nothing(pair: Site) -> None:
     assert line.startswith(f"clamproxy: process {pair.gateway.pid}: the configuration stays as it was: ")
     assert asked_of_each(pair.gateway) == {signed("test-2.cvd"): WORKERS}
     assert pair.gateway.log.count(REFUSED) == 1
+
+
+def test_a_change_of_thousands_of_names(pair: Site) -> None:
+    """What a worker tells the parent of it fits into a message."""
+    write(pair.gateway, serving={"pass_through": [f"{'a' * 50}{number}.test" for number in range(5000)]})
+    result = pair.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "serving.pass_through: [] → [" in result.stdout
+    assert "has not changed" in pair.gateway.tool("reload").stdout
 
 
 def test_a_new_worker_that_cannot_start_is_tried_again(pair: Site) -> None:
@@ -479,6 +544,57 @@ def _can_connect(gateway: Gateway) -> bool:
             return True
     except (OSError, TunnelRefused):
         return False
+
+
+# The parent proxy
+
+
+class _Refusal(BaseHTTPRequestHandler):
+    """A proxy that accepts no password."""
+
+    def do_GET(self) -> None:
+        self.server.tried.append(self.headers["Proxy-Authorization"])  # type: ignore[attr-defined]
+        self.send_response(407)
+        self.send_header("Proxy-Authenticate", 'Basic realm="proxy"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+def test_a_wrong_password_is_tried_once(make_site: MakeSite) -> None:
+    """However many workers there are; a few more tries may lock the account."""
+    with ThreadingHTTPServer((LOCALHOST, 0), _Refusal) as proxy:
+        tried: list[str | None] = []
+        proxy.tried = tried  # type: ignore[attr-defined]
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://name:wrong@{LOCALHOST}:{proxy.server_address[1]}"
+        site = make_site(workers=WORKERS, upstream={"proxy": url})
+        site.publish(2)
+        asked_of_each(site.gateway)
+        assert len(tried) == 1
+        dead, other = workers_of(site.gateway)
+        os.kill(dead, signal.SIGKILL)
+        assert eventually(lambda: _serves_page_without(site.gateway, other))
+        asked_of_each(site.gateway)
+        assert len(tried) == 1
+        write(site.gateway, log={"format": "json"})  # the password may have been corrected at the proxy
+        assert site.gateway.tool("reload").returncode == 0
+        asked_of_each(site.gateway)
+        assert len(tried) == 2
+        proxy.shutdown()
+
+
+def _serves_page_without(gateway: Gateway, pid: int) -> bool:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with urlopen(f"http://{LOCALHOST}:{gateway.port}/livez", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 # The log

@@ -32,6 +32,15 @@ def test_written_as_people_write_it(before: Any, after: Any, lines: list[str]) -
     assert sorted(told(before, after)) == sorted(lines)
 
 
+def test_long_values_are_cut() -> None:
+    """A log, and whoever reads it, has no use for a line of megabytes."""
+    hosts = [f"{'a' * 50}{number}.example.com" for number in range(10_000)]
+    (line,) = told({}, {"serving": {"pass_through": hosts}})
+    assert line.startswith(f"serving.pass_through: [] → [{hosts[0]}, {hosts[1]}, ")
+    assert line.endswith("… (678,890 characters)")
+    assert len(line) < 3000
+
+
 def test_secrets_are_masked() -> None:
     users = [f"{name}:{generate_password_hash(name)}" for name in ("alice", "bob")]
     before = {"access": {"users": users[:1]}, "upstream": {"proxy": "http://alice:s3cret@proxy:3128"}}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from clamproxy.cli.run import MOST_WORKERS, _count_of_workers
 from clamproxy.pace import METER_WINDOW
 from clamproxy.web.gathering import feeds_of_all, processes_of_all, transfers_of_all
 from clamproxy.workers.cores import usable_cores
-from clamproxy.workers.memory import CELLS, Memory, create
+from clamproxy.workers.memory import CELLS, Lock, Memory, create
 from clamproxy.workers.parent import Parent
 from clamproxy.workers.ports import Port, Ports
 from clamproxy.workers.shared_limits import (
@@ -175,6 +177,40 @@ def test_connections_are_counted_together(memory: Memory) -> None:
     assert [first.take(LOCAL), first.is_full] == [None, False]
 
 
+@pytest.mark.parametrize("which", list(Lock))
+def test_a_suspended_worker_keeps_no_lock(memory: Memory, which: Lock) -> None:
+    """The others go on without it, and with it once it is free."""
+    started, begin = os.pipe()
+
+    def suspend() -> None:
+        with memory.locked(which):
+            os.write(begin, b"x")
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    pid = _forked(suspend)
+    os.read(started, 1)
+    os.waitpid(pid, os.WUNTRACED)
+    payments, figures = SharedLinkPayments(memory), SharedFigures(memory, 1)
+    for number in range(100):
+        assert payments.due_after(1000, 1000, 0.0, now=50.0) == number + 1.0
+        figures.tell({"transfers": [number]})
+    assert SharedFigures(memory, 2).others() == [{"transfers": [99], "pid": os.getpid()}]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with memory.locked(which):
+        assert _is_locked_for_others(memory, which)
+    for one in (started, begin):
+        os.close(one)
+
+
+def _is_locked_for_others(memory: Memory, which: Lock) -> bool:
+    def take() -> None:
+        with pytest.raises(BlockingIOError):
+            fcntl.lockf(memory._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(which))
+
+    return os.waitpid(_forked(take), 0)[1] == 0
+
+
 # Figures
 
 
@@ -189,6 +225,15 @@ def test_workers_learn_of_each_other(memory: Memory) -> None:
     assert first.others()[0]["transfers"] == []
     memory.erase(2)
     assert first.others() == []
+
+
+def test_half_of_what_a_dead_worker_told(memory: Memory) -> None:
+    """It was killed while it wrote."""
+    first, second, third = (SharedFigures(memory, number) for number in (1, 2, 3))
+    second.tell({"transfers": ["a", "b"]})
+    third.tell({"transfers": []})
+    memory.figures(2)[20:] = bytes(len(memory.figures(2)) - 20)
+    assert first.others() == [{"transfers": [], "pid": os.getpid()}]
 
 
 def test_what_is_known_is_put_together() -> None:
