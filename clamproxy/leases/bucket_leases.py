@@ -30,8 +30,9 @@ RENEW_EVERY = 3.0
 """Seconds between two renewals."""
 EXPIRES_AFTER = 10.0
 """Seconds without a renewal after which a lease is anybody's: three renewals may fail before."""
-PAUSES = (0.25, 3.0)
-"""Shortest and longest seconds between looks at somebody else's lease: a fifth of the time waited so far."""
+PAUSES = (0.25, 10.0)
+"""Shortest and longest seconds between looks at somebody else's lease: a fifth of the time waited so far, so
+longer than 4 seconds only where no client waits."""
 SWEEP_EVERY = 64
 """After this many releases, old documents are deleted. So they stay few, at the cost of one list."""
 SWEEP_AFTER = 86400.0

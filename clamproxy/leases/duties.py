@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from clamproxy.leases.leases import Lease, Leases, WaitEnding
 
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 600.0
 """Seconds after which a process that is not on duty tries to be, whatever it was told."""
 _REST = 1.0
 """Seconds until the next try if nobody knows who is on duty."""

@@ -43,6 +43,11 @@ WRITE_EVERY = 1.0
 """Seconds between two documents of this gateway, at least."""
 LOOK_EVERY = 2.0
 """Seconds between two looks for the documents of others."""
+LIST_EVERY = 10.0
+"""Seconds between two lists, which show new gateways. In between, the documents of known ones are read: with
+some stores, a list costs as much as twelve of them."""
+FEW = 8
+"""Gateways up to which that is worth it."""
 GONE_AFTER = 300.0
 """Seconds without a new document after which a gateway counts as gone: five signs of life."""
 DELETE_AFTER = 86400.0
@@ -117,6 +122,8 @@ class NoteExchange:
         """When the last look began that saw everything."""
         self._looked_for = -LOOK_EVERY
         """The same in monotonic seconds."""
+        self._listed_for = -LIST_EVERY
+        """When the last list was begun, in monotonic seconds."""
         self._is_crowded = False
         self._task: asyncio.Task[None] | None = None
 
@@ -177,11 +184,21 @@ class NoteExchange:
 
     async def _look(self) -> None:
         began, began_at = self._clock.monotonic(), self._clock.time()
+        elapsed = min(began - self._looked_for, 2 * LOOK_EVERY)
+        near = [(id_, known) for id_, known in (self._others or {}).items() if not known.is_gone]
+        if began - self._listed_for < LIST_EVERY and 0 < len(near) <= FEW:
+            for gateway, known in near:
+                await self._read_again(gateway, known, elapsed)
+        else:
+            await self._look_at_all(elapsed)
+            self._listed_for = began
+        self._looked_at, self._looked_for = began_at, began
+
+    async def _look_at_all(self, elapsed: float) -> None:
         listed = await self._bucket.list(DIRECTORY)
         if self._others is None:
             self._others = await in_thread("clamproxy-exchange", self._remembered)
         others = self._others
-        elapsed = min(began - self._looked_for, 2 * LOOK_EVERY)
         documents = {gateway: one for name, one in listed.items() if (gateway := id_in(name)) is not None}
         documents.pop(await self._own.find_id(), None)
         for gateway, document in documents.items():
@@ -193,8 +210,15 @@ class NoteExchange:
         for gateway in others.keys() - documents.keys():
             del others[gateway]
             await self._forget(gateway)
-        self._looked_at, self._looked_for = began_at, began
         await self._delete_old(others, listed)
+
+    async def _read_again(self, gateway: str, known: _OtherGateway, elapsed: float) -> None:
+        """Look at a document without a list; if it is gone or no good, the next list tells."""
+        if known.is_refused:
+            known.silent += elapsed
+        elif (stored := await self._bucket.get(path_of(gateway))) is not None:
+            document = Listed(stored.etag, len(stored.content), stored.modified)
+            await self._look_at(gateway, known, document, elapsed)
 
     async def _look_at(self, gateway: str, known: _OtherGateway, document: Listed, elapsed: float) -> None:
         if document.etag != known.etag:

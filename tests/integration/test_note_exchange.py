@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +71,9 @@ class Gateway:
 class Site:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.objects = MemoryStore()
-        self.bucket = Bucket(BucketRequests(self.objects), "memory://")
+        self.calls = Counter[str]()
+        requests = BucketRequests(self.objects)
+        self.bucket = Bucket(requests, "memory://", lambda kind, _: self.calls.update([kind]))
         self.true = Time()
         self.gateways: list[Gateway] = []
         self._directory = directory
@@ -272,10 +275,22 @@ async def test_too_many_gateways_displace_none_that_is_known(
     await site.go_on(6)
     for number in range(50):
         await site.bucket.put(path_of(f"{number:016x}"), _with(notes={"cld": {"main": NOW}}))
-    await site.go_on(6)
+    await site.go_on(12)
     assert len(site_notes.gateways(second.store)) == 5
     assert len(second.know("cld")["daily"]) == 1
     assert caplog.text.count("The site has more than") == 2
+
+
+async def test_known_gateways_are_followed_without_many_lists(site: Site) -> None:
+    """With S3, a list costs twelve times as much as a read."""
+    first, second = site.gateway("a"), site.gateway("b")
+    await site.go_on(30)
+    site.calls.clear()
+    await site.go_on(60)
+    assert site.calls["list"] <= 14
+    first.store.set_note("cld/daily", NOW)
+    await site.go_on(4)
+    assert set(second.know("cld")) == {"daily"}
 
 
 def test_a_document_survives_its_own_parser() -> None:
