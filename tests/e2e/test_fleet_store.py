@@ -69,7 +69,7 @@ def test_an_outage_is_told_everywhere_and_costs_no_client_anything(
     found = status(gateway)
     assert found["ready"]
     assert found["fleet_store"]["failure"].startswith(object_store.url)
-    assert sum(found["fleet_store"]["failures"].values()) > 0
+    assert eventually(lambda: sum(status(gateway)["fleet_store"]["failures"].values()) > 0)
     assert eventually(lambda: gateway.stats()["fleet_store"]["failure"] is not None)
     assert "Object store" in gateway.tool("stats").stdout
 
