@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from clamproxy.bucket.bucket_condition import STEADY, BucketCondition
-from clamproxy.bucket.bucket_errors import BucketError, in_one_line
+from clamproxy.bucket.bucket_errors import BucketError, in_one_line, is_panic
 from clamproxy.bucket.bucket_requests import (
     STALL_LIMIT,
     BucketRequests,
@@ -219,6 +219,10 @@ class Bucket:
             reason = str(error)
         except (BaseError, FileNotFoundError, NotImplementedError, ValueError) as error:
             reason = in_one_line(error)
+        except Exception as error:
+            if not is_panic(error):
+                raise
+            reason = in_one_line(error)
         else:
             self._count(kind, False)
             return result
@@ -308,7 +312,9 @@ class BucketDownload:
                 return await anext(chunks, None)
         except TimeoutError:
             raise self._failure(f"no byte within {CALL_LIMIT + STALL_LIMIT:.0f} seconds") from None
-        except BaseError as error:
+        except Exception as error:
+            if not isinstance(error, BaseError) and not is_panic(error):
+                raise
             raise self._failure(in_one_line(error)) from error
 
 

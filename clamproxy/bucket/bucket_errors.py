@@ -35,9 +35,16 @@ def is_missing_bucket(error: BaseException) -> bool:
     return any(sign in text for sign in _NO_BUCKET)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether obstore has failed at something that it takes for impossible. Nothing exports the class."""
+    return type(error).__name__ == "RustPanic"
+
+
 def in_one_line(error: BaseException) -> str:
     """What an error of obstore says, for logs and people."""
     text = str(error)
+    if is_panic(error):
+        return "obstore panicked; standard error tells where"
     if is_missing_bucket(error):
         return "there is no such bucket"
     if any(sign in text for sign in _NO_CREDENTIALS):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clamproxy.bucket.bucket_errors import BucketError, in_one_line, is_missing_bucket
-from clamproxy.config.units import MIB
+from clamproxy.config.units import BASE_URL, MIB
 
 if TYPE_CHECKING:
     from obstore import GetResult, PutMode
@@ -46,6 +46,8 @@ _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
+_VARIABLES = {"s3": "AWS_", "az": "AZURE_"}
+"""How the names of the variables begin that obstore reads. Google's may hold JSON in several lines."""
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 """Which variable allows http:// endpoints."""
 
@@ -230,6 +232,7 @@ def open_requests(url: str) -> BucketRequests:
 
     kind = url.partition(":")[0]
     _check_endpoints(kind)
+    _check_variables(kind)
     # Client options displace those that the environment sets.
     options = _CLIENT_OPTIONS | {"allow_http": _is_set(_ALLOW_HTTP[kind])}
     # Not every S3-compatible store has bulk deletes.
@@ -247,8 +250,25 @@ def open_requests(url: str) -> BucketRequests:
 def _check_endpoints(kind: str) -> None:
     """Refuse what is no URL; obstore would panic at its first request (measured with 0.12)."""
     for variable in _ENDPOINTS[kind]:
-        if not os.environ.get(variable, "https://").startswith(("http://", "https://")):
+        endpoint = os.environ.get(variable, "https://")
+        if not endpoint.startswith(("http://", "https://")):
             raise BucketError(f"the environment variable {variable} must begin with https:// or http://")
+        if variable in os.environ:
+            try:
+                BASE_URL.parse(endpoint)
+            except ValueError as error:
+                raise BucketError(f"the environment variable {variable} must be {error}") from None
+
+
+def _check_variables(kind: str) -> None:
+    """Refuse a line break, which a key from a file often ends with: obstore would panic, too.
+
+    Raises:
+        BucketError: with the name of the variable, but not its value.
+    """
+    for name, value in os.environ.items():
+        if kind in _VARIABLES and name.startswith(_VARIABLES[kind]) and not value.isprintable():
+            raise BucketError(f"the environment variable {name} has a line break or a control character")
 
 
 def _let_threads_end() -> None:

@@ -34,7 +34,8 @@ from clamproxy.cli import (
 from clamproxy.cli.output import checked_output
 
 # Commands say themselves what came of the object store. mitmproxy's handlers still get these lines.
-logging.getLogger("clamproxy.sharing").addHandler(logging.NullHandler())
+for package in ("bucket", "leases", "sharing"):
+    logging.getLogger(f"clamproxy.{package}").addHandler(logging.NullHandler())
 
 
 class _Commands(click.Group):

@@ -201,12 +201,17 @@ class NoteExchange:
         others = self._others
         documents = {gateway: one for name, one in listed.items() if (gateway := id_in(name)) is not None}
         documents.pop(await self._own.find_id(), None)
+        heard = sum(not one.is_gone for one in others.values())
         for gateway, document in documents.items():
-            if self._has_room_for(gateway, others):
-                known = others.setdefault(gateway, _OtherGateway())
-                await self._look_at(gateway, known, document, elapsed)
-                if (report := listed.get(f"{gateway}{reports.SUFFIX}")) is not None and not known.is_gone:
-                    await self._fetch_report(gateway, known, report)
+            is_heard = gateway in others and not others[gateway].is_gone
+            if not is_heard and heard >= MOST_GATEWAYS:
+                self._say_that_it_is_crowded()
+                continue
+            known = others.setdefault(gateway, _OtherGateway())
+            await self._look_at(gateway, known, document, elapsed)
+            heard += (not known.is_gone) - is_heard
+            if (report := listed.get(f"{gateway}{reports.SUFFIX}")) is not None and not known.is_gone:
+                await self._fetch_report(gateway, known, report)
         for gateway in others.keys() - documents.keys():
             del others[gateway]
             await self._forget(gateway)
@@ -231,18 +236,12 @@ class NoteExchange:
             known.is_gone, known.report = True, ""
             known.difference, known.applied = ClockDifference(), None
 
-    def _has_room_for(self, gateway: str, others: Mapping[str, _OtherGateway]) -> bool:
-        known = others.get(gateway)
-        if known is not None and not known.is_gone:
-            return True
-        if sum(not one.is_gone for one in others.values()) < MOST_GATEWAYS:
-            return True
+    def _say_that_it_is_crowded(self) -> None:
         if not self._is_crowded:
             self._is_crowded = True
             logger.warning(
                 "The site has more than %d gateways; what the rest tell is ignored.", MOST_GATEWAYS
             )
-        return False
 
     async def _hear(self, gateway: str, known: _OtherGateway, listed: Listed) -> None:
         """Take in a new document."""
@@ -325,6 +324,6 @@ class NoteExchange:
             note = self._store.note(f"{_GONE}{gateway}")
             if note is None or 0 <= self._clock.time() - note[1] < DELETE_AFTER:
                 continue
-            for name in listed:
-                if gateway in (id_in(name), id_in(name, reports.SUFFIX)):
-                    await self._bucket.delete(f"{DIRECTORY}/{name}")
+            for path in (path_of(gateway), reports.path_of(gateway)):
+                if path.removeprefix(f"{DIRECTORY}/") in listed:
+                    await self._bucket.delete(path)

@@ -299,6 +299,35 @@ async def test_a_store_of_which_only_lists_fail_stays_unusable(
     await bucket.list("gateways")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:99999", "must be an http:// or https:// URL"),
+        ("AWS_ACCESS_KEY_ID", "not-to-be-shown\n", "has a line break"),
+        ("AWS_REGION", "\tus-east-1", "has a line break or a control character"),
+    ],
+)
+def test_an_environment_that_obstore_panics_about(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    url = object_store.use(monkeypatch)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BucketError, match=f"the environment variable {variable} {reason}") as caught:
+        open_bucket(url)
+    assert "shown" not in str(caught.value)
+
+
+async def test_a_panic_is_an_outage(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = object_store.use(monkeypatch)
+    monkeypatch.setattr(bucket_requests, "_check_endpoints", lambda _: None)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    bucket = open_bucket(url)
+    with pytest.raises(BucketError, match="get failed: obstore panicked"):
+        await bucket.get("a")
+    assert bucket.condition.state is not None
+    bucket.stop()
+
+
 @pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
 async def test_a_write_that_meets_another_one_is_no_outage(
     bucket: Bucket, object_store: ObjectStore, code: str
