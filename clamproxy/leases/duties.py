@@ -72,7 +72,9 @@ class Duty:
             self._lease = None
 
 
-async def on_duty(leases: Leases, name: str, work: Work, after: float = 0.0) -> None:
+async def on_duty(
+    leases: Leases, name: str, work: Work, after: float = 0.0, is_able: Callable[[], bool] = lambda: True
+) -> None:
     """Do something again and again while this process has a lease, and wait for the lease otherwise.
 
     Runs until it is cancelled or the work raises; either releases the lease.
@@ -80,6 +82,7 @@ async def on_duty(leases: Leases, name: str, work: Work, after: float = 0.0) -> 
     Args:
         name: of the lease.
         after: seconds until the work is done first, each time that this process takes it over.
+        is_able: asked after the work; if not, another process may try, before this one does so again.
     """
     duty = Duty(leases, name)
     try:
@@ -88,6 +91,8 @@ async def on_duty(leases: Leases, name: str, work: Work, after: float = 0.0) -> 
             await asyncio.sleep(pause)
             if await duty.is_ours():
                 pause = await work()
+                if not is_able():
+                    duty.leave()
             else:
                 await duty.wait()
                 pause = after if await duty.is_ours() else 0.0

@@ -103,6 +103,8 @@ class SiteFetch:
             if ending is not None and (ending.version is None or ending.version >= arrival.oldest):
                 transfer.was_told = ending.version is None
                 turn_to(arrival, ending.turn(arrival.object_id, arrival.oldest))
+            if is_fresh:
+                await asyncio.sleep(_LOOK_EVERY)  # whoever releases it leaves nothing, again and again
             is_fresh = True
         return None
 

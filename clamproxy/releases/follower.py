@@ -19,7 +19,7 @@ from clamproxy.leases.duties import on_duty
 from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.messages import Requester
 from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
-from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.cooldown import ORIGIN, PROXY, FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError, TransferError
 from clamproxy.origin.origin import Origin
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
@@ -108,7 +108,11 @@ class Follower:
 
     async def _run(self) -> None:
         await asyncio.sleep(random.uniform(0, min(self._settings.versions.refresh, LATEST_START)))  # noqa: S311
-        await on_duty(self._leases, "follow", self._look_at_all)
+        await on_duty(self._leases, "follow", self._look_at_all, is_able=self._reaches_origin)
+
+    def _reaches_origin(self) -> bool:
+        """Whether the origin could be reached, as far as known. Another gateway may have another link."""
+        return not {ORIGIN, PROXY} & self._cooldowns.in_force().keys()
 
     async def _look_at_all(self) -> float:
         """Look at all databases; returns seconds until the next look."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clamproxy.leases.directory_leases import DIRECTORY
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.releases.follower import LONGEST_INTEREST
 from clamproxy.releases.lineage import ProvenLineage
 from tests.harness.follower import NEWER_AGENT, REFRESH, FollowerHarness, MakeHarness
@@ -199,6 +200,24 @@ async def test_of_two_gateways_on_one_cache_one_follows_and_the_other_takes_over
     assert second.dns.queries == [], "nor does it ask DNS"
     first.follower.stop()
     assert await release(5) == {NEWER_AGENT}
+
+
+async def test_a_gateway_without_a_way_to_the_origin_leaves_it_to_others(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (make_harness(**OFTEN) for _ in range(2))
+    second.agents.see(NEWER_AGENT)  # by which its requests are known
+    first.release(1)
+    await run(first, monkeypatch)
+    first.release(2)
+    first.clock.now += 2 * REFRESH
+    await until(lambda: first.has("daily-2.cdiff", "daily-2.cdiff.sign") == [True, True])
+    first.clock.now += 2 * REFRESH
+    first.cooldowns.failed(FailureKind.UNREACHABLE, "/daily.cvd", AGENT, "no route")
+    second.release(3)
+    await run(second, monkeypatch)
+    await until(lambda: second.store.has(cdiff(3)))
+    assert {seen.headers["user-agent"] for seen in second.origin.requests()} == {NEWER_AGENT}
 
 
 async def test_a_gateway_that_was_killed_holds_no_lock(

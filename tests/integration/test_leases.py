@@ -215,3 +215,23 @@ async def test_a_duty_passes_on(tmp_path: Path) -> None:
     for task in (second, third):
         task.cancel()
     await asyncio.gather(first, second, third, return_exceptions=True)
+
+
+async def test_who_cannot_do_it_leaves_it_to_others(tmp_path: Path) -> None:
+    at_work: list[str] = []
+
+    def begin(name: str, *, is_able: bool) -> asyncio.Task[None]:
+        async def work() -> float:
+            at_work.append(name)
+            return 0.2
+
+        leases = DirectoryLeases(tmp_path)
+        return asyncio.create_task(on_duty(leases, "follow", work, is_able=lambda: is_able))
+
+    unable = begin("unable", is_able=False)
+    await until(lambda: len(at_work) > 1)  # alone, it goes on
+    able = begin("able", is_able=True)
+    await until(lambda: at_work[-3:] == ["able"] * 3)
+    for task in (unable, able):
+        task.cancel()
+    await asyncio.gather(unable, able, return_exceptions=True)
