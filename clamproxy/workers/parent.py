@@ -112,12 +112,8 @@ class Parent:
                 self._codes.add(code)
                 return
             if not self._are_serving:
-                if code < 0:  # otherwise it has said why
-                    self._log(
-                        logging.WARNING, f"Worker {number} has ended ({_shown(code)}) before it served."
-                    )
                 self._failure = code if code > 0 else 1
-                if code <= 0:  # otherwise, it has said itself what is wrong
+                if code <= 0:  # otherwise it has said what is wrong
                     self._log(
                         logging.WARNING, f"Worker {number} has ended ({_shown(code)}) during the start."
                     )

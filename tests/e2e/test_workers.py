@@ -314,7 +314,7 @@ def test_a_start_in_which_a_worker_is_killed(tmp_path: Path, origin: OriginServe
         (first,) = eventually(lambda: workers_of(gateway), every=0.02)
         os.kill(first, signal.SIGKILL)
         assert process.wait(40) == 1
-        assert gateway.log == "clamproxy: Worker 1 has ended (SIGKILL) before it served.\n"
+        assert gateway.log == "clamproxy: Worker 1 has ended (SIGKILL) during the start.\n"
     finally:
         gateway.kill()
 

@@ -150,6 +150,7 @@ class TestMachinesThatAreOneBehind:
         response, content = await harness.ask(If_Modified_Since=since(1))
         assert (response.status, content) == (200, RELEASES.cvd(2))
         assert harness.origin.count("W") == 1
+        await harness.settle()
         stuck = stuck_patches(harness.service.store, harness.clock.time())
         assert stuck["daily-2.cdiff"].failures == ENOUGH_FAILURES
 
