@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from clamproxy.bucket.bucket import Bucket, Listed
+from clamproxy.bucket.bucket import Bucket, Listed, Stored
 from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.cache.store import Store
 from clamproxy.clock import Clock
@@ -221,14 +221,24 @@ class NoteExchange:
         """Look at a document without a list; if it is gone or no good, the next list tells."""
         if known.is_refused:
             known.silent += elapsed
-        elif (stored := await self._bucket.get(path_of(gateway))) is not None:
-            document = Listed(stored.etag, len(stored.content), stored.modified)
-            await self._look_at(gateway, known, document, elapsed)
+            return
+        stored = await self._bucket.get(path_of(gateway))
+        if stored is None:
+            return
+        if stored.etag == known.etag:
+            await self._note_silence(gateway, known, elapsed)
+        elif self._may_read(gateway, known, stored.etag, len(stored.content)):
+            await self._hear(gateway, known, stored)
 
     async def _look_at(self, gateway: str, known: _OtherGateway, document: Listed, elapsed: float) -> None:
-        if document.etag != known.etag:
-            await self._hear(gateway, known, document)
-            return
+        if document.etag == known.etag:
+            await self._note_silence(gateway, known, elapsed)
+        elif self._may_read(gateway, known, document.etag, document.size):
+            stored = await self._bucket.get(path_of(gateway))
+            if stored is not None:
+                await self._hear(gateway, known, stored)
+
+    async def _note_silence(self, gateway: str, known: _OtherGateway, elapsed: float) -> None:
         # Not by the clock alone: while the store can't be used, nobody can say that he is there.
         known.silent += elapsed
         if known.silent >= GONE_AFTER and not known.is_gone:
@@ -243,16 +253,17 @@ class NoteExchange:
                 "The site has more than %d gateways; what the rest tell is ignored.", MOST_GATEWAYS
             )
 
-    async def _hear(self, gateway: str, known: _OtherGateway, listed: Listed) -> None:
+    def _may_read(self, gateway: str, known: _OtherGateway, etag: str, size: int) -> bool:
+        """Whether a new document isn't too large."""
+        if size <= LARGEST:
+            return True
+        known.etag = etag
+        self._refuse(gateway, known, f"{size:,} bytes are too much")
+        return False
+
+    async def _hear(self, gateway: str, known: _OtherGateway, stored: Stored) -> None:
         """Take in a new document."""
         looked_at = self._looked_at if known.etag else None
-        if listed.size > LARGEST:
-            known.etag = listed.etag
-            self._refuse(gateway, known, f"{listed.size:,} bytes are too much")
-            return
-        stored = await self._bucket.get(path_of(gateway))
-        if stored is None:
-            return
         now = self._clock.time()
         known.etag = stored.etag  # whatever is wrong with it, it is read once
 
