@@ -23,7 +23,7 @@ from clamproxy.leases.leases import Leases
 from clamproxy.objects import MAX_VERSION
 from clamproxy.readable import one_line
 from clamproxy.releases import holds
-from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Holds, HoldsError
+from clamproxy.releases.holds import FILE_NAME, NOTHING_HELD, Hold, HoldChange, Holds, HoldsError
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
@@ -192,12 +192,10 @@ def _checked(content: bytes) -> Holds:
     except ValueError as error:
         logger.warning("%s in the object store is damaged (%s), and is written anew.", PATH, error)
         return NOTHING_HELD
-    in_force = {
-        name: replace(one, by=one_line(one.by, _LONGEST_NAME), why=one_line(one.why, _LONGEST_REASON))
-        for name, one in found.in_force.items()
-    }
-    changes = tuple(
-        replace(one, by=one_line(one.by, _LONGEST_NAME), why=one_line(one.why, _LONGEST_REASON))
-        for one in found.changes
-    )
-    return Holds(in_force, changes)
+    in_force = {name: _shortened(one) for name, one in found.in_force.items()}
+    return Holds(in_force, tuple(map(_shortened, found.changes)))
+
+
+def _shortened[T: (Hold, HoldChange)](one: T) -> T:
+    """With texts that fit on one line, whoever wrote them."""
+    return replace(one, by=one_line(one.by, _LONGEST_NAME), why=one_line(one.why, _LONGEST_REASON))
