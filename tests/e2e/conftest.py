@@ -17,6 +17,7 @@ from tests.support.gateway import Gateway
 from tests.support.mirror import ANEW, NAMED, Mirror, idle_site, open_mirror
 from tests.support.origin import OriginServer
 from tests.support.scenes import BASE, ROOMY, hold
+from tests.support.service_manager import Manager
 from tests.support.site import Site, SitePool, open_site, settings_for
 
 type MakeSite = Callable[..., Site]
@@ -132,3 +133,10 @@ def mirror(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> Iterator[Mirro
     site = idle_site(tmp_path / "site", origin, dns, upstream=NAMED, versions=ANEW)
     with open_mirror(site) as mirror:
         yield mirror
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    manager = Manager()
+    yield manager
+    manager.close()

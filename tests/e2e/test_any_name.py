@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from tests.support.gateway import CDN, Way, connectable, free_ports
 from tests.support.programs import require_program
 from tests.support.raw import Relay
 from tests.support.raw_http import RawAnswer, exchange, parse_answers
+from tests.support.servers import running
 from tests.support.site import LOCALHOST, Site, eventually, open_site, signed
 
 from .conftest import MakeSite
@@ -151,19 +150,6 @@ def test_a_mirror_that_ends_in_a_slash(doors: Doors, tmp_path: Path, way: Way, l
     client = doors.site.client(str(tmp_path), way, mirrors=[f"{scheme}://{CDN}/"], local=local)
     outcome = client.run()
     assert (outcome.code, outcome.version) == (OK, 6), outcome.output
-
-
-@contextlib.contextmanager
-def running(command: list[str], port: int, log: Path) -> Iterator[None]:
-    """A server, once it listens."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            assert eventually(lambda: connectable(port) or process.poll() is not None)
-            assert process.poll() is None, log.read_text()
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 CHECKS = {

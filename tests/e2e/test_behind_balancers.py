@@ -14,9 +14,10 @@ import pytest
 from clamproxy.config.settings import AccessSection
 from tests.support.contrib import CONTRIB
 from tests.support.freshclam import OK
-from tests.support.gateway import Way, connectable, free_ports
+from tests.support.gateway import Way, free_ports
 from tests.support.programs import give_up, require_program
 from tests.support.raw_http import exchange, parse_answers
+from tests.support.servers import running
 from tests.support.site import LOCALHOST, Site, eventually, open_site, signed
 
 ANNOUNCING, FORWARDING = "127.0.0.2", "127.0.0.3"
@@ -87,19 +88,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.warm(6)
     yield site
     site.close()
-
-
-@contextlib.contextmanager
-def running(command: list[str], port: int, log: Path) -> Iterator[None]:
-    """A balancer, once it listens."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            assert eventually(lambda: connectable(port) or process.poll() is not None)
-            assert process.poll() is None, log.read_text()
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 @contextlib.contextmanager

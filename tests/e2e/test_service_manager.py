@@ -7,11 +7,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,49 +21,13 @@ from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
 from tests.support.gateway import ROOT, Gateway, Way
 from tests.support.origin import OriginServer
+from tests.support.service_manager import Manager
 from tests.support.site import Site, eventually, settings_for
 
 from .conftest import MakeSite
 
 UNIT = ROOT / "contrib" / "systemd" / "clamproxy.service"
 DOCKERFILE = ROOT / "contrib" / "docker" / "Dockerfile"
-
-
-class Manager:
-    """systemd's end of the notify socket."""
-
-    def __init__(self) -> None:
-        name = f"clamproxy-{uuid.uuid4()}"
-        self.environment = {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "500000"}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0{name}")
-        self._socket.setblocking(False)
-        self.states: list[str] = []
-        """First lines of what was heard, signs of life left out."""
-        self.signs = 0
-        """Of life."""
-
-    def listen(self) -> list[str]:
-        """Take in what has come."""
-        while True:
-            try:
-                first = self._socket.recv(4096).decode().partition("\n")[0]
-            except BlockingIOError:
-                return self.states
-            if first == "WATCHDOG=1":
-                self.signs += 1
-            else:
-                self.states.append(first)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    manager = Manager()
-    yield manager
-    manager.close()
 
 
 @pytest.fixture

@@ -42,11 +42,11 @@ from tests.support.gateway import (
     free_ports,
 )
 from tests.support.origin import OriginServer
+from tests.support.service_manager import Manager
 from tests.support.site import LOCALHOST, Site, eventually, settings_for, signed
 
 from .conftest import MakeForged, MakeSite
 from .test_reload import READ, REFUSED, UNCHANGED, hang_up, write
-from .test_service_manager import Manager
 
 WORKERS = 2
 WHOLE = re.compile(
@@ -402,13 +402,6 @@ def test_a_new_worker_that_cannot_start_is_tried_again(pair: Site) -> None:
 
 
 # The service manager
-
-
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    manager = Manager()
-    yield manager
-    manager.close()
 
 
 @pytest.fixture
