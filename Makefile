@@ -15,7 +15,7 @@ endif
 export PYTHON VENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-oldest lint format bench package requirements clean
+.PHONY: help run test torture test-oldest lint format bench package requirements clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ PYTEST = $(BIN)/pytest --numprocesses=6 --dist=loadfile --no-loadscope-reorder $
 
 test: $(VENV)/.dev ## Run the tests
 	$(PYTEST)
+
+torture: $(VENV)/.dev ## Try to break it for an hour: kills, faults, attacks, simulated time; see SECURITY.md
+	CLAMPROXY_TORTURE=full $(BIN)/pytest --numprocesses=2 --dist=load --timeout=5400 tests/torture $(ARGS)
 
 test-oldest: override VENV := .venv-oldest
 test-oldest: .venv-oldest/.oldest ## Run them with the oldest supported mitmproxy; see requirements-oldest.txt

@@ -34,6 +34,19 @@ def pytest_configure() -> None:
             signal.signal(number, usual)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests in `torture` tried."""
+    reports = [
+        report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])
+    ]
+    tried = sorted(
+        str(value) for report in reports for name, value in report.user_properties if name == "tried"
+    )
+    if tried:
+        terminalreporter.section("what was tried")
+        terminalreporter.write("".join(f"{line}\n" for line in tried))
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Don't use bytes in the name of a test: they may be signed anew in each process."""
     return argname if isinstance(val, bytes) else None

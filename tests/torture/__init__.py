@@ -1,0 +1,1 @@
+"""Tries to break the promises of SECURITY.md: at length by `make torture`, a little by `make test`."""
