@@ -15,7 +15,7 @@ endif
 export PYTHON VENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test torture test-oldest lint format bench package requirements clean
+.PHONY: help run test torture test-oldest lint audit format bench package requirements clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
+
+audit: $(VENV)/.dev ## Ask whether a pinned dependency has a known vulnerability
+	$(BIN)/python tools/audit.py $(ARGS)
 
 format: $(VENV)/.dev ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
