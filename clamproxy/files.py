@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,10 @@ type Stamp = tuple[int, int, int]
 
 _NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT)
 """Another file system, one without links, too many links, or a name that has just disappeared."""
+LONGEST_WRITE = 60.0
+"""Seconds after which a file that is still unfinished has been left by a process that was killed."""
+
+_UNFINISHED = ".part"
 _NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
@@ -99,7 +104,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o600, suffix: str = _UNFINISHED) -> Iterator[BinaryIO]:
     """Write a file that gets its name when it is complete and synced. Blocks.
 
     Args:
@@ -121,6 +126,14 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = ".part") -> Iterat
         with suppress(OSError):
             part.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def sweep_unfinished(directory: Path) -> None:
+    """Remove what killed processes had begun to write by `replacing`, also further down. Blocks."""
+    for part in directory.rglob(f".*{_UNFINISHED}"):
+        with suppress(OSError):
+            if part.stat().st_mtime + LONGEST_WRITE < time.time():
+                part.unlink()
 
 
 def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB
+from clamproxy.files import sweep_unfinished
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.leases.leases import Leases
 from clamproxy.notes import Notes
@@ -32,7 +33,9 @@ class Foundation:
 
     def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
         self.keys = keys
-        self.records = Records(make_state_directory(settings))
+        state = make_state_directory(settings)
+        sweep_unfinished(state)
+        self.records = Records(state)
         self.store = Store(settings.cache.directory, records=self.records, keys=keys, hold=HELD)
         move_records(self.store, settings.cache.directory)
         self.writer = Writer(self.store.condition.failed)

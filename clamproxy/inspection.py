@@ -193,8 +193,8 @@ def quarantined(store: Store) -> list[Rejected]:
 
 def discard(rejected: Rejected) -> None:
     """Delete a file in the quarantine, and the file with its reason."""
-    rejected.path.unlink(missing_ok=True)
     _reason_file(rejected.path).unlink(missing_ok=True)
+    rejected.path.unlink(missing_ok=True)
 
 
 def _check(store: Store, published: PublishedFile, keys: TrustedKeys) -> Inspected:
@@ -229,7 +229,7 @@ def _unreadable(object_id: ObjectId, size: int, inode: int | None, error: OSErro
 
 def _quarantine(store: Store, published: PublishedFile, reason: str) -> None:
     """Give the file a second name, and have that moved into the quarantine."""
-    workspace = store.directory / "build"  # where leftovers are removed after a day
+    workspace = store.workspaces  # where leftovers are removed
     workspace.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rejected.", dir=workspace) as directory:
         name = published.object_id.file_name

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from clamproxy.bundle import sweep_staging
 from clamproxy.cache.partial import sweep
 from clamproxy.cache.retention import SPARED
 from clamproxy.cache.soundness import Soundness
@@ -75,8 +76,9 @@ class Upkeep:
         )
         for object_id in dropped:
             logger.info("Dropped %s from the cache.", object_id.file_name)
-        sweep(self._store.partials)
+        sweep(self._store.partials, self._store.has)
         self._builder.sweep()
+        sweep_staging(self._store.directory)
 
     async def check(self) -> None:
         """Find what was damaged on the disk while no process watched it: it must not be served."""

@@ -7,7 +7,7 @@ vendor's signatures on the objects.
 
 from clamproxy.bundle.contents import BundleSelection, Reporter, Since, select
 from clamproxy.bundle.exporting import write_bundle, written_file
-from clamproxy.bundle.importing import import_bundle
+from clamproxy.bundle.importing import import_bundle, sweep_staging
 from clamproxy.bundle.manifest import BundleError, Manifest
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Since",
     "import_bundle",
     "select",
+    "sweep_staging",
     "write_bundle",
     "written_file",
 ]

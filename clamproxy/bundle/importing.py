@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,6 +111,12 @@ def _area(staging: Path, manifest: bytes) -> Iterator[Path]:
     except (BundleError, TarError):
         shutil.rmtree(area)
         raise
+
+
+def sweep_staging(cache: Path) -> None:
+    """Remove what an interrupted import unpacked, unless another may soon go on with it. Blocks."""
+    with suppress(OSError):  # an import may be removing it as well
+        _sweep(cache / STAGING, older_than=LONGEST_KEPT)
 
 
 def _sweep(staging: Path, older_than: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -315,13 +315,21 @@ def peek(path: Path) -> Arriving | None:
     return Arriving(have, size if type(size) is int else None, is_running)
 
 
-def sweep(directory: Path) -> None:
-    """Delete the partial files that won't be resumed any more. Blocks."""
+def sweep(directory: Path, is_published: Callable[[ObjectId], bool], *, alone: bool = False) -> None:
+    """Delete the partial files that won't be resumed any more. Blocks.
+
+    Args:
+        is_published: whether an object is in the cache. A kill after its publication leaves its partial file.
+        alone: whether no other process is about to fetch: what has no content yet is left over then.
+    """
     for path in list(directory.glob("*")):
         is_beside = path.suffix != ".part" and path.with_suffix(".part").exists()
         with suppress(OSError, ValueError, BusyError):
-            if not is_beside and path.stat().st_mtime + LONGEST_KEPT < time.time():
-                partial = PartialFile.claim(directory, ObjectId.parse(path.stem))
+            object_id, status = ObjectId.parse(path.stem), path.stat()
+            is_empty = path.suffix != ".part" or not status.st_size
+            is_old = status.st_mtime + LONGEST_KEPT < time.time()
+            if not is_beside and (is_old or is_published(object_id) or (alone and is_empty)):
+                partial = PartialFile.claim(directory, object_id)
                 partial.path.with_suffix(_NEW).unlink(missing_ok=True)
                 partial.discard()
                 partial.release()

@@ -33,8 +33,9 @@ class Quarantine:
         target.with_name(f"{target.name}.reason").write_text(f"{reason}\n")
         rejected = sorted(self.files(), key=lambda file: file.suffix)  # the time of its rejection
         for old in rejected[:-QUARANTINE_LIMIT]:
-            old.unlink(missing_ok=True)
+            # In this order, a kill in between leaves nothing that isn't found again.
             old.with_name(f"{old.name}.reason").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
         sync_directory(self.directory)
 
     def files(self) -> list[Path]:

@@ -4,6 +4,7 @@
     objects/      published files, by database; see `layout`
     partial/      transfers that are under way or were interrupted
     quarantine/   what failed verification, with the reason
+    build/        a directory for each file that is being made
 
 Reads are quick enough for the event loop. Whatever writes, syncs or deletes blocks, and belongs in a
 thread. Trouble with the disk stops neither: what can't be written waits in memory for `mend`.
@@ -23,6 +24,7 @@ from clamproxy.cache import layout
 from clamproxy.cache.earlier_counters import earlier_counters, hand_over
 from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
+from clamproxy.cache.leftovers import clear
 from clamproxy.cache.newest import NewestCvds
 from clamproxy.cache.note_rows import NoteRows
 from clamproxy.cache.owners import Owners
@@ -68,6 +70,7 @@ class Store:
         """
         self.directory = directory
         self.partials = directory / "partial"
+        self.workspaces = directory / "build"
         self.condition = Condition(directory, "The cache directory")
         self._quarantine = Quarantine(directory / "quarantine")
         self.records = records or Records(directory)
@@ -84,6 +87,8 @@ class Store:
                 reconcile(self._index, directory, keys, alone=alone)
             if tidy:
                 self._index.mend()
+            if alone:
+                clear(self.partials, self.workspaces, self.has)
             self._owners.join()
         except BaseException:
             self._owners.leave()

@@ -9,11 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from clamproxy.files import try_lock
+from clamproxy.files import LONGEST_WRITE, try_lock
 from clamproxy.storage.growing_file import GrowingFile
-
-_LONGEST_WRITE = 60.0
-"""Seconds after which a temporary file counts as left over."""
 
 
 class FeedsFullError(Exception):
@@ -78,7 +75,7 @@ def is_left_over(path: Path) -> bool:
     """Whether a file was being written by a process that is gone."""
     if path.suffix == ".tmp":  # written within a moment
         with suppress(OSError):
-            return path.stat().st_mtime + _LONGEST_WRITE < time.time()
+            return path.stat().st_mtime + LONGEST_WRITE < time.time()
         return True
     if path.suffix != ".part":
         return False

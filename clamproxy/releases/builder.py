@@ -86,7 +86,7 @@ class CldBuilder:
         self._store = store
         self._writer = writer
         self._keys = keys
-        self._directory = store.directory / "build"
+        self._directory = store.workspaces
         self._turn = asyncio.Lock()
         self._running = SingleFlight[ObjectId, None]("build", self._note_failure)
         self._failed: set[ObjectId] = set()

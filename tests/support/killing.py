@@ -21,7 +21,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            sys.addaudithook(_Killer(step))
+            sys.addaudithook(KillAtStep(step))
             work()
         except BaseException:
             traceback.print_exc()
@@ -33,16 +33,26 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return killed
 
 
-class _Killer:
-    def __init__(self, step: int) -> None:
-        self._left = step
+class KillAtStep:
+    """An audit hook that kills its process when a step begins.
+
+    Args:
+        step: counted from 0.
+        name: a part of a path; only steps that concern such a file count.
+    """
+
+    def __init__(self, step: int, name: str = "") -> None:
+        self._left, self._name = step, name
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         if event not in CHANGES and not (event == "open" and self._writes(arguments)):
             return
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not any(self._name in str(argument) for argument in arguments):
+            return
+        # Several threads may be here at once.
         self._left -= 1
+        if self._left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _writes(self, arguments: tuple[object, ...]) -> bool:
         flags = arguments[2]

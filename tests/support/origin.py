@@ -120,6 +120,11 @@ class OriginServer:
         """Serve a file; without a date, Last-Modified is a minute after a CVD's build time, or some day."""
         self._files[f"/{name}"] = File(body, None if undated else modified or upload_date(body))
 
+    def body(self, name: str) -> bytes | None:
+        """What it serves under a name; None if there is nothing."""
+        file = self._files.get(f"/{name}")
+        return None if file is None else file.body
+
     def remove(self, name: str) -> None:
         """Answer 404 from now on."""
         self._files.pop(f"/{name}", None)

@@ -265,7 +265,7 @@ def test_whatever_was_noted_does_no_harm(saved: dict[str, Any]) -> None:
 class _NoStore:
     """Nothing is built here."""
 
-    directory = Path("nowhere")
+    workspaces = Path("nowhere")
 
 
 async def test_patches_that_are_here_twice_do_no_harm(harness: BuilderHarness) -> None:

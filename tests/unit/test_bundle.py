@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ from clamproxy.bundle import (
     BundleError,
     Since,
     select,
+    sweep_staging,
     write_bundle,
     written_file,
 )
 from clamproxy.bundle.contents import RECENT
 from clamproxy.bundle.manifest import MANIFEST_NAME
+from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.store import Store
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import Kind, ObjectId
@@ -424,3 +428,15 @@ def test_patches_that_overlap_join_on(store: Store, other: Store, fill: Fill) ->
     fill(other, 7)
     imported(other, exported(store, since="6"))
     assert other.reached_version("daily") == 9
+
+
+def test_what_an_interrupted_import_unpacked_is_not_kept_for_ever(tmp_path: Path) -> None:
+    """Even if there is never another import."""
+    sweep_staging(tmp_path)  # there was none yet
+    old, young = tmp_path / "staging" / "old", tmp_path / "staging" / "young"
+    for area, age in ((old, LONGEST_KEPT + 60), (young, LONGEST_KEPT - 60)):
+        area.mkdir(parents=True)
+        (area / "daily-5.cvd.part").touch()
+        os.utime(area, (time.time() - age,) * 2)
+    sweep_staging(tmp_path)
+    assert list((tmp_path / "staging").iterdir()) == [young]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from clamproxy.files import (
+    LONGEST_WRITE,
     identity_of,
     link_or_copy,
     open_to_read,
     remove,
     replacing,
     set_aside,
+    sweep_unfinished,
     try_lock,
     unlock,
 )
@@ -146,3 +150,25 @@ def test_a_damaged_database_is_set_aside_with_its_log_deleted(tmp_path: Path, is
     assert not set_aside(database, damaged, aside)
     assert not set_aside(database, None, aside)
     assert database.exists()
+
+
+def test_what_a_killed_process_had_begun_to_write_is_swept_up(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "record.json"
+    path.parent.mkdir()
+
+    def work() -> None:
+        with replacing(path) as file:
+            file.write(b"begun")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_at(10**9, work)
+    (left,) = path.parent.iterdir()
+    sweep_unfinished(tmp_path)
+    assert left.exists()  # another process may be writing it
+    long_ago = time.time() - LONGEST_WRITE - 1
+    os.utime(left, (long_ago, long_ago))
+    kept = path.with_name("other.part")
+    kept.touch()
+    os.utime(kept, (long_ago, long_ago))
+    sweep_unfinished(tmp_path)
+    assert list(path.parent.iterdir()) == [kept]

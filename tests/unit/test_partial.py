@@ -312,7 +312,7 @@ def test_the_sweep_takes_what_nobody_will_resume(tmp_path: Path) -> None:
             os.utime(file, (moment, moment))
     (tmp_path / "directory").mkdir()
     os.utime(tmp_path / "directory", (1, 1))
-    sweep(tmp_path)
+    sweep(tmp_path, lambda _: False)
     assert {path.name for path in tmp_path.iterdir()} == {
         "daily-6.cvd.part",
         "daily-6.cvd.json",

@@ -282,9 +282,10 @@ def test_a_kill_in_the_middle_of_publishing_loses_nothing(
     partial = store.partials / "daily-5.cvd.part"
     assert read(store, cvd(5)) == (b"whole file" if published else None)
     assert store.newest_version("daily") == (5 if published else None)
-    assert partial.read_bytes() == b"whole file"
     assert len(objects_below(directory)) == published  # no file without a row is left
-    store.publish(cvd(5), partial, Metadata(10, 1.0))
+    assert partial.exists() is not published  # nor a partial file of what is published
+    if not published:
+        store.publish(cvd(5), partial, Metadata(10, 1.0))
     assert read(store, cvd(5)) == b"whole file"
     assert not partial.exists()
     store.close()
@@ -430,3 +431,26 @@ def test_the_newest_version_is_known_without_opening_a_file(
     monkeypatch.setattr("clamproxy.cache.published.open_to_read", opened.append)
     assert store.newest_version("daily") == 5
     assert opened == []
+
+
+def test_a_start_removes_what_a_kill_left(tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    with closing(Store(directory)) as store:
+        put(store, cdiff(5), b"published")
+        os.link(directory / "objects/daily/daily-5.cdiff", store.partials / "daily-5.cdiff.part")
+        (store.partials / "daily-5.cdiff.json").write_text("{}")
+        (store.partials / "daily-6.cdiff.json").touch()  # nothing has arrived
+        (store.partials / "daily-7.cvd.part").write_bytes(b"arriving")
+        (store.partials / "daily-7.cvd.json").write_text("{}")
+        (store.workspaces / "daily-8.cld.x" / "unpacked").mkdir(parents=True)
+        left = names_below(directory / "partial") | names_below(store.workspaces)
+        with closing(Store(directory)):  # another process may be at work on them
+            assert names_below(directory / "partial") | names_below(store.workspaces) == left
+    with closing(Store(directory)) as store:
+        assert names_below(store.partials) == {"daily-7.cvd.part", "daily-7.cvd.json"}
+        assert names_below(store.workspaces) == set()
+        assert read(store, cdiff(5)) == b"published"
+
+
+def names_below(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
