@@ -65,6 +65,7 @@ from clamproxy.config.units import (
     client_ip,
     domain_matches,
     host_matches,
+    normal_host,
 )
 
 LONGEST_DELAY = 30 * 86400.0
@@ -376,6 +377,10 @@ class FeedsSection(Section):
     def covers(self, host: str) -> bool:
         """Tell whether requests for a host (without port) are answered from the cache of feeds."""
         return any(domain_matches(pattern, host) for pattern in self.hosts)
+
+    def may_lead_to(self, host: str, address: str) -> bool:
+        """Tell whether a feed may have an address of this machine or its link: if that is listed, too."""
+        return normal_host(host) == "localhost" or self.covers(address)
 
 
 class FilesSection(Section):

@@ -112,7 +112,13 @@ class Fetcher:
     def _pool(self) -> urllib3.PoolManager:
         """Made when the first feed is asked, because loading the certificates takes a while."""
         upstream = self._upstream
-        return make_pool(upstream.parent_proxy, upstream.ca_bundle, self._timeout, link=self._link)
+        return make_pool(
+            upstream.parent_proxy,
+            upstream.ca_bundle,
+            self._timeout,
+            link=self._link,
+            may_lead_to=self._feeds.may_lead_to,
+        )
 
     def get(self, target: Target, sent: Mapping[str, str], scope: CancelScope) -> Fetched:
         """Ask for a file, and follow redirects to other feeds.

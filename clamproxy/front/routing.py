@@ -100,6 +100,14 @@ class Routing:
             return False
         return settings.serving.passes_through(host) and not settings.upstream.offline
 
+    def may_lead_to(self, host: str, address: str) -> bool:
+        """Whether a host that is passed through may have an address of this machine, or of its link.
+
+        It may if it is this machine by its name, or if the address is passed through as well.
+        """
+        is_this = normal_host(host) == "localhost" or self._is_own_name(host)
+        return is_this or self.settings.serving.passes_through(address)
+
     def _is_named_as_other(self, request: ClientRequest) -> bool:
         """Whether the host is a feed's or in `serving.pass_through`, and is not this machine.
 

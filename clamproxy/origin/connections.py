@@ -14,6 +14,7 @@ import queue
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +24,12 @@ from urllib.parse import urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError
+from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, ResponseError
 from urllib3.util import Retry, Timeout
 from urllib3.util.wait import wait_for_read
 
 from clamproxy.config.units import HttpProxy
+from clamproxy.guarded_addresses import describe, find_guarded_blocking, is_guarded
 from clamproxy.origin.addresses import Addresses
 from clamproxy.origin.link import Link
 from clamproxy.origin.proxy_auth import LoginConnection, admission_to
@@ -55,6 +57,9 @@ _SOCKET_OPTIONS = [
     ),
 ]
 
+type MayLeadTo = Callable[[str, str], bool]
+"""Tells whether a host may have an address that is guarded."""
+
 
 class StaleConnectionError(ConnectionError):
     """A connection that had been used before brought no response."""
@@ -66,6 +71,7 @@ class _Connection(LoginConnection):
     Args:
         link: what it is part of; None if nobody limits it.
         addresses: of the host; None if DNS is asked.
+        may_lead_to: tells whether a host may have a guarded address; None if any host may.
     """
 
     _answered_at: float | None = None
@@ -76,10 +82,12 @@ class _Connection(LoginConnection):
         *args: Any,
         link: Link | None = None,
         addresses: Addresses | None = None,
+        may_lead_to: MayLeadTo | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._link = link
+        self._may_lead_to = may_lead_to
         self._addresses = addresses
 
     @property
@@ -111,6 +119,8 @@ class _Connection(LoginConnection):
         return connected
 
     def _connected(self) -> socket.socket:
+        if self._may_lead_to is not None:
+            return self._guarded(self._may_lead_to)
         if self._addresses is None:
             return super()._new_conn()
         host, port = self._dns_host, self.port
@@ -118,6 +128,19 @@ class _Connection(LoginConnection):
             return self._addresses.connect(port, self._connected_to)
         finally:
             self._dns_host, self.port = host, port
+
+    def _guarded(self, may_lead_to: MayLeadTo) -> socket.socket:
+        """Connect, unless the name leads to a guarded address, or does so a moment later."""
+        host = self._dns_host
+        found = find_guarded_blocking(host, self.port, partial(may_lead_to, host))
+        if found is None:
+            connected = super()._new_conn()
+            peer = connected.getpeername()[0]
+            if not is_guarded(peer) or may_lead_to(host, peer):
+                return connected
+            connected.close()
+            found = peer
+        raise NewConnectionError(self, describe(host, found))
 
     def _connected_to(self, host: str, port: int) -> socket.socket:
         # The name stays with everything but the connection: Host, SNI, the certificate.
@@ -195,6 +218,7 @@ def make_pool(
     *,
     link: Link | None = None,
     addresses: Addresses | None = None,
+    may_lead_to: MayLeadTo | None = None,
 ) -> urllib3.PoolManager:
     """Connections to the outside, through the proxy if there is one, trusting the configured certificates.
 
@@ -202,6 +226,7 @@ def make_pool(
         ca_bundle: certificates to trust besides the system's.
         link: limits what is read; None if nothing does.
         addresses: where to connect, whatever host is asked for; None if DNS is asked.
+        may_lead_to: tells whether a host may have a guarded address; None if any may. The proxy itself may.
     """
     context = trusting(ca_bundle)
     shared: dict[str, Any] = {
@@ -222,6 +247,7 @@ def make_pool(
     logs_in = proxy is not None and (proxy.credentials is not None or proxy.scheme != "basic")
     admission = admission_to(proxy) if proxy is not None and logs_in else None
     means: dict[str, Any] = {"link": link, "addresses": addresses, "admission": admission}
+    means["may_lead_to"] = may_lead_to if proxy is None else None
     makers: Any = {"http": partial(_Pool, **means), "https": partial(_TlsPool, **means)}
     manager.pool_classes_by_scheme = makers
     return manager

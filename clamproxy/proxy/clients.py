@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from mitmproxy import connection, tls
 from mitmproxy.proxy import layer, server_hooks
@@ -11,6 +12,7 @@ from mitmproxy.proxy.layers import DNSLayer, TCPLayer
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
 from clamproxy.front import Caller, Front, log_tunnel
+from clamproxy.guarded_addresses import describe, find_guarded, is_guarded
 from clamproxy.messages import Result
 from clamproxy.proxy import dns_queries, stream
 from clamproxy.proxy.client_trust import certified_by
@@ -70,10 +72,24 @@ class Clients:
             next_layer.layer = HttpLayer(next_layer.context, HTTPMode.transparent)
         stream.install(next_layer.layer, self._head_limits())
 
-    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+    async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """The last guard: mitmproxy itself may connect only to hosts that are passed through."""
-        data.server.error = "the gateway has an error"  # or mitmproxy would connect if the next line failed
-        data.server.error = self._refusal(data)
+        data.server.error = "the gateway has an error"  # or mitmproxy would connect if the next lines failed
+        refusal = self._refusal(data)
+        if refusal is None and data.server.address is not None and not dns_queries.is_dns(data.client):
+            host, port = data.server.address[:2]
+            found = await find_guarded(host, port, partial(self._may_lead_to, host))
+            refusal = describe(host, found) if found is not None else None
+        data.server.error = refusal
+
+    def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Cut the connection if the name leads elsewhere than a moment ago, before anything is sent."""
+        address, peer = data.server.address, data.server.peername
+        if address is None or peer is None or dns_queries.is_dns(data.client):
+            return
+        if is_guarded(peer[0]) and not self._may_lead_to(address[0], peer[0]):
+            logger.warning("%s.", describe(address[0], peer[0]))
+            stream.cut(data.client, data.server)
 
     def _refusal(self, data: server_hooks.ServerConnectionHookData) -> str | None:
         """Why mitmproxy may not connect to a server; None if it may."""
@@ -85,6 +101,10 @@ class Clients:
         if address is None or not self._passes_through(address[0], self._callers.of(data.client)):
             return "not in serving.pass_through"
         return None
+
+    def _may_lead_to(self, host: str, address: str) -> bool:
+        routing = self._front.routing
+        return routing is not None and routing.may_lead_to(host, address)
 
     def _passes_through(self, host: str, caller: Caller) -> bool:
         """Whether mitmproxy itself connects to a host for a client."""

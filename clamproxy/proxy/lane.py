@@ -10,15 +10,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from OpenSSL import SSL
 
 from clamproxy.front import Front
+from clamproxy.proxy.lane_tls import Tunnel
 from clamproxy.waiting import wait_while
 
 PATIENCE_AT_LIMIT = 5.0
 """Seconds after which an idle connection is closed while other clients wait to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What has happened on a connection before the lane hands it over."""
+
+    tunnel: Tunnel | None
+    """The tunnel it is in, if any."""
+    speaks_http: bool
+    """Whether a request has come, in the tunnel if there is one. What follows is HTTP, like it or not."""
+    has_ended: bool
+    """Whether the client has said that it won't send any more."""
+
+
+type HandOver = Callable[[asyncio.Transport, bytes, Past], None]
+"""Hands a connection to mitmproxy. Arguments: its transport; what the client has sent, decrypted, if it is
+still unanswered; and its past."""
 
 
 class Ending(Protocol):

@@ -17,7 +17,7 @@ from OpenSSL import SSL
 from clamproxy.front import TUNNEL_PORTS, Caller, ClientRequest, Destination, Exchange
 from clamproxy.messages import Body, Response
 from clamproxy.proxy.door import Leave, Prompt
-from clamproxy.proxy.lane import Lane
+from clamproxy.proxy.lane import HandOver, Lane, Past
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
 from clamproxy.proxy.ordinary import read_head
 from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
@@ -40,12 +40,6 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 _SERVED = (Destination.DATABASES, Destination.PAGES, Destination.FILES, Destination.FEED)
-
-
-type HandOver = Callable[[asyncio.Transport, bytes, Tunnel | None, bool], None]
-"""Hands a connection to mitmproxy. Arguments: its transport; what the client has sent, decrypted, if it is
-still unanswered; the tunnel it is in, if any; and whether the client has said that it won't send any
-more."""
 
 
 class LaneConnection(Prompt):
@@ -75,6 +69,8 @@ class LaneConnection(Prompt):
         """Reads since the last complete head."""
         self._quiet_since = time.monotonic()
         self._tunnel: Tunnel | None = None
+        self._speaks_http = False
+        """See `Past`."""
         self._work: asyncio.Task[Any] | None = None
         """The work that the next request has to wait for."""
         self._is_sending = False
@@ -209,7 +205,9 @@ class LaneConnection(Prompt):
         self._lane.connections.discard(self)
         if not self.transport.is_reading() and not self._has_ended:
             self.transport.resume_reading()
-        self._hand_over(self.transport, self._buffer, self._tunnel, self._has_ended)
+        past = Past(self._tunnel, self._speaks_http, self._has_ended)
+        received, self._buffer = self._buffer, b""
+        self._hand_over(self.transport, received, past)
 
     # Requests
 
@@ -217,7 +215,8 @@ class LaneConnection(Prompt):
         """Take the next request, if there is one; those after it let other connections take a turn first."""
         if not self._is_open or self._work is not None or self._is_full:
             return
-        if self._buffer[:1] == _TLS and self._tunnel is not None and self._session is None:
+        is_tls = self._buffer[:1] == _TLS and self._session is None and not self._speaks_http
+        if is_tls and self._tunnel is not None:
             self._start_tls(self._tunnel)
         if self._buffer and self._take_next() and self._buffer:
             self._loop.call_soon(self._go_on)
@@ -257,6 +256,7 @@ class LaneConnection(Prompt):
         ready = front.answer_at_once(request) if request.method != "CONNECT" else None
         if ready is None and not self._safely(self._is_served, request):
             return False
+        self._speaks_http = True
         if ready is not None:
             self._respond(ready)
         elif request.method != "CONNECT":
@@ -337,7 +337,7 @@ class LaneConnection(Prompt):
         if refusal is not None:
             self._respond(refusal)
         elif self._is_open:
-            self._caller, self._tunnel = request.caller, tunnel
+            self._caller, self._tunnel, self._speaks_http = request.caller, tunnel, False
             self.transport.write(_OPEN)
 
     def _respond(self, exchange: Exchange) -> None:

@@ -41,6 +41,8 @@ _PORTION = select.PIPE_BUF // 2
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)
 _PARENT = logging.getLogger("clamproxy")
+_LONGEST = 400
+"""Characters of one of mitmproxy's messages."""
 _SCRIPT_LOADER = "mitmproxy.addons.script"
 
 type _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -247,7 +249,7 @@ class TextFormatter(RequestFormatter):
 
     def message_of(self, record: logging.LogRecord) -> str:
         """The message with its client and traceback."""
-        message = _indented(record.getMessage())
+        message = _indented(_message_of(record))
         if client := getattr(record, "client", None):
             message = f"{human.format_address(client)}: {message}"
         if record.exc_info:
@@ -281,12 +283,19 @@ class JsonFormatter(RequestFormatter):
         if fields is not None:
             entry |= {"event": "request", **fields()}
         else:
-            entry |= {"logger": record.name, "message": record.getMessage()}
+            entry |= {"logger": record.name, "message": _message_of(record)}
             if client := getattr(record, "client", None):
                 entry["client"] = human.format_address(client)
             if record.exc_info:
                 entry["exception"] = self.formatException(record.exc_info)
         return _encode(entry)
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    """The message. mitmproxy's may contain all that a client has sent, and are cut off."""
+    message = record.getMessage()
+    is_long = len(message) > _LONGEST and record.name.startswith("mitmproxy")
+    return f"{message[:_LONGEST]}..." if is_long else message
 
 
 def _encode(entry: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from clamproxy.proxy.syntax import HOST, options
+from clamproxy.proxy.syntax import CONTROL, HOST, options
 
 _ODD = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
 """Fields that announce content, or ask for more than a plain response."""
@@ -94,6 +94,8 @@ def read_head(raw: bytes) -> tuple[RequestHead, Fields] | None:
 
 
 def _parse(raw: bytes) -> RequestHead | None:
+    if CONTROL.search(raw) is not None:
+        return None
     collector = _Collector()
     parser = HttpRequestParser(collector)
     try:
@@ -105,7 +107,10 @@ def _parse(raw: bytes) -> RequestHead | None:
     method, version = parser.get_method(), parser.get_http_version()
     form = _TARGETS.get(method)
     match = form.fullmatch(collector.target) if form is not None else None
-    if match is None or version not in ("1.0", "1.1") or not raw.startswith(method):
+    if match is None or version not in ("1.0", "1.1"):
+        return None
+    # The parser skips empty lines, and takes RTSP for HTTP.
+    if not raw.startswith(b"%b %b HTTP/%b\r\n" % (method, collector.target, version.encode())):
         return None
     scheme, host, digits, path = match.groups(b"")
     port = int(digits or 80)

@@ -21,9 +21,10 @@ from typing import Any
 
 from mitmproxy import connection, ctx, flow
 from mitmproxy.http import HTTPFlow
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy import commands, events, layer, mode_specs
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer
-from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HTTPMode, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     ResponseData,
     ResponseHeaders,
@@ -37,7 +38,7 @@ from clamproxy.proxy import senders
 from clamproxy.proxy.header_limits import HeadLimits, LimitedServer, LimitedStream
 from clamproxy.proxy.internals import require
 from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending, limit_backlog
-from clamproxy.proxy.takeover import InsideWriter
+from clamproxy.proxy.takeover import LaneWriter
 from clamproxy.waiting import wait_while
 
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
@@ -138,7 +139,24 @@ class BodyHttpLayer(HttpLayer):
 def choose_layer(next_layer: layer.NextLayer) -> None:
     """Let mitmproxy choose the layer: its own NextLayer is asked only after script addons."""
     if next_layer.layer is None:
+        next_layer.layer = _continuation(next_layer.context)
+    if next_layer.layer is None:
         _addon("nextlayer").next_layer(next_layer)
+
+
+def _continuation(context: Context) -> HttpLayer | None:
+    """The layer that goes on with the HTTP that a client has spoken with the express lane; else None.
+
+    mitmproxy would take what looks like TLS for that, as if it were the first on the connection.
+    """
+    writer = _lane_writer(context.client)
+    if writer is None or not writer.past.speaks_http:
+        return None
+    tunnels = sum(isinstance(one, HttpLayer) for one in context.layers)
+    if tunnels != (0 if writer.past.tunnel is None else 1):
+        return None
+    is_proxy = not tunnels and not isinstance(context.client.proxy_mode, mode_specs.ReverseMode)
+    return HttpLayer(context, HTTPMode.regular if is_proxy else HTTPMode.transparent)
 
 
 def install(top: layer.Layer | None, limits: HeadLimits) -> None:
@@ -222,6 +240,12 @@ def close(client: connection.Client) -> None:
         _client_writer(client).close()
 
 
+def cut(client: connection.Client, server: connection.Server) -> None:
+    """Cut the connection that mitmproxy has opened to a server for a client."""
+    writer = _addon("proxyserver").connections[client.id].transports[server].writer
+    writer.transport.abort()
+
+
 async def end_all(limit: float) -> None:
     """Close all TCP connections of clients at once, and wait until they are gone.
 
@@ -259,9 +283,15 @@ def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
 
 def tls_of_lane(client: connection.Client) -> SSL.Connection | None:
     """The TLS that the express lane has established with a client before it handed it over."""
+    writer = _lane_writer(client)
+    return writer.tls if writer is not None else None
+
+
+def _lane_writer(client: connection.Client) -> LaneWriter | None:
+    """The writer of a client that was in the express lane; None for others."""
     with suppress(KeyError):
         writer = _client_writer(client)
-        return writer.tls if isinstance(writer, InsideWriter) else None
+        return writer if isinstance(writer, LaneWriter) else None
     return None
 
 

@@ -12,6 +12,8 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
 """RFC 3986 3.2.2 and 3.2.3, without userinfo. Host may be empty: RFC 9110 7.2."""
+CONTROL = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+"""Control characters, except HTAB and those that end a line."""
 _NO_PATH = re.compile(rb"(\S+\s+[A-Za-z]+://[^/?#\s]+)(\?\S*\s.*|\s.*)")
 """A request line with a target in absolute form that has no path, with or without a query."""
 
@@ -53,8 +55,9 @@ def check_head(lines: Sequence[bytes]) -> None:
     Raises:
         Refusal: it is malformed or not supported; the status is 400, 501 or 505.
     """
-    if any(b"\r" in line or b"\0" in line for line in lines):
-        raise Refusal(400, "a bare CR or a NUL in the header")  # RFC 9112 2.2, RFC 9110 5.5
+    if any(b"\r" in line or CONTROL.search(line) for line in lines):
+        # RFC 9112 2.2 and 3.2, RFC 9110 5.5
+        raise Refusal(400, "a bare CR or another control character in the header")
     method, version = _check_request_line(lines[0])
     fields = list(_fields(lines[1:]))
     _check_host(fields, version)
@@ -76,7 +79,7 @@ def options(fields: Sequence[tuple[bytes, bytes]], name: bytes) -> Iterator[byte
     """
     for one, value in fields:
         if one.lower() == name:
-            yield from (member.strip().lower() for member in value.split(b",") if member.strip())
+            yield from (member.lower() for part in value.split(b",") if (member := part.strip(b" \t")))
 
 
 def _check_request_line(line: bytes) -> tuple[bytes, bytes]:

@@ -20,9 +20,8 @@ from OpenSSL import SSL
 
 from clamproxy.proxy.door import Door, Leave, Threshold
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.lane import Lane
+from clamproxy.proxy.lane import Lane, Past
 from clamproxy.proxy.lane_connection import LaneConnection
-from clamproxy.proxy.lane_tls import Tunnel
 from clamproxy.proxy.proxy_protocol import announces
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
@@ -80,15 +79,14 @@ class Takeover:
         leave: Leave,
         transport: asyncio.Transport,
         received: bytes,
-        tunnel: Tunnel | None,
-        has_ended: bool,
+        past: Past,
     ) -> None:
-        """Give one of the lane's connections to mitmproxy. The last four arguments are `HandOver`'s."""
-        protocol = _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted, tunnel)
+        """Give one of the lane's connections to mitmproxy. The last three arguments are `HandOver`'s."""
+        protocol = _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted, past)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.read(received if tunnel is None else tunnel.connect + received)
-        if has_ended:
+        protocol.read(received if past.tunnel is None else past.tunnel.connect + received)
+        if past.has_ended:
             protocol.eof_received()
 
 
@@ -99,7 +97,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         leave: called when the connection is gone.
         tell_unwanted: called with the client's address if its connection begins with a PROXY header.
             That of a balancer was read at the door.
-        tunnel: what the lane has opened on the connection, if it has.
+        past: what has happened in the lane, if the connection was there.
     """
 
     def __init__(
@@ -107,20 +105,21 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         instance: Instance,
         leave: Leave,
         tell_unwanted: Callable[[str], None],
-        tunnel: Tunnel | None = None,
+        past: Past | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(asyncio.StreamReader(loop=loop), partial(self._begin, instance), loop)
         self._leave = leave
         self._tell_unwanted = tell_unwanted
-        self._tunnel = tunnel
-        self._has_begun = False
+        self._past = past
+        self._session = past.tunnel.session if past is not None and past.tunnel is not None else None
+        self._has_begun = past is not None and past.speaks_http
 
     async def _begin(
         self, instance: Instance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._tunnel is not None:
-            writer = InsideWriter(writer.transport, self, reader, self._tunnel)
+        if self._past is not None:
+            writer = LaneWriter(writer.transport, self, reader, self._past)
         try:
             await instance.handle_stream(reader, writer)
         except asyncio.CancelledError:
@@ -144,7 +143,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         super().data_received(data)
 
     def data_received(self, data: bytes) -> None:
-        session = self._tunnel.session if self._tunnel is not None else None
+        session = self._session
         if session is None:
             self.read(data)
             return
@@ -165,8 +164,8 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         self._leave()
 
 
-class InsideWriter(asyncio.StreamWriter):
-    """Writes for mitmproxy into a tunnel that the lane has opened.
+class LaneWriter(asyncio.StreamWriter):
+    """Writes for mitmproxy to a client that was in the lane, and into its tunnel if the lane has opened one.
 
     mitmproxy gets the client's CONNECT again, to learn where the tunnel leads. Its response is dropped.
     """
@@ -176,11 +175,12 @@ class InsideWriter(asyncio.StreamWriter):
         transport: asyncio.WriteTransport,
         protocol: asyncio.StreamReaderProtocol,
         reader: asyncio.StreamReader,
-        tunnel: Tunnel,
+        past: Past,
     ) -> None:
         super().__init__(transport, protocol, reader, asyncio.get_running_loop())
-        self._session = tunnel.session
-        self._is_open = False
+        self.past = past
+        self._session = past.tunnel.session if past.tunnel is not None else None
+        self._is_open = past.tunnel is None
 
     @property
     def tls(self) -> SSL.Connection | None:
@@ -188,7 +188,7 @@ class InsideWriter(asyncio.StreamWriter):
         return self._session.connection if self._session is not None else None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything except the response to CONNECT, which the client already has."""
+        """Send everything except the response to the lane's CONNECT, which the client already has."""
         if not self._is_open:
             self._is_open = True
             head, _, data = bytes(data).partition(b"\r\n\r\n")

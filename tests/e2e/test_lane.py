@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
-from hypothesis import strategies as st
 
 from tests.support.big import PATH, Forgery, begun_download
 from tests.support.faults import Fault
@@ -32,8 +30,6 @@ from .conftest import MakeForged, MakeSite
 
 NAME = "test-6.cvd.sign"
 TUNNEL = f"{CDN}:80"
-QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
-"""Without shrinking: a connection that is left open costs many seconds."""
 _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
 DOORS = {"absolute": f"http://{CDN}/{NAME}", "tunnel": f"/{NAME}", "reverse": f"/{NAME}"}
 
@@ -44,10 +40,6 @@ class Pair:
 
     express: Site
     plain: Site
-
-    def statuses(self, sent: bytes, door: str) -> tuple[list[int], list[int]]:
-        """What comes back from each until it closes the connection."""
-        return statuses_of(self.express, sent, door), statuses_of(self.plain, sent, door)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +74,13 @@ HEADS = {
     "no Host": ("GET {f} HTTP/1.1|Connection: close||", [400]),
     "a bare LF": ("GET {f} HTTP/1.1\nHost: x\nConnection: close\n\n", [200]),
     "no HTTP": ("nonsense||", [400]),
+    "RTSP": ("GET {f} RTSP/1.0|Host: x||", [400]),
+    "a control character": ("GET {f} HTTP/1.1|Host: x|X: \x01||", [400]),
+    "a coding after VT": ("POST {f} HTTP/1.1|Host: x|Transfer-Encoding: \x0bchunked||0||", [400]),
+    "CR first": ("\rHEAD {f} HTTP/1.1|Host: x||", [400]),
+    "empty lines first": ("|\nHEAD {f}x HTTP/1.1|Host: x|Connection: close||", [404]),
+    "ordinary, then TLS": ("HEAD {f}x HTTP/1.1|Host: x||\x16\x03\x01\0\x05 |Host: x||", [404, 400]),
+    "ordinary, then PROXY": ("HEAD {f}x HTTP/1.1|Host: x||PROXY TCP4 127.0.0.1 127.0.0.1 1 2||", [404, 400]),
     "ordinary, then odd": ("HEAD {f}x HTTP/1.1|Host: x|||GET  {f} HTTP/1.1|Host: x|Upgrade: y||", [404, 200]),
 }
 
@@ -101,51 +100,19 @@ def test_heads_in_two_pieces(pair: Pair, head: str) -> None:
         assert list(pool.map(statuses_cut, cuts)) == [statuses] * len(cuts)
 
 
-_pieces = st.sampled_from(
-    [
-        *(b"GET ", b"HEAD ", b"POST ", b"CONNECT ", b"get ", b"PRI ", b"\x16\x03\x01"),
-        *(b"{f}", b"/", b"*", b"http://", b"//", f"{CDN}:80".encode(), b"x.example", b":99999", b"#a", b"?a"),
-        *(
-            b" HTTP/1.1\r\n",
-            b" HTTP/1.0\r\n",
-            b" HTTP/1.7\r\n",
-            b" HTTP/2.0\r\n",
-            b"\r\n",
-            b"\r\n\r\n",
-            b"\n",
-        ),
-        *(b"Host: x\r\n", b"Host: a b\r\n", b"Connection: close\r\n", b"Connection: x\r\n", b"X : y\r\n"),
-        *(
-            b"Content-Length: 3\r\n",
-            b"Transfer-Encoding: chunked\r\n",
-            b"0\r\n\r\n",
-            b"abc",
-            b"Expect: x\r\n",
-        ),
-        *(b" ", b"\t", b"\r", b"\0", b"\xe4", b":", b"Range: bytes=0-9\r\n", b"Upgrade: h2c\r\n"),
-    ]
-)
-_requests = st.builds(
-    lambda method, fields, end: method + b"{f} HTTP/1.1\r\nHost: x\r\n" + b"".join(fields) + end,
-    st.sampled_from([b"GET ", b"HEAD ", b"POST "]),
-    st.lists(_pieces, max_size=3),
-    st.sampled_from([b"\r\n", b"\r\n\r\n", b"\n"]),
-)
-_streams = st.lists(
-    _requests | st.lists(_pieces, max_size=8).map(b"".join) | st.binary(max_size=20), max_size=3
-)
-
-
-@settings(max_examples=150, phases=QUICK, suppress_health_check=list(HealthCheck))
-@given(sent=_streams.map(b"".join), door=st.sampled_from(sorted(DOORS)))
-@example(sent=b"\rHEAD {f} HTTP/1.1\r\nHost: x\r\n\r\n", door="tunnel")
-@example(sent=b"\r\n\nHEAD {f} HTTP/1.1\r\nHost: x\r\n\r\n", door="tunnel")
-def test_statuses_are_the_same_with_and_without_the_lane(pair: Pair, sent: bytes, door: str) -> None:
-    express, plain = pair.statuses(sent.replace(b"{f}", DOORS[door].encode()), door)
-    assert express == plain
-
-
 # Tunnels
+
+
+@pytest.mark.parametrize("options", ["http2: true", "request_client_cert: true", ""], ids=str)
+def test_tls_that_mitmproxy_has_to_speak(make_site: MakeSite, tmp_path: Path, options: str) -> None:
+    """It gets the connection once."""
+    place = tmp_path / "site-0" / "gateway" / "conf" / "config.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text(f"{options}\n")
+    site = make_site()
+    site.publish(6)
+    for _ in range(2):
+        assert site.gateway.ask(f"/{NAME}", Way.CONNECT_HTTPS).body == signed(NAME)
 
 
 @pytest.mark.parametrize("way", [Way.CONNECT_HTTP, Way.CONNECT_HTTPS])

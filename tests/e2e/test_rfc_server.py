@@ -102,6 +102,8 @@ ROWS = [
     get("9110 5.1: a name has a character", ": z", 400),
     get("9112 5: a field has a colon", "Xyz", 400),
     get("9110 5.5: NUL in a value", "X: a\0b", 400),
+    get("9110 5.5: another control character", "X: a\x1bb", 400),
+    Row("9112 3.2: one in the target", "GET {f}\x01 HTTP/1.1|{H}||", [400]),
     get("9110 5.5: bytes beyond ASCII are let pass", "X: \xe4", 200),
     get(
         "9112 5.2: a folded field is read as one line",
@@ -124,6 +126,7 @@ ROWS = [
         [405, 200],
     ),
     Row("9112 6.3: both lengths", "POST {f} HTTP/1.1|{h}|Content-Length: 5|" + CHUNKED + "||0||", [400]),
+    Row("9112 5.1: VT is no white space", "POST {f} HTTP/1.1|{H}|Transfer-Encoding:\x0bchunked||0||", [400]),
     Row("9112 6.3: two lengths", "POST {f} HTTP/1.1|{h}|Content-Length: 3|Content-Length: 4||abcd", [400]),
     *(
         Row(

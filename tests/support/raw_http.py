@@ -90,3 +90,16 @@ def parse_answers(received: bytes, methods: Sequence[str] = ()) -> list[RawAnswe
         answers.append(RawAnswer(version, int(status), headers, received[:length]))
         received = received[length:]
     return answers
+
+
+def listed(text: str) -> list[bytes]:
+    """Byte strings that are written one after the other, for tables of odd requests.
+
+    Args:
+        text: raw, with Python's escapes. " ~ " or a line end separates two; <nothing> is an empty one.
+    """
+    written = (one.strip(" ") for line in text.strip("\n ").split("\n") for one in line.split(" ~ "))
+    return [
+        ("" if one == "<nothing>" else one).encode().decode("unicode_escape").encode("latin-1")
+        for one in written
+    ]

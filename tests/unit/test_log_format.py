@@ -310,6 +310,14 @@ def test_exceptions(printed: io.StringIO, name: str) -> None:
         assert all(line.startswith("    ") for line in others)
 
 
+@pytest.mark.parametrize(("name", "length"), [("mitmproxy.proxy.server", 403), ("clamproxy.x", 9000)])
+def test_what_mitmproxy_quotes_is_cut_off(name: str, length: int) -> None:
+    """It may quote all that a client has sent; the gateway's own messages are as long as they are."""
+    said = logging.LogRecord(name, logging.WARNING, "", 0, "x" * 9000, (), None)
+    assert len(json.loads(JsonFormatter().format(said))["message"]) == length
+    assert TextFormatter().format(said).endswith("x..." if length < 9000 else "x" * 9000)
+
+
 @given(st.text(), st.text(st.characters()))
 def test_json_is_always_one_ascii_line(message: str, other: str) -> None:
     made = record("%s", args=(message,), **{FIELDS: lambda: {"path": other}})

@@ -70,6 +70,7 @@ GET = "GET / HTTP/1.1"
     [
         *(head(line, "Host: x") for line in ("get / HTTP/1.1", "POST / HTTP/1.1", "GET /")),
         *(head(line, "Host: x") for line in ("GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/0.9")),
+        *(head(line, "Host: x") for line in ("GET / RTSP/1.0", "GET / ICE/1.0", "GET  / HTTP/1.1")),
         *(head(line, "Host: x") for line in ("GET /#a HTTP/1.1", "GET * HTTP/1.1", "GET http://x HTTP/1.1")),
         *(head(line, "Host: x") for line in ("GET http://u@x/ HTTP/1.1", "GET https://x/ HTTP/1.1")),
         *(
@@ -83,6 +84,8 @@ GET = "GET / HTTP/1.1"
         head(GET, "Host: x", "X : y"),
         head(GET, "Host: x", "X: a\0"),
         head(GET, "Host: x", "X: a\rb"),
+        head(GET, "Host: x", "X: a\x01"),
+        head(GET, "Host: x", "X: a\x7f"),
         head(GET, "Host: x", "X: a", "  b"),
         head(GET, "Host: x", "Content-Length: 0"),
         head(GET, "Host: x", "Transfer-Encoding: chunked"),

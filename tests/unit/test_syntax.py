@@ -101,5 +101,5 @@ def test_unfold() -> None:
 
 
 def test_options() -> None:
-    fields = [(b"Connection", b" Close , x"), (b"Other", b"y"), (b"CONNECTION", b",Z")]
-    assert list(options(fields, b"connection")) == [b"close", b"x", b"z"]
+    fields = [(b"Connection", b" Close , x"), (b"Other", b"y"), (b"CONNECTION", b",Z,\x0bz")]
+    assert list(options(fields, b"connection")) == [b"close", b"x", b"z", b"\x0bz"]

@@ -1,0 +1,93 @@
+"""The express lane and mitmproxy read the same bytes alike: no request has two meanings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from tests.torture.conftest import Figures
+from tests.torture.effort import SEED, rounds
+from tests.torture.request_streams import Stream, make_stream
+from tests.torture.twins import Outcome, Twins, address_of, open_twins
+
+MOST_SHOWN = 3
+"""Differences that a failed test describes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A stream, the number of its client, and what it did to each gateway."""
+
+    stream: Stream
+    number: int
+    outcomes: tuple[Outcome, Outcome]
+
+    @property
+    def is_alike(self) -> bool:
+        return self.outcomes[0] == self.outcomes[1] and self.is_sound
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what was passed on is HTTP for everybody, and no connection was left open."""
+        return not any(outcome.unreadable or outcome.is_left_open for outcome in self.outcomes)
+
+
+def test_both_read_the_same_bytes_alike(tmp_path: Path, figures: Figures) -> None:
+    """Answers, forwarded requests and the log are the same with and without the lane."""
+    streams = [make_stream(Random(f"{SEED}-{number}")) for number in range(rounds(250, 10_000))]
+    with open_twins(tmp_path) as twins:
+        tried = asyncio.run(_try(twins, streams))
+        logs = twins.logs()
+        different = [one for one in tried if not one.is_alike]
+        told = [one for one in tried if one.is_alike and not _is_told_alike(logs, one.number)]
+        assert not different, asyncio.run(_describe(twins, different, len(streams)))
+        assert not told, [(one.stream, [log.get(address_of(one.number)) for log in logs]) for one in told]
+        assert "Traceback" not in twins.express.site.gateway.log + twins.plain.site.gateway.log
+    statuses = Counter(answer.status for one in tried for answer in one.outcomes[0].answers)
+    forwarded = sum(len(one.outcomes[0].forwarded) for one in tried)
+    # Otherwise the streams would show nothing.
+    assert statuses[200] > len(streams) / 5
+    assert statuses[400] > len(streams) / 5
+    assert forwarded
+    figures(
+        "lane and mitmproxy",
+        streams=len(tried),
+        answers=statuses.total(),
+        refused=sum(count for status, count in statuses.items() if status >= 400),
+        forwarded=forwarded,
+        differences=0,
+    )
+
+
+async def _try(twins: Twins, streams: Iterable[Stream], first: int = 0) -> list[Tried]:
+    """Send streams, several at a time."""
+    left, tried = iter(enumerate(streams, first)), list[Tried]()
+
+    async def work(worker: int) -> None:
+        for number, stream in left:
+            tried.append(Tried(stream, number, await twins.send(stream, number, worker)))
+
+    async with twins.recording() as workers:
+        await asyncio.gather(*map(work, workers))
+    return tried
+
+
+def _is_told_alike(logs: tuple[dict[str, list[str]], ...], number: int) -> bool:
+    express, plain = (log.get(address_of(number), []) for log in logs)
+    return express == plain
+
+
+async def _describe(twins: Twins, different: list[Tried], used: int) -> str:
+    """The smallest streams that show the same kind of differences, and what they do."""
+    shown = [f"{len(different)} streams have two meanings (seed {SEED}). For example:"]
+    for one in different[:MOST_SHOWN]:
+        smallest = one
+        for at in reversed(range(len(one.stream.atoms))):
+            (shorter,) = await _try(twins, [smallest.stream.without(at)], used := used + 1)
+            smallest = smallest if shorter.is_alike else shorter
+        shown += [f"number {one.number}: {smallest.stream}", *map(str, smallest.outcomes)]
+    return "\n".join(shown)
