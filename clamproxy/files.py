@@ -68,6 +68,15 @@ def lock(file: int | IO[bytes]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file that is there to be locked; it is made, for its owner alone, if it doesn't exist.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+
+
 def share_lock(file: int | IO[bytes]) -> None:
     """Take a shared lock as soon as no process holds an exclusive one. Blocks.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -340,6 +341,9 @@ class Index:
     def _make(self) -> diskcache.Cache:
         """The file as diskcache sees it; it is made if it doesn't exist."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(
+            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        )  # SQLite would let others read
         # Opening diskcache waits for a minute on a locked file: see first whether it can be written to.
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -11,7 +11,7 @@ from typing import Any
 from clamproxy.cache.index import Index
 from clamproxy.cache.rows import NOTE_PREFIX, SITE_PREFIX, IndexRow
 from clamproxy.cache.watches import Watch
-from clamproxy.files import try_lock
+from clamproxy.files import open_lock, try_lock
 
 _LOCK = "notes.lock"
 
@@ -51,7 +51,7 @@ class NoteRows:
 
         Of the processes that do so at the same time, one succeeds. If files can't be locked, each may.
         """
-        with suppress(OSError), (self._index.path.parent / _LOCK).open("ab") as lock:
+        with suppress(OSError), open_lock(self._index.path.parent / _LOCK) as lock:
             if not try_lock(lock):
                 return False
             return self._set_note_if(key, value, condition)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from clamproxy.files import share_lock, try_lock
+from clamproxy.files import open_lock, share_lock, try_lock
 from clamproxy.storage.condition import Condition, look
 
 _LOCK = "owners.lock"
@@ -42,7 +42,7 @@ class Owners:
             look(directory)
             lock = directory / _LOCK
             if is_own or lock.exists():
-                self._lock = lock.open("ab")
+                self._lock = open_lock(lock)
         except OSError as error:
             list(directory.iterdir())  # if it can't be read either, nothing can be served
             is_foreign = isinstance(error, PermissionError) and directory.stat().st_uid != os.geteuid()

@@ -37,7 +37,7 @@ _ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
 """How they start the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
 
 _SHOWN_LENGTH = 80
-_HARMLESS_PROXY = re.compile(r"'(?:\w+:/*)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
+_HARMLESS_PROXY = re.compile(r"'(?:\w+:/+)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
 """The repr of a wrong value of upstream.proxy that can't contain a password."""
 
 
@@ -246,7 +246,8 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
         wanted = detail["msg"] if detail["type"] == "conflict" else _KEYS[section]
         return f"{section} is {_shown(detail['input'])}; expected {wanted}"
     if not rest:
-        return f"{section} is {_shown(detail['input'])}; expected a section: lines of key: value"
+        value = "***" if isinstance(detail["input"], str) and _is_secret(section) else detail["input"]
+        return f"{section} is {_shown(value)}; expected a section: lines of key: value"
     if entry is not None and len(rest) > 1:
         return _explain_entry(f"{section}.{rest[0]}", rest[1:], entry, detail)
     key, value = f"{section}.{rest[0]}", (data.get(section) or {}).get(rest[0])
@@ -259,7 +260,7 @@ def _explain(detail: ErrorDetails, data: Mapping[Hashable, Any]) -> str:
         expected = str(detail["ctx"]["error"])
     if detail["type"] == "conflict":
         expected = detail["msg"]
-    return f"{key} is {_shown(value, may_be_secret=key == 'upstream.proxy')}; expected {expected}"
+    return f"{key} is {_shown(value, key)}; expected {expected}"
 
 
 def _explain_entry(key: str, rest: list[str], entry: type[BaseModel], detail: ErrorDetails) -> str:
@@ -306,19 +307,27 @@ def _did_you_mean(name: str, known: Mapping[str, str]) -> str:
     return f"; did you mean {known[near[0]]}?" if near else ""
 
 
-def _shown(value: object, may_be_secret: bool = False) -> str:
-    """A value as one short text without credentials."""
+def _shown(value: object, key: str = "") -> str:
+    """A value as one short text without credentials.
+
+    Args:
+        key: what it was given for; some keys invite credentials.
+    """
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | set):
         return "a list" if value else "an empty list"
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # as in YAML
-    if may_be_secret and "@" not in text and not _HARMLESS_PROXY.fullmatch(text):
+    if key == "upstream.proxy" and "@" not in text and not _HARMLESS_PROXY.fullmatch(text):
         return "'***'"
+    if key.partition("[")[0] in ("feeds.hosts", "serving.pass_through"):
+        # Somebody may put a feed's URL there, of which the path is often the subscriber's key.
+        text = re.sub(r"^('(?:\w+:/+)?[^/]*/).+(?=')", r"\1***", text)
     return _masked(text)
 
 
 def _masked(text: str) -> str:
-    """Hide anything before an @ that may be user:password, and shorten the text."""
+    """Hide anything before an @ that may be user:password, and the query of a URL, and shorten the text."""
     text = re.sub(r"^(b?['\"]?(?:\w+:/*)?).*@", r"\1***@", text, flags=re.DOTALL)
+    text = re.sub(r"(://[^?]*\?)[^'\"]+", r"\1***", text)
     return text if len(text) <= _SHOWN_LENGTH else f"{text[: _SHOWN_LENGTH - 3]}..."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from clamproxy.proxy.listening import Listening
 from clamproxy.proxy.log_format import use_format
 from clamproxy.proxy.membership import Membership
 from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing, require_no_stray
+from clamproxy.proxy.patience import OpenConnections
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
@@ -86,7 +89,8 @@ class ClamProxy:
         self._has_terminal = os.isatty(0)
         callers, certificates = Callers(), Certificates(self._authority, self._client_ca)
         self._threshold = Threshold(self._admits, self._front.limits, self._front.balancers)
-        self._lane = Lane(self._front, certificates.context_for)
+        self._connections = OpenConnections(self._front)
+        self._lane = Lane(self._front, certificates.context_for, self._connections)
         self._takeover: Takeover | None = None
         self.addons = [
             Clients(self._front, callers, lambda: self._names),
@@ -101,6 +105,8 @@ class ClamProxy:
         """Declare the option, and set mitmproxy's own options for a gateway."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         use_format("text")  # until the configuration is known
+        # A core dump would hold passwords and keys. Whoever wants one can raise the limit, with prlimit.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if self._membership is not None:
             self._membership.hush()
         self._options.set_defaults(ctx.options)
@@ -132,7 +138,7 @@ class ClamProxy:
             self._listening.hold_back()
         else:
             self._install(service, authority)
-            self._takeover = Takeover(_proxyserver(), self._threshold, self._current_lane)
+            self._takeover = Takeover(_proxyserver(), self._threshold, self._connections, self._current_lane)
             self._takeover.take()
             logger.info("Configuration: %s; cache: %s", self._config or "defaults", settings.cache.directory)
 
@@ -142,7 +148,7 @@ class ClamProxy:
         if self._front.service is None or self._takeover is None or not await self._listening.begin():
             return
         self._takeover.take()
-        self._lane.start()
+        self._connections.start()
         if self._having_a_say is not None:
             logger.info("With mitmproxy's option %s, all requests go through mitmproxy.", self._having_a_say)
         elif self._front.service.settings.serving.express and (unseeing := find_unseeing(ctx.master)):
@@ -181,9 +187,10 @@ class ClamProxy:
             self._membership.stop()
         self._reloads.stop()
         self._threshold.close()
-        self._lane.end_idle()
+        self._lane.is_stopping = True
+        self._connections.end_silent_since(time.monotonic())
         await self._front.answered(STOP_GRACE)
-        await asyncio.gather(self._lane.end_all(CLOSING_LIMIT), stream.end_all(CLOSING_LIMIT))
+        await asyncio.gather(self._connections.end_all(CLOSING_LIMIT), stream.all_gone(CLOSING_LIMIT))
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)

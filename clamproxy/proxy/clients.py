@@ -56,6 +56,7 @@ class Clients:
             return
         if self._passes_through(address[0], caller):
             data.ignore_connection = True
+            stream.leave_time(data.context.client)
             service.stats.count_request(Result.PASSED, 0)
             log_tunnel(caller.address, *address[:2])
 

@@ -32,10 +32,11 @@ from werkzeug.http import http_date
 
 from clamproxy.front import LARGEST_CONTENT
 from clamproxy.messages import CACHE_STATUS, Result
+from clamproxy.proxy.inlet import Inlet
 from clamproxy.proxy.syntax import Refusal, check_head, options, unfold, with_path
 
 MOST_AHEAD = 256 * 1024
-"""How many bytes of further requests a client may send before it has its response, besides a head."""
+"""How many bytes of content that can't be read yet may arrive, such as the rest of a line, besides a head."""
 TOO_LARGE = "clamproxy_too_large"
 """The key of a mark in a flow's metadata: its request announces more content than is read."""
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
@@ -60,8 +61,11 @@ class HeadLimits:
 class LimitedServer(_http1.Http1Server):
     """Refuses, in the gateway's own words, what isn't HTTP/1.1 or exceeds the limits."""
 
-    def __init__(self, context: Context, limits: HeadLimits, mode: HTTPMode) -> None:
+    def __init__(
+        self, context: Context, limits: HeadLimits, mode: HTTPMode, inlet: Inlet | None = None
+    ) -> None:
         super().__init__(context)
+        self._inlet = inlet
         self._limits = limits
         self._mode = mode
         self._began_at: float | None = None
@@ -131,7 +135,22 @@ class LimitedServer(_http1.Http1Server):
         if is_half_closed and self.request is not None and not self.request.stream:
             self._has_ended = True
             return
+        self._pace()
         yield from super().wait(event)
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> layer.CommandGenerator[None]:
+        """Note that a request, or its response, is complete."""
+        yield from super().mark_done(request=request, response=response)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Read nothing more while a client that is ahead waits for its response."""
+        if self._inlet is not None:
+            self._inlet.is_busy = self.request_done and not self.response_done
+            if self._inlet.is_busy and self.buf:
+                self._inlet.hold()
+            else:
+                self._inlet.release()
 
     def make_pipe(self) -> layer.CommandGenerator[None]:
         """Open a tunnel, and tell the layer inside if the client has finished sending in the meantime.

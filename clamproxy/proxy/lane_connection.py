@@ -20,7 +20,8 @@ from clamproxy.proxy.door import Leave, Prompt
 from clamproxy.proxy.lane import HandOver, Lane, Past
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
 from clamproxy.proxy.ordinary import read_head
-from clamproxy.proxy.senders import STALL_TIMEOUT, Sending, send_body
+from clamproxy.proxy.patience import READ, Wait, read_little
+from clamproxy.proxy.senders import Sending, send_body
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ LONGEST_HEAD = 4096
 """Bytes; freshclam's have about 300. Requests with a longer head go to mitmproxy."""
 MOST_READS = 4
 """Reads within which a head must be complete. Slower requests go to mitmproxy."""
-MOST_AHEAD = 64 * 1024
-"""Bytes of further requests that are read while a client waits for its response."""
+MOST_AHEAD = READ
+"""Bytes of further requests after which no more is read until the client has had its response."""
 
 _TLS = b"\x16"
 """The first byte of TLS: RFC 8446 5.1."""
@@ -67,7 +68,7 @@ class LaneConnection(Prompt):
         """The rest of a response that was started at the door."""
         self._reads = 0
         """Reads since the last complete head."""
-        self._quiet_since = time.monotonic()
+        self._wait = Wait()
         self._tunnel: Tunnel | None = None
         self._speaks_http = False
         """See `Past`."""
@@ -118,6 +119,7 @@ class LaneConnection(Prompt):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self.transport = transport
+        read_little(transport)
         self._lane.connections.add(self)
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         if peer is None:  # the client has left already
@@ -135,7 +137,7 @@ class LaneConnection(Prompt):
         return Caller(peer[0], own[0], own[1], is_reverse=self._server is not None)
 
     def data_received(self, data: bytes) -> None:
-        self._quiet_since = time.monotonic()
+        self._wait.heard()
         if (session := self._session) is not None:
             data = self._decrypted(session, data)
         self._buffer += data
@@ -155,7 +157,7 @@ class LaneConnection(Prompt):
 
     def resume_writing(self) -> None:
         self._is_full = False
-        self._quiet_since = time.monotonic()
+        self._wait.begin_again()
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         self._go_on()
@@ -177,14 +179,13 @@ class LaneConnection(Prompt):
     # Its end
 
     def end_if_silent_since(self, moment: float) -> None:
-        """Close it if no response is on its way and nothing has arrived since (monotonic seconds)."""
-        if self._work is not None:
+        """Close it if no response is on its way, and no request has been completed since."""
+        if self._work is not None or not self._wait.is_over(self.transport, moment):
             return
-        if not self.transport.get_write_buffer_size():
-            if self._quiet_since <= moment:
-                self._close()
-        elif self._quiet_since <= min(moment, time.monotonic() - STALL_TIMEOUT):
+        if self.transport.get_write_buffer_size():
             self.transport.abort()
+        else:
+            self._close()
 
     def cut(self) -> None:
         if self._work is None:
@@ -242,6 +243,7 @@ class LaneConnection(Prompt):
                 self._give_away()
             return False
         raw, self._buffer, self._reads = self._buffer[:end], self._buffer[end:], 0
+        self._wait.begin_again()
         if self._take(raw):
             return True
         self._buffer = raw + self._buffer
@@ -338,6 +340,7 @@ class LaneConnection(Prompt):
             self._respond(refusal)
         elif self._is_open:
             self._caller, self._tunnel, self._speaks_http = request.caller, tunnel, False
+            self._wait.begin_again()
             self.transport.write(_OPEN)
 
     def _respond(self, exchange: Exchange) -> None:
@@ -376,7 +379,7 @@ class LaneConnection(Prompt):
         return sending.complete
 
     def _finish(self, *, is_complete: bool) -> None:
-        self._quiet_since = time.monotonic()
+        self._wait.begin_again()
         if not is_complete:
             self._is_open = False
             self.transport.close()  # from the Content-Length, the client can tell and try again

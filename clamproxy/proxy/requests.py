@@ -53,6 +53,7 @@ class Requests:
             _respond(flow, exchange)
             return
         vars(flow)[_EXCHANGE] = exchange
+        stream.leave_time(flow.client_conn)
         headers = flow.request.headers
         headers.pop("Proxy-Authorization", None)
         drop_hop_by_hop(headers)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from OpenSSL import SSL
 from clamproxy.messages import SourceError
 from clamproxy.proxy import senders
 from clamproxy.proxy.header_limits import HeadLimits, LimitedServer, LimitedStream
+from clamproxy.proxy.inlet import Inlet
 from clamproxy.proxy.internals import require
 from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending, limit_backlog
 from clamproxy.proxy.takeover import LaneWriter
@@ -126,7 +126,11 @@ class BodyHttpLayer(HttpLayer):
         client = self.context.client
         if isinstance(event, events.Start) and client.alpn in _HTTP_1:
             # mitmproxy doesn't replace an existing entry.
-            self.connections.setdefault(client, LimitedServer(self.context.fork(), self.limits, self.mode))
+            inlet = inlet_of(client)
+            server = LimitedServer(self.context.fork(), self.limits, self.mode, inlet)
+            self.connections.setdefault(client, server)
+        elif isinstance(event, events.Start):
+            leave_time(client)  # several requests can be under way
         yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
@@ -182,7 +186,10 @@ def check_internals() -> None:
     """
     expected = {
         HttpLayer: ("_handle_event", "make_stream", "event_to_child"),
-        Http1Server: ("_handle_event", "read_headers", "read_body", "wait", "send", "make_pipe", "done"),
+        Http1Server: (
+            *("_handle_event", "read_headers", "read_body", "wait", "mark_done", "send", "make_pipe"),
+            *("done", "request_done", "response_done"),
+        ),
         HttpStream: (
             *("send_response", "check_killed", "check_body_size"),
             *("flow_done", "state_done", "state_errored"),
@@ -246,22 +253,18 @@ def cut(client: connection.Client, server: connection.Server) -> None:
     writer.transport.abort()
 
 
-async def end_all(limit: float) -> None:
-    """Close all TCP connections of clients at once, and wait until they are gone.
+async def all_gone(limit: float) -> None:
+    """Wait until mitmproxy has done with all TCP connections of clients.
 
     Args:
         limit: how many seconds to wait at most.
     """
     handlers = _addon("proxyserver").connections
-
-    def clients() -> list[connection.Client]:
-        return [one.client for one in handlers.values() if one.client.transport_protocol == "tcp"]
-
-    for client in clients():
-        # Not abort(), because asyncio fails if a transport is lost in the middle of sendfile.
-        with suppress(KeyError, OSError):
-            _client_writer(client).get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-    await wait_while(clients, limit, every=0.01)
+    await wait_while(
+        lambda: [one for one in handlers.values() if one.client.transport_protocol == "tcp"],
+        limit,
+        every=0.01,
+    )
 
 
 def _writer(stream: BodyStream) -> asyncio.StreamWriter:
@@ -279,6 +282,23 @@ def _client_writer(client: connection.Client) -> asyncio.StreamWriter:
     if not isinstance(writer, asyncio.StreamWriter):
         raise KeyError("not a TCP connection")
     return writer
+
+
+def inlet_of(client: connection.Client) -> Inlet | None:
+    """By which a client's bytes reach mitmproxy; None if it has no TCP connection."""
+    with suppress(KeyError):
+        reader = _addon("proxyserver").connections[client.id].transports[client].reader
+        return reader if isinstance(reader, Inlet) else None
+    return None
+
+
+def leave_time(client: connection.Client) -> None:
+    """Let a client take its time: it uploads to a host, or only mitmproxy knows what it waits for.
+
+    mitmproxy still closes its connection if nothing moves in either direction.
+    """
+    if (inlet := inlet_of(client)) is not None:
+        inlet.is_busy = True
 
 
 def tls_of_lane(client: connection.Client) -> SSL.Connection | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -19,9 +20,11 @@ from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from OpenSSL import SSL
 
 from clamproxy.proxy.door import Door, Leave, Threshold
+from clamproxy.proxy.inlet import Inlet
 from clamproxy.proxy.internals import require
 from clamproxy.proxy.lane import Lane, Past
 from clamproxy.proxy.lane_connection import LaneConnection
+from clamproxy.proxy.patience import OpenConnections, Wait, read_little
 from clamproxy.proxy.proxy_protocol import announces
 
 type Instance = AsyncioServerInstance[mode_specs.ProxyMode]
@@ -43,12 +46,20 @@ class Takeover:
     Args:
         proxy: mitmproxy's addon that listens.
         threshold: says which clients may connect.
+        connections: all that are open.
         lane: gives the express lane; None if mitmproxy should get all new connections.
     """
 
-    def __init__(self, proxy: Proxyserver, threshold: Threshold, lane: Callable[[], Lane | None]) -> None:
+    def __init__(
+        self,
+        proxy: Proxyserver,
+        threshold: Threshold,
+        connections: OpenConnections,
+        lane: Callable[[], Lane | None],
+    ) -> None:
         self._proxy = proxy
         self._threshold = threshold
+        self._connections = connections
         self._lane = lane
         proxy.servers.changed.connect(self.take)
 
@@ -69,7 +80,7 @@ class Takeover:
     def _receive(self, instance: Instance, leave: Leave) -> asyncio.BaseProtocol:
         lane, mode = self._lane(), instance.mode
         if lane is None or not isinstance(mode, mode_specs.RegularMode | mode_specs.ReverseMode):
-            return _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted)
+            return self._mitmproxys(instance, leave)
         server = mode.address if isinstance(mode, mode_specs.ReverseMode) else None
         return LaneConnection(lane, leave, partial(self._hand_over, instance, leave), server)
 
@@ -82,12 +93,16 @@ class Takeover:
         past: Past,
     ) -> None:
         """Give one of the lane's connections to mitmproxy. The last three arguments are `HandOver`'s."""
-        protocol = _MitmproxyProtocol(instance, leave, self._threshold.tell_unwanted, past)
+        protocol = self._mitmproxys(instance, leave, past)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.read(received if past.tunnel is None else past.tunnel.connect + received)
         if past.has_ended:
             protocol.eof_received()
+
+    def _mitmproxys(self, instance: Instance, leave: Leave, past: Past | None = None) -> _MitmproxyProtocol:
+        tell_unwanted = self._threshold.tell_unwanted
+        return _MitmproxyProtocol(instance, leave, tell_unwanted, self._connections, past)
 
 
 class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
@@ -105,10 +120,14 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         instance: Instance,
         leave: Leave,
         tell_unwanted: Callable[[str], None],
-        past: Past | None = None,
+        connections: OpenConnections,
+        past: Past | None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        super().__init__(asyncio.StreamReader(loop=loop), partial(self._begin, instance), loop)
+        self._inlet = Inlet(loop)
+        super().__init__(self._inlet, partial(self._begin, instance), loop)
+        self._connections = connections
+        self._wait = Wait()
         self._leave = leave
         self._tell_unwanted = tell_unwanted
         self._past = past
@@ -119,7 +138,9 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         self, instance: Instance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if self._past is not None:
-            writer = LaneWriter(writer.transport, self, reader, self._past)
+            writer = LaneWriter(writer.transport, self, reader, self._wait, self._past)
+        else:
+            writer = ClientWriter(writer.transport, self, reader, self._wait)
         try:
             await instance.handle_stream(reader, writer)
         except asyncio.CancelledError:
@@ -131,6 +152,8 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         if transport.get_extra_info("peername") is None:
             self._client.abort()  # it has left already, and nobody could tell whose requests these are
             return
+        read_little(transport)
+        self._connections.add(self)
         super().connection_made(transport)
 
     def read(self, data: bytes) -> None:
@@ -143,6 +166,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         super().data_received(data)
 
     def data_received(self, data: bytes) -> None:
+        self._wait.heard()
         session = self._session
         if session is None:
             self.read(data)
@@ -161,10 +185,40 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
+        self._connections.discard(self)
         self._leave()
 
+    def end_if_silent_since(self, moment: float) -> None:
+        """Close it if the client neither gets a response nor has completed a request since."""
+        if not self._inlet.is_busy and self._wait.is_over(self._client, moment):
+            self._client.abort()
 
-class LaneWriter(asyncio.StreamWriter):
+    def cut(self) -> None:
+        # Not abort(): asyncio stumbles over a transport that is lost in the middle of sendfile.
+        with suppress(OSError):
+            self._client.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
+class ClientWriter(asyncio.StreamWriter):
+    """Writes for mitmproxy to a client: whatever is sent to it answers something that it has completed."""
+
+    def __init__(
+        self,
+        transport: asyncio.WriteTransport,
+        protocol: asyncio.StreamReaderProtocol,
+        reader: asyncio.StreamReader,
+        wait: Wait,
+    ) -> None:
+        super().__init__(transport, protocol, reader, asyncio.get_running_loop())
+        self._wait = wait
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send some bytes."""
+        self._wait.begin_again()
+        super().write(data)
+
+
+class LaneWriter(ClientWriter):
     """Writes for mitmproxy to a client that was in the lane, and into its tunnel if the lane has opened one.
 
     mitmproxy gets the client's CONNECT again, to learn where the tunnel leads. Its response is dropped.
@@ -175,9 +229,10 @@ class LaneWriter(asyncio.StreamWriter):
         transport: asyncio.WriteTransport,
         protocol: asyncio.StreamReaderProtocol,
         reader: asyncio.StreamReader,
+        wait: Wait,
         past: Past,
     ) -> None:
-        super().__init__(transport, protocol, reader, asyncio.get_running_loop())
+        super().__init__(transport, protocol, reader, wait)
         self.past = past
         self._session = past.tunnel.session if past.tunnel is not None else None
         self._is_open = past.tunnel is None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from clamproxy.files import open_to_read, replacing, try_lock
+from clamproxy.files import open_lock, open_to_read, replacing, try_lock
 from clamproxy.objects import MAX_VERSION
 
 FILE_NAME = "holds.json"
@@ -254,7 +254,7 @@ def wait_for_repair(directory: Path) -> None:
 def _changing(directory: Path) -> Iterator[None]:
     """No other process can change the file inside this context."""
     try:
-        with (directory / _LOCK_NAME).open("ab") as lock:
+        with open_lock(directory / _LOCK_NAME) as lock:
             deadline = time.monotonic() + _PATIENCE
             while not try_lock(lock):
                 if time.monotonic() > deadline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from http.client import HTTPException
+from threading import Thread
 
 import pytest
 import yaml
@@ -193,6 +194,23 @@ def test_more_requests_than_answers(site: Site) -> None:
     assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
 
 
+@pytest.mark.parametrize("field", ["", "Content-Length: 0\r\n"])
+def test_all_requests_in_advance_are_answered(site: Site, field: str) -> None:
+    """The client isn't listened to while it is ahead, in the lane or, with the field, in mitmproxy."""
+    site.warm(6)
+    count = 1000
+    request = f"GET http://{CDN}/test-6.cdiff HTTP/1.1\r\nHost: {CDN}\r\n{field}X: {'x' * 200}\r\n\r\n"
+    last = request.replace("X: x", "Connection: close\r\nX: x")
+    with socket.create_connection((LOCALHOST, site.gateway.port), timeout=40) as stream:
+        sending = Thread(target=stream.sendall, args=((request * (count - 1) + last).encode(),))
+        sending.start()
+        answers = b""
+        while piece := stream.recv(65536):
+            answers += piece
+        sending.join()
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(signed("test-6.cdiff")) == count
+
+
 # Idle clients
 
 
@@ -207,22 +225,40 @@ def test_silent_clients_are_let_go(hasty: Site, said: bytes) -> None:
     assert exchange(hasty.gateway.port, said) == b""
 
 
-def test_a_head_that_drips(hasty: Site) -> None:
+GET = f"GET http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\n".encode()
+CONNECT = f"CONNECT {CDN}:443 HTTP/1.1\r\nHost: {CDN}\r\n\r\n".encode()
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [
+        (b"GET /daily.cvd HTTP/1.1\r\n", b"X: y\r\n"),
+        (GET + b"Content-Length: 9999\r\n\r\n", b"x"),
+        (GET + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (HELLO, b"x"),
+        (CONNECT + HELLO, b"x"),
+    ],
+    ids=["head", "content", "chunks", "handshake", "handshake in a tunnel"],
+)
+def test_what_drips(hasty: Site, begin: bytes, drip: bytes) -> None:
     with socket.create_connection((LOCALHOST, hasty.gateway.port), timeout=20) as stream:
-        stream.sendall(b"GET /daily.cvd HTTP/1.1\r\n")
+        stream.sendall(begin)
         answer = b""
         for _ in range(100):
             try:
-                stream.sendall(b"X: y\r\n")
+                stream.sendall(drip)
                 stream.settimeout(0.2)
-                answer += stream.recv(65536)
+                if not (piece := stream.recv(65536)):
+                    break
+                answer += piece
             except TimeoutError:
                 continue
             except OSError:
                 break
-            break
         else:
             pytest.fail("it is still listened to")
+    answer = answer.removeprefix(b"HTTP/1.1 200 Connection established\r\n\r\n")
     assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
 
 

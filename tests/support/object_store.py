@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import re
 import socket
 import subprocess
 import sys
@@ -154,17 +155,24 @@ class ObjectStore:
 
     def write(self, path: str, content: bytes) -> None:
         """Put an object below the prefix, as anybody with access can."""
-        self._ask_server("PUT", path, content)
+        self._ask_server("PUT", f"prefix/{path}", content)
 
     def delete(self, path: str) -> None:
         """The same for deleting one."""
-        self._ask_server("DELETE", path, None)
+        self._ask_server("DELETE", f"prefix/{path}", None)
 
-    def _ask_server(self, method: str, path: str, content: bytes | None) -> None:
-        address = f"http://127.0.0.1:{self.data_port}/{self.bucket}/prefix/{path}"
+    def objects(self) -> dict[str, bytes]:
+        """All that is in the bucket, by paths, as anybody with access can read it."""
+        listed = self._ask_server("GET", "?list-type=2", None).decode()
+        return {path: self._ask_server("GET", path, None) for path in re.findall("<Key>(.*?)</Key>", listed)}
+
+    def _ask_server(self, method: str, path: str, content: bytes | None) -> bytes:
+        address = f"http://127.0.0.1:{self.data_port}/{self.bucket}/{path}"
         request = urllib.request.Request(address, content, _LOGIN, method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
             assert response.status in (200, 204)
+            body: bytes = response.read()
+            return body
 
     def __enter__(self) -> Self:
         return self

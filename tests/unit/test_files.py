@@ -15,6 +15,7 @@ from clamproxy.files import (
     LONGEST_WRITE,
     identity_of,
     link_or_copy,
+    open_lock,
     open_to_read,
     remove,
     replacing,
@@ -39,6 +40,15 @@ def test_who_may_lock_besides(tmp_path: Path, first: bool, second: bool, expecte
         unlock(one)
         assert try_lock(other)
         os.close(duplicate)
+
+
+def test_a_lock_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        open_lock(tmp_path / "lock").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_lock_ends_with_the_last_descriptor(tmp_path: Path) -> None:

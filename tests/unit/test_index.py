@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import shutil
@@ -45,6 +46,16 @@ def bomb(tmp_path: Path) -> Iterator[bytes]:
     crater = tmp_path / "crater"
     yield pickle.dumps(Bomb(crater))
     assert not crater.exists()
+
+
+def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Store(tmp_path / "cache").close()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "cache/index").glob("cache.db*")}
+    assert set(modes.values()) == {0o600}, modes
 
 
 def plant(store: Store, key: str | bytes, **columns: Any) -> None:

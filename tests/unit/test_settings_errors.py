@@ -138,7 +138,7 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             "serving.rate_limit_per_client is a mapping; "
             "expected a rate such as 2MB/s, at least 16KiB/s, or null, for Sa",
         ),
-        ("upstream: {url: 'http://a/?x=1'}", f"upstream.url is 'http://a/?x=1'; {URL}"),
+        ("upstream: {url: 'http://a/?x=1'}", f"upstream.url is 'http://a/?***'; {URL}"),
         ("upstream: {connect_timeout: 0}", f"upstream.connect_timeout is 0; {TIMEOUT}"),
         ("upstream: {read_timeout: 2h}", f"upstream.read_timeout is '2h'; {TIMEOUT}"),
         ("upstream: {read_timeout: .inf}", f"upstream.read_timeout is inf; {TIMEOUT}"),
