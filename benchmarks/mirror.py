@@ -93,7 +93,7 @@ class Mirror:
         script = "\n".join([f"OPEN {database}.ndb", *lines, "CLOSE", ""]).encode()
         cdiff = forge_cdiff(database, version, script, self._signer)
         (self._files / f"{database}-{version}.cdiff").write_bytes(cdiff)
-        (self._files / f"{database}-{version}.cdiff.sign").write_bytes(forge_sign(cdiff))
+        (self._files / f"{database}-{version}.cdiff.sign").write_bytes(forge_sign(cdiff, self._signer))
         new.rename(self._files / f"{database}.cvd")
         self._dns.versions[database] = version
         if database == "daily":

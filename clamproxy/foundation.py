@@ -6,6 +6,7 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB
 from clamproxy.files import sweep_unfinished
+from clamproxy.formats.certificates import with_roots
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.leases.leases import Leases
 from clamproxy.notes import Notes
@@ -24,7 +25,7 @@ class Foundation:
     """Owns the cache, its writer, and what is shared with the site. Made and stopped on the event loop.
 
     Args:
-        keys: the public keys that objects must be signed with.
+        keys: what objects must be signed with; the settings may name other certificates.
 
     Raises:
         OSError: the cache directory can't be used.
@@ -32,7 +33,7 @@ class Foundation:
     """
 
     def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
-        self.keys = keys
+        self.keys = keys = with_roots(keys, settings.upstream.cvd_certs_directory)
         state = make_state_directory(settings)
         sweep_unfinished(state)
         self.records = Records(state)

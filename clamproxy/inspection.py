@@ -84,7 +84,7 @@ def prove(
         return
     with signed, path.open("rb") as file, open(signed.fileno(), "rb", closefd=False) as content:
         try:
-            verify_sign(file, object_id, content)
+            verify_sign(file, object_id, keys.roots, content)
         except InvalidObject:
             # If the signed file itself is damaged, that says nothing about its signature.
             if not _check(store, signed, keys).is_damaged:
@@ -102,7 +102,7 @@ def belongs(store: Store, signature: ObjectId) -> bool:
         if len(streams) < 2:
             return False
         try:
-            verify_sign(streams[0], signature, streams[1])
+            verify_sign(streams[0], signature, store.keys.roots, streams[1])
         except InvalidObject:
             return False
         return True

@@ -211,7 +211,7 @@ def _remove_stray(store: Store, directory: Path, signature: ObjectId, report: Mi
         else:
             return
         try:
-            verify_sign(file, signature, content)
+            verify_sign(file, signature, store.keys.roots, content)
         except InvalidObject:
             target.unlink()
             report.removed.append(target.name)

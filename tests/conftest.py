@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from clamproxy.cache.store import Store
+from tests.support.data import keys_of_tests
 from tests.support.fixtures import Child, Fill, MakeCvd, Write
 from tests.support.forge import forge_cdiff, forge_cvd
 from tests.support.object_store import ObjectStore, moto_server
@@ -55,7 +56,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     """An empty store."""
-    store = Store(tmp_path / "cache")
+    store = Store(tmp_path / "cache", keys=keys_of_tests())
     yield store
     store.close()
 

@@ -205,15 +205,15 @@ def _verify(manifest: Manifest, area: Path, keys: TrustedKeys, progress: Reporte
             verify(path, object_id, keys)
             _check_build_time(path, listed)
             if object_id.kind.is_signature and listed.name in own:
-                _check_signature(path, object_id, area / object_id.signed.file_name)
+                _check_signature(path, object_id, area / object_id.signed.file_name, keys)
         except InvalidObject as error:
             raise BundleError(f"{listed.name} failed verification: {error}") from error
         progress.advance(object_id.database, listed.size)
 
 
-def _check_signature(path: Path, signature: ObjectId, signed: Path) -> None:
+def _check_signature(path: Path, signature: ObjectId, signed: Path, keys: TrustedKeys) -> None:
     with path.open("rb") as file, signed.open("rb") as content:
-        verify_sign(file, signature, content)
+        verify_sign(file, signature, keys.roots, content)
 
 
 def _check_build_time(path: Path, listed: ListedObject) -> None:

@@ -50,7 +50,7 @@ class Store:
         directory: the cache directory.
         tidy: whether to repair what a crash may have left, unless another process has the store open.
         records: where counters are; by default, in the cache directory as well.
-        keys: used to verify files that the index doesn't know.
+        keys: whose signatures count; used here to verify files that the index doesn't know.
         hold: how many bytes of objects may be held in memory while the disk can't take them.
     """
 
@@ -69,6 +69,7 @@ class Store:
             OSError: the directory doesn't exist and can't be made.
         """
         self.directory = directory
+        self.keys = keys
         self.partials = directory / "partial"
         self.workspaces = directory / "build"
         self.condition = Condition(directory, "The cache directory")

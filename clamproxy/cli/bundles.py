@@ -26,6 +26,7 @@ from clamproxy.cli.common import (
     config_option,
     database_option,
     fail,
+    keys_of,
     opened_store,
     require_known,
     require_owner,
@@ -36,7 +37,6 @@ from clamproxy.cli.common import (
 from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
 from clamproxy.cli.sharing import give
-from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import ObjectId
 from clamproxy.readable import shown_count, shown_size
 from clamproxy.releases.holds import HoldsError
@@ -72,7 +72,11 @@ def export(file: str, since: Since, databases: tuple[str, ...], config: str | No
     """
     settings = settings_of(config)
     require_owner(settings.cache.directory)
-    with opened_store(settings.cache.directory, state=state_directory(settings)) as store, _refusals(file):
+    keys = keys_of(settings)
+    with (
+        opened_store(settings.cache.directory, state=state_directory(settings), keys=keys) as store,
+        _refusals(file),
+    ):
         require_known(databases, settings, cached_databases(store))
         selection = select(store, databases, since, ceilings_of(store, settings.releases, time.time()))
         for remark in selection.remarks:
@@ -98,14 +102,15 @@ def import_(file: str, allow_older: bool, config: str | None) -> None:
     settings = settings_of(config, creates=True)
     cache = settings.cache
     require_owner(cache.directory)
+    keys = keys_of(settings)
     with (
         _refusals(file),
         _input(file) as stream,
-        opened_store(cache.directory, make=True, state=state_directory(settings)) as store,
+        opened_store(cache.directory, make=True, state=state_directory(settings), keys=keys) as store,
     ):
         ceilings = ceilings_of(store, settings.releases, time.time())
         with Bars() as bars:
-            manifest = import_bundle(store, stream, CLAMAV_KEYS, allow_older=allow_older, progress=bars)
+            manifest = import_bundle(store, stream, keys, allow_older=allow_older, progress=bars)
         if not allow_older:  # otherwise, the older versions might be dropped at once
             store.collect_garbage(cache.keep_cdiffs, cache.size_limit, ceilings=ceilings)
         listed = [ObjectId.parse(one.name) for part in manifest.databases.values() for one in part.objects]

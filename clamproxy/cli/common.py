@@ -26,6 +26,8 @@ from clamproxy.config.loading import (
 )
 from clamproxy.config.settings import ListenSection, Settings
 from clamproxy.config.units import DATABASE
+from clamproxy.formats.certificates import with_roots
+from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind
 from clamproxy.readable import shown_user
 from clamproxy.setup.place import nearest, proxies
@@ -111,20 +113,31 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def keys_of(settings: Settings) -> TrustedKeys:
+    """What objects must be signed with; ends the process if the certificates can't be read."""
+    try:
+        return with_roots(CLAMAV_KEYS, settings.upstream.cvd_certs_directory)
+    except (OSError, ValueError) as error:
+        fail(f"upstream.cvd_certs_directory: {error}")
+
+
 @contextmanager
-def opened_store(directory: Path, *, make: bool = False, state: Path | None = None) -> Iterator[Store]:
+def opened_store(
+    directory: Path, *, make: bool = False, state: Path | None = None, keys: TrustedKeys = CLAMAV_KEYS
+) -> Iterator[Store]:
     """The cache, whether or not the proxy is running; ends the process if it can't be used.
 
     Args:
         directory: the cache directory.
         make: whether to make it if it doesn't exist.
         state: the state directory, for callers that need the counters.
+        keys: `keys_of` the settings, for callers that verify signatures.
     """
     try:
         if not make and not directory.exists():
             fail(f"{directory}: no such cache directory; has the proxy been started?")
         require_readable(directory)
-        store = Store(directory, tidy=False, records=Records(state or directory))
+        store = Store(directory, tidy=False, records=Records(state or directory), keys=keys)
     except (OSError, sqlite3.Error) as error:
         fail(shown_trouble(directory, error))
     try:

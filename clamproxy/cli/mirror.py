@@ -15,6 +15,7 @@ from clamproxy.cli.common import (
     config_option,
     database_option,
     fail,
+    keys_of,
     opened_store,
     require_known,
     require_owner,
@@ -67,7 +68,8 @@ def mirror(
     for database, reason in failures.items():
         tell(f"Warning: {database} could not be updated: {reason}.")
     keep = settings.cache.keep_cdiffs if keep_cdiffs is None else keep_cdiffs
-    with opened_store(settings.cache.directory, state=state_directory(settings)) as store:
+    keys = keys_of(settings)
+    with opened_store(settings.cache.directory, state=state_directory(settings), keys=keys) as store:
         try:
             ceilings = ceilings_of(store, settings.releases, time.time())
             dns_text = _dns_text(settings, store, wanted, ceilings)

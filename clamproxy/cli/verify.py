@@ -17,6 +17,7 @@ from clamproxy.cli.common import (
     config_option,
     database_option,
     fail,
+    keys_of,
     opened_store,
     require_known,
     require_owner,
@@ -26,7 +27,7 @@ from clamproxy.cli.common import (
 )
 from clamproxy.cli.fetching import refetch
 from clamproxy.config.settings import Settings
-from clamproxy.formats.signatures import CLAMAV_KEYS
+from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import Inspected, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.readable import shown_count, shown_size, shown_time
@@ -82,10 +83,11 @@ def verify(
     settings = settings_of(config)
     directory = settings.cache.directory
     require_owner(directory)
-    with opened_store(directory) as store:
+    keys = keys_of(settings)
+    with opened_store(directory, keys=keys) as store:
         require_known(databases, settings, cached_databases(store) | store.databases())
         try:
-            checked, total, cases = _check(store, databases)
+            checked, total, cases = _check(store, databases, keys)
             for case in cases if repair else ():
                 _drop(store, case)
         except OSError as error:
@@ -97,14 +99,14 @@ def verify(
     sys.exit(0 if all(case.is_mended for case in cases) else 1)
 
 
-def _check(store: Store, databases: Iterable[str]) -> tuple[int, int, list[_Case]]:
+def _check(store: Store, databases: Iterable[str], keys: TrustedKeys) -> tuple[int, int, list[_Case]]:
     """Check everything; returns the number of objects, their bytes, and the bad ones."""
     names = listed(store, set(databases))
     sizes = store.sizes()
     checked, total, cases = 0, 0, []
     with Bars() as bars:
         bars.begin({_BAR: sum(sizes.get(name, 0) for name in names)})
-        findings = inspect_all(store, names, CLAMAV_KEYS, lambda name: bars.advance(_BAR, sizes.get(name, 0)))
+        findings = inspect_all(store, names, keys, lambda name: bars.advance(_BAR, sizes.get(name, 0)))
         for finding in findings:
             checked, total = checked + 1, total + finding.size
             if finding.problem is not None:

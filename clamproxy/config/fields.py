@@ -45,6 +45,17 @@ def certificates(path: Path) -> Path:
     return path
 
 
+def roots(directory: Path) -> Path:
+    """Refuse a directory that holds no certificates in PEM, or anything else under their names."""
+    from clamproxy.formats.certificates import read_roots  # takes a while to import
+
+    try:
+        read_roots(directory)
+    except (OSError, ValueError) as error:
+        raise ValueError("certificates") from error
+    return directory
+
+
 def client_authorities(path: Path) -> Path:
     """Refuse a file that isn't whole, because what is missing could be a revocation list."""
     with suppress(OSError):

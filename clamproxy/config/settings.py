@@ -35,6 +35,7 @@ from clamproxy.config.fields import (
     available,
     certificates,
     client_authorities,
+    roots,
     with_obstore,
 )
 from clamproxy.config.notation import OneOrMore
@@ -136,6 +137,9 @@ class UpstreamSection(Section):
     )
     ca_bundle: Annotated[AbsolutePath, AfterValidator(certificates)] | None = Field(
         None, description="a readable file of PEM certificates, or null"
+    )
+    cvd_certs_directory: Annotated[AbsolutePath, AfterValidator(roots)] | None = Field(
+        None, description="a readable directory with .crt or .pem files of PEM certificates, or null"
     )
     connect_timeout: Duration = Field(10.0, gt=0, le=3600, description=_TIMEOUT)
     read_timeout: Duration = Field(30.0, gt=0, le=3600, description=_TIMEOUT)

@@ -7,21 +7,26 @@ too: with it the vendor tells clients to take the whole CVD (trap 15).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
+from clamproxy.formats.inflating import inflated
 from clamproxy.formats.members import belongs_to
 from clamproxy.formats.signatures import FilePart, InvalidObject, TrustedKeys
 from clamproxy.objects import MAX_VERSION, ObjectId
 
 CDIFF_MAGIC = b"ClamAV-Diff:"
 """The first bytes of every cdiff that isn't empty."""
+
+SCRIPT_LIMIT = 128 * 2**20
+"""The most bytes that an unpacked script may have; real ones have tens of MiB at most."""
+
+COMMAND_LIMIT = 1_000_000
+"""The most lines that a script may have. Until a file is closed, memory holds up to 150 bytes for each."""
 
 LINE_LIMIT = 16 * 2**20
 """The longest line that a script may have, in bytes."""
@@ -181,14 +186,15 @@ def verify_cdiff(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
 
 
 def _iter_lines(script: FilePart) -> Iterator[bytes]:
-    try:
-        with gzip.GzipFile(fileobj=script, mode="rb") as stream:
-            while line := stream.readline(LINE_LIMIT):
-                if not line.endswith(b"\n"):
-                    raise InvalidObject("script with an endless or unfinished line")
-                yield line[:-1]
-    except (gzip.BadGzipFile, zlib.error, EOFError):
-        raise InvalidObject("script is not a complete gzip stream") from None
+    stream = inflated(script, SCRIPT_LIMIT, "script")
+    count = 0
+    while line := stream.readline(LINE_LIMIT):
+        count += 1
+        if count > COMMAND_LIMIT:
+            raise InvalidObject(f"script of more than {COMMAND_LIMIT} lines")
+        if not line.endswith(b"\n"):
+            raise InvalidObject("script with an endless or unfinished line")
+        yield line[:-1]
 
 
 def _parse_command(line: bytes, database: str) -> Command:

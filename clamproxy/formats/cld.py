@@ -18,13 +18,19 @@ from clamproxy.formats.cdiff import CdiffContainer, iter_commands
 from clamproxy.formats.cvd import read_info
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.info import INFO_LIMIT, Info, verify_info
-from clamproxy.formats.members import BLOCK_SIZE, COPYING, Member, iter_members, member_header, open_payload
+from clamproxy.formats.members import (
+    BLOCK_SIZE,
+    COPYING,
+    MEMBER_LIMIT,
+    UNPACKED_LIMIT,
+    Member,
+    iter_members,
+    member_header,
+    open_payload,
+)
 from clamproxy.formats.patching import apply_commands
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.objects import ObjectId
-
-UNPACKED_LIMIT = 4 * 2**30
-"""The most bytes that the files of a database may have together; daily's have some 200 MiB."""
 
 COPYING_LIMIT = 2**20
 """The most bytes that COPYING may have, which no signature covers; ClamAV's has 18 KiB."""
@@ -146,7 +152,7 @@ def _unpack(base: BinaryIO, workspace: Path) -> None:
     total = 0
     for member in iter_members(open_payload(base)):
         total += member.size
-        if total > UNPACKED_LIMIT:
+        if total > UNPACKED_LIMIT:  # before anything of it is written
             raise InvalidObject(f"payload of more than {UNPACKED_LIMIT} bytes")
         if not _FILE_NAME.fullmatch(member.name) or (workspace / member.name).exists():
             raise InvalidObject("unusual or repeated name in the payload")
@@ -160,8 +166,15 @@ def _apply(patch: BinaryIO, result: ObjectId, workspace: Path) -> None:
         raise InvalidObject(f"patch to version {container.version} instead of {result.version}")
     try:
         apply_commands(iter_commands(patch, container, result.database), workspace)
+        _check_extent(workspace)
     except InvalidObject as error:
         raise InvalidObject(f"patch to version {result.version}: {error}") from None
+
+
+def _check_extent(workspace: Path) -> None:
+    sizes = [entry.stat().st_size for entry in workspace.iterdir()]
+    if sum(sizes) > UNPACKED_LIMIT or len(sizes) > MEMBER_LIMIT:
+        raise InvalidObject(f"it leads to {len(sizes)} files of {sum(sizes)} bytes")
 
 
 def _verified_info(workspace: Path, expected: ObjectId, keys: TrustedKeys) -> Info:

@@ -1,239 +1,205 @@
-"""Detached CMS signatures (RFC 5652, formerly PKCS #7): which digest they vouch for, and whether they hold.
+"""Detached CMS signatures (RFC 5652, formerly PKCS #7), in DER as OpenSSL's ``PKCS7_sign`` writes them.
 
-This is own code because `cryptography` reads only the certificates of a signature, and its parser for
-declared structures refuses the order in which OpenSSL writes them. Whether the signer can be trusted is
-not decided here.
+`cryptography` can sign like that, but has no function that verifies (pyca/cryptography#12267). So its
+declarative ASN.1 reads the structure, and its public keys verify the signature. What can't be read like that
+is refused: BER, attached content, signers without attributes, other ways to name a signer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.x509 import ObjectIdentifier
+from cryptography.x509.oid import PublicKeyAlgorithmOID, SignatureAlgorithmOID
 
+from clamproxy.formats.certificates import Certificate, encoded, verify_chain, whole
 from clamproxy.formats.signatures import FilePart, InvalidObject
 
-_INTEGER, _OCTETS, _OID, _SEQUENCE, _SET = 0x02, 0x04, 0x06, 0x30, 0x31
-_CONTEXT_0 = 0xA0
-_LONGEST_LENGTH = 4
-"""The most bytes in which a length may be given; the structures of RFC 5652 are far smaller than 4 GiB."""
+SIGNER_LIMIT = 8
+"""The most signers of a signature; ClamAV's have one."""
 
-type _Element = tuple[int, bytes]
-"""Tag and content."""
+CERTIFICATE_LIMIT = 16
+"""The most certificates in a signature; ClamAV's have two or three."""
 
-_SIGNED_DATA = bytes.fromhex("2a864886f70d010702")  # RFC 5652 5.1
-_MESSAGE_DIGEST = bytes.fromhex("2a864886f70d010904")  # RFC 5652 11.2
-_HASHES: dict[bytes, hashes.HashAlgorithm] = {  # RFC 5754 2
-    bytes.fromhex("608648016503040201"): hashes.SHA256(),
-    bytes.fromhex("608648016503040202"): hashes.SHA384(),
-    bytes.fromhex("608648016503040203"): hashes.SHA512(),
-    bytes.fromhex("608648016503040204"): hashes.SHA224(),
-}
-_PKCS1 = [bytes.fromhex(f"2a864886f70d0101{number:02x}") for number in (1, 11, 12, 13, 14)]  # RFC 8017 A.2
-_ECDSA = [bytes.fromhex(f"2a8648ce3d0403{number:02x}") for number in (1, 2, 3, 4)]  # RFC 5758 3.2
+_SIGNED_DATA = ObjectIdentifier("1.2.840.113549.1.7.2")  # RFC 5652 5.1
+_DATA = ObjectIdentifier("1.2.840.113549.1.7.1")  # RFC 5652 4
+_CONTENT_TYPE = ObjectIdentifier("1.2.840.113549.1.9.3")  # RFC 5652 11.1
+_MESSAGE_DIGEST = ObjectIdentifier("1.2.840.113549.1.9.4")  # RFC 5652 11.2
+_RSA = PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5  # OpenSSL's PKCS7_sign names no more than the kind of key
+_SET, _SEQUENCE = b"\x31", b"\x30"
 
 
 @dataclass(frozen=True, slots=True)
-class Signer:
-    """One SignerInfo (RFC 5652 5.3) whose algorithms are known here."""
+class _Digest:
+    """A hash, and the signature algorithms that use it."""
 
     hash: hashes.HashAlgorithm
-    attributes: bytes | None
-    """The signed attributes in the form that is hashed; None if the signature is over the content itself."""
-    digest: bytes | None
-    """The digest of the content, as these attributes state it."""
-    algorithm: bytes
+    with_rsa: ObjectIdentifier
+    with_ecdsa: ObjectIdentifier
+
+
+_DIGESTS = {  # RFC 5754 2
+    ObjectIdentifier("2.16.840.1.101.3.4.2.1"): _Digest(
+        hashes.SHA256(), SignatureAlgorithmOID.RSA_WITH_SHA256, SignatureAlgorithmOID.ECDSA_WITH_SHA256
+    ),
+    ObjectIdentifier("2.16.840.1.101.3.4.2.2"): _Digest(
+        hashes.SHA384(), SignatureAlgorithmOID.RSA_WITH_SHA384, SignatureAlgorithmOID.ECDSA_WITH_SHA384
+    ),
+    ObjectIdentifier("2.16.840.1.101.3.4.2.3"): _Digest(
+        hashes.SHA512(), SignatureAlgorithmOID.RSA_WITH_SHA512, SignatureAlgorithmOID.ECDSA_WITH_SHA512
+    ),
+}
+
+
+@asn1.sequence
+class _Algorithm:
+    name: ObjectIdentifier
+    parameters: asn1.Null | None
+
+
+@asn1.sequence
+class _Content:
+    """EncapsulatedContentInfo without the content, which is the file (RFC 5652 5.2)."""
+
+    kind: ObjectIdentifier
+
+
+@asn1.sequence
+class _IssuerAndSerial:
+    issuer: asn1.TLV
+    serial: int
+
+
+@asn1.sequence
+class _Attribute:
+    kind: ObjectIdentifier
+    values: asn1.SetOf[asn1.TLV]
+
+
+@asn1.sequence
+class _Attributes:
+    """The same bytes as the signed attributes, which are a SET."""
+
+    all: asn1.SetOf[_Attribute]
+
+
+@asn1.sequence
+class _SignerInfo:
+    version: int
+    signer: _IssuerAndSerial
+    digest: _Algorithm
+    attributes: asn1.TLV
+    algorithm: _Algorithm
     signature: bytes
-    key: PublicKeyTypes | None
-    """The signer's public key, if the signature carries its certificate."""
 
-    def check(self, content: BinaryIO | None) -> None:
-        """Check that this is a signature of the content, by the certificate that came with it.
 
-        Args:
-            content: the file that must have been signed, seekable; its position is moved. None accepts
-                any file.
+@asn1.sequence
+class _SignedData:
+    version: int
+    digests: asn1.SetOf[_Algorithm]
+    content: _Content
+    # A SET in RFC 5652, but OpenSSL doesn't sort it as DER demands; a SEQUENCE may have any order.
+    certificates: Annotated[list[asn1.TLV], asn1.Implicit(0)]
+    signers: asn1.SetOf[_SignerInfo]
 
-        Raises:
-            InvalidObject: it is not.
-        """
-        found = None if content is None else self._digest_of(content)
-        if found is not None and self.digest is not None and found != self.digest:
+
+@asn1.sequence
+class _ContentInfo:
+    kind: ObjectIdentifier
+    content: Annotated[_SignedData, asn1.Explicit(0)]
+
+
+def verify_signed_data(der: bytes, roots: Collection[bytes], content: BinaryIO | None) -> None:
+    """Prove that a signature was made by somebody whom the roots vouch for, and that it signs this file.
+
+    Args:
+        der: a ContentInfo with SignedData (RFC 5652 3 and 5.1). Each of its signers must be right.
+        roots: certificates to trust, in DER.
+        content: the file that must have been signed, seekable; its position is moved. None accepts any
+            file: everything is then checked except the digest of the content.
+
+    Raises:
+        InvalidObject: it isn't.
+    """
+    signed = _signed_data(der)
+    signers = signed.signers.as_list()
+    if not 1 <= len(signers) <= SIGNER_LIMIT or len(signed.certificates) > CERTIFICATE_LIMIT:
+        raise InvalidObject("no signer, or an unusual number of signers or certificates")
+    certificates = [Certificate.parse(whole(one)) for one in signed.certificates]
+    known = [algorithm.name for algorithm in signed.digests.as_list()]
+    for signer in signers:
+        digest = _DIGESTS.get(signer.digest.name)
+        if digest is None or signer.digest.name not in known:
+            raise InvalidObject("unknown digest algorithm")
+        stated = _message_digest(signer)
+        # What it signs comes first, so that the message names the likeliest reason.
+        if content is not None and _digest_of(content, digest.hash) != stated:
             raise InvalidObject("it signs another file")
-        if not self._verify(found) and found is not None and self.digest is None:
-            raise InvalidObject("nothing says what it signs")
-
-    def _digest_of(self, content: BinaryIO) -> bytes:
-        whole = FilePart(content, 0, content.seek(0, os.SEEK_END))
-        return hashlib.file_digest(whole, self.hash.name).digest()
-
-    def _verify(self, found: bytes | None) -> bool:
-        """Verify the signature itself; returns whether that was possible."""
-        data = self.attributes or found
-        algorithm = self.hash if self.attributes else Prehashed(self.hash)
-        if data is None:
-            return False
-        try:
-            match self.key:
-                case rsa.RSAPublicKey() as key if self.algorithm in _PKCS1:
-                    key.verify(self.signature, data, padding.PKCS1v15(), algorithm)
-                case ec.EllipticCurvePublicKey() as key if self.algorithm in _ECDSA:
-                    key.verify(self.signature, data, ec.ECDSA(algorithm))
-                case _:
-                    return False
-        except (InvalidSignature, ValueError):  # ValueError: a key too short for the digest, for example
-            raise InvalidObject("wrong signature") from None
-        except UnsupportedAlgorithm:
-            return False
-        return True
+        certificate = _certificate_of(signer.signer, certificates)
+        _verify_signature(signer, digest, certificate)
+        verify_chain(certificate, certificates, roots)
 
 
-def is_signed_data(der: bytes) -> bool:
-    """Whether this is exactly one ContentInfo that holds one SignedData, whatever is in that."""
+def _signed_data(der: bytes) -> _SignedData:
     try:
-        _signed_data(der)
-    except InvalidObject:
-        return False
-    return True
+        info = asn1.decode_der(_ContentInfo, der)
+    except ValueError:
+        raise InvalidObject("no detached signature in DER") from None
+    if info.kind != _SIGNED_DATA or info.content.version != 1 or info.content.content.kind != _DATA:
+        raise InvalidObject("no SignedData of the usual version and content")
+    return info.content
 
 
-def parse_signers(der: bytes) -> list[Signer]:
-    """The signers of a ContentInfo with SignedData (RFC 5652 3 and 5.1).
-
-    Signers that use an unknown digest algorithm are left out.
-
-    Raises:
-        InvalidObject: it is malformed.
-    """
-    _version, _digests, _content, *rest = _at_least(_signed_data(der), 4)
-    keys = _public_keys(rest[0][1]) if rest[0][0] == _CONTEXT_0 else {}
-    infos = _elements(_expect(rest[-1], _SET))
-    signers = [_parse_signer(_expect(info, _SEQUENCE), keys) for info in infos]
-    return [signer for signer in signers if signer is not None]
-
-
-def _signed_data(der: bytes) -> bytes:
-    (outer,) = _exactly(der, 1)
-    kind, wrapped = _exactly(_expect(outer, _SEQUENCE), 2)
-    if kind != (_OID, _SIGNED_DATA):
-        raise InvalidObject("no SignedData")
-    (inner,) = _exactly(_expect(wrapped, _CONTEXT_0), 1)
-    return _expect(inner, _SEQUENCE)
+def _message_digest(signer: _SignerInfo) -> bytes:
+    """The digest of the content, as the signed attributes state it (RFC 5652 5.3 and 11)."""
+    if signer.version != 1 or signer.attributes.tag_bytes != b"\xa0":
+        raise InvalidObject("a signer of an unusual version, or without signed attributes")
+    try:
+        attributes = asn1.decode_der(_Attributes, encoded(_SEQUENCE, _signed_bytes(signer))).all.as_list()
+        found = {attribute.kind: attribute.values.as_list() for attribute in attributes}
+        (kind,), (digest,) = found[_CONTENT_TYPE], found[_MESSAGE_DIGEST]
+        if len(found) == len(attributes) and kind.parse(ObjectIdentifier) == _DATA:
+            return bytes(digest.parse(bytes))
+    except (KeyError, ValueError):
+        pass
+    raise InvalidObject("not exactly one content type and message digest among the signed attributes")
 
 
-def _parse_signer(info: bytes, keys: Mapping[bytes, PublicKeyTypes]) -> Signer | None:
-    version, sid, hash_name, *rest = _at_least(info, 5)
-    attributes = rest.pop(0)[1] if rest[0][0] == _CONTEXT_0 else None
-    if len(rest) < 2:
-        raise InvalidObject("a signer without signature")
-    _expect(version, _INTEGER)
-    hash_ = _HASHES.get(_algorithm(hash_name))
-    if hash_ is None:
-        return None
-    return Signer(
-        hash=hash_,
-        # RFC 5652 5.4: hashed as a SET, though they are encoded with another tag.
-        attributes=None if attributes is None else _encode(_SET, attributes),
-        digest=None if attributes is None else _message_digest(attributes),
-        algorithm=_algorithm(rest[0]),
-        signature=_expect(rest[1], _OCTETS),
-        # By IssuerAndSerialNumber (RFC 5652 10.2.4); a SubjectKeyIdentifier finds no key.
-        key=keys.get(sid[1]),
-    )
+def _signed_bytes(signer: _SignerInfo) -> bytes:
+    """What the signature covers: the attributes as a SET, though they have another tag (RFC 5652 5.4)."""
+    return encoded(_SET, signer.attributes.data)
 
 
-def _message_digest(attributes: bytes) -> bytes:
-    """The digest in the signed attributes: if there are any, they hold exactly one (RFC 5652 5.3, 11.2)."""
-    found = []
-    for attribute in _elements(attributes):
-        kind, values = _exactly(_expect(attribute, _SEQUENCE), 2)
-        if kind == (_OID, _MESSAGE_DIGEST):
-            found += [_expect(value, _OCTETS) for value in _elements(_expect(values, _SET))]
-    if len(found) != 1:
-        raise InvalidObject("not exactly one message digest among the signed attributes")
-    return found[0]
+def _digest_of(content: BinaryIO, algorithm: hashes.HashAlgorithm) -> bytes:
+    whole = FilePart(content, 0, content.seek(0, os.SEEK_END))
+    return hashlib.file_digest(whole, algorithm.name).digest()
 
 
-def _algorithm(element: _Element) -> bytes:
-    return _expect(_at_least(_expect(element, _SEQUENCE), 1)[0], _OID)
+def _certificate_of(wanted: _IssuerAndSerial, certificates: Sequence[Certificate]) -> Certificate:
+    issuer = whole(wanted.issuer)
+    for certificate in certificates:
+        if (certificate.issuer, certificate.serial) == (issuer, wanted.serial):
+            return certificate
+    raise InvalidObject("the signer's certificate is missing")
 
 
-def _public_keys(certificates: bytes) -> dict[bytes, PublicKeyTypes]:
-    """The public keys in some certificates (RFC 5280 4.1), by issuer and serial number.
-
-    Certificates that can't be read are left out. They aren't parsed with x509: some of ClamAV's
-    certificates have had the serial number 0, which it refuses.
-    """
-    keys = {}
-    for certificate in _elements(certificates):
-        with suppress(InvalidObject, UnsupportedAlgorithm, ValueError):
-            to_be_signed = _expect(_at_least(_expect(certificate, _SEQUENCE), 1)[0], _SEQUENCE)
-            _version, serial, _algorithm, issuer, _validity, _subject, key, *_ = _at_least(to_be_signed, 7)
-            keys[_encode(*issuer) + _encode(*serial)] = load_der_public_key(_encode(*key))
-    return keys
-
-
-# X.690: tag, length, content
-
-
-def _elements(data: bytes) -> Iterator[_Element]:
-    """The ASN.1 elements, one after the other.
-
-    Raises:
-        InvalidObject: the data are malformed.
-    """
-    offset = 0
-    while offset < len(data):
-        header = data[offset : offset + 2]
-        if len(header) < 2 or header[0] & 0x1F == 0x1F:
-            raise InvalidObject("malformed ASN.1")
-        tag, length = header
-        offset += 2
-        if length >= 0x80:  # the length is in the bytes that follow (X.690 8.1.3.5)
-            count = length & 0x7F
-            if not 1 <= count <= _LONGEST_LENGTH:
-                raise InvalidObject("malformed ASN.1")
-            length = int.from_bytes(data[offset : offset + count])
-            offset += count
-        if offset + length > len(data):
-            raise InvalidObject("truncated ASN.1")
-        yield tag, data[offset : offset + length]
-        offset += length
-
-
-def _exactly(data: bytes, count: int) -> list[_Element]:
-    elements = _at_least(data, count)
-    if len(elements) > count:
-        raise InvalidObject("more ASN.1 than expected")
-    return elements
-
-
-def _at_least(data: bytes, count: int) -> list[_Element]:
-    elements = list(_elements(data))
-    if len(elements) < count:
-        raise InvalidObject("incomplete ASN.1")
-    return elements
-
-
-def _expect(element: _Element, tag: int) -> bytes:
-    if element[0] != tag:
-        raise InvalidObject("malformed ASN.1")
-    return element[1]
-
-
-def _encode(tag: int, content: bytes) -> bytes:
-    length = len(content)
-    if length < 0x80:
-        return bytes([tag, length]) + content
-    digits = length.to_bytes((length.bit_length() + 7) // 8)
-    return bytes([tag, 0x80 | len(digits)]) + digits + content
+def _verify_signature(signer: _SignerInfo, digest: _Digest, certificate: Certificate) -> None:
+    data, algorithm = _signed_bytes(signer), signer.algorithm.name
+    try:
+        match certificate.public_key():
+            case rsa.RSAPublicKey() as key if algorithm in (digest.with_rsa, _RSA):
+                key.verify(signer.signature, data, padding.PKCS1v15(), digest.hash)
+            case ec.EllipticCurvePublicKey() as key if algorithm == digest.with_ecdsa:
+                key.verify(signer.signature, data, ec.ECDSA(digest.hash))
+            case _:
+                raise InvalidObject("unknown signature algorithm")
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):  # ValueError: a key too short for the digest
+        raise InvalidObject("wrong signature") from None

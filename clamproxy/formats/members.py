@@ -9,15 +9,21 @@ from __future__ import annotations
 import io
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from clamproxy.formats.header import HEADER_SIZE
+from clamproxy.formats.inflating import inflated
 from clamproxy.formats.signatures import FilePart, InvalidObject
 
 BLOCK_SIZE = 512
 """Size of a member's header in bytes; contents are padded to a multiple of it."""
+
+UNPACKED_LIMIT = 2 * 2**30
+"""The most bytes that the files of a database may have together; daily's have some 300 MiB."""
+
+MEMBER_LIMIT = 10_000
+"""The most files that a database may have; daily has some 40, bytecode some 100."""
 
 COPYING = "COPYING"
 """The name of the first member, by which a plain tar is told from a compressed one."""
@@ -90,6 +96,7 @@ def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
     Raises:
         InvalidObject: this is not a tar, or not an exact one.
     """
+    count = 0
     while block := stream.read(BLOCK_SIZE):
         if len(block) < BLOCK_SIZE:
             raise InvalidObject("payload ends inside the header of a member")
@@ -98,6 +105,9 @@ def iter_members(stream: BinaryIO, *, exact: bool = False) -> Iterator[Member]:
                 raise InvalidObject("extra bytes after the last member")
             return
         member = Member(block, stream)
+        count += 1
+        if count > MEMBER_LIMIT:
+            raise InvalidObject(f"payload of more than {MEMBER_LIMIT} files")
         if exact and block != member_header(member.name, member.size):
             raise InvalidObject(f"unusual header of {member.name}")
         yield member
@@ -145,36 +155,6 @@ def open_payload(file: BinaryIO) -> BinaryIO:
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(HEADER_SIZE)
-    plain = file.read(len(COPYING)) == COPYING.encode()
+    is_plain = file.read(len(COPYING)) == COPYING.encode()
     payload = FilePart(file, HEADER_SIZE, end)
-    return io.BufferedReader(payload if plain else _GzipMember(payload), _PIECE)
-
-
-class _GzipMember(io.RawIOBase):
-    """The contents of one gzip member with nothing after it; `gzip.GzipFile` is not that strict."""
-
-    def __init__(self, compressed: FilePart) -> None:
-        self._compressed = compressed
-        self._inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        try:
-            piece = self._inflate(len(buffer))
-        except zlib.error:
-            raise InvalidObject("payload is not a complete gzip stream") from None
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    def _inflate(self, limit: int) -> bytes:
-        while not self._inflater.eof:
-            data = self._inflater.unconsumed_tail or self._compressed.read(_PIECE) or b""
-            if piece := self._inflater.decompress(data, limit):
-                return piece
-            if not data:
-                raise InvalidObject("payload is not a complete gzip stream")
-        if self._inflater.unused_data or self._compressed.read(1):
-            raise InvalidObject("extra bytes after the gzip stream")
-        return b""
+    return io.BufferedReader(payload, _PIECE) if is_plain else inflated(payload, UNPACKED_LIMIT, "payload")

@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from clamproxy.formats.cdiff import Add, Close, Command, Delete, Move, Open, Replace, Unlink
+from clamproxy.formats.cdiff import SCRIPT_LIMIT, Add, Close, Command, Delete, Move, Open, Replace, Unlink
+from clamproxy.formats.info import INFO_LIMIT
 from clamproxy.formats.signatures import InvalidObject
+
+REWRITE_LIMIT = 4 * 2**30
+"""The most bytes that a script may have rewritten: each file of the largest database some ten times."""
+
+STEP_LIMIT = 10_000
+"""How often a script may open, move or delete a file; it usually opens each file once."""
 
 _BLOCK = 2**20
 _FEW_LINES = 16  # up to this many lines are found one by one
@@ -35,8 +42,10 @@ def apply_commands(commands: Iterator[Command], directory: Path) -> None:
         InvalidObject: the script is damaged, or doesn't fit these files.
         OSError: the files cannot be read or written.
     """
+    rewriting = _Rewriting()
     for step in _steps(commands):
         try:
+            rewriting.add(_rewritten(step, directory))
             _carry_out(step, directory)
         except FileNotFoundError as error:
             name = Path(str(error.filename)).name
@@ -57,11 +66,32 @@ def patch_info(info: bytes, commands: Iterator[Command], database: str) -> bytes
         InvalidObject: the script is damaged, or doesn't fit this ``.info``.
     """
     name = f"{database}.info"
-    for step in _steps(_touching(commands, name)):
+    rewriting = _Rewriting()
+    for step in _steps(_touching(commands, name), INFO_LIMIT):
         if not isinstance(step, _Edits):
             raise InvalidObject(f"script moves or deletes {name}")
+        rewriting.add(len(info))
         info = _edited(info, step)
+        if len(info) > INFO_LIMIT:
+            raise InvalidObject(f"script makes {name} longer than {INFO_LIMIT} bytes")
     return info
+
+
+class _Rewriting:
+    """Counts the bytes that a script has rewritten: a short one could rewrite a long file a million times."""
+
+    def __init__(self) -> None:
+        self._left = REWRITE_LIMIT
+
+    def add(self, size: int) -> None:
+        """Note that a file is to be rewritten.
+
+        Raises:
+            InvalidObject: that would be too much.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise InvalidObject(f"script rewrites more than {REWRITE_LIMIT} bytes")
 
 
 @dataclass(slots=True)
@@ -73,13 +103,31 @@ class _Edits:
     """Changes by line number in the original file; of two changes to a line the later one counts."""
     additions: bytearray = field(default_factory=bytearray)
 
+    def note(self, command: Add | Delete | Replace, longest_addition: int) -> None:
+        """Note one more change.
 
-def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
+        Raises:
+            InvalidObject: the file would grow by too many bytes.
+        """
+        if not isinstance(command, Add):
+            self.changes[command.number] = command
+            return
+        self.additions += command.line + b"\n"
+        if len(self.additions) > longest_addition:
+            raise InvalidObject(f"script adds more than {longest_addition} bytes to {self.name}")
+
+
+def _steps(
+    commands: Iterator[Command], longest_addition: int = SCRIPT_LIMIT
+) -> Iterator[_Edits | Move | Unlink]:
     """The script as whole steps, in order."""
     edits: _Edits | None = None
+    count = 0
     for command in commands:
         if isinstance(command, Open | Move | Unlink) != (edits is None):
             raise InvalidObject(f"{type(command).__name__} in the wrong place of the script")
+        if edits is None and (count := count + 1) > STEP_LIMIT:
+            raise InvalidObject(f"script of more than {STEP_LIMIT} steps")
         if isinstance(command, Move | Unlink):
             yield command
         elif isinstance(command, Open):
@@ -88,10 +136,8 @@ def _steps(commands: Iterator[Command]) -> Iterator[_Edits | Move | Unlink]:
             if isinstance(command, Close):
                 yield edits
                 edits = None
-            elif isinstance(command, Add):
-                edits.additions += command.line + b"\n"
             else:
-                edits.changes[command.number] = command
+                edits.note(command, longest_addition)
     if edits is not None:
         raise InvalidObject(f"script ends while {edits.name} is open")
 
@@ -106,6 +152,16 @@ def _touching(commands: Iterator[Command], name: str) -> Iterator[Command]:
                 touched = name in (command.source, command.target)
         if touched:
             yield command
+
+
+def _rewritten(step: _Edits | Move | Unlink, directory: Path) -> int:
+    """How many bytes of a file a step copies; additions alone copy none."""
+    match step:
+        case _Edits() if step.changes:
+            return (directory / step.name).stat().st_size
+        case Move():
+            return (directory / step.source).stat().st_size
+    return 0
 
 
 def _carry_out(step: _Edits | Move | Unlink, directory: Path) -> None:

@@ -7,6 +7,7 @@ digits (docs/protocol.md 4.2 and 4.3, libclamav/dsig.c).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import string
@@ -139,6 +140,8 @@ class TrustedKeys:
     """Signs the ``.info`` member inside a CVD or CLD."""
     cdiff: RsaPublicKey
     """Signs a cdiff."""
+    roots: tuple[bytes, ...]
+    """Certificates in DER; one of them must vouch for the signer of a ``.sign``."""
 
 
 CLAMAV_KEYS = TrustedKeys(
@@ -177,6 +180,32 @@ CLAMAV_KEYS = TrustedKeys(
             "98134458623712540683294034953818412458362198117811990006021989844180721010947"
         ),
         100002053,
+    ),
+    # clamav/certs/clamav.crt: "Cisco Software Identity Root CA RSA 4096 SHA512 2099"
+    roots=(
+        base64.b64decode(
+            "MIIFhTCCA22gAwIBAgIJBJPyuFHF1b7RMA0GCSqGSIb3DQEBDQUAMF8xDjAMBgNVBAsTBUFyYm9yMQ4wDAYDVQQKEwVD"
+            "aXNjbzE9MDsGA1UEAxM0Q2lzY28gU29mdHdhcmUgSWRlbnRpdHkgUm9vdCBDQSBSU0EgNDA5NiBTSEE1MTIgMjA5OTAg"
+            "Fw0yNDAxMjQxODQ1MjVaGA8yMDk5MDEyNDE4NDUyNVowXzEOMAwGA1UECxMFQXJib3IxDjAMBgNVBAoTBUNpc2NvMT0w"
+            "OwYDVQQDEzRDaXNjbyBTb2Z0d2FyZSBJZGVudGl0eSBSb290IENBIFJTQSA0MDk2IFNIQTUxMiAyMDk5MIICIjANBgkq"
+            "hkiG9w0BAQEFAAOCAg8AMIICCgKCAgEA14hoPbzqZxPr8Wqpq2H+tOib+DkQP80mUP6zAw3uu+eNygd+jOBCenO6B7sp"
+            "1sqCRT8QBQWQxNHVeVfMQN1vjMrqEMNh/eflVtOGy32UbkuQrVzj2H+G1PtjeMQKa26LD8XPDUIOpj9rzPdjKFFfz13t"
+            "m21gNIiVSTI34T5BS5BNEQj1b+VQg+0kbANCOOTiTh+H/gxhpXRv8F3VNUrrPxA7a3WF5jhZZoPBns1LuBDW0fQ0av6q"
+            "/uEWtfxMdSNsAxYWVhO90Nx4khOISA1Fs1h1klGsee5XZkLKdUWedZQzbUz1f7VPRxX+ddcK0Js2VPvxemMf2WaTbkrE"
+            "i62y/cOaxqDs2xDTWEXrgOYYEfQ+RoeYpbzBCaErqZvCeOgrnXFSHSyyd9+dTOxJuypBH+AWKtmkQMQQ7RQJSkGvrP9N"
+            "gRxDMXb1U4kpVn7kEEhv6telV9E8R635Zm4h/H9FQyc2LrLOuL5UPewMMWt8HqPbs2Xcn1kTLvpEDciDJDRvu4XuBsjg"
+            "QMA0rlt5BHAmZdGO5Dq4+ARWAYrzN9+M0dK+0phTT9OOHItIL6wXcIiYLZBJlHfiemCByIcBBEYaRwdt3VP9tTl0F370"
+            "StI2t1RMDPgtxHcsYqN09QG/tWzwr/yNckFhVs/+UGQWslv2/W6eiKge5REUFuxT6i7V6oUCAwEAAaNCMEAwDgYDVR0P"
+            "AQH/BAQDAgEGMA8GA1UdEwEB/wQFMAMBAf8wHQYDVR0OBBYEFLd8Wz4X/JJ6Oi/+znsT0DTPuju8MA0GCSqGSIb3DQEB"
+            "DQUAA4ICAQCZEut7iqp839u7CHD8zMrvOMmUKtJ7G1MrhkJfdyek8g7ArG74bgcxM3ptwDusdFgKh/mmCj/mFU6TNjsu"
+            "fZ9hAyOE16ZtGflkOrRlihPQThDdGCxQjRsLVQa9S0IDkM1v1ZqvIMEcPJOj3rhvkIJVjpHc0AZQP/TnaT/7dKD1wFOS"
+            "NYwzdvE2HKVNA8XbeS9TNpHqYPvE2gX6vQ7Pdn9DIF6YOmOuBobmaD1G7WbDz5Kvz5e3FdkzR+K3sGW4Qsr3OLt25dQS"
+            "H+x7X06fihUxhEgRJJp2cPKABSKVR2hoyzKNEbzgtV25gH7lr+EHA6CQYltkVpyM4v1+PdX1EGY0+rAO+NsRwa6ndFte"
+            "ofJLh9PbvxHp0jGWnT1KF4lhmEyyka9JKbqTyiyGzDsw/YA9NxiAsp/Ex8aYXX1/SeM/kb6dp7tytsHewwflns1jfGqR"
+            "VyrXQ41xCmmSioBvtZiry8BJTa8xIUWEsBL1pTl2RZrPDAw/qD10K2XJfh5HYFSkIppoIO+90wN8TYcXbyY+JnU/g32A"
+            "vkmA3o8lotK6nbwuf7MAFdtPHMA4F8mPM3jADc1uGu9OYweaA1c+P5KEOyr325cgsT04x4oeyvP3c3XMLpDpSgbzhfc9"
+            "WyLYCf3R3jHlst1AKaDwBk2xoE3knxihYjbcRfjaaYdUkWY4mg=="
+        ),
     ),
 )
 

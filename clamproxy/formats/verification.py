@@ -26,8 +26,7 @@ _MAGIC = {
 
 
 def _verify_sign(file: BinaryIO, expected: ObjectId, keys: TrustedKeys) -> None:
-    # The keys are those of ClamAV's own signature format; a .sign relies on certificates instead.
-    verify_sign(file, expected)
+    verify_sign(file, expected, keys.roots)
 
 
 _VERIFIERS: dict[Kind, Callable[[BinaryIO, ObjectId, TrustedKeys], None]] = {

@@ -16,7 +16,7 @@ from clamproxy import cli
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
-from tests.support.data import CDIFF_NAMES, read_testdata, require_testdata
+from tests.support.data import CDIFF_NAMES, read_testdata, require_testdata, trust_testdata
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
 from tests.support.stored import AGENT, put
@@ -28,6 +28,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_testdata()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", str(tmp_path / "cache"))
+    monkeypatch.setenv("CLAMPROXY_UPSTREAM__CVD_CERTS_DIRECTORY", str(trust_testdata(tmp_path / "certs")))
 
 
 @pytest.fixture

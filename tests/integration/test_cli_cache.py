@@ -21,7 +21,7 @@ from clamproxy.cli import purge as purging
 from clamproxy.cli.ls import CachedObject
 from clamproxy.cli.purge import chosen
 from clamproxy.objects import Kind, ObjectId
-from tests.support.data import read_testdata, require_testdata
+from tests.support.data import read_testdata, require_testdata, trust_testdata
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
 from tests.support.stored import AGENT, put
@@ -36,6 +36,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_testdata()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", str(tmp_path / "cache"))
+    monkeypatch.setenv("CLAMPROXY_UPSTREAM__CVD_CERTS_DIRECTORY", str(trust_testdata(tmp_path / "certs")))
     store = Store(tmp_path / "cache")
     for name in NAMES:
         object_id, body = ObjectId.parse(name), read_testdata(name)
@@ -193,6 +194,12 @@ class TestVerify:
         assert base.startswith("clamproxy: test-3.cvd: payload ")
         assert total.endswith(": 2 bad.")
         assert names() == set(NAMES)
+
+    def test_a_signature_that_leads_to_no_trusted_root(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CLAMPROXY_UPSTREAM__CVD_CERTS_DIRECTORY")
+        result = invoke("verify")
+        assert result.exit_code == 1
+        assert "test-3.cvd.sign: the signer's certificate is not trusted" in result.output
 
     def test_of_another_database(self) -> None:
         spoil("test-3.cvd")

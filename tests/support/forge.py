@@ -9,7 +9,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -57,7 +57,12 @@ class ForgeKeys:
     @property
     def trusted(self) -> TrustedKeys:
         """The public keys, for the verifier."""
-        return TrustedKeys(_public(self.cvd), _public(self.info), _public(self.cdiff))
+        return TrustedKeys(_public(self.cvd), _public(self.info), _public(self.cdiff), (self.root,))
+
+    @property
+    def root(self) -> bytes:
+        """The certificate in DER by which `forge_sign` signs, the same one for the same keys."""
+        return _certificate(self.cdiff).public_bytes(Encoding.DER)
 
     def save(self, directory: Path) -> None:
         """Write the keys into a directory, for another process to load."""
@@ -225,10 +230,10 @@ def seal_cdiff(version: int, stream: bytes, script_size: int = 0, keys: ForgeKey
     return signed + b":" + sign_sha256((keys or forge_keys()).cdiff, hashlib.sha256(signed).digest())
 
 
-def forge_sign(data: bytes = b"") -> bytes:
-    """A ``.sign`` file for the data, by a certificate that nobody trusts."""
-    certificate, key = _signer()
-    builder = PKCS7SignatureBuilder().set_data(data).add_signer(certificate, key, SHA256())
+def forge_sign(data: bytes = b"", keys: ForgeKeys | None = None) -> bytes:
+    """A ``.sign`` file for the data; who trusts the keys trusts its signer, too."""
+    key = (keys or forge_keys()).cdiff
+    builder = PKCS7SignatureBuilder().set_data(data).add_signer(_certificate(key), key, SHA256())
     options = [PKCS7Options.DetachedSignature, PKCS7Options.Binary]
     der = builder.sign(Encoding.DER, options)
     return b"#clamsign-1.0\n230::pkcs7-pem:" + base64.b64encode(der) + b"\n"
@@ -260,13 +265,12 @@ def _public(key: rsa.RSAPrivateKey) -> RsaPublicKey:
 
 
 @cache
-def _signer() -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
-    key = rsa.generate_private_key(65537, 2048)
+def _certificate(key: rsa.RSAPrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Forge")])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1))
-    return builder.sign(key, SHA256()), key
+    builder = x509.CertificateBuilder(name, name, key.public_key(), serial_number=1)
+    # For longer than any clock in a test can jump.
+    builder = builder.not_valid_before(datetime(1970, 1, 1)).not_valid_after(datetime(9999, 1, 1))
+    return builder.sign(key, SHA256())
 
 
 def _filler(seed: str, size: int) -> Iterator[bytes]:

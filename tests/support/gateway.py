@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 
 import yaml
 
+from tests.support.data import TESTDATA, trust_testdata
 from tests.support.prefork import CLAMPROXY, MITMDUMP, Forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,9 @@ class Gateway:
             # Its port would be the same for all that run side by side.
             "status": {"listen": None, **settings.get("status", {})},
         }
+        if script == ADDON and (TESTDATA / "clamav-test.crt").is_file():
+            roots = str(trust_testdata(directory / "certs"))
+            self.settings["upstream"] = {"cvd_certs_directory": roots, **settings.get("upstream", {})}
         self.config.write_text(yaml.safe_dump(self.settings))
         self.port = 0
         self.reverse_port = 0

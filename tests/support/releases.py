@@ -86,11 +86,11 @@ class Releases:
 
     def cvd_sign(self, version: int) -> bytes:
         """``<database>-<version>.cvd.sign``."""
-        return forge_sign(self.cvd(version))
+        return forge_sign(self.cvd(version), self.keys)
 
     def cdiff_sign(self, version: int) -> bytes:
         """``<database>-<version>.cdiff.sign``."""
-        return forge_sign(self.cdiff(version))
+        return forge_sign(self.cdiff(version), self.keys)
 
     def stime(self, version: int) -> int:
         """The build time of a version in Unix seconds."""

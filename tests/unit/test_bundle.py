@@ -36,7 +36,7 @@ from tests.support.bundle_parts import (
     packed,
     unpacked,
 )
-from tests.support.data import CDIFF_NAMES, SIGN_NAMES, read_testdata
+from tests.support.data import CDIFF_NAMES, SIGN_NAMES, keys_of_tests, read_testdata
 from tests.support.fixtures import Fill, MakeCvd
 from tests.support.forge import forge_cdiff, forge_sign
 from tests.support.killing import killed_at
@@ -218,7 +218,7 @@ def test_any_cache_survives_the_way(
     signed: bool,
 ) -> None:
     directory = tmp_path_factory.mktemp("way")
-    here, there = Store(directory / "here"), Store(directory / "there")
+    here, there = (Store(directory / name, keys=keys_of_tests()) for name in ("here", "there"))
     for database, version in versions.items():
         put_cvd(here, version, make_cvd(version, database=database), database)
     for database, version in patches:
@@ -241,7 +241,7 @@ def test_files_of_clamav(store: Store, other: Store) -> None:
         object_id = ObjectId.parse(name)
         body = read_testdata(name)
         put(store, object_id, body, header=body[:512].decode() if object_id.kind is Kind.CVD else None)
-    imported(other, exported(store), CLAMAV_KEYS)
+    imported(other, exported(store), keys_of_tests())
     assert other.reached_version("test") == 6
     assert set(contents(store)) - set(contents(other)) == {f"test-{v}.cvd.sign" for v in (1, 2, 4, 5, 6)}
     assert "test-3.cvd.sign" in contents(other)

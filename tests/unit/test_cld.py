@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.formats import cld
+from clamproxy.formats import members as formats_members
 from clamproxy.formats.cld import build_cld, verify_cld
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.members import iter_members, member_header, open_payload
@@ -216,7 +216,7 @@ def test_names_in_a_base_that_are_no_file_of_the_workspace(tmp_path: Path, name:
 
 
 def test_size_of_a_base_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cld, "UNPACKED_LIMIT", 1000)
+    monkeypatch.setattr(formats_members, "UNPACKED_LIMIT", 1000)
     with pytest.raises(InvalidObject, match="more than 1000 bytes"):
         build(tmp_path, forge_database("daily", 2, {"daily.ndb": bytes(1000)}), [])
 

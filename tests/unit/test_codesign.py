@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gzip
-import hashlib
 import io
-import subprocess
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from functools import cache, partial
+from collections.abc import Collection
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.hazmat.primitives.serialization.pkcs7 import (
-    PKCS7HashTypes,
-    PKCS7Options,
-    PKCS7SignatureBuilder,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.hashes import SHA224, SHA384, SHA512
+from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options
+from cryptography.x509 import ObjectIdentifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.formats.codesign import SIGN_LIMIT, parse_sign, verify_sign
-from clamproxy.formats.signatures import InvalidObject
+from clamproxy.formats.certificates import read_roots
+from clamproxy.formats.cms import SIGNER_LIMIT
+from clamproxy.formats.codesign import SIGN_LIMIT, SIGNATURE_LIMIT, parse_sign, verify_sign
+from clamproxy.formats.signatures import CLAMAV_KEYS, InvalidObject
 from clamproxy.objects import Kind, ObjectId
-from tests.support.data import SIGN_NAMES, read_testdata
-from tests.support.forge import forge_sign
-from tests.support.programs import require_program
+from tests.support.data import SIGN_NAMES, keys_of_testdata, read_testdata
+from tests.support.forge import forge_keys, forge_sign
+from tests.support.signers import CODE, TLS, Wish, authority, sign_file, signed_data
 
 FIRST, SIGNATURE = forge_sign().splitlines(keepends=True)
 OID = bytes.fromhex("06092a864886f70d010702")
 
 
-def sign(der: bytes) -> bytes:
-    return FIRST + b"230::pkcs7-pem:" + base64.b64encode(der) + b"\n"
+ROOTS = forge_keys().trusted.roots
 
 
 @pytest.mark.parametrize("name", SIGN_NAMES)
 def test_clamavs_own_files_verify(name: str) -> None:
-    verify_sign(io.BytesIO(read_testdata(name)), ObjectId.parse(name))
+    verify_sign(io.BytesIO(read_testdata(name)), ObjectId.parse(name), keys_of_testdata().roots)
 
 
 @pytest.mark.parametrize("name", SIGN_NAMES)
 def test_clamavs_own_files_belong_to_one_file_each(name: str) -> None:
     signature = ObjectId.parse(name)
     for other in [name.removesuffix(".sign") for name in SIGN_NAMES]:
-        files = io.BytesIO(read_testdata(name)), signature, io.BytesIO(read_testdata(other))
+        content = io.BytesIO(read_testdata(other))
+        check = partial(
+            verify_sign, io.BytesIO(read_testdata(name)), signature, keys_of_testdata().roots, content
+        )
         if other == signature.signed.file_name:
-            verify_sign(*files)
+            check()
         else:
             with pytest.raises(InvalidObject, match="it signs another file"):
-                verify_sign(*files)
+                check()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +62,8 @@ def test_clamavs_own_files_belong_to_one_file_each(name: str) -> None:
         (FIRST + SIGNATURE + b"\n" + SIGNATURE, 2),
         (FIRST + b"# a comment\n\n" + SIGNATURE, 1),
         (FIRST + b"300:400:ed25519:AAAA\n" + SIGNATURE, 1),
-        (FIRST + b"230::pkcs7-pem:AAAA\n" + SIGNATURE, 1),
+        (FIRST + b"230::pkcs7-pem:A\n" + SIGNATURE, 1),
+        (FIRST + SIGNATURE * SIGNATURE_LIMIT, SIGNATURE_LIMIT),
         ((FIRST + SIGNATURE).replace(b"\n", b"\r\n"), 1),
         ((FIRST + SIGNATURE).replace(b"230::", b"230:299:"), 1),
     ],
@@ -94,31 +90,29 @@ def test_well_formed(data: bytes, count: int) -> None:
         FIRST + b"230::pkcs7-pem:A\n",
         FIRST + b"230::pkcs7-pem:\n",
         FIRST + b"\xff\xfe\n" + SIGNATURE,
+        FIRST + SIGNATURE + b"230::pkcs7-pem:AAAA\n",
+        FIRST + SIGNATURE * (SIGNATURE_LIMIT + 1),
         b"<html>404 Not Found</html>",
         gzip.compress(FIRST + SIGNATURE, mtime=0),
         FIRST + SIGNATURE + b"#" * SIGN_LIMIT,
-        sign(b"\x30"),
-        sign(b"\x30\x00"),
-        sign(b"\x30\x80"),
-        sign(b"\x30\x84\xff\xff\xff\xff"),
-        sign(b"\x31\x0f" + OID + b"\xa0\x02\x30\x00"),
-        sign(b"\x30\x0f" + OID.replace(b"\x07\x02", b"\x07\x01") + b"\xa0\x02\x30\x00"),
-        sign(b"\x30\x0f" + OID + b"\xa0\x02\x31\x00"),
-        sign(b"\x30\x0f" + OID + b"\xa0\x02\x30\x00surplus"),
+        sign_file(b"\x30"),
+        sign_file(b"\x30\x00"),
+        sign_file(b"\x30\x80"),
+        sign_file(b"\x30\x84\xff\xff\xff\xff"),
+        sign_file(b"\x31\x0f" + OID + b"\xa0\x02\x30\x00"),
+        sign_file(b"\x30\x0f" + OID.replace(b"\x07\x02", b"\x07\x01") + b"\xa0\x02\x30\x00"),
+        sign_file(b"\x30\x0f" + OID + b"\xa0\x02\x31\x00"),
+        sign_file(b"\x30\x0f" + OID + b"\xa0\x02\x30\x00surplus"),
     ],
 )
 def test_refused(data: bytes) -> None:
     with pytest.raises(InvalidObject):
-        verify_sign(io.BytesIO(data), ObjectId("daily", 7, Kind.CVD_SIGN))
-
-
-def test_least_envelope() -> None:
-    assert len(parse_sign(sign(b"\x30\x0f" + OID + b"\xa0\x02\x30\x00"))) == 1
+        verify_sign(io.BytesIO(data), ObjectId("daily", 7, Kind.CVD_SIGN), ROOTS)
 
 
 def test_only_signatures_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"daily-7\.cvd is not a signature"):
-        verify_sign(io.BytesIO(FIRST + SIGNATURE), ObjectId("daily", 7, Kind.CVD))
+        verify_sign(io.BytesIO(FIRST + SIGNATURE), ObjectId("daily", 7, Kind.CVD), ROOTS)
 
 
 @given(st.binary(max_size=300))
@@ -127,127 +121,151 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         data,
         FIRST + data,
         FIRST + b"230::pkcs7-pem:" + data,
-        sign(data),
-        sign(b"\x30" + data),
+        sign_file(data),
+        sign_file(b"\x30" + data),
     ):
         with pytest.raises(InvalidObject):
-            parse_sign(candidate)
+            verify_sign(io.BytesIO(candidate), ObjectId("daily", 7, Kind.CVD_SIGN), ROOTS)
 
 
 # What a signature vouches for
 
 CONTENT = b"a file" * 100
 OTHER = b"another file"
-RSA, EC = "rsa", "ec"
+ROOT = authority()
+INTERMEDIATE = Wish("Intermediate", is_authority=True).issue(ROOT)
+LOWER = Wish("Lower intermediate", is_authority=True, usages=()).issue(INTERMEDIATE)
+SIGNER = Wish("Signer").issue(ROOT)
+SECOND = Wish("Second signer", "ec").issue(INTERMEDIATE)
+NETSCAPE_TYPE = ObjectIdentifier("2.16.840.1.113730.1.1")
+NOT_TRUSTED, PURPOSE = "certificate is not trusted", "for another purpose"
 
 
-@cache
-def signer(kind: str) -> tuple[x509.Certificate, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey]:
-    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-    key = rsa.generate_private_key(65537, 2048) if kind == RSA else ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Signer {kind}")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    now = datetime.now(UTC)
-    return builder.not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, SHA256()), key
-
-
-def signed_data(
-    content: bytes = CONTENT,
-    *options: PKCS7Options,
-    kind: str = RSA,
-    hash_: PKCS7HashTypes | None = None,
-    pss: bool = False,
-) -> bytes:
-    certificate, key = signer(kind)
-    filling = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH) if pss else None
-    builder = PKCS7SignatureBuilder().set_data(content)
-    builder = builder.add_signer(certificate, key, hash_ or SHA256(), rsa_padding=filling)
-    return builder.sign(Encoding.DER, [PKCS7Options.DetachedSignature, PKCS7Options.Binary, *options])
-
-
-def check(der: bytes, content: bytes | None = CONTENT, *more: bytes) -> None:
-    lines = b"".join(b"230::pkcs7-pem:" + base64.b64encode(one) + b"\n" for one in (der, *more))
+def check(
+    der: bytes, content: bytes | None = CONTENT, *more: bytes, roots: Collection[bytes] = (ROOT.der,)
+) -> None:
     signed = None if content is None else io.BytesIO(content)
-    verify_sign(io.BytesIO(FIRST + lines), ObjectId("daily", 7, Kind.CDIFF_SIGN), signed)
+    verify_sign(io.BytesIO(sign_file(der, *more)), ObjectId("daily", 7, Kind.CDIFF_SIGN), roots, signed)
 
 
-WAYS = {
-    "SHA-256": signed_data,
-    "SHA-384": partial(signed_data, hash_=SHA384()),
-    "SHA-512": partial(signed_data, hash_=SHA512()),
-    "ECDSA": partial(signed_data, kind=EC),
-    "RSASSA-PSS, which isn't verified": partial(signed_data, pss=True),
-    "no certificate": lambda content: signed_data(content, PKCS7Options.NoCerts),
-    "no attributes": lambda content: signed_data(content, PKCS7Options.NoAttributes),
-    "no attributes, ECDSA": lambda content: signed_data(content, PKCS7Options.NoAttributes, kind=EC),
+def netscape(bits: int) -> tuple[x509.ExtensionType, bool]:
+    return x509.UnrecognizedExtension(NETSCAPE_TYPE, bytes([3, 2, 0, bits])), False
+
+
+GOOD = {
+    "SHA-256": signed_data(CONTENT, [SIGNER]),
+    "SHA-384": signed_data(CONTENT, [SIGNER], digest=SHA384()),
+    "SHA-512": signed_data(CONTENT, [SIGNER], digest=SHA512()),
+    "ECDSA": signed_data(CONTENT, [SECOND], [INTERMEDIATE]),
+    "with the root": signed_data(CONTENT, [SIGNER], [ROOT]),
+    "two intermediates": signed_data(CONTENT, [Wish("Deep").issue(LOWER)], [LOWER, INTERMEDIATE]),
+    "in another order": signed_data(CONTENT, [Wish("Deep").issue(LOWER)], [INTERMEDIATE, LOWER]),
+    "two signers": signed_data(CONTENT, [SIGNER, SECOND], [INTERMEDIATE]),
+    "no capabilities": signed_data(CONTENT, [SIGNER], options=[PKCS7Options.NoCapabilities]),
+    "any purpose": signed_data(CONTENT, [Wish("Any", usages=(), signs=None).issue(ROOT)]),
+    "Netscape: mail": signed_data(CONTENT, [Wish("Netscape", others=[netscape(0x20)]).issue(ROOT)]),
 }
-any_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+good = pytest.mark.parametrize("der", GOOD.values(), ids=GOOD.keys())
 
 
-@any_way
-def test_a_signature_of_the_file_itself(way: Callable[[bytes], bytes]) -> None:
-    check(way(CONTENT))
-    check(way(CONTENT), None)
-    check(way(b""), b"")
+@good
+def test_a_signature_of_the_file_itself(der: bytes) -> None:
+    check(der)
+    check(der, None)
 
 
-@any_way
-def test_a_signature_of_another_file(way: Callable[[bytes], bytes]) -> None:
-    check(way(OTHER), None)
-    for content in (CONTENT, CONTENT[:-1], CONTENT + b"\n", b""):
+@good
+def test_a_signature_of_another_file(der: bytes) -> None:
+    for content in (OTHER, CONTENT[:-1], CONTENT + b"\n", b""):
+        with pytest.raises(InvalidObject, match="it signs another file"):
+            check(der, content)
+
+
+@good
+def test_a_signature_under_another_root(der: bytes) -> None:
+    for roots in ((), CLAMAV_KEYS.roots, (Wish("Root", is_authority=True, usages=()).issue(SIGNER).der,)):
+        with pytest.raises(InvalidObject, match=NOT_TRUSTED):
+            check(der, roots=roots)
+
+
+def test_a_root_that_another_one_with_the_same_name_and_key_replaces() -> None:
+    anew = Wish("Root", is_authority=True, usages=()).issue()
+    check(GOOD["ECDSA"], roots=(anew.der,))
+
+
+YEAR = timedelta(days=365)
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        (Wish("Expired", validity=(-2 * YEAR, -YEAR)), NOT_TRUSTED),
+        (Wish("Not yet valid", validity=(YEAR, 2 * YEAR)), NOT_TRUSTED),
+        (Wish("For TLS", usages=(TLS,)), PURPOSE),
+        (Wish("For code alone", usages=(CODE,)), PURPOSE),
+        (Wish("Does not sign", signs=False), PURPOSE),
+        (Wish("Netscape: object signing", others=[netscape(0x10)]), PURPOSE),
+        (
+            Wish("Critical", others=[(x509.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"?"), True)]),
+            NOT_TRUSTED,
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Wish) else "",
+)
+def test_a_signer_who_must_not_sign(wish: Wish, reason: str) -> None:
+    with pytest.raises(InvalidObject, match=reason):
+        check(signed_data(CONTENT, [wish.issue(ROOT)]))
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (Wish("No authority"), NOT_TRUSTED),
+        (Wish("Expired authority", is_authority=True, validity=(-2 * YEAR, -YEAR)), NOT_TRUSTED),
+        (Wish("Authority for TLS", is_authority=True, usages=(TLS,)), PURPOSE),
+    ],
+    ids=lambda value: value.name if isinstance(value, Wish) else "",
+)
+def test_an_intermediate_that_must_not_vouch(between: Wish, reason: str) -> None:
+    issuer = between.issue(ROOT)
+    with pytest.raises(InvalidObject, match=reason):
+        check(signed_data(CONTENT, [Wish("Its signer").issue(issuer)], [issuer]))
+
+
+def test_a_missing_intermediate() -> None:
+    with pytest.raises(InvalidObject, match=NOT_TRUSTED):
+        check(signed_data(CONTENT, [SECOND]))
+    check(signed_data(CONTENT, [SECOND]), roots=(ROOT.der, INTERMEDIATE.der))
+
+
+REFUSED = {
+    "no certificate": signed_data(CONTENT, [SIGNER], options=[PKCS7Options.NoCerts]),
+    "no attributes": signed_data(CONTENT, [SIGNER], options=[PKCS7Options.NoAttributes]),
+    "SHA-224": signed_data(CONTENT, [SIGNER], digest=SHA224()),
+    "two signers, one of them unknown": signed_data(CONTENT, [SIGNER, Wish("Nobody").issue()]),
+    "too many signers": signed_data(CONTENT, [SIGNER] * (SIGNER_LIMIT + 1)),
+    "a certificate with another tag": GOOD["SHA-256"].replace(SIGNER.der, b"\x31" + SIGNER.der[1:]),
+    "surplus": GOOD["SHA-256"] + b"\0",
+    "BER": b"\x30\x80" + GOOD["SHA-256"][4:] + b"\0\0",
+    "SHA-1": GOOD["SHA-256"].replace(
+        bytes.fromhex("608648016503040201"), bytes.fromhex("608648016503040299")
+    ),
+}
+
+
+@pytest.mark.parametrize("der", REFUSED.values(), ids=REFUSED.keys())
+def test_refused_though_a_client_might_take_it(der: bytes) -> None:
+    for content in (CONTENT, None):
         with pytest.raises(InvalidObject):
-            check(way(OTHER), content)
-
-
-def test_a_signature_that_says_nothing_and_cannot_be_verified() -> None:
-    der = signed_data(CONTENT, PKCS7Options.NoAttributes, PKCS7Options.NoCerts)
-    with pytest.raises(InvalidObject, match="nothing says what it signs"):
-        check(der)
+            check(der, content)
 
 
 def test_each_signature_counts() -> None:
-    check(signed_data(), CONTENT, signed_data(hash_=SHA512()))
-    with pytest.raises(InvalidObject, match="another file"):
-        check(signed_data(), CONTENT, signed_data(OTHER))
-
-
-def test_a_line_that_is_not_understood_is_left_out() -> None:
-    sha1 = signed_data().replace(bytes.fromhex("608648016503040201"), bytes.fromhex("608648016503040299"))
-    for der in (sha1, b"\x30\x0f" + OID + b"\xa0\x02\x30\x00"):
-        check(signed_data(), CONTENT, der)
-        for content in (CONTENT, None):
-            with pytest.raises(InvalidObject, match="no signature that can be compared with a file"):
-                check(der, content)
-
-
-@pytest.mark.parametrize("kind", [RSA, EC])
-def test_a_flipped_bit_outside_of_the_certificates(kind: str) -> None:
-    der = signed_data(kind=kind)
-    certificate = signer(kind)[0].public_bytes(Encoding.DER)
-    end = der.index(certificate) + len(certificate)
-    digest = hashlib.sha256(CONTENT).digest()
-    signature = range(len(der) - 60, len(der))
-    for spot in {*range(der.index(digest), der.index(digest) + len(digest)), *signature} - set(range(end)):
-        spoilt = bytearray(der)
-        spoilt[spot] ^= 1
-        with pytest.raises(InvalidObject):
-            check(bytes(spoilt), None)
-
-
-def test_openssl_agrees(tmp_path: Path) -> None:
-    """Its detached signatures are what ClamAV's tool makes, by the same library."""
-    require_program("openssl")
-    certificate, key = signer(RSA)
-    (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    (tmp_path / "cert").write_bytes(certificate.public_bytes(Encoding.PEM))
-    (tmp_path / "content").write_bytes(CONTENT)
-    for digest in ("sha256", "sha384", "sha512"):
-        command = ["openssl", "smime", "-sign", "-binary", "-outform", "DER", "-md", digest]
-        command += ["-in", "content", "-signer", "cert", "-inkey", "key"]
-        der = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
-        check(der)
-        with pytest.raises(InvalidObject, match="another file"):
-            check(der, OTHER)
+    check(GOOD["SHA-256"], CONTENT, GOOD["ECDSA"])
+    for other in (signed_data(OTHER, [SIGNER]), REFUSED["BER"], REFUSED["no attributes"]):
+        for der in ((GOOD["SHA-256"], other), (other, GOOD["SHA-256"])):
+            with pytest.raises(InvalidObject):
+                check(der[0], CONTENT, der[1])
 
 
 @given(
@@ -255,7 +273,7 @@ def test_openssl_agrees(tmp_path: Path) -> None:
 )
 def test_any_damage_is_refused_or_does_no_harm(spots: list[tuple[int, int]], cut: int) -> None:
     """Nothing but InvalidObject comes out, and never does another file pass."""
-    spoilt = bytearray(signed_data())
+    spoilt = bytearray(GOOD["SHA-256"])
     for spot, byte in spots:
         spoilt[spot % len(spoilt)] = byte
     for der in (bytes(spoilt), bytes(spoilt[:cut])):
@@ -263,3 +281,27 @@ def test_any_damage_is_refused_or_does_no_harm(spots: list[tuple[int, int]], cut
             check(der)
         with pytest.raises(InvalidObject):
             check(der, OTHER)
+
+
+# Roots
+
+
+def test_clamavs_root_comes_with_the_gateway(tmp_path: Path) -> None:
+    (tmp_path / "clamav.crt").write_bytes(read_testdata("clamav-prod-root.crt"))
+    assert read_roots(tmp_path) == CLAMAV_KEYS.roots
+
+
+def test_a_directory_as_freshclam_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a.crt").write_bytes(ROOT.pem + INTERMEDIATE.pem)
+    (tmp_path / "b.pem").write_bytes(SIGNER.pem)
+    (tmp_path / "README").write_text("no certificate")
+    (tmp_path / "c.crt").mkdir()
+    assert read_roots(tmp_path) == (ROOT.der, INTERMEDIATE.der, SIGNER.der)
+
+
+@pytest.mark.parametrize("files", [{}, {"README": ROOT.pem}, {"a.crt": ROOT.pem, "b.pem": b"none"}])
+def test_a_directory_without_certificates(tmp_path: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"certificate|PEM"):
+        read_roots(tmp_path)

@@ -63,6 +63,7 @@ def test_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "proxy": None,
         "proxy_auth": "basic",
         "ca_bundle": None,
+        "cvd_certs_directory": None,
         "connect_timeout": 10.0,
         "read_timeout": 30.0,
         "offline": False,

@@ -123,6 +123,11 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
             "upstream.proxy_auth is 'digest'; expected basic, ntlm or negotiate",
         ),
         (
+            "upstream: {cvd_certs_directory: .}",
+            "upstream.cvd_certs_directory is '.'; expected a readable directory with .crt or .pem files of "
+            "PEM certificates, or null",
+        ),
+        (
             "access: {client_ca: .}",
             "access.client_ca is '.'; expected a readable file of PEM certificates, or null",
         ),

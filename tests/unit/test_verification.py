@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.formats.verification import InvalidObject, check_beginning, verify
 from clamproxy.objects import Kind, ObjectId
-from tests.support.data import CDIFF_NAMES, CVD_NAMES, SIGN_NAMES, read_testdata, require_testdata
+from tests.support.data import (
+    CDIFF_NAMES,
+    CVD_NAMES,
+    SIGN_NAMES,
+    keys_of_testdata,
+    read_testdata,
+    require_testdata,
+)
 from tests.support.forge import ForgeKeys, forge_cdiff, forge_cvd, forge_keys, forge_sign
 
 ALL_NAMES = [*CVD_NAMES, *CDIFF_NAMES, *SIGN_NAMES, "test-6.cld"]
@@ -22,7 +29,7 @@ HTML = b"<!DOCTYPE html><html><title>Sign in to the guest network</title></html>
 
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_clamavs_own_files_verify(name: str) -> None:
-    verify(require_testdata() / name, ObjectId.parse(name), CLAMAV_KEYS)
+    verify(require_testdata() / name, ObjectId.parse(name), keys_of_testdata())
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
@@ -32,7 +39,7 @@ def test_no_file_passes_for_another(name: str) -> None:
     for other in ALL_NAMES:
         if other != name and not (name in SIGN_NAMES and other in SIGN_NAMES):
             with pytest.raises(InvalidObject):
-                verify(path, ObjectId.parse(other), CLAMAV_KEYS)
+                verify(path, ObjectId.parse(other), keys_of_testdata())
 
 
 def test_forged_files_verify_with_keys_of_another_process(tmp_path: Path) -> None:
