@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from weakref import ref
 
 from clamproxy.cache.rows import IndexRow
 
@@ -40,20 +41,24 @@ class Watch:
 
 
 class Watches:
-    """All watches of an index."""
+    """All watches of an index. Each ends with the last reference to it, which its owner has."""
 
     def __init__(self) -> None:
-        self._watches: list[Watch] = []
+        self._lock = threading.Lock()
+        self._watches: Sequence[ref[Watch]] = ()
 
     def __bool__(self) -> bool:
         return bool(self._watches)
 
     def add(self, watch: Watch) -> None:
-        self._watches.append(watch)
+        with self._lock:
+            remaining = (one for one in self._watches if one() is not None)
+            self._watches = (*remaining, ref(watch))
 
     def note(self, keys: Iterable[str]) -> None:
+        watches = [watch for one in self._watches if (watch := one()) is not None]
         for key in keys:
-            for watch in self._watches:
+            for watch in watches:
                 watch.note(key)
 
 

@@ -77,6 +77,7 @@ class Signs:
                 logger.warning("%s was wrong, and has been dropped from the cache: %s", name, finding.problem)
                 reject(self._store, finding)
             elif finding.problem is None:
-                self._proven[signature] = pair
+                remaining = {one: known for one, known in self._proven.items() if self._store.has(one)}
+                self._proven = remaining | {signature: pair}
         finally:
             self._store.disconnect()

@@ -59,7 +59,7 @@ class SharedObjects:
         self._refusals: Counter[ObjectId] = Counter()
         """How often in a row it failed."""
         self._given: set[ObjectId] = set()
-        """What this process has uploaded, or is about to."""
+        """What this process has uploaded, or is about to, as far as it is still here."""
         self._turns = asyncio.Semaphore(_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopped = False
@@ -141,7 +141,7 @@ class SharedObjects:
         """
         if object_id in self._refused or (published := self._store.open(object_id)) is None:
             return False
-        self._given.add(object_id)
+        self._given = {*filter(self._store.has, self._given), object_id}
         was_usable = self.is_usable
         try:
             with published:

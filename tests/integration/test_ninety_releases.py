@@ -8,6 +8,7 @@ import pytest
 
 from clamproxy.releases.quiet import QuietHour
 from tests.harness.follower import HOUR, MakeHarness, names
+from tests.harness.soak.measures import containers
 
 RELEASED = 90
 
@@ -46,3 +47,19 @@ async def test_each_patch_is_fetched_once_and_a_whole_file_now_and_then(
     # What is left are the signatures of the bases.
     assert set(asked) == {name for name in asked if name.endswith(".cvd.sign")}
     assert all(count == 1 for count in asked.values())
+
+
+async def test_nothing_is_remembered_of_versions_that_are_gone(make_harness: MakeHarness) -> None:
+    harness = make_harness(delta={"max_patches": 5, "max_share": "100%"})
+    harness.release(1)
+    lengths = []
+    for version in range(2, 34):
+        harness.release(version)
+        await harness.look()
+        harness.clock.now += 8 * HOUR
+        harness.store.collect_garbage(5, 10**9)
+        if version in (16, 32):
+            lengths.append(containers())
+    before, after = lengths
+    grown = {name: length for name, length in after.items() if length > before.get(name, 0) + 5}
+    assert {name for name in grown if name.startswith(("Follower.", "Signs.", "Index."))} == set()

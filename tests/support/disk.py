@@ -46,10 +46,10 @@ class Disk:
 
 
 @contextmanager
-def open_disk(path: Path) -> Iterator[Disk]:
+def open_disk(path: Path, size: int = SIZE) -> Iterator[Disk]:
     """Mount a disk; skips the test if that isn't allowed."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = f"no disk can be mounted: {done.stderr.strip()}"

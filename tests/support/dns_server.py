@@ -41,19 +41,10 @@ class Mode(StrEnum):
     STALE = "stale"
 
 
-class FakeDns:
-    """The server, on UDP. Use it as a context manager."""
+class Zone:
+    """The records, and how they are given out: right by default."""
 
-    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            self._socket.bind((address, port))
-        except OSError:
-            self._socket.close()
-            raise
-        self.address: str
-        self.port: int
-        self.address, self.port = self._socket.getsockname()
+    def __init__(self) -> None:
         self.mode = Mode.RIGHT
         self.modes: dict[str, Mode] = {}
         """Modes for single names, stronger than `mode`."""
@@ -65,44 +56,13 @@ class FakeDns:
         """The names that addresses have in reverse DNS."""
         self.queries: list[str] = []
         """Names asked for, in order."""
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def nameserver(self) -> str:
-        """``host:port``."""
-        return f"{self.address}:{self.port}"
-
-    def count(self, name: str = PRIMARY) -> int:
-        """How often a name was asked for."""
-        return self.queries.count(name)
-
-    def close(self) -> None:
-        """Stop the server."""
-        # A datagram to itself wakes the thread, which closing the socket would not.
-        with contextlib.suppress(OSError):
-            self._socket.sendto(b"", (self.address, self.port))
-        self._thread.join(5)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                datagram, peer = self._socket.recvfrom(4096)
-            except OSError:
-                return
-            if not datagram:
-                return
-            with contextlib.suppress(dns.exception.DNSException, OSError):
-                query = dns.message.from_wire(datagram)
-                if (answer := self.answer(query)) is not None:
-                    self._socket.sendto(answer.to_wire(), peer)
+    def reply(self, datagram: bytes) -> bytes | None:
+        """The answer to a datagram, or None for silence."""
+        with contextlib.suppress(dns.exception.DNSException):
+            if (answer := self.answer(dns.message.from_wire(datagram))) is not None:
+                return answer.to_wire()
+        return None
 
     def answer(self, query: dns.message.Message) -> dns.message.Message | None:
         """The answer to a query, or None for silence; other transports may use it too."""
@@ -145,6 +105,59 @@ class FakeDns:
         if mode is Mode.GARBAGE:
             return "v=spf1 include:spf.example ~all"
         return text[: text.index(":")] if mode is Mode.SHORT else text
+
+
+class FakeDns(Zone):
+    """The server, on UDP. Use it as a context manager."""
+
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind((address, port))
+        except OSError:
+            self._socket.close()
+            raise
+        self.address: str
+        self.port: int
+        self.address, self.port = self._socket.getsockname()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def nameserver(self) -> str:
+        """``host:port``."""
+        return f"{self.address}:{self.port}"
+
+    def count(self, name: str = PRIMARY) -> int:
+        """How often a name was asked for."""
+        return self.queries.count(name)
+
+    def close(self) -> None:
+        """Stop the server."""
+        # A datagram to itself wakes the thread, which closing the socket would not.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"", (self.address, self.port))
+        self._thread.join(5)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                datagram, peer = self._socket.recvfrom(4096)
+            except OSError:
+                return
+            if not datagram:
+                return
+            if (answer := self.reply(datagram)) is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.sendto(answer, peer)
 
 
 def open_dns() -> FakeDns:

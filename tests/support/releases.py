@@ -24,7 +24,7 @@ from tests.support.origin import OriginServer
 
 DAY = 86400
 EPOCH = 1_700_000_000
-"""Build time of the first release in Unix seconds; each further one is a day younger."""
+"""Build time of the first release in Unix seconds, where a test doesn't care."""
 COPYING = b"Made for tests; nothing in here is a signature of anything.\n"
 PREFIX_LENGTH = 15
 """How many bytes of an old line ClamAV's own cdiffs repeat, as seen in the test data."""
@@ -69,6 +69,10 @@ class Releases:
     patch_filler: int = 0
     """Bytes that each cdiff adds besides, before compression."""
     keys: ForgeKeys = field(default_factory=forge_keys)
+    epoch: int = EPOCH
+    """Build time of the first release in Unix seconds."""
+    spacing: int = DAY
+    """Seconds between two releases."""
     _made: _Cache = field(default_factory=_Cache, init=False, repr=False)
 
     def cvd(self, version: int) -> bytes:
@@ -94,7 +98,7 @@ class Releases:
 
     def stime(self, version: int) -> int:
         """The build time of a version in Unix seconds."""
-        return EPOCH + (version - self.first) * DAY
+        return self.epoch + (version - self.first) * self.spacing
 
     def members(self, version: int) -> Members:
         """The members of a version."""

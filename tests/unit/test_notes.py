@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,10 @@ import pytest
 
 from clamproxy.cache.index import LOOK_EVERY
 from clamproxy.cache.store import Store
+from clamproxy.cache.watches import Watch
+from clamproxy.config.settings import ReleasesSection
 from clamproxy.notes import UNKEPT, Merge, Notes, best, site_key
+from clamproxy.releases.limits_in_force import read_limits
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
 
@@ -173,3 +177,16 @@ def test_a_new_index_is_no_news(processes: tuple[Store, Store]) -> None:
     processes[0].mend()
     assert news_of(theirs) == {}
     assert theirs.load(int) == {"key": 1}
+
+
+def count_watches() -> int:
+    gc.collect()
+    return sum(isinstance(thing, Watch) for thing in gc.get_objects())
+
+
+def test_looks_leave_nothing_behind(store: Store) -> None:
+    """Each status page and each scrape of the metrics is such a look."""
+    before = count_watches()
+    for _ in range(20):
+        read_limits(store, ReleasesSection(), time.time())
+    assert count_watches() == before

@@ -1,0 +1,148 @@
+"""The CDN and DNS of a soak, on the event loop of the gateway: simulated time knows when they work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+from tests.harness.soak.plan import Plan
+from tests.support.dns_server import Zone
+from tests.support.faults import Fault, Headers
+from tests.support.files import File, file_answer, upload_date
+from tests.support.simulated_time import Timeline
+
+_PIECE = 8 * 1024
+
+
+class Books:
+    """What the origin has counted since the gateway was started."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bytes = 0
+        """Bytes of files that were sent. The gateway doesn't read the bodies of refusals."""
+        self.whole: Counter[str] = Counter()
+        """How often each file was sent completely, by its name with a version."""
+
+
+class SoakOrigin:
+    """Serves what has been released, with one fault at a time."""
+
+    def __init__(self, plan: Plan, timeline: Timeline, zone: Zone) -> None:
+        self._plan, self._timeline, self._zone = plan, timeline, zone
+        self.names: dict[str, str] = {}
+        """Files of the plan, by the names under which the CDN has them now."""
+        self.fault = Fault()
+        self.books = Books()
+        self.when_asked: Callable[[], None] | None = None
+        """Called in the middle of the next answer."""
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._healed = asyncio.Event()
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(
+            lambda: _Dns(self._zone), local_addr=("127.0.0.1", self._plan.ports[3])
+        )
+        await self.accept()
+
+    async def accept(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._plan.ports[2])
+
+    def refuse(self) -> None:
+        """Refuse connections, and end those that are open."""
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+
+    def heal(self) -> None:
+        self.fault = Fault()
+        healed, self._healed = self._healed, asyncio.Event()
+        healed.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                while await self._answer(reader, writer):
+                    pass
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        path, fields = _parsed(await reader.readuntil(b"\r\n\r\n"))
+        self.books.requests += 1
+        fault, name = self.fault, path.partition("?")[0].removeprefix("/")
+        if fault.silent:
+            await self._stay_silent(reader)
+            return False
+        file = self._file(name)
+        if fault.status is not None:
+            code, head, body = fault.status, fault.headers, fault.body or b""
+        elif file is None:
+            code, head, body = 404, {}, b"<html>not found</html>"
+        else:
+            code, head, body = file_answer(file, fault, fields)
+        length = {} if code == 304 else {"Content-Length": str(len(body))}
+        lines = [f"HTTP/1.1 {code} X", *(f"{key}: {value}" for key, value in (head | length).items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        await self._send(writer, body, fault, is_file=code in (200, 206))
+        if fault.cut_after is not None and fault.cut_after < len(body):
+            return False
+        if file is not None and body is file.body:
+            self.books.whole[self.names[name]] += 1
+        return True
+
+    async def _send(self, writer: asyncio.StreamWriter, body: bytes, fault: Fault, *, is_file: bool) -> None:
+        end = len(body) if fault.cut_after is None else min(fault.cut_after, len(body))
+        for start in range(0, end, _PIECE):
+            piece = body[start : min(end, start + _PIECE)]
+            if fault.rate is not None:
+                await self._timeline.let_wait(len(piece) / fault.rate)
+            writer.write(piece)
+            await writer.drain()
+            self.books.bytes += len(piece) if is_file else 0
+            if self.when_asked is not None and start >= end // 2:
+                self.when_asked()
+
+    async def _stay_silent(self, reader: asyncio.StreamReader) -> None:
+        """Wait until the fault is over, or the peer has left."""
+        self._timeline.sleepers += 1
+        left, healed = asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(self._healed.wait())
+        try:
+            await asyncio.wait([left, healed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._timeline.sleepers -= 1
+            left.cancel()
+            healed.cancel()
+
+    def _file(self, name: str) -> File | None:
+        if name not in self.names:
+            return None
+        content = (self._plan.files / self.names[name]).read_bytes()
+        return File(content, upload_date(content))
+
+
+class _Dns(asyncio.DatagramProtocol):
+    def __init__(self, zone: Zone) -> None:
+        self._zone = zone
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str | None, int]) -> None:
+        if (answer := self._zone.reply(data)) is not None:
+            self._transport.sendto(answer, addr)
+        self._zone.queries.clear()
+
+
+def _parsed(head: bytes) -> tuple[str, Headers]:
+    first, *rest = head.decode("latin-1").split("\r\n")
+    pairs = (line.partition(":") for line in rest if line)
+    return first.split()[1], {name.strip().lower(): text.strip() for name, _, text in pairs}
