@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC
 from functools import lru_cache
 from typing import Any
@@ -60,3 +61,8 @@ def as_past_time(value: Any, now: float) -> float:
         ValueError: the value is not a time.
     """
     return min(as_time(value), now)
+
+
+def elapsed(since: float, now: float) -> float:
+    """Seconds since something was noted; endlessly many if that was later: the clock was wrong then."""
+    return now - since if since <= now else math.inf

@@ -29,6 +29,8 @@ _NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno
 """Another file system, one without links, too many links, or a name that has just disappeared."""
 LONGEST_WRITE = 60.0
 """Seconds after which a file that is still unfinished has been left by a process that was killed."""
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
+"""Errors of reading that are due to this process, not to the file."""
 
 _UNFINISHED = ".part"
 _NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENXIO)

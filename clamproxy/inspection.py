@@ -6,7 +6,6 @@ has been replaced since it was checked is kept.
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -16,15 +15,13 @@ from pathlib import Path
 
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
+from clamproxy.files import PASSING
 from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.formats.header import HEADER_SIZE
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
 from clamproxy.objects import ObjectId
-
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
-"""Errors that are due to this process, not to the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +221,7 @@ def _compare_header(published: PublishedFile) -> None:
 
 def _unreadable(object_id: ObjectId, size: int, inode: int | None, error: OSError) -> Inspected:
     problem = f"can't be read: {error.strerror or error}"
-    return Inspected(object_id, size, problem, is_damaged=error.errno not in _PASSING, inode=inode)
+    return Inspected(object_id, size, problem, is_damaged=error.errno not in PASSING, inode=inode)
 
 
 def _quarantine(store: Store, published: PublishedFile, reason: str) -> None:

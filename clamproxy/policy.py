@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from clamproxy.dates import elapsed
 from clamproxy.objects import Kind, ObjectId
 
 RECHECK = 60.0
@@ -119,7 +120,7 @@ class Choice:
 
 def must_probe(known: Known) -> bool:
     """Whether the origin has to be asked for the header of its CVD."""
-    age = known.now - known.seen_at
+    age = elapsed(known.seen_at, known.now)
     if not known.best:
         # Whatever the origin has is above the ceiling, then: asking again won't change that soon.
         return not known.hidden or age >= _pause(known.refresh, known.fruitless)

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from clamproxy.cache.published import Metadata
 from clamproxy.files import file_sha256
 from clamproxy.formats.cdiff import CdiffContainer
+from clamproxy.formats.codesign import verify_sign
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.formats.signatures import InvalidObject, TrustedKeys
 from clamproxy.formats.verification import verify
@@ -20,10 +21,18 @@ _DATABASES = ("daily", "main", "bytecode", "safebrowsing", "test", "valhalla")
 
 
 def identify(path: Path, keys: TrustedKeys) -> ObjectId | None:
-    """The object in a file without a row, by its name or content, verified; else None. Blocks."""
+    """The object in a file without a row, by its name or content, verified; else None. Blocks.
+
+    A signature counts only beside the file that it signs.
+    """
     for object_id in _candidates(path):
         with suppress(InvalidObject, OSError):
             verify(path, object_id, keys)
+            if object_id.kind.is_signature:
+                # By itself, a signature proves nothing.
+                signed = path.with_name(object_id.signed.file_name)
+                with path.open("rb") as file, signed.open("rb") as content:
+                    verify_sign(file, object_id, keys.roots, content)
             return object_id
     return None
 

@@ -207,7 +207,6 @@ class Index:
                     if not self._is_trouble(error):
                         raise
                     if not self._lose(error):
-                        self._condition.failed(error)
                         return False
                 else:
                     return True
@@ -235,8 +234,7 @@ class Index:
             elif self._reader is not None and rows.data_version(self._reader) != self._version:
                 self._read(self._reader, thorough=False)
         except _UNREADABLE as error:
-            if not self._lose(error):
-                self._condition.failed(error)
+            self._lose(error)
 
     def _open(self, *, thorough: bool) -> None:
         """Open and read the present file."""
@@ -250,8 +248,7 @@ class Index:
             self._reader = rows.connect(self.path)
             self._read(self._reader, thorough=thorough, is_new=True)
         except _UNREADABLE as error:
-            if not self._lose(error):
-                self._condition.failed(error)
+            self._lose(error)
 
     def _read(self, reader: sqlite3.Connection, *, thorough: bool, is_new: bool = False) -> None:
         self._version = rows.data_version(reader)
@@ -274,8 +271,14 @@ class Index:
             self._note_damage(contents.damage)
 
     def _lose(self, error: BaseException) -> bool:
-        """Handle a failure to read or write the file; returns whether a new file must be made."""
-        if isinstance(error, OSError) or not self._is_of_file(trouble_of(error)):
+        """Handle a failure to read or write the file.
+
+        Returns:
+            Whether a new file must be made. If not, the disk is to blame, which is noted.
+        """
+        reason = self._trouble_with_disk(error)
+        if reason is not None:
+            self._condition.failed(reason)
             return False
         with self._lock:
             self._close_reader()
@@ -283,16 +286,17 @@ class Index:
             self._note_damage(str(error))
         return True
 
-    def _is_of_file(self, trouble: Trouble | None) -> bool:
-        """Whether the trouble is with the file itself rather than the disk that it is on."""
-        if trouble is not Trouble.BROKEN:
-            return trouble in (Trouble.DAMAGED, None)
-        try:
-            look(self._directory)
-        except OSError as error:
-            self._condition.failed(error)
-            return False
-        return True
+    def _trouble_with_disk(self, error: BaseException) -> BaseException | None:
+        """The reason if the trouble is with the disk; None if it is with the file itself."""
+        trouble = trouble_of(error)
+        if isinstance(error, OSError) or trouble not in (Trouble.DAMAGED, Trouble.BROKEN, None):
+            return error
+        if trouble is Trouble.BROKEN:
+            try:
+                look(self._directory)
+            except OSError as reason:  # says more than SQLite does
+                return reason
+        return None
 
     def _note_damage(self, damage: str) -> None:
         self._damage = damage

@@ -147,15 +147,20 @@ def scan(root: Path) -> Iterator[Path]:
 
 
 def tidy(root: Path) -> None:
-    """Remove empty directories, and let the previous version find the objects as well. Blocks.
-
-    It resolves the names in rows below ``index``, as diskcache does: after a downgrade, nothing has to be
-    fetched again.
-    """
+    """Remove empty directories, and let the previous version find the objects as well. Blocks."""
     for top in (root / OBJECTS, root / INDEX):
         for below, _, _ in os.walk(top, topdown=False):
             if Path(below) != top:
                 with suppress(OSError):  # it isn't empty
                     Path(below).rmdir()
-    with suppress(OSError):
+    link_for_former(root)
+
+
+def link_for_former(root: Path) -> None:
+    """Let the previous version find the objects, too. Quick.
+
+    It resolves the names in rows below ``index``, as diskcache does: after a downgrade, nothing has to be
+    fetched again.
+    """
+    with suppress(OSError):  # it is there
         (root / INDEX / OBJECTS).symlink_to(f"../{OBJECTS}")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from clamproxy.cache.index import Index
-from clamproxy.cache.published import Metadata, PublishedFile
+from clamproxy.cache.published import Mark, Metadata, PublishedFile, mark_of
 from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow
 from clamproxy.objects import Kind, ObjectId
-
-type _Mark = tuple[int, int, int]
-"""Identifies a state of a file, to notice changes: its length, inode and time of change."""
 
 
 @dataclass(slots=True)
@@ -24,7 +19,7 @@ class _Cvd:
     row: IndexRow
     path: str
     metadata: Metadata
-    refused: _Mark | None = None
+    refused: Mark | None = None
     """The mark of its file when it couldn't be opened."""
 
 
@@ -53,13 +48,13 @@ class NewestCvds:
         for cvd in self._up_to(ceiling, database):
             if (published := self._open_object(cvd.object_id)) is not None:
                 return published
-            cvd.refused = _mark_of(cvd.path)
+            cvd.refused = mark_of(cvd.path)
         return None
 
     def known(self, database: str, ceiling: int | None = None) -> tuple[ObjectId, Metadata] | None:
         """The newest CVD by the index alone. Opens nothing: one stat() tells whether the file is there."""
         for cvd in self._up_to(ceiling, database):
-            mark = _mark_of(cvd.path)
+            mark = mark_of(cvd.path)
             if mark is not None and mark[0] == cvd.metadata.size and mark != cvd.refused:
                 return cvd.object_id, cvd.metadata
         return None
@@ -92,13 +87,3 @@ class NewestCvds:
         if row is None or metadata is None:
             return None
         return _Cvd(object_id, row, str(self._path_of(object_id, row)), metadata)
-
-
-def _mark_of(path: str) -> _Mark | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 -- ten times quicker than a Path
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_size, status.st_ino, status.st_ctime_ns

@@ -46,7 +46,8 @@ class Owners:
         except OSError as error:
             list(directory.iterdir())  # if it can't be read either, nothing can be served
             is_foreign = isinstance(error, PermissionError) and directory.stat().st_uid != os.geteuid()
-            if is_foreign or not condition.failed(error):
+            is_to_be_moved = isinstance(error, NotADirectoryError)  # says so; later, it would be trouble
+            if is_foreign or is_to_be_moved or not condition.failed(error):
                 raise
             with suppress(OSError):
                 self._lock = (directory / _LOCK).open("rb")

@@ -197,7 +197,7 @@ class PartialFile(GrowingFile):
         self.have = 0
         self.payload = PayloadDigest()
         needed = (validators.size or 0) + LEAST_SPACE
-        if validators.size and free_bytes(self.path.parent) < needed:
+        if validators.size and free_bytes(self.descriptor) < needed:
             raise NoRoomError(needed)
         self.validators = validators
         self._write_sidecar({})
@@ -226,6 +226,12 @@ class PartialFile(GrowingFile):
 
     def _read(self, length: int, offset: int) -> bytes:
         return os.pread(self.descriptor, length, offset)
+
+    @property
+    def present_path(self) -> Path:
+        """The path of the file, even if its name is gone or has become another file's."""
+        is_named = identity_of(self.path) == identity_of(self.descriptor)
+        return self.path if is_named else Path(f"/proc/self/fd/{self.descriptor}")
 
     def read_beginning(self, length: int) -> bytes:
         return os.pread(self.descriptor, min(length, self.have), 0)

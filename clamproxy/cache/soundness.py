@@ -1,54 +1,67 @@
 """Soundness: damage that happened on the disk is found before anything is served from it.
 
 The index has a digest of each object. After the start, the first request for a database waits until all
-of its objects have been read and compared, which takes about 100 ms for a typical gateway.
+of its objects have been read and compared, which takes about 100 ms for a typical gateway. From then on, one
+stat() tells whether a file is still the one that was compared: whatever has changed it is noticed by the
+next request.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from clamproxy.cache.identification import is_valid
-from clamproxy.cache.published import PublishedFile
+from clamproxy.cache.published import Mark, PublishedFile, mark_of
 from clamproxy.cache.store import Store
+from clamproxy.files import PASSING
 from clamproxy.formats.signatures import TrustedKeys
-from clamproxy.objects import ObjectId
+from clamproxy.objects import Kind, ObjectId
 from clamproxy.single_flight import SingleFlight
 from clamproxy.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
 
-def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> bool:
+def check(store: Store, object_id: ObjectId, keys: TrustedKeys) -> Mark | None:
     """Check that an object is as it was published, and drop it if it isn't. Blocks: reads all of it.
 
     Args:
         keys: used to verify an object without a digest.
 
     Returns:
-        Whether the cache holds the object.
+        The mark of its file when it was found to be sound; None if the cache doesn't hold it, or it can't be
+        read now.
     """
     published = store.open(object_id)
     if published is None:
-        return False
+        return None
     with published:
-        problem = _problem(store, published, keys)
-    if problem is not None:
-        logger.warning("%s %s, and has been dropped from the cache.", object_id.file_name, problem)
+        # Before it is read: what changes it in the meantime is noticed by the next look.
+        mark = mark_of(published.fileno())
         try:
-            store.drop(object_id)
-        except OSError as error:  # its row is gone, and it is not served
-            store.condition.failed(error)
-    return problem is None
+            problem = _problem(store, published, keys)
+        except OSError as error:
+            if error.errno in PASSING:
+                return None
+            problem = f"could not be read ({error.strerror})"
+    if problem is None:
+        return mark
+    logger.warning("%s %s, and has been dropped from the cache.", object_id.file_name, problem)
+    try:
+        store.drop(object_id)
+    except OSError as error:  # its row is gone, and it is not served
+        store.condition.failed(error)
+    return None
 
 
 class Soundness:
-    """Knows which databases have been checked since the start. Event loop only.
+    """Knows which files have been checked since the start. Event loop only.
 
     Args:
-        store: what other processes add to it from now on is verified by them.
+        store: other processes may change it.
         keys: whose signatures count.
     """
 
@@ -58,12 +71,30 @@ class Soundness:
         self._unchecked: dict[str, list[ObjectId]] = {}
         for object_id in sorted(store.object_ids(), reverse=True):
             self._unchecked.setdefault(object_id.database, []).append(object_id)
+        self._marks: dict[ObjectId, Mark] = {}
+        """The files that were found to be sound."""
+        self._generation = -1
+        """The generation of the store that the next two are of."""
+        self._files: dict[ObjectId, str | None] = {}
+        """The paths that have been looked up."""
+        self._whole: dict[str, list[ObjectId]] = {}
+        """The CVDs and CLDs, by database."""
         self._checks = SingleFlight[str, None]("check")
 
     async def ensure(self, database: str) -> None:
-        """Make sure that nothing damaged is served of a database. Returns at once, except the first time."""
+        """Make sure that no damaged CVD or CLD of a database is served.
+
+        Returns at once, except the first time, and if the files are new or have changed since.
+        """
         if database in self._unchecked:
             await self._checks.run(database, partial(self._check_all, database))
+        self._keep_up()
+        await self._ensure_same(database, self._whole.get(database, ()))
+
+    async def ensure_object(self, object_id: ObjectId) -> None:
+        """Like `ensure`, for one object. Returns at once unless it is new or has changed."""
+        self._keep_up()
+        await self._ensure_same(object_id.file_name, (object_id,))
 
     async def recheck(self, object_id: ObjectId) -> None:
         """Check an object again, and drop it if it has been damaged since."""
@@ -73,6 +104,25 @@ class Soundness:
         """Like `ensure`, for all databases, one after another."""
         for database in list(self._unchecked):
             await self.ensure(database)
+
+    async def _ensure_same(self, work: str, names: Iterable[ObjectId]) -> None:
+        if changed := [one for one in names if not self._is_same(one)]:
+            await self._checks.run(work, partial(self._check_in_thread, changed[0].database, changed))
+
+    def _is_same(self, object_id: ObjectId) -> bool:
+        """Whether a file is the one that was checked, or there is none."""
+        if object_id not in self._files:
+            self._files[object_id] = self._store.file_of(object_id)
+        path = self._files[object_id]
+        mark = None if path is None else mark_of(path)
+        return mark is None or mark == self._marks.get(object_id)
+
+    def _keep_up(self) -> None:
+        if self._generation != (now := self._store.generation()):
+            self._generation, self._files, self._whole = now, {}, {}
+            for object_id in self._store.object_ids():
+                if object_id.kind in (Kind.CVD, Kind.CLD):
+                    self._whole.setdefault(object_id.database, []).append(object_id)
 
     async def _check_all(self, database: str) -> None:
         await self._check_in_thread(database, self._unchecked[database])
@@ -84,21 +134,25 @@ class Soundness:
     def _check(self, names: list[ObjectId]) -> None:
         try:
             for object_id in names:
-                check(self._store, object_id, self._keys)
+                mark = check(self._store, object_id, self._keys)
+                if mark is None:
+                    self._marks.pop(object_id, None)
+                else:
+                    self._marks[object_id] = mark
         finally:
             self._store.disconnect()
 
 
 def _problem(store: Store, published: PublishedFile, keys: TrustedKeys) -> str | None:
-    """What is wrong with an object; None if it is as it was published."""
-    path = Path(f"/proc/self/fd/{published.fileno()}")
-    try:
-        if (has_changed := published.has_changed()) is not None:
-            return "was damaged" if has_changed else None
-        # An earlier version noted no digest.
-        if not is_valid(path, published.object_id, keys):
-            return "was damaged"
-        store.note_digest(published, published.digest())
-    except OSError as error:
-        return f"could not be read ({error.strerror})"
+    """What is wrong with an object; None if it is as it was published.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    if (has_changed := published.has_changed()) is not None:
+        return "was damaged" if has_changed else None
+    # An earlier version noted no digest.
+    if not is_valid(Path(f"/proc/self/fd/{published.fileno()}"), published.object_id, keys):
+        return "was damaged"
+    store.note_digest(published, published.digest())
     return None

@@ -115,7 +115,7 @@ class Store:
     def mend(self) -> None:
         """Write what waits, as soon as the disk takes it. Blocks."""
         try:
-            for path in (self.partials, self._quarantine.directory):
+            for path in (self.partials, self._quarantine.directory, self.directory / layout.OBJECTS):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (require_space if self.condition.state is None else look)(self.directory)
             for object_id in self._held:
@@ -125,6 +125,7 @@ class Store:
                 raise
             return
         if self._index.mend():
+            layout.link_for_former(self.directory)
             self.condition.recovered()
 
     def _publish_held(self, object_id: ObjectId) -> None:
@@ -182,6 +183,11 @@ class Store:
     def has(self, object_id: ObjectId) -> bool:
         """Whether the cache holds an object, according to the index alone. Quick."""
         return object_id in self._held or self._index.get(object_key(object_id)) is not None
+
+    def file_of(self, object_id: ObjectId) -> str | None:
+        """The path of an object's file, by the index alone; None if it has none. Quick."""
+        row = None if object_id in self._held else self._index.get(object_key(object_id))
+        return None if row is None else str(self._path(object_id, row))
 
     def generation(self) -> int:
         """A number that changes whenever any process may have published or dropped something. Quick."""

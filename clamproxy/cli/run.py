@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 
 import clamproxy
-from clamproxy.cli.common import config_option, fail, settings_of, shown_error
+from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
-from clamproxy.setup.confdir import find_confdir
+from clamproxy.setup.confdir import DEFAULT, find_confdir, set_damaged_aside
 from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.workers.cores import usable_cores
@@ -78,8 +78,10 @@ def run(port: int | None, workers: int, config: str | None, mitmdump_options: tu
     if config is not None:
         arguments += ["--set", f"clamproxy_config={config}"]
     # mitmproxy reads that directory before it loads the addon, and ends with a traceback if it can't.
-    if not any("confdir" in option for option in mitmdump_options) and (home := _confdir(settings)):
-        arguments += ["--set", f"confdir={home}"]
+    if not any("confdir" in option for option in mitmdump_options):
+        if (home := _confdir(settings)) is not None:
+            arguments += ["--set", f"confdir={home}"]
+        _make_way_for_authority(home or Path(DEFAULT).expanduser())
     # Not at the top: mitmproxy takes a second to import.
     from mitmproxy.tools.main import mitmdump
 
@@ -143,3 +145,8 @@ def _confdir(settings: Settings) -> Path | None:
         return find_confdir(settings)
     except ConfigurationError as error:
         fail(str(error))
+
+
+def _make_way_for_authority(directory: Path) -> None:
+    if (aside := set_damaged_aside(directory)) is not None:
+        tell(f"mitmproxy's authority was damaged, and a new one is made; the damaged file is now {aside}.")

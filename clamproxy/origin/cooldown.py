@@ -141,8 +141,8 @@ class Cooldown:
 
         Args:
             saved: any JSON value.
-            now: Unix seconds; from then on, a cool-down lasts no longer than the origin can demand. Later
-                times were noted by a wrong clock.
+            now: Unix seconds; from then on, a cool-down lasts no longer than the origin can demand. What was
+                noted later was noted by a wrong clock, and counts as noted now.
 
         Raises:
             ValueError: it isn't a cool-down.
@@ -151,19 +151,20 @@ class Cooldown:
             until, noted_at = float(saved["until"]), float(saved.get("noted_at", 0.0))
             if math.isnan(until) or math.isnan(noted_at):
                 raise ValueError("no time")
+            ahead = max(0.0, noted_at - now)
             return cls(
-                min(until, now + LONGEST_RETRY_AFTER),
+                min(until - ahead, now + LONGEST_RETRY_AFTER),
                 int(saved["failures"]),
                 FailureKind(saved["failure"]),
                 str(saved["reason"]),
-                min(noted_at, now),
+                noted_at - ahead,
             )
         except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise ValueError("no cool-down") from error
 
     def holds(self, now: float) -> bool:
-        """Whether it is in force. One that lasts too long was noted before the clock was set back."""
-        return now < self.until <= now + LONGEST_RETRY_AFTER
+        """Whether it is in force. One that was noted later, or lasts too long, was noted by a wrong clock."""
+        return self.noted_at <= now < self.until <= now + LONGEST_RETRY_AFTER
 
     @property
     def is_forgiven_at(self) -> float:
@@ -180,8 +181,8 @@ def load_cooldowns(notes: Notes, clock: Callable[[], float]) -> dict[str, Cooldo
     """
     now = clock()
     for key, cooldown in notes.load(_parser(clock)).items():
-        if cooldown.until >= now + LONGEST_RETRY_AFTER:
-            # Noted by a wrong clock; unless the limit is kept, each restart would begin it anew.
+        if cooldown.noted_at >= now or cooldown.until >= now + LONGEST_RETRY_AFTER:
+            # Noted by a wrong clock; unless the new times are kept, each restart would begin it anew.
             notes.save(key, asdict(cooldown))
     return notes.load(_parser(clock), _last_noted)
 

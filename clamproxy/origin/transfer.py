@@ -313,13 +313,13 @@ class Transfer(Download[None]):
             TransferError: it is wrong.
         """
         arrival = self.arrival
-        partial, object_id = arrival.partial, arrival.object_id
+        partial, object_id, path = arrival.partial, arrival.object_id, arrival.partial.present_path
         store, writer, keys = self._resources.store, self._resources.writer, self._resources.keys
         self.wake()  # in the meantime, readers continue with what they may have
 
         def check() -> None:
             try:
-                prove(store, partial.path, object_id, keys, partial.payload)
+                prove(store, path, object_id, keys, partial.payload)
             finally:
                 store.disconnect()
 
@@ -328,7 +328,7 @@ class Transfer(Download[None]):
         except InvalidObject as error:
             reason = f"{error}{SOURCE if arrival.shared_etag else arrival.ray}"
             logger.warning("%s was rejected and quarantined: %s", object_id.file_name, reason)
-            await writer.run(lambda: store.quarantine(object_id.file_name, partial.path, reason))
+            await writer.run(lambda: store.quarantine(object_id.file_name, path, reason))
             if arrival.shared_etag is not None:
                 self.withdraw(str(error))
                 return False
@@ -337,7 +337,7 @@ class Transfer(Download[None]):
         self.is_verified = True  # readers may have the rest while it is synced to disk
         self.wake()
         metadata = self.metadata
-        await writer.run(lambda: store.publish(object_id, partial.path, metadata))
+        await writer.run(lambda: store.publish(object_id, path, metadata))
         self.published = True
         return True
 

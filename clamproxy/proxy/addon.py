@@ -43,6 +43,7 @@ from clamproxy.proxy.translation import Callers
 from clamproxy.releases.holds import HoldsError
 from clamproxy.reloads import Reloads
 from clamproxy.service import Service
+from clamproxy.setup.confdir import sync_authority
 from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
@@ -157,6 +158,8 @@ class ClamProxy:
                 unseeing,
             )
         self._front.service.start()
+        home = Path(ctx.options.confdir)
+        self._front.service.writer.submit(lambda: sync_authority(home.expanduser()))
         self._note_place(self._front.service)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._is_early_hang_up:

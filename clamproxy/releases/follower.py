@@ -15,6 +15,7 @@ from itertools import takewhile
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.dates import elapsed
 from clamproxy.leases.duties import on_duty
 from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.messages import Requester
@@ -213,7 +214,7 @@ class Follower:
             advertised = await self._versions.get(database)
             if advertised is not None and advertised.fresh:
                 return max(advertised.version, self._seen(database))
-        age = self._clock.time() - self._heads.sighting(database).at
+        age = elapsed(self._heads.sighting(database).at, self._clock.time())
         longest = max(self._settings.versions.refresh, SHORTEST_PROBE_INTERVAL)
         if requester is not None and age >= longest and self._prefetcher.may_renew(database):
             await self._heads.probe(database, requester, 0, 0)
@@ -226,7 +227,7 @@ class Follower:
 
     async def _look_past_dns(self, database: str, requester: Requester) -> None:
         """Probe the origin once a day even if DNS has no news, because DNS may be wrong."""
-        age = self._clock.time() - max(self._heads.sighting(database).at, self._made_at)
+        age = elapsed(max(self._heads.sighting(database).at, self._made_at), self._clock.time())
         if self._settings.asks_dns and age >= LONGEST_TRUST and self._prefetcher.may_renew(database):
             with suppress(*ORIGIN_TROUBLE):
                 await self._heads.probe(database, requester, 0, 0)
@@ -273,7 +274,7 @@ class Follower:
         gap, since = self._gaps.get(database, (0, 0.0))
         # An edge of the CDN may lag behind, and the newest patch may be published late.
         patience = 2 * self._settings.versions.refresh if gap < advertised else LONGEST_LAG
-        is_gone = gap > 0 and self._clock.time() - since >= patience
+        is_gone = gap > 0 and elapsed(since, self._clock.time()) >= patience
         if proven is None:
             return Renewal.AT_ONCE if is_gone else Renewal.NOT_NEEDED
         following = ObjectId(database, proven.lineage.reached + 1, Kind.CDIFF)
@@ -322,7 +323,7 @@ class Follower:
         except NotFoundError:
             # A signature may be published after its object, but no longer for an older version.
             since = self._missing_since.setdefault(signature, self._clock.time())
-            if signature.version < advertised - 1 or self._clock.time() - since >= LONGEST_WAIT:
+            if signature.version < advertised - 1 or elapsed(since, self._clock.time()) >= LONGEST_WAIT:
                 self._settled.add(signature)
         except TransferError as error:
             if error.failure is FailureKind.FORBIDDEN:

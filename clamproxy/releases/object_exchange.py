@@ -197,7 +197,7 @@ class ObjectExchange:
 
         def look() -> bool:
             try:
-                return check(self._store, object_id, self._keys)
+                return check(self._store, object_id, self._keys) is not None
             finally:
                 self._store.disconnect()
 

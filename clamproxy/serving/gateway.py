@@ -110,6 +110,7 @@ class Gateway:
             # Not through `ready` or the memory of missing files: canaries get it, and soon all others.
             return held_back(object_id.version)
         self._delivery.require_not_missing(object_id)
+        await self._soundness.ensure_object(object_id)
         while (published := await self._delivery.open(object_id)) is not None:
             response = from_object(request, object_id, published.metadata, published, Result.HIT)
             if self._ready.keep(request, object_id, response):

@@ -51,6 +51,10 @@ _BY_ERRNO = {
     errno.EIO: Trouble.BROKEN,
     errno.ESTALE: Trouble.BROKEN,
     errno.ENODEV: Trouble.BROKEN,
+    # Something else has the name of one of our directories.
+    errno.ENOTDIR: Trouble.BROKEN,
+    errno.EEXIST: Trouble.BROKEN,
+    errno.ELOOP: Trouble.BROKEN,
 }
 _BY_CODE = {
     sqlite3.SQLITE_FULL: Trouble.FULL,
@@ -162,10 +166,10 @@ def require_space(directory: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
-def free_bytes(directory: Path) -> int:
-    """How many bytes can still be written in a directory; 0 if unknown."""
+def free_bytes(place: Path | int) -> int:
+    """How many bytes can still be written in a directory, or where an open file is; 0 if unknown."""
     try:
-        space = os.statvfs(directory)
+        space = os.statvfs(place)
     except OSError:
         return 0
     return space.f_bavail * space.f_frsize

@@ -47,7 +47,7 @@ class Disk:
 
 @contextmanager
 def open_disk(path: Path, size: int = SIZE) -> Iterator[Disk]:
-    """Mount a disk; skips the test if that isn't allowed."""
+    """Mount a disk of `size` bytes; skips the test if that isn't allowed."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -163,11 +163,24 @@ def test_a_refusal_that_a_wrong_clock_noted_ends_with_the_next_delivery(harness:
     assert not harness.cooldowns.was_refused(NEW)
 
 
-def test_a_cooldown_from_before_the_clock_was_set_back_holds_nothing_back(harness: CooldownHarness) -> None:
-    harness.fail(FailureKind.RATE_LIMITED)
-    harness.clock.now -= 2 * LONGEST_RETRY_AFTER
+@pytest.mark.parametrize("hours", [1, 3, 48, 3 * 365 * 24])
+def test_a_cooldown_from_before_the_clock_was_set_back_holds_nothing_back(
+    harness: CooldownHarness, hours: int
+) -> None:
+    harness.fail(FailureKind.UNREACHABLE)
+    harness.clock.now -= hours * HOUR
     assert not harness.blocks()
     assert harness.cooldowns.in_force() == {}
+
+
+def test_a_restart_after_the_clock_was_set_back_begins_a_cooldown_once(harness: CooldownHarness) -> None:
+    wait = harness.fail(FailureKind.RATE_LIMITED)
+    harness.clock.now -= 3 * HOUR
+    for _ in range(3):
+        harness.cooldowns = harness.make()
+        assert harness.blocks()
+        harness.clock.now += wait / 3
+    assert not harness.blocks()
 
 
 @pytest.mark.parametrize("field", ["until", "noted_at"])

@@ -205,6 +205,7 @@ def test_trap_5_fruitless_looks_become_rare(fruitless: int, pause: float) -> Non
     assert not must_probe(replace(lagging, now=NOW + pause - 1))
     assert must_probe(replace(lagging, now=NOW + pause))
     assert must_probe(replace(lagging, advertised=12)), "news are looked into at once"
+    assert must_probe(replace(lagging, now=NOW - 3600)), "the clock has been set back since the last look"
 
 
 @pytest.mark.parametrize(
