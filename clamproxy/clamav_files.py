@@ -278,6 +278,7 @@ class ClamavFiles:
 
     def _learn_build(self, database: str, header: CvdHeader) -> None:
         self._fleet.note_built(database, header.version, header.stime)
+        self._foundation.store.newest_proven.note(database, header.version)
 
     def _notice(self, database: str, user_agent: str | None) -> None:
         """Note that a client asks for something."""

@@ -4,7 +4,7 @@ The rules, each with the trap of docs/protocol.md section 10 that it answers:
 
 * a cached CVD is current while nothing newer is advertised, however old it is (3);
 * the header probe, the whole file and all clients see the same version at any moment (13);
-* that version never goes backwards (4);
+* that version never goes backwards (4), whatever the cache has lost since;
 * while DNS is ahead of the origin, the cached version is served, and the origin is asked for its
   header again after a minute, then less and less often (5);
 * where the cached patches continue from the cached CVD, the version that they lead to counts as
@@ -60,6 +60,8 @@ class Known:
     """How often in a row the origin had nothing new."""
     can_fetch: bool = True
     """Whether no cool-down prevents fetching the whole file."""
+    proven: int = 0
+    """The newest version that was ever proven here, cached or not; 0 if there was none."""
     hidden: int = 0
     """The newest version above the client's ceiling; 0 if nothing is hidden from it."""
 
@@ -69,18 +71,23 @@ class Known:
         return max(self.cached or 0, self.patched or 0)
 
     @property
+    def offered(self) -> int:
+        """The newest version in a header from the origin; 0 if what was proven here is newer."""
+        return self.seen if self.seen and self.seen >= self.proven else 0
+
+    @property
     def best(self) -> int:
-        """The newest version that has been seen at all; 0 if there is none."""
-        return max(self.held, self.seen or 0)
+        """The newest version that can be had from cache or origin; 0 if there is none."""
+        return max(self.held, self.offered)
 
     @property
     def wanted(self) -> int:
-        """The newest version that is advertised or demanded; 0 if there is none."""
-        return max(self.advertised or 0, self.demanded or 0)
+        """The newest version that is advertised, demanded, or was proven; 0 if there is none."""
+        return max(self.advertised or 0, self.demanded or 0, self.proven)
 
     @property
     def newest(self) -> int:
-        """The newest version that has been seen, advertised or demanded."""
+        """The newest version that has been seen, proven, advertised or demanded."""
         return max(self.best, self.wanted)
 
     def is_newest(self, version: int) -> bool:
@@ -94,7 +101,7 @@ class Known:
         """
         if ceiling is None:
             return self
-        above = [n for n in (self.advertised, self.seen) if n is not None and n > ceiling]
+        above = [n for n in (self.advertised, self.seen, self.proven) if n is not None and n > ceiling]
         return replace(
             self,
             advertised=None if self.advertised is None else min(self.advertised, ceiling),
@@ -102,6 +109,7 @@ class Known:
             seen=None if self.seen is None or self.seen > ceiling else self.seen,
             probed_advertised=min(self.probed_advertised, ceiling),
             probed_for=min(self.probed_for, ceiling),
+            proven=min(self.proven, ceiling),
             hidden=max([self.hidden, *above]),
         )
 
@@ -121,7 +129,7 @@ class Choice:
 def must_probe(known: Known) -> bool:
     """Whether the origin has to be asked for the header of its CVD."""
     age = elapsed(known.seen_at, known.now)
-    if not known.best:
+    if not known.best and not known.proven:
         # Whatever the origin has is above the ceiling, then: asking again won't change that soon.
         return not known.hidden or age >= _pause(known.refresh, known.fruitless)
     if known.best < known.wanted:
@@ -137,11 +145,11 @@ def _pause(first: float, fruitless: int) -> float:
 
 def _is_news(known: Known) -> bool:
     """Whether a version is wanted that nobody had heard of when the origin last answered."""
-    best, advertised = known.best, known.advertised or 0
+    best, advertised = max(known.best, known.proven), known.advertised or 0
     heard = plausible(known.probed_advertised, best)
-    if advertised != known.probed_advertised and advertised > max(best, heard):
+    # Whatever is invented, by DNS or a client, is not looked into at once: that would have no end.
+    if advertised != known.probed_advertised and plausible(advertised, best) > max(best, heard):
         return True
-    # A client may demand an invented version; only a plausible one is looked into at once.
     return plausible(known.probed_for, best) < known.wanted <= best + PLAUSIBLE_LEAD
 
 
@@ -162,13 +170,12 @@ def choose(known: Known) -> Choice | None:
     """
     if not known.best:
         return None
-    seen = known.seen or 0
     # While the newest can't be fetched, what is cached is served, as announced (29, 30).
-    if seen > known.held and (known.can_fetch or not known.cached):
-        return Choice(seen, is_cached=False, stale=False)
+    if known.offered > known.held and (known.can_fetch or not known.cached):
+        return Choice(known.offered, is_cached=False, stale=False)
     if not known.cached:
         return None
-    newer_exists = known.best > known.held or must_probe(known)
+    newer_exists = max(known.best, known.proven) > known.held or must_probe(known)
     by_patches = known.held > known.cached
     return Choice(known.held, is_cached=True, stale=newer_exists, by_patches=by_patches)
 

@@ -56,7 +56,7 @@ def import_bundle(
     Args:
         stream: the bundle; it need not be seekable.
         keys: the keys that signatures must verify with.
-        allow_older: whether the bundle may lead to older versions than the cache has.
+        allow_older: whether the bundle may lead to older versions than the cache has, or ever had.
         progress: is told how many bytes have been read.
 
     Raises:
@@ -77,12 +77,17 @@ def _import(
     data = _read_manifest(members)
     manifest = Manifest.parse(data)
     for database, part in manifest.databases.items():
-        _check_direction(database, part, store.reached_version(database), allow_older)
+        current, proven = store.reached_version(database), store.newest_proven.of(database)
+        _check_direction(database, part, current, proven, allow_older)
     progress.begin({name: 2 * size for name, size in manifest.bytes_by_database().items()})
     with _area(staging, data) as area:
         _unpack(members, manifest, area, progress)
         _verify(manifest, area, keys, progress)
         _publish(store, manifest, area, keys)
+    if allow_older:
+        for database, part in manifest.databases.items():
+            if store.reached_version(database) == part.version:
+                store.newest_proven.set_back(database, part.version)
     return manifest
 
 
@@ -134,12 +139,15 @@ def _read_manifest(members: Iterator[TarMember]) -> bytes:
     return b"".join(first.pieces())
 
 
-def _check_direction(database: str, part: ListedDatabase, current: int | None, allow_older: bool) -> None:
-    """Check that the bundle continues from what the cache has."""
-    if current is not None and part.version < current and not allow_older:
+def _check_direction(
+    database: str, part: ListedDatabase, current: int | None, proven: int, allow_older: bool
+) -> None:
+    """Check that the bundle continues from what the cache has, or had."""
+    newest = max(current or 0, proven)
+    if part.version < newest and not allow_older:
+        has = f"the cache already has {newest}" if newest == current else f"version {newest} was here before"
         raise BundleError(
-            f"the bundle has {database} {part.version}, but the cache already has {current}; "
-            "--allow-older imports it anyway"
+            f"the bundle has {database} {part.version}, but {has}; --allow-older imports it anyway"
         )
     if not part.is_whole and (current is None or current < part.base):
         has = "none" if current is None else f"only {current}"

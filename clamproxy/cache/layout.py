@@ -25,6 +25,7 @@ from clamproxy.objects import ObjectId
 
 INDEX = "index"
 OBJECTS = "objects"
+NEWEST_PROVEN = "newest-proven"
 
 _BY_DISKCACHE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]+\.val")
 

@@ -1,10 +1,11 @@
 """The store: published objects, partial files and quarantine below one directory.
 
-    index/        diskcache: rows
-    objects/      published files, by database; see `layout`
-    partial/      transfers that are under way or were interrupted
-    quarantine/   what failed verification, with the reason
-    build/        a directory for each file that is being made
+    index/          diskcache: rows
+    objects/        published files, by database; see `layout`
+    newest-proven/  the newest version of each database that was ever proven
+    partial/        transfers that are under way or were interrupted
+    quarantine/     what failed verification, with the reason
+    build/          a directory for each file that is being made
 
 Reads are quick enough for the event loop. Whatever writes, syncs or deletes blocks, and belongs in a
 thread. Trouble with the disk stops neither: what can't be written waits in memory for `mend`.
@@ -26,6 +27,7 @@ from clamproxy.cache.held import HeldObjects, UnnamedPartial, is_small
 from clamproxy.cache.index import Index
 from clamproxy.cache.leftovers import clear
 from clamproxy.cache.newest import NewestCvds
+from clamproxy.cache.newest_proven import NewestProven
 from clamproxy.cache.note_rows import NoteRows
 from clamproxy.cache.owners import Owners
 from clamproxy.cache.partial import PartialFile
@@ -73,6 +75,7 @@ class Store:
         self.partials = directory / "partial"
         self.workspaces = directory / "build"
         self.condition = Condition(directory, "The cache directory")
+        self.newest_proven = NewestProven(directory / layout.NEWEST_PROVEN, self.condition)
         self._quarantine = Quarantine(directory / "quarantine")
         self.records = records or Records(directory)
         self._held = HeldObjects(hold)
@@ -88,12 +91,19 @@ class Store:
                 reconcile(self._index, directory, keys, alone=alone)
             if tidy:
                 self._index.mend()
+                self._note_proven()
             if alone:
                 clear(self.partials, self.workspaces, self.has)
             self._owners.join()
         except BaseException:
             self._owners.leave()
             raise
+
+    def _note_proven(self) -> None:
+        """Note what is here, for caches of earlier versions."""
+        for object_id in self.object_ids():
+            if object_id.kind is Kind.CVD:
+                self.newest_proven.note(object_id.database, object_id.version)
 
     def disconnect(self) -> None:
         """Close the database connection of this thread."""
@@ -118,6 +128,7 @@ class Store:
             for path in (self.partials, self._quarantine.directory, self.directory / layout.OBJECTS):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (require_space if self.condition.state is None else look)(self.directory)
+            self.newest_proven.mend()
             for object_id in self._held:
                 self._publish_held(object_id)
         except OSError as error:
@@ -282,6 +293,8 @@ class Store:
         Raises:
             OSError: the disk can't be written to, and the object can't be held.
         """
+        if object_id.kind is Kind.CVD:
+            self.newest_proven.note(object_id.database, object_id.version)
         if not self.holds(object_id):
             try:
                 self._place(object_id, path, metadata)

@@ -14,6 +14,13 @@ from clamproxy.threads import in_thread
 
 SLOWEST = 1024
 """Bytes per second below which a connection counts as stalled."""
+LONGEST_CONNECTION = 3600.0
+"""Seconds after which a transfer goes on over another connection. An origin may send just fast enough not to
+count as stalled, for days; it would hold up the file even after it has become well again."""
+LONGEST_WITHOUT_RESUMING = 86400.0
+"""The same where another connection would have to begin anew."""
+_LOOK_EVERY = 1.0
+"""Seconds between looks at the speed."""
 
 
 class StalledError(Exception):
@@ -71,15 +78,19 @@ class WatchedAttempts:
             while not await self._ended(future) and not attempt.begun:
                 if self._kicked.is_set():
                     raise UnansweredError
-            await self._watch_speed(attempt, future)
+            await self._watch_speed(attempt, future, arrival)
             future.result()
         finally:
             attempt.abandon()
             future.cancel()
 
-    async def _watch_speed(self, attempt: Attempt, future: asyncio.Future[None]) -> None:
-        mark, marked_at = attempt.received, time.monotonic() - attempt.held_back
+    async def _watch_speed(self, attempt: Attempt, future: asyncio.Future[None], arrival: Arrival) -> None:
+        begun_at = marked_at = time.monotonic() - attempt.held_back
+        mark = attempt.received
         while not await self._ended(future):
+            longest = LONGEST_CONNECTION if arrival.partial.resumable else LONGEST_WITHOUT_RESUMING
+            if time.monotonic() - attempt.held_back - begun_at >= longest:
+                raise StalledError
             if (now := time.monotonic() - attempt.held_back) - marked_at >= self._window:
                 if attempt.received - mark < SLOWEST * self._window:
                     raise StalledError
@@ -90,6 +101,6 @@ class WatchedAttempts:
     async def _ended(self, future: asyncio.Future[None]) -> bool:
         kicked = asyncio.ensure_future(self._kicked.wait())
         waiting: set[asyncio.Future[Any]] = {future, kicked}
-        await asyncio.wait(waiting, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
         kicked.cancel()
         return future.done()

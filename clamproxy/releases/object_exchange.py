@@ -152,7 +152,8 @@ class ObjectExchange:
         failed: set[ObjectId] = set()
         while self._shared.is_usable:
             own = {*self._store.object_ids(), *spared}
-            wanted = to_take(site.keys() - failed, own, database, self._ceilings().get(database))
+            ceiling, proven = self._ceilings().get(database), self._store.newest_proven.of(database)
+            wanted = to_take(site.keys() - failed, own, database, ceiling, proven)
             if not wanted:
                 break
             # A CVD first, alone: what else is of use depends on it.

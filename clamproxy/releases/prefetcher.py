@@ -143,12 +143,15 @@ class Prefetcher:
             _ = self._running.start(_renewal(database), partial(self._renew, database, requester))
 
     async def _renew(self, database: str, requester: Requester) -> None:
-        cached = self._store.newest_version(database) or 0
+        cached, proven = self._store.newest_version(database) or 0, self._store.newest_proven.of(database)
         await self._heads.probe(database, requester, cached, cached)
         head = self._heads.get(database)
-        if head is not None and head.header.version > cached:
-            object_id = ObjectId(database, head.header.version, Kind.CVD)
-            await self.fetch(object_id, requester, cached + 1)
+        offered = head.header.version if head is not None else 0
+        if cached < offered < proven:
+            raise OriginError(FailureKind.LOCAL, "the origin has only an older version")
+        if offered > cached:
+            object_id = ObjectId(database, offered, Kind.CVD)
+            await self.fetch(object_id, requester, max(cached + 1, proven))
             logger.info("%s is the new base of %s.", object_id.file_name, database)
 
     def stop(self) -> None:

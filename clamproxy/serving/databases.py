@@ -240,7 +240,7 @@ class WholeDatabases:
             if response := from_header(request, object_id, head, result, is_newest=is_newest):
                 return response
         try:
-            oldest = (finding.known.cached or 0) + 1
+            oldest = max((finding.known.cached or 0) + 1, finding.known.proven)
             until = finding.patience.until(self._delivery.asked_at(object_id))
             fetch = partial(self._delivery.fetch, object_id, request.requester, until, oldest)
             delivered = await fetch()
@@ -327,8 +327,13 @@ def _is_above(version: int, finding: Resolution) -> bool:
 
 
 def _why_none(finding: Resolution) -> str:
-    if finding.known.hidden:
+    known = finding.known
+    if known.hidden:
         return f"no version up to {finding.ceiling} is cached, and newer ones are held back"
+    if known.seen and known.seen < known.proven:
+        return f"the origin has only version {known.seen}, but version {known.proven} was here before"
+    if known.proven:
+        return f"version {known.proven} was here before, and is no longer cached"
     return "no version is known"
 
 

@@ -149,9 +149,8 @@ class CurrentVersions:
         if isinstance(finding.trouble, TimeoutError) or not must_probe(finding.known):
             return finding
         finding = await self._probe(finding, latest, requester)
-        if may_fetch and finding.known.held < (finding.known.seen or 0):
-            seen = finding.known.seen or 0
-            finding = await self._catch_up(finding, latest, requester, seen, is_news=True)
+        if may_fetch and finding.known.held < finding.known.offered:
+            finding = await self._catch_up(finding, latest, requester, finding.known.offered, is_news=True)
         return finding
 
     async def bring(self, database: str, ceiling: int | None) -> None:
@@ -246,6 +245,7 @@ class CurrentVersions:
             demanded=latest.demanded,
             cached=self._store.newest_version(database, ceiling),
             seen=head.header.version if head and not offline else None,
+            proven=0 if offline else self._store.newest_proven.of(database),
             seen_at=sighting.at,
             probed_advertised=sighting.advertised,
             probed_for=sighting.wanted,

@@ -35,7 +35,11 @@ def name_of_fetch(object_id: ObjectId) -> str:
 
 
 def to_take(
-    site: Collection[ObjectId], own: Collection[ObjectId], database: str, ceiling: int | None = None
+    site: Collection[ObjectId],
+    own: Collection[ObjectId],
+    database: str,
+    ceiling: int | None = None,
+    proven: int = 0,
 ) -> list[ObjectId]:
     """What the site has of a database that this gateway needs to serve the same versions, in this order.
 
@@ -46,12 +50,18 @@ def to_take(
         site: what the object store has.
         own: what this gateway has.
         ceiling: the highest version that clients are shown; None if that isn't limited.
+        proven: the newest version that was ever here. Without a ceiling, a CVD that leads only to an older
+            one isn't taken.
     """
     theirs = {one for one in site if one.database == database and one.kind is not Kind.CLD}
     ours = {one for one in own if one.database == database}
     cvds = {one.version for one in theirs | ours if one.kind is Kind.CVD}
-    base = max(cvds, default=0)
+    base = reached = max(cvds, default=0)
+    while ObjectId(database, reached + 1, Kind.CDIFF) in theirs | ours:
+        reached += 1
     wanted = {one for one in theirs if _belongs_to(one, base)}
+    if ceiling is None and reached < proven:
+        wanted = {one for one in wanted if one.version > base}
     if ceiling is not None:
         wanted |= under_ceilings(theirs | ours, {database: ceiling}) & theirs
     return sorted(wanted - ours, key=_order)

@@ -299,3 +299,14 @@ async def test_other_objects_of_the_base_are_left_alone(harness: ServiceHarness)
     assert harness.service.store.has(cvd(1))
     assert [harness.service.store.has(cdiff(version)) for version in (2, 3, 4)] == [True] * 3
     assert not harness.service.store.has(cvd(NEWEST))
+
+
+@pytest.mark.parametrize("version", [1, 2**31 - 1])
+async def test_a_patch_can_be_had_although_dns_is_wrong(harness: ServiceHarness, version: int) -> None:
+    await harness.hold()
+    harness.service.store.drop(cdiff(NEWEST - 1))
+    harness.advertise(version)
+    response, content = await harness.ask(f"/daily-{NEWEST - 1}.cdiff")
+    assert (response.status, content) == (200, RELEASES.cdiff(NEWEST - 1))
+    assert await harness.refused("/daily-5000000.cdiff"), "nobody asks the origin for what is far from both"
+    assert harness.origin.count("/daily-5000000.cdiff") == 0

@@ -368,3 +368,18 @@ async def test_an_answer_that_would_fill_the_disk_is_cut(
     transfer = await fetch(harness, cvd(5))
     assert not transfer.published
     assert transfer.have <= largest
+
+
+async def test_an_origin_that_sends_for_hours_does_not_hold_up_the_file(
+    harness: TransferHarness, make_cvd: MakeCvd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never slow enough to count as stalled. By another connection it is quicker."""
+    body = make_cvd(5, SIZE)
+    harness.origin.put("daily.cvd", body)
+    harness.origin.rule("W", faults.slow(16 * 1024))
+    monkeypatch.setattr("clamproxy.origin.watched_attempts.LONGEST_CONNECTION", 2.0)
+    await fetch(harness, cvd(5))
+    assert stored(harness, cvd(5)) == body
+    slow, quick = harness.origin.requests()
+    assert slow.sent < SIZE
+    assert quick.headers["range"] != "bytes=0-"

@@ -22,6 +22,8 @@ import dns.rdatatype
 import dns.reversename
 import dns.rrset
 
+from clamproxy.clock import Clock
+
 PRIMARY = "current.cvd.clamav.net"
 FIELDS = ("main", "daily", "safebrowsing", "bytecode")
 """Databases with a place in the primary record; others have their own record (docs/protocol.md 3)."""
@@ -56,6 +58,8 @@ class Zone:
         """The names that addresses have in reverse DNS."""
         self.queries: list[str] = []
         """Names asked for, in order."""
+        self.clock: Clock = time
+        """By which records are dated."""
 
     def reply(self, datagram: bytes) -> bytes | None:
         """The answer to a datagram, or None for silence."""
@@ -90,7 +94,7 @@ class Zone:
 
     def _text(self, name: str, mode: Mode) -> str | None:
         """The TXT record of a name, None if there is no such name."""
-        recorded = int(time.time()) - (STALE if mode is Mode.STALE else 60)
+        recorded = int(self.clock.time()) - (STALE if mode is Mode.STALE else 60)
         version = self.versions.get
         if name == f"current.{self.zone}":
             text = (

@@ -404,6 +404,18 @@ def test_never_backwards(store: Store, other: Store, fill: Fill) -> None:
     assert "daily-5.cvd" in contents(other)
 
 
+def test_never_backwards_after_a_purge(store: Store, other: Store, fill: Fill) -> None:
+    """Unless an administrator wants that, who can then go on from there."""
+    fill(store, 5)
+    fill(other, 8)
+    bundle = exported(store)
+    for object_id in list(other.object_ids()):
+        other.drop(object_id)
+    assert_refused(other, bundle, "has daily 5, but version 8 was here before")
+    imported(other, bundle, allow_older=True)
+    assert other.newest_version("daily") == other.newest_proven.of("daily") == 5
+
+
 def test_one_database_that_is_older_stops_all(store: Store, other: Store, fill: Fill) -> None:
     fill(store, 5)
     fill(store, 3, database="main")

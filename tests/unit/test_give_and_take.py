@@ -52,6 +52,21 @@ def test_what_is_taken(site: str, own: str, ceiling: int | None, taken: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("site", "ceiling", "taken"),
+    [
+        ("5.cvd 5.cvd.sign 6.cdiff", None, "6.cdiff"),
+        ("5.cvd 6.cdiff 7.cdiff", None, "5.cvd 6.cdiff 7.cdiff"),
+        ("7.cvd", None, "7.cvd"),
+        ("8.cvd", None, "8.cvd"),
+        # A hold is the administrator's own wish.
+        ("5.cvd 6.cdiff", 6, "5.cvd 6.cdiff"),
+    ],
+)
+def test_nothing_older_is_taken_than_was_proven_here(site: str, ceiling: int | None, taken: str) -> None:
+    assert text_of(to_take(ids(site), [], "daily", ceiling, proven=7)) == taken
+
+
+@pytest.mark.parametrize(
     ("own", "site", "limit", "given"),
     [
         ("5.cvd 6.cdiff 6.cdiff.sign", "", 1000, "5.cvd 6.cdiff 6.cdiff.sign"),

@@ -388,3 +388,40 @@ def test_how_long_a_404_is_remembered(
     kind: Kind, version: int, advertised: int | None, seconds: float
 ) -> None:
     assert negative_ttl(ObjectId("daily", version, kind), advertised) == seconds
+
+
+def test_an_invented_version_is_not_looked_into_at_once() -> None:
+    """Else one of DNS that counts up would cost a request for each answer."""
+    invented = {"advertised": 10**6 + 1, "probed_advertised": 10**6, "probed_for": 10**6}
+    assert not must_probe(known(**invented))
+    assert must_probe(known(**invented, seen_at=NOW - RECHECK))
+    assert must_probe(known(advertised=11, probed_advertised=10**6, probed_for=10**6))
+
+
+@pytest.mark.parametrize(
+    ("values", "choice", "probes"),
+    [
+        pytest.param({"cached": None, "seen": 9}, None, False, id="an older one is no offer"),
+        pytest.param(
+            {"cached": None, "seen": 9, "seen_at": NOW - RECHECK}, None, True, id="asked again later"
+        ),
+        pytest.param({"cached": None, "seen": 11}, Choice(11, False, False), False, id="a newer one is"),
+        pytest.param({"cached": 9, "seen": 9}, Choice(9, True, True), False, id="what is left is stale"),
+        pytest.param({"cached": 8, "seen": 9}, Choice(8, True, True), False, id="even then"),
+        pytest.param({"cached": 8, "patched": 10}, Choice(10, True, False, True), False, id="patches count"),
+        pytest.param({"cached": None, "seen": None, "seen_at": 0.0}, None, True, id="never asked"),
+    ],
+)
+def test_nothing_older_than_what_was_proven(
+    values: dict[str, object], choice: Choice | None, probes: bool
+) -> None:
+    now = known(proven=10, **values)
+    assert must_probe(now) is probes
+    assert choose(now) == choice
+    assert not now.is_newest(9)
+
+
+def test_a_hold_is_below_what_was_proven() -> None:
+    held = known(proven=10, cached=9, seen=9).under(9)
+    assert choose(held) == Choice(9, is_cached=True, stale=False)
+    assert not held.is_newest(9), "some client may have the proven one"
