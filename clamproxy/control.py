@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Self
 from clamproxy.config.differences import KeyChange
 from clamproxy.files import identity_of
 from clamproxy.readable import shown_user
+from clamproxy.untrusted import parse_json
 
 _PREFIX = "clamproxy/"
 _SOCKETS = Path("/proc/net/unix")
@@ -228,7 +229,7 @@ def _read(stream: BinaryIO) -> dict[str, Any]:
         OSError: nothing comes.
         ValueError: it is something else.
     """
-    values = json.loads(stream.readline(_LONGEST_LINE))
+    values = parse_json(stream.readline(_LONGEST_LINE))
     if not isinstance(values, dict):
         raise ValueError("not an object")
     return values

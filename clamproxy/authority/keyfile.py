@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clamproxy.authority.certificates import pem_of
+from clamproxy.dates import as_time
 from clamproxy.files import replacing, sync_directory, try_lock
+from clamproxy.notes import UNREADABLE
 
 FILE = "authority.json"
 _FORMAT = 1
@@ -54,7 +56,7 @@ def read_state(directory: Path) -> tuple[Generation, ...]:
         return ()
     try:
         return _parse(json.loads(data))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (*UNREADABLE, RecursionError, UnsupportedAlgorithm) as error:
         raise AuthorityError(
             f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
@@ -140,4 +142,4 @@ def _parse_generation(row: Any) -> Generation:
         certificate.verify_directly_issued_by(root)
     except InvalidSignature:
         raise ValueError("a certificate is not signed by its root") from None
-    return Generation(root, certificate, key, float(row["signs_from"]))
+    return Generation(root, certificate, key, as_time(row["signs_from"]))

@@ -12,6 +12,7 @@ from clamproxy.cache.index import Index
 from clamproxy.cache.rows import NOTE_PREFIX, SITE_PREFIX, IndexRow
 from clamproxy.cache.watches import Watch
 from clamproxy.files import open_lock, try_lock
+from clamproxy.untrusted import parse_json
 
 _LOCK = "notes.lock"
 
@@ -83,10 +84,7 @@ class NoteRows:
 
 
 def _value(row: IndexRow | None) -> Any:
-    try:
-        return None if row is None else json.loads(row.text)
-    except ValueError:
-        return None
+    return None if row is None else parse_json(row.text)
 
 
 def _name(topic: str, key: str) -> str | None:

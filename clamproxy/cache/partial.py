@@ -24,6 +24,7 @@ from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, free_bytes
 from clamproxy.storage.growing_file import GrowingFile
+from clamproxy.untrusted import parse_first_json
 
 LONGEST_KEPT = 2 * 86400.0
 """Seconds after which an interrupted transfer is not worth resuming: a newer version is out by then."""
@@ -63,7 +64,8 @@ class Validators:
     def is_sound(self) -> bool:
         """Whether the values that were read back have the right types."""
         tags = (self.etag, self.last_modified)
-        return isinstance(self.size, int) and all(tag is None or isinstance(tag, str) for tag in tags)
+        is_size = type(self.size) is int and self.size >= 0
+        return is_size and all(tag is None or isinstance(tag, str) for tag in tags)
 
     def allows(self, have: int) -> bool:
         """Whether that many bytes of the file can have arrived."""
@@ -282,10 +284,10 @@ class PartialFile(GrowingFile):
     def _read_sidecar(self) -> Any:
         try:
             text = os.pread(self._sidecar, _LARGEST_SIDECAR, 0).decode()
-            # A process that was killed may have left the end of a longer text.
-            return json.JSONDecoder().raw_decode(text)[0]
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return None
+        # A process that was killed may have left the end of a longer text.
+        return parse_first_json(text)
 
     def _write_sidecar(self, more: Mapping[str, Any]) -> None:
         if self._sidecar >= 0:
@@ -315,10 +317,11 @@ def peek(path: Path) -> Arriving | None:
     except OSError:
         return None
     try:
-        size = json.loads(path.with_suffix(".json").read_text())["size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        size = None
-    return Arriving(have, size if type(size) is int else None, is_running)
+        values = parse_first_json(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        values = None
+    size = values.get("size") if isinstance(values, dict) else None
+    return Arriving(have, size if type(size) is int and size >= 0 else None, is_running)
 
 
 def sweep(directory: Path, is_published: Callable[[ObjectId], bool], *, alone: bool = False) -> None:

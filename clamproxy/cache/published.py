@@ -15,6 +15,7 @@ from clamproxy.files import link_or_copy, open_to_read
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
 from clamproxy.objects import ObjectId
+from clamproxy.untrusted import parse_json
 
 _LINKED_MODE = 0o444
 
@@ -63,9 +64,22 @@ class Metadata:
     def from_json(text: str) -> Metadata | None:
         """The inverse of `to_json`; None for anything else."""
         try:
-            return Metadata(**json.loads(text))
-        except (TypeError, ValueError):
+            metadata = Metadata(**parse_json(text))
+        except TypeError:
             return None
+        return metadata if metadata._is_sound else None
+
+    @property
+    def _is_sound(self) -> bool:
+        """Whether the values that were read back have the right types."""
+        times = (self.fetched_at, 0 if self.last_modified is None else self.last_modified)
+        texts = (self.header, self.sha256)
+        return (
+            type(self.size) is int
+            and self.size >= 0
+            and all(type(one) in (int, float) for one in times)
+            and all(one is None or isinstance(one, str) for one in texts)
+        )
 
 
 def open_published(object_id: ObjectId, path: Path, text: str) -> PublishedFile | None:

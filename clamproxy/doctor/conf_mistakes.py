@@ -6,15 +6,16 @@ Each rule describes how freshclam 1.4.6 was seen to behave. What it can't even r
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from clamproxy.doctor.findings import Verdict, problem, warning
 from clamproxy.doctor.freshclam import FreshclamConf
-from clamproxy.doctor.route import Route, is_official
+from clamproxy.doctor.route import Route, is_official, url_parts
 
 CLIENT_CONFIG = "`clamproxy client-config` on the gateway prints the right lines."
 MOST_CHECKS = 50
 """freshclam accepts from 1 to this many checks a day."""
+_LONGEST_NUMBER = 9
+"""Digits that are looked at."""
 
 
 def judge(path: Path, conf: FreshclamConf, route: Route | None, mode: int) -> Verdict | None:
@@ -72,7 +73,7 @@ def _user(conf: FreshclamConf) -> Verdict | None:
 
 def _checks(conf: FreshclamConf) -> Verdict | None:
     checks = conf.first("Checks") or "12"
-    if not checks.isdecimal() or 1 <= int(checks) <= MOST_CHECKS:
+    if not checks.isdecimal() or 1 <= int(checks[:_LONGEST_NUMBER]) <= MOST_CHECKS:
         return None
     return problem(
         f"Checks {checks}: the daemon doesn't start with this number",
@@ -131,7 +132,8 @@ def _past_the_gateway(conf: FreshclamConf, route: Route | None) -> Verdict | Non
     # freshclam tries the other server when the gateway fails, and that one can put it on a cool-down.
     if route is None or not route.is_mirror:
         return None
-    others = [mirror for mirror in conf.mirrors if is_official(urlsplit(mirror).hostname or "")]
+    hosts = {mirror: url.hostname or "" for mirror in conf.mirrors if (url := url_parts(mirror))}
+    others = [mirror for mirror, host in hosts.items() if is_official(host)]
     if not others:
         return None
     return warning(

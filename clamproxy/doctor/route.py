@@ -43,7 +43,7 @@ def route_of(conf: FreshclamConf, environ: Mapping[str, str]) -> Route | None:
     Args:
         environ: freshclam's environment; without HTTPProxyServer, libcurl takes the proxy from there.
     """
-    servers = [server for url in conf.mirrors if (server := _split(url))]
+    servers = [server for url in conf.mirrors if (server := url_parts(url))]
     is_https = any(server.scheme == "https" for server in servers)
     target = _target(servers[0]) if servers else f"{CDN}:80"
     if (named := conf.first("HTTPProxyServer")) is not None:
@@ -55,7 +55,7 @@ def route_of(conf: FreshclamConf, environ: Mapping[str, str]) -> Route | None:
         if server.scheme == "http" and not is_official(server.hostname or ""):
             host, port = server.hostname or "", server.port or _PORTS["http"]
             return Route(host, port, _credentials(server), target=_target(server), is_mirror=True)
-    proxy = _split(_proxy_in(environ, is_https=is_https)) if servers else None
+    proxy = url_parts(_proxy_in(environ, is_https=is_https)) if servers else None
     if proxy is not None and proxy.hostname:
         # Without a port in the variable, libcurl uses 1080 (CURLOPT_PROXY(3)).
         return Route(proxy.hostname, proxy.port or 1080, _credentials(proxy), is_https, target)
@@ -76,7 +76,7 @@ def bypass(conf: FreshclamConf, environ: Mapping[str, str]) -> str | None:
     for name in ("no_proxy", "NO_PROXY"):
         if (value := environ.get(name)) is None:
             continue
-        hosts = [server.hostname or "" for url in conf.mirrors if (server := _split(url))]
+        hosts = [server.hostname or "" for url in conf.mirrors if (server := url_parts(url))]
         # If the first variable is set, the second is ignored.
         return f"{name}={value}" if any(_is_listed(host, value) for host in hosts) else None
     return None
@@ -90,8 +90,8 @@ def _is_listed(host: str, value: str) -> bool:
 
 def _proxy(server: str, option: str | None) -> tuple[str, int]:
     """Host and port; a port after the host name takes precedence over HTTPProxyPort in libcurl."""
-    parts = _split(server if "://" in server else f"//{server}")
-    number = int(option) if option and option.isascii() and option.isdecimal() else 0
+    parts = url_parts(server if "://" in server else f"//{server}")
+    number = int(option[:9]) if option and option.isascii() and option.isdecimal() else 0
     if parts is None or not parts.hostname:
         return server, number or DEFAULT_PORT
     return parts.hostname, parts.port or number or DEFAULT_PORT
@@ -116,7 +116,7 @@ def _target(server: SplitResult) -> str:
     return host_and_port(server.hostname or CDN, port or _PORTS["http"])
 
 
-def _split(url: str) -> SplitResult | None:
+def url_parts(url: str) -> SplitResult | None:
     """The parts of a URL; None if it is invalid."""
     try:
         parts = urlsplit(url)

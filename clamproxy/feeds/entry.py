@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from werkzeug.datastructures import Headers
 
-from clamproxy.dates import parse_http_date
+from clamproxy.dates import as_time, parse_http_date
 from clamproxy.feeds.sharing_rules import KEPT_FIELDS, ResponseHead
+from clamproxy.untrusted import parse_json
 
 KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -80,8 +81,8 @@ class StoredResponse:
             ValueError: it is damaged.
         """
         try:
-            return cls._from_values(json.loads(text))
-        except (AttributeError, KeyError, TypeError, RecursionError) as error:
+            return cls._from_values(parse_json(text))
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError("not an entry") from error
 
     @classmethod
@@ -90,9 +91,9 @@ class StoredResponse:
         limit = values["redirect_lifetime"]
         head = ResponseHead(
             headers,
-            float(values["requested_at"]),
-            float(values["received_at"]),
-            None if limit is None else float(limit),
+            as_time(values["requested_at"]),
+            as_time(values["received_at"]),
+            None if limit is None else as_time(limit),
         )
         entry = cls(
             str(values["key"]),
@@ -101,8 +102,8 @@ class StoredResponse:
             {str(name): str(digest) for name, digest in values["selection"].items()},
             int(values["size"]),
             str(values["sha256"]),
-            float(values["obtained_at"]),
-            float(values["replaced_until"]),
+            as_time(values["obtained_at"]),
+            as_time(values["replaced_until"]),
         )
         names = {name.lower() for name, _ in headers}
         if not KEY.fullmatch(entry.key) or not KEY.fullmatch(entry.sha256) or not names <= KEPT_FIELDS:

@@ -86,7 +86,11 @@ class Target:
         Raises:
             TargetError: it must not be followed.
         """
-        target = Target.parse(urljoin(self.url, location.strip()))
+        try:
+            url = urljoin(self.url, location.strip())
+        except ValueError:
+            raise TargetError("not a URL") from None
+        target = Target.parse(url)
         if self.scheme == "https" and target.scheme == "http":
             raise TargetError("from https to http")
         return replace(target, credentials=None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clamproxy.dates import as_time
 from clamproxy.fleet import machine_names, stories, trend
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.machine_names import MachineNames
@@ -17,6 +18,7 @@ from clamproxy.fleet.observer import Failure, Holding, Knowledge
 from clamproxy.fleet.stories import Stories
 from clamproxy.fleet.trend import Shares
 from clamproxy.storage.records_file import Damage, RecordsFile
+from clamproxy.untrusted import parse_json
 
 FILE_NAME = "fleet.sqlite"
 """Name of the file in the state directory."""
@@ -216,7 +218,8 @@ def _knowledge(databases: str, error_at: float, error: str | None) -> Knowledge:
     """What the columns say; no databases if theirs has been damaged on disk."""
     last_error = None if error is None else Failure(error_at, error)
     try:
-        held = json.loads(databases).items()
-        return Knowledge({name: Holding(int(version), float(at)) for name, (version, at) in held}, last_error)
+        listed = parse_json(databases).items()
+        held = {name: Holding(int(version), as_time(at)) for name, (version, at) in listed}
+        return Knowledge(held, last_error)
     except (ValueError, TypeError, AttributeError):
         return Knowledge({}, last_error)

@@ -13,6 +13,8 @@ from clamproxy.messages import Request
 
 LARGEST_CONTENT = 64 * 1024
 """How many bytes of a request's content are read before it is refused."""
+_LONGEST_NUMBER = 18
+"""Digits of a length that are looked at; that many are too much in any case."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,4 +82,5 @@ class ClientRequest(Request):
     def content_length(self) -> int:
         """How many bytes of content the head announces; 0 if the content is chunked."""
         text = self.headers.get("Content-Length", "0")
-        return int(text) if text.isascii() and text.isdigit() else 0
+        is_number = text.isascii() and text.isdigit()
+        return int(text[:_LONGEST_NUMBER]) if is_number else 0

@@ -9,7 +9,6 @@ Basic takes no handshake. But with all three, each attempt with a wrong password
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 import threading
@@ -150,7 +149,9 @@ class Login:
             if name.lower() == self._name.lower() and token.strip() and not self._context.complete:
                 try:
                     return self._step(base64.b64decode(token.strip(), validate=True))
-                except binascii.Error as error:
+                except LoginError:
+                    raise
+                except Exception as error:  # not base64, or whatever pyspnego stumbles over
                     raise LoginError("an invalid challenge") from error
         return None
 

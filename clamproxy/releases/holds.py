@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from clamproxy.files import open_lock, open_to_read, replacing, try_lock
 from clamproxy.objects import MAX_VERSION
+from clamproxy.untrusted import parse_json
 
 FILE_NAME = "holds.json"
 _LOCK_NAME = "holds.lock"
@@ -145,10 +146,10 @@ def decode(content: bytes) -> Holds:
         ValueError: it is something else.
     """
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         held = {str(name): Hold.parse(one) for name, one in found["holds"].items()}
         return Holds(held, tuple(map(HoldChange.parse, found["changes"])))
-    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError("no holds") from error
 
 

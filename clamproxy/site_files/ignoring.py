@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from clamproxy.files import lock, open_to_read, replacing, sync
 from clamproxy.readable import shown_user
 from clamproxy.site_files.file_names import IGNORED_SIGNATURES
+from clamproxy.untrusted import parse_json
 
 HISTORY = "ignored.jsonl"
 """The history, in the state directory."""
@@ -231,9 +231,9 @@ def _user() -> str:
 
 def _parsed(line: str) -> IgnoreChange | None:
     try:
-        value: Any = json.loads(line)
+        value = parse_json(line)
         return IgnoreChange(
             float(value["at"]), *(str(value[key]) for key in ("action", "signature", "by", "why"))
         )
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         return None

@@ -14,6 +14,7 @@ from typing import Any
 from clamproxy.storage.condition import Condition
 from clamproxy.storage.records_file import Damage, DamagedFileError, RecordsFile
 from clamproxy.storage.sealing import seal, unseal
+from clamproxy.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,8 @@ HISTORY = "history/day"
 
 _COUNTER_PREFIX = "counter/"
 _MOVED = "moved"
+_LONGEST_COUNT = 30
+"""Digits of a counter, at most."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
@@ -54,9 +57,9 @@ class Records:
         """
         known = self._read()
         found = {
-            key.removeprefix(_COUNTER_PREFIX): int(text)
+            key.removeprefix(_COUNTER_PREFIX): count
             for key, text in known.items()
-            if key.startswith(_COUNTER_PREFIX) and text.isdecimal()
+            if key.startswith(_COUNTER_PREFIX) and (count := count_in(text)) is not None
         }
         with self._lock:
             self._last |= {name: max(count, self._last.get(name, 0)) for name, count in found.items()}
@@ -72,7 +75,7 @@ class Records:
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
         texts = self._read()
-        return {key.removeprefix(prefix): _value(texts[key]) for key in texts if key.startswith(prefix)}
+        return {key.removeprefix(prefix): parse_json(texts[key]) for key in texts if key.startswith(prefix)}
 
     def set_note(self, key: str, value: Any) -> bool:
         """Save a JSON value; returns whether that was written."""
@@ -139,9 +142,8 @@ class Records:
             before = {_COUNTER_PREFIX + name: count for name, count in self._last.items()}
         counted: dict[str, int] = {}
         for name, amount in amounts.items():
-            text = known.get(_COUNTER_PREFIX + name, "")
-            last = before.get(_COUNTER_PREFIX + name, 0)
-            counted[name] = (int(text) if text.isdecimal() else last) + amount
+            count = count_in(known.get(_COUNTER_PREFIX + name, ""))
+            counted[name] = (before.get(_COUNTER_PREFIX + name, 0) if count is None else count) + amount
         # A new file starts with everything that was counted.
         missing = {key: str(count) for key, count in before.items() if key not in known}
         new = missing | {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()} | dict(texts)
@@ -153,11 +155,9 @@ class Records:
             self._last |= counted
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+def count_in(text: str) -> int | None:
+    """The counter that a text holds; None if it is something else."""
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_COUNT else None
 
 
 def _source_of(counters: Mapping[str, int]) -> str:

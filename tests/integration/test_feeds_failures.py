@@ -219,6 +219,7 @@ async def test_redirections_within_feeds_are_followed(harness: FeedsHarness) -> 
         "http://127.0.0.1:{port}/",
         "ftp://localhost/x",
         "http://[",
+        "//[user:secret@localhost/",
         "/loop",
         "",
         "http://user:secret@127.0.0.1:{port}/",

@@ -150,6 +150,8 @@ class TestRules:
             ("HTTPProxyPassword p", PROBLEM, "only its owner can read it", f"chmod 600 {CONF}"),
             ("Checks 0", PROBLEM, "doesn't start", "from 1 to 50"),
             ("Checks 51", PROBLEM, "doesn't start", "from 1 to 50"),
+            (f"Checks {'9' * 5000}", PROBLEM, "doesn't start", "from 1 to 50"),
+            (f"HTTPProxyPort {'9' * 5000}", WARNING, "uses the first, 8080", "remove the others"),
             ("PrivateMirror database.clamav.net", PROBLEM, "one of ClamAV's names", "client-config"),
             (
                 "HTTPProxyServer other\nHTTPProxyPort 8080",
@@ -189,6 +191,7 @@ class TestRules:
             "HTTPProxyServer [2001:db8::1]:8080",
             "DatabaseMirror http://gw:8080",
             "PrivateMirror gw:8080",
+            "DatabaseMirror http://gw:8080\nDatabaseMirror http://[gw",
         ],
     )
     def test_good_configurations(self, lines: str) -> None:

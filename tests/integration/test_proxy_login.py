@@ -16,7 +16,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.config.units import HttpProxy
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import OriginError
-from clamproxy.origin.proxy_auth import admission_to
+from clamproxy.origin.proxy_auth import Login, LoginError, admission_to
 from clamproxy.origin.upstream import Upstream
 from tests.support.gateway import connectable, free_ports
 from tests.support.login_proxy import PASSWORD, USER, LoginProxy
@@ -186,6 +186,14 @@ def test_a_proxy_that_offers_something_else(
     with LoginProxy(tmp_path, "negotiate", monkeypatch) as other, pytest.raises(OriginError) as caught:
         fetch(connect(either, HttpProxy(other.url, f"{USER}:{PASSWORD}", "ntlm")))
     assert caught.value.failure is FailureKind.PROXY_AUTHENTICATION
+
+
+@pytest.mark.parametrize("token", ["x", "TlRM=x", "\x80lRMTVNTUAAC", "TlRMTVNTUAACAAAA", "TlRMTVNTUADCq4nf"])
+def test_a_challenge_that_makes_no_sense(token: str) -> None:
+    login = Login(HttpProxy("http://proxy.example.net:3128", f"{USER}:{PASSWORD}", "ntlm"))
+    login.first()
+    with pytest.raises(LoginError):
+        login.next([f"NTLM {token}"])
 
 
 def test_without_a_ticket_and_without_a_password(connect: Connect, either: OriginServer) -> None:

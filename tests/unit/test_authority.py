@@ -206,6 +206,11 @@ class TestFile:
         swapped["generations"][0]["key"] = json.loads(other.read_text())["generations"][0]["key"]
         swapped_root = json.loads(path.read_text())
         swapped_root["generations"][0]["root"] = json.loads(other.read_text())["generations"][0]["root"]
+        changes = [("signs_from", at) for at in ("NaN", 10**400, 1e999, None)]
+        changes += [(name, text) for name in ("root", "certificate", "key") for text in (1, None, "\ud800")]
+        wrong = [
+            {**content, "generations": [{**content["generations"][0], name: to}]} for name, to in changes
+        ]
         newer = {**content, "format": 2}
         none = {**content, "generations": []}
         for text in (
@@ -214,7 +219,7 @@ class TestFile:
             "[]",
             "null",
             "[" * 100_000,
-            *map(json.dumps, (swapped, swapped_root, newer, none)),
+            *map(json.dumps, (swapped, swapped_root, newer, none, *wrong)),
         ):
             path.write_text(text)
             with pytest.raises(AuthorityError, match="damaged") as error:
