@@ -6,7 +6,6 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB
 from clamproxy.files import sweep_unfinished
-from clamproxy.formats.certificates import with_roots
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.leases.leases import Leases
 from clamproxy.notes import Notes
@@ -33,7 +32,7 @@ class Foundation:
     """
 
     def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
-        self.keys = keys = with_roots(keys, settings.upstream.cvd_certs_directory)
+        self.keys = keys = keys.with_roots(settings.upstream.cvd_certs_directory)
         state = make_state_directory(settings)
         sweep_unfinished(state)
         self.records = Records(state)

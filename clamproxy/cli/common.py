@@ -26,7 +26,6 @@ from clamproxy.config.loading import (
 )
 from clamproxy.config.settings import ListenSection, Settings
 from clamproxy.config.units import DATABASE
-from clamproxy.formats.certificates import with_roots
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind
 from clamproxy.readable import shown_user
@@ -116,7 +115,7 @@ def fail(message: str) -> NoReturn:
 def keys_of(settings: Settings) -> TrustedKeys:
     """What objects must be signed with; ends the process if the certificates can't be read."""
     try:
-        return with_roots(CLAMAV_KEYS, settings.upstream.cvd_certs_directory)
+        return CLAMAV_KEYS.with_roots(settings.upstream.cvd_certs_directory)
     except (OSError, ValueError) as error:
         fail(f"upstream.cvd_certs_directory: {error}")
 

@@ -47,7 +47,7 @@ def certificates(path: Path) -> Path:
 
 def roots(directory: Path) -> Path:
     """Refuse a directory that holds no certificates in PEM, or anything else under their names."""
-    from clamproxy.formats.certificates import read_roots  # takes a while to import
+    from clamproxy.root_certificates import read_roots  # takes a while to import
 
     try:
         read_roots(directory)

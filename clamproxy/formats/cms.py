@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509 import ObjectIdentifier
 from cryptography.x509.oid import PublicKeyAlgorithmOID, SignatureAlgorithmOID
 
-from clamproxy.formats.certificates import Certificate, encoded, verify_chain, whole
 from clamproxy.formats.signatures import FilePart, InvalidObject
+from clamproxy.formats.signer_certificates import Certificate, encoded, verify_chain, whole
 
 SIGNER_LIMIT = 8
 """The most signers of a signature; ClamAV's have one."""

@@ -11,8 +11,11 @@ import base64
 import hashlib
 import io
 import string
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from clamproxy.root_certificates import read_roots
 
 PSS_SALT_LENGTH = 32
 """Length of the salt in an RSASSA-PSS signature, in bytes (docs/protocol.md 4.3)."""
@@ -142,6 +145,15 @@ class TrustedKeys:
     """Signs a cdiff."""
     roots: tuple[bytes, ...]
     """Certificates in DER; one of them must vouch for the signer of a ``.sign``."""
+
+    def with_roots(self, directory: Path | None) -> Self:
+        """The same keys, with the certificates in a directory, if there is one, in place of their roots.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: it holds no certificate, or something else under the name of one.
+        """
+        return self if directory is None else replace(self, roots=read_roots(directory))
 
 
 CLAMAV_KEYS = TrustedKeys(

@@ -19,7 +19,7 @@ from clamproxy.proxy.patience import OpenConnections
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class LanePast:
     """What has happened on a connection before the lane hands it over."""
 
     tunnel: Tunnel | None
@@ -30,7 +30,7 @@ class Past:
     """Whether the client has said that it won't send any more."""
 
 
-type HandOver = Callable[[asyncio.Transport, bytes, Past], None]
+type HandOver = Callable[[asyncio.Transport, bytes, LanePast], None]
 """Hands a connection to mitmproxy. Arguments: its transport; what the client has sent, decrypted, if it is
 still unanswered; and its past."""
 

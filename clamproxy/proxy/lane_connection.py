@@ -17,7 +17,7 @@ from OpenSSL import SSL
 from clamproxy.front import TUNNEL_PORTS, Caller, ClientRequest, Destination, Exchange
 from clamproxy.messages import Body, Response
 from clamproxy.proxy.door import Leave, Prompt
-from clamproxy.proxy.lane import HandOver, Lane, Past
+from clamproxy.proxy.lane import HandOver, Lane, LanePast
 from clamproxy.proxy.lane_tls import Session, Tunnel, UnfitError
 from clamproxy.proxy.ordinary import read_head
 from clamproxy.proxy.patience import READ, Wait, read_little
@@ -71,7 +71,7 @@ class LaneConnection(Prompt):
         self._wait = Wait()
         self._tunnel: Tunnel | None = None
         self._speaks_http = False
-        """See `Past`."""
+        """See `LanePast`."""
         self._work: asyncio.Task[Any] | None = None
         """The work that the next request has to wait for."""
         self._is_sending = False
@@ -206,7 +206,7 @@ class LaneConnection(Prompt):
         self._lane.connections.discard(self)
         if not self.transport.is_reading() and not self._has_ended:
             self.transport.resume_reading()
-        past = Past(self._tunnel, self._speaks_http, self._has_ended)
+        past = LanePast(self._tunnel, self._speaks_http, self._has_ended)
         received, self._buffer = self._buffer, b""
         self._hand_over(self.transport, received, past)
 

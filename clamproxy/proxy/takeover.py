@@ -22,7 +22,7 @@ from OpenSSL import SSL
 from clamproxy.proxy.door import Door, Leave, Threshold
 from clamproxy.proxy.inlet import Inlet
 from clamproxy.proxy.internals import require
-from clamproxy.proxy.lane import Lane, Past
+from clamproxy.proxy.lane import Lane, LanePast
 from clamproxy.proxy.lane_connection import LaneConnection
 from clamproxy.proxy.patience import OpenConnections, Wait, read_little
 from clamproxy.proxy.proxy_protocol import announces
@@ -90,7 +90,7 @@ class Takeover:
         leave: Leave,
         transport: asyncio.Transport,
         received: bytes,
-        past: Past,
+        past: LanePast,
     ) -> None:
         """Give one of the lane's connections to mitmproxy. The last three arguments are `HandOver`'s."""
         protocol = self._mitmproxys(instance, leave, past)
@@ -100,7 +100,9 @@ class Takeover:
         if past.has_ended:
             protocol.eof_received()
 
-    def _mitmproxys(self, instance: Instance, leave: Leave, past: Past | None = None) -> _MitmproxyProtocol:
+    def _mitmproxys(
+        self, instance: Instance, leave: Leave, past: LanePast | None = None
+    ) -> _MitmproxyProtocol:
         tell_unwanted = self._threshold.tell_unwanted
         return _MitmproxyProtocol(instance, leave, tell_unwanted, self._connections, past)
 
@@ -121,7 +123,7 @@ class _MitmproxyProtocol(asyncio.StreamReaderProtocol):
         leave: Leave,
         tell_unwanted: Callable[[str], None],
         connections: OpenConnections,
-        past: Past | None,
+        past: LanePast | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._inlet = Inlet(loop)
@@ -230,7 +232,7 @@ class LaneWriter(ClientWriter):
         protocol: asyncio.StreamReaderProtocol,
         reader: asyncio.StreamReader,
         wait: Wait,
-        past: Past,
+        past: LanePast,
     ) -> None:
         super().__init__(transport, protocol, reader, wait)
         self.past = past

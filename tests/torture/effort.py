@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 from typing import Final
 
 FULL: Final = "CLAMPROXY_TORTURE" in os.environ
-SEED: Final = int(os.environ.get("CLAMPROXY_TORTURE_SEED") or secrets.randbits(32))
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex()  # the same in all processes of a run
+SEED: Final = int(os.environ.get("CLAMPROXY_TORTURE_SEED") or random.Random(_RUN).getrandbits(32))
 """What random choices are made from. It is printed with the figures; set the variable to repeat a run."""
 
 

@@ -18,11 +18,11 @@ from cryptography.x509 import ObjectIdentifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clamproxy.formats.certificates import read_roots
 from clamproxy.formats.cms import SIGNER_LIMIT
 from clamproxy.formats.codesign import SIGN_LIMIT, SIGNATURE_LIMIT, parse_sign, verify_sign
 from clamproxy.formats.signatures import CLAMAV_KEYS, InvalidObject
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.root_certificates import read_roots
 from tests.support.data import SIGN_NAMES, keys_of_testdata, read_testdata
 from tests.support.forge import forge_keys, forge_sign
 from tests.support.signers import CODE, TLS, Wish, authority, sign_file, signed_data

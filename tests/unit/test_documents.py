@@ -132,6 +132,17 @@ def test_named_files_are_there(name: str) -> None:
     assert missing == set()
 
 
+def test_each_promise_is_shown_by_a_test() -> None:
+    shown = re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", text_of("SECURITY.md"))
+    missing = {
+        f"{file}::{test}"
+        for file, test in shown
+        if not (ROOT / "tests" / file).is_file() or f"def {test}" not in text_of(f"tests/{file}")
+    }
+    assert missing == set()
+    assert len(shown) > 30
+
+
 # The table of rooms in architecture.md against the imports
 
 

@@ -8,20 +8,17 @@ identifiers, and ClamAV's own test certificates have none of these.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Self, cast
 
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import ObjectIdentifier, load_pem_x509_certificates
+from cryptography.x509 import ObjectIdentifier
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from OpenSSL import crypto
 
-from clamproxy.formats.signatures import InvalidObject, TrustedKeys
+from clamproxy.formats.signatures import InvalidObject
 
-_SUFFIXES = (".crt", ".pem")  # codesign.rs: Verifier::new
 _SEQUENCE = b"\x30"
 _NETSCAPE_TYPE = ObjectIdentifier("2.16.840.1.113730.1.1")
 _SIGNING, _NON_REPUDIATION = 0x80, 0x40  # RFC 5280 4.2.1.3: bits of the first byte
@@ -122,30 +119,6 @@ def verify_chain(signer: Certificate, others: Iterable[Certificate], roots: Coll
         raise InvalidObject(f"the signer's certificate is not trusted: {error}") from None
     if not _may_sign(signer) or not all(_is_for_mail(_reread(x509)) for x509 in chain):
         raise InvalidObject("the signer's certificate is for another purpose")
-
-
-def read_roots(directory: Path) -> tuple[bytes, ...]:
-    """The certificates in a directory such as freshclam's ``CVDCertsDirectory``, in DER.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it holds none, or a file that isn't one.
-    """
-    files = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    found = [one for path in files for one in load_pem_x509_certificates(path.read_bytes())]
-    if not found:
-        raise ValueError("no certificate")
-    return tuple(one.public_bytes(Encoding.DER) for one in found)
-
-
-def with_roots(keys: TrustedKeys, directory: Path | None) -> TrustedKeys:
-    """The same keys, with the certificates in a directory, if there is one, in place of their roots.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it holds no certificate.
-    """
-    return keys if directory is None else replace(keys, roots=read_roots(directory))
 
 
 def whole(element: asn1.TLV) -> bytes:
