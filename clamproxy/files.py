@@ -102,7 +102,7 @@ def identity_of(file: int | Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: Path | str) -> Stamp | None:
     """The stamp of the file with this name; None if there is none, or if it can't be looked at. Quick."""
     try:
         status = os.stat(path)  # noqa: PTH116 -- called all the time

@@ -31,6 +31,7 @@ class NewestProven:
 
     def __init__(self, directory: Path, condition: Condition) -> None:
         self._directory = directory
+        self._prefix = f"{directory}/"
         self._condition = condition
         self._lock = threading.Lock()
         self._known: dict[str, int] = {}
@@ -41,12 +42,11 @@ class NewestProven:
 
     def of(self, database: str) -> int:
         """The newest version that was ever proven; 0 if there was none. Quick."""
-        path = self._directory / database
-        stamp = stamp_of(path)
+        stamp = stamp_of(self._prefix + database)  # with each request: a Path would be slow
         # A lost file says nothing: what was proven stays proven.
         if stamp is not None and stamp != self._stamps.get(database):
             self._stamps[database] = stamp
-            self._known[database] = _read(path) or self._known.get(database, 0)
+            self._known[database] = _read(self._directory / database) or self._known.get(database, 0)
         return self._known.get(database, 0)
 
     def note(self, database: str, version: int) -> None:
