@@ -98,7 +98,8 @@ class TestJson:
             b"/a\rb.cvd",
         ):
             head = b"GET " + path + b" HTTP/1.1\r\nHost: database.clamav.net\r\nConnection: close\r\n"
-            exchange(site.gateway.reverse_port, head + b"User-Agent: x\x1b[2J\x7f\xc2\x85\xff\r\n\r\n")
+            for agent in (b"x\xc2\x85\xff", b"x\x1b[2J\x7f"):
+                exchange(site.gateway.reverse_port, head + b"User-Agent: " + agent + b"\r\n\r\n")
         site.gateway.stop()  # all is written then
         assert requests(site.gateway)
         for line in site.gateway.log.splitlines():

@@ -27,10 +27,10 @@ def listen() -> None:
 
 def command() -> None:
     """``clamproxy``, which trusts the test keys and counts from its beginning."""
-    from clamproxy.cli import bundles, main
+    from clamproxy.cli import common, main
 
     keys = ForgeKeys.load(Path(os.environ["CLAMPROXY_TEST_KEYS"])).trusted
-    bundles.CLAMAV_KEYS = keys  # type: ignore[attr-defined]
+    common.CLAMAV_KEYS = keys  # type: ignore[attr-defined]
     if STEPS in os.environ:
         _arm()
     main(prog_name="clamproxy")
