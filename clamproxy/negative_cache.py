@@ -60,6 +60,10 @@ class NegativeCache[K: Hashable]:
         if len(self._until) > MOST:
             self._forget(min(self._until, key=self._until.__getitem__))
 
+    async def written(self) -> None:
+        """Wait until other processes can see what was added; see `Notes.written`."""
+        await self._notes.written()
+
     def discard(self, key: K) -> None:
         self._forget(self._name(key))
 

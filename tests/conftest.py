@@ -19,6 +19,7 @@ from tests.support.fixtures import Child, Fill, MakeCvd, Write
 from tests.support.forge import forge_cdiff, forge_cvd
 from tests.support.object_store import ObjectStore, moto_server
 from tests.support.origin import OriginServer
+from tests.support.patience import be_patient
 from tests.support.seaweedfs import seaweedfs
 from tests.support.stored import SIGNATURE, cdiff, cvd, put, put_cvd, sign, stime_of
 
@@ -91,6 +92,12 @@ def object_store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process's gateway waits longer than in life; see `be_patient`."""
+    be_patient(monkeypatch.setattr)
+
+
+@pytest.fixture
 def make_cvd(tmp_path: Path) -> MakeCvd:
     """Gives the bytes of forged CVDs: version, size, database."""
 
@@ -109,7 +116,7 @@ def child() -> Child:
     def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, *map(str, arguments)]
         root = Path(__file__).parents[1]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=root)
 
     return run
 

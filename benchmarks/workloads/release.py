@@ -52,6 +52,7 @@ def _release(bench: Bench, contender: Contender) -> Measurement:
     counts = {
         "stale": measured.failures.get("stale", 0),
         "origin_requests": asked.files + asked.probes + asked.others,
+        "origin_files": asked.files,
         "origin_bytes": asked.body_bytes,
     }
     return replace(measured, values=measured.values | counts)

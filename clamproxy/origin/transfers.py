@@ -227,12 +227,14 @@ class Transfers:
             transfer, joined = self.join(object_id, requester, oldest, for_client=for_client)
             try:
                 await transfer.ready()
-            except TransferError as error:
-                # An old client's 403 doesn't apply to others (docs/protocol.md, trap 20): ask for this one.
-                same = transfer.requester.version == requester.version
-                if not joined or same or error.failure is not FailureKind.FORBIDDEN:
-                    raise
+            except (NotFoundError, TransferError) as error:
                 await asyncio.sleep(0)  # the failed transfer is leaving
+                # Once a client has its answer, it may ask another process, which must know why as well.
+                await self._missing.written()
+                # An old client's 403 doesn't apply to others (docs/protocol.md, trap 20): ask for this one.
+                is_refusal = isinstance(error, TransferError) and error.failure is FailureKind.FORBIDDEN
+                if not (joined and is_refusal and transfer.requester.version != requester.version):
+                    raise
             else:
                 return transfer, joined
 

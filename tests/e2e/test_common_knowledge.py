@@ -58,7 +58,8 @@ def test_what_the_origin_lacks_is_asked_for_once(site: Site, other: Gateway) -> 
 @pytest.mark.parametrize("status", [403, 429, 500])
 def test_what_the_origin_refuses_is_asked_for_once(site: Site, other: Gateway, status: int) -> None:
     path = "/test-4.cdiff"
-    site.origin.rule(path, faults.status(status))
+    # The first wait after a 500 would be one second.
+    site.origin.rule(path, faults.status(status, retry_after="60"))
     for gateway in (site.gateway, other):
         assert gateway.ask(path).status == 503
     assert site.origin.count(path) == 1

@@ -122,7 +122,7 @@ def test_dns_trouble_makes_freshclam_probe(
     publish(origin, 6)
     dns.versions["test"] = 6
     dns.modes[name] = mode
-    outcome = direct(tmp_path, origin, resolver=resolver_of(dns)).run()
+    outcome = direct(tmp_path, origin, resolver=resolver_of(dns), resolver_timeout=1).run()
     assert (origin.trace, outcome.version) == ("P W", 6), outcome.output
 
 

@@ -181,7 +181,8 @@ class TestOrigin:
         mirror.site.origin.forget()
         before = {path.name: path.stat().st_ino for path in mirror.directory.glob("test*")}
         mirror.update()
-        assert mirror.site.origin.trace == ""
+        # If DNS answers late, the header tells what is current.
+        assert mirror.site.origin.trace in ("", "P")
         assert {path.name: path.stat().st_ino for path in mirror.directory.glob("test*")} == before
 
     @pytest.mark.parametrize("reason", ["option", "setting"])

@@ -14,7 +14,7 @@ import pytest
 from tests.support import faults
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK
-from tests.support.gateway import Gateway
+from tests.support.gateway import ADDON, PATIENT_ADDON, Gateway
 from tests.support.object_store import FULL, SERVERS, ObjectStore, make_bucket
 from tests.support.origin import OriginServer
 from tests.support.scenes import PROBE, explain, shown
@@ -27,14 +27,14 @@ type MakeGateway = Callable[..., Site]
 def make_gateway(
     tmp_path: Path, origin: OriginServer, dns: FakeDns, object_store: ObjectStore
 ) -> Iterator[MakeGateway]:
-    """Starts gateways of one site, each with an empty disk."""
+    """Starts gateways of one site, each with an empty disk; they are patient unless the store is to fail."""
     started: list[Gateway] = []
     numbers = itertools.count()
 
-    def make(**sections: dict[str, Any]) -> Site:
+    def make(*, script: str = PATIENT_ADDON, **sections: dict[str, Any]) -> Site:
         directory = tmp_path / f"gateway{next(numbers)}"
         settings: dict[str, Any] = settings_for(origin, dns, **sections) | {"fleet_store": object_store.url}
-        gateway = Gateway(directory, settings, environment=object_store.environment)
+        gateway = Gateway(directory, settings, script=script, environment=object_store.environment)
         started.append(gateway)
         gateway.start()
         return Site(directory, origin, dns, gateway)
@@ -139,7 +139,7 @@ def test_the_gateway_that_fetches_is_killed(make_gateway: MakeGateway, origin: O
 def test_a_store_that_fails_costs_no_client_anything(
     make_gateway: MakeGateway, origin: OriginServer, object_store: ObjectStore, trouble: str
 ) -> None:
-    sites = [make_gateway(), make_gateway()]
+    sites = [make_gateway(script=ADDON), make_gateway(script=ADDON)]
     sites[0].publish(4)
     update_all(sites[:1], "first")
     origin.forget()

@@ -269,7 +269,9 @@ def test_ten_reloads_under_load(site: Site) -> None:
     assert {answer.status for answer in answers} == {200}
     assert all(answer.complete and answer.body == body for answer in answers)
     assert eventually(lambda: site.gateway.stats()["requests"] == len(answers) + 1)
-    assert site.gateway.stats()["hits"] == len(answers)
+    stats = site.gateway.stats()
+    # Where DNS has no answer within a second, the file is called stale.
+    assert (stats["hits"] + stats["stale"], stats["errors"]) == (len(answers), 0)
     assert "Traceback" not in site.gateway.log
     assert site.gateway.stop() == 0
 

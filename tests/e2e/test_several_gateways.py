@@ -17,7 +17,7 @@ from benchmarks.gateways.scenarios import SCENARIOS
 from benchmarks.gateways.site import SMALL, can_set_clocks
 from tests.support.dns_server import FakeDns
 from tests.support.freshclam import OK, Freshclam
-from tests.support.gateway import Gateway, Way
+from tests.support.gateway import PATIENT_ADDON, Gateway, Way
 from tests.support.object_store import ObjectStore
 from tests.support.origin import OriginServer
 from tests.support.programs import give_up
@@ -43,7 +43,12 @@ def gateways(
     """Three gateways with the usual settings and empty caches."""
     environment = {"CLAMPROXY_FLEET_STORE": object_store.url, **object_store.environment}
     started = [
-        Gateway(tmp_path / f"gateway-{number}", settings_for(origin, dns), environment=environment)
+        Gateway(
+            tmp_path / f"gateway-{number}",
+            settings_for(origin, dns),
+            script=PATIENT_ADDON,
+            environment=environment,
+        )
         for number in range(3)
     ]
     try:

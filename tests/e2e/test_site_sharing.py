@@ -18,7 +18,7 @@ from clamproxy.sharing.gateway_document import GatewayDocument
 from tests.support.dns_server import FakeDns, open_dns
 from tests.support.faults import Fault
 from tests.support.freshclam import OK
-from tests.support.gateway import Gateway, Way
+from tests.support.gateway import PATIENT_ADDON, Gateway, Way
 from tests.support.object_store import ObjectStore
 from tests.support.origin import OriginServer
 from tests.support.scenes import ROOMY, explain, refreshed, shown, version_of
@@ -42,7 +42,12 @@ class SharingSite:
         """A gateway with an empty disk, which runs."""
         settings: dict[str, Any] = {**settings_for(self.origin, self.dns, delta=ROOMY)}
         settings["fleet_store"] = self.store.url
-        gateway = Gateway(self.directory / name, {**settings, **sections}, environment=self.store.environment)
+        gateway = Gateway(
+            self.directory / name,
+            {**settings, **sections},
+            script=PATIENT_ADDON,
+            environment=self.store.environment,
+        )
         self.gateways.append(gateway)
         return self.stack.enter_context(gateway)
 

@@ -31,7 +31,7 @@ def forgery(tmp_path_factory: pytest.TempPathFactory) -> Forgery:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, forgery: Forgery) -> Iterator[Site]:
-    site = open_forged_site(tmp_path_factory.mktemp("site"), forgery)
+    site = open_forged_site(tmp_path_factory.mktemp("site"), forgery, upstream={"read_timeout": "60s"})
     yield site
     site.close()
 

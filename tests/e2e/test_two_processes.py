@@ -14,7 +14,8 @@ import pytest
 from tests.support import faults
 from tests.support.big import PATH, SIZE, Download, Forgery, begun_download
 from tests.support.faults import Fault
-from tests.support.gateway import Answer, Gateway, Way
+from tests.support.gateway import PATIENT_ADDON, Answer, Gateway, Way
+from tests.support.patience import BACKOFF
 from tests.support.site import Site, eventually, flipped, signed
 
 from .conftest import MakeForged, MakeSite
@@ -25,6 +26,9 @@ CUT = 3_000_000
 FEED_HOST = "127.0.0.1"
 FEED = "/feed.ndb"
 PATCH = "test-3.cdiff"
+
+SLOW_TO_FORGIVE: dict[str, Any] = {"script": PATIENT_ADDON, "environment": {BACKOFF: "60"}}
+"""A site whose first waits after failures, some seconds, don't end before a busy machine has looked."""
 
 type Beside = Callable[[Site], Gateway]
 
@@ -119,7 +123,8 @@ def test_a_process_that_ends_is_taken_over_by_the_other(
     ],
     ids=["404", "403", "429", "500", "bad content"],
 )
-def test_a_failure_is_found_out_once(site: Site, beside: Beside, fault: Fault, status: int) -> None:
+def test_a_failure_is_found_out_once(make_site: MakeSite, beside: Beside, fault: Fault, status: int) -> None:
+    site = make_site(**SLOW_TO_FORGIVE)
     other = beside(site)
     site.publish(3)
     site.origin.rule("D3", replace(fault, held=True))
@@ -134,7 +139,7 @@ def test_a_failure_is_found_out_once(site: Site, beside: Beside, fault: Fault, s
     # And both know it from then on.
     site.origin.rule("D3", fault)
     assert [gateway.ask(f"/{PATCH}").status for gateway in (site.gateway, other)] == [status] * 2
-    assert site.origin.count("D3") == 1 or fault.status == 500
+    assert site.origin.count("D3") == 1
 
 
 # What is counted
@@ -186,7 +191,7 @@ def a_refused_patch(work: Work) -> None:
 
 def a_bad_patch(work: Work) -> None:
     work.site.origin.rule("D3", faults.replaced(flipped(signed(PATCH))))
-    assert {work.ask(f"/{PATCH}").status for _ in range(2)} == {503}
+    assert {work.ask(f"/{PATCH}").status for _ in range(4)} == {503}
 
 
 def a_database(work: Work) -> None:
@@ -245,7 +250,7 @@ def test_two_processes_count_what_one_does(
 ) -> None:
     found = []
     for count in (1, 2):
-        site = make_site(feeds={"hosts": [FEED_HOST]}, serving={"prefetch": "none"})
+        site = make_site(**SLOW_TO_FORGIVE, feeds={"hosts": [FEED_HOST]}, serving={"prefetch": "none"})
         site.publish(3)
         site.origin.put(FEED[1:], b"feed\n")
         work = Work(site, [site.gateway, beside(site)][:count] if count == 2 else [site.gateway])

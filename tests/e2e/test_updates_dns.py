@@ -42,7 +42,7 @@ def test_dns_trouble_for_client_and_proxy(site: Site, name: str, mode: Mode) -> 
     """Both fall back to the header of the CVD."""
     site.publish(6)
     site.dns.modes[name] = mode
-    outcome = site.client(local=5, use_dns=True).run()
+    outcome = site.client(local=5, use_dns=True, resolver_timeout=1).run()
     assert (outcome.code, outcome.version) == (OK, 6), outcome.output + site.gateway.log
 
 

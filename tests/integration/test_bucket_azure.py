@@ -17,7 +17,7 @@ from tests.support.azurite import CONTAINER, azurite
 
 
 @pytest.fixture
-async def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bucket]:
+async def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: None) -> AsyncIterator[Bucket]:
     with azurite(tmp_path) as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

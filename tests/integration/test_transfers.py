@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from clamproxy import negative_cache
 from clamproxy.cache.partial import PartialFile
 from clamproxy.messages import SourceError
+from clamproxy.notes import Notes
 from clamproxy.objects import ObjectId
 from clamproxy.origin import breaks
 from clamproxy.origin import transfers as transfers_module
-from clamproxy.origin.cooldown import Cooldown, FailureKind
+from clamproxy.origin.cooldown import Cooldown, Cooldowns, FailureKind
 from clamproxy.origin.errors import KnownMissingError, NotFoundError, TransferError
 from clamproxy.origin.transfers import CooldownError, Transfers
 from tests.harness.transfers import LIMIT, SIZE, TransferHarness, ask, ended, stored
 from tests.support import faults
 from tests.support.fixtures import MakeCvd
 from tests.support.forge import forge_cdiff
+from tests.support.notes import DictKeeper
 from tests.support.stored import NEW, OLD, cdiff, cvd, put, read_all, until
 
 
@@ -127,6 +131,21 @@ async def test_trap_16_a_404_is_forgotten_in_time(harness: TransferHarness) -> N
         await until(lambda: not transfers.under_way())
     assert asked == [cdiff(5)] * 2
     assert harness.origin.trace == "D5 D5"
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_a_failure_is_noted_before_a_client_knows_of_it(harness: TransferHarness, status: int) -> None:
+    """Else the next client, at another process, would make that ask the origin again."""
+    noted = dict[str, Any]()
+    notes = Notes(DictKeeper(noted), harness.writer, "topic")
+    transfers = Transfers(
+        harness.resources, Cooldowns(notes), lambda _: 60.0, lambda _: None, lambda *_: None, missing=notes
+    )
+    harness.origin.rule("D5", faults.status(status))
+    harness.writer.submit(lambda: time.sleep(0.3))  # others write as well
+    with pytest.raises((NotFoundError, TransferError)):
+        await transfers.ready(cdiff(5), NEW)
+    assert list(noted) == [cdiff(5).file_name if status == 404 else cdiff(5).upstream_path]
 
 
 async def test_remembered_404s_do_not_pile_up(

@@ -255,8 +255,11 @@ def sign_sha256(key: rsa.RSAPrivateKey, digest: bytes) -> bytes:
 
 
 def _sign_number(key: rsa.RSAPrivateKey, number: int) -> bytes:
+    # By the Chinese remainder theorem (RFC 8017 5.1.2): a third of the time of one large power.
     private = key.private_numbers()
-    return encode_number(pow(number, private.d, private.public_numbers.n))
+    at_q = pow(number, private.dmq1, private.q)
+    rest = (pow(number, private.dmp1, private.p) - at_q) * private.iqmp % private.p
+    return encode_number(at_q + private.q * rest)
 
 
 def _public(key: rsa.RSAPrivateKey) -> RsaPublicKey:

@@ -64,6 +64,8 @@ class Freshclam:
     """HTTPProxyServer and HTTPProxyPort."""
     resolver: str | None = None
     """The nameserver (an address; its port is 53) that freshclam asks; None switches DNS off."""
+    resolver_timeout: int = 10
+    """Seconds that freshclam waits for the nameserver."""
     database: str | None = "test"
     """The only database to update; None for the standard three."""
     attempts: int = 2
@@ -119,7 +121,7 @@ class Freshclam:
         if self.resolver is None:
             return [*command, "--no-dns"]
         resolv = self.directory / "resolv.conf"
-        resolv.write_text(f"nameserver {self.resolver}\noptions timeout:1 attempts:1\n")
+        resolv.write_text(f"nameserver {self.resolver}\noptions timeout:{self.resolver_timeout} attempts:1\n")
         bind = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
         return ["unshare", "-m", "sh", "-c", bind, str(resolv), *command]
 

@@ -30,6 +30,7 @@ from tests.support.prefork import CLAMPROXY, MITMDUMP, Forked
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = "addons/clamav_cache.py"
 FORGED_ADDON = "tests/support/forged_addon.py"
+PATIENT_ADDON = "tests/support/patient_addon.py"
 CDN = "database.clamav.net"
 PIECE = 64 * 1024
 START_LIMIT = 60.0

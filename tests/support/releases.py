@@ -51,6 +51,8 @@ class _Cache:
     infos: dict[int, bytes] = field(default_factory=dict)
     cvds: dict[int, bytes] = field(default_factory=dict)
     cdiffs: dict[int, bytes] = field(default_factory=dict)
+    signs: dict[bytes, bytes] = field(default_factory=dict)
+    """By what is signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +92,16 @@ class Releases:
 
     def cvd_sign(self, version: int) -> bytes:
         """``<database>-<version>.cvd.sign``."""
-        return forge_sign(self.cvd(version), self.keys)
+        return self._sign(self.cvd(version))
 
     def cdiff_sign(self, version: int) -> bytes:
         """``<database>-<version>.cdiff.sign``."""
-        return forge_sign(self.cdiff(version), self.keys)
+        return self._sign(self.cdiff(version))
+
+    def _sign(self, body: bytes) -> bytes:
+        if body not in self._made.signs:
+            self._made.signs[body] = forge_sign(body, self.keys)
+        return self._made.signs[body]
 
     def stime(self, version: int) -> int:
         """The build time of a version in Unix seconds."""

@@ -206,9 +206,12 @@ def _namespace_refusal() -> str | None:
 
 
 def settings_for(origin: OriginServer, dns: FakeDns, **sections: dict[str, Any]) -> Settings:
-    """A proxy.yaml for tests, with short times and the fake servers; `sections` are laid over it."""
+    """A proxy.yaml for tests, with short times and the fake servers; `sections` are laid over it.
+
+    An origin that is silent is given up after a few seconds: on a busy machine, an answer may take two.
+    """
     settings: Settings = {
-        "upstream": {"url": origin.url, "connect_timeout": "2s", "read_timeout": "2s"},
+        "upstream": {"url": origin.url, "connect_timeout": "6s", "read_timeout": "6s"},
         "versions": {"nameservers": [dns.nameserver], "refresh": "1s"},
         "serving": {"hosts": HOSTS},
     }
