@@ -27,7 +27,7 @@ class Addresses:
         """Connect to the one that answered last, or else to the first that answers.
 
         Args:
-            port: in the URL that is asked for; a redirect may lead to another port.
+            port: in the URL that is asked for; a redirect may lead from http to https.
             connect: connects to an address and port, or raises an error of urllib3.
         """
         # Sorting is stable: all others keep their order.

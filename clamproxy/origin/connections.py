@@ -3,7 +3,7 @@
 * Another thread or a deadline can end a request wherever it blocks (`CancelScope`).
 * A kept connection may have died silently: firewalls and NATs forget it without telling anyone. So it
   isn't reused after a while, and a request that gets no response over it is repeated at once.
-* Redirects stay with the host that was asked.
+* Redirects stay with the scheme, host and port that were asked, or lead from http to https.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPSConnection
+from urllib3.connection import HTTPSConnection, port_by_scheme
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, ResponseError
 from urllib3.util import Retry, Timeout
@@ -272,7 +272,7 @@ class Retries(Retry):
                 return self
             location = response.get_redirect_location() if response is not None else None
             if location and not _may_follow(url or "", location):
-                raise MaxRetryError(_pool, url or "", ResponseError("a redirect to another host"))
+                raise MaxRetryError(_pool, url or "", ResponseError("a redirect to another place"))
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
@@ -292,13 +292,19 @@ ONCE = Retries(False)
 
 
 def _may_follow(url: str, location: str) -> bool:
-    """Whether a redirect stays with the host, and doesn't lead from https to http."""
+    """Whether a redirect stays with the scheme, host and port, or leads to https on the default ports."""
     try:
-        asked, target = urlsplit(url), urlsplit(urljoin(url, location))
-        is_downgrade = asked.scheme == "https" and target.scheme != "https"
-        return target.hostname == asked.hostname and not is_downgrade
+        asked, target = _place(url), _place(urljoin(url, location))
     except ValueError:
         return False
+    is_upgrade = asked == ("http", asked[1], 80) and target == ("https", asked[1], 443)
+    return target == asked or is_upgrade
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port; raises ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or port_by_scheme.get(parts.scheme)
 
 
 def _close_idle(pool: HTTPConnectionPool) -> None:

@@ -208,7 +208,7 @@ class Upstream:
         )
         reason = f"status {status}{ray}{answer.words()}"
         if answer.redirects:
-            reason += ": a redirect to another host, from https to http, or one too many"
+            reason += ": a redirect to another scheme, host or port, or one too many"
         raise OriginError(failure, reason, answer.retry_after)
 
     def close(self) -> None:

@@ -361,10 +361,6 @@ class ClamProxy:
         service = self._front.service
         await dns_queries.respond(flow, self._names, service.announcer if service else None)
 
-    def dns_response(self, flow: dns.DNSFlow) -> None:
-        """Hold back an answer that must not be sent."""
-        dns_queries.withdraw(flow)
-
 
 def _homes(settings: Settings) -> tuple[Path, Path]:
     """Where mitmproxy's own authority is if it has no home directory; see `find_confdir`."""

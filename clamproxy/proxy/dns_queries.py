@@ -98,9 +98,6 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
     started_at = time.monotonic()
     # mitmproxy reuses the flow when a client reuses an ID, with the answer to the previous query.
     flow.response, flow.error = None, None
-    if not flow.request.query:
-        flow.response = flow.request  # see `withdraw`
-        return
     try:
         if names is None or announcer is None:
             flow.response = flow.request.fail(response_codes.SERVFAIL)
@@ -114,21 +111,19 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
         _log(flow, flow.response, time.monotonic() - started_at)
 
 
-def withdraw(flow: dns.DNSFlow) -> None:
-    """Send nothing if a response came in place of a query: two servers could go on forever."""
-    if not flow.request.query:
-        flow.response = None
-
-
 class CarefulLayer(DNSLayer):
     """mitmproxy's layer, which some malformed messages would crash, with a traceback in the log."""
 
     def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:
-        """Like mitmproxy's, but raises struct.error, which it expects, for everything it can't read."""
+        """Like mitmproxy's, but raises struct.error, which it expects, for everything it can't read.
+
+        Responses that come in place of queries are dropped: two servers could go on forever.
+        """
         try:
-            return super().unpack_message(data, from_client)
+            messages = super().unpack_message(data, from_client)
         except (ValueError, RecursionError) as error:
             raise struct.error(f"{type(error).__name__}: {error}") from error
+        return [message for message in messages if message.query or not from_client]
 
 
 def guard(client: connection.Client) -> None:

@@ -301,17 +301,42 @@ def test_a_redirect_within_the_host_is_followed(origin: OriginServer, target: st
         "https:///",
     ],
 )
-def test_redirects_to_other_hosts_are_not_followed(origin: OriginServer, target: str) -> None:
+def test_redirects_elsewhere_are_not_followed(origin: OriginServer, target: str) -> None:
     origin.put("other", BODY)
     origin.rule(PATH, faults.redirect(target.format(port=origin.port)))
     assert failure_of(connect(origin.url, patience=5)).failure is FailureKind.SERVER_ERROR
     assert len(origin.requests()) == 1
 
 
-def test_a_redirect_does_not_leave_tls() -> None:
-    assert module._may_follow("https://a.example/x", "https://a.example:8443/y")
-    assert module._may_follow("http://a.example/x", "https://a.example/y")
-    assert not module._may_follow("https://a.example/x", "http://a.example/y")
+def test_a_redirect_to_another_port_is_not_followed(origin: OriginServer) -> None:
+    with OriginServer() as other:
+        other.put("other", BODY)
+        origin.rule(PATH, faults.redirect(f"http://localhost:{other.port}/other"))
+        failure = failure_of(connect(origin.url, patience=5))
+    assert failure.failure is FailureKind.SERVER_ERROR
+    assert "a redirect to another scheme, host or port" in str(failure)
+    assert not other.requests()
+
+
+@pytest.mark.parametrize(
+    ("asked", "location", "may"),
+    [
+        ("http://a.example/x", "http://a.example:80/y", True),
+        ("https://a.example:443/x", "https://a.example/y", True),
+        ("http://a.example:8080/x", "http://a.example:8080/y", True),
+        ("http://a.example/x", "https://a.example/y", True),
+        ("http://a.example:80/x", "https://a.example:443/y", True),
+        ("http://a.example/x", "https://a.example:8443/y", False),
+        ("http://a.example:8080/x", "https://a.example/y", False),
+        ("http://a.example/x", "http://a.example:8080/y", False),
+        ("https://a.example/x", "https://a.example:8443/y", False),
+        ("https://a.example/x", "http://a.example/y", False),
+        ("https://a.example/x", "http://a.example:443/y", False),
+        ("http://a.example/x", "https://b.example/y", False),
+    ],
+)
+def test_where_a_redirect_may_lead(asked: str, location: str, may: bool) -> None:
+    assert module._may_follow(asked, location) is may
 
 
 # A parent proxy that refuses

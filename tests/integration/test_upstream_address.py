@@ -19,7 +19,6 @@ from clamproxy.origin.addresses import Addresses
 from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import OriginError
 from clamproxy.origin.upstream import Upstream
-from tests.support import faults
 from tests.support.gateway import free_ports
 from tests.support.origin import OriginServer
 from tests.support.stored import NEW
@@ -134,13 +133,12 @@ def test_an_address_that_no_longer_answers_is_replaced() -> None:
 
 
 def test_the_port_of_an_address_stands_for_the_urls_only() -> None:
-    """A redirect to another port of the host leads there."""
+    """A redirect may lead from http to https."""
     with OriginServer() as origin, OriginServer() as other:
-        other.put(PATH.removeprefix("/"), b"0123456789")
-        origin.rule(PATH, faults.redirect(f"http://{HOST}:{other.port}{PATH}"))
-        upstream = make(f"http://{HOST}", [Address("127.0.0.1", origin.port)])
-        assert read(upstream) == b"0123456789"
-        upstream.close()
+        addresses = Addresses([Address("127.0.0.1", origin.port)], 80)
+        for asked, reached in ((80, origin.port), (other.port, other.port)):
+            with addresses.connect(asked, lambda host, port: socket.create_connection((host, port))) as one:
+                assert one.getpeername() == ("127.0.0.1", reached)
 
 
 def test_the_certificate_must_have_the_name_in_the_url(authority: trustme.CA, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -68,26 +69,29 @@ FIELDS: tuple[tuple[tuple[str, str], ...], ...] = (
 PLACES = (
     *("/daily.cvd", "/main.cvd", "/%2e%2e//x?y#z", "//{elsewhere}/x", "http://{elsewhere}/daily.cvd", "\\"),
     *("http://[::1]:1/", "https://{elsewhere}/daily.cvd", "http://user@{elsewhere}/", "ftp://{elsewhere}/"),
+    "http://localhost:{port}/daily.cvd",
 )
 """Where redirects lead."""
 
 
 def redirects(elsewhere: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Redirects within the host, in circles, and to another host.
+    """Redirects within the host, in circles, to another host, and to another port of the same.
 
     Args:
         elsewhere: a host and port where nothing must ever arrive.
     """
+    port = elsewhere.rpartition(":")[2]
     return st.builds(
         lambda status, place: {
             "status": status,
-            "fields": (("Location", place.format(elsewhere=elsewhere)),),
+            "fields": (("Location", place.format(elsewhere=elsewhere, port=port)),),
         },
         st.sampled_from((301, 302, 303, 307, 308)),
         st.sampled_from(PLACES),
     )
 
 
+@cache
 def tricks(elsewhere: str) -> st.SearchStrategy[Trick]:
     """Answers with one or two things wrong."""
 

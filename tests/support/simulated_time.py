@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STEP = 300.0
+STEP = 900.0
 """Seconds by which time goes while there is nobody to serve."""
 _POLL = 0.002
 """Real seconds between looks at threads that work."""

@@ -53,7 +53,7 @@ class Machine:
     check_at: float
     versions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DATABASES, 0))
     asked_at: float | None = None
-    """When it last sent a request that was answered completely."""
+    """When it last sent a request that was answered."""
     current_at: float = 0.0
     """When a check last found it up to date."""
 
@@ -70,9 +70,11 @@ class ClientBooks:
     counts: Counter[str] = field(default_factory=Counter)
     """By the names of `clamproxy stats`."""
     broken: int = 0
-    """Answers that were cut off, whose bytes are known to the gateway only."""
+    """Answers that were cut off."""
+    uncertain: int = 0
+    """Bytes of them that didn't arrive, though the gateway may have sent them."""
     last: tuple[float, int] = (0.0, 0)
-    """When the last answer was complete, and how many were at that moment of simulated time."""
+    """When the last answer ended, and how many did at that moment of simulated time."""
 
 
 @dataclass(slots=True)
@@ -272,10 +274,16 @@ class Freshclam:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         fields = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:])}
         status = int(head[0].split()[1])
-        length = 0 if status == 304 else int(fields["content-length"])
-        body = await reader.readexactly(length)
-        self._note(machine, status, fields.get("cache-status", ""), length)
-        return Answer(status, body, is_complete=True)
+        length, body = 0 if status == 304 else int(fields["content-length"]), bytearray()
+        try:
+            while len(body) < length:
+                if not (piece := await reader.read(length - len(body))):
+                    raise EOFError
+                body += piece
+        finally:
+            self._note(machine, status, fields.get("cache-status", ""), len(body))
+            self.books.uncertain += length - len(body)
+        return Answer(status, bytes(body), is_complete=True)
 
     def _note(self, machine: Machine, status: int, cache_status: str, length: int) -> None:
         books, now = self.books, self._timeline.monotonic()

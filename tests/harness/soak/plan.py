@@ -47,6 +47,8 @@ class Plan:
     """How many machines come in all that are seen only once, such as containers in CI."""
     most_machines: int
     """`fleet.max_clients`."""
+    look_every: float
+    """Seconds between two looks at what is in use, and what was counted."""
     ends: list[float]
     """When the gateway is killed, in seconds since the start; at the last one it is stopped."""
     started_at: float
@@ -75,6 +77,11 @@ class Plan:
     def marks(self) -> Path:
         """The simulated time, for the next process."""
         return self.directory / "marks.json"
+
+    @property
+    def progress(self) -> Path:
+        """For somebody who waits: a line for each look."""
+        return self.directory / "progress"
 
     @property
     def report(self) -> Path:

@@ -34,8 +34,6 @@ COUNTED = (
     "upstream_requests",
     "upstream_bytes",
 )
-LOOK_EVERY = DAY / 4
-"""Seconds between two looks at what is in use, and what was counted."""
 WRITTEN_WITHIN = 0.3
 """Simulated seconds after which what was counted must be on the disk: FLUSH_DELAY, and some room."""
 VISITS_WRITTEN_WITHIN = 1.5
@@ -92,7 +90,7 @@ class Soak:
             self._release(before)
             await self._trouble()
             self._let_check(before)
-            if world.now // LOOK_EVERY > before // LOOK_EVERY:
+            if world.now // plan.look_every > before // plan.look_every:
                 await self._look()
         if not is_last:
             await self._die()
@@ -197,7 +195,11 @@ class Soak:
             status = await self._status()
         self._compare(status)
         self._compare_fleet(status)
-        world.samples.append(sample(self._plan.gateway, world.now / DAY, world.life))
+        world.samples.append(found := sample(self._plan.gateway, world.now / DAY, world.life))
+        answers = world.answered["requests"] + self._freshclam.books.counts["requests"]
+        line = f"day {found.day:.2f}: {answers} answers, {found.rss >> 20} MiB, {len(world.complaints)} wrong"
+        with self._plan.progress.open("a") as progress:
+            progress.write(line + "\n")
 
     def _expected(self) -> dict[str, int]:
         origin, clients = self._origin.books, self._freshclam.books.counts
@@ -209,6 +211,9 @@ class Soak:
         if self._was_down:  # nobody else can count requests for which there was no connection
             expected["upstream_requests"] = max(expected["upstream_requests"], counted["upstream_requests"])
         self._was_down = self._faults.current == ORIGIN_DOWN
+        unseen, self._freshclam.books.uncertain = self._freshclam.books.uncertain, 0
+        if expected["bytes_served"] <= counted["bytes_served"] <= expected["bytes_served"] + unseen:
+            expected["bytes_served"] = counted["bytes_served"]
         wrong = {name: (counted[name], expected[name]) for name in COUNTED if counted[name] != expected[name]}
         broken = self._freshclam.books.broken
         if wrong:

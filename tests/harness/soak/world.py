@@ -9,8 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.harness.soak.machines import ClientBooks, Kind, Machine, Wrongs
-from tests.harness.soak.origin import Books
+from tests.harness.soak.machines import Kind, Machine, Wrongs
 from tests.harness.soak.plan import DAY, HOUR, Plan
 from tests.support.gateway import Way
 
@@ -56,8 +55,6 @@ class World:
     """What the gateway should have counted when its last process ended."""
     unwritten: int = 0
     """How many requests it had no time to write down."""
-    client_books: ClientBooks = field(default_factory=ClientBooks)
-    origin_books: Books = field(default_factory=Books)
     wrongs: Wrongs = field(default_factory=Wrongs)
     shown: dict[str, int] = field(default_factory=dict)
     fetched: Counter[str] = field(default_factory=Counter)
