@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PATIENCE = 5.0
 """Seconds to wait for another writer; none takes that long."""
-_READ_ONLY = ("mode=ro", "immutable=1")
-"""On a read-only disk, SQLite reads a file in WAL mode only if it is told that nobody writes to it."""
+_TO_READ = ("mode=ro", "mode=rw", "immutable=1")
+"""Only a connection that may write can undo what a power failure interrupted while the file was made. On a
+read-only disk, SQLite reads a file in WAL mode only if it is told that nobody writes to it."""
 
 
 class DamagedFileError(Exception):
@@ -93,7 +94,7 @@ class RecordsFile:
 
     def _open_to_read(self) -> sqlite3.Connection:
         failure: Exception | None = None
-        for mode in _READ_ONLY:
+        for mode in _TO_READ:
             connection = _connect(f"file:{quote(str(self.path.absolute()))}?{mode}", uri=True)
             try:
                 _form(connection)

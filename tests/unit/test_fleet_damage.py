@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
@@ -146,6 +147,14 @@ async def test_an_empty_file(harness: FleetHarness) -> None:
     assert harness.machines() == []
     await fill(harness, 1)
     assert len(harness.machines()) == 1
+
+
+def test_a_power_failure_while_the_table_is_made(harness: FleetHarness) -> None:
+    """The first page is there, but nothing is in it; SQLite's journal says that the file was empty before."""
+    journal = bytes.fromhex("d9d505f920a163d7") + struct.pack(">5I", 0, 1, 0, 512, 4096)
+    harness.path.write_bytes(bytes(4096))
+    harness.path.with_name(f"{FILE_NAME}-journal").write_bytes(journal.ljust(512, b"\0"))
+    assert harness.machines() == []
 
 
 async def test_two_gateways_on_one_table(harness: FleetHarness, tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ class Soak:
             await asyncio.sleep(STEP)
             before, self._world.now = self._world.now, self._timeline.monotonic() - self._plan.started_at
             self._release(before)
+            await self._trouble()
             self._let_check(before)
             if self._world.now > self._plan.ends[self._world.life] + _LATEST_KILL:
                 self._kill()
