@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from clamproxy.files import Stamp, lock, open_to_read, replacing, stamp_of
+from clamproxy.files import Stamp, lock, open_lock, open_to_read, replacing, stamp_of
 from clamproxy.objects import MAX_VERSION
 from clamproxy.storage.condition import Condition
 from clamproxy.storage.sealing import seal, unseal
@@ -68,7 +68,7 @@ class NewestProven:
         with self._lock:
             try:
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with (self._directory / _LOCK).open("ab") as locked:
+                with open_lock(self._directory / _LOCK) as locked:
                     with suppress(OSError):  # where files can't be locked
                         lock(locked)
                     if not is_lower_meant:

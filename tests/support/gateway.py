@@ -118,8 +118,8 @@ class Gateway:
             # Its port would be the same for all that run side by side.
             "status": {"listen": None, **settings.get("status", {})},
         }
-        if script == ADDON and (TESTDATA / "clamav-test.crt").is_file():
-            roots = str(trust_testdata(directory / "certs"))
+        if script in (ADDON, PATIENT_ADDON) and (TESTDATA / "clamav-test.crt").is_file():
+            roots = str(trust_testdata(directory.with_name(f"{directory.name}-roots")))
             self.settings["upstream"] = {"cvd_certs_directory": roots, **settings.get("upstream", {})}
         self.config.write_text(yaml.safe_dump(self.settings))
         self.port = 0

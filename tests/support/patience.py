@@ -14,7 +14,7 @@ from dataclasses import replace
 from clamproxy.bucket import bucket, bucket_requests
 from clamproxy.origin import versions
 from clamproxy.origin.cooldown import BACKOFFS
-from clamproxy.proxy import lane
+from clamproxy.proxy import patience
 from clamproxy.releases import object_exchange
 from clamproxy.serving import resolution
 
@@ -38,7 +38,7 @@ def be_patient(change: Callable[[object, str, object], object] = setattr) -> Non
         (object_exchange, "LONGEST_BRING"),
         (resolution, "PATIENCE_WITH_STALE"),
         (versions, "PATIENCE"),
-        (lane, "PATIENCE_AT_LIMIT"),
+        (patience, "PATIENCE_AT_LIMIT"),
     ):
         change(module, name, LIMIT)
     least = float(os.environ.get(BACKOFF, "0"))
