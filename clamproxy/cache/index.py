@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -345,9 +345,10 @@ class Index:
     def _make(self) -> diskcache.Cache:
         """The file as diskcache sees it; it is made if it doesn't exist."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(
-            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        )  # SQLite would let others read
+        # SQLite would let others read. A file that is there isn't opened: closing it would end the locks that
+        # SQLite has on it (sqlite.org/howtocorrupt.html, 2.2), and another process would delete its -wal.
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         # Opening diskcache waits for a minute on a locked file: see first whether it can be written to.
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -142,8 +142,12 @@ class Gateway:
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
         """Whether a version is so far from a fresh DNS answer that the client must have made it up."""
         known = await self._current.ask_dns(Latest(object_id.database, Kind.CVD), Requester())
-        reach = OLDEST_CDIFF if object_id.kind is Kind.CDIFF else object_id.version
         # DNS may be wrong: what is near the newest version that was seen is asked for as well.
-        near = [one for one in (known.best, known.wanted) if one]
-        is_near = any(one - reach <= object_id.version <= one + PLAUSIBLE_LEAD for one in near)
-        return known.advertised_is_fresh and not is_near
+        newest = [one for one in (known.best, known.wanted) if one]
+        return known.advertised_is_fresh and not any(_is_near(object_id, one) for one in newest)
+
+
+def _is_near(object_id: ObjectId, newest: int) -> bool:
+    """Whether an object may exist if a version is the newest."""
+    oldest = newest - OLDEST_CDIFF if object_id.kind is Kind.CDIFF else 0
+    return oldest <= object_id.version <= newest + PLAUSIBLE_LEAD

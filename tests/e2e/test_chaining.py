@@ -124,6 +124,9 @@ def test_delta_serving_of_the_child(parent: Site, link: Link, make_site: MakeSit
     for patch in range(BASE + 1, NEWEST + 1):
         assert whole(child.gateway, f"/test-{patch}.cdiff").body == signed(f"test-{patch}.cdiff")
     assert eventually(lambda: shown(child.gateway) == NEWEST), child.gateway.log
+    assert eventually(
+        lambda: all(parent.origin.count(f"/test-{one}.cdiff.sign") for one in range(BASE + 1, NEWEST + 1))
+    )
     settle(parent.origin)
     parent.origin.forget()
     assert whole(child.gateway).body == signed(f"test-{BASE}.cvd")

@@ -454,3 +454,24 @@ def test_a_start_removes_what_a_kill_left(tmp_path: Path) -> None:
 
 def names_below(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from clamproxy.cache.store import Store
+store = Store(Path(sys.argv[1]), tidy=False)
+print(*(object_id.file_name for object_id in store.object_ids()))
+store.close()
+"""
+
+
+def test_what_others_look_at_stays_in_one_file(store: Store, child: Child) -> None:
+    """A process that closes the index as its last user takes its -wal away; it must know of the others."""
+    put(store, cdiff(1), b"1")
+    store.close()
+    again = Store(store.directory)
+    for version in (2, 3, 4):
+        put(again, cdiff(version), b"new")
+        assert cdiff(version).file_name in child(LOOK, store.directory).stdout.split()
+    again.close()
