@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -108,11 +108,10 @@ class RecordsFile:
     def _make(self) -> Identity | None:
         """Create the file, for its owner only."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            return identity_of(descriptor)
-        finally:
-            os.close(descriptor)
+        # A file that is there isn't opened: closing it would end the locks that SQLite has on it.
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return identity_of(self.path)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         form = _form(connection)

@@ -50,7 +50,7 @@ SHARED = {
     "(gateway|parent)": 0o777,  # made by the test, as are the next ones
     r"proxy\.yaml|gateway\.log|conf|conf/config\.yaml": 0o777,
     r"mirror(/.*)?": 0o777,  # for a web server, which is another user
-    r"bundle\.tar": 0o644,
+    r"bundle\.tar": 0o666,  # an administrator's own, as the umask has it
     r"cache/objects/.*": 0o744,  # `clamproxy mirror` gives the same file a name elsewhere
     r"conf/mitmproxy-(ca-cert\.(pem|cer|p12)|dhparam\.pem)": 0o666,  # no secrets, and made by mitmproxy
     r"cache/index/objects": 0o777,  # a link
