@@ -79,6 +79,19 @@ def open_lock(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
 
 
+def make_database(path: Path) -> None:
+    """Make an empty file for SQLite, for its owner alone; SQLite itself would let others read it.
+
+    A file that is there isn't opened: closing it would end the locks that SQLite has on it in this process
+    (sqlite.org/howtocorrupt.html, 2.2), and another process would delete its -wal.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
 def share_lock(file: int | IO[bytes]) -> None:
     """Take a shared lock as soon as no process holds an exclusive one. Blocks.
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from diskcache.core import DBNAME, MODE_BINARY, UNKNOWN
 from clamproxy.cache import rows
 from clamproxy.cache.rows import SHAPE_KEY, SITE_PREFIX, IndexRow
 from clamproxy.cache.watches import NameOf, Watch, Watches, differences
-from clamproxy.files import Identity, identity_of, set_aside
+from clamproxy.files import Identity, identity_of, make_database, set_aside
 from clamproxy.storage.condition import Condition, LockedError, Trouble, look, trouble_of
 from clamproxy.storage.sealing import seal
 
@@ -345,10 +344,7 @@ class Index:
     def _make(self) -> diskcache.Cache:
         """The file as diskcache sees it; it is made if it doesn't exist."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite would let others read. A file that is there isn't opened: closing it would end the locks that
-        # SQLite has on it (sqlite.org/howtocorrupt.html, 2.2), and another process would delete its -wal.
-        with suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        make_database(self.path)
         # Opening diskcache waits for a minute on a locked file: see first whether it can be written to.
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")

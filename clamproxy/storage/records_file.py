@@ -11,12 +11,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from clamproxy.files import Identity, identity_of, remove, set_aside
+from clamproxy.files import Identity, identity_of, make_database, remove, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ class RecordsFile:
     def _make(self) -> Identity | None:
         """Create the file, for its owner only."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A file that is there isn't opened: closing it would end the locks that SQLite has on it.
-        with suppress(FileExistsError):
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        make_database(self.path)
         return identity_of(self.path)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
