@@ -118,14 +118,15 @@ class Gateway:
             # Its port would be the same for all that run side by side.
             "status": {"listen": None, **settings.get("status", {})},
         }
-        if script in (ADDON, PATIENT_ADDON) and (TESTDATA / "clamav-test.crt").is_file():
+        self._environment = environment or {}
+        is_forged = script not in (ADDON, PATIENT_ADDON) or "CLAMPROXY_TEST_KEYS" in self._environment
+        if not is_forged and (TESTDATA / "clamav-test.crt").is_file():
             roots = str(trust_testdata(directory.with_name(f"{directory.name}-roots")))
             self.settings["upstream"] = {"cvd_certs_directory": roots, **settings.get("upstream", {})}
         self.config.write_text(yaml.safe_dump(self.settings))
         self.port = 0
         self.reverse_port = 0
         self._script = script
-        self._environment = environment or {}
         self._modes = modes
         self._workers = workers
         self._is_command = is_command or workers > 1 or "PYTHONPATH" in self._environment
