@@ -62,7 +62,10 @@ class Commands:
         return f"{self._stop()} && {delete} && {self._start_again()}"
 
     def _stop(self) -> str:
-        return f"systemctl stop {self.unit}" if self.unit else f"kill {self.pid} && sleep 2"
+        if self.unit:
+            return f"systemctl stop {self.unit}"
+        # As long as it runs it holds the log, and it may write its files again. A zombie has no "exe".
+        return f"kill {self.pid} && while [ -e /proc/{self.pid}/exe ]; do sleep 1; done"
 
     def _start_again(self) -> str:
         return f"systemctl start {self.unit}" if self.unit else f"{self.run} --daemon"

@@ -135,7 +135,8 @@ class TestCooldown:
         with machine.daemon() as pid:
             machine.dat.write_bytes(dat(int(time.time() + 3600)))
             remedy = machine.examine()["cool-down"].remedy
-        assert remedy.startswith(f"as root: kill {pid} && sleep 2 && rm {machine.dat} && freshclam ")
+        stop = f"kill {pid} && while [ -e /proc/{pid}/exe ]; do sleep 1; done"
+        assert remedy.startswith(f"as root: {stop} && rm {machine.dat} && freshclam ")
 
     def test_the_file_alone_was_deleted(self, machine: Machine) -> None:
         with machine.daemon() as pid:
