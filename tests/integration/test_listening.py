@@ -102,11 +102,12 @@ def test_a_port_that_is_taken(
     mitmproxy: Setup, write: Write, key: str, kind: socket.SocketKind, what: str, address: str
 ) -> None:
     with socket.socket(socket.AF_INET, kind) as other:
-        (port,) = free_ports(1)
+        port, free = free_ports(2)
         other.bind(("127.0.0.1", port))
         if kind is socket.SOCK_STREAM:
             other.listen()
-        wanted = listen(f"{key}: '{address}:{port}'", write)
+        endpoints = {"proxy": f"127.0.0.1:{free}", key: f"{address}:{port}"}
+        wanted = listen(", ".join(f"{name}: '{where}'" for name, where in endpoints.items()), write)
         with pytest.raises(ConfigurationError) as caught:
             listening(mitmproxy).check(wanted)
     assert str(caught.value).startswith(f"{what} on {address}:{port}: address already in use")

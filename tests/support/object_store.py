@@ -24,12 +24,20 @@ SERVERS = pytest.mark.parametrize("object_store", ["moto", "seaweedfs"], indirec
 """For tests of what works with any server; all others use moto, which starts faster."""
 _MOTO = """
 import sys, threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+def one_after_another(self, put=S3Response.put_object, lock=threading.Lock()):
+    with lock:
+        return put(self)
+
+S3Response.put_object = one_after_another
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+"""As it is, two of its threads may both find that an object isn't there, and both put it there."""
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "host"})
 _PIECE = 1 << 16
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import resource
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -41,10 +42,15 @@ def _gateways() -> int:
 @pytest.mark.timeout(rounds(usual=600, full=5400))
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_byzantine_origin(
-    part: int, figures: Figures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    part: int,
+    figures: Figures,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
 ) -> None:
     make_impatient(monkeypatch)
-    monkeypatch.setattr(logging.root.manager, "disable", logging.WARNING)  # pytest keeps each line
+    request.addfinalizer(partial(logging.disable, logging.NOTSET))
+    logging.disable(logging.WARNING)  # pytest keeps each line, and with its error the gateway
     watch_connects()
     Totals.reset()
     gateways = _gateways()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import pytest
 import yaml
 
 from tests.harness.soak.plan import DAY, Plan, prepare
@@ -145,6 +146,7 @@ def soak_in(directory: Path) -> Soaked:
     return Soaked(plan, pickle.loads(plan.report.read_bytes()), "".join(logs))
 
 
+@pytest.mark.timeout(rounds(usual=600, full=5400))
 def test_soak(tmp_path: Path, figures: Figures) -> None:
     """One test, so that it runs once whoever runs it."""
     soak = soak_in(tmp_path)
