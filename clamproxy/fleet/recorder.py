@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from clamproxy.config.settings import FleetSection as FleetSettings
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 FLUSH_DELAY = 1.0
 """Seconds from a visit until it is in the table. A machine often visits twice within a second, for a patch
 and its signature; its row is written once for both."""
+FLUSH_DELAY_AFTER_ERROR = 10.0
+"""Seconds until the next attempt while writing fails, for example because the disk is full."""
 ENOUGH = 20_000
 """Visits that are written without delay."""
 MOST_PENDING = 40_000
@@ -63,6 +66,7 @@ class Fleet:
         self._writer = writer
         self._clock = clock
         self._table = Table(directory)
+        self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._visits: deque[Visit] = deque(maxlen=MOST_PENDING)
         self._releases: deque[Release] = deque(maxlen=MOST_PENDING)
@@ -111,7 +115,8 @@ class Fleet:
 
     def _flush_soon(self) -> None:
         if self._timer is None and not self._is_handed_over:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self.flush)
+            delay = FLUSH_DELAY_AFTER_ERROR if self._is_failing else FLUSH_DELAY
+            self._timer = self._loop.call_later(delay, self.flush)
 
     def _hand_over(self) -> None:
         """Call the writer unless a call is still pending: this way no more than `MOST_PENDING` wait."""
@@ -136,6 +141,8 @@ class Fleet:
             with self._lock:
                 self._visits = deque([*visits, *self._visits], MOST_PENDING)
                 self._releases = deque([*releases, *self._releases], MOST_PENDING)
+            with suppress(RuntimeError):  # the loop is closed: the process is ending
+                self._loop.call_soon_threadsafe(self._flush_soon)
 
     def _attempt(self, change: Callable[[Rows], object]) -> bool:
         """Change the table; returns whether that worked. Persistent trouble is logged once."""

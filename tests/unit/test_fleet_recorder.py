@@ -268,6 +268,24 @@ async def test_memory_is_limited(harness: FleetHarness, monkeypatch: pytest.Monk
     assert set(harness.versions()) == {uuid(number) for number in range(15, 25)}
 
 
+async def test_what_could_not_be_written_is_tried_again(
+    harness: FleetHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself: on a small network, nobody may visit for hours after the disk has room again."""
+    monkeypatch.setattr(recorder, "FLUSH_DELAY", 0.01)
+    monkeypatch.setattr(recorder, "FLUSH_DELAY_AFTER_ERROR", 0.01)
+    harness.path.mkdir()
+    fleet = harness.make()
+    fleet.see(harness.visit(1))
+    fleet.note_built("daily", 7, stime_of(7))
+    await harness.written()
+    harness.path.rmdir()
+    await until(lambda: harness.versions() == {uuid(1): 6})
+    with reading(harness.directory) as rows:
+        assert rows is not None
+        assert [release.version for release in rows.releases()] == [7]
+
+
 async def test_a_fleet_that_wakes_at_once_is_written_at_once(
     harness: FleetHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
