@@ -25,6 +25,8 @@ from typing import Any
 
 STEP = 900.0
 """Seconds by which time goes while there is nobody to serve."""
+AWAKE = 2.0
+"""Seconds for which it goes on by timers after the last of them has left: until what they did is on disk."""
 _POLL = 0.002
 """Real seconds between looks at threads that work."""
 _MARK_EVERY = 1.0
@@ -56,7 +58,8 @@ class Timeline:
         self.guests = 0
         """How many clients are being served. While there are none, time goes by steps."""
         self.sleepers = 0
-        """How many threads wait for somebody who lets them wait on purpose."""
+        """How many threads wait for somebody who lets them wait on purpose. Time goes by timers then, too."""
+        self._awake_until = 0.0
         self._jobs = 0
         self._lock = threading.Lock()
 
@@ -87,6 +90,7 @@ class Timeline:
             yield
         finally:
             self.guests -= 1
+            self._awake_until = self._now + AWAKE
 
     async def let_wait(self, seconds: float) -> None:
         """Sleep while a thread waits for the caller."""
@@ -102,9 +106,9 @@ class Timeline:
         return self._jobs > 0 or others > self.sleepers
 
     def pass_time(self, until_timer: float) -> None:
-        """Go to the next timer; without guests, to the end of the step, as if the machine had slept."""
+        """Go to the next timer; if nobody is there, to the end of the step, as if the machine had slept."""
         step = until_timer
-        if not self.guests:
+        if not self.guests and not self.sleepers and self._now >= self._awake_until:
             step = max(step, STEP - self._now % STEP)
         self._now += max(step, _LEAST)
         if self._now - self._marks[-1][1] >= _MARK_EVERY:

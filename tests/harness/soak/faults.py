@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from math import inf
 
 from tests.harness.soak.origin import SoakOrigin
 from tests.harness.soak.plan import HOUR
@@ -23,9 +24,11 @@ _ANSWERS: dict[str, Fault] = {
     "slow": faults.slow(20_000),
 }
 _DNS = (Mode.NXDOMAIN, Mode.SERVFAIL, Mode.SILENT, Mode.STALE, Mode.GARBAGE)
-ORIGIN_DOWN = "origin down"
+ORIGIN_DOWN, DISK_FULL = "origin down", "disk full"
 LONGEST_STEP = 45.0
 """Seconds by which the system's clock may be set wrong; an ordinary drift, corrected."""
+TRIED_AGAIN_WITHIN = 12.0
+"""Seconds after which everything is on disk that could not be written before."""
 
 type End = Callable[[], Awaitable[None]]
 
@@ -39,12 +42,23 @@ class Faults:
         self._chance, self._origin, self._zone = chance, origin, zone
         self._timeline, self._disk = timeline, disk
         self.current: str | None = None
+        self._full_at = self._cleared_at = -inf
+
+    def unwritten_since(self, delay: float) -> float:
+        """The moment since which what happened may not be on disk.
+
+        Args:
+            delay: seconds until it is written while the disk has room.
+        """
+        now = self._timeline.monotonic()
+        is_full = self.current == DISK_FULL or now - self._cleared_at < TRIED_AGAIN_WITHIN
+        return (self._full_at if is_full else now) - delay
 
     def choose(self) -> tuple[str, float]:
         """The next fault, and for how many seconds it lasts."""
-        names = [*_ANSWERS, ORIGIN_DOWN, *_DNS, "clock", *(["disk full"] if self._disk is not None else [])]
+        names = [*_ANSWERS, ORIGIN_DOWN, *_DNS, "clock", *([DISK_FULL] if self._disk is not None else [])]
         name = self._chance.choice(names)
-        return name, HOUR if name == "disk full" else self._chance.uniform(HOUR / 12, HOUR)
+        return name, HOUR if name == DISK_FULL else self._chance.uniform(HOUR / 12, HOUR)
 
     def begin(self, name: str) -> None:
         self.current = name
@@ -54,8 +68,9 @@ class Faults:
             self._origin.refuse()
         elif name == "clock":
             self._timeline.step = self._chance.uniform(-LONGEST_STEP, LONGEST_STEP)
-        elif name == "disk full":
+        elif name == DISK_FULL:
             assert self._disk is not None
+            self._full_at = self._timeline.monotonic()
             self._disk.fill()
         else:
             self._zone.mode = Mode(name)
@@ -67,6 +82,7 @@ class Faults:
         self._timeline.step = 0.0
         if name == ORIGIN_DOWN:
             await self._origin.accept()
-        if name == "disk full":
+        if name == DISK_FULL:
             assert self._disk is not None
+            self._cleared_at = self._timeline.monotonic()
             self._disk.clear()

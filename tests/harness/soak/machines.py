@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
@@ -73,8 +73,8 @@ class ClientBooks:
     """Answers that were cut off."""
     uncertain: int = 0
     """Bytes of them that didn't arrive, though the gateway may have sent them."""
-    last: tuple[float, int] = (0.0, 0)
-    """When the last answer ended, and how many did at that moment of simulated time."""
+    ended: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    """When the last answers ended, by the monotonic clock."""
 
 
 @dataclass(slots=True)
@@ -286,10 +286,10 @@ class Freshclam:
         return Answer(status, bytes(body), is_complete=True)
 
     def _note(self, machine: Machine, status: int, cache_status: str, length: int) -> None:
-        books, now = self.books, self._timeline.monotonic()
+        books = self.books
         result = next((name for sign, name in RESULTS.items() if sign in cache_status), "unknown")
         books.counts.update({"requests": 1, result: 1, "bytes_served": length})
-        books.last = now, books.last[1] + 1 if books.last[0] == now else 1
+        books.ended.append(self._timeline.monotonic())
         machine.asked_at = self._timeline.time()
         if status in (403, 429):
             self.wrongs.statuses[status] += 1

@@ -23,6 +23,9 @@ class Books:
         self.requests = 0
         self.bytes = 0
         """Bytes of files that were sent. The gateway doesn't read the bodies of refusals."""
+        self.unread = 0
+        """How many of them the gateway may have left unread: those of each answer during or after which it
+        reset the connection, and what came beyond the range that it had asked for."""
         self.whole: Counter[str] = Counter()
         """How often each file was sent completely, by its name with a version."""
 
@@ -39,7 +42,11 @@ class SoakOrigin:
         self.when_asked: Callable[[], None] | None = None
         """Called in the middle of the next answer."""
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, int] = {}
+        """Those that are open, and how many bytes of a file the last answer over each has had."""
+        self._sending = 0
+        """How many answers are being sent."""
+        self._busy_at = 0.0
         self._healed = asyncio.Event()
 
     async def start(self) -> None:
@@ -64,19 +71,28 @@ class SoakOrigin:
         healed, self._healed = self._healed, asyncio.Event()
         healed.set()
 
+    def is_quiet(self, seconds: float) -> bool:
+        """Whether nothing has been asked or sent for so long."""
+        return not self._sending and self._timeline.monotonic() - self._busy_at > seconds
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        self._connections[writer] = 0
         try:
-            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            # The end of the stream: whoever closes a connection with something unread resets it.
+            with suppress(asyncio.IncompleteReadError):
                 while await self._answer(reader, writer):
                     pass
+        except (OSError, asyncio.CancelledError):
+            self.books.unread += self._connections[writer]
         finally:
-            self._connections.discard(writer)
+            del self._connections[writer]
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         path, fields = _parsed(await reader.readuntil(b"\r\n\r\n"))
+        self._busy_at = self._timeline.monotonic()
         self.books.requests += 1
+        self._connections[writer] = 0
         fault, name = self.fault, path.partition("?")[0].removeprefix("/")
         if fault.silent:
             await self._stay_silent(reader)
@@ -91,24 +107,45 @@ class SoakOrigin:
         length = {} if code == 304 else {"Content-Length": str(len(body))}
         lines = [f"HTTP/1.1 {code} X", *(f"{key}: {value}" for key, value in (head | length).items())]
         writer.write("\r\n".join([*lines, "", ""]).encode())
-        await self._send(writer, body, fault, is_file=code in (200, 206))
+        wanted = len(body) if code == 206 else _wanted(fields, len(body))
+        await self._send(writer, body, fault, wanted if code in (200, 206) else None)
         if fault.cut_after is not None and fault.cut_after < len(body):
             return False
         if file is not None and body is file.body:
             self.books.whole[self.names[name]] += 1
         return True
 
-    async def _send(self, writer: asyncio.StreamWriter, body: bytes, fault: Fault, *, is_file: bool) -> None:
+    async def _send(
+        self, writer: asyncio.StreamWriter, body: bytes, fault: Fault, wanted: int | None
+    ) -> None:
+        """Send a body.
+
+        Args:
+            wanted: how many bytes of a file were asked for; None if this is no file.
+        """
         end = len(body) if fault.cut_after is None else min(fault.cut_after, len(body))
-        for start in range(0, end, _PIECE):
-            piece = body[start : min(end, start + _PIECE)]
-            if fault.rate is not None:
-                await self._timeline.let_wait(len(piece) / fault.rate)
-            writer.write(piece)
-            await writer.drain()
-            self.books.bytes += len(piece) if is_file else 0
-            if self.when_asked is not None and start >= end // 2:
-                self.when_asked()
+        self._sending += 1
+        try:
+            for start in range(0, end, _PIECE):
+                piece = body[start : min(end, start + _PIECE)]
+                if fault.rate is not None:
+                    await self._timeline.let_wait(len(piece) / fault.rate)
+                if wanted is not None:
+                    self._count(
+                        writer, len(piece), unwanted=min(len(piece), max(0, start + len(piece) - wanted))
+                    )
+                writer.write(piece)
+                await writer.drain()
+                if self.when_asked is not None and start >= end // 2:
+                    self.when_asked()
+        finally:
+            self._sending -= 1
+            self._busy_at = self._timeline.monotonic()
+
+    def _count(self, writer: asyncio.StreamWriter, length: int, unwanted: int) -> None:
+        self.books.bytes += length
+        self.books.unread += unwanted
+        self._connections[writer] += length - unwanted
 
     async def _stay_silent(self, reader: asyncio.StreamReader) -> None:
         """Wait until the fault is over, or the peer has left."""
@@ -140,6 +177,12 @@ class _Dns(asyncio.DatagramProtocol):
         if (answer := self._zone.reply(data)) is not None:
             self._transport.sendto(answer, addr)
         self._zone.queries.clear()
+
+
+def _wanted(fields: Headers, length: int) -> int:
+    """How many of the first bytes a request asks for that is answered with the whole file."""
+    first, _, last = fields.get("range", "").removeprefix("bytes=").partition("-")
+    return int(last) + 1 if first == "0" and last else length
 
 
 def _parsed(head: bytes) -> tuple[str, Headers]:
