@@ -117,13 +117,15 @@ class Records:
         for _ in range(2):
             try:
                 with self._file.writing() as connection:
-                    self._write(connection, texts, amounts, unless_moved)
+                    counted = self._write(connection, texts, amounts, unless_moved)
             except DamagedFileError:
                 continue
             except (sqlite3.Error, OSError) as error:
                 if not self.condition.failed(error):
                     raise
                 return False
+            with self._lock:
+                self._last |= counted
             self.condition.recovered()
             return True
         return False
@@ -134,10 +136,11 @@ class Records:
         texts: Mapping[str, str],
         amounts: Mapping[str, int],
         unless_moved: str | None,
-    ) -> None:
+    ) -> dict[str, int]:
+        """Write within a transaction; returns what the counters are once it is committed."""
         known = _texts(connection)
         if unless_moved is not None and known.get(_MOVED) == unless_moved:
-            return
+            return {}
         with self._lock:
             before = {_COUNTER_PREFIX + name: count for name, count in self._last.items()}
         counted: dict[str, int] = {}
@@ -151,8 +154,7 @@ class Records:
             "INSERT OR REPLACE INTO records (key, text) VALUES (?, ?)",
             [(key, seal(key, text)) for key, text in new.items()],
         )
-        with self._lock:
-            self._last |= counted
+        return counted
 
 
 def count_in(text: str) -> int | None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,6 +10,7 @@ from click.testing import CliRunner
 
 from clamproxy.cli import main
 from clamproxy.site_files.ignoring import IgnoreList, signature_name
+from tests.support.disk import limited_files
 
 NAME = "Win.Trojan.Agent-1234567-0"
 
@@ -172,19 +169,6 @@ def test_a_line_that_was_cut_off_swallows_no_other(ignored: IgnoreList, tmp_path
         file.write(b'{"at": 1, "act')
     ignored.add("Other-1", "why")
     assert [one.signature for one in ignored.history()] == [NAME, "Other-1"]
-
-
-@contextmanager
-def limited_files(size: int) -> Iterator[None]:
-    """Files of this process can't grow beyond a size in bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, former)
 
 
 # The command

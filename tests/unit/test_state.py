@@ -17,10 +17,13 @@ from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.fleet.table import Table, reading
 from clamproxy.state import make_state_directory, move_records, open_store, state_directory
 from clamproxy.storage.records import FILE_NAME, HISTORY, Records
+from tests.support.disk import limited_files
 from tests.support.fixtures import Child
 from tests.support.stored import cdiff, put
 
 COUNTERS = {"requests": 7, "hits": 5}
+SHARED_MEMORY = 32 * 1024
+"""Bytes of SQLite's third file, which is not to be what fails."""
 PAST = {"steps": [[1, 2]]}
 
 
@@ -215,6 +218,22 @@ def test_a_damaged_file_goes_on_from_what_was_counted(tmp_path: Path) -> None:
     assert records.counters() == COUNTERS
     assert records.add({"hits": 1})
     assert Records(tmp_path).counters() == {"requests": 7, "hits": 6}
+
+
+def test_what_could_not_be_written_is_counted_once(tmp_path: Path) -> None:
+    """The disk may fill up within a commit; whoever counts adds the same amount later."""
+    records = Records(tmp_path)
+    records.add(COUNTERS)
+    log = tmp_path / f"{FILE_NAME}-wal"
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as reader:
+        reader.execute("SELECT count(*) FROM records").fetchone()  # who has it open keeps the log
+        while log.stat().st_size < SHARED_MEMORY:
+            records.add(COUNTERS)
+        with limited_files(log.stat().st_size):
+            assert not records.add({"stale": 1})
+        assert "stale" not in records.counters()
+        records.add({"stale": 1})
+        assert records.counters()["stale"] == 1
 
 
 def test_a_flipped_bit_is_no_count(tmp_path: Path) -> None:
