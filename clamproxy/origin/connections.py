@@ -254,7 +254,19 @@ def make_pool(
 
 
 class Retries(Retry):
-    """What urllib3 may do on its own: follow redirects, and repeat what a dead connection swallowed."""
+    """What urllib3 may do on its own: follow redirects, and repeat what a dead connection swallowed.
+
+    Args:
+        sends_another: called before each further request.
+    """
+
+    def __init__(self, *args: Any, sends_another: Callable[[], object] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sends_another = sends_another
+
+    def new(self, **kw: Any) -> Self:
+        """A copy, with something changed."""
+        return super().new(**{"sends_another": self._sends_another, **kw})
 
     def increment(
         self,
@@ -269,11 +281,18 @@ class Retries(Retry):
         if isinstance(_pool, HTTPConnectionPool):
             if isinstance(error, HTTPError) and isinstance(error.args[-1], StaleConnectionError):
                 _close_idle(_pool)  # the other idle ones have most likely died with it
+                self._tell()
                 return self
             location = response.get_redirect_location() if response is not None else None
             if location and not _may_follow(url or "", location):
                 raise MaxRetryError(_pool, url or "", ResponseError("a redirect to another place"))
-        return super().increment(method, url, response, error, _pool, _stacktrace)
+        further = super().increment(method, url, response, error, _pool, _stacktrace)
+        self._tell()
+        return further
+
+    def _tell(self) -> None:
+        if self._sends_another is not None:
+            self._sends_another()
 
 
 # freshclam follows three redirects (docs/protocol.md 1.1); all other retries are up to the transfer.

@@ -45,7 +45,8 @@ class Upstream:
         connect_timeout: seconds.
         read_timeout: seconds of silence.
         via: the Via field by which a loop is recognised.
-        count: is told the number of requests and of body bytes, from any thread.
+        count: is told the number of requests, redirected and repeated ones too, and of body bytes, from any
+            thread.
         note: is told the path of each request, from any thread.
         offline: whether to ask for nothing; every file then counts as not found.
         link: what files are read over; by default, one without a limit.
@@ -73,6 +74,7 @@ class Upstream:
         self._note = note
         self._offline = offline
         self._link = link or Link()
+        self._retries = REDIRECTS_ONLY.new(sends_another=lambda: count(1, 0))
         self._pool = make_pool(
             proxy,
             ca_bundle,
@@ -157,7 +159,7 @@ class Upstream:
                     headers=headers,
                     preload_content=False,
                     decode_content=False,
-                    retries=REDIRECTS_ONLY,
+                    retries=self._retries,
                 )
             return scope.checked(response)
         except LIBRARY_ERRORS as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from clamproxy.origin import connections
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.upstream import Upstream
 from tests.support import faults
@@ -78,6 +79,37 @@ def test_a_request_that_fails_is_noted(
     with pytest.raises(expected):
         fetch(ledger.upstream(origin.url))
     assert (ledger.noted, ledger.counts[0]) == ([PATH], 1)
+
+
+def test_every_request_of_a_redirect_counts(origin: OriginServer, ledger: Ledger) -> None:
+    origin.put("other", b"0123456789")
+    origin.rule(PATH, faults.redirect("/other"))
+    assert fetch(ledger.upstream(origin.url)) == b"0123456789"
+    assert (ledger.noted, ledger.counts) == ([PATH], [len(origin.requests()), 10]) == ([PATH], [2, 10])
+
+
+def test_a_redirect_that_is_not_followed_counts_once(origin: OriginServer, ledger: Ledger) -> None:
+    origin.rule(PATH, faults.redirect("http://127.0.0.1:9/other"))
+    with pytest.raises(OriginError, match="redirect"):
+        fetch(ledger.upstream(origin.url))
+    assert ledger.counts[0] == len(origin.requests()) == 1
+
+
+def test_a_request_that_is_repeated_counts_twice(
+    origin: OriginServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The origin may have got it both times: a kept connection that is silent may just be slow."""
+    monkeypatch.setattr(connections, "PATIENCE_WITH_REUSED", 0.1)
+    origin.put("daily-5.cdiff", b"0123456789")
+    upstream = ledger.upstream(origin.url)
+    try:
+        for _ in range(2):
+            with upstream.get(PATH, NEW) as answer:
+                assert b"".join(answer.chunks()) == b"0123456789"
+            origin.rule(PATH, faults.silent(), times=1)
+    finally:
+        upstream.close()
+    assert ledger.counts == [3, 20]
 
 
 def test_offline_nothing_is_asked(origin: OriginServer, ledger: Ledger) -> None:

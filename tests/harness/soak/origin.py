@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -78,10 +80,10 @@ class SoakOrigin:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections[writer] = 0
         try:
-            # The end of the stream: whoever closes a connection with something unread resets it.
             with suppress(asyncio.IncompleteReadError):
                 while await self._answer(reader, writer):
                     pass
+            _require_end(writer)
         except (OSError, asyncio.CancelledError):
             self.books.unread += self._connections[writer]
         finally:
@@ -108,7 +110,7 @@ class SoakOrigin:
         lines = [f"HTTP/1.1 {code} X", *(f"{key}: {value}" for key, value in (head | length).items())]
         writer.write("\r\n".join([*lines, "", ""]).encode())
         wanted = len(body) if code == 206 else _wanted(fields, len(body))
-        await self._send(writer, body, fault, wanted if code in (200, 206) else None)
+        await self._send(reader, writer, body, fault, wanted if code in (200, 206) else None)
         if fault.cut_after is not None and fault.cut_after < len(body):
             return False
         if file is not None and body is file.body:
@@ -116,7 +118,12 @@ class SoakOrigin:
         return True
 
     async def _send(
-        self, writer: asyncio.StreamWriter, body: bytes, fault: Fault, wanted: int | None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        body: bytes,
+        fault: Fault,
+        wanted: int | None,
     ) -> None:
         """Send a body.
 
@@ -130,6 +137,8 @@ class SoakOrigin:
                 piece = body[start : min(end, start + _PIECE)]
                 if fault.rate is not None:
                     await self._timeline.let_wait(len(piece) / fault.rate)
+                    if reader.at_eof():
+                        raise ConnectionResetError("the gateway has left in the middle of an answer")
                 if wanted is not None:
                     self._count(
                         writer, len(piece), unwanted=min(len(piece), max(0, start + len(piece) - wanted))
@@ -177,6 +186,14 @@ class _Dns(asyncio.DatagramProtocol):
         if (answer := self._zone.reply(data)) is not None:
             self._transport.sendto(answer, addr)
         self._zone.queries.clear()
+
+
+def _require_end(writer: asyncio.StreamWriter) -> None:
+    """Raise an OSError if the peer has reset the connection after its end: it left something unread."""
+    if writer.transport.is_closing():
+        return
+    if error := writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error, os.strerror(error))
 
 
 def _wanted(fields: Headers, length: int) -> int:
