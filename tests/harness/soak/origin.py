@@ -51,6 +51,14 @@ class SoakOrigin:
         self._busy_at = 0.0
         self._healed = asyncio.Event()
 
+    @property
+    def port(self) -> int:
+        return self._plan.ports[2]
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._connections)
+
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         await loop.create_datagram_endpoint(
@@ -59,7 +67,7 @@ class SoakOrigin:
         await self.accept()
 
     async def accept(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._plan.ports[2])
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     def refuse(self) -> None:
         """Refuse connections, and end those that are open."""
