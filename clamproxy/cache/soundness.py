@@ -120,9 +120,12 @@ class Soundness:
     def _keep_up(self) -> None:
         if self._generation != (now := self._store.generation()):
             self._generation, self._files, self._whole = now, {}, {}
-            for object_id in self._store.object_ids():
+            present = set(self._store.object_ids())
+            for object_id in present:
                 if object_id.kind in (Kind.CVD, Kind.CLD):
                     self._whole.setdefault(object_id.database, []).append(object_id)
+            for gone in self._marks.keys() - present:
+                self._marks.pop(gone, None)
 
     async def _check_all(self, database: str) -> None:
         await self._check_in_thread(database, self._unchecked[database])

@@ -114,6 +114,7 @@ class ReadyAnswers:
         if is_signature and not self._signs.is_proven(object_id):
             return True  # it must be compared with its file as soon as the file is here
         self._drop(path)
+        self._drop_gone()
         self._answers[path] = ready = _Ready(
             object_id, sources, known, list(response.headers), body, generation
         )
@@ -121,6 +122,13 @@ class ReadyAnswers:
         while self._size > self._limit:
             self._drop(next(iter(self._answers)))
         return True
+
+    def _drop_gone(self) -> None:
+        """Make room where the cache has dropped or replaced the object: its answer is of no use any more."""
+        present = self._store.metadata(*(ready.object_id for ready in self._answers.values()))
+        for (path, ready), metadata in zip([*self._answers.items()], present, strict=True):
+            if metadata != ready.known[0]:
+                self._drop(path)
 
     def _drop(self, path: str) -> None:
         ready = self._answers.pop(path, None)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from clamproxy.releases.quiet import QuietHour
 from tests.harness.follower import HOUR, MakeHarness, names
+from tests.harness.service import RELEASES, open_harness
 from tests.harness.soak.measures import containers
+from tests.support.origin import OriginServer
+from tests.support.stored import cdiff, sign
 
 RELEASED = 90
 
@@ -63,3 +67,24 @@ async def test_nothing_is_remembered_of_versions_that_are_gone(make_harness: Mak
     before, after = lengths
     grown = {name: length for name, length in after.items() if length > before.get(name, 0) + 5}
     assert {name for name in grown if name.startswith(("Follower.", "Signs.", "Index."))} == set()
+
+
+async def test_nothing_is_remembered_of_what_clients_asked_for(tmp_path: Path, origin: OriginServer) -> None:
+    """They ask for each patch and its signature, and soon the cache has neither any more."""
+    async with open_harness(tmp_path / "cache", origin) as harness:
+        await harness.begin()
+        lengths = []
+        for version in range(2, 34):
+            harness.release(version, base=1)
+            harness.origin.put(sign(cdiff(version)).file_name, RELEASES.cdiff_sign(version))
+            for _ in range(2):  # from the origin, and from the cache
+                for asked in (cdiff(version), sign(cdiff(version))):
+                    assert (await harness.ask(asked.upstream_path))[0].status == 200
+                    await harness.settle()
+            for old in (cdiff(version - 5), sign(cdiff(version - 5))):
+                harness.service.store.drop(old)
+            if version in (16, 32):
+                lengths.append(containers())
+    before, after = lengths
+    grown = {name: length for name, length in after.items() if length > before.get(name, 0) + 5}
+    assert grown == {}

@@ -234,6 +234,16 @@ def test_what_was_asked_for_longest_ago_makes_room(store: Store) -> None:
     assert found == [True, False, True]
 
 
+def test_what_the_cache_has_dropped_makes_room_first(store: Store) -> None:
+    ready = ReadyAnswers(store, Signs(store, forge_keys().trusted), limit=35_000)
+    requests = [kept(store, ready, version) for version in (5, 6, 7)]
+    store.drop(cdiff(6))
+    store.drop(cdiff(7))
+    requests += [kept(store, ready, version) for version in (8, 9)]
+    found = [ready.find(request) is not None for request in requests]
+    assert found == [True, False, False, True, True]
+
+
 def test_a_head_takes_nothing_away_from_others(store: Store) -> None:
     """Those who ask within the same second are given one response; it is complete, so nobody changes it."""
     ready = ReadyAnswers(store, Signs(store, forge_keys().trusted))
