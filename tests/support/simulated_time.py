@@ -16,6 +16,7 @@ import os
 import selectors
 import threading
 import time
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,9 +51,12 @@ class Timeline:
     """
 
     def __init__(self, marks: list[tuple[float, float]]) -> None:
-        self._marks = marks
+        self._real, self._simulated = array("d"), array("d")
+        """The marks. They don't grow much: what a long soak measures is in the same process."""
+        for real, simulated in marks:
+            self._mark(real, simulated)
         self._now = marks[-1][1]
-        self._marks.append((_real(), self._now))
+        self._mark(_real(), self._now)
         self.step = 0.0
         """Seconds by which the system's clock is wrong: `time.time` shows it, `time.monotonic` doesn't."""
         self.guests = 0
@@ -74,8 +78,8 @@ class Timeline:
         file.write_text(json.dumps([(_real(), now)]))
 
     def save(self, file: Path) -> None:
-        self._marks.append((_real(), self._now))
-        file.write_text(json.dumps(self._marks))
+        self._mark(_real(), self._now)
+        file.write_text(json.dumps([*zip(self._real, self._simulated, strict=True)]))
 
     def time(self) -> float:
         return self._now + self.step
@@ -111,18 +115,21 @@ class Timeline:
         if not self.guests and not self.sleepers and self._now >= self._awake_until:
             step = max(step, STEP - self._now % STEP)
         self._now += max(step, _LEAST)
-        if self._now - self._marks[-1][1] >= _MARK_EVERY:
-            self._marks.append((_real(), self._now))
-            if len(self._marks) > _MOST_MARKS:
-                del self._marks[: _MOST_MARKS // 2]
+        if self._now - self._simulated[-1] >= _MARK_EVERY:
+            self._mark(_real(), self._now)
+
+    def _mark(self, real: float, simulated: float) -> None:
+        self._simulated.append(simulated)
+        self._real.append(real)  # from here on, threads find it
+        if len(self._real) > _MOST_MARKS:
+            del self._real[: _MOST_MARKS // 2], self._simulated[: _MOST_MARKS // 2]
 
     def translated(self, real: float) -> float:
         """The simulated moment of a file's time; dates that were set on purpose stay."""
         if real > _real() + 1:
             return real
-        place = bisect_right(self._marks, real + _COARSE, key=lambda mark: mark[0])
-        began, simulated = self._marks[max(0, place - 1)]
-        return simulated + real - began
+        place = max(0, bisect_right(self._real, real + _COARSE) - 1)
+        return self._simulated[place] + real - self._real[place]
 
     def count_jobs(self) -> None:
         """Count what thread pools have to do."""

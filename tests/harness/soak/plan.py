@@ -84,6 +84,11 @@ class Plan:
         return self.directory / "progress"
 
     @property
+    def samples(self) -> Path:
+        """What the process had in use at each look."""
+        return self.directory / "samples.pickle"
+
+    @property
     def report(self) -> Path:
         return self.directory / "report.pickle"
 

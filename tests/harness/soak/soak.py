@@ -206,7 +206,8 @@ class Soak:
         if self._faults.current != DISK_FULL:  # then the gateway keeps for itself what it can't write
             self._compare(status)
             self._compare_fleet(status)
-        world.samples.append(found := sample(self._plan.gateway, world.now / DAY, world.life))
+        found = sample(self._plan.gateway, world.now / DAY, world.life)
+        found.append_to(self._plan.samples)
         answers = world.answered["requests"] + self._freshclam.books.counts["requests"]
         line = f"day {found.day:.2f}: {answers} answers, {found.rss >> 20} MiB, {len(world.complaints)} wrong"
         with self._plan.progress.open("a") as progress:

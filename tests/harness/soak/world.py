@@ -6,8 +6,10 @@ import pickle
 import random
 import uuid
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from tests.harness.soak.machines import Kind, Machine, Wrongs
 from tests.harness.soak.plan import DAY, HOUR, Plan
@@ -37,6 +39,19 @@ class Sample:
     containers: dict[str, int] = field(default_factory=dict)
     """The length of each collection that an object or a module of the program holds, by name."""
 
+    def append_to(self, file: Path) -> None:
+        """Keep it, but not in the process that is measured."""
+        with file.open("ab") as samples:
+            pickle.dump(self, samples)
+
+    @classmethod
+    def load_all(cls, file: Path) -> list[Self]:
+        found = []
+        with file.open("rb") as samples, suppress(EOFError):
+            while True:
+                found.append(pickle.load(samples))
+        return found
+
 
 @dataclass(slots=True)
 class World:
@@ -65,7 +80,6 @@ class World:
     visitors: int = 0
     unsure: dict[str, float] = field(default_factory=dict)
     """Machines whose last visit the gateway may have lost, and until when that counts."""
-    samples: list[Sample] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     """What was not as it should be, one line for each."""
     at_end: dict[str, Any] = field(default_factory=dict)
