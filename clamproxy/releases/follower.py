@@ -296,7 +296,7 @@ class Follower:
         wanted = [ObjectId(database, version, Kind.CDIFF) for version in range(oldest, advertised + 1)]
         if proven is not None:
             wanted.insert(0, ObjectId(database, proven.lineage.base, Kind.CVD))
-        self._forget_signatures(database, min((one.version for one in wanted), default=advertised))
+        self._forget_signatures(database)
         for signed in wanted:
             signature = signed.signature
             if signature in self._settled or not self._store.has(signed):
@@ -310,10 +310,11 @@ class Follower:
             elif self._prefetcher.may_fetch(signature):
                 await self._fetch_signature(signature, advertised, requester)
 
-    def _forget_signatures(self, database: str, oldest: int) -> None:
-        """Forget what is known about the signatures of versions that nobody needs any more."""
-        known = {*self._settled, *self._missing_since}
-        for signature in [one for one in known if one.database == database and one.version < oldest]:
+    def _forget_signatures(self, database: str) -> None:
+        """Forget what is known about the signatures of files that are gone."""
+        for signature in {*self._settled, *self._missing_since}:
+            if signature.database != database or self._store.has(signature.signed):
+                continue
             self._settled.discard(signature)
             self._missing_since.pop(signature, None)
 

@@ -53,8 +53,13 @@ async def test_each_patch_is_fetched_once_and_a_whole_file_now_and_then(
     assert all(count == 1 for count in asked.values())
 
 
-async def test_nothing_is_remembered_of_versions_that_are_gone(make_harness: MakeHarness) -> None:
-    harness = make_harness(delta={"max_patches": 5, "max_share": "100%"})
+@pytest.mark.parametrize("delta", [{"max_patches": 5}, {"renew_after": 1}], ids=str)
+async def test_nothing_is_remembered_of_versions_that_are_gone(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, delta: dict[str, int]
+) -> None:
+    """The cache has dropped them, whether or not there could be clients that need them."""
+    monkeypatch.setattr(QuietHour, "is_now", lambda _: True)
+    harness = make_harness(delta={**delta, "max_share": "100%"})
     harness.release(1)
     lengths = []
     for version in range(2, 34):
