@@ -67,6 +67,8 @@ class ReadyAnswers:
         self._limit = limit
         self._size = 0
         self._answers: OrderedDict[str, _Ready] = OrderedDict()
+        self._generation = -1
+        """The generation of the store in which all answers were last looked at."""
 
     def find(self, request: Request) -> tuple[ObjectId, Response] | None:
         """The response to a request and the object in it; None if none is ready."""
@@ -114,7 +116,7 @@ class ReadyAnswers:
         if is_signature and not self._signs.is_proven(object_id):
             return True  # it must be compared with its file as soon as the file is here
         self._drop(path)
-        self._drop_gone()
+        self._drop_gone(generation)
         self._answers[path] = ready = _Ready(
             object_id, sources, known, list(response.headers), body, generation
         )
@@ -123,11 +125,11 @@ class ReadyAnswers:
             self._drop(next(iter(self._answers)))
         return True
 
-    def _drop_gone(self) -> None:
-        """Make room where the cache has dropped or replaced the object: its answer is of no use any more."""
-        present = self._store.metadata(*(ready.object_id for ready in self._answers.values()))
-        for (path, ready), metadata in zip([*self._answers.items()], present, strict=True):
-            if metadata != ready.known[0]:
+    def _drop_gone(self, generation: int) -> None:
+        """Make room where the cache has dropped the object: nobody gets its answer any more."""
+        if generation != self._generation:
+            self._generation = generation
+            for path in [one for one, ready in self._answers.items() if not self._store.has(ready.object_id)]:
                 self._drop(path)
 
     def _drop(self, path: str) -> None:
