@@ -541,15 +541,22 @@ def free_ports(count: int) -> list[int]:
 
 
 def _own_ports() -> range:
-    """Below the kernel's range for outgoing connections; parallel test processes use different ones."""
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = 15_000 + number % 8 * 2_000
-    return range(first, first + 2_000)
+    """Below the kernel's range for outgoing connections; others for each test process that runs now."""
+    blocks = [range(first, first + _BLOCK) for first in range(10_500, 31_500, _BLOCK)]
+    for block in blocks:
+        with contextlib.suppress(OSError):
+            # An abstract name is taken until the process ends.
+            _claim.bind(f"\0clamproxy tests {block.start}")
+            return block
+    return random.choice(blocks)
 
 
 _authority: dict[str, bytes] = {}
 """The files of the certificate authority that mitmproxy made at the first start."""
 
+_BLOCK = 1_500
+"""More ports than a test process uses."""
+_claim = socket.socket(socket.AF_UNIX)
 _PORTS = _own_ports()
 _ports_lock = threading.Lock()
 _ports_given: set[int] = set()
