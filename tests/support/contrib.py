@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 from clamproxy.cli import main
@@ -19,11 +20,11 @@ def parse(words: list[str]) -> dict[str, Any]:
     """The parameters of a command of ours as the command line understands them."""
     program, name, *arguments = words
     assert Path(program).name == "clamproxy"
-    command = main.commands[name]
+    command, parent = main.commands[name], click.Context(main, info_name=program)
     if hasattr(command, "commands"):
         name, *arguments = arguments
         command = command.commands[name]
-    return dict(command.make_context(name, arguments).params)
+    return dict(command.make_context(name, arguments, parent=parent).params)
 
 
 def load_yaml(path: Path) -> list[Any]:
