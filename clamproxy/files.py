@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +26,6 @@ type Stamp = tuple[int, int, int]
 
 _NOT_LINKABLE = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT)
 """Another file system, one without links, too many links, or a name that has just disappeared."""
-LONGEST_WRITE = 60.0
-"""Seconds after which a file that is still unfinished has been left by a process that was killed."""
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR)
 """Errors of reading that are due to this process, not to the file."""
 
@@ -127,6 +124,31 @@ def stamp_of(path: Path | str) -> Stamp | None:
 # Writing
 
 
+def open_unfinished(path: Path) -> int:
+    """Make a file that nobody sweeps up as long as it is open. Blocks for a moment.
+
+    Returns:
+        Its descriptor, for reading and writing, which holds a lock.
+
+    Raises:
+        OSError: it can't be made, or exists.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # a file system without locks, where nothing is swept up
+            lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was swept up before it was locked
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove an unfinished file, unless a process is still writing it, or it can't be told. Blocks."""
+    with suppress(OSError), open_to_read(path) as file:
+        if try_lock(file, shared=True):
+            path.unlink()  # under the lock, so that nobody begins meanwhile
+
+
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o600, suffix: str = _UNFINISHED) -> Iterator[BinaryIO]:
     """Write a file that gets its name when it is complete and synced. Blocks.
@@ -141,11 +163,11 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = _UNFINISHED) -> It
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
     try:
-        with part.open("xb") as file:
+        with os.fdopen(open_unfinished(part), "wb") as file:
             os.fchmod(file.fileno(), mode)
             yield file
             sync(file)
-        part.replace(path)
+            part.replace(path)  # while it is open, and so locked
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -155,9 +177,7 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = _UNFINISHED) -> It
 def sweep_unfinished(directory: Path) -> None:
     """Remove what killed processes had begun to write by `replacing`, also further down. Blocks."""
     for part in directory.rglob(f".*{_UNFINISHED}"):
-        with suppress(OSError):
-            if part.stat().st_mtime + LONGEST_WRITE < time.time():
-                part.unlink()
+        remove_abandoned(part)
 
 
 def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:

@@ -26,8 +26,8 @@ from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.given import Given
 from clamproxy.feeds.listing import Listing
 from clamproxy.feeds.sharing_rules import ResponseHead
-from clamproxy.feeds.spool import FeedsFullError, Spool, is_left_over
-from clamproxy.files import Stamp, lock, replacing, sync_directory
+from clamproxy.feeds.spool import FeedsFullError, Spool
+from clamproxy.files import Stamp, lock, remove_abandoned, replacing, sync_directory
 from clamproxy.storage.sealing import seal, unseal
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ _TOUCH_INTERVAL = 600.0
 """Seconds between two updates on the disk that say an entry is in use."""
 _CHUNK = 1024 * 1024
 _BODY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
+_UNFINISHED = (".part", ".tmp")
+"""What the names of bodies and of records end with until they are complete."""
 
 
 class FeedStore:
@@ -366,10 +368,11 @@ class FeedStore:
     def _sweep(self) -> None:
         named = {entry.body_name for entry in self._entries.values()}
         for path in self._directory.iterdir():
-            is_body = _BODY.fullmatch(path.name) is not None and path.name not in named
-            if is_body or is_left_over(path):
+            if _BODY.fullmatch(path.name) is not None and path.name not in named:
                 with suppress(OSError):
                     path.unlink()
+            elif path.suffix in _UNFINISHED:
+                remove_abandoned(path)
 
     def _write(self, entry: StoredResponse) -> None:
         with replacing(self._note(entry.key), suffix=".tmp") as file:

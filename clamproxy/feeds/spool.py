@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from clamproxy.files import LONGEST_WRITE, try_lock
+from clamproxy.files import open_unfinished
 from clamproxy.storage.growing_file import GrowingFile
 
 
@@ -35,8 +33,7 @@ class Spool(GrowingFile):
     """A body on its way to the disk. One thread writes, others read."""
 
     def __init__(self, room: Room, path: Path) -> None:
-        super().__init__(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try_lock(self.descriptor)
+        super().__init__(path, open_unfinished(path))
         self._room = room
         self._reserved = 0
         self._digest = hashlib.sha256()
@@ -69,23 +66,3 @@ class Spool(GrowingFile):
             self.path.unlink(missing_ok=True)
         self.give_back()
         super().close()
-
-
-def is_left_over(path: Path) -> bool:
-    """Whether a file was being written by a process that is gone."""
-    if path.suffix == ".tmp":  # written within a moment
-        with suppress(OSError):
-            return path.stat().st_mtime + LONGEST_WRITE < time.time()
-        return True
-    if path.suffix != ".part":
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return try_lock(descriptor, shared=True)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)

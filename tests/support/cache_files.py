@@ -7,14 +7,10 @@ import json
 import shutil
 import sqlite3
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-LONGEST_WRITE = 60.0
-"""Seconds for which a file that is being written may be another process's; later, a start removes it."""
 
 type Known = tuple[int, str]
 """Size in bytes and SHA-256."""
@@ -70,16 +66,8 @@ def look(cache: Path, *also: Path) -> CacheFiles | None:
     for directory in (cache / "staging", cache / "build"):
         others += [str(path) for path in directory.glob("*") if path.name != "lock"]
     for directory in (cache / "feeds", *also):
-        unfinished = [path for path in directory.rglob("*") if path.suffix in (".part", ".tmp", ".new")]
-        others += [str(path) for path in unfinished if not _is_recent(path)]
+        others += [str(path) for path in directory.rglob("*") if path.suffix in (".part", ".tmp", ".new")]
     return CacheFiles(rows, files, others)
-
-
-def _is_recent(path: Path) -> bool:
-    """Whether another process may still be writing a file that gets its name at the end."""
-    with suppress(FileNotFoundError):
-        return path.name.startswith(".") and path.stat().st_mtime + LONGEST_WRITE > time.time()
-    return True
 
 
 def _can_go_on(path: Path, rows: Mapping[str, Known]) -> bool:

@@ -18,6 +18,7 @@ from clamproxy.feeds.feed_store import OVERHEAD, FeedStore
 from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.feeds.spool import FeedsFullError
+from clamproxy.files import open_unfinished
 from tests.support.fixtures import Child
 
 LIMIT = 100_000
@@ -273,11 +274,14 @@ def test_what_another_process_is_writing_is_left_alone(directory: Path) -> None:
     writing = open_store(directory)
     spool = writing.create()
     spool.append(b"half")
-    (directory / "x.tmp").write_bytes(b"half")
+    note = open_unfinished(directory / ".x.json.tmp")
     open_store(directory)
     assert spool.path.exists()
-    assert (directory / "x.tmp").exists()
+    assert (directory / ".x.json.tmp").exists()
     spool.close()
+    os.close(note)
+    open_store(directory)
+    assert list(directory.iterdir()) == []
 
 
 def test_a_client_that_had_an_older_body_is_not_told_that_its_own_is_right(directory: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from clamproxy.files import (
-    LONGEST_WRITE,
     identity_of,
     link_or_copy,
     open_lock,
@@ -172,13 +172,28 @@ def test_what_a_killed_process_had_begun_to_write_is_swept_up(tmp_path: Path) ->
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert killed_at(10**9, work)
-    (left,) = path.parent.iterdir()
-    sweep_unfinished(tmp_path)
-    assert left.exists()  # another process may be writing it
-    long_ago = time.time() - LONGEST_WRITE - 1
-    os.utime(left, (long_ago, long_ago))
     kept = path.with_name("other.part")
     kept.touch()
-    os.utime(kept, (long_ago, long_ago))
     sweep_unfinished(tmp_path)
     assert list(path.parent.iterdir()) == [kept]
+
+
+def test_what_is_being_written_is_not_swept_up(tmp_path: Path) -> None:
+    """Other processes that share the directory start meanwhile, also at the worst moment."""
+    path, done = tmp_path / "record.json", threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            sweep_unfinished(tmp_path)
+
+    with ThreadPoolExecutor() as threads:
+        sweeper = threads.submit(sweep)
+        try:
+            for number in range(300):
+                with replacing(path) as file:
+                    file.write(b"%d" % number)
+                assert path.read_bytes() == b"%d" % number
+        finally:
+            done.set()
+    sweeper.result()
+    assert list(tmp_path.iterdir()) == [path]
