@@ -1,4 +1,4 @@
-"""Months, dozens of machines and thousands of visitors in minutes: what grows, is lost, or miscounted."""
+"""Months, hundreds of machines and thousands of visitors in minutes: what grows, is lost, or miscounted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 2**20
 DISK = 48 * MIB
 CACHE = 5 * MIB
 """`cache.size_limit`: a few CVDs, and some weeks of patches."""
-PATCHES = 60
+PATCHES = 30
 BESIDE = 6 * MIB
 """What may be on the disk besides: the index and the records with their logs, and an object that is new."""
 EARLY = 5
@@ -101,9 +101,10 @@ def make_plan(directory: Path) -> Plan:
         directory=directory,
         seed=SEED,
         days=days,
-        machines=rounds(20, 50),
-        visitors=rounds(100, 5000),
-        most_machines=rounds(100, 266),
+        machines=rounds(20, 500),
+        visitors=rounds(100, 2000),
+        most_machines=rounds(100, 700),
+        daily_every=DAY / rounds(4, 1),
         look_every=DAY / rounds(4, 1),
         ends=[day * DAY for day in (*kills, days)],
         started_at=now - now % STEP,

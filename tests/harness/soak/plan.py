@@ -47,6 +47,8 @@ class Plan:
     """How many machines come in all that are seen only once, such as containers in CI."""
     most_machines: int
     """`fleet.max_clients`."""
+    daily_every: float
+    """Seconds between two releases of daily."""
     look_every: float
     """Seconds between two looks at what is in use, and what was counted."""
     ends: list[float]
@@ -98,7 +100,7 @@ def prepare(plan: Plan, keys: ForgeKeys) -> None:
     chance = random.Random(plan.seed)
     plan.files.mkdir(parents=True)
     for database, spacing, filler in (
-        ("daily", DAY / 4, 300_000),
+        ("daily", plan.daily_every, 300_000),
         ("main", plan.days * DAY / 3, 200_000),
         ("bytecode", plan.days * DAY / 4, 20_000),
     ):

@@ -186,7 +186,7 @@ class Soak:
         """Compare what the gateway has kept with what it had counted when it was killed."""
         with self._timeline.guest():
             await self._settle(WRITTEN_WITHIN)
-            counters = (await self._status())["stats"]
+            counters = (await self._read("/status.json"))["stats"]
         mine = self._counted()
         self._baseline = {name: counters[name] - mine.get(name, 0) for name in COUNTED}
         expected = self._world.counters
@@ -202,10 +202,10 @@ class Soak:
             await asyncio.wait(set(self._checks))
         with self._timeline.guest():
             await self._settle(TRIED_AGAIN_WITHIN)
-            status = await self._status()
+            status, fleet = await self._read("/status.json"), await self._read("/fleet.json")
         if self._faults.current != DISK_FULL:  # then the gateway keeps for itself what it can't write
             self._compare(status)
-            self._compare_fleet(status)
+            self._compare_fleet(fleet["machines"])
         found = sample(self._plan.gateway, world.now / DAY, world.life)
         found.append_to(self._plan.samples)
         answers = world.answered["requests"] + self._freshclam.books.counts["requests"]
@@ -249,11 +249,9 @@ class Soak:
         mine = self._expected()
         self._baseline = {name: self._baseline[name] + counted[name] - mine[name] for name in COUNTED}
 
-    def _compare_fleet(self, status: dict[str, Any]) -> None:
+    def _compare_fleet(self, kept: list[dict[str, Any]]) -> None:
         """What the fleet's table says of each machine, and what is true."""
         world = self._world
-        world.at_end = status
-        kept = status["fleet"]["machines"]
         if len(kept) > self._plan.most_machines:
             self._complain(f"{len(kept)} machines are kept")
         told = {machine["uuid"]: machine for machine in kept}
@@ -275,16 +273,16 @@ class Soak:
     def _complain(self, line: str) -> None:
         self._world.complaints.append(f"day {self._world.now / DAY:.2f}, {self._faults.current}: {line}")
 
-    async def _status(self) -> dict[str, Any]:
+    async def _read(self, page: str) -> dict[str, Any]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._plan.ports[0])
         try:
-            writer.write(b"GET /status.json HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
+            writer.write(f"GET {page} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n".encode())
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.transport.abort()
         assert b" 200 " in head, head
-        status: dict[str, Any] = json.loads(body)
-        return status
+        values: dict[str, Any] = json.loads(body)
+        return values
 
     # The end
 
