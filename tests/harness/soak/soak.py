@@ -265,7 +265,11 @@ class Soak:
                 self._complain(f"{machine.uuid} isn't in the fleet's table")
                 continue
             versions = {name: held["version"] for name, held in row["databases"].items()}
-            if any(versions.get(name, have) != have for name, have in machine.versions.items()):
+            maybe = world.unsure_versions.get(machine.uuid, {})
+            if not all(
+                versions.get(name, have) == have or versions[name] < have == maybe.get(name)
+                for name, have in machine.versions.items()
+            ):
                 self._complain(f"{machine.kind} has {machine.versions}; the table says {versions}")
             if abs(row["last_seen"] - machine.asked_at) > SEEN_WITHIN:
                 self._complain(f"{machine.uuid} asked at {machine.asked_at}, not {row['last_seen']}")
@@ -321,6 +325,7 @@ class Soak:
         for machine in world.machines:
             if machine.asked_at is not None and timeline.time() - machine.asked_at < lost:
                 world.unsure[machine.uuid] = world.now + DAY
+                world.unsure_versions[machine.uuid] = dict(machine.versions)
 
     async def _finish(self) -> None:
         await self._look()

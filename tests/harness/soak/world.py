@@ -80,6 +80,8 @@ class World:
     visitors: int = 0
     unsure: dict[str, float] = field(default_factory=dict)
     """Machines whose last visit the gateway may have lost, and until when that counts."""
+    unsure_versions: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What they had then. As long as they don't take another version, the gateway may not learn of it."""
     complaints: list[str] = field(default_factory=list)
     """What was not as it should be, one line for each."""
 
