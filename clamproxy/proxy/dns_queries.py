@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mitmproxy import connection, ctx, dns
 from mitmproxy.net.dns import classes, op_codes, response_codes, types
-from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy import commands, events, mode_specs
 from mitmproxy.proxy.layers import DNSLayer
 
 from clamproxy.announcement import Announcer
@@ -112,7 +112,10 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
 
 
 class CarefulLayer(DNSLayer):
-    """mitmproxy's layer, which some malformed messages would crash, with a traceback in the log."""
+    """mitmproxy's layer, which some malformed messages would crash, with a traceback in the log.
+
+    When a client ends its connection, so does the gateway; mitmproxy would keep it until it is idle for long.
+    """
 
     def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:
         """Like mitmproxy's, but raises struct.error, which it expects, for everything it can't read.
@@ -124,6 +127,12 @@ class CarefulLayer(DNSLayer):
         except (ValueError, RecursionError) as error:
             raise struct.error(f"{type(error).__name__}: {error}") from error
         return [message for message in messages if message.query or not from_client]
+
+    def state_query(self, event: events.Event) -> Iterator[commands.Command]:
+        """Like mitmproxy's. When it is told of a client's end, the answers have been sent."""
+        yield from super().state_query(event)
+        if isinstance(event, events.ConnectionClosed) and event.connection is self.context.client:
+            yield commands.CloseConnection(event.connection)
 
 
 def guard(client: connection.Client) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dns import message
 
 from tests.support.gateway import (
     ADDON,
@@ -178,6 +179,20 @@ def test_as_configured(start: Start, tmp_path: Path, program: list[str]) -> None
     places = re.findall(r"listening at (.*)\.", gateway.log)
     assert sorted(places) == sorted([*proxy, f"*:{reverse}", f"127.0.0.1:{dns}"])  # they open side by side
     assert printed_port(tmp_path) == port
+
+
+def test_a_client_of_dns_that_has_asked_is_answered_and_let_go(start: Start) -> None:
+    """mitmproxy would keep its connection until it has been idle for long."""
+    port, proxy = free_ports(2)
+    start(MITMDUMP, listen={"proxy": proxy, "dns": f"127.0.0.1:{port}"}).wait()
+    query = message.make_query("current.cvd.clamav.net", "TXT").to_wire()
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(len(query).to_bytes(2) + query)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as reader:
+            answer = reader.read()
+    assert int.from_bytes(answer[:2]) == len(answer) - 2
+    assert message.from_wire(answer[2:]).id == int.from_bytes(query[:2])
 
 
 @both
