@@ -540,6 +540,17 @@ def free_ports(count: int) -> list[int]:
     return chosen
 
 
+def held_port() -> socket.socket:
+    """A socket that keeps a port for a server of this process, which may go and come back.
+
+    The server binds to it as well, with SO_REUSEADDR. While it is away, connections are refused.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
 def _own_ports() -> range:
     """Below the kernel's range for outgoing connections; others for each test process that runs now."""
     blocks = [range(first, first + _BLOCK) for first in range(10_500, 31_500, _BLOCK)]

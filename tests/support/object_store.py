@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import pytest
 
+from tests.support.gateway import held_port
+
 BUCKET = "site"
 SERVERS = pytest.mark.parametrize("object_store", ["moto", "seaweedfs"], indirect=True)
 """For tests of what works with any server; all others use moto, which starts faster."""
@@ -127,8 +129,9 @@ class ObjectStore:
         self._answers: dict[str, tuple[int, str, Any, bytes]] = {}
         self._connections: set[socket.socket] = set()
         make_bucket(port, bucket)
-        self._server = self._serve(0)
-        self.port: int = self._server.server_address[1]
+        self._holder = held_port()
+        self.port: int = self._holder.getsockname()[1]
+        self._server = self._serve()
 
     @property
     def url(self) -> str:
@@ -155,7 +158,7 @@ class ObjectStore:
 
     def come_back(self) -> None:
         """Serve again at the same port, with the data of before."""
-        self._server = self._serve(self.port)
+        self._server = self._serve()
 
     def count(self, method: str = "", part: str = "") -> int:
         """How many requests of a method have had a part in their path."""
@@ -188,10 +191,11 @@ class ObjectStore:
     def __exit__(self, *_: object) -> None:
         self.faults.is_stalled = False
         self.go_down()
+        self._holder.close()
 
-    def _serve(self, port: int) -> _Server:
+    def _serve(self) -> _Server:
         handler = type("Handler", (_Handler,), {"store": self})
-        server = _Server(("127.0.0.1", port), handler)
+        server = _Server(("127.0.0.1", self.port), handler)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 

@@ -17,12 +17,13 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Self
 
 from tests.support.faults import Fault, Headers
 from tests.support.files import File, file_answer, upload_date
+from tests.support.gateway import held_port
 
 PIECE = 16 * 1024
 """Bytes per write, so that a rate limit and a cut have something to act on."""
@@ -100,7 +101,8 @@ class OriginServer:
         self._release = threading.Event()
         self._budget_from = 0.0
         self._listener: socket.socket | None = None
-        self.port = 0
+        self._holder = held_port()
+        self.port: int = self._holder.getsockname()[1]
         self.accept()
 
     def __enter__(self) -> Self:
@@ -183,7 +185,6 @@ class OriginServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(256)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._accept_loop, args=(listener,), daemon=True).start()
 
@@ -200,6 +201,7 @@ class OriginServer:
         self._stop.set()
         self.heal()
         self.refuse()
+        self._holder.close()
 
     def _end_connections(self) -> None:
         with self._lock:
@@ -256,6 +258,7 @@ class OriginServer:
             if fault.held:
                 release.wait(PATIENCE)
             code, head, body = self._compose(fault, path, headers)
+            self._note(place, replace(seen, status=code))  # before the client can have it all
             sender.head(code, head)
             if method != "HEAD":
                 sender.body(body)

@@ -41,7 +41,7 @@ def test_time_goes_by_timers_while_the_origin_is_waited_for() -> None:
 @pytest.fixture
 async def origin(tmp_path: Path) -> AsyncIterator[SoakOrigin]:
     proxy, reverse, port, dns = free_ports(4)
-    plan = Plan(tmp_path, 1, 1.0, 1, 1, 1, 1.0, [1.0], 0.0, (proxy, reverse, port, dns))
+    plan = Plan(tmp_path, 1, 1.0, 1, 1, 1, 1.0, 1.0, [1.0], 0.0, (proxy, reverse, port, dns))
     plan.files.mkdir()
     (plan.files / "daily-1.cvd").write_bytes(BODY)
     origin = SoakOrigin(plan, Timeline([(0.0, 0.0)]), Zone())
