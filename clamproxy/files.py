@@ -137,16 +137,20 @@ def open_unfinished(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with suppress(OSError):  # a file system without locks, where nothing is swept up
             lock(descriptor)
-        if os.fstat(descriptor).st_nlink:
+        if identity_of(descriptor) == identity_of(path):
             return descriptor
         os.close(descriptor)  # it was swept up before it was locked
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove an unfinished file, unless a process is still writing it, or it can't be told. Blocks."""
+    """Remove an unfinished file, unless a process is still writing it. Blocks.
+
+    It also stays where it can't be read or locked.
+    """
     with suppress(OSError), open_to_read(path) as file:
-        if try_lock(file, shared=True):
-            path.unlink()  # under the lock, so that nobody begins meanwhile
+        # Under the lock nobody begins to write it; but after another sweep it may be new.
+        if try_lock(file, shared=True) and identity_of(file.fileno()) == identity_of(path):
+            path.unlink()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
     <key>.<sha256>   a body; its name holds the beginning of its digest
     <key>.json       the `StoredResponse`, written after the body is synced; names the body
-    *.part           what is arriving; locked, as another process may use the directory
+    *.part           a body that is arriving
+    *.tmp            a text file that is being written; both are locked, as others may use the directory
 
 A crash leaves the old pair, the new pair, or files that no entry names, which are swept. Several processes
 use the directory: what one stores, all others see when they next look. It is locked while one changes it.

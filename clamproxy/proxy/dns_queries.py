@@ -114,7 +114,7 @@ async def respond(flow: dns.DNSFlow, names: Names | None, announcer: Announcer |
 class CarefulLayer(DNSLayer):
     """mitmproxy's layer, which some malformed messages would crash, with a traceback in the log.
 
-    When a client ends its connection, so does the gateway; mitmproxy would keep it until it is idle for long.
+    When a client ends its connection, the gateway does too; mitmproxy would keep it until the idle timeout.
     """
 
     def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:
@@ -129,8 +129,16 @@ class CarefulLayer(DNSLayer):
         return [message for message in messages if message.query or not from_client]
 
     def state_query(self, event: events.Event) -> Iterator[commands.Command]:
-        """Like mitmproxy's. When it is told of a client's end, the answers have been sent."""
+        """Like mitmproxy's. The answers of the gateway itself are on their way before it lets a client go."""
         yield from super().state_query(event)
+        yield from self._let_go(event)
+
+    def state_done(self, event: events.Event) -> Iterator[commands.Command]:
+        """Like mitmproxy's: after the end of either connection."""
+        yield from super().state_done(event)
+        yield from self._let_go(event)
+
+    def _let_go(self, event: events.Event) -> Iterator[commands.Command]:
         if isinstance(event, events.ConnectionClosed) and event.connection is self.context.client:
             yield commands.CloseConnection(event.connection)
 

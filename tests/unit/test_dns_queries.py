@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from typing import Literal
 
 import dns.flags
 import dns.message
@@ -15,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mitmproxy import options
 from mitmproxy.dns import DNSFlow, DNSMessage
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
@@ -209,13 +211,25 @@ async def test_before_the_start_and_after_a_failure(caplog: pytest.LogCaptureFix
     assert "the disk is gone" in caplog.text
 
 
-# Any bytes
+# Messages, and connections that end
 
 
-def layer() -> CarefulLayer:
+def layer(protocol: Literal["tcp", "udp"] = "udp") -> CarefulLayer:
     client = tflow.tclient_conn()
-    client.transport_protocol = "udp"
+    client.transport_protocol = protocol
     return CarefulLayer(Context(client, options.Options()))
+
+
+@pytest.mark.parametrize("before", [None, b"\0\1?"], ids=["nothing", "an invalid message of the server"])
+def test_a_client_that_ends_its_connection_is_let_go(before: bytes | None) -> None:
+    stream = layer("tcp")
+    client, server = stream.context.client, stream.context.server
+    list(stream.handle_event(events.Start()))
+    if before is not None:
+        list(stream.handle_event(events.DataReceived(server, before)))
+    (command,) = stream.handle_event(events.ConnectionClosed(client))
+    assert isinstance(command, commands.CloseConnection)
+    assert command.connection is client
 
 
 POINTERS = b"".join(struct.pack("!H", 0xC000 | (14 + 2 * step)) for step in range(3000))

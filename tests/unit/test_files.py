@@ -187,7 +187,7 @@ def test_what_is_being_written_is_not_swept_up(tmp_path: Path) -> None:
             sweep_unfinished(tmp_path)
 
     with ThreadPoolExecutor() as threads:
-        sweeper = threads.submit(sweep)
+        sweepers = [threads.submit(sweep) for _ in range(2)]
         try:
             for number in range(300):
                 with replacing(path) as file:
@@ -195,5 +195,6 @@ def test_what_is_being_written_is_not_swept_up(tmp_path: Path) -> None:
                 assert path.read_bytes() == b"%d" % number
         finally:
             done.set()
-    sweeper.result()
+    for sweeper in sweepers:
+        sweeper.result()
     assert list(tmp_path.iterdir()) == [path]

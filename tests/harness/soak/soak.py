@@ -265,6 +265,8 @@ class Soak:
                 self._complain(f"{machine.uuid} isn't in the fleet's table")
                 continue
             versions = {name: held["version"] for name, held in row["databases"].items()}
+            if versions == machine.versions:
+                world.unsure_versions.pop(machine.uuid, None)
             maybe = world.unsure_versions.get(machine.uuid, {})
             if not all(
                 versions.get(name, have) == have or versions[name] < have == maybe.get(name)
