@@ -105,12 +105,12 @@ type Start = Callable[..., Started]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts the gateway with a section `listen`, or others."""
+    """Starts the gateway with a section `listen`, or others; by default, at any free port."""
     started: list[Started] = []
 
     def make(program: list[str], *arguments: str, listen: Listen | None = None, **sections: Any) -> Started:
         environment = sections.pop("environment", {})
-        configure(tmp_path, **({} if listen is None else {"listen": listen}), **sections)
+        configure(tmp_path, listen=listen or {"proxy": free_ports(1)[0]}, **sections)
         confdir = () if "HOME" in environment else ("--set", f"confdir={tmp_path / 'conf'}")
         started.append(Started(tmp_path, program, *confdir, *arguments, **environment))
         return started[-1]

@@ -151,9 +151,13 @@ async def test_a_newer_version_than_expected_is_joined_under_both_names(
 async def test_two_transfers_that_meet_at_one_version(harness: TransferHarness, make_cvd: MakeCvd) -> None:
     """The one that was started for it goes on; the other says that the file has changed, at once."""
     harness.origin.put("daily.cvd", make_cvd(6, SIZE))
+    harness.origin.rule("W", faults.Fault(held=True))
     expected, _ = harness.transfers.join(cvd(5), NEW)
     newer, _ = harness.transfers.join(cvd(6), NEW)
-    outcomes = await asyncio.gather(expected.ready(), newer.ready(), return_exceptions=True)
+    both = asyncio.gather(expected.ready(), newer.ready(), return_exceptions=True)
+    await until(lambda: harness.origin.trace == "W W")
+    harness.origin.heal()
+    outcomes = await both
     failures = [error.failure for error in outcomes if isinstance(error, TransferError)]
     assert failures in ([], [FailureKind.CHANGED])
     await until(lambda: stored(harness, cvd(6)) is not None)
@@ -375,6 +379,7 @@ class Gauge:
             self.highest = max(self.highest, self._now)
 
 
+@pytest.mark.usefixtures("patience")
 async def test_a_hundred_patches_at_once_are_served(
     gateway: ServiceHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from clamproxy.bucket import bucket, bucket_requests
-from clamproxy.origin import versions
+from clamproxy.origin import connections, versions
 from clamproxy.origin.cooldown import BACKOFFS
 from clamproxy.proxy import patience
 from clamproxy.releases import object_exchange
@@ -37,6 +37,7 @@ def be_patient(change: Callable[[object, str, object], object] = setattr) -> Non
         (bucket, "LIST_LIMIT"),
         (object_exchange, "LONGEST_BRING"),
         (resolution, "PATIENCE_WITH_STALE"),
+        (connections, "PATIENCE_WITH_REUSED"),
         (versions, "PATIENCE"),
         (patience, "PATIENCE_AT_LIMIT"),
     ):
