@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks.gateways.clients import STALE, Account, Client
 from benchmarks.gateways.figures import Figures, most
-from benchmarks.gateways.site import Running, Scale, Site, can_set_clocks, open_site
+from benchmarks.gateways.site import Running, Scale, Site, open_site
+from tests.support.faketime import LIBRARY
 from tests.support.gateway import Gateway
 from tests.support.object_store import ObjectStore
 
@@ -99,7 +100,7 @@ def fresh_gateway(work: Path, scale: Scale) -> Figures:
 
 def wrong_clocks(work: Path, scale: Scale) -> Figures:
     """The clocks of the gateways are minutes apart: a cold start, then a release."""
-    if not can_set_clocks():
+    if LIBRARY is None:
         figures = Figures("clocks minutes apart")
         figures.claim("left out: libfaketime isn't installed", holds=True)
         return figures

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.gateways.clients import Account, Client, Released, run
 from tests.support.dns_server import FakeDns
+from tests.support.faketime import faketime, sweep_faketime
 from tests.support.gateway import FORGED_ADDON, PATIENT_ADDON, Gateway, Settings
 from tests.support.object_store import ObjectStore, moto_server
 from tests.support.origin import OriginServer
@@ -30,8 +31,6 @@ _HEAD_START = 0.5
 """Seconds from handing out a run of the clients to its start."""
 _HEADER = 512
 _FIRST = {"main": 62, "daily": 27800}
-_FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-"""Of Debian's package `libfaketime`; None if it isn't installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +157,7 @@ class Site:
     def close(self) -> None:
         for gateway in self.gateways:
             gateway.kill()
+        sweep_faketime()
 
     def start(self, count: int) -> None:
         """Start more gateways, each with an empty disk."""
@@ -172,7 +172,7 @@ class Site:
             environment |= {"CLAMPROXY_FLEET_STORE": self.store.url, **self.store.environment}
         ahead = self._clocks[number] if number < len(self._clocks) else 0.0
         if ahead:
-            environment |= ahead_by(ahead)
+            environment |= faketime(FAKETIME=f"{ahead:+.0f}s")
         settings: Settings = {
             "upstream": {"url": self.mirror.origin.url, "connect_timeout": "5s", "read_timeout": "10s"},
             "versions": {
@@ -294,19 +294,6 @@ def open_site(work: Path, scale: Scale, *, clocks: Sequence[float] = ()) -> Iter
         site.start(scale.gateways)
         mirror.origin.forget()
         yield site
-
-
-def ahead_by(seconds: float) -> dict[str, str]:
-    """The variables with which a program sees another time of day."""
-    return {
-        "LD_PRELOAD": str(_FAKETIME),
-        "FAKETIME": f"{seconds:+.0f}s",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-
-
-def can_set_clocks() -> bool:
-    return _FAKETIME is not None
 
 
 def page(gateway: Gateway, path: str) -> tuple[int, bytes]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gateways.scenarios import SCENARIOS
-from benchmarks.gateways.site import SMALL, can_set_clocks
+from benchmarks.gateways.site import SMALL
 from tests.support.dns_server import FakeDns
+from tests.support.faketime import LIBRARY
 from tests.support.freshclam import OK, Freshclam
 from tests.support.gateway import PATIENT_ADDON, Gateway, Way
 from tests.support.object_store import ObjectStore
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.mark.parametrize("name", ["killed", "both", "fresh", "clocks"])
 def test_scenario(name: str, tmp_path: Path) -> None:
-    if name == "clocks" and not can_set_clocks():
+    if name == "clocks" and LIBRARY is None:
         give_up("libfaketime is not installed")
     figures = SCENARIOS[name](tmp_path, SMALL)
     assert figures.claims

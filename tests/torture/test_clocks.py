@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faketime import LIBRARY, faketime, sweep_faketime
 from tests.support.gateway import ROOT, Way
 from tests.support.programs import give_up
 from tests.support.releases import Releases
@@ -23,7 +24,6 @@ from tests.torture.effort import SEED, rounds
 pytestmark = pytest.mark.timeout(rounds(300, 5400))
 """For a machine that does a lot besides."""
 
-LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 HOUR = 3600
 PAUSE = 1.0
 """Seconds between looks at all that is served: with TLS to a gateway under libfaketime, each costs a lot."""
@@ -43,14 +43,12 @@ class Clock:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": str(LIBRARY),
-            "FAKETIME_TIMESTAMP_FILE": str(self.file),
-            "FAKETIME_CACHE_DURATION": "1",  # seconds; without it, each look at the clock reads the file
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",  # files keep the dates that they were given by another clock
-            "PYTHONPATH": str(ROOT),
-        }
+        return faketime(
+            FAKETIME_TIMESTAMP_FILE=str(self.file),
+            FAKETIME_CACHE_DURATION="1",  # seconds; without it, each look at the clock reads the file
+            NO_FAKE_STAT="1",  # files keep the dates that they were given by another clock
+            PYTHONPATH=str(ROOT),
+        )
 
 
 @dataclass
@@ -110,7 +108,7 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    if not LIBRARY.exists():
+    if LIBRARY is None:
         give_up("libfaketime is not installed")
     clock, releases = Clock(tmp_path / "clock"), Releases()
     clock.set()
@@ -121,6 +119,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield Scene(site, clock, releases)
     finally:
         site.close()
+        sweep_faketime()
 
 
 def test_the_clock_jumps(scene: Scene, figures: Figures) -> None:
