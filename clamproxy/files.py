@@ -112,6 +112,16 @@ def identity_of(file: int | Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
+def is_named(file: int | IO[bytes], path: Path) -> bool:
+    """Whether an open file has this name now; another process may have removed or replaced it. Quick.
+
+    Args:
+        file: the file, or its descriptor.
+        path: the name that it was opened by.
+    """
+    return identity_of(file if isinstance(file, int) else file.fileno()) == identity_of(path)
+
+
 def stamp_of(path: Path | str) -> Stamp | None:
     """The stamp of the file with this name; None if there is none, or if it can't be looked at. Quick."""
     try:
@@ -137,7 +147,7 @@ def open_unfinished(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with suppress(OSError):  # a file system without locks, where nothing is swept up
             lock(descriptor)
-        if identity_of(descriptor) == identity_of(path):
+        if is_named(descriptor, path):
             return descriptor
         os.close(descriptor)  # it was swept up before it was locked
 
@@ -149,7 +159,7 @@ def remove_abandoned(path: Path) -> None:
     """
     with suppress(OSError), open_to_read(path) as file:
         # Under the lock nobody begins to write it; but after another sweep it may be new.
-        if try_lock(file, shared=True) and identity_of(file.fileno()) == identity_of(path):
+        if try_lock(file, shared=True) and is_named(file, path):
             path.unlink()
 
 

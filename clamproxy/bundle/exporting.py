@@ -23,7 +23,7 @@ from clamproxy.bundle.manifest import (
 from clamproxy.bundle.tar import PIECE, TarError, write_end, write_member
 from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
-from clamproxy.files import identity_of, sync, sync_directory, try_lock
+from clamproxy.files import is_named, sync, sync_directory, try_lock
 from clamproxy.objects import ObjectId
 
 
@@ -125,7 +125,7 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
         if not try_lock(file):
             raise BundleError(f"{part}: another process is writing it")
         # Between opening and locking it, another process may have renamed it.
-        if identity_of(part) != identity_of(file.fileno()):
+        if not is_named(file, part):
             raise BundleError(f"{part}: another process has just written it")
         try:
             file.truncate(0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from clamproxy.config.units import MIB
-from clamproxy.files import identity_of, try_lock, unlock
+from clamproxy.files import is_named, try_lock, unlock
 from clamproxy.formats.cvd import PayloadDigest
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, free_bytes
@@ -136,9 +136,9 @@ class PartialFile(GrowingFile):
         Returns:
             Whether that is possible. If not, its name is gone, or another file's, since it was opened.
         """
-        if identity_of(self.path) != identity_of(self.descriptor):
+        if not is_named(self.descriptor, self.path):
             return False
-        if identity_of(self._sidecar_path) != identity_of(self._sidecar):
+        if not is_named(self._sidecar, self._sidecar_path):
             return False
         self._is_ours = True
         self._load()
@@ -232,8 +232,7 @@ class PartialFile(GrowingFile):
     @property
     def present_path(self) -> Path:
         """The path of the file, even if its name is gone or has become another file's."""
-        is_named = identity_of(self.path) == identity_of(self.descriptor)
-        return self.path if is_named else Path(f"/proc/self/fd/{self.descriptor}")
+        return self.path if is_named(self.descriptor, self.path) else Path(f"/proc/self/fd/{self.descriptor}")
 
     def read_beginning(self, length: int) -> bytes:
         return os.pread(self.descriptor, min(length, self.have), 0)
@@ -248,7 +247,7 @@ class PartialFile(GrowingFile):
             return
         if self._is_ours:
             with suppress(OSError):  # the disk can't be written to any more; what stays is swept up later
-                if self.have == 0 and identity_of(self.path) == identity_of(self.descriptor):
+                if self.have == 0 and is_named(self.descriptor, self.path):
                     self.discard()
                 elif not self.path.exists():
                     self._sidecar_path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from pathlib import Path
 from urllib.parse import quote
 
-from clamproxy.files import identity_of, try_lock, unlock
+from clamproxy.files import is_named, try_lock, unlock
 from clamproxy.leases.leases import Learnt, Lease, Leases, UnkeptLease, WaitEnding, WaitOutcome
 from clamproxy.untrusted import parse_json
 
@@ -162,7 +162,7 @@ class _DirectoryLease(Lease):
     @property
     def is_lost(self) -> bool:
         """Whether it was released, or somebody has removed the file: then another one can be locked."""
-        return self._descriptor < 0 or identity_of(self._path) != identity_of(self._descriptor)
+        return self._descriptor < 0 or not is_named(self._descriptor, self._path)
 
     def release(self, learnt: Learnt | None = None) -> None:
         if self._descriptor < 0:
@@ -175,7 +175,7 @@ class _DirectoryLease(Lease):
                     os.pwrite(descriptor, json.dumps(learnt).encode(), 0)
             with suppress(OSError):
                 # A name that is somebody else's by now must stay.
-                if identity_of(self._path) == identity_of(descriptor):
+                if is_named(descriptor, self._path):
                     self._path.unlink()
         finally:
             unlock(descriptor)
@@ -194,7 +194,7 @@ def _try(path: Path, descriptor: int) -> _State:
             return _State.HELD
         unlock(descriptor)
         return _State.UNCLEAR
-    if identity_of(path) != identity_of(descriptor):
+    if not is_named(descriptor, path):
         return _State.UNCLEAR  # released, and the name removed, between opening and locking
     with suppress(OSError):
         os.ftruncate(descriptor, 0)  # what was learnt under an earlier lease, if its file couldn't be removed

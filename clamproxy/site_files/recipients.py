@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from clamproxy.files import Identity, identity_of, lock, replacing, try_lock
+from clamproxy.files import Identity, identity_of, is_named, lock, replacing, try_lock
 
 FILE_NAME = "recipients"
 FORMER_NAME = "recipients.json"
@@ -50,7 +50,7 @@ class Recipients:
         line = f"{recipient:{_DIGITS}.{_DIGITS}} {sha256[:_DIGITS]}\n".encode()
         with suppress(OSError), self._path.open("ab", buffering=0) as file:
             # Otherwise another process is shortening it, and this line would be lost.
-            if try_lock(file, shared=True) and identity_of(file.fileno()) == identity_of(self._path):
+            if try_lock(file, shared=True) and is_named(file, self._path):
                 file.write(line)
 
     def has(self, recipient: str, sha256: str) -> bool | None:
@@ -99,7 +99,7 @@ class Recipients:
                 return
             with self._path.open("rb") as file:
                 lock(file)
-                if identity_of(file.fileno()) != identity_of(self._path):
+                if not is_named(file, self._path):
                     return  # another process was quicker
                 last: dict[str, str] = {}
                 for recipient, sent in _lines(file.read()):
