@@ -180,6 +180,8 @@ class LimitedServer(_http1.Http1Server):
         if isinstance(event, ResponseHeaders) and self.request is not None:
             event = ResponseHeaders(event.stream_id, self._adapted(event.response), event.end_stream)
         yield from super().send(event)
+        if self.response is not None and self.response.status_code < 200:
+            self.response = None  # 100 (Continue) isn't the response: what follows may still be an error
 
     def _skip_empty_lines(self) -> None:
         """Skip empty lines before a request: some clients end the last one with too many (RFC 9112 2.2)."""

@@ -12,6 +12,7 @@ What a proxy has to do when it forwards is in test_rfc_proxy.py.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -424,3 +425,16 @@ def test_a_tunnel_of_a_client_that_has_said_all(site: Site) -> None:
     for odd in (b"", b"Upgrade: x\r\n"):
         received = exchange(site.gateway.port, sent[:-2] + odd + sent[-2:], half_closes=True)
         assert parse_answers(received.partition(b"\r\n\r\n")[2])[0].body == signed(NAME)
+
+
+@pytest.mark.parametrize("content", [b"x\r\nabc", b"4\r\nabc"])
+def test_content_that_cannot_be_read_after_100(site: Site, content: bytes) -> None:
+    """9110 15.5.1: the client is told, although it was told to go on."""
+    head = filled("GET {f} HTTP/1.1|{h}|Expect: 100-continue|Transfer-Encoding: chunked||", "origin")
+    with socket.create_connection(("127.0.0.1", site.gateway.port), timeout=60) as client:
+        client.sendall(head)
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        client.sendall(content)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as received:
+            assert b"HTTP/1.1 400 " in received.read()

@@ -310,7 +310,10 @@ def _plain_request(one: Forwarded, names: dict[bytes, bytes]) -> Forwarded:
 
 
 def _answers(received: bytes, ignored: Sequence[bytes]) -> tuple[Answer, ...]:
-    """Split what has arrived into answers, however much of a body belongs to each."""
+    """Split what has arrived into answers, however much of a body belongs to each.
+
+    Those that say 100 are left out: a server needn't say so if content has arrived by then (RFC 9110 10.1.1).
+    """
     answers: list[Answer] = []
     heads = list(_HEAD.finditer(received))
     if received and (not heads or heads[0].start()):
@@ -320,7 +323,7 @@ def _answers(received: bytes, ignored: Sequence[bytes]) -> tuple[Answer, ...]:
         told = sorted((name.lower(), value) for name, _, value in fields if name.lower() not in ignored)
         body = received[head.end() : following.start() if following else None]
         answers.append(Answer(int(head[1]), tuple(told), body))
-    return tuple(answers)
+    return tuple(answer for answer in answers if answer.status != 100)
 
 
 @dataclass
