@@ -514,7 +514,7 @@ def test_machines_are_cards_on_a_phone(page: Page) -> None:
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone_shows_some_machines_at_a_time(page: Page, width: int) -> None:
     browser = page.show(HUGE, width=width, height=800)
-    assert browser.text("#fleet-count") == "2,000 machines; showing 1 to 20."
+    browser.until_text("#fleet-count", "2,000 machines; showing 1 to 20.")
     assert browser.run("return document.documentElement.scrollHeight") < 10_000
     browser.driver.find_element("id", "fleet-next").click()
     browser.until_text("#fleet-count", "21 to 40")

@@ -48,7 +48,7 @@ def test_of_a_real_freshclam(
     asked = origin.requests()
     assert found.uuid in asked[0].headers["user-agent"]
     assert client.run().code == OK
-    assert origin.requests() == asked
+    assert len(origin.requests()) == len(asked)
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,12 @@ _REPRESENTATIONS = (
 
 
 def _lane(data: bytes) -> None:
-    found = read_head(data)
+    head, end, _ = data.partition(b"\r\n\r\n")  # as `clamproxy.proxy.lane_connection` divides what arrives
+    found = read_head(head + end)
     if found is not None:
-        head, fields = found
-        assert head.method in ("GET", "HEAD", "CONNECT")
-        assert 0 < head.port < 2**16
+        request, fields = found
+        assert request.method in ("GET", "HEAD", "CONNECT")
+        assert 0 < request.port < 2**16
         assert not any("\r" in value or "\n" in value or "\0" in value for _, value in fields)
 
 
