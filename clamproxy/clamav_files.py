@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 from clamproxy.announcement import Announcer
 from clamproxy.cache.soundness import Soundness
 from clamproxy.clock import Clock
 from clamproxy.config.settings import Settings
 from clamproxy.fleet import Fleet
-from clamproxy.formats.header import HEADER_SIZE, CvdHeader
+from clamproxy.formats.header import CvdHeader
 from clamproxy.foundation import Foundation
 from clamproxy.notes import Notes
 from clamproxy.objects import Kind, ObjectId
@@ -297,10 +296,9 @@ class ClamavFiles:
     def _after_publishing(self, object_id: ObjectId) -> None:
         """Tidy up, and compare what was claimed about a CVD with the CVD."""
         self.upkeep.tidy_soon()
-        published = self._foundation.store.open(object_id) if object_id.kind is Kind.CVD else None
-        if published is not None:
-            with published:
-                header = CvdHeader.parse(os.pread(published.fileno(), HEADER_SIZE, 0))
+        (known,) = self._foundation.store.metadata(object_id)
+        if object_id.kind is Kind.CVD and known is not None and known.header is not None:
+            header = CvdHeader.parse(known.header.encode("ascii"))
             self.origin.heads.hold_against(object_id.database, header)
 
     def _after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:

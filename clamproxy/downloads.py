@@ -173,6 +173,7 @@ class FileSource:
         size: bytes of the whole file.
         download: fetches the file; None if all of it is here.
         closed: called once the descriptor is closed.
+        distrusted: called if the file could not be read.
     """
 
     def __init__(
@@ -181,6 +182,7 @@ class FileSource:
         size: int,
         download: Download[Any] | None = None,
         closed: Callable[[], None] = lambda: None,
+        distrusted: Callable[[], None] = lambda: None,
     ) -> None:
         self.size = size
         self.is_arriving = download is not None
@@ -189,12 +191,17 @@ class FileSource:
         self._file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - closed by the reader
         self._download = download
         self._closed = closed
+        self._distrusted = distrusted
 
     def fileno(self) -> int:
         return self._file.fileno()
 
     async def wait(self, offset: int) -> int:
         return self.size if self._download is None else await self._download.available(offset, self.last)
+
+    def distrust(self) -> None:
+        """See `messages.Source`."""
+        self._distrusted()
 
     def close(self) -> None:
         if not self._file.closed:

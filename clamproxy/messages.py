@@ -86,6 +86,9 @@ class Source(Protocol):
             SourceError: there will be no more.
         """
 
+    def distrust(self) -> None:
+        """Note that it could not be read, so that the file is checked before it is sent again."""
+
     def close(self) -> None:
         """Release the descriptor. Closing twice does nothing."""
 

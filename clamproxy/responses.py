@@ -48,11 +48,17 @@ def content(source: Source, start: int, length: int, *, is_arriving: bool) -> by
         start: offset of the first byte.
         length: how many bytes; 0 for the response to a HEAD, for example.
         is_arriving: whether some of the bytes may not have arrived yet.
+
+    Raises:
+        OSError: it can't be read.
     """
     if length and (is_arriving or length > IN_MEMORY):
         return Body(source, start, length)
     try:
         return os.pread(source.fileno(), length, start) if length else b""
+    except OSError:
+        source.distrust()
+        raise
     finally:
         source.close()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,13 +83,16 @@ class Metadata:
         )
 
 
-def open_published(object_id: ObjectId, path: Path, text: str) -> PublishedFile | None:
+def open_published(
+    object_id: ObjectId, path: Path, text: str, distrusted: Callable[[ObjectId], object] = lambda _: None
+) -> PublishedFile | None:
     """Open an object; None if there is no file, or one of another length. Quick.
 
     Args:
         object_id: the object.
         path: its file.
         text: its `Metadata`, as in the index.
+        distrusted: see `PublishedFile`.
 
     Raises:
         OSError: there is a file, but it can't be read.
@@ -99,18 +103,29 @@ def open_published(object_id: ObjectId, path: Path, text: str) -> PublishedFile 
     except FileNotFoundError:
         return None
     if metadata is not None and os.fstat(file.fileno()).st_size == metadata.size:
-        return PublishedFile(object_id, metadata, file)
+        return PublishedFile(object_id, metadata, file, distrusted)
     file.close()
     return None
 
 
 class PublishedFile:
-    """A complete, verified object, open for reading: a `messages.Source`."""
+    """A complete, verified object, open for reading: a `messages.Source`.
 
-    def __init__(self, object_id: ObjectId, metadata: Metadata, file: IO[bytes]) -> None:
+    Args:
+        distrusted: is told the object if its file could not be read.
+    """
+
+    def __init__(
+        self,
+        object_id: ObjectId,
+        metadata: Metadata,
+        file: IO[bytes],
+        distrusted: Callable[[ObjectId], object] = lambda _: None,
+    ) -> None:
         self.object_id = object_id
         self.metadata = metadata
         self._file = file
+        self._distrusted = distrusted
 
     @property
     def path(self) -> str:
@@ -128,6 +143,10 @@ class PublishedFile:
     async def wait(self, offset: int) -> int:
         """Return at once, because everything is there."""
         return self.size
+
+    def distrust(self) -> None:
+        """See `messages.Source`."""
+        self._distrusted(self.object_id)
 
     def close(self) -> None:
         self._file.close()

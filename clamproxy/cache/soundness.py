@@ -3,7 +3,7 @@
 The index has a digest of each object. After the start, the first request for a database waits until all
 of its objects have been read and compared, which takes about 100 ms for a typical gateway. From then on, one
 stat() tells whether a file is still the one that was compared: whatever has changed it is noticed by the
-next request.
+next request. What could not be read for a client is compared again before the next one gets it.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Soundness:
 
     def _is_same(self, object_id: ObjectId) -> bool:
         """Whether a file is the one that was checked, or there is none."""
+        if object_id in self._store.distrusted:
+            return False
         if object_id not in self._files:
             self._files[object_id] = self._store.file_of(object_id)
         path = self._files[object_id]
@@ -132,6 +134,8 @@ class Soundness:
         del self._unchecked[database]
 
     async def _check_in_thread(self, database: str, names: list[ObjectId]) -> None:
+        # Before it is read: trouble in the meantime is a reason to look again.
+        self._store.distrusted.difference_update(names)
         await in_thread(f"clamproxy-check-{database}", lambda: self._check(names))
 
     def _check(self, names: list[ObjectId]) -> None:

@@ -79,6 +79,8 @@ class Store:
         self._quarantine = Quarantine(directory / "quarantine")
         self.records = records or Records(directory)
         self._held = HeldObjects(hold)
+        self.distrusted: set[ObjectId] = set()
+        """Whose files could not be read; `Soundness` checks them. Event loop only."""
         index = directory / layout.INDEX
         parts = (self.partials, self._quarantine.directory, index, directory / layout.OBJECTS)
         self._owners = Owners(directory, parts, self.condition)
@@ -189,7 +191,9 @@ class Store:
         if (held := self._held.open(object_id)) is not None:
             return held
         row = self._index.get(object_key(object_id))
-        return None if row is None else open_published(object_id, self._path(object_id, row), row.text)
+        if row is None:
+            return None
+        return open_published(object_id, self._path(object_id, row), row.text, self.distrusted.add)
 
     def has(self, object_id: ObjectId) -> bool:
         """Whether the cache holds an object, according to the index alone. Quick."""

@@ -189,6 +189,10 @@ class FeedStore:
         """Whether `check` has nothing to do."""
         return entry.body_name in self._sound
 
+    def distrust(self, entry: StoredResponse) -> None:
+        """Note that a body could not be read, so that `check` looks at it again."""
+        self._sound.discard(entry.body_name)
+
     def check(self, entry: StoredResponse) -> bool:
         """Check a body, perhaps stored by an earlier process; drop it and return False if damaged. Blocks."""
         digest = hashlib.sha256()

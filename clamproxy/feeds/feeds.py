@@ -268,8 +268,12 @@ class Feeds:
         if descriptor is None:
             return None
         closed = partial(self._store.sent, entry.key, entry.obtained_at)
-        source = FileSource(descriptor, entry.size, closed=closed)
-        return from_source(ask.request, entry.head, source, result, entry.is_not_newer)
+        distrusted = partial(self._store.distrust, entry)
+        source = FileSource(descriptor, entry.size, closed=closed, distrusted=distrusted)
+        try:
+            return from_source(ask.request, entry.head, source, result, entry.is_not_newer)
+        except OSError:  # it can't be read, and is checked before the next client gets it
+            return None
 
     # What is fetched
 

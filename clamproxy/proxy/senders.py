@@ -17,6 +17,7 @@ from OpenSSL import SSL
 
 from clamproxy.access.client_rates import ClientShare
 from clamproxy.messages import Body, SourceError
+from clamproxy.storage.condition import trouble_of
 
 PIECE = 64 * 1024
 """How many bytes are encrypted at a time. This is fastest: larger pieces miss the CPU's cache."""
@@ -84,6 +85,8 @@ async def send_body(sending: Sending, outlet: Outlet, tls: SSL.Connection | None
     except (SourceError, OSError, SSL.Error, RuntimeError) as error:
         # TimeoutError is an OSError; RuntimeError means that the connection is gone.
         sending.error = f"{type(error).__name__}: {error}"
+        if trouble_of(error) is not None:  # of the disk, not of the connection
+            source.distrust()
     finally:
         source.close()
 

@@ -39,6 +39,7 @@ from clamproxy.proxy.inlet import Inlet
 from clamproxy.proxy.internals import require
 from clamproxy.proxy.senders import PIECE, STALL_TIMEOUT, Sending, limit_backlog
 from clamproxy.proxy.takeover import LaneWriter
+from clamproxy.storage.condition import trouble_of
 from clamproxy.waiting import wait_while
 
 _HTTP_1 = (None, b"", b"http/1.0", b"http/1.1")
@@ -230,6 +231,8 @@ async def read_piece(job: BodyJob) -> None:
             await job.share.pay(len(job.piece), is_last=job.sent + len(job.piece) == body.length)
     except (SourceError, OSError, KeyError) as error:
         job.piece, job.error = b"", f"{type(error).__name__}: {error}"
+        if trouble_of(error) is not None:
+            source.distrust()
     if job.error is not None or job.sent + len(job.piece) == body.length:
         source.close()
 

@@ -21,6 +21,7 @@ from clamproxy.serving.databases import WholeDatabases, is_freshclam
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import PATIENCE, CurrentVersions
+from clamproxy.storage.condition import trouble_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ class Gateway:
             return plain(404, Result.MISS, "the origin has no such file")
         except ORIGIN_TROUBLE as error:
             return unavailable(error)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and self._store.condition.failed(error):  # which has said so
+                return plain(503, Result.ERROR, "the cache can't be read; see the gateway's log")
             logger.exception("%s %s failed.", request.method, request.path)
             return plain(503, Result.ERROR, "internal error; see the gateway's log")
 
@@ -91,6 +94,15 @@ class Gateway:
         if target is None:
             return plain(404, Result.REFUSED, "not a file of ClamAV's databases")
         self._see(request, target.database)
+        try:
+            return await self._answer(request, target)
+        except OSError as error:
+            if trouble_of(error) is None:
+                raise
+            # A file could not be read. It is checked now, and dropped if it still can't be.
+            return await self._answer(request, target)
+
+    async def _answer(self, request: Request, target: ObjectId | Latest) -> Response:
         await self._soundness.ensure(target.database)
         match target:
             case ObjectId():

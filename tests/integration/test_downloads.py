@@ -121,6 +121,7 @@ async def test_a_herd_is_woken_a_few_times_whatever_the_pieces(
         def __init__(self) -> None:
             self.source = transfer.source()
             self.size, self.fileno, self.close = self.source.size, self.source.fileno, self.source.close
+            self.distrust = self.source.distrust
             self.woken = 0
 
         async def wait(self, offset: int) -> int:

@@ -15,6 +15,7 @@ import pytest
 import trustme
 from OpenSSL import SSL
 
+from clamproxy.downloads import FileSource
 from clamproxy.messages import Body
 from clamproxy.proxy import senders
 from clamproxy.proxy.senders import Sending, send_body
@@ -28,23 +29,9 @@ AT_LEAST = 1_500_000
 """Bytes after which sockets without a limit would long have been full."""
 
 
-class File:
-    """A complete source."""
-
-    size = SIZE
-
-    def __init__(self, path: Path) -> None:
-        path.write_bytes(b"x" * SIZE)
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    async def wait(self, offset: int) -> int:
-        return SIZE
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+def complete_source(path: Path) -> FileSource:
+    path.write_bytes(b"x" * SIZE)
+    return FileSource(os.open(path, os.O_RDONLY), SIZE)
 
 
 class Way:
@@ -100,7 +87,7 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
 @asynccontextmanager
 async def sending_to(way: Way, path: Path) -> AsyncIterator[tuple[Sending, int, asyncio.Event]]:
     """A body for whoever connects; gives also the port, and what is set at its end."""
-    sending, ended = Sending(Body(File(path), 0, SIZE)), asyncio.Event()
+    sending, ended = Sending(Body(complete_source(path), 0, SIZE)), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await send_body(sending, writer, await way.accept(reader, writer))

@@ -1,4 +1,5 @@
-/* Between a process and its disk: writes down each change below a directory, and makes changes slow or fail.
+/* Between a process and its disk: writes down each change below a directory, and makes changes
+   and reads slow or fail.
 
    Preloaded by `disk_shim.py`, which explains the variables and reads the log. One record is a line of
    fields separated by tabs (operation, inode, offset, length, path, second path), then `length` bytes. */
@@ -24,7 +25,7 @@
 #define WRITES (O_WRONLY | O_RDWR)
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
-static const char *root, *log_path, *fault_path;
+static const char *root, *log_path, *fault_path, *unreadable_path;
 static size_t root_length;
 static int log_file = -1;
 
@@ -44,6 +45,7 @@ __attribute__((constructor)) static void begin(void) {
     root = getenv("DISK_SHIM_ROOT");
     log_path = getenv("DISK_SHIM_LOG");
     fault_path = getenv("DISK_SHIM_FAULT");
+    unreadable_path = getenv("DISK_SHIM_UNREADABLE");
     root_length = root ? strlen(root) : 0;
     if (getenv("DISK_SHIM_UNPRIVILEGED")) be_bound_by_permissions();
 }
@@ -84,12 +86,24 @@ static int fault(void) {
     if (!fault_path) return 0;
     int file = REAL(open)(fault_path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return 0;
-    ssize_t length = read(file, text, sizeof text - 1);
+    ssize_t length = REAL(read)(file, text, sizeof text - 1);
     REAL(close)(file);
     int number = 0, delay = 0;
     if (length > 0) sscanf(text, "%d %d", &number, &delay);
     if (delay) usleep(delay);
     return number;
+}
+
+/* Whether a file's inode is among those that the test has written into another file, between spaces. */
+static int is_unreadable(int file) {
+    char text[PATH_MAX] = "", inode[64];
+    if (!unreadable_path) return 0;
+    int list = REAL(open)(unreadable_path, O_RDONLY | O_CLOEXEC);
+    if (list < 0) return 0;
+    ssize_t length = REAL(read)(list, text, sizeof text - 1);
+    REAL(close)(list);
+    snprintf(inode, sizeof inode, " %lu ", inode_of(file));
+    return length > 0 && strstr(text, inode);
 }
 
 static void note(const char *what, unsigned long inode, long offset, size_t length, const void *data,
@@ -150,6 +164,15 @@ OPENAT(openat64)
 int __open_2(const char *path, int flags) { return opened(AT_FDCWD, path, flags, 0); }
 int __open64_2(const char *path, int flags) { return opened(AT_FDCWD, path, flags, 0); }
 
+#define READ(file, call) (is_unreadable(file) ? (errno = EIO, -1) : (call))
+ssize_t read(int file, void *data, size_t length) { return READ(file, REAL(read)(file, data, length)); }
+ssize_t pread(int file, void *data, size_t length, off_t offset) {
+    return READ(file, REAL(pread)(file, data, length, offset));
+}
+ssize_t pread64(int file, void *data, size_t length, off64_t offset) {
+    return READ(file, REAL(pread64)(file, data, length, offset));
+}
+
 ssize_t write(int file, const void *data, size_t length) {
     char path[PATH_MAX];
     ssize_t (*real)(int, const void *, size_t) = REAL(write);
@@ -185,7 +208,7 @@ ssize_t sendfile64(int out, int in, off64_t *offset, size_t length) {
     char path[PATH_MAX];
     ssize_t (*real)(int, int, off64_t *, size_t) = REAL(sendfile64);
     if (locate_file(out, path)) return errno = ENOTSOCK, -1;
-    return real(out, in, offset, length);
+    return READ(in, real(out, in, offset, length));
 }
 ssize_t sendfile(int out, int in, off_t *offset, size_t length) { return sendfile64(out, in, offset, length); }
 ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t length, unsigned flags) {

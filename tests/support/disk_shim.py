@@ -1,4 +1,4 @@
-"""Puts a library between programs and their disk: it notes each change, and makes changes slow or fail.
+"""Puts a library between programs and their disk: it notes each change, and makes changes and reads fail.
 
 A preloaded library (`disk_shim.c`, compiled when it is first needed) sees all that programs change in files
 below a directory, SQLite included, but not what is mapped into memory: here only SQLite's ``-shm``.
@@ -8,6 +8,7 @@ Programs that root runs obey the permissions of files, as any other user's do.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,7 @@ class DiskShim:
         self._library = _compiled(directory)
         self._log = directory / "changes.log"
         self._fault = directory / "fault"
+        self._unreadable = directory / "unreadable"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -55,6 +57,7 @@ class DiskShim:
             "DISK_SHIM_ROOT": str(self.root),
             "DISK_SHIM_LOG": str(self._log),
             "DISK_SHIM_FAULT": str(self._fault),
+            "DISK_SHIM_UNREADABLE": str(self._unreadable),
             "DISK_SHIM_UNPRIVILEGED": "1",
         }
 
@@ -62,8 +65,13 @@ class DiskShim:
         """From now on, each change fails with an errno (0: it doesn't), or takes some seconds longer."""
         self._fault.write_text(f"{error} {round(delay * 1e6)}")
 
+    def fail_reads(self, paths: Iterable[Path]) -> None:
+        """From now on, these files can be opened, but not read. New ones with their names can."""
+        self._unreadable.write_text("".join(f" {path.stat().st_ino} " for path in paths))
+
     def heal(self) -> None:
         self._fault.unlink(missing_ok=True)
+        self._unreadable.unlink(missing_ok=True)
 
     def mark(self, text: str) -> None:
         """Note in the log that something has been achieved by now."""

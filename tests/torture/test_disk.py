@@ -148,19 +148,23 @@ def allow(place: str, mode: int) -> Callable[[Scene], object]:
     return at(place, lambda path: path.chmod(mode))
 
 
+def bad_blocks(scene: Scene) -> None:
+    """Let no cached object be read, though each can be opened."""
+    scene.shim.fail_reads(scene.objects())
+
+
+def heal(scene: Scene) -> None:
+    scene.shim.heal()
+
+
 INDEX = "index/cache.db"
 FAULTS = (
     Fault("full", lambda scene: scene.disk.fill(), lambda scene: scene.disk.clear(), "is full"),
-    Fault(
-        "read-only", lambda scene: scene.shim.fail(errno.EROFS), lambda scene: scene.shim.heal(), "written to"
-    ),
-    Fault(
-        "no quota", lambda scene: scene.shim.fail(errno.EDQUOT), lambda scene: scene.shim.heal(), "is full"
-    ),
-    Fault(
-        "broken", lambda scene: scene.shim.fail(errno.EIO), lambda scene: scene.shim.heal(), "can't be used"
-    ),
-    Fault("slow", lambda scene: scene.shim.fail(delay=0.1), lambda scene: scene.shim.heal()),
+    Fault("read-only", lambda scene: scene.shim.fail(errno.EROFS), heal, "written to"),
+    Fault("no quota", lambda scene: scene.shim.fail(errno.EDQUOT), heal, "is full"),
+    Fault("broken", lambda scene: scene.shim.fail(errno.EIO), heal, "can't be used"),
+    Fault("bad blocks", bad_blocks, heal),
+    Fault("slow", lambda scene: scene.shim.fail(delay=0.1), heal),
     Fault(
         "no access to objects", allow("objects/daily", 0), allow("objects/daily", 0o700), "Permission denied"
     ),
@@ -214,6 +218,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         try:
             scene = Scene(site, disk, shim, releases)
             scene.release()
+            scene.release()  # so that there are two patches
             scene.ask_all()  # from then on, there is a whole file from which patches lead on
             yield scene
         finally:
