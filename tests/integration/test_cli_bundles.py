@@ -18,6 +18,7 @@ from clamproxy.cache.store import Store
 from clamproxy.cli.output import CANNOT_WRITE
 from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.holds import read_holds
 from tests.support.data import CDIFF_NAMES, read_testdata, require_testdata, trust_testdata
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
@@ -124,6 +125,15 @@ def test_a_bundle_that_nobody_reads() -> None:
     finally:
         os.close(writing)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.usefixtures("_filled")
+def test_a_hold_before_the_first_start() -> None:
+    """It is where the gateway will look for it."""
+    result = invoke("hold", "test")
+    assert (result.exit_code, "is held at version" in result.stderr) == (0, True), result.output
+    assert read_holds(Path("cache-state")).in_force.keys() == {"test"}
+    assert invoke("release", "test").exit_code == 0
 
 
 @pytest.mark.usefixtures("_filled")
