@@ -66,6 +66,11 @@ def one_line(text: str, length: int) -> str:
     return shortened("".join(one if one.isprintable() else "?" for one in line), length)
 
 
+def plain(text: str) -> str:
+    """A text without anything that moves the cursor; people, servers, clients or a bad disk wrote it."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def shortened(text: str, length: int) -> str:
     """A text shortened, if necessary, at the end of a word if there is one.
 

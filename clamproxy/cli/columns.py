@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from clamproxy.readable import plain
+
 
 def padded(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> Iterator[list[str]]:
     """The same rows, with the cells of each column equally wide, except in the last column.
@@ -25,5 +27,6 @@ def padded(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> Ite
 
 
 def table_text(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """The rows as lines, in the columns of `padded`, which takes the same arguments."""
-    return "".join(f"{'  '.join(cells).rstrip()}\n" for cells in padded(rows, right=right))
+    """The rows as `plain` lines, in the columns of `padded`, which takes the same arguments."""
+    shown = [[*map(plain, row)] for row in rows]
+    return "".join(f"{'  '.join(cells).rstrip()}\n" for cells in padded(shown, right=right))

@@ -133,8 +133,8 @@ def opened_store(
         keys: `keys_of` the settings, for callers that verify signatures.
     """
     try:
-        if not make and not directory.exists():
-            fail(f"{directory}: no such cache directory; has the proxy been started?")
+        if not make:
+            require_cache(directory)
         require_readable(directory)
         store = Store(directory, tidy=False, records=Records(state or directory), keys=keys)
     except (OSError, sqlite3.Error) as error:
@@ -145,6 +145,12 @@ def opened_store(
         fail(shown_trouble(directory, error))
     finally:
         store.close()
+
+
+def require_cache(directory: Path) -> None:
+    """End the process if there is no cache directory yet. Raises an OSError if that can't be seen."""
+    if not directory.exists():
+        fail(f"{directory}: no such cache directory; has the proxy been started?")
 
 
 def require_owner(directory: Path) -> None:

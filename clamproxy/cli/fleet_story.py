@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clamproxy.cli.columns import padded
-from clamproxy.cli.fleet_table import CLONED, plain, shown_databases, shown_freshclam, shown_system
+from clamproxy.cli.fleet_table import CLONED, shown_databases, shown_freshclam, shown_system
 from clamproxy.fleet.biography import Biography
-from clamproxy.readable import shown_count, shown_size, shown_span, shown_time
+from clamproxy.readable import plain, shown_count, shown_size, shown_span, shown_time
 
 _MOST_VERSIONS = 20
 """Versions that people want to see; JSON has all that are kept."""

@@ -12,7 +12,7 @@ from clamproxy.cli.columns import padded
 from clamproxy.fleet.machine import Database, Machine, MachineState
 from clamproxy.fleet.support import explain_end_of_life
 from clamproxy.peers.merging import SeenMachine
-from clamproxy.readable import shown_span, shown_time
+from clamproxy.readable import plain, shown_span, shown_time
 
 _HEADINGS = ("UUID", "address", "freshclam", "system", "databases", "no request since", "last error")
 _LABELS = ("name", "group")
@@ -87,7 +87,7 @@ def _entry(machine: Machine, now: float, width: int, with_colours: bool) -> str:
     )
     silence = f"{shown_time(machine.last_seen)} ({shown_span(now - machine.last_seen)})"
     return "\n".join([
-        *lines(about, "red" if machine.end_of_life else None),
+        *lines(plain(about), "red" if machine.end_of_life else None),
         *lines(f"  {shown_databases(machine, now)}", _COLOURS[machine.state]),
         *lines(f"  no request since {silence}"),
         *(lines(f"  {plain(_trouble(machine))}") if machine.trouble else ()),
@@ -130,8 +130,3 @@ def _shown_database(name: str, database: Database, now: float) -> str:
 
 def _trouble(machine: Machine) -> str:
     return f"{shown_time(machine.trouble.at)} {machine.trouble.what}" if machine.trouble else ""
-
-
-def plain(text: str) -> str:
-    """The text without anything that moves the cursor; a bad disk may have changed what was written."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

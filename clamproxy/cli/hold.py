@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import click
 
@@ -14,9 +15,11 @@ from clamproxy.cli.common import (
     config_option,
     fail,
     opened_store,
+    require_cache,
     require_known,
     require_owner,
     settings_of,
+    shown_trouble,
     tell,
 )
 from clamproxy.cli.parameters import parsed_by
@@ -26,13 +29,13 @@ from clamproxy.fleet import UnreadableFleetError, read_fleet
 from clamproxy.fleet.machine import spread
 from clamproxy.formats.signatures import CLAMAV_KEYS
 from clamproxy.objects import MAX_VERSION
-from clamproxy.readable import shown_count, shown_time, shown_user
+from clamproxy.readable import plain, shown_count, shown_time, shown_user
 from clamproxy.releases import holds
 from clamproxy.releases.holds import Hold, HoldsError
 from clamproxy.releases.limits_in_force import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.site_holds import synchronize
-from clamproxy.state import state_directory
+from clamproxy.state import make_state_directory, state_directory
 from clamproxy.statistics import advertised_versions
 
 
@@ -65,13 +68,13 @@ def hold(config: str | None, database: str | None, version: int | None, why: str
             return
         if as_json:
             raise click.UsageError("--json is for the list: give no DATABASE.")
-        require_owner(state_directory(settings))
         require_known([database], settings, cached_databases(store))
         chosen = _chosen(store, settings, database, version)
         new = holds.shortened(Hold(chosen, now, _user(), why))
+        directory = _records(settings)
         trouble = _synchronize(settings)
         try:
-            former = holds.hold(state_directory(settings), database, new)
+            former = holds.hold(directory, database, new)
         except HoldsError as error:
             fail(str(error))
         if trouble is None or problem is not None:
@@ -94,8 +97,7 @@ def release(config: str | None, database: str) -> None:
     hold is lifted at all gateways of the site, within seconds.
     """
     settings = settings_of(config)
-    directory = state_directory(settings)
-    require_owner(directory)
+    directory = _records(settings)
     holds.wait_for_repair(directory)
     trouble = _synchronize(settings)
     try:
@@ -110,6 +112,17 @@ def release(config: str | None, database: str) -> None:
     where = _where(settings, trouble)
     tell(f"{database} is no longer held{where}; it was held at version {lifted.version} since {since}.")
     _tell_of_trouble(trouble)
+
+
+def _records(settings: Settings) -> Path:
+    """The directory of the holds, made if there was no start yet; ends the process if there is no cache."""
+    cache = settings.cache.directory
+    require_owner(state_directory(settings))
+    try:
+        require_cache(cache)
+        return make_state_directory(settings)
+    except OSError as error:
+        fail(shown_trouble(cache, error))
 
 
 def _synchronize(settings: Settings) -> str | None:
@@ -184,7 +197,7 @@ def _list(limits: list[Limit], now: float, *, as_json: bool) -> None:
     if not limits:
         tell("nothing is held or delayed.")
     for limit in limits:
-        click.echo(limit.describe(now))
+        click.echo(plain(limit.describe(now)))
 
 
 def _user() -> str:

@@ -19,7 +19,7 @@ from clamproxy.cli.common import (
     tell,
     write_out,
 )
-from clamproxy.readable import shown_count, shown_time
+from clamproxy.readable import plain, shown_count, shown_time
 from clamproxy.site_files.ignoring import IgnoreList, signature_name
 from clamproxy.state import make_state_directory, state_directory
 
@@ -131,7 +131,7 @@ def _parsed(reported: str) -> str:
     except ValueError as error:
         raise click.UsageError(f"{reported!r}: {error}.") from None
     if remark:
-        tell(f"{reported} is listed as {name}: {remark}.")
+        tell(f"{plain(reported.strip())} is listed as {name}: {remark}.")
     return name
 
 

@@ -1,4 +1,4 @@
-"""The standard output of commands: what happens when nobody reads it, or the disk is full."""
+"""The standard output of commands: when nobody reads it, the disk is full, or it can't show a character."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Buffer, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO
 
 CANNOT_WRITE = 3
 """Exit code: the output can't be written. For monitoring plugins, this is UNKNOWN."""
@@ -26,7 +26,8 @@ def checked_output() -> Iterator[None]:
     """Run a command, which prints to `sys.stdout`, inside this context.
 
     A reader that stops early (``| head -1``) changes neither the rest of the command nor its exit code.
-    If the output can't be written, the process ends with one line and `CANNOT_WRITE`.
+    If the output can't be written, the process ends with one line and `CANNOT_WRITE`. Characters that its
+    encoding doesn't have are written as escapes.
     """
     original = sys.stdout
     sys.stdout = _opened(original)
@@ -46,9 +47,15 @@ def checked_output() -> Iterator[None]:
 
 
 def binary_output() -> BinaryIO:
-    """The standard output for data, where a reader that leaves is a failure, as for any program."""
-    if isinstance(sys.stdout, _Text) and sys.__stdout__ is not None:
-        return cast("BinaryIO", sys.__stdout__.buffer)
+    """The standard output for data, where a reader that leaves is a failure, as for any program.
+
+    Raises:
+        OutputError: it is closed; also raised by the stream, as for text.
+    """
+    if sys.__stdout__ is None:
+        raise OutputError("it is closed")
+    if isinstance(sys.stdout, _Text):
+        return io.BufferedWriter(_Descriptor(sys.stdout.fileno(), "wb", closefd=False))
     return sys.stdout.buffer
 
 
@@ -63,9 +70,9 @@ def _opened(original: TextIO | None) -> TextIO:
         return original
     original.flush()
     return _Text(
-        io.BufferedWriter(_Descriptor(number, "wb", closefd=False)),
+        io.BufferedWriter(_TextDescriptor(number, "wb", closefd=False)),
         encoding=original.encoding,
-        errors=original.errors,
+        errors="backslashreplace",  # a name or a reason must not decide whether a command succeeds
         line_buffering=bool(original.line_buffering),
         write_through=bool(original.write_through),
     )
@@ -81,17 +88,30 @@ class _Descriptor(io.FileIO):
     _is_lost = False
 
     def write(self, data: Buffer, /) -> int:
-        """Write, or discard what nobody reads.
+        """Write, or discard what can't be written any more.
 
         Raises:
+            BrokenPipeError: nobody reads it.
             OutputError: the system can't write it.
         """
         if self._is_lost:
             return memoryview(data).nbytes
         try:
             return super().write(data)
+        except BrokenPipeError:
+            self._is_lost = True
+            raise
         except OSError as error:
             self._is_lost = True
-            if isinstance(error, BrokenPipeError):
-                return memoryview(data).nbytes
             raise OutputError(error.strerror or str(error)) from None
+
+
+class _TextDescriptor(_Descriptor):
+    """The same below text: nobody has to read it."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Write, or discard what nobody reads."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes

@@ -27,7 +27,7 @@ from clamproxy.cli.ls import CachedObject, entries_of
 from clamproxy.cli.parameters import duration
 from clamproxy.inspection import Rejected, discard, quarantined
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.readable import shown_count, shown_size
+from clamproxy.readable import plain, shown_count, shown_size
 
 _KINDS = {
     "cvd": {Kind.CVD},
@@ -153,7 +153,7 @@ def _is_meant(names: list[str], what: str, *, dry_run: bool, yes: bool) -> bool:
         return False
     if dry_run:
         for name in names:
-            click.echo(name)
+            click.echo(plain(name))
         tell(f"{what} would be deleted.")
         return False
     if yes:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from clamproxy import readable
 from clamproxy.readable import shown_share, shown_size, shown_time
 from clamproxy.releases.limits_in_force import Limit
 from clamproxy.statistics import COUNTERS, FEED_COUNTERS, FILE_COUNTERS
@@ -100,9 +101,8 @@ def budget_table(values: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def plain(value: object) -> Text:
-    """Plain text without markup or anything that moves the cursor: servers and clients chose some of it."""
-    text = str(value)
-    return Text(text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))
+    """The same as a text for rich, without markup."""
+    return Text(readable.plain(str(value)))
 
 
 def _shown(counter: str, value: float) -> str:

@@ -30,7 +30,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.inspection import Inspected, inspect_all, listed, quarantined, reject
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.readable import shown_count, shown_size, shown_time
+from clamproxy.readable import plain, shown_count, shown_size, shown_time
 
 _BAR = "cache"
 
@@ -156,14 +156,9 @@ def _report(store: Store, checked: int, total: int, cases: list[_Case], *, as_js
     for case in cases:
         remark = f" ({case.remark})" if case.remark else ""
         outcome = "" if case.outcome == "kept" else f"; {case.outcome}{remark}"
-        tell(f"{case.finding.object_id.file_name}: {_in_line(case.finding.problem or '')}{outcome}")
+        tell(f"{case.finding.object_id.file_name}: {plain(case.finding.problem or '')}{outcome}")
     for one in rejected:
         size = shown_size(one.size)
-        tell(f"In quarantine since {shown_time(one.at)}: {one.name}, {size}: {_in_line(one.reason)}")
+        tell(f"In quarantine since {shown_time(one.at)}: {plain(one.name)}, {size}: {plain(one.reason)}")
     verdict = f"{len(cases):,} bad" if cases else "all good"
     tell(f"{shown_count(checked, 'object')}, {shown_size(total)}: {verdict}.")
-
-
-def _in_line(text: str) -> str:
-    """The reason on one line; it may quote what a server sent."""
-    return text.encode("unicode_escape").decode("ascii")

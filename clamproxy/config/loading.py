@@ -36,6 +36,7 @@ _FOREIGN = re.compile(
 _ADDRESS_OF_LINK = re.compile(r"(tcp|udp|sctp)://")
 """How they start the value of CLAMPROXY_PORT, which by its name alone might be meant for us."""
 
+_TEXT, _NUMBERS = "tag:yaml.org,2002:str", ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _SHOWN_LENGTH = 80
 _HARMLESS_PROXY = re.compile(r"'(?:\w+:/+)?[\w.-]*(?::\d*)?/?'|[^'\"]*")
 """The repr of a wrong value of upstream.proxy that can't contain a password."""
@@ -186,7 +187,12 @@ def _meant(variable: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses duplicate keys and values on which PyYAML fails."""
+    """A SafeLoader that refuses duplicate keys and values on which PyYAML fails, and knows no base 60."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        # YAML 1.1 reads 1:30 as 90. Whoever writes it means a time, or an address: a text, as in YAML 1.2.
+        return _TEXT if tag in _NUMBERS and ":" in value else tag
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -41,7 +41,8 @@ _FILES = (
 
 def program_page(program: click.Group, version: str) -> str:
     """The page, in roff."""
-    context = click.Context(program, info_name="clamproxy")
+    # With the settings of a real run, as the first context decides on the names of --help for all later ones.
+    context = click.Context(program, info_name="clamproxy", **program.context_settings)
     lines = [
         roff.title("CLAMPROXY", 1, version, "clamproxy"),
         roff.section("NAME"),

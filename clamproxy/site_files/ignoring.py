@@ -28,8 +28,8 @@ HISTORY = "ignored.jsonl"
 _HEADING = "# Signatures that ClamAV ignores. Kept by clamproxy ignore."
 _NONE = "# None at the moment."
 """Without a line, the file would be empty, which freshclam takes for an error (docs/protocol.md 2.1)."""
-_NAME = re.compile(r"[!-9;-~]{1,250}")
-"""Printable ASCII without spaces and colons: a colon separates the fields of a line."""
+_NAME = re.compile(r"(?=.*[0-9A-Za-z])[!-9;-~]{1,250}")
+"""Printable ASCII without spaces and colons: a colon separates the fields of a line. A dot alone is none."""
 _SUFFIX, _RULE = ".UNOFFICIAL", "YARA."
 
 

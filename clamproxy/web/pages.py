@@ -170,9 +170,11 @@ class Pages:
 
     async def _status(self, request: Request, place: Place) -> Response:
         """The status; with ``machines=0`` without the list of machines, which is long."""
+        asked = parse_qs(request.path.partition("?")[2]).get("machines")
+        if asked not in (None, ["0"]):
+            return _plain(400, "machines is 0, which leaves out the list of machines")
         gateway_status = await self._gateway_status.get()
-        is_brief = parse_qs(request.path.partition("?")[2]).get("machines") == ["0"]
-        return _live(gateway_status.brief if is_brief else gateway_status.json, "application/json")
+        return _live(gateway_status.json if asked is None else gateway_status.brief, "application/json")
 
     async def _fleet(self, request: Request, place: Place) -> Response:
         """All machines, or those that the query selects, from the same status as status.json."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,8 +15,10 @@ from click.testing import CliRunner, Result
 
 from clamproxy import cli
 from clamproxy.cache.store import Store
+from clamproxy.cli.output import CANNOT_WRITE
 from clamproxy.config.settings import Settings
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases.holds import read_holds
 from tests.support.data import CDIFF_NAMES, read_testdata, require_testdata, trust_testdata
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
@@ -94,6 +97,43 @@ def test_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     to(monkeypatch, "other")
     assert invoke("import", "-", stdin=result.stdout_bytes).exit_code == 0
     assert reached("other") == 6
+
+
+@pytest.mark.usefixtures("_filled")
+@pytest.mark.parametrize("since", [(), ("--since", "3")], ids=["whole", "smaller than a buffer"])
+@pytest.mark.parametrize(
+    ("output", "reason"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")]
+)
+def test_an_output_that_takes_no_bundle(since: tuple[str, ...], output: str, reason: str) -> None:
+    """One line, which doesn't say that it was exported."""
+    command = ["/bin/sh", "-c", f'exec "{sys.executable}" -m clamproxy.cli export - "$@" {output}', "sh"]
+    result = subprocess.run([*command, *since], stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert result.stderr == f"clamproxy: the standard output can't be written: {reason}\n"
+    assert result.returncode == CANNOT_WRITE
+
+
+@pytest.mark.usefixtures("_filled")
+def test_a_bundle_that_nobody_reads() -> None:
+    """A failure, unlike for text; the reader has said why it left."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "clamproxy.cli", "export", "-"]
+    try:
+        result = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.usefixtures("_filled")
+def test_a_hold_before_the_first_start() -> None:
+    """It is where the gateway will look for it."""
+    result = invoke("hold", "test")
+    assert (result.exit_code, "is held at version" in result.stderr) == (0, True), result.output
+    assert read_holds(Path("cache-state")).in_force.keys() == {"test"}
+    assert invoke("release", "test").exit_code == 0
 
 
 @pytest.mark.usefixtures("_filled")

@@ -143,10 +143,28 @@ def test_a_wrong_configuration_is_one_line(
     assert words in result.stderr
 
 
-def test_no_cache_directory_is_one_line() -> None:
-    result = invoke("stats")
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert "no such cache directory" in result.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["stats"], ["ls"], ["verify"], ["purge", "--yes"], ["export", "x"]),
+        *(["hold"], ["hold", "daily"], ["release", "daily"]),
+    ],
+    ids=" ".join,
+)
+def test_no_cache_directory_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    cache = tmp_path / "cache"
+    assert result.stderr == f"clamproxy: {cache}: no such cache directory; has the proxy been started?\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_holds_before_the_first_start(tmp_path: Path, make_cvd: MakeCvd) -> None:
+    """The cache came from an import; nothing has made the state directory yet."""
+    filled(tmp_path / "cache", make_cvd)
+    (tmp_path / "proxy.yaml").write_text("state: {directory: state}")
+    result = invoke("release", "daily")
+    assert (result.exit_code, result.stderr) == (1, "clamproxy: daily is not held.\n")
 
 
 def test_a_file_in_the_way_of_the_cache_is_one_line(tmp_path: Path) -> None:

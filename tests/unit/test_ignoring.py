@@ -40,6 +40,8 @@ def test_names(reported: str, name: str) -> None:
     [
         ("", "expected"),
         (".UNOFFICIAL", "expected"),
+        (".", "expected"),
+        ("-._.UNOFFICIAL", "expected"),
         ("a b", "expected"),
         ("a:b", "expected"),
         ("# a", "expected"),
@@ -192,6 +194,13 @@ def test_the_command_works_out_of_the_box(tmp_path: Path) -> None:
     assert "two" in output
     assert "2 signatures ignored" in output
     assert "add" in run(tmp_path, "list", "--history")[1]
+
+
+@pytest.mark.parametrize("history", [(), ("--history",)])
+def test_a_reason_does_not_move_the_cursor(tmp_path: Path, history: tuple[str, ...]) -> None:
+    assert run(tmp_path, "add", NAME, "--why", "false \x1b[2Jalarm")[0] == 0
+    code, output = run(tmp_path, "list", *history)
+    assert (code, r"false \x1b[2Jalarm" in output, "\x1b" in output) == (0, True, False)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_all_commands_and_options_are_there() -> None:
             if isinstance(option, click.Option):
                 assert all(flag in text for flag in option.opts), (path, option.name)
                 assert (option.help or "").replace("`", "") in text
+
+
+def test_a_page_changes_nothing_for_other_commands() -> None:
+    """In the same process, -h of run was mitmdump's after a page."""
+    code = """
+from click.testing import CliRunner
+from clamproxy.cli import main
+for arguments in (["man"], ["run", "-h"]):
+    print(CliRunner().invoke(main, arguments).output.splitlines()[0])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[1].startswith("Usage: main run "), result
 
 
 def test_all_keys_are_there_with_default_and_variable() -> None:

@@ -57,6 +57,12 @@ def error_line(path: Path | None, environ: dict[str, str] | None = None) -> str:
         ("listen: {proxy: true}", f"listen.proxy is true; {PORT}"),
         ("listen: {proxy: 'localhost:80'}", f"listen.proxy is 'localhost:80'; {PORT}"),
         ("listen: {proxy: '::1:80'}", f"listen.proxy is '::1:80'; {PORT}"),
+        # In YAML 1.1, these are numbers to the base of 60.
+        ("listen: {proxy: 1:30}", f"listen.proxy is '1:30'; {PORT}"),
+        ("listen: {proxy: -1:30}", f"listen.proxy is '-1:30'; {PORT}"),
+        ("cache: {keep_cdiffs: 12:30:00}", f"cache.keep_cdiffs is '12:30:00'; {COUNT}"),
+        ("upstream: {connect_timeout: 1:30}", f"upstream.connect_timeout is '1:30'; {TIMEOUT}"),
+        ("upstream: {connect_timeout: 1:30.5}", f"upstream.connect_timeout is '1:30.5'; {TIMEOUT}"),
         ("listen: {proxy: {port: 80}}", f"listen.proxy is a mapping; {PORT}"),
         ("listen: {dns: [53, 70000]}", f"listen.dns[1] is 70000; {PORT}"),
         (

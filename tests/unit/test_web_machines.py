@@ -286,6 +286,13 @@ async def test_a_brief_status(store: Store) -> None:
     assert brief == whole
 
 
+@pytest.mark.parametrize("value", ["-1", "abc", "1e9", "5", "00", "0&machines=0"])
+async def test_a_status_with_another_number_of_machines(store: Store, value: str) -> None:
+    """As for a page of the list, what can't be given is refused."""
+    response = await StatusHarness(store, machines=[]).ask(f"/status.json?machines={value}")
+    assert (response.status, "machines is 0" in text_of(response)) == (400, True)
+
+
 async def test_the_list_is_guarded(store: Store) -> None:
     harness = StatusHarness(store, machines=[machine(1)])
     harness.guard()
