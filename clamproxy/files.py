@@ -195,7 +195,7 @@ def sweep_unfinished(directory: Path) -> None:
 
 
 def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
-    """Give a file another name, or copy it where links don't work. Blocks.
+    """Give a file another name, or copy it, for its owner alone, where links don't work. Blocks.
 
     Args:
         target: the new name, which must not exist.
@@ -211,7 +211,8 @@ def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
             raise
         # With a separate descriptor: others read from this one, and move its position.
         source = path if content is None else Path(f"/proc/self/fd/{content}")
-        with source.open("rb") as original, target.open("xb") as copy:
+        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with source.open("rb") as original, os.fdopen(os.open(target, new, 0o600), "wb") as copy:
             shutil.copyfileobj(original, copy)
             sync(copy)
 

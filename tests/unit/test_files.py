@@ -124,6 +124,7 @@ def test_a_copy_where_there_are_no_links(
         link_or_copy(source, target, file.fileno())
         assert file.tell() == 2  # others read by it
     assert target.read_bytes() == b"body"
+    assert target.stat().st_mode & 0o777 == 0o600
 
 
 def test_neither_linked_nor_copied(tmp_path: Path) -> None:
