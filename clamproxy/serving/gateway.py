@@ -21,6 +21,7 @@ from clamproxy.serving.databases import WholeDatabases, is_freshclam
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import PATIENCE, CurrentVersions
+from clamproxy.storage.condition import is_out_of_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,10 @@ class Gateway:
             return plain(404, Result.MISS, "the origin has no such file")
         except ORIGIN_TROUBLE as error:
             return unavailable(error)
-        except Exception:
+        except Exception as error:
             logger.exception("%s %s failed.", request.method, request.path)
+            if is_out_of_descriptors(error):
+                return unavailable(error)
             return plain(503, Result.ERROR, "internal error; see the gateway's log")
 
     def answer_at_once(self, request: Request) -> Response | None:
