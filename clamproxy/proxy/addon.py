@@ -45,7 +45,7 @@ from clamproxy.releases.holds import HoldsError
 from clamproxy.reloads import Reloads
 from clamproxy.service import Service
 from clamproxy.setup.confdir import sync_authority
-from clamproxy.setup.place import refusal
+from clamproxy.setup.place import explained, refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
 from clamproxy.surroundings import Surroundings
@@ -248,7 +248,14 @@ class ClamProxy:
         )
         await old.flush()  # the new service starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
-        self._replace(old, Service(settings, self._keys, self._surroundings, old.holds), authority)
+        new = Service(settings, self._keys, self._surroundings, old.holds)
+        try:
+            new.succeed(old)
+        except OSError as error:
+            new.stop()
+            where = f"status.listen, {settings.status.listen}"
+            raise ConfigurationError(f"{where}: {explained(error)}") from error
+        self._replace(old, new, authority)
         shown = "; ".join(map(str, outcome.changes))
         logger.info("The configuration was reloaded: %s.", shown)
         for remark in outcome.remarks:
