@@ -115,8 +115,8 @@ def test_too_few_for_anything(
 ) -> None:
     gateway = Limited(tmp_path / "gateway", settings_for(origin, dns), workers=workers, is_command=True)
     gateway.limit = limit
-    with pytest.raises(RuntimeError):
-        gateway.start()
+    with pytest.raises(RuntimeError), gateway:
+        pass
     (line,) = (line for line in gateway.log.splitlines() if not line.endswith(MITMPROXYS))
     assert re.search(rf"open files.* {limit}\b", line)
     assert f"at least {descriptors_for(LEAST_CONNECTIONS)}" in line
