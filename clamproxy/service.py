@@ -50,6 +50,7 @@ async def open_service(settings: Settings, keys: TrustedKeys) -> AsyncIterator[S
         HoldsError: nobody knows what is held.
     """
     service = Service(settings, keys)
+    service.follow_rates()
     try:
         await service.catch_up()
         yield service
@@ -113,8 +114,21 @@ class Service:
         )
         self._listener = self._make_listener()
         self._hours: asyncio.Task[None] | None = None
-        self.surroundings.link.follow(settings.upstream.rate_limit)
-        self.surroundings.client_rates.follow(settings.serving.rate_limit_per_client)
+
+    def succeed(self, former: Service) -> None:
+        """Take over from another service what may fail, before anything has changed.
+
+        Raises:
+            OSError: the pages can't be where the configuration says. The former service goes on with its own.
+        """
+        if self._listener is None:
+            return
+        try:
+            self._listener.succeed(former._listener)
+        except OSError:
+            if self.settings.status.listen != former.settings.status.listen:
+                raise
+            # It hasn't worked before either, and `start` says so again.
 
     async def catch_up(self) -> None:
         """Learn what the rest of the site knows. Nothing is served until then; takes some seconds at most."""
@@ -126,6 +140,7 @@ class Service:
 
     def start(self) -> None:
         """Tidy up the cache, check its content and follow releases, in the background."""
+        self.follow_rates()
         self._foundation.site.start()
         self.clamav.start()
         self.feeds.start()
@@ -139,6 +154,11 @@ class Service:
         self._fleet_upkeep.start()
         if self._listener is not None:
             self._listener.start()
+
+    def follow_rates(self) -> None:
+        """Keep to this service's limits from now on, including what began under an earlier one."""
+        self.surroundings.link.follow(self.settings.upstream.rate_limit)
+        self.surroundings.client_rates.follow(self.settings.serving.rate_limit_per_client)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

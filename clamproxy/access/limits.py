@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections import Counter
 from contextlib import suppress
 from typing import Protocol
+
+from clamproxy.config.loading import ConfigurationError
 
 DESCRIPTORS_PER_CONNECTION = 2
 """File descriptors for a connection: the socket, and the file that is being sent."""
 OTHER_DESCRIPTORS = 256
 """File descriptors for the cache's index, connections to the origin and the log."""
+LEAST_CONNECTIONS = 16
+"""With room for fewer than this and fewer than are wanted, a gateway is of no use."""
 
 
 class Elsewhere(Protocol):
@@ -40,6 +45,8 @@ class ConnectionLimits:
     def __init__(self, in_all: int, per_client: int) -> None:
         self.in_all = in_all
         self.per_client = per_client
+        self.room = sys.maxsize
+        """For how many this process has descriptors. Those of other processes don't count."""
         self.elsewhere: Elsewhere | None = None
         """None if this process alone serves clients."""
         self._open: Counter[str] = Counter()
@@ -48,8 +55,15 @@ class ConnectionLimits:
     @property
     def is_full(self) -> bool:
         """Whether as many connections are open as allowed."""
+        return self.reached is not None
+
+    @property
+    def reached(self) -> str | None:
+        """The limit on all connections that has been reached, as `take` names it."""
         others = self.elsewhere.total() if self.elsewhere is not None else 0
-        return self._total + others >= self.in_all
+        if self._total + others >= self.in_all:
+            return "access.max_connections"
+        return "The limit of open files" if self._total >= self.room else None
 
     def take(self, address: str, *, is_shared: bool = False) -> str | None:
         """Count a new connection, if the limits allow it.
@@ -58,11 +72,11 @@ class ConnectionLimits:
             is_shared: whether many clients use the address, so that the limit for one doesn't apply.
 
         Returns:
-            The limit that has been reached, by the name of its setting; then the connection isn't
-            counted.
+            The limit that has been reached, by the name of its setting if it has one; then the
+            connection isn't counted.
         """
-        if self.is_full:
-            return "access.max_connections"
+        if (reached := self.reached) is not None:
+            return reached
         others = self.elsewhere.of(address) if self.elsewhere is not None else 0
         if not is_shared and self._open[address] + others >= self.per_client:
             return "access.max_connections_per_client"
@@ -82,6 +96,11 @@ class ConnectionLimits:
             del self._open[address]
 
 
+def descriptors_for(connections: int) -> int:
+    """How many files the process must be allowed to open for so many connections."""
+    return connections * DESCRIPTORS_PER_CONNECTION + OTHER_DESCRIPTORS
+
+
 def provide_descriptors(connections: int) -> int:
     """Raise the process's own limit on open files, as far as needed and allowed.
 
@@ -90,10 +109,10 @@ def provide_descriptors(connections: int) -> int:
 
     Returns:
         How many connections the limit leaves room for; fewer than `connections` if the hard limit is too
-        low.
+        low, and less than 0 if it isn't enough for anything else either.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections * DESCRIPTORS_PER_CONNECTION + OTHER_DESCRIPTORS
+    needed = descriptors_for(connections)
     if soft != resource.RLIM_INFINITY and soft < needed:
         wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         # The system may refuse what its own limit seems to allow (fs.nr_open).
@@ -103,3 +122,22 @@ def provide_descriptors(connections: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return connections
     return min(connections, (soft - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)
+
+
+def require_descriptors(connections: int) -> None:
+    """Check that at least a few clients can be served beside all else that needs open files.
+
+    Args:
+        connections: how many are wanted.
+
+    Raises:
+        ConfigurationError: the limit of open files is too low for that.
+    """
+    least = min(connections, LEAST_CONNECTIONS)
+    if provide_descriptors(connections) < least:
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise ConfigurationError(
+            f"the limit of open files (ulimit -n, or LimitNOFILE of systemd) is {allowed}: at least "
+            f"{descriptors_for(least)} are needed, and {descriptors_for(connections)} for "
+            f"access.max_connections: {connections}"
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 import clamproxy
+from clamproxy.access.limits import require_descriptors
 from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError
@@ -65,6 +66,7 @@ def run(port: int | None, workers: int, config: str | None, mitmdump_options: tu
     if worker is None:
         if not _say_where(mitmdump_options):
             _require_free_ports(settings, port)
+        _require_descriptors(settings)
         _require_cache(settings)
         _require_fleet_store(settings)
     if worker is None and workers > 1:
@@ -111,6 +113,14 @@ def _require_options(arguments: Sequence[str]) -> None:
 def _say_where(options: Sequence[str]) -> bool:
     """Whether mitmdump's own options may make it listen elsewhere."""
     return "-m" in options or any(word in option for option in options for word in ("mode", "listen"))
+
+
+def _require_descriptors(settings: Settings) -> None:
+    """End the process if hardly any client could connect."""
+    try:
+        require_descriptors(settings.access.max_connections)
+    except ConfigurationError as error:
+        fail(str(error))
 
 
 def _require_cache(settings: Settings) -> None:

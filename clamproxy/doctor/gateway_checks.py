@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from clamproxy.access.limits import DESCRIPTORS_PER_CONNECTION, OTHER_DESCRIPTORS
+from clamproxy.access.limits import descriptors_for
 from clamproxy.authority import Authority, AuthorityError, configured_names
 from clamproxy.cache.store import Store
 from clamproxy.config.loading import ConfigurationError, find_config, load_settings
@@ -251,7 +251,7 @@ class GatewayChecks:
 
     def _compare_limits(self) -> Verdict:
         connections = self._settings.access.max_connections
-        wanted = DESCRIPTORS_PER_CONNECTION * connections + OTHER_DESCRIPTORS
+        wanted = descriptors_for(connections)
         pid = proxy_pid(self._settings.cache.directory)
         whose = f"the proxy (process {pid})" if pid else "a process started here"
         soft, hard = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)

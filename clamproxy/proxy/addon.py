@@ -17,7 +17,7 @@ from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.script import Script
 
-from clamproxy.access.limits import provide_descriptors
+from clamproxy.access.limits import provide_descriptors, require_descriptors
 from clamproxy.authority import Authority, AuthorityError, CurrentAuthority
 from clamproxy.config.conflicts import find_conflict
 from clamproxy.config.differences import changes
@@ -31,9 +31,10 @@ from clamproxy.proxy import dispatch, dns_queries, framing, stream, takeover
 from clamproxy.proxy.client_tls import Certificates
 from clamproxy.proxy.clients import Clients
 from clamproxy.proxy.door import Threshold
+from clamproxy.proxy.exhaustion import Exhaustion
 from clamproxy.proxy.lane import Lane
 from clamproxy.proxy.listening import Listening
-from clamproxy.proxy.log_format import use_format
+from clamproxy.proxy.log_format import add_filter, use_format
 from clamproxy.proxy.membership import Membership
 from clamproxy.proxy.options import OwnOptions, find_having_a_say, find_unseeing, require_no_stray
 from clamproxy.proxy.patience import OpenConnections
@@ -44,7 +45,7 @@ from clamproxy.releases.holds import HoldsError
 from clamproxy.reloads import Reloads
 from clamproxy.service import Service
 from clamproxy.setup.confdir import sync_authority
-from clamproxy.setup.place import refusal
+from clamproxy.setup.place import explained, refusal
 from clamproxy.sharing.site import require_usable
 from clamproxy.supervision import Supervisor
 from clamproxy.surroundings import Surroundings
@@ -106,6 +107,7 @@ class ClamProxy:
         """Declare the option, and set mitmproxy's own options for a gateway."""
         loader.add_option("clamproxy_config", str, "", "Configuration file; default: ./proxy.yaml")
         use_format("text")  # until the configuration is known
+        add_filter(Exhaustion())
         # A core dump would hold passwords and keys. Whoever wants one can raise the limit, with prlimit.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if self._membership is not None:
@@ -131,6 +133,7 @@ class ClamProxy:
             require_labels(settings)
             use_format(settings.log.format)
             self._check_place(settings)
+            require_descriptors(settings.access.max_connections)
             self._options.place_authority(ctx.options, settings)
             authority = CurrentAuthority(settings.tls.directory)
             service = Service(settings, self._keys, self._surroundings)
@@ -237,6 +240,7 @@ class ClamProxy:
             logger.info("The configuration has not changed.")
             return ReloadOutcome()
         self._check_place(settings)
+        require_descriptors(settings.access.max_connections)
         if settings.fleet_store is not None and settings.fleet_store != old.settings.fleet_store:
             await require_usable(settings.fleet_store)
         outcome = ReloadOutcome(
@@ -244,7 +248,14 @@ class ClamProxy:
         )
         await old.flush()  # the new service starts with what this one knows
         authority = CurrentAuthority(settings.tls.directory)
-        self._replace(old, Service(settings, self._keys, self._surroundings, old.holds), authority)
+        new = Service(settings, self._keys, self._surroundings, old.holds)
+        try:
+            new.succeed(old)
+        except OSError as error:
+            new.stop()
+            where = f"status.listen, {settings.status.listen}"
+            raise ConfigurationError(f"{where}: {explained(error)}") from error
+        self._replace(old, new, authority)
         shown = "; ".join(map(str, outcome.changes))
         logger.info("The configuration was reloaded: %s.", shown)
         for remark in outcome.remarks:
@@ -312,7 +323,7 @@ class ClamProxy:
         self._own_authority = authority
         self._options.follow(ctx.options, settings)
         self._listening.follow(settings.listen)
-        _provide_descriptors(settings)
+        self._front.limits.room = _room_for_connections(settings)
         self._threshold.reopen()
 
     # Ports
@@ -372,15 +383,18 @@ def _proxyserver() -> Proxyserver:
     return proxy
 
 
-def _provide_descriptors(settings: Settings) -> None:
+def _room_for_connections(settings: Settings) -> int:
     wanted = settings.access.max_connections
     room = provide_descriptors(wanted)
     if room < wanted:
         logger.warning(
-            "The limit of open files leaves room for %d connections; access.max_connections is %d.",
+            "The limit of open files leaves room for %d connections%s, and further ones wait; "
+            "access.max_connections is %d.",
             room,
+            " to each worker" if current() is not None else "",
             wanted,
         )
+    return room
 
 
 def _stop_start(error: Exception) -> None:

@@ -109,7 +109,7 @@ class Threshold:
         now = time.monotonic()
         if now - self._told_at >= TELL_EVERY:
             self._told_at = now
-            logger.warning("access.max_connections has been reached: further connections wait.")
+            logger.warning("%s has been reached: further connections wait.", self._limits.reached)
 
     def take(self, address: str) -> bool:
         """Count a new connection from an address; False if it must be closed instead."""

@@ -69,8 +69,11 @@ def use_format(name: str) -> None:
     output.setFormatter(JsonFormatter() if name == "json" else output.text_formatter())
 
 
-def add_filter(passes: Callable[[logging.LogRecord], bool]) -> None:
-    """Print only the records that pass. The lines of requests that come as entries always do."""
+def add_filter(passes: Callable[[logging.LogRecord], bool | logging.LogRecord]) -> None:
+    """Print only the records that pass, or what the filter gives instead of them.
+
+    The lines of requests that come as entries always pass.
+    """
     if (output := _installed()) is not None:
         output.addFilter(passes)
 

@@ -20,6 +20,7 @@ from clamproxy.origin.transfers import CooldownError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select
 from clamproxy.responses import content, describe, plain
+from clamproxy.storage.condition import is_out_of_descriptors
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
@@ -48,7 +49,7 @@ def held_back(version: int) -> Response:
 
 
 def unavailable(error: Exception) -> Response:
-    """A 503, after which freshclam tries again: the origin can't be asked or doesn't deliver.
+    """A 503, after which freshclam tries again: the origin can't be asked or doesn't deliver, for example.
 
     A 403 or 429 is never passed on, because it would stop the client for hours (trap 20).
     """
@@ -181,7 +182,9 @@ def _select(
 
 
 def explain(error: Exception) -> str:
-    """Say in words why the origin doesn't deliver."""
+    """Say in words why the origin doesn't deliver, or what else is in the way for the moment."""
+    if is_out_of_descriptors(error):
+        return "the gateway has too many files open"
     if isinstance(error, CooldownError):
         cooldown = error.cooldown
         return f"the origin is not asked until {time.ctime(cooldown.until)}: {cooldown.reason}"

@@ -21,7 +21,7 @@ from clamproxy.serving.databases import WholeDatabases, is_freshclam
 from clamproxy.serving.delivery import Delivery
 from clamproxy.serving.ready import ReadyAnswers
 from clamproxy.serving.resolution import PATIENCE, CurrentVersions
-from clamproxy.storage.condition import trouble_of
+from clamproxy.storage.condition import is_out_of_descriptors, trouble_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Gateway:
             if isinstance(error, OSError) and self._store.condition.failed(error):  # which has said so
                 return plain(503, Result.ERROR, "the cache can't be read; see the gateway's log")
             logger.exception("%s %s failed.", request.method, request.path)
+            if is_out_of_descriptors(error):
+                return unavailable(error)
             return plain(503, Result.ERROR, "internal error; see the gateway's log")
 
     def answer_at_once(self, request: Request) -> Response | None:

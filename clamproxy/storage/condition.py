@@ -87,6 +87,13 @@ def trouble_of(error: BaseException) -> Trouble | None:
     return Trouble.LOCKED if isinstance(error, LockedError) else None
 
 
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Whether something failed only because this process, or the system, has too many files open."""
+    return any(
+        isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in _with_causes(error)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class LastingTrouble:
     trouble: Trouble

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from weakref import WeakSet
 
@@ -48,25 +48,66 @@ class Listener:
         self._endpoint = endpoint
         self._site = site
         self._open_port = open_port
+        self._sockets: list[socket.socket] = []
         self._server: _Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self.port = endpoint.port
         """The port that it listens on; differs from the endpoint's if that is 0."""
 
+    def succeed(self, former: Listener | None) -> None:
+        """Open the port while another listener still serves; nobody is answered until `start`.
+
+        Args:
+            former: what listens until then. At the same endpoint, both have the same sockets, so that no
+                connection is lost, and no other program gets the port in between.
+
+        Raises:
+            OSError: the system doesn't allow it; then the former one goes on.
+        """
+        if former is None or not former._sockets:
+            self._open()
+        elif former._endpoint == self._endpoint:
+            self._sockets = [one.dup() for one in former._sockets]
+        else:
+            self._open_beside(former)
+
+    def _open_beside(self, former: Listener) -> None:
+        try:
+            self._open()
+        except OSError:
+            if former.port != self._endpoint.port:
+                raise
+            # All addresses instead of one, for example: the former one itself is in the way.
+            former.stop()
+            try:
+                self._open()
+            except OSError:
+                former.start()
+                raise
+
+    def _open(self) -> None:
+        sockets = self._open_port(self._endpoint.host, self.port)
+        try:
+            for one in sockets:
+                one.listen(BACKLOG)
+        except OSError:
+            _close(sockets)
+            raise
+        self._sockets = sockets
+
     def start(self) -> bool:
-        """Start to listen; returns whether that worked.
+        """Start to listen, unless `succeed` has done so, and to answer; returns whether that worked.
 
         A failure is only logged: the proxy matters more than its pages.
         """
         try:
-            sockets = self._open_port(self._endpoint.host, self._endpoint.port)
-            for one in sockets:
-                one.listen(BACKLOG)
+            if not self._sockets:
+                self._open()
         except OSError as error:
             reason = error.strerror or error
             logger.warning("Can't listen at status.listen, %s: %s.", self._endpoint, reason)
             return False
-        self.port = sockets[0].getsockname()[1]
+        self.port = self._sockets[0].getsockname()[1]
         self._server = _Server(
             self._take,
             max_header_size=LARGEST_HEADER,
@@ -75,7 +116,7 @@ class Listener:
             idle_connection_timeout=IDLE_TIMEOUT,
             body_timeout=IDLE_TIMEOUT,
         )
-        self._server.add_sockets(sockets)
+        self._server.add_sockets(self._sockets)
         logger.info("Status pages: http://%s/", Endpoint(self._endpoint.host, self.port))
         return True
 
@@ -85,6 +126,8 @@ class Listener:
         if server is not None:
             server.stop()
             server.close_streams()
+        _close(self._sockets)
+        self._sockets = []
         for task in self._answering:
             task.cancel()
 
@@ -124,6 +167,11 @@ class Listener:
             connection.stream.close()
         except StreamClosedError:
             pass  # the client has left
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
 
 class _Server(HTTPServer):

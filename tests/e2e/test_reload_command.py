@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
+from urllib.request import urlopen
 
 import pytest
 
@@ -20,8 +23,8 @@ from clamproxy.config.differences import KeyChange
 from clamproxy.control import ReloadOutcome, marks
 from tests.support import faults
 from tests.support.big import Forgery, begun_download
-from tests.support.gateway import Gateway
-from tests.support.site import Site, eventually, open_site
+from tests.support.gateway import Gateway, connectable, free_ports
+from tests.support.site import LOCALHOST, Site, eventually, open_site
 
 from .conftest import MakeSite
 from .test_reload import READ, REFUSED, UNCHANGED, write
@@ -250,3 +253,93 @@ def test_a_process_that_is_stopped_in_between(site: Site) -> None:
     result = site.gateway.tool("reload")
     assert result.stdout == f"Process {site.gateway.pid}: the configuration has not changed.\n"
     assert eventually(lambda: UNCHANGED in site.gateway.log)
+
+
+# Where the pages are
+
+
+def with_pages(make_site: MakeSite, workers: int = 1) -> tuple[Site, int]:
+    """A site with a listener for pages, which begins a moment after the proxy, and its port."""
+    (port,) = free_ports(1)
+    site = make_site(workers=workers, status={"listen": f"{LOCALHOST}:{port}"})
+    assert eventually(lambda: connectable(port)), site.gateway.log
+    return site, port
+
+
+def page(port: int, host: str = LOCALHOST) -> int:
+    """The status of the answer of the listener for pages."""
+    with urlopen(f"http://{host}:{port}/livez", timeout=20) as answer:
+        return int(answer.status)
+
+
+def assert_refused(site: Site, taken: str) -> None:
+    """The command says why, in one line, and the log too."""
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"clamproxy: process {site.gateway.pid}: the configuration stays as it was: ")
+    assert f"status.listen, {taken}: address already in use" in line
+    assert site.gateway.log.count(REFUSED) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_place_for_the_pages_that_is_taken(make_site: MakeSite, workers: int) -> None:
+    """All or nothing: the rest of the file has no effect either, and the pages stay where they are."""
+    site, port = with_pages(make_site, workers)
+    site.publish(2)
+    assert page(port) == 200
+    with socket.create_server((LOCALHOST, 0)) as other:
+        taken = f"{LOCALHOST}:{other.getsockname()[1]}"
+        write(site.gateway, status={"listen": taken}, serving={"databases": ["daily"]})
+        assert_refused(site, taken)
+        assert page(port) == 200
+        assert site.gateway.ask("/test.cvd").status == 200
+    # Once the port is free, the same file is taken.
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert page(int(taken.rpartition(":")[2])) == 200
+    assert eventually(lambda: not connectable(port))
+    assert site.gateway.ask("/test.cvd").status == 404
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_port_of_another_address_that_is_taken(make_site: MakeSite, workers: int) -> None:
+    site, port = with_pages(make_site, workers)
+    with socket.create_server(("127.0.0.2", port)):
+        write(site.gateway, status={"listen": f"127.0.0.2:{port}"})
+        assert_refused(site, f"127.0.0.2:{port}")
+        assert page(port) == 200
+
+
+def test_the_pages_on_all_addresses_instead_of_one(make_site: MakeSite) -> None:
+    """Their own port, which is in use, doesn't count as taken."""
+    site, port = with_pages(make_site)
+    write(site.gateway, status={"listen": f"0.0.0.0:{port}", "token": TOKEN})
+    result = site.gateway.tool("reload")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert page(port, "127.0.0.2") == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_client_of_the_pages_notices_a_reload(make_site: MakeSite, workers: int) -> None:
+    """Who connects at that moment is answered, by the new configuration or the old."""
+    site, port = with_pages(make_site, workers)
+    refused: list[OSError] = []
+    is_over = Event()
+
+    def connect() -> None:
+        while not is_over.wait(0.002):
+            try:
+                socket.create_connection((LOCALHOST, port), timeout=20).close()
+            except OSError as error:
+                refused.append(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(connect)
+        try:
+            for number in range(5):
+                write(site.gateway, cache={"keep_cdiffs": 50 + number})
+                assert site.gateway.tool("reload").returncode == 0
+        finally:
+            is_over.set()
+    assert not refused

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from clamproxy.access import users as users_module
 from clamproxy.access.limits import (
     DESCRIPTORS_PER_CONNECTION,
+    LEAST_CONNECTIONS,
     OTHER_DESCRIPTORS,
     ConnectionLimits,
+    descriptors_for,
     provide_descriptors,
+    require_descriptors,
 )
 from clamproxy.access.users import MOST_REMEMBERED, Users, user_line
+from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.units import USER
 
 if TYPE_CHECKING:
@@ -148,6 +152,32 @@ def test_limits_hold_whatever_comes_and_goes(steps: list[tuple[bool, str]]) -> N
     assert refused == (len(open_now) == 4)
 
 
+def test_no_more_connections_than_there_is_room_for() -> None:
+    """Those of other processes take none of this one's room."""
+    limits = ConnectionLimits(in_all=10, per_client=10)
+    limits.elsewhere = Others()
+    limits.room = 2
+    assert [limits.take("a"), limits.take("b")] == [None, None]
+    assert limits.is_full
+    assert limits.take("c") == "The limit of open files"
+    limits.leave("a")
+    assert limits.take("c") is None
+
+
+class Others:
+    """Five connections in other processes."""
+
+    def total(self) -> int:
+        return 5
+
+    def of(self, address: str) -> int:
+        return 0
+
+    def came(self, address: str) -> None: ...
+
+    def left(self, address: str) -> None: ...
+
+
 def test_a_lowered_limit_counts_at_once() -> None:
     limits = ConnectionLimits(10, 10)
     assert [limits.take("a") for _ in range(3)] == [None] * 3
@@ -185,3 +215,26 @@ def test_a_system_that_gives_no_more_descriptors(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     assert provide_descriptors(2000) == (1024 - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
+
+
+@pytest.mark.parametrize(
+    ("limit", "connections", "needed"),
+    [
+        (96, 2000, descriptors_for(LEAST_CONNECTIONS)),
+        (descriptors_for(LEAST_CONNECTIONS) - 1, 2000, descriptors_for(LEAST_CONNECTIONS)),
+        (descriptors_for(LEAST_CONNECTIONS), 2000, None),
+        (descriptors_for(3), 3, None),
+        (descriptors_for(3) - 1, 3, descriptors_for(3)),
+        (resource.RLIM_INFINITY, 2000, None),
+    ],
+)
+def test_descriptors_that_a_gateway_needs(
+    monkeypatch: pytest.MonkeyPatch, limit: int, connections: int, needed: int | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    if needed is None:
+        require_descriptors(connections)
+        return
+    with pytest.raises(ConfigurationError, match=rf"is {limit}: at least {needed} are needed"):
+        require_descriptors(connections)
