@@ -56,7 +56,8 @@ DIRECTORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 HEADER = {"Range": "bytes=0-511"}
 FIELDS: tuple[dict[str, str], ...] = ({}, {}, HEADER, {"If-Modified-Since": "Wed, 15 Nov 2023 22:13:20 GMT"})
 CURL = "curl/8.5.0"
-AGENTS = (AGENT, AGENT.replace("1.4.6", "1.5.1"), OLD_AGENT, CURL)
+NEW_AGENT = AGENT.replace("1.4.6", "1.5.1")
+AGENTS = (AGENT, NEW_AGENT, OLD_AGENT, CURL)
 PATHS = (
     *("/daily.cvd", "/daily.cvd", "/daily.cvd", "/main.cvd", "/daily.cvd?version=5", "/daily.cld"),
     *(f"/daily-{version}.cdiff" for version in range(1, LAST + 3)),
@@ -220,10 +221,12 @@ class Byzantine(RuleBasedStateMachine):
     # What clients do
 
     def update(self, agent: str, fields: dict[str, str]) -> None:
-        """As freshclam does: the header, some patches, the whole file."""
+        """As freshclam does: the header, some patches with their signatures, the whole file."""
         self.ask("/daily.cvd", agent, HEADER, 1)
         for version in (self.newest - 1, self.newest):
             self.ask(f"/daily-{max(2, version)}.cdiff", agent, {}, 1)
+            if agent == NEW_AGENT:
+                self.ask(f"/daily-{max(2, version)}.cdiff.sign", agent, {}, 1)
         self.ask("/daily.cvd", agent, fields, 1)
 
     @rule(
@@ -300,9 +303,9 @@ class Byzantine(RuleBasedStateMachine):
                 assert content in genuine(object_id), object_id
             case _:
                 verify_sign(file, object_id, keys.roots)
-                if object_id.signed in self.known:  # without its file, nobody can tell whose it is
-                    signed = read(self.harness.service.store, object_id.signed)
-                    verify_sign(file, object_id, keys.roots, signed and io.BytesIO(signed))
+                signed = read(self.harness.service.store, object_id.signed)
+                if signed is not None and object_id.signed in self.known:  # else nobody can tell whose it is
+                    verify_sign(file, object_id, keys.roots, io.BytesIO(signed))
 
     def check_beginning(self, object_id: ObjectId, content: bytes) -> None:
         """The only range that clients ask for here. Of what isn't here, the origin may claim any header."""
