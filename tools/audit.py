@@ -2,12 +2,14 @@
 
     .venv/bin/python tools/audit.py [options of pip-audit]
 
-Exit codes: 0 none has; 1 some have, and each is named; 75 not all of them could be asked about.
+Exit codes: 0 none has; 1 some have, and each is named; 2 pip-audit failed; 75 not all of them could be asked
+about, because no server answers or because it doesn't know them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,14 @@ from typing import Any
 
 PINS = "requirements-dev.txt"
 """Holds what requirements.txt holds, too."""
+FAILED = 2
 UNKNOWN = 75  # EX_TEMPFAIL of sysexits.h
+_SILENCE = re.compile(
+    r"^requests\.exceptions\.(ConnectionError|ConnectTimeout|ProxyError|ReadTimeout): "
+    r"|^ERROR:pip_audit\._cli:Could not connect to ",
+    re.MULTILINE,
+)
+"""How pip-audit says that no server answers: mostly by the traceback of the library that it uses."""
 
 
 def reported(options: list[str]) -> list[dict[str, Any]]:
@@ -35,6 +44,8 @@ def reported(options: list[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
         print((done.stderr.strip() or "pip-audit said nothing").splitlines()[-1], file=sys.stderr)
+        if not _SILENCE.search(done.stderr):
+            sys.exit(FAILED)
         return []
     return found
 

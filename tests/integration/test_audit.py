@@ -29,15 +29,15 @@ ADVISORY = {
 
 
 class Advisories(BaseHTTPRequestHandler):
-    """Knows a vulnerability of one package, if `known`."""
+    """Knows a vulnerability of one package, if `known`; None: it has an error."""
 
-    known: bool
+    known: bool | None
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         found = [ADVISORY] if self.known and asked["package"]["name"] == VULNERABLE else []
         body = json.dumps({"vulns": found} if found else {}).encode()
-        self.send_response(200)
+        self.send_response(500 if self.known is None else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -58,8 +58,8 @@ def advisories(request: pytest.FixtureRequest) -> Iterator[str]:
         thread.join()
 
 
-def audit(url: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/audit.py", "-s", "osv", "--osv-url", url]
+def audit(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/audit.py", "-s", "osv", "--osv-url", url, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
@@ -73,6 +73,19 @@ def test_a_known_vulnerability_is_named(advisories: str, code: int, told: str) -
     done = audit(advisories)
     assert told in done.stdout, done.stderr
     assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("advisories", "options", "told"),
+    [(None, (), "ServiceError"), (False, ("--no-such-option",), "unrecognized arguments: --no-such-option")],
+    indirect=["advisories"],
+    ids=["an error of the server", "a wrong option"],
+)
+def test_a_failure_is_not_silence(advisories: str, options: tuple[str, ...], told: str) -> None:
+    """CI goes on where no server can be reached, and nowhere else."""
+    done = audit(advisories, *options)
+    assert told in done.stderr
+    assert done.returncode == 2
 
 
 def test_nobody_answers_is_not_an_all_clear() -> None:

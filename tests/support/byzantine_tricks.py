@@ -69,13 +69,14 @@ FIELDS: tuple[tuple[tuple[str, str], ...], ...] = (
 PLACES = (
     *("/daily.cvd", "/main.cvd", "/%2e%2e//x?y#z", "//{elsewhere}/x", "http://{elsewhere}/daily.cvd", "\\"),
     *("http://[::1]:1/", "https://{elsewhere}/daily.cvd", "http://user@{elsewhere}/", "ftp://{elsewhere}/"),
-    "http://localhost:{port}/daily.cvd",
+    *("http://localhost:{port}/daily.cvd", "http://elsewhere.example/daily.cvd"),
+    *("http://127.0.0.2:{origin}/daily.cvd", "//127.0.0.2:{origin}/daily.cvd"),
 )
 """Where redirects lead."""
 
 
 def redirects(elsewhere: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Redirects within the host, in circles, to another host, and to another port of the same.
+    """Redirects within the host, in circles, to other hosts, also on the same port, and to another port.
 
     Args:
         elsewhere: a host and port where nothing must ever arrive.
@@ -84,7 +85,7 @@ def redirects(elsewhere: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.builds(
         lambda status, place: {
             "status": status,
-            "fields": (("Location", place.format(elsewhere=elsewhere, port=port)),),
+            "fields": (("Location", place.format(elsewhere=elsewhere, port=port, origin="{origin}")),),
         },
         st.sampled_from((301, 302, 303, 307, 308)),
         st.sampled_from(PLACES),

@@ -7,6 +7,7 @@ waits for in real time is made short (`tests/harness/impatient.py`), so that sil
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,18 +28,22 @@ from hypothesis.stateful import (
     rule,
 )
 
-from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.cld import verify_cld
+from clamproxy.formats.codesign import verify_sign
+from clamproxy.formats.header import HEADER_SIZE, CvdHeader
 from clamproxy.messages import Response
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.transfers import ORIGIN_TROUBLE
 from tests.harness.genuine import LAST, MAIN, files_of, genuine
 from tests.harness.impatient import LARGEST, LIMIT, ImpatientGateway
 from tests.harness.service import RELEASES
-from tests.support.byzantine import ByzantineOrigin, Trick
+from tests.support.byzantine import MOST_SENT, ByzantineOrigin, Trick
 from tests.support.byzantine_tricks import tricks
 from tests.support.clock import ClockAhead
 from tests.support.dns_server import FakeDns, Mode
+from tests.support.forge import forge_keys
 from tests.support.raw import RawHost
+from tests.support.site import LOCALHOST
 from tests.support.stored import AGENT, OLD_AGENT, read
 
 MOST_REQUESTS = 8
@@ -50,7 +56,8 @@ DIRECTORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 HEADER = {"Range": "bytes=0-511"}
 FIELDS: tuple[dict[str, str], ...] = ({}, {}, HEADER, {"If-Modified-Since": "Wed, 15 Nov 2023 22:13:20 GMT"})
 CURL = "curl/8.5.0"
-AGENTS = (AGENT, AGENT.replace("1.4.6", "1.5.1"), OLD_AGENT, CURL)
+NEW_AGENT = AGENT.replace("1.4.6", "1.5.1")
+AGENTS = (AGENT, NEW_AGENT, OLD_AGENT, CURL)
 PATHS = (
     *("/daily.cvd", "/daily.cvd", "/daily.cvd", "/main.cvd", "/daily.cvd?version=5", "/daily.cld"),
     *(f"/daily-{version}.cdiff" for version in range(1, LAST + 3)),
@@ -63,19 +70,21 @@ FOR_EVER = 2**31 - 1
 PAUSES = st.sampled_from((0, 1, 20, 61, 301, 1000, 4000, 30_000))
 TRICKS = st.runner().flatmap(lambda self: st.lists(tricks(self.elsewhere), min_size=1, max_size=2))
 
-_connected: list[Any] = []
-"""Where sockets of this process were connected to."""
+_contacts: list[Any] = []
+"""Where sockets of this process were connected to, and the names that it looked up."""
 
 
-def _note_connect(event: str, arguments: tuple[Any, ...]) -> None:
+def _note_contact(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "socket.connect" and arguments[0].type & socket.SOCK_STREAM:
-        _connected.append(arguments[1])
+        _contacts.append(arguments[1][:2])
+    elif event == "socket.getaddrinfo":
+        _contacts.append(arguments[0])
 
 
 @cache
-def watch_connects() -> None:
-    """Note where this process connects to. That can't be undone."""
-    sys.addaudithook(_note_connect)
+def watch_contacts() -> None:
+    """Note where this process connects to, and what it looks up. That can't be undone."""
+    sys.addaudithook(_note_contact)
 
 
 class Totals:
@@ -110,6 +119,8 @@ class Byzantine(RuleBasedStateMachine):
         self.is_purged = False
         self.proven = 0
         """The newest version of daily that any client can have from here."""
+        self.known: set[ObjectId] = set()
+        """What was in the cache when clients asked."""
         self.checked: set[tuple[ObjectId, float]] = set()
         Totals.runs += 1
 
@@ -210,10 +221,12 @@ class Byzantine(RuleBasedStateMachine):
     # What clients do
 
     def update(self, agent: str, fields: dict[str, str]) -> None:
-        """As freshclam does: the header, some patches, the whole file."""
+        """As freshclam does: the header, some patches with their signatures, the whole file."""
         self.ask("/daily.cvd", agent, HEADER, 1)
         for version in (self.newest - 1, self.newest):
             self.ask(f"/daily-{max(2, version)}.cdiff", agent, {}, 1)
+            if agent == NEW_AGENT:
+                self.ask(f"/daily-{max(2, version)}.cdiff.sign", agent, {}, 1)
         self.ask("/daily.cvd", agent, fields, 1)
 
     @rule(
@@ -223,7 +236,9 @@ class Byzantine(RuleBasedStateMachine):
         times=st.sampled_from((1, 1, 1, 3)),
     )
     def ask(self, path: str, agent: str, fields: dict[str, str], times: int) -> None:
-        self.proven = max(self.proven, self.harness.service.store.newest_proven.of("daily"))
+        store = self.harness.service.store
+        self.proven = max(self.proven, store.newest_proven.of("daily"))
+        self.known = set(store.object_ids())
 
         async def together() -> list[tuple[Response, bytes | None]]:
             asking = (self.answer(path, agent, fields) for _ in range(times))
@@ -259,20 +274,47 @@ class Byzantine(RuleBasedStateMachine):
     def check(
         self, path: str, agent: str, fields: dict[str, str], response: Response, content: bytes | None
     ) -> None:
-        status = response.status
+        status, name = response.status, path[1:].partition("?")[0]
         assert status in {200, 206, 304, 404, 416, 503}, response
         assert status not in NEVER
-        if content is None or status not in (200, 206) or not path.endswith((".cvd", ".cdiff")):
+        if content is None or status not in (200, 206):
             return
-        if path.endswith(".cdiff"):
-            assert content in genuine(ObjectId.parse(path[1:])) or (fields and status == 206), path
-            return
-        version = CvdHeader.parse(content).version
-        assert version == response.version
+        if name.endswith((".cvd", ".cld")):
+            version = CvdHeader.parse(content).version
+            assert version == response.version
+            object_id = ObjectId.parse(name.replace(".", f"-{version}."))
+            if name == "daily.cvd" and version < self.proven:
+                self.check_older(version, response, status)
+        else:
+            object_id = ObjectId.parse(name)
         if status == 200:
-            assert content in genuine(ObjectId(path[1:].removesuffix(".cvd"), version, Kind.CVD))
-        if path == "/daily.cvd" and version < self.proven:
-            self.check_older(version, response, status)
+            self.check_whole(object_id, content)
+        else:
+            self.check_beginning(object_id, content)
+
+    def check_whole(self, object_id: ObjectId, content: bytes) -> None:
+        """All bytes of a file are right for its name."""
+        keys, file = forge_keys().trusted, io.BytesIO(content)
+        match object_id.kind:
+            case Kind.CLD:
+                verify_cld(file, object_id, keys)
+                assert content.startswith(RELEASES.cld_header(object_id.version)), object_id
+            case Kind.CVD | Kind.CDIFF:
+                assert content in genuine(object_id), object_id
+            case _:
+                verify_sign(file, object_id, keys.roots)
+                signed = read(self.harness.service.store, object_id.signed)
+                if signed is not None and object_id.signed in self.known:  # else nobody can tell whose it is
+                    verify_sign(file, object_id, keys.roots, io.BytesIO(signed))
+
+    def check_beginning(self, object_id: ObjectId, content: bytes) -> None:
+        """The only range that clients ask for here. Of what isn't here, the origin may claim any header."""
+        right = {read(self.harness.service.store, object_id) or content}
+        if object_id.kind is Kind.CDIFF or (object_id.kind is Kind.CVD and object_id in self.known):
+            right = genuine(object_id)
+        elif object_id.kind is Kind.CLD and object_id in self.known:
+            right = {RELEASES.cld_header(object_id.version)}
+        assert content in {one[:HEADER_SIZE] for one in right}, object_id
 
     def check_older(self, version: int, response: Response, status: int) -> None:
         """A version that is older than the newest proven one: only as a base, or after a purge."""
@@ -303,11 +345,13 @@ class Byzantine(RuleBasedStateMachine):
         assert all(size <= LARGEST for size in partial), partial
         assert len(partial) <= len(PATHS)
         assert len(list(cache.glob("quarantine/*.reason"))) <= 5
+        assert self.origin.longest_sent < MOST_SENT, "all of a body without end was taken"
 
     @invariant()
     def no_other_host_is_contacted(self) -> None:
         assert not self.stranger.requests
-        assert {address[1] for address in _connected} <= {self.origin.port}, _connected
+        host = urlsplit(self.origin.url).hostname
+        assert set(_contacts) <= {host, LOCALHOST, (LOCALHOST, self.origin.port)}, _contacts
 
     # The end
 
@@ -321,7 +365,7 @@ class Byzantine(RuleBasedStateMachine):
             self.origin.close()
             self.dns.close()
             self.directory.cleanup()
-            _connected.clear()
+            _contacts.clear()
             self.stranger.requests.clear()
 
     async def stop(self) -> None:

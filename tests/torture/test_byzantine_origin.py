@@ -5,20 +5,29 @@ from __future__ import annotations
 import gc
 import logging
 import resource
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from clamproxy.formats.header import CvdHeader
+from clamproxy.formats.signatures import InvalidObject
+from clamproxy.messages import Response, Result
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.service import Service
-from tests.harness.impatient import make_impatient
+from tests.harness.genuine import MAIN
+from tests.harness.impatient import LARGEST, make_impatient
 from tests.harness.service import RELEASES
-from tests.support.byzantine import Trick
+from tests.support.byzantine import DRIPS, Trick
+from tests.support.forge import ForgeKeys, forge_sign
 from tests.support.raw import RawHost
+from tests.support.site import eventually
 from tests.support.stored import put
-from tests.torture.byzantine import CURL, HEADER, Byzantine, Totals, watch_connects
+from tests.torture.byzantine import CURL, HEADER, Byzantine, Totals, watch_contacts
 from tests.torture.conftest import Figures
 from tests.torture.effort import SEED, rounds
 
@@ -51,7 +60,7 @@ def test_a_byzantine_origin(
     make_impatient(monkeypatch)
     request.addfinalizer(partial(logging.disable, logging.NOTSET))
     logging.disable(logging.WARNING)  # pytest keeps each line, and with its error the gateway
-    watch_connects()
+    watch_contacts()
     Totals.reset()
     gateways = _gateways()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -112,3 +121,78 @@ def test_the_checks_notice_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
                 machine.ask("/main.cvd", CURL, {}, 1)
         machine.newest = 5
         machine.teardown()
+
+
+WRONG_ANSWERS: dict[str, tuple[str, int, bytes]] = {
+    "another database": ("/daily.cvd", 200, MAIN.cvd(3)),
+    "a demanded version": ("/daily.cvd?version=3", 200, MAIN.cvd(3)),
+    "an older version": ("/daily.cvd?version=2", 200, RELEASES.cvd(2)),
+    "the end of a CVD": ("/daily.cvd?version=3", 200, RELEASES.cvd(3) + b"x"),
+    "the beginning of a CVD": ("/daily.cvd", 206, MAIN.cvd(3)[:512]),
+    "a CVD as CLD": ("/daily.cld", 200, RELEASES.cvd(3)),
+    "a patch": ("/daily-3.cdiff", 200, RELEASES.cdiff(2)),
+    "the beginning of a patch": ("/daily-3.cdiff", 206, RELEASES.cdiff(2)[:512]),
+    "no signature": ("/daily-4.cvd.sign", 200, b"#clamsign-1.0\nx"),
+    "a stranger's signature": ("/daily-4.cvd.sign", 200, forge_sign(b"x", ForgeKeys.generate())),
+    "a signature of another file": ("/daily-3.cvd.sign", 200, RELEASES.cvd_sign(2)),
+}
+"""Each with its path and status, to a gateway that has version 3 of daily."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Byzantine]:
+    """A gateway that has had version 3 of daily from an origin that is still honest."""
+    make_impatient(monkeypatch)
+    watch_contacts()
+    with RawHost(b"") as Byzantine.stranger:
+        machine = Byzantine()
+        machine.begin(3, [])
+        machine.ask("/daily.cvd", CURL, {}, 1)
+        machine.ask("/main.cvd", CURL, {}, 1)
+        machine.no_other_host_is_contacted()
+        yield machine
+        machine.teardown()
+
+
+@pytest.mark.parametrize("what", WRONG_ANSWERS)
+def test_wrong_content_is_noticed(machine: Byzantine, what: str) -> None:
+    path, status, content = WRONG_ANSWERS[what]
+    machine.known = set(machine.harness.service.store.object_ids())
+    version = CvdHeader.parse(content).version if path.startswith("/daily.c") else None
+    response = Response(status, Result.HIT, version=version)
+    with pytest.raises((AssertionError, InvalidObject)):
+        machine.check(path, CURL, {}, response, content)
+
+
+@pytest.mark.parametrize("place", ["127.0.0.2:{port}", "127.0.0.1:9", "elsewhere.example:{port}"])
+def test_other_hosts_are_noticed(machine: Byzantine, place: str) -> None:
+    """An address, a port, and a name that is only looked up."""
+    host, port = place.format(port=machine.origin.port).split(":")
+    with suppress(OSError):
+        if host.endswith(".example"):
+            socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)  # asks no name server
+        else:
+            socket.create_connection((host, int(port))).close()
+    with pytest.raises(AssertionError):
+        machine.no_other_host_is_contacted()
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        *(Trick(framing=framing) for framing in ("endless", "endless-chunks")),
+        *(Trick(ending=ending) for ending in DRIPS),
+    ],
+    ids=lambda trick: trick.framing if trick.framing != "right" else trick.ending,
+)
+def test_a_body_that_does_not_end_is_given_up(machine: Byzantine, trick: Trick) -> None:
+    """It is either far longer than any file may be, or so slow that it would take hours."""
+    machine.purge(())
+    machine.origin.tricks = [trick]
+    response, content = machine.run(machine.answer("/main.cvd", CURL, {}))
+    assert content is None or response.status == 503
+    machine.nothing_piles_up()
+    if "endless" in trick.framing:
+        assert eventually(lambda: machine.origin.longest_sent > LARGEST)
+    else:
+        assert machine.origin.longest_sent < len(MAIN.cvd(1))

@@ -12,7 +12,7 @@ from random import Random
 from tests.torture.conftest import Figures
 from tests.torture.effort import SEED, rounds
 from tests.torture.request_streams import Stream, make_stream
-from tests.torture.twins import Outcome, Twins, address_of, open_twins
+from tests.torture.twins import Outcome, Twin, Twins, address_of, open_twins
 
 MOST_SHOWN = 3
 """Differences that a failed test describes."""
@@ -46,6 +46,9 @@ def test_both_read_the_same_bytes_alike(tmp_path: Path, figures: Figures) -> Non
         told = [one for one in tried if one.is_alike and not _is_told_alike(logs, one.number)]
         assert not different, asyncio.run(_describe(twins, different, len(streams)))
         assert not told, [(one.stream, [log.get(address_of(one.number)) for log in logs]) for one in told]
+        by_lane, by_lane_of_plain = (
+            _answered_by_lane(tried, side, twin) for side, twin in enumerate((twins.express, twins.plain))
+        )
         assert "Traceback" not in twins.express.site.gateway.log + twins.plain.site.gateway.log
     statuses = Counter(answer.status for one in tried for answer in one.outcomes[0].answers)
     forwarded = sum(len(one.outcomes[0].forwarded) for one in tried)
@@ -53,12 +56,15 @@ def test_both_read_the_same_bytes_alike(tmp_path: Path, figures: Figures) -> Non
     assert statuses[200] > len(streams) / 5
     assert statuses[400] > len(streams) / 5
     assert forwarded
+    assert by_lane > len(streams) / 20
+    assert by_lane_of_plain == 0
     figures(
         "lane and mitmproxy",
         streams=len(tried),
         answers=statuses.total(),
         refused=sum(count for status, count in statuses.items() if status >= 400),
         forwarded=forwarded,
+        streams_answered_by_the_lane=by_lane,
         differences=0,
     )
 
@@ -79,6 +85,16 @@ async def _try(twins: Twins, streams: Iterable[Stream], first: int = 0) -> list[
 def _is_told_alike(logs: tuple[dict[str, list[str]], ...], number: int) -> bool:
     express, plain = (log.get(address_of(number), []) for log in logs)
     return express == plain
+
+
+def _answered_by_lane(tried: list[Tried], side: int, twin: Twin) -> int:
+    """How many streams have got a file although mitmproxy has read none of their requests."""
+    read = twin.read_by_mitmproxy()
+    return sum(
+        address_of(one.number) not in read
+        and any(answer.status == 200 for answer in one.outcomes[side].answers)
+        for one in tried
+    )
 
 
 async def _describe(twins: Twins, different: list[Tried], used: int) -> str:

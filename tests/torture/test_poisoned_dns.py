@@ -94,7 +94,7 @@ async def open_watch(directory: Path) -> AsyncIterator[Watch]:
 async def live_with(poison: Poison, directory: Path) -> dict[str, float]:
     """A day with a poison, and then without."""
     async with open_watch(directory) as watch:
-        watch.dns.poison = poison
+        watch.dns.poison, watch.dns.asked = poison, 0
         for _ in range(rounds(usual=8, full=144)):
             await watch.step()
         RELEASES.publish(watch.harness.origin, RELEASED)
@@ -108,6 +108,7 @@ async def live_with(poison: Poison, directory: Path) -> dict[str, float]:
         store.drop(ObjectId("daily", HELD, Kind.CDIFF))
         response, content = await watch.harness.ask(f"/daily-{HELD}.cdiff")
         assert (response.status, content) == (200, RELEASES.cdiff(HELD))
+        assert watch.dns.asked, "nothing asks this server"
         watch.dns.poison = None
         RELEASES.publish(watch.harness.origin, LATER)
         watch.dns.versions["daily"] = LATER

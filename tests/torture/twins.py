@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 
 import h11
 
+from tests.support.data import trust_testdata
 from tests.support.gateway import CDN, USER_AGENT, Way, free_ports
 from tests.support.proxy_headers import binary_header, text_header
 from tests.support.site import Site, open_site
@@ -40,6 +41,20 @@ _CHANGING_IN_LOG = re.compile(r"(?<=passed 0 0B).*| [0-9.]+s |(?<=[0-9]):[0-9]+:
 _ASCII = bytes(byte if byte < 128 else ord("?") for byte in range(256))
 """Hosts accept other bytes in targets, but h11 doesn't."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+_SCRIPT = """
+from clamproxy.proxy.addon import ClamProxy
+
+record = open({record!r}, "a", buffering=1)
+
+class Notes:
+    def requestheaders(self, flow):
+        print(flow.client_conn.peername[0], file=record)
+
+    http_connect = requestheaders
+
+addons = [ClamProxy(), Notes()]
+"""
+"""Notes whose requests mitmproxy has read. Those that the lane answers never get there."""
 _SENTINEL = "GET {} HTTP/1.1\r\nHost: x\r\nUser-Agent: sentinel\r\nConnection: close\r\n\r\n"
 
 
@@ -130,6 +145,11 @@ class Twin:
     site: Site
     recorders: list[Recorder]
     upstream_port: int
+    record: Path
+
+    def read_by_mitmproxy(self) -> set[str]:
+        """Addresses of clients of which mitmproxy has read a request, be it a CONNECT."""
+        return set(self.record.read_text().split())
 
     def own(self) -> str:
         return f"127.0.0.1:{self.site.gateway.port}"
@@ -364,20 +384,27 @@ def open_twins(directory: Path) -> Iterator[Twins]:
         sites = []
         hosts = [f"127.77.{side}.{worker}" for side in (1, 2) for worker in range(1, WORKERS + 1)]
         for is_express in (True, False):
+            script, record = (directory / f"express-{is_express}.{end}" for end in ("py", "txt"))
+            script.write_text(_SCRIPT.format(record=str(record)))
             site = open_site(
                 directory / f"express-{is_express}",
+                script=str(script),
                 serving={"hosts": [CDN], "pass_through": hosts, "express": is_express, "prefetch": "none"},
                 access={"proxy_protocol": [BALANCER]},
+                upstream={"cvd_certs_directory": str(trust_testdata(directory / "roots"))},
             )
             stack.callback(site.close)
             site.publish(6)
             for path in (f"/{NAME}", "/test.cvd", "/test-5.cdiff", "/test-6.cdiff"):
                 assert site.gateway.ask(path, Way.ABSOLUTE).status == 200
-            sites.append(site)
+            sites.append((site, record))
         (port,) = free_ports(1)
         yield Twins(
             *(
-                Twin(site, [Recorder(host) for host in hosts if host.startswith(f"127.77.{side}.")], port)
-                for side, site in enumerate(sites, 1)
+                Twin(
+                    *(site, [Recorder(host) for host in hosts if host.startswith(f"127.77.{side}.")]),
+                    *(port, record),
+                )
+                for side, (site, record) in enumerate(sites, 1)
             )
         )
