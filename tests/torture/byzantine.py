@@ -72,6 +72,8 @@ TRICKS = st.runner().flatmap(lambda self: st.lists(tricks(self.elsewhere), min_s
 
 _contacts: list[Any] = []
 """Where sockets of this process were connected to, and the names that it looked up."""
+_sent: list[object] = []
+"""The requests that this process has sent."""
 
 
 def _note_contact(event: str, arguments: tuple[Any, ...]) -> None:
@@ -79,11 +81,13 @@ def _note_contact(event: str, arguments: tuple[Any, ...]) -> None:
         _contacts.append(arguments[1][:2])
     elif event == "socket.getaddrinfo":
         _contacts.append(arguments[0])
+    elif event == "http.client.send":
+        _sent.append(arguments[1])
 
 
 @cache
 def watch_contacts() -> None:
-    """Note where this process connects to, and what it looks up. That can't be undone."""
+    """Note where this process connects to, what it looks up and what it sends. That can't be undone."""
     sys.addaudithook(_note_contact)
 
 
@@ -258,6 +262,7 @@ class Byzantine(RuleBasedStateMachine):
     def within_budget[T](self, awaitable: Coroutine[Any, Any, T]) -> T:
         """Do something, and count what it costs the origin."""
         self.origin.forget()
+        _sent.clear()
         cooldowns = self.harness.service.clamav.origin.cooldowns.in_force()
         fields = [field for trick in self.origin.tricks for field in trick.fields]
         led_to = {place for name, place in fields if name == "Location"}  # by the origin's own wish
@@ -267,7 +272,8 @@ class Byzantine(RuleBasedStateMachine):
         # The shortest ones last a second, and may end meanwhile on a busy machine.
         barred = {key for key, cooldown in cooldowns.items() if cooldown.until > self.clock.time()}
         assert not (requests.keys() - led_to) & barred, "a cool-down was in force"
-        assert not (requests and "origin" in barred)
+        # On a busy machine, the origin may read a request late that was sent before, and given up since.
+        assert not (requests and _sent and "origin" in barred)
         assert all(count <= MOST_REQUESTS for count in requests.values()), requests
         return done
 

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def everywhere(change: Callable[[Path], object]) -> Callable[[Scene], object]:
 
 
 def overwrite(path: Path, content: Callable[[int], bytes] = os.urandom) -> None:
-    """Other bytes in the same file, as many as before."""
-    with path.open("r+b") as file:
+    """Other bytes in the same file, as many as before; the gateway may have removed it just now."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
         file.write(content(path.stat().st_size))
 
 
