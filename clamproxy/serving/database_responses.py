@@ -20,7 +20,7 @@ from clamproxy.origin.transfers import CooldownError
 from clamproxy.policy import is_not_modified, shown_last_modified
 from clamproxy.ranges import Representation, Selection, is_precondition_met, select
 from clamproxy.responses import content, describe, plain
-from clamproxy.storage.condition import is_out_of_descriptors
+from clamproxy.storage.condition import is_out_of_descriptors, trouble_of
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
@@ -185,6 +185,8 @@ def explain(error: Exception) -> str:
     """Say in words why the origin doesn't deliver, or what else is in the way for the moment."""
     if is_out_of_descriptors(error):
         return "the gateway has too many files open"
+    if isinstance(error, OSError) and trouble_of(error) is not None:
+        return "the cache can't be read"
     if isinstance(error, CooldownError):
         cooldown = error.cooldown
         return f"the origin is not asked until {time.ctime(cooldown.until)}: {cooldown.reason}"

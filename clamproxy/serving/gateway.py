@@ -74,8 +74,8 @@ class Gateway:
         except ORIGIN_TROUBLE as error:
             return unavailable(error)
         except Exception as error:
-            if isinstance(error, OSError) and self._store.condition.failed(error):  # which has said so
-                return plain(503, Result.ERROR, "the cache can't be read; see the gateway's log")
+            if isinstance(error, OSError) and self._store.condition.failed(error):  # which logs it
+                return unavailable(error)
             logger.exception("%s %s failed.", request.method, request.path)
             if is_out_of_descriptors(error):
                 return unavailable(error)

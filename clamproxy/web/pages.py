@@ -172,7 +172,7 @@ class Pages:
         """The status; with ``machines=0`` without the list of machines, which is long."""
         asked = parse_qs(request.path.partition("?")[2]).get("machines")
         if asked not in (None, ["0"]):
-            return _plain(400, "machines is 0, which leaves out the list of machines")
+            return _plain(400, "machines can only be 0, which leaves the list of machines out")
         gateway_status = await self._gateway_status.get()
         return _live(gateway_status.json if asked is None else gateway_status.brief, "application/json")
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +66,53 @@ async def test_what_has_changed_is_not_served(
     response, content = await harness.ask()
     assert (response.status, content) == (200, RELEASES.cvd(2))
     assert not harness.service.store.has(BASE)
+
+
+@pytest.mark.parametrize("part", ["bytes=0-", "bytes=100-"])
+async def test_what_can_no_longer_be_read_is_fetched_again(
+    harness: ServiceHarness, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with bad blocks: the files can be opened, and are as they were to stat()."""
+    await harness.ask()
+    bad = set[int]()
+    for object_id in (BASE, PATCH):  # another name, so that no new file gets the inode
+        os.link(path := file_of(harness, object_id), harness.directory / object_id.file_name)
+        bad.add(path.stat().st_ino)
+
+    def failing(read: Callable[..., Any]) -> Callable[..., Any]:
+        def fail_or_read(file: Any, *arguments: Any) -> Any:
+            with suppress(io.UnsupportedOperation):  # not all that is read is on disk
+                if os.fstat(file if isinstance(file, int) else file.fileno()).st_ino in bad:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(file, *arguments)
+
+        return fail_or_read
+
+    monkeypatch.setattr(os, "pread", failing(os.pread))
+    monkeypatch.setattr(hashlib, "file_digest", failing(hashlib.file_digest))
+    start = int(part.removeprefix("bytes=").rstrip("-"))
+    for _ in range(2):
+        response, content = await harness.ask(PATCH.upstream_path, range=part)
+        assert (response.status, content) == (206, RELEASES.cdiff(2)[start:])
+        response, content = await harness.ask()
+        assert (response.status, content) == (200, RELEASES.cvd(2))
+    assert not harness.service.store.has(BASE)
+    assert harness.origin.count("/daily-2.cdiff") == 1
+
+
+async def test_what_can_not_be_read_at_the_second_try_either(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    for _ in range(2):
+        response, content = await harness.ask(PATCH.upstream_path, range="bytes=0-")
+        assert (response.status, content) == (503, b"clamproxy: the cache can't be read\n")
+        assert response.headers["Retry-After"] == "1"
+    assert len(caplog.records) == 1
+    assert not caplog.records[0].exc_info
 
 
 async def test_what_is_the_same_stays(harness: ServiceHarness) -> None:

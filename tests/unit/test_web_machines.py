@@ -290,7 +290,7 @@ async def test_a_brief_status(store: Store) -> None:
 async def test_a_status_with_another_number_of_machines(store: Store, value: str) -> None:
     """As for a page of the list, what can't be given is refused."""
     response = await StatusHarness(store, machines=[]).ask(f"/status.json?machines={value}")
-    assert (response.status, "machines is 0" in text_of(response)) == (400, True)
+    assert (response.status, "machines can only be 0" in text_of(response)) == (400, True)
 
 
 async def test_the_list_is_guarded(store: Store) -> None:
