@@ -45,8 +45,8 @@ _REPRESENTATIONS = (
 
 
 def _lane(data: bytes) -> None:
-    head, end, _ = data.partition(b"\r\n\r\n")  # as `clamproxy.proxy.lane_connection` divides what arrives
-    found = read_head(head + end)
+    # As `clamproxy.proxy.lane_connection` divides what arrives.
+    found = read_head(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
     if found is not None:
         request, fields = found
         assert request.method in ("GET", "HEAD", "CONNECT")
