@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_pem_x509_certificates
+
+from clamproxy.pem import read_certificates
 
 _SUFFIXES = (".crt", ".pem")  # libclamav_rust/src/codesign.rs: Verifier::new
 
@@ -18,7 +19,7 @@ def read_roots(directory: Path) -> tuple[bytes, ...]:
         ValueError: it holds none, or a file that isn't one.
     """
     files = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    found = [one for path in files for one in load_pem_x509_certificates(path.read_bytes())]
+    found = [one for path in files for one in read_certificates(path.read_bytes())]
     if not found:
         raise ValueError("no certificate")
     return tuple(one.public_bytes(Encoding.DER) for one in found)

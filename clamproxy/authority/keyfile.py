@@ -19,6 +19,7 @@ from clamproxy.authority.certificates import pem_of
 from clamproxy.dates import as_time
 from clamproxy.files import replacing, sync_directory, try_lock
 from clamproxy.notes import UNREADABLE
+from clamproxy.pem import read_certificates
 
 FILE = "authority.json"
 _FORMAT = 1
@@ -133,8 +134,8 @@ def _parse(content: Any) -> tuple[Generation, ...]:
 
 
 def _parse_generation(row: Any) -> Generation:
-    root = x509.load_pem_x509_certificate(row["root"].encode())
-    certificate = x509.load_pem_x509_certificate(row["certificate"].encode())
+    (root,) = read_certificates(row["root"].encode())
+    (certificate,) = read_certificates(row["certificate"].encode())
     key = serialization.load_pem_private_key(row["key"].encode(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise ValueError("a key doesn't belong to its certificate")

@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography import x509
-
 from clamproxy.access.limits import descriptors_for
 from clamproxy.authority import Authority, AuthorityError, configured_names
 from clamproxy.cache.store import Store
@@ -37,6 +35,7 @@ from clamproxy.notes import Notes
 from clamproxy.notices.report import read_report
 from clamproxy.notices.rules import RENEW_AUTHORITY
 from clamproxy.origin.cooldown import Cooldowns
+from clamproxy.pem import read_certificates
 from clamproxy.readable import shown_count, shown_size, shown_span
 from clamproxy.releases.limits_in_force import hold_problem, read_limits
 from clamproxy.releases.stuck import stuck_patches
@@ -317,7 +316,7 @@ def judge_authority(bundle: bytes, now: float) -> Verdict:
         bundle: PEM, the signing authority's root first; during a rotation there are two.
         now: Unix seconds.
     """
-    signer, *others = x509.load_pem_x509_certificates(bundle)
+    signer, *others = read_certificates(bundle)
     begin, end = signer.not_valid_before_utc, signer.not_valid_after_utc
     left = end.timestamp() - now
     if begin.timestamp() > now:

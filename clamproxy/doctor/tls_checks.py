@@ -246,7 +246,7 @@ def _presented(proxy: Proxy, address: tuple[str, int], host: str, seconds: float
             with wrap(stream, context, host) as secured:
                 der = secured.getpeercert(binary_form=True)
         return x509.load_der_x509_certificate(der) if der else None
-    except (OSError, WireError, TunnelRefused, ValueError):
+    except (OSError, WireError, TunnelRefused, ValueError, x509.InvalidVersion):
         return None
 
 

@@ -11,6 +11,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from clamproxy.config.fields import check_pem
+from clamproxy.pem import read_certificates, read_revocations
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class ClientTrust:
         """
         text = path.read_bytes()
         check_pem(text)
-        lists = tuple(x509.load_pem_x509_crl(found) for found in _CRL.findall(text))
-        return cls(path, tuple(x509.load_pem_x509_certificates(text)), lists)
+        lists = tuple(read_revocations(found) for found in _CRL.findall(text))
+        return cls(path, tuple(read_certificates(text)), lists)
 
     def demand_of_clients(self, context: SSL.Context) -> None:
         """Let a handshake fail without a valid certificate."""

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography import x509
-
 import clamproxy
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
@@ -19,6 +17,7 @@ from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown
 from clamproxy.peers.merging import counts_of
 from clamproxy.peers.peers import PeerState
+from clamproxy.pem import read_certificates
 from clamproxy.releases.limits_in_force import Limit, read_limits
 from clamproxy.site_files import Catalog
 from clamproxy.statistics import snapshot
@@ -111,7 +110,7 @@ def take_status(sources: Sources) -> Callable[[], GatewayStatus]:
 def _end_of_authority(authority: Callable[[], bytes | None]) -> float | None:
     """When the last of the authority's certificates ends, in Unix seconds; None if there is none."""
     try:
-        certificates = x509.load_pem_x509_certificates(authority() or b"")
+        certificates = read_certificates(authority() or b"")
     except (OSError, ValueError):
         return None
     return max((one.not_valid_after_utc.timestamp() for one in certificates), default=None)
