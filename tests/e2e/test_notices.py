@@ -44,6 +44,7 @@ def test_from_start_to_reload(tmp_path: Path, hook: Hook) -> None:
     """A gateway with nothing to serve says so, once; it says so no more when that is over."""
     with Gateway(tmp_path, settings_for(hook, offline=True)) as gateway:
         assert eventually(lambda: stages(hook) == ["ClamproxyNotReady begun"]), gateway.log
+        assert eventually(lambda: "Notice sent" in gateway.log), gateway.log  # and it knows that
         assert gateway.stop() == 0
         gateway.start()
         # It has looked again, and has nothing new to say.
