@@ -296,8 +296,8 @@ class ClamavFiles:
     def _after_publishing(self, object_id: ObjectId) -> None:
         """Tidy up, and compare what was claimed about a CVD with the CVD."""
         self.upkeep.tidy_soon()
-        (known,) = self._foundation.store.metadata(object_id)
-        if object_id.kind is Kind.CVD and known is not None and known.header is not None:
+        known = self._foundation.store.metadata(object_id)[0] if object_id.kind is Kind.CVD else None
+        if known is not None and known.header is not None:
             header = CvdHeader.parse(known.header.encode("ascii"))
             self.origin.heads.hold_against(object_id.database, header)
 

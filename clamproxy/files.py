@@ -211,8 +211,7 @@ def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
             raise
         # With a separate descriptor: others read from this one, and move its position.
         source = path if content is None else Path(f"/proc/self/fd/{content}")
-        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with source.open("rb") as original, os.fdopen(os.open(target, new, 0o600), "wb") as copy:
+        with source.open("rb") as original, os.fdopen(open_unfinished(target), "wb") as copy:
             shutil.copyfileobj(original, copy)
             sync(copy)
 

@@ -75,7 +75,8 @@ def _forget_lost(index: Index, root: Path, known: dict[ObjectId, IndexRow]) -> s
     for object_id, row in known.items():
         path = layout.locate(root, object_id, row.filename)
         with suppress(OSError):  # a file that can't be read now is not lost
-            if (published := open_published(object_id, path, row.text)) is not None:
+            published = open_published(object_id, path, row.text)
+            if published is not None:
                 published.close()
                 continue
             logger.warning(
