@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from diskcache.core import DBNAME
 
-from clamproxy.files import link_or_copy, remove, sync_directory
+from clamproxy.files import remove, replacing, sync_directory
 from clamproxy.objects import ObjectId
 
 INDEX = "index"
@@ -74,15 +74,13 @@ def place(root: Path, object_id: ObjectId, path: Path) -> str:
         OSError: for example, the disk is full.
     """
     target = _prepared(root, object_id)
-    temporary = target.with_name(f".{object_id.file_name}.{secrets.token_hex(4)}")
     try:
-        link_or_copy(path, temporary)
-        temporary.replace(target)
-    finally:
-        # Renaming one name of a file to another name of the same file does nothing.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_directory(target.parent)
+        os.link(path, target)
+    except OSError:  # links don't work here, or a process that was killed left a file without a row
+        with path.open("rb") as original, replacing(target) as copy:
+            shutil.copyfileobj(original, copy)
+    else:
+        sync_directory(target.parent)
     return file_name(object_id)
 
 

@@ -36,7 +36,7 @@ from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import is_spared, to_drop, under_ceilings
 from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
-from clamproxy.files import file_sha256, remove, sync
+from clamproxy.files import file_sha256, remove, sweep_unfinished, sync
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
@@ -92,6 +92,7 @@ class Store:
             if tidy or not self._index.was_complete:
                 reconcile(self._index, directory, keys, alone=alone)
             if tidy:
+                sweep_unfinished(directory / layout.OBJECTS)
                 self._index.mend()
                 self._note_proven()
             if alone:

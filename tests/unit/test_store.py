@@ -452,6 +452,34 @@ def test_a_start_removes_what_a_kill_left(tmp_path: Path) -> None:
         assert read(store, cdiff(5)) == b"published"
 
 
+KILLED_COPY = """
+import os, signal, sys
+from pathlib import Path
+from clamproxy.cache import layout
+from clamproxy.objects import ObjectId
+from clamproxy.cache.published import Metadata
+from clamproxy.cache.store import Store
+
+layout.shutil.copyfileobj = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+store = Store(Path(sys.argv[1]), tidy=False)
+path = store.partials / "daily-5.cdiff.part"
+path.write_bytes(b"whole")
+store.publish(ObjectId.parse("daily-5.cdiff"), path, Metadata(5, 1.0))
+"""
+
+
+def test_a_start_beside_others_removes_an_unfinished_copy(store: Store, child: Child) -> None:
+    (nameless := store.directory / "objects/daily/daily-5.cdiff").parent.mkdir()
+    nameless.write_bytes(b"of a process that was killed")
+    assert child(KILLED_COPY, store.directory).returncode == -signal.SIGKILL
+    assert len(objects_below(store.directory)) == 2
+    Store(store.directory).close()
+    assert objects_below(store.directory) == [nameless]
+    put(store, cdiff(5), b"whole")
+    assert read(store, cdiff(5)) == b"whole"
+    assert objects_below(store.directory) == [nameless]
+
+
 def names_below(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
