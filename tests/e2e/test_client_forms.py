@@ -68,6 +68,15 @@ class Machine:
         return self.root / "var/lib/clamav"
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Of the script, which keeps what it prepares among temporary files."""
+        return {
+            "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
+            "CLAMPROXY_ROOT": str(self.root),
+            "TMPDIR": str(self.root / "tmp"),
+        }
+
+    @property
     def calls(self) -> list[str]:
         """What systemctl was asked for."""
         path = self.root / "calls"
@@ -77,7 +86,9 @@ class Machine:
         return sorted(self.conf.parent.glob("*.bak"))
 
     def make(self) -> Machine:
-        for path in (self.conf.parent, self.databases, self.root / "run/systemd/system", self.root / "bin"):
+        for name in ("run/systemd/system", "bin", "tmp"):
+            (self.root / name).mkdir(parents=True)
+        for path in (self.conf.parent, self.databases):
             path.mkdir(parents=True)
         self.conf.write_text(FORMER.format(databases=self.databases))
         self.conf.chmod(0o640)
@@ -94,12 +105,7 @@ class Machine:
         return subprocess.run(
             [*SHELLS[shell], "-s", "--", *arguments],
             input=script,
-            env={
-                "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
-                "CLAMPROXY_ROOT": str(self.root),
-                "LC_ALL": "C",
-                **environment,
-            },
+            env={**self.environment, "LC_ALL": "C", **environment},
             capture_output=True,
             text=True,
             timeout=100,
@@ -379,14 +385,10 @@ def test_ctrl_c_at_the_prompt(make_site: MakeSite, machine: Machine, shell: str)
     path.write_text(printed(site))
     require_program(SHELLS[shell][0])
     command = [require_program("setsid"), "--ctty", "--wait", *SHELLS[shell], str(path)]
-    environment = {
-        "PATH": f"{machine.root / 'bin'}:{os.environ['PATH']}",
-        "CLAMPROXY_ROOT": str(machine.root),
-    }
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=machine.environment
         ) as process:
             assert eventually(lambda: not termios.tcgetattr(theirs)[3] & termios.ECHO)
             os.write(ours, b"\x03")

@@ -39,8 +39,9 @@ def seaweedfs(directory: Path) -> Iterator[int]:
         *(f"-{server}.port={port}" for server, port in ports.items()),
         *(f"-{server}.port.grpc={port}" for server, port in internal.items()),
     ]
-    # It would take credentials in the environment, or a configuration in the home directory, for its own.
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
+    # It would take credentials in the environment, or a configuration in the home directory, for its own;
+    # and its log is in the temporary directory.
+    environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "TMPDIR": str(directory)}
     with subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
