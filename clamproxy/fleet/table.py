@@ -25,6 +25,9 @@ FILE_NAME = "fleet.sqlite"
 RELEASES_KEPT = 400
 """How many versions of each database are kept with their release times; daily has one or two a day."""
 
+SHARES = 10
+"""While the table is full, one address is sure of the tenth part of it."""
+
 _FORM = 1
 """Version of the schema, stored in SQLite's user_version."""
 _COLUMNS = "uuid, address, freshclam, os, arch, first_seen, last_seen, databases, error_at, error"
@@ -45,6 +48,16 @@ _ADDED = f"""
 CREATE TABLE IF NOT EXISTS forgotten (uuid TEXT PRIMARY KEY, at REAL NOT NULL) STRICT, WITHOUT ROWID;
 {stories.SCHEMA}{machine_names.SCHEMA}{trend.SCHEMA}"""
 """Added to the schema later, without a new version: older versions of clamproxy ignore it."""
+_DROP_LONGEST_SILENT = """
+DELETE FROM machines WHERE (uuid, address) IN (
+    SELECT uuid, address FROM (
+        SELECT uuid, address, last_seen,
+            row_number() OVER (PARTITION BY address ORDER BY last_seen DESC) AS place
+        FROM machines
+    ) ORDER BY place <= ?, last_seen LIMIT ?
+) RETURNING uuid, address
+"""
+"""Takes 20 ms for 20,000 machines. Its parameters: an address's share, and how many to drop."""
 _FORGOTTEN_KEPT = 86400.0
 """Seconds for which forgotten machines are remembered; no visit waits that long to be written."""
 
@@ -123,16 +136,17 @@ class Rows:
         return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
 
     def limit(self, count: int, silent_since: float) -> None:
-        """Drop machines that have been silent since `silent_since`, and the longest silent above `count`."""
+        """Drop machines that have been silent since `silent_since`, and the longest silent above `count`.
+
+        One address that makes up UUIDs, or whose containers are short-lived, doesn't push others out: what it
+        has beyond its share of the table goes first.
+        """
         silent = "DELETE FROM machines WHERE last_seen < ? RETURNING uuid, address"
         dropped = self._connection.execute(silent, (silent_since,)).fetchall()
         (total,) = self._connection.execute("SELECT count(*) FROM machines").fetchone()
         if total > count:
-            dropped += self._connection.execute(
-                "DELETE FROM machines WHERE (uuid, address) IN "
-                "(SELECT uuid, address FROM machines ORDER BY last_seen LIMIT ?) RETURNING uuid, address",
-                (total - count,),
-            ).fetchall()
+            share = max(count // SHARES, 1)
+            dropped += self._connection.execute(_DROP_LONGEST_SILENT, (share, total - count)).fetchall()
         self.stories.drop(dropped)
 
     def note(self, release: Release) -> None:

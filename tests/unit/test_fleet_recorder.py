@@ -235,6 +235,25 @@ async def test_containers_do_not_flood_the_table(harness: FleetHarness) -> None:
     assert len(harness.machines()) == 50
 
 
+async def test_one_address_does_not_push_others_out(harness: FleetHarness) -> None:
+    """With made-up UUIDs; it keeps its share of the table, and what is free."""
+    harness.settings = FleetSettings(max_clients=20)
+    fleet = harness.make()
+    for number in range(10):
+        fleet.see(harness.visit(number, address=f"10.0.0.{number}"))
+        harness.clock.now += 1
+    for number in range(100, 150):
+        fleet.see(harness.visit(number, address="10.0.1.1"))
+        harness.clock.now += 1
+    await harness.written()
+    assert set(harness.versions()) == {uuid(number) for number in (*range(10), *range(140, 150))}
+    for number in range(10, 19):
+        fleet.see(harness.visit(number, address=f"10.0.0.{number}"))
+        harness.clock.now += 1
+    await harness.written()
+    assert set(harness.versions()) == {uuid(number) for number in (*range(1, 19), 148, 149)}
+
+
 async def test_the_silent_are_forgotten_at_last(harness: FleetHarness) -> None:
     harness.settings = FleetSettings(keep=30 * DAY)
     fleet = harness.make()
