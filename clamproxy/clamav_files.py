@@ -257,6 +257,7 @@ class ClamavFiles:
             self._stuck,
             self._notice,
             self.ceilings,
+            offline=self._settings.upstream.offline,
         )
 
     # What the parts tell each other

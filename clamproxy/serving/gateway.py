@@ -33,6 +33,7 @@ class Gateway:
         databases: the names of the databases that are served.
         stuck: the patches that clients should no longer wait for.
         notice: is told the database and the User-Agent of each request, except the doctor's.
+        offline: whether the origin is never asked.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Gateway:
         stuck: StuckPatches,
         notice: Callable[[str, str | None], object],
         ceilings: Ceilings,
+        *,
+        offline: bool = False,
     ) -> None:
         self._databases = databases
         self._store = store
@@ -58,6 +61,7 @@ class Gateway:
         self._stuck = stuck
         self._notice = notice
         self._ceilings = ceilings
+        self._offline = offline
 
     async def handle(self, request: Request) -> Response:
         """Respond to a GET or HEAD, whatever happens, and never with 403 or 429.
@@ -67,10 +71,8 @@ class Gateway:
         try:
             await self._ceilings.known()
             return self.answer_at_once(request) or await self._dispatch(request)
-        except KnownMissingError as error:
-            return plain(404, Result.NEGATIVE, str(error))
-        except NotFoundError:
-            return plain(404, Result.MISS, "the origin has no such file")
+        except NotFoundError as error:
+            return self._missing(error)
         except ORIGIN_TROUBLE as error:
             return unavailable(error)
         except Exception as error:
@@ -80,6 +82,13 @@ class Gateway:
             if is_out_of_descriptors(error):
                 return unavailable(error)
             return plain(503, Result.ERROR, "internal error; see the gateway's log")
+
+    def _missing(self, error: NotFoundError) -> Response:
+        if self._offline:  # nobody has said that there is none
+            return plain(404, Result.MISS, "not in the cache, and this gateway is offline")
+        if isinstance(error, KnownMissingError):
+            return plain(404, Result.NEGATIVE, str(error))
+        return plain(404, Result.MISS, "the origin has no such file")
 
     def answer_at_once(self, request: Request) -> Response | None:
         """Respond to a GET or HEAD if the response is ready in memory; None otherwise."""
@@ -158,7 +167,8 @@ class Gateway:
         known = await self._current.ask_dns(Latest(object_id.database, Kind.CVD), Requester())
         # DNS may be wrong: what is near the newest version that was seen is asked for as well.
         newest = [one for one in (known.best, known.wanted) if one]
-        return known.advertised_is_fresh and not any(_is_near(object_id, one) for one in newest)
+        is_fresh = known.advertised_is_fresh and not self._offline
+        return is_fresh and not any(_is_near(object_id, one) for one in newest)
 
 
 def _is_near(object_id: ObjectId, newest: int) -> bool:

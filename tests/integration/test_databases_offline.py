@@ -68,6 +68,9 @@ async def test_offline_with_nothing_cached(harness: ServiceHarness) -> None:
     for _ in range(2):
         for path in ("/daily.cvd", "/daily-1.cdiff", "/daily.cld", "/daily.cvd?version=1"):
             assert await harness.refused(path), path
+    response, content = await harness.ask("/daily-1.cdiff")
+    assert (response.status, response.result) == (404, Result.MISS)
+    assert b"this gateway is offline" in content
     assert harness.origin.requests() == []
 
 
