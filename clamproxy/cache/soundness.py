@@ -128,6 +128,7 @@ class Soundness:
                     self._whole.setdefault(object_id.database, []).append(object_id)
             for gone in self._marks.keys() - present:
                 self._marks.pop(gone, None)
+            self._store.distrusted.intersection_update(present)
 
     async def _check_all(self, database: str) -> None:
         await self._check_in_thread(database, self._unchecked[database])
