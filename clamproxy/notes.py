@@ -121,6 +121,7 @@ class Notes:
             merge: makes one value of this gateway's and those of others; None: others don't count.
         """
         if self._changes is not None:
+            self.refresh()
             self._changes.take()
         found = {}
         for key, value in (self._keeper.notes(self._prefix) if self._keeper is not None else {}).items():

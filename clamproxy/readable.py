@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pwd
 import time
+from pathlib import Path
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -89,3 +90,9 @@ def shown_user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def shown_error(error: OSError) -> str:
+    """A system error in one line, with the file that it is about."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if isinstance(error.filename, (str, Path)) else reason

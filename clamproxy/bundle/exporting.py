@@ -114,12 +114,17 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears complete or not at all, whatever happens in the meantime.
 
     Args:
-        path: the file; until the end, the data are in ``<path>.part``.
+        path: the file; until the end, the data are in ``<path>.part``. A pipe or device is just written to.
 
     Raises:
         BundleError: another process is writing the same file.
         OSError: it can't be written.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve()  # what a link leads to is replaced, not the link
     part = path.with_name(f"{path.name}.part")
     with part.open("ab") as file:
         if not try_lock(file):

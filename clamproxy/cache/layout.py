@@ -118,6 +118,11 @@ def name_in_row(root: Path, object_id: ObjectId, path: Path) -> str | None:
     return former if is_former(former, object_id) else None
 
 
+def is_cache(root: Path) -> bool:
+    """Whether a directory has been used as a cache. Quick."""
+    return any((root / name).is_dir() for name in (INDEX, OBJECTS))
+
+
 def require_readable(root: Path) -> None:
     """Check that the cache can be read: otherwise it would look empty. Quick.
 

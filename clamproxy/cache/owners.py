@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -31,9 +32,12 @@ class Owners:
         """
         _make(directory)
         self._lock: IO[bytes] | None = None
+        if is_open := bool(stat.S_IMODE(directory.stat().st_mode) & 0o077):
+            _require_own(directory, parts)
         try:
             # Anybody with write access here can choose what the site's scanners load.
-            directory.chmod(0o700)
+            if is_open:
+                directory.chmod(0o700)
             # A user can't write to what root creates for them.
             is_own = directory.stat().st_uid == os.geteuid()
             if is_own:
@@ -72,6 +76,19 @@ class Owners:
         """Release the lock, so that another process can be alone."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _require_own(directory: Path, parts: Iterable[Path]) -> None:
+    """Refuse a directory that is no cache, but holds what others need: nobody else gets in any more.
+
+    Raises:
+        OSError: it is such a directory, for example ``/tmp``.
+    """
+    if any(os.path.lexists(path) for path in (directory / _LOCK, *parts)):
+        return
+    if any(path.name != "lost+found" and path.name[0] != "." for path in directory.iterdir()):
+        reason = "Not a cache, but other files are in it; name a directory for the cache alone"
+        raise OSError(errno.ENOTEMPTY, reason, str(directory))
 
 
 def _make(directory: Path) -> None:

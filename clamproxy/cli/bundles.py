@@ -31,14 +31,13 @@ from clamproxy.cli.common import (
     require_known,
     require_owner,
     settings_of,
-    shown_error,
     tell,
 )
 from clamproxy.cli.completion import complete_file
 from clamproxy.cli.output import binary_output
 from clamproxy.cli.sharing import give
 from clamproxy.objects import ObjectId
-from clamproxy.readable import shown_count, shown_size
+from clamproxy.readable import shown_count, shown_error, shown_size
 from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits_in_force import ceilings_of
 from clamproxy.state import state_directory

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from clamproxy.authority import Authority, AuthorityError
-from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
+from clamproxy.cli.common import config_option, fail, settings_of, tell
 from clamproxy.config.settings import Settings
+from clamproxy.readable import shown_error
 from clamproxy.setup.client_forms import Form, client_form
 from clamproxy.setup.freshclam_lines import Mode, own_name
 from clamproxy.setup.freshclam_lines import client_config as compose

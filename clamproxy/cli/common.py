@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from clamproxy.cache.layout import require_readable
+from clamproxy.cache.layout import is_cache, require_readable
 from clamproxy.cache.store import Store
 from clamproxy.cli.completion import complete_database, complete_file
 from clamproxy.cli.parameters import parsed_by
@@ -28,7 +28,7 @@ from clamproxy.config.settings import ListenSection, Settings
 from clamproxy.config.units import DATABASE
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind
-from clamproxy.readable import shown_user
+from clamproxy.readable import shown_error, shown_user
 from clamproxy.setup.place import nearest, proxies
 from clamproxy.storage.records import Records
 
@@ -73,7 +73,7 @@ def settings_of(config: str | None, *, creates: bool = False) -> Settings:
             directory that has nothing to do with the proxy.
     """
     try:
-        path = find_config(config, Path.cwd())
+        path = find_config(config)
         settings = load_settings(path, os.environ)
     except ConfigurationError as error:
         fail(str(error))
@@ -89,7 +89,7 @@ def settings_of(config: str | None, *, creates: bool = False) -> Settings:
 def gateway_here(config: str | None) -> tuple[str, int]:
     """Where a program on this machine reaches its gateway; the default if that is unknown."""
     try:
-        settings = load_settings(find_config(config, Path.cwd()), os.environ)
+        settings = load_settings(find_config(config), os.environ)
     except ConfigurationError:
         return nearest(ListenSection().proxy[0])
     return nearest(proxies(settings)[0])
@@ -148,9 +148,10 @@ def opened_store(
 
 
 def require_cache(directory: Path) -> None:
-    """End the process if there is no cache directory yet. Raises an OSError if that can't be seen."""
-    if not directory.exists():
-        fail(f"{directory}: no such cache directory; has the proxy been started?")
+    """End the process if there is no cache yet. Raises an OSError if that can't be seen."""
+    if not is_cache(directory):
+        found = "this is no cache" if directory.exists() else "no such cache directory"
+        fail(f"{directory}: {found}; has the proxy been started?")
 
 
 def require_owner(directory: Path) -> None:
@@ -199,9 +200,3 @@ def require_known(names: Iterable[str], settings: Settings, cached: set[str]) ->
     for name in names:
         if name not in known:
             fail(f"there is no database {name} here, only {', '.join(sorted(known))}.")
-
-
-def shown_error(error: OSError) -> str:
-    """A system error in one line, with the file that it is about."""
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if isinstance(error.filename, (str, Path)) else reason

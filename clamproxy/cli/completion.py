@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
@@ -39,7 +38,7 @@ def complete_file(_: click.Context, __: click.Parameter, begun: str) -> list[Com
 def complete_database(context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
     """The databases that the gateway serves, by the configuration that the command line names."""
     try:
-        settings = load_settings(find_config(context.params.get("config"), Path.cwd()), os.environ)
+        settings = load_settings(find_config(context.params.get("config")), os.environ)
     except ConfigurationError:
         settings = Settings()
     return [CompletionItem(name) for name in sorted(settings.serving.databases) if name.startswith(begun)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import click
 
@@ -33,7 +32,7 @@ def config() -> None:
 def show(config: str | None, as_json: bool) -> None:
     """Print the values in force, and where each comes from. Secrets are masked."""
     try:
-        path = find_config(config, Path.cwd())
+        path = find_config(config)
         values = effective_values(path, os.environ)
     except ConfigurationError as error:
         fail(str(error))
@@ -53,7 +52,7 @@ def check(config: str | None) -> None:
     The exit code is 0 if it is; otherwise 1, with the first problem in one line.
     """
     try:
-        path = find_config(config, Path.cwd())
+        path = find_config(config)
         settings = load_settings(path, os.environ)
         require_labels(settings)
     except ConfigurationError as error:

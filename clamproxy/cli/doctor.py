@@ -17,7 +17,13 @@ from rich.text import Text
 
 from clamproxy.cli.common import config_option, database_option, fail, gateway_here, write_out
 from clamproxy.cli.parameters import parse_gateway, parsed_by
-from clamproxy.config.loading import PASSWORD_VARIABLE, ConfigurationError, find_config, load_settings
+from clamproxy.config.loading import (
+    PASSWORD_VARIABLE,
+    ConfigurationError,
+    find_config,
+    load_settings,
+    working_directory,
+)
 from clamproxy.config.settings import CLAMAV_RECORD
 from clamproxy.config.units import NAMESERVER, Nameserver, host_and_port
 from clamproxy.doctor.findings import Deadline, Finding, Status, examine, exit_code
@@ -101,6 +107,10 @@ def doctor(
 
     Exit code: 0 all is well, 1 warnings, 2 problems.
     """
+    try:
+        working_directory()
+    except ConfigurationError as error:
+        fail(str(error))
     is_local = _is_gateway(config) if local is None else local
     path = freshclam_conf or (None if is_local and gateway is None else find_conf())
     conf = FreshclamConf() if path is None else _read(path)
@@ -215,7 +225,7 @@ def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trus
     trusts = trust_of(ca)
     if is_local and ca is None:
         with suppress(ConfigurationError):  # this is reported as a separate finding
-            settings = load_settings(find_config(config, Path.cwd()), os.environ)
+            settings = load_settings(find_config(config), os.environ)
             trusts += own_trust(settings.tls.directory)
     return trusts
 
@@ -223,7 +233,7 @@ def _trusts(ca: Path | None, config: str | None, *, is_local: bool) -> list[Trus
 def _is_gateway(config: str | None) -> bool:
     """Whether this machine has a configuration or a cache of clamproxy."""
     try:
-        path = find_config(config, Path.cwd())
+        path = find_config(config)
         return path is not None or load_settings(None, os.environ).cache.directory.is_dir()
     except ConfigurationError:
         return True  # there is a configuration, but it is wrong

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import click
 
 from clamproxy.cli.columns import table_text
-from clamproxy.cli.common import config_option, fail, settings_of, shown_error, shown_trouble, write_out
-from clamproxy.readable import shown_count, shown_size, shown_time
+from clamproxy.cli.common import config_option, fail, settings_of, shown_trouble, write_out
+from clamproxy.readable import shown_count, shown_error, shown_size, shown_time
 from clamproxy.site_files import Catalog, SiteFile, State
 from clamproxy.site_files.collecting import FoundFile, find_files
 from clamproxy.site_files.file_names import in_order

@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -308,7 +307,7 @@ def _settings(config: str | None) -> Settings:
         UnknownError: it is wrong, or no table is kept.
     """
     try:
-        settings = load_settings(find_config(config, Path.cwd()), os.environ)
+        settings = load_settings(find_config(config), os.environ)
     except ConfigurationError as error:
         raise UnknownError(str(error)) from error
     if not settings.fleet.enabled:

@@ -8,9 +8,10 @@ from typing import cast
 import click
 
 from clamproxy import __version__
-from clamproxy.cli.common import fail, shown_error, write_out
+from clamproxy.cli.common import fail, write_out
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.manual import PAGES, page
+from clamproxy.readable import shown_error
 
 
 @click.command()

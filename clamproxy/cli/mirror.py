@@ -20,7 +20,6 @@ from clamproxy.cli.common import (
     require_known,
     require_owner,
     settings_of,
-    shown_error,
     tell,
 )
 from clamproxy.cli.fetching import NOT_DELIVERED, default_databases
@@ -28,14 +27,20 @@ from clamproxy.cli.fetching import fetch_releases as _fetch
 from clamproxy.config.settings import Settings
 from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
-from clamproxy.readable import shown_count
+from clamproxy.readable import shown_count, shown_error
 from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits_in_force import ceilings_of
 from clamproxy.state import state_directory
 
 
+def _directory(_context: click.Context, _parameter: click.Parameter, value: str) -> Path:
+    if not value:  # which would be the working directory
+        raise click.BadParameter("it is empty.")
+    return Path(value)
+
+
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False), callback=_directory)
 @database_option("main, daily, bytecode and all cached ones")
 @click.option(
     "--keep-cdiffs",
@@ -58,6 +63,8 @@ def mirror(
     doesn't deliver them, DIR gets what is cached, and the exit code is 2.
     """
     settings = settings_of(config, creates=True)
+    if directory.resolve().is_relative_to(settings.cache.directory.resolve()):
+        fail(f"{directory}: this is in the cache; name a directory of its own")
     require_owner(settings.cache.directory)
     asks = not (cached_only or settings.upstream.offline)
     with opened_store(settings.cache.directory, make=asks) as store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import click
 
@@ -28,7 +27,7 @@ def reload(config: str | None) -> None:
     """
     problem, path, cache = None, None, None
     try:
-        path = find_config(config, Path.cwd())
+        path = find_config(config)
         cache = load_settings(path, os.environ).cache.directory
     except ConfigurationError as error:
         problem = str(error)  # the proxy itself may say so, as it may have other environment variables

@@ -13,11 +13,12 @@ import click
 
 import clamproxy
 from clamproxy.access.limits import require_descriptors
-from clamproxy.cli.common import config_option, fail, settings_of, shown_error, tell
+from clamproxy.cli.common import config_option, fail, settings_of, tell
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint
+from clamproxy.readable import shown_error
 from clamproxy.setup.confdir import DEFAULT, find_confdir, set_damaged_aside
 from clamproxy.setup.place import refusal
 from clamproxy.sharing.site import require_usable

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint, host_and_port, port_of
 
-_TIDIED = ("index", "objects", "partial", "quarantine", "feeds")
+_TIDIED = ("index", "objects", "partial", "quarantine", "feeds", "build", "staging")
 """Directories of the cache from which the gateway removes anything it doesn't know."""
 
 
@@ -99,8 +99,12 @@ def _hidden_host(settings: Settings) -> str | None:
 
 
 def _records_among_objects(settings: Settings) -> str | None:
-    """Records or files that would be tidied up with the cache: they would be lost at the next start."""
-    kept = {"state.directory": settings.state.directory, "files.directory": settings.files.directory}
+    """Records, files or keys that would be tidied up with the cache: they would be lost at the next start."""
+    kept = {
+        "state.directory": settings.state.directory,
+        "files.directory": settings.files.directory,
+        "tls.directory": settings.tls.directory,
+    }
     for key, directory in kept.items():
         for name in _TIDIED:
             if directory is not None and directory.is_relative_to(settings.cache.directory / name):

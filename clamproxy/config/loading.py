@@ -22,7 +22,9 @@ LOCAL_CONFIG = "proxy.yaml"
 SYSTEM_CONFIG = Path("/etc/clamproxy/proxy.yaml")
 ENVIRONMENT_PREFIX = "CLAMPROXY_"
 PASSWORD_VARIABLE = "CLAMPROXY_PASSWORD"  # noqa: S105
-"""Where `clamproxy doctor` finds a user's password; the only variable of ours that is not a setting."""
+"""Where `clamproxy doctor`, and the script that sets machines up, find a user's password."""
+_NO_SETTINGS = frozenset({PASSWORD_VARIABLE, "CLAMPROXY_USER", "CLAMPROXY_CONF", "CLAMPROXY_ROOT"})
+"""Variables of ours that are no settings: they are for the script that sets machines up (docs/rollout.md)."""
 SECRETS = frozenset({
     *("status.token", "access.users", "mail.password"),
     *("notify.webhooks.url", "notify.webhooks.token", "fleet.peers.token"),
@@ -67,11 +69,24 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
 } | {f"{ENVIRONMENT_PREFIX}{key}".upper(): (key,) for key in _KEYS}
 
 
-def find_config(explicit: str | None, cwd: Path) -> Path | None:
+def working_directory() -> Path:
+    """The working directory.
+
+    Raises:
+        ConfigurationError: it has been deleted, or may not be seen.
+    """
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigurationError(f"the working directory can't be used: {error.strerror}") from None
+
+
+def find_config(explicit: str | None, cwd: Path | None = None) -> Path | None:
     """Find the configuration file.
 
     Args:
         explicit: the path that the user gave, if any; relative to `cwd`.
+        cwd: the working directory, if it is another than this process's own.
 
     Returns:
         The explicit file, else proxy.yaml in `cwd`, else /etc/clamproxy/proxy.yaml, else None: everything has
@@ -80,13 +95,14 @@ def find_config(explicit: str | None, cwd: Path) -> Path | None:
     Raises:
         ConfigurationError: the explicit file doesn't exist, or a place can't be checked.
     """
+    cwd = cwd or working_directory()
     candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
     for path in candidates:
         try:
             if path.is_dir():
                 named = path if explicit is None else explicit
                 raise ConfigurationError(f"{named}: this is a directory, not a configuration file")
-            if path.exists():
+            if path.exists() or path.is_symlink():  # one that leads nowhere is a mistake, too
                 return path
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
@@ -122,7 +138,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
             data[section] = value
         elif isinstance(content, dict):
             data[section] = content | {keys[0]: value}
-    base = path.absolute().parent if path else Path.cwd()
+    base = path.absolute().parent if path else working_directory()
     try:
         return Settings.model_validate(data, context={"base": base})
     except ValidationError as error:
@@ -173,7 +189,7 @@ def _is_foreign(name: str, text: str) -> bool:
     """Whether a variable is not for us, or not for the configuration."""
     if name.endswith("_PORT") and _ADDRESS_OF_LINK.match(text):
         return True
-    return name == PASSWORD_VARIABLE or _FOREIGN.fullmatch(name) is not None
+    return name in _NO_SETTINGS or _FOREIGN.fullmatch(name) is not None
 
 
 def _meant(variable: str) -> str:

@@ -99,7 +99,7 @@ class GatewayChecks:
 
     def _load(self) -> Verdict:
         try:
-            path = find_config(self._config, Path.cwd())
+            path = find_config(self._config)
             self._settings = load_settings(path, os.environ)
         except ConfigurationError as error:
             return problem(str(error), "correct it; proxy.yaml explains each key.")

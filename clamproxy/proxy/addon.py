@@ -41,6 +41,7 @@ from clamproxy.proxy.patience import OpenConnections
 from clamproxy.proxy.requests import Requests
 from clamproxy.proxy.takeover import Takeover
 from clamproxy.proxy.translation import Callers
+from clamproxy.readable import shown_error
 from clamproxy.releases.holds import HoldsError
 from clamproxy.reloads import Reloads
 from clamproxy.service import Service
@@ -128,7 +129,7 @@ class ClamProxy:
             takeover.check_internals()
             dispatch.install(ctx.master.addons)
             require_no_stray(ctx.options)
-            self._config = find_config(ctx.options.clamproxy_config or None, Path.cwd())
+            self._config = find_config(ctx.options.clamproxy_config or None)
             settings = load_settings(self._config, os.environ)
             require_labels(settings)
             use_format(settings.log.format)
@@ -399,8 +400,7 @@ def _room_for_connections(settings: Settings) -> int:
 
 def _stop_start(error: Exception) -> None:
     """Log the error, upon which mitmproxy stops its start."""
-    where = "cache directory: " if isinstance(error, OSError) else ""
-    logger.error("%s%s", where, error)
+    logger.error("%s", f"cache directory: {shown_error(error)}" if isinstance(error, OSError) else error)
 
 
 def _stay_loaded() -> None:

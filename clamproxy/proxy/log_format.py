@@ -15,7 +15,8 @@ import select
 import sys
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,12 +31,18 @@ from mitmproxy.utils import human
 from clamproxy.front.access_log import FIELDS, Entry, take_directly
 from clamproxy.front.access_log import logger as access_log
 
+logger = logging.getLogger(__name__)
+
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """All control characters except the newline, Unicode's other line ends, and lone surrogates."""
 _DATE_LENGTH = len("2026-11-27T08:21:38")
 _CONTINUED = "\n    "
 PATIENCE = 0.01
 """Seconds that a request's line waits at most before it is written."""
+PATIENCE_WITH_READER = 0.25
+"""Seconds until the next try while the reader of the log has stopped reading."""
+MOST_WAITING = 10_000
+"""Lines that wait for such a reader, some 2 MB. Later ones are lost."""
 _PORTION = select.PIPE_BUF // 2
 """Characters, most of which are one byte. Up to PIPE_BUF bytes are written at once (pipe(7))."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -90,6 +97,9 @@ def _installed() -> LineHandler | None:
 class LineHandler(logging.Handler):
     """Writes records. If nobody reads the log, it goes nowhere and the proxy carries on.
 
+    A reader may also have stopped for a while: a terminal after Ctrl-S, a full pipe to a hung program. A
+    write would hold up the event loop as long, so the lines wait in memory.
+
     Requests wait a moment for others and are written together: there can be thousands, and each write
     would cost as much as a response. Any other record is written at once, after those that wait. That
     keeps the order, and if the process is killed, only the last moment's requests are lost.
@@ -103,8 +113,10 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.replaced = replaced
         self._file: IO[str] = replaced.file
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque()
         self._lock = threading.Lock()
+        self._lost = 0
+        """Lines that could not wait any more for a reader that has stopped reading."""
         self._writes_in: asyncio.AbstractEventLoop | None = None
         """The loop that will write the waiting lines."""
         self._is_alone = False
@@ -127,8 +139,7 @@ class LineHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        with self._lock:
-            self._waiting.append(line)
+        self._add(line)
         if hasattr(record, FIELDS) and record.levelno < logging.WARNING:
             self._write_soon()
         else:
@@ -142,31 +153,46 @@ class LineHandler(logging.Handler):
             line = self.formatter.format_request(entry)
         except Exception:
             return False  # it will fail again as a record, and is reported then
-        with self._lock:
-            self._waiting.append(line)
+        self._add(line)
         self._write_soon()
         return True
 
-    def _write_soon(self) -> None:
+    def _add(self, line: str) -> None:
+        with self._lock:
+            if len(self._waiting) < MOST_WAITING:
+                self._waiting.append(line)
+            else:
+                self._lost += 1
+
+    def _write_soon(self, patience: float = PATIENCE) -> None:
         loop = _running_loop()
         if loop is None:
             self.flush()
         elif self._writes_in is not loop:
             self._writes_in = loop
-            loop.call_later(PATIENCE, self.flush)
+            loop.call_later(patience, self.flush)
 
     def flush(self) -> None:
         """Write the waiting lines. Logging also calls this at the end of the process."""
         self.acquire()
         try:
-            with self._lock:
-                waiting, self._waiting = self._waiting, []
             self._writes_in = None
             self._is_alone = self._looks_alone()
-            for text in _portions(waiting):
-                self._write_somehow(text)
+            while self._waiting and _takes_more(self._file):
+                with self._lock:
+                    portion = _portion(self._waiting)
+                self._write_somehow(portion)
+            if self._waiting:
+                self._wait_for_reader()
+            elif self._lost:
+                lost, self._lost = self._lost, 0
+                logger.warning("Nobody read the log for a while: %d lines are missing here.", lost)
         finally:
             self.release()
+
+    def _wait_for_reader(self) -> None:
+        if _running_loop() is not None:
+            self._write_soon(PATIENCE_WITH_READER)
 
     def _write_somehow(self, text: str) -> None:
         try:
@@ -192,17 +218,24 @@ class LineHandler(logging.Handler):
             pass  # a full disk or a closed file: these lines are lost, but later ones may not be
 
 
-def _portions(lines: Sequence[str]) -> Iterator[str]:
-    """Whole lines, in portions that no other worker's writes can come between, if lines aren't that long."""
-    portion, length = list[str](), 0
-    for line in lines:
-        if portion and length + len(line) >= _PORTION:
-            yield "".join(portion)
-            portion, length = [], 0
-        portion.append(f"{line}\n")
-        length += len(line) + 1
-    if portion:
-        yield "".join(portion)
+def _takes_more(file: IO[str]) -> bool:
+    """Whether a write of a portion returns at once. A pipe has room for PIPE_BUF then (pipe(7))."""
+    try:
+        poll = select.poll()
+        poll.register(file.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # it is closed, or no file: the write will tell
+        return True
+
+
+def _portion(lines: deque[str]) -> str:
+    """The next whole lines, as many as no other worker's writes can come between, or a single long one."""
+    portion = [f"{lines.popleft()}\n"]
+    length = len(portion[0])
+    while lines and length + len(lines[0]) < _PORTION:
+        portion.append(f"{lines.popleft()}\n")
+        length += len(portion[-1])
+    return "".join(portion)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

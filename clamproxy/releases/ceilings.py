@@ -17,7 +17,17 @@ from clamproxy.leases.leases import ALONE, Leases
 from clamproxy.readable import shown_span
 from clamproxy.releases.ceiling import Cause, Ceiling, ceiling
 from clamproxy.releases.first_seen import SeenVersions
-from clamproxy.releases.holds import FILE_NAME, Hold, HoldChange, Holds, HoldsError, read_holds, restore
+from clamproxy.releases.holds import (
+    FILE_NAME,
+    NOTHING_HELD,
+    Hold,
+    HoldChange,
+    Holds,
+    HoldsError,
+    find_holds,
+    read_holds,
+    restore,
+)
 from clamproxy.threads import in_thread
 from clamproxy.waiting import is_set_within
 
@@ -155,8 +165,8 @@ class Ceilings:
         mark = stamp_of(self._path)
         if mark is not None and mark != self._seen_mark:
             self._seen_mark = mark
-            with suppress(HoldsError):  # `_notice_holds` deals with that
-                self._holds = read_holds(self._directory)
+            with suppress(HoldsError):  # `_notice_holds` deals with that, and with a file that is gone again
+                self._holds = find_holds(self._directory) or self._holds
             self._is_changed.set()
 
     # Noticing changes
@@ -182,10 +192,11 @@ class Ceilings:
         self._informed.set()
 
     async def _notice_holds(self) -> None:
-        if (mark := stamp_of(self._path)) == self._mark and not self._is_lost:
+        mark = stamp_of(self._path)
+        if mark == self._mark == self._seen_mark and not self._is_lost:
             return
         before = self._holds
-        self._mark = mark
+        self._mark = self._seen_mark = mark
         self._holds = await in_thread("clamproxy-holds", lambda: self._read(before))
         has_the_word = await self._has_the_word()
         for change in self._holds.changes:
@@ -239,9 +250,9 @@ class Ceilings:
         was_lost, self._is_lost = self._is_lost, False
         reason = f"{self._path} has disappeared"
         try:
-            found = read_holds(self._directory)
-            if self._mark is not None or not before.in_force:
-                return found
+            found = find_holds(self._directory)
+            if found is not None or not before.in_force:
+                return found or NOTHING_HELD
         except HoldsError as error:
             reason = str(error).partition(";")[0]
         try:

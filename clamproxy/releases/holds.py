@@ -110,7 +110,12 @@ NOTHING_HELD = Holds({})
 
 
 def read_holds(directory: Path) -> Holds:
-    """The holds as they are now. Blocks.
+    """The holds as they are now, none if there is no file. For the rest, see `find_holds`."""
+    return find_holds(directory) or NOTHING_HELD
+
+
+def find_holds(directory: Path) -> Holds | None:
+    """The holds in the file; None if there is none. Blocks.
 
     Args:
         directory: the state directory.
@@ -123,7 +128,7 @@ def read_holds(directory: Path) -> Holds:
         with open_to_read(path) as file:
             return decode(file.read(_LONGEST_FILE))
     except FileNotFoundError:
-        return NOTHING_HELD
+        return None
     except OSError as error:
         raise HoldsError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -232,8 +237,8 @@ def restore(directory: Path, known: Holds) -> Holds:
     """
     with _changing(directory):
         with suppress(HoldsError):
-            found = read_holds(directory)
-            if (directory / FILE_NAME).exists():
+            found = find_holds(directory)
+            if found is not None:
                 return found
         _write(directory, known)
     return known

@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from ipaddress import ip_address
 from typing import Any
 
+from clamproxy.cache.layout import is_cache
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import ANY, LISTEN, Endpoint
@@ -50,7 +51,7 @@ def _noted(settings: Settings) -> list[Endpoint]:
     directory = settings.cache.directory
     # A user who may not read the cache gets what the configuration says.
     with suppress(OSError, sqlite3.Error, TypeError, ValueError):
-        if directory.is_dir():
+        if is_cache(directory):
             with closing(Store(directory, tidy=False)) as store:
                 return [LISTEN.parse(text) for text in store.note(_NOTE) or ()]
     return []

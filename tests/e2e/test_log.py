@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -165,7 +167,7 @@ def test_the_log_says_why_something_older_is_served(make_site: MakeSite) -> None
 
 
 class Piped:
-    """A proxy whose stdout is a pipe, as in ``… | head``."""
+    """A proxy whose stdout is a small pipe, as in ``… | head``. Its reader stops after the start."""
 
     def __init__(self, site: Site) -> None:
         mitmdump = Path(sys.executable).with_name("mitmdump")
@@ -182,6 +184,8 @@ class Piped:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        assert self.process.stdout is not None
+        fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
         self.lines: list[str] = []
         self._listens = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -192,13 +196,21 @@ class Piped:
         for line in self.process.stdout:
             self.lines.append(line.decode())
             if "listening at" in self.lines[-1]:
+                self._listens.set()
                 break
-        # Nobody reads any more.
-        self.process.stdout.close()
-        self._listens.set()
 
     def wait(self) -> None:
         assert self._listens.wait(START_LIMIT), self.lines
+
+    def leave(self) -> None:
+        """Let the reader go away."""
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def read_on(self) -> None:
+        """Let the reader go on, to the end."""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def end(self) -> tuple[int, str]:
         """Stop it; returns its exit code and what it said on stderr."""
@@ -224,6 +236,7 @@ def test_a_reader_that_leaves(piped: tuple[Site, Piped]) -> None:
     """The proxy goes on serving, says so once, and ends as usual."""
     site, proxy = piped
     proxy.wait()
+    proxy.leave()
     site.publish(6)
     for _ in range(20):
         assert whole(site.gateway).body == signed("test-6.cvd")
@@ -232,3 +245,17 @@ def test_a_reader_that_leaves(piped: tuple[Site, Piped]) -> None:
     assert errors.count("nobody reads the standard output any more") == 1
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
+
+
+def test_a_reader_that_stops_for_a_while(piped: tuple[Site, Piped]) -> None:
+    """The proxy goes on serving, and the reader gets all lines when it goes on. ``tee`` to a hung disk."""
+    site, proxy = piped
+    proxy.wait()
+    site.publish(6)
+    for _ in range(100):
+        assert whole(site.gateway).body == signed("test-6.cvd")
+    assert sum("test.cvd" in line for line in proxy.lines) == 0
+    proxy.read_on()
+    assert eventually(lambda: sum("/test.cvd" in line for line in proxy.lines) == 100)
+    code, errors = proxy.end()
+    assert (code, errors) == (0, "")

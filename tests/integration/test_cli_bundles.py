@@ -167,6 +167,20 @@ def test_a_database_that_there_is_not(monkeypatch: pytest.MonkeyPatch, command: 
 
 
 @pytest.mark.usefixtures("_filled")
+@pytest.mark.parametrize("directory", ["cache", "cache/objects/test"])
+def test_a_mirror_is_not_made_in_the_cache(directory: str) -> None:
+    before = sorted(Path("cache").rglob("*.c*"))
+    assert "this is in the cache" in refusal("mirror", directory, "--cached-only", "--keep-cdiffs", "1")
+    assert sorted(Path("cache").rglob("*.c*")) == before
+
+
+def test_a_mirror_needs_a_name() -> None:
+    """With an unset variable, the working directory would become a mirror."""
+    result = invoke("mirror", "")
+    assert (result.exit_code, "it is empty" in result.stderr) == (2, True)
+
+
+@pytest.mark.usefixtures("_filled")
 def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such file or directory" in refusal("export", "nowhere/x.tar")
     assert "no such cache directory" not in refusal("import", "nowhere.tar")

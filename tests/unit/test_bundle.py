@@ -163,6 +163,35 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pipe_is_written_to_as_it_is(tmp_path: Path) -> None:
+    """And devices: ``clamproxy export /dev/null`` must not replace that."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with written_file(tmp_path / "pipe") as file:
+        file.write(b"content")
+    assert os.read(reader, 99) == b"content"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/x.tar")
+    for content in (b"first", b"second"):
+        with written_file(tmp_path / "link") as file:
+            file.write(content)
+        assert (tmp_path / "elsewhere" / "x.tar").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_directory_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IsADirectoryError), written_file(Path(name)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_export_leaves_no_half_file(tmp_path: Path, store: Store, fill: Fill) -> None:
     fill(store, 5, range(6, 8))
     path = tmp_path / "x.tar"

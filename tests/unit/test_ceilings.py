@@ -104,6 +104,25 @@ async def test_a_hold_outlives_its_file(
         await until(lambda: ceilings.of("daily") == 4)
 
 
+async def test_a_hold_that_is_lost_at_once(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the task has looked at its file, or while it does so."""
+    ceilings, path = around.make(), around.directory / FILE_NAME
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    assert ceilings.of("daily") == 5
+    path.unlink()
+    await ceilings.look()
+    assert (ceilings.of("daily"), path.exists()) == (5, True)
+
+    async def in_thread_too_late[T](_name: str, function: Callable[[], T]) -> T:
+        path.unlink()
+        return function()
+
+    holds.hold(around.directory, "daily", Hold(4, around.clock.now, "alice"))
+    monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_too_late)
+    await ceilings.look()
+    assert (ceilings.of("daily"), path.exists()) == (5, True)
+
+
 @pytest.mark.parametrize("loss", [Path.unlink, damage])
 async def test_a_reload_hands_the_holds_on(around: Around, loss: Callable[[Path], object]) -> None:
     holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))

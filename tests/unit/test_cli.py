@@ -66,7 +66,7 @@ def test_help_of_run() -> None:
 
 
 def test_stats_of_an_empty_cache(tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
+    Store(tmp_path / "cache").close()
     result = invoke("stats")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "requests" in result.output

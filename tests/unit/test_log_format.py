@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from mitmproxy.log import ALERT
 
 from clamproxy.front.access_log import FIELDS, Outcome, log_request, take_directly
 from clamproxy.messages import Result
+from clamproxy.proxy import log_format
 from clamproxy.proxy.log_format import JsonFormatter, LineHandler, TextFormatter, before_start, use_format
 from tests.support.front import asked
 from tests.support.stored import until
@@ -351,6 +354,27 @@ def test_a_reader_that_leaves(capsys: pytest.CaptureFixture[str]) -> None:
             for _number in range(3):
                 logger.info("line")
     assert capsys.readouterr().err.count("nobody reads") == 1
+
+
+def test_a_reader_that_stops_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't wait any more is lost, and counted."""
+    monkeypatch.setattr(log_format, "MOST_WAITING", 5)
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    with os.fdopen(reading) as reader, os.fdopen(writing, "w") as file:
+        for _ in _with_termlog(file, None):
+            use_format("text")
+            for number in range(20):
+                logger.info("%d%s", number, "." * 1000)
+            told = ""
+            for _ in range(50):
+                told += os.read(reader.fileno(), 65536).decode()
+                logger.info("later")
+    numbers = [int(one) for one in re.findall(r" info (\d+)\.", told)]
+    (lost,) = re.findall(r"Nobody read the log for a while: (\d+) lines are missing here", told)
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) >= 5
+    assert len(numbers) + int(lost) >= 20
 
 
 class Full(io.StringIO):

@@ -295,6 +295,24 @@ def test_a_directory_in_the_place_of_the_file(tmp_path: Path) -> None:
         find_config(None, tmp_path)
 
 
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    """It stands for a configuration that is missing, not for none: a gateway would run with the defaults."""
+    (tmp_path / "proxy.yaml").symlink_to(tmp_path / "not mounted")
+    assert error_line(find_config(None, tmp_path)) == (
+        f"{tmp_path}/proxy.yaml: cannot be read: No such file or directory"
+    )
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigurationError, match="the working directory can't be used: No such file"):
+        find_config(None)
+    with pytest.raises(ConfigurationError, match="the working directory can't be used: No such file"):
+        load_settings(None, {})
+
+
 def test_a_file_with_the_other_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It isn't passed over in silence, as long as there is no other one."""
     monkeypatch.setattr(loading, "SYSTEM_CONFIG", tmp_path / "none.yaml")
@@ -356,6 +374,8 @@ def test_a_variable_in_the_wrong_case(variable: str) -> None:
         ("CLAMPROXY_DNS_PORT", "udp://10.96.0.8:53"),
         ("CLAMPROXY_DNS_SERVICE_HOST", "10.96.0.8"),
         ("CLAMPROXY_PASSWORD", "[secret of `clamproxy doctor`"),
+        ("CLAMPROXY_USER", "of the script that sets machines up"),
+        ("CLAMPROXY_CONF", "/usr/local/etc/freshclam.conf"),
         ("CLAMPROXY_TESTDATA", "/data"),
         ("MYCLAMPROXY_CACHE", "x"),
     ],
@@ -425,6 +445,11 @@ def test_variables_that_are_no_settings(variable: str, text: str) -> None:
         ("serving: {pass_through: ['*.clamav.net']}", "*:8080", None),
         # Records are not tidied up with the cache.
         ("{cache: {directory: /c}, state: {directory: /c/index}}", "*:8080", "state.directory is /c/index"),
+        (
+            "{cache: {directory: /c}, tls: {directory: /c/objects/ca}}",
+            "*:8080",
+            "tls.directory is /c/objects/ca",
+        ),
         (
             "{cache: {directory: /c}, state: {directory: /c/feeds/x}}",
             "*:8080",

@@ -134,7 +134,7 @@ def test_what_was_counted_meanwhile_stays(tmp_path: Path) -> None:
 
 def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> None:
     cache, state = tmp_path / "cache", tmp_path / "state"
-    cache.mkdir()
+    cache.mkdir(mode=0o700)
     state.mkdir()
     Records(cache).add(COUNTERS)
     assert moved(cache, state).counters() == COUNTERS

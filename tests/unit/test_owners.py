@@ -1,0 +1,76 @@
+"""Who may use a directory as a cache."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from clamproxy import cli
+from clamproxy.cache.store import Store
+
+COMMANDS = [
+    ("config", "check"),
+    ("client-config", "--gateway", "gateway"),
+    ("stats",),
+    ("ls",),
+    ("verify",),
+    ("purge", "--yes"),
+    ("hold",),
+    ("export", "x.tar"),
+    ("import", "x.tar"),
+    ("prefetch",),
+    ("mirror", "mirror", "--cached-only"),
+]
+
+
+def make(directory: Path, mode: int, *names: str) -> Path:
+    directory.mkdir()
+    for name in names:
+        (directory / name).touch()
+    directory.chmod(mode)
+    return directory
+
+
+def state_of(directory: Path) -> tuple[int, list[str]]:
+    return directory.stat().st_mode & 0o7777, sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o755, 0o710])
+def test_what_others_use_is_not_taken_over(tmp_path: Path, mode: int) -> None:
+    """As root, a cache in /tmp or / would lock everybody else out."""
+    shared = make(tmp_path / "shared", mode, "a file of somebody else")
+    before = state_of(shared)
+    with pytest.raises(OSError, match="Not a cache, but other files are in it"):
+        Store(shared)
+    assert state_of(shared) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [(0o1777, []), (0o755, ["lost+found", ".gitkeep"]), (0o700, ["proxy.yaml"])],
+)
+def test_what_nobody_else_uses_becomes_a_cache(tmp_path: Path, mode: int, names: list[str]) -> None:
+    directory = make(tmp_path / "own", mode, *names)
+    Store(directory).close()
+    assert state_of(directory)[0] == 0o700
+    (directory / "a file that was put there later").touch()
+    directory.chmod(0o755)
+    with closing(Store(directory)):
+        assert state_of(directory)[0] == 0o700
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_command_takes_a_directory_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    shared = make(tmp_path / "shared", 0o1777, "a file of somebody else")
+    before = state_of(shared)
+    monkeypatch.chdir(make(tmp_path / "here", 0o755, "x.tar"))
+    monkeypatch.setenv("CLAMPROXY_CACHE__DIRECTORY", json.dumps(str(shared)))
+    result = CliRunner().invoke(cli.main, command)
+    assert state_of(shared) == before, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
