@@ -46,6 +46,9 @@ PATIENCE_WITH_REUSED = 1.0
 """Seconds until the first byte of a response over a reused connection. That is half the time that a client
 waits if it can be served something older, so that the repetition is in time for it."""
 
+_LONGEST_DRAINED = 64 * 1024
+"""Bytes of a redirect's body that are read so that the connection can be used again."""
+
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _SOCKET_OPTIONS = [
     *StrictConnection.default_socket_options,
@@ -287,6 +290,10 @@ class Retries(Retry):
             if location and not _may_follow(url or "", location):
                 raise MaxRetryError(_pool, url or "", ResponseError("a redirect to another place"))
         further = super().increment(method, url, response, error, _pool, _stacktrace)
+        if response is not None and not _is_short(response):
+            # urllib3 would read all of it, to use the connection again.
+            response.close()
+            response.release_conn()
         self._tell()
         return further
 
@@ -308,6 +315,12 @@ REDIRECTS_ONLY = Retries(
 )
 ONCE = Retries(False)
 """Follows no redirects either; errors are raised unchanged."""
+
+
+def _is_short(response: urllib3.BaseHTTPResponse) -> bool:
+    """Whether a body has a known length that is worth reading."""
+    left = response.length_remaining if isinstance(response, urllib3.HTTPResponse) else None
+    return left is not None and left <= _LONGEST_DRAINED
 
 
 def _may_follow(url: str, location: str) -> bool:

@@ -177,6 +177,17 @@ def test_other_hosts_are_noticed(machine: Byzantine, place: str) -> None:
         machine.no_other_host_is_contacted()
 
 
+@pytest.mark.parametrize("framing", ["endless", "endless-chunks"])
+@pytest.mark.parametrize("place", ["/bytecode.cvd", "https://elsewhere.example/"])
+def test_the_body_of_a_redirect_does_not_matter(machine: Byzantine, framing: str, place: str) -> None:
+    machine.purge(())
+    machine.origin.tricks = [Trick(status=307, fields=(("Location", place),), framing=framing)]
+    response, _ = machine.run(machine.answer("/main.cvd", CURL, {}))
+    assert response.status == 503
+    assert eventually(lambda: machine.origin.longest_sent > 0)
+    machine.nothing_piles_up()
+
+
 @pytest.mark.parametrize(
     "trick",
     [
