@@ -83,13 +83,16 @@ ENDLESS = {
     "field values": dripping(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
     "many fields": dripping(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n", pause=0.1),
     "100 Continue": dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "a redirect's body": dripping(
-        b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 999999999\r\n\r\n", b"x"
+    "a redirect's short body": dripping(
+        b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 9999\r\n\r\n", b"x"
     ),
-    "a redirect's chunks": dripping(
+}
+REDIRECTS = {
+    "body": dripping(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 999999999\r\n\r\n", b"x"),
+    "chunks": dripping(
         b"HTTP/1.1 302 Found\r\nLocation: /other\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"
     ),
-    "a redirect's chunk size": dripping(
+    "chunk size": dripping(
         b"HTTP/1.1 302 Found\r\nLocation: /other\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"
     ),
 }
@@ -103,6 +106,16 @@ def test_a_head_that_never_ends(behaviour: Behaviour) -> None:
         upstream.close()
     assert failure.failure is FailureKind.INTERRUPTED
     assert "no complete response header" in str(failure)
+
+
+@pytest.mark.parametrize("behaviour", REDIRECTS.values(), ids=REDIRECTS.keys())
+def test_nobody_waits_for_a_redirects_long_body(behaviour: Behaviour) -> None:
+    with RawServer(behaviour) as server, nothing_left():
+        upstream = connect(server.url)
+        failure = failure_of(upstream)
+        upstream.close()
+    assert failure.failure is FailureKind.SERVER_ERROR
+    assert "one too many" in str(failure)
 
 
 def test_a_proxy_whose_answer_to_connect_never_ends() -> None:
