@@ -135,6 +135,8 @@ def opened_store(
     try:
         if not make:
             require_cache(directory)
+            if not is_cache(directory):  # it would become one
+                fail(f"{directory}: this is no cache; has the proxy been started?")
         require_readable(directory)
         store = Store(directory, tidy=False, records=Records(state or directory), keys=keys)
     except (OSError, sqlite3.Error) as error:
@@ -148,10 +150,9 @@ def opened_store(
 
 
 def require_cache(directory: Path) -> None:
-    """End the process if there is no cache yet. Raises an OSError if that can't be seen."""
-    if not is_cache(directory):
-        found = "this is no cache" if directory.exists() else "no such cache directory"
-        fail(f"{directory}: {found}; has the proxy been started?")
+    """End the process if there is no cache directory yet. Raises an OSError if that can't be seen."""
+    if not directory.exists():
+        fail(f"{directory}: no such cache directory; has the proxy been started?")
 
 
 def require_owner(directory: Path) -> None:

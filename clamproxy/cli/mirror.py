@@ -24,6 +24,7 @@ from clamproxy.cli.common import (
 )
 from clamproxy.cli.fetching import NOT_DELIVERED, default_databases
 from clamproxy.cli.fetching import fetch_releases as _fetch
+from clamproxy.config.conflicts import TIDIED
 from clamproxy.config.settings import Settings
 from clamproxy.formats.version_record import compose
 from clamproxy.mirroring import MirrorError, MirrorReport, update_mirror
@@ -31,6 +32,12 @@ from clamproxy.readable import shown_count, shown_error
 from clamproxy.releases.holds import HoldsError
 from clamproxy.releases.limits_in_force import ceilings_of
 from clamproxy.state import state_directory
+
+
+def _require_apart(directory: Path, cache: Path) -> None:
+    """End the process rather than put a mirror among the cache's own files."""
+    if directory == cache or any(directory.is_relative_to(cache / name) for name in TIDIED):
+        fail(f"{directory}: this is in the cache; name a directory of its own")
 
 
 def _directory(_context: click.Context, _parameter: click.Parameter, value: str) -> Path:
@@ -63,8 +70,7 @@ def mirror(
     doesn't deliver them, DIR gets what is cached, and the exit code is 2.
     """
     settings = settings_of(config, creates=True)
-    if directory.resolve().is_relative_to(settings.cache.directory.resolve()):
-        fail(f"{directory}: this is in the cache; name a directory of its own")
+    _require_apart(directory.resolve(), settings.cache.directory.resolve())
     require_owner(settings.cache.directory)
     asks = not (cached_only or settings.upstream.offline)
     with opened_store(settings.cache.directory, make=asks) as store:

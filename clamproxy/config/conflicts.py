@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import Endpoint, host_and_port, port_of
 
-_TIDIED = ("index", "objects", "partial", "quarantine", "feeds", "build", "staging")
+TIDIED = ("index", "objects", "partial", "quarantine", "feeds", "build", "staging")
 """Directories of the cache from which the gateway removes anything it doesn't know."""
 
 
@@ -106,7 +106,7 @@ def _records_among_objects(settings: Settings) -> str | None:
         "tls.directory": settings.tls.directory,
     }
     for key, directory in kept.items():
-        for name in _TIDIED:
+        for name in TIDIED:
             if directory is not None and directory.is_relative_to(settings.cache.directory / name):
                 return f"{key} is {directory}; expected a directory outside of the cache's own {name}"
     return None
