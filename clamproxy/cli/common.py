@@ -135,7 +135,7 @@ def opened_store(
     try:
         if not make:
             require_cache(directory)
-            if not is_cache(directory):  # it would become one
+            if directory.is_dir() and not is_cache(directory):  # it would become one
                 fail(f"{directory}: this is no cache; has the proxy been started?")
         require_readable(directory)
         store = Store(directory, tidy=False, records=Records(state or directory), keys=keys)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clamproxy.cache.store import Store
 from clamproxy.site_files import Catalog, SiteFile, State
 from clamproxy.site_files.publisher import place_of
 from tests.support.gateway import Gateway, Way
@@ -70,7 +71,7 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(tmp_path: Path, hook: Hook
 
 def test_the_command(tmp_path: Path, hook: Hook) -> None:
     gateway = Gateway(tmp_path, settings_for(hook, offline=True))
-    gateway.cache.mkdir()
+    Store(gateway.cache).close()
     sent = gateway.tool("notify", "test")
     assert (sent.returncode, sent.stdout) == (0, f"json webhook at {hook.url}: sent\n")
     assert hook.posts[0]["test"] is True
@@ -94,7 +95,7 @@ def test_the_command(tmp_path: Path, hook: Hook) -> None:
 
 def test_the_command_knows_of_refused_files(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, {})
-    gateway.cache.mkdir()
+    Store(gateway.cache).close()
     place = place_of(gateway.directory / "cache-state")
     place.mkdir(parents=True)
     Catalog({"a.ndb": SiteFile("a.ndb", State.REFUSED, 1.0, "line 3")}).save(place)
@@ -105,7 +106,7 @@ def test_the_command_knows_of_refused_files(tmp_path: Path) -> None:
 
 def test_without_targets(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, {})
-    gateway.cache.mkdir()
+    Store(gateway.cache).close()
     assert "Nobody is told" in gateway.tool("notify").stdout
     failed = gateway.tool("notify", "test")
     assert (failed.returncode, failed.stderr) == (

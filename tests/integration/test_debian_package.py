@@ -32,7 +32,10 @@ chmod +x "$root$prefix/bin/python3"
 """
 """What is built instead of the copy of Python."""
 
-_SOURCES = ("CHANGELOG.md", "LICENSE", "README.md", "docs", "proxy.yaml", "pyproject.toml")
+_SOURCES = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"),
+    *("benchmarks", "docs", "proxy.yaml", "pyproject.toml"),
+)
 """What the recipe reads, besides contrib/."""
 
 IN_A_COPY = r"""
