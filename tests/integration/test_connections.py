@@ -98,22 +98,24 @@ REDIRECTS = {
 }
 
 
-@pytest.mark.parametrize("behaviour", ENDLESS.values(), ids=ENDLESS.keys())
-def test_a_head_that_never_ends(behaviour: Behaviour) -> None:
+def how_it_ends(behaviour: Behaviour) -> OriginError:
     with RawServer(behaviour) as server, nothing_left():
         upstream = connect(server.url)
         failure = failure_of(upstream)
         upstream.close()
+    return failure
+
+
+@pytest.mark.parametrize("behaviour", ENDLESS.values(), ids=ENDLESS.keys())
+def test_a_head_that_never_ends(behaviour: Behaviour) -> None:
+    failure = how_it_ends(behaviour)
     assert failure.failure is FailureKind.INTERRUPTED
     assert "no complete response header" in str(failure)
 
 
 @pytest.mark.parametrize("behaviour", REDIRECTS.values(), ids=REDIRECTS.keys())
 def test_nobody_waits_for_a_redirects_long_body(behaviour: Behaviour) -> None:
-    with RawServer(behaviour) as server, nothing_left():
-        upstream = connect(server.url)
-        failure = failure_of(upstream)
-        upstream.close()
+    failure = how_it_ends(behaviour)
     assert failure.failure is FailureKind.SERVER_ERROR
     assert "one too many" in str(failure)
 
