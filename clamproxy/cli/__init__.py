@@ -46,7 +46,10 @@ class _Commands(click.Group):
             return super().main(*arguments, **options)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(__version__, prog_name="clamproxy")
 def main() -> None:
     """A caching forward HTTP proxy for ClamAV signature databases."""
@@ -77,4 +80,6 @@ for _command in (
     man.man,
     completion.completion,
 ):
+    # A command keeps the names that it was first asked for, even if that was without the group.
+    _command.context_settings.update(_HELP)
     main.add_command(_command)

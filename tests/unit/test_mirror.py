@@ -242,7 +242,7 @@ def test_damage_is_mended(tmp_path: Path, store: Store, release: Release) -> Non
     for name in ("daily.cvd", "daily-6.cdiff"):
         body = (mirror / name).read_bytes()
         (mirror / name).unlink()
-        (mirror / name).write_bytes(body[:-1] + b"x")
+        (mirror / name).write_bytes(body[:-1] + bytes([body[-1] ^ 1]))  # whatever it was
     (mirror / "daily-7.cdiff").unlink()
     (mirror / "daily-7.cdiff").symlink_to("/nonexistent")
     report = update(store, mirror)
