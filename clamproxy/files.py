@@ -194,7 +194,7 @@ def sweep_unfinished(directory: Path) -> None:
         remove_abandoned(part)
 
 
-def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
+def link_or_copy(path: Path, target: Path, content: int) -> None:
     """Give a file another name, or copy it, for its owner alone, where links don't work. Blocks.
 
     Args:
@@ -207,10 +207,10 @@ def link_or_copy(path: Path, target: Path, content: int | None = None) -> None:
     try:
         os.link(path, target)
     except OSError as error:
-        if error.errno not in _NOT_LINKABLE or (content is None and not path.exists()):
+        if error.errno not in _NOT_LINKABLE:
             raise
         # With a separate descriptor: others read from this one, and move its position.
-        source = path if content is None else Path(f"/proc/self/fd/{content}")
+        source = Path(f"/proc/self/fd/{content}")
         with source.open("rb") as original, os.fdopen(open_unfinished(target), "wb") as copy:
             shutil.copyfileobj(original, copy)
             sync(copy)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clamproxy.authority.authority import Authority
 from clamproxy.authority.keyfile import FILE, AuthorityError
+from clamproxy.readable import shown_error
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class CurrentAuthority:
             self._look = _look_at(directory)
             self._authority = Authority.load(directory)
         except OSError as error:
-            raise AuthorityError(f"certificate authority: {error.filename}: {error.strerror}") from error
+            raise AuthorityError(f"certificate authority: {shown_error(error)}") from error
 
     def __call__(self) -> Authority | None:
         """The authority; None if none has been created.

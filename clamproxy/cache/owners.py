@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from clamproxy.cache.layout import is_cache
 from clamproxy.files import open_lock, share_lock, try_lock
 from clamproxy.storage.condition import Condition, look
 
@@ -33,7 +34,7 @@ class Owners:
         _make(directory)
         self._lock: IO[bytes] | None = None
         if is_open := bool(stat.S_IMODE(directory.stat().st_mode) & 0o077):
-            _require_own(directory, parts)
+            _require_own(directory)
         try:
             # Anybody with write access here can choose what the site's scanners load.
             if is_open:
@@ -78,13 +79,13 @@ class Owners:
             self._lock.close()
 
 
-def _require_own(directory: Path, parts: Iterable[Path]) -> None:
+def _require_own(directory: Path) -> None:
     """Refuse a directory that is no cache, but holds what others need: nobody else gets in any more.
 
     Raises:
         OSError: it is such a directory, for example ``/tmp``.
     """
-    if any(os.path.lexists(path) for path in (directory / _LOCK, *parts)):
+    if is_cache(directory):
         return
     if any(path.name != "lost+found" and path.name[0] != "." for path in directory.iterdir()):
         reason = "Not a cache, but other files are in it; name a directory for the cache alone"

@@ -164,11 +164,12 @@ class Gateway:
 
     async def _is_out_of_reach(self, object_id: ObjectId) -> bool:
         """Whether a version is so far from a fresh DNS answer that the client must have made it up."""
+        if self._offline:  # nobody knows which versions there are
+            return False
         known = await self._current.ask_dns(Latest(object_id.database, Kind.CVD), Requester())
         # DNS may be wrong: what is near the newest version that was seen is asked for as well.
         newest = [one for one in (known.best, known.wanted) if one]
-        is_fresh = known.advertised_is_fresh and not self._offline
-        return is_fresh and not any(_is_near(object_id, one) for one in newest)
+        return known.advertised_is_fresh and not any(_is_near(object_id, one) for one in newest)
 
 
 def _is_near(object_id: ObjectId, newest: int) -> bool:

@@ -128,12 +128,13 @@ def test_a_copy_where_there_are_no_links(
 
 
 def test_neither_linked_nor_copied(tmp_path: Path) -> None:
-    (tmp_path / "source").touch()
+    (source := tmp_path / "source").touch()
     (tmp_path / "target").touch()
-    with pytest.raises(FileExistsError):
-        link_or_copy(tmp_path / "source", tmp_path / "target")
-    with pytest.raises(FileNotFoundError):
-        link_or_copy(tmp_path / "nothing", tmp_path / "other")
+    with source.open("rb") as file:
+        with pytest.raises(FileExistsError):
+            link_or_copy(source, tmp_path / "target", file.fileno())
+        with pytest.raises(FileNotFoundError):
+            link_or_copy(source, tmp_path / "nowhere" / "other", file.fileno())
 
 
 @pytest.mark.parametrize(
