@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from clamproxy.cache.layout import is_cache
-from clamproxy.files import open_lock, share_lock, try_lock
+from clamproxy.files import open_lock, share_lock, sync_directory, try_lock
 from clamproxy.storage.condition import Condition, look
 
 _LOCK = "owners.lock"
@@ -25,7 +25,7 @@ class Owners:
         condition: told about trouble with the disk.
     """
 
-    def __init__(self, directory: Path, parts: Iterable[Path], condition: Condition) -> None:
+    def __init__(self, directory: Path, parts: Collection[Path], condition: Condition) -> None:
         """Create what doesn't exist, as far as the disk allows it.
 
         Raises:
@@ -34,7 +34,7 @@ class Owners:
         _make(directory)
         self._lock: IO[bytes] | None = None
         if is_open := bool(stat.S_IMODE(directory.stat().st_mode) & 0o077):
-            _require_own(directory)
+            _require_own(directory, {"lost+found", _LOCK, *(path.name for path in parts)})
         try:
             # Anybody with write access here can choose what the site's scanners load.
             if is_open:
@@ -42,8 +42,7 @@ class Owners:
             # A user can't write to what root creates for them.
             is_own = directory.stat().st_uid == os.geteuid()
             if is_own:
-                for path in parts:
-                    _make(path)
+                _make_parts(directory, parts)
             look(directory)
             lock = directory / _LOCK
             if is_own or lock.exists():
@@ -79,17 +78,28 @@ class Owners:
             self._lock.close()
 
 
-def _require_own(directory: Path) -> None:
+def _require_own(directory: Path, names: Container[str]) -> None:
     """Refuse a directory that is no cache, but holds what others need: nobody else gets in any more.
+
+    Args:
+        names: what may be there: a start that the power cut short leaves some of what a cache has first.
 
     Raises:
         OSError: it is such a directory, for example ``/tmp``.
     """
     if is_cache(directory):
         return
-    if any(path.name != "lost+found" and path.name[0] != "." for path in directory.iterdir()):
+    if any(path.name not in names and path.name[0] != "." for path in directory.iterdir()):
         reason = "Not a cache, but other files are in it; name a directory for the cache alone"
         raise OSError(errno.ENOTEMPTY, reason, str(directory))
+
+
+def _make_parts(directory: Path, parts: Collection[Path]) -> None:
+    missing = [path for path in parts if not path.is_dir()]
+    for path in missing:
+        _make(path)
+    if missing:
+        sync_directory(directory)  # by them, the next start sees that this is a cache
 
 
 def _make(directory: Path) -> None:

@@ -30,7 +30,7 @@ COMMANDS = [
 def make(directory: Path, mode: int, *names: str) -> Path:
     directory.mkdir()
     for name in names:
-        (directory / name).touch()
+        (directory / name).mkdir() if name.endswith("/") else (directory / name).touch()
     directory.chmod(mode)
     return directory
 
@@ -40,9 +40,10 @@ def state_of(directory: Path) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o755, 0o710])
-def test_what_others_use_is_not_taken_over(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("names", [["a file of somebody else"], ["partial/", "x.deb"]], ids=" ".join)
+def test_what_others_use_is_not_taken_over(tmp_path: Path, mode: int, names: list[str]) -> None:
     """As root, a cache in /tmp or / would lock everybody else out."""
-    shared = make(tmp_path / "shared", mode, "a file of somebody else")
+    shared = make(tmp_path / "shared", mode, *names)
     before = state_of(shared)
     with pytest.raises(OSError, match="Not a cache, but other files are in it"):
         Store(shared)
@@ -51,7 +52,13 @@ def test_what_others_use_is_not_taken_over(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "names"),
-    [(0o1777, []), (0o755, ["lost+found", ".gitkeep"]), (0o700, ["proxy.yaml"])],
+    [
+        (0o1777, []),
+        (0o755, ["lost+found", ".gitkeep"]),
+        (0o755, ["partial/", "owners.lock"]),  # after a first start that the power cut short
+        (0o755, ["objects/", "a file of somebody else"]),
+        (0o700, ["proxy.yaml"]),
+    ],
 )
 def test_what_nobody_else_uses_becomes_a_cache(tmp_path: Path, mode: int, names: list[str]) -> None:
     directory = make(tmp_path / "own", mode, *names)
