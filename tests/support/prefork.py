@@ -82,11 +82,13 @@ class Forked:
         self.pid: int = self._process.pid
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        # A start asks for every child's exit status, which can be read once only: the next reader gets 255.
+        with _starting:
+            return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if (code := self._process.exitcode) is None:
+        connection.wait([self._process.sentinel], timeout)
+        if (code := self.poll()) is None:
             raise subprocess.TimeoutExpired("a forked program", timeout or 0.0)
         return code
 
