@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from clamproxy.notes import SITE
 from clamproxy.objects import ObjectId
@@ -61,7 +60,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     failure: Exception | None = None
     for mode in _OPEN_MODES:
-        address = f"file:{quote(str(path.absolute()))}?{mode}"
+        address = f"{path.absolute().as_uri()}?{mode}"
         connection = sqlite3.connect(
             address, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
         )

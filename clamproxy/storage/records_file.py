@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from clamproxy.files import Identity, identity_of, make_database, remove, set_aside
 
@@ -95,7 +94,7 @@ class RecordsFile:
     def _open_to_read(self) -> sqlite3.Connection:
         failure: Exception | None = None
         for mode in _TO_READ:
-            connection = _connect(f"file:{quote(str(self.path.absolute()))}?{mode}", uri=True)
+            connection = _connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True)
             try:
                 _form(connection)
             except (sqlite3.Error, UnicodeDecodeError) as error:

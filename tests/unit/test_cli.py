@@ -92,6 +92,19 @@ def test_all_sizes_have_units(tmp_path: Path, make_cvd: MakeCvd) -> None:
     assert "3.0 MiB" in invoke("stats").output
 
 
+@pytest.mark.parametrize("name", [b"100%41?mode=rw#x", b"caf\xe9"])
+def test_stats_in_a_directory_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cvd: MakeCvd, name: bytes
+) -> None:
+    directory = tmp_path / os.fsdecode(name)
+    filled(directory / "cache", make_cvd)
+    monkeypatch.chdir(directory)
+    monkeypatch.delenv("CLAMPROXY_CACHE__DIRECTORY")
+    Path("proxy.yaml").write_text("state: {directory: cache}")
+    values = json.loads(invoke("stats", "--json").output)
+    assert (values["requests"], values["objects"]) == (1234567, 2)
+
+
 def test_stats_work_while_the_proxy_runs(tmp_path: Path, make_cvd: MakeCvd) -> None:
     filled(tmp_path / "cache", make_cvd)
     running = Store(tmp_path / "cache")
