@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import os
 import secrets
@@ -190,8 +191,9 @@ def replacing(path: Path, *, mode: int = 0o600, suffix: str = _UNFINISHED) -> It
 
 def sweep_unfinished(directory: Path) -> None:
     """Remove what killed processes had begun to write by `replacing`, also further down. Blocks."""
-    for part in directory.rglob(f".*{_UNFINISHED}"):
-        remove_abandoned(part)
+    for below, _, names in os.walk(directory):  # unlike rglob, goes on where a directory can't be read
+        for name in fnmatch.filter(names, f".*{_UNFINISHED}"):
+            remove_abandoned(Path(below, name))
 
 
 def link_or_copy(path: Path, target: Path, content: int) -> None:

@@ -7,9 +7,13 @@ import logging
 import sqlite3
 from pathlib import Path
 
+from clamproxy.cache.owners import claim
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.table import FILE_NAME as FLEET
+from clamproxy.releases.holds import FILE_NAME as HOLDS
+from clamproxy.site_files.ignoring import HISTORY as IGNORED
+from clamproxy.site_files.publisher import place_of
 from clamproxy.storage.records import FILE_NAME as COUNTERS
 from clamproxy.storage.records import Records
 from clamproxy.storage.records_file import copy_file
@@ -36,14 +40,31 @@ def open_store(settings: Settings) -> Store:
     return Store(settings.cache.directory, tidy=False, records=Records(state_directory(settings)))
 
 
+def directory_for_changes(settings: Settings) -> Path:
+    """The directory of the records for a command, which may come before the first start.
+
+    A gateway that is running may have had no place beside the cache: then, no other directory is made now.
+
+    Raises:
+        OSError: see `make_state_directory`.
+    """
+    directory = state_directory(settings)
+    is_used = any((directory / name).exists() for name in (FLEET, COUNTERS))
+    return directory if is_used else make_state_directory(settings)
+
+
 def make_state_directory(settings: Settings) -> Path:
     """The directory of the records, created if it doesn't exist.
 
     Raises:
-        OSError: the configured one can't be created, and not because the disk is full or read-only.
+        OSError: the configured one can't be created, and not because the disk is full or read-only; or it is
+            to be in a cache directory that others need.
     """
-    configured = settings.state.directory
+    configured, cache = settings.state.directory, settings.cache.directory
     directory = configured or _beside(settings)
+    if configured is None and _must_stay(cache):
+        directory = state_directory(settings)
+    claim(cache, directory)
     try:
         directory.mkdir(mode=0o700, parents=configured is not None, exist_ok=True)
     except OSError as error:
@@ -52,7 +73,8 @@ def make_state_directory(settings: Settings) -> Path:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
                 reason = f"{directory} can't be made ({error.strerror})"
                 logger.warning("Records stay in the cache directory: %s; set state.directory.", reason)
-            return settings.cache.directory
+            claim(cache, cache)
+            return cache
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
     return directory
@@ -83,6 +105,11 @@ def _move_file(old: Path, new: Path) -> None:
         logger.warning("%s can't be moved to %s: %s", old, new.parent, error)
     else:
         logger.info("%s has been moved to %s.", old, new.parent)
+
+
+def _must_stay(cache: Path) -> bool:
+    """Whether the cache has records that aren't moved: there was no place beside it when they were made."""
+    return any(path.exists() for path in (cache / HOLDS, cache / IGNORED, place_of(cache)))
 
 
 def _beside(settings: Settings) -> Path:

@@ -124,7 +124,7 @@ def written_file(path: Path) -> Iterator[BinaryIO]:
         with path.open("wb") as file:
             yield file
         return
-    path = path.resolve()  # what a link leads to is replaced, not the link
+    path = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
     part = path.with_name(f"{path.name}.part")
     with part.open("ab") as file:
         if not try_lock(file):

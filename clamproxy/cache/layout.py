@@ -25,6 +25,8 @@ from clamproxy.objects import ObjectId
 
 INDEX = "index"
 OBJECTS = "objects"
+PARTIAL = "partial"
+QUARANTINE = "quarantine"
 NEWEST_PROVEN = "newest-proven"
 
 _BY_DISKCACHE = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]+\.val")

@@ -5,27 +5,55 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from clamproxy.cache.layout import is_cache
+from clamproxy.cache.layout import INDEX, OBJECTS, PARTIAL, QUARANTINE, is_cache
 from clamproxy.files import open_lock, share_lock, sync_directory, try_lock
 from clamproxy.storage.condition import Condition, look
 
 _LOCK = "owners.lock"
+_CLOSED = 0o700
+"""Anybody with write access here can choose what the site's scanners load."""
+_PARTS = (PARTIAL, QUARANTINE, INDEX, OBJECTS)
+_FIRST_NAMES = {*_PARTS, _LOCK, "lost+found"}
+"""What may be in a directory that is no cache yet. A start that the power cut short leaves some of it."""
+
+
+def claim(cache: Path, place: Path) -> None:
+    """Make the cache directory, or close it to other users, before anything else is put there.
+
+    Later, that would look like another's file. What doesn't work is left to `Owners`, which says why.
+
+    Args:
+        cache: the cache directory.
+        place: where something is about to be made; nothing happens if that isn't in the cache.
+
+    Raises:
+        OSError: others need the directory; see `_require_own`.
+    """
+    if not place.is_relative_to(cache):
+        return
+    try:
+        _make(cache)
+        is_open = _is_open(cache)
+    except OSError:
+        return
+    if is_open:
+        _require_own(cache)
+        with suppress(OSError):
+            cache.chmod(_CLOSED)
 
 
 class Owners:
     """This process among the owners: they share a lock, which each process releases when it ends.
 
     Args:
-        parts: the directories in the cache directory.
         condition: told about trouble with the disk.
     """
 
-    def __init__(self, directory: Path, parts: Collection[Path], condition: Condition) -> None:
+    def __init__(self, directory: Path, condition: Condition) -> None:
         """Create what doesn't exist, as far as the disk allows it.
 
         Raises:
@@ -33,16 +61,15 @@ class Owners:
         """
         _make(directory)
         self._lock: IO[bytes] | None = None
-        if is_open := bool(stat.S_IMODE(directory.stat().st_mode) & 0o077):
-            _require_own(directory, {"lost+found", _LOCK, *(path.name for path in parts)})
+        if is_open := _is_open(directory):
+            _require_own(directory)
         try:
-            # Anybody with write access here can choose what the site's scanners load.
             if is_open:
-                directory.chmod(0o700)
+                directory.chmod(_CLOSED)
             # A user can't write to what root creates for them.
             is_own = directory.stat().st_uid == os.geteuid()
             if is_own:
-                _make_parts(directory, parts)
+                _make_parts(directory)
             look(directory)
             lock = directory / _LOCK
             if is_own or lock.exists():
@@ -78,24 +105,25 @@ class Owners:
             self._lock.close()
 
 
-def _require_own(directory: Path, names: Container[str]) -> None:
-    """Refuse a directory that is no cache, but holds what others need: nobody else gets in any more.
+def _is_open(directory: Path) -> bool:
+    return bool(stat.S_IMODE(directory.stat().st_mode) & 0o077)
 
-    Args:
-        names: what may be there: a start that the power cut short leaves some of what a cache has first.
+
+def _require_own(directory: Path) -> None:
+    """Refuse a directory that is no cache, but holds what others need: nobody else gets in any more.
 
     Raises:
         OSError: it is such a directory, for example ``/tmp``.
     """
-    if is_cache(directory):
-        return
-    if any(path.name not in names and path.name[0] != "." for path in directory.iterdir()):
-        reason = "Not a cache, but other files are in it; name a directory for the cache alone"
-        raise OSError(errno.ENOTEMPTY, reason, str(directory))
+    # In this order: another process may be making a cache of it, and begins with the first names.
+    is_used = any(path.name not in _FIRST_NAMES and path.name[0] != "." for path in directory.iterdir())
+    if is_used and not is_cache(directory):
+        remedy = "name a directory for the cache alone, or close this one to other users (chmod 700)"
+        raise OSError(errno.ENOTEMPTY, f"Not a cache, but other files are in it; {remedy}", str(directory))
 
 
-def _make_parts(directory: Path, parts: Collection[Path]) -> None:
-    missing = [path for path in parts if not path.is_dir()]
+def _make_parts(directory: Path) -> None:
+    missing = [path for name in _PARTS if not (path := directory / name).is_dir()]
     for path in missing:
         _make(path)
     if missing:
@@ -104,7 +132,7 @@ def _make_parts(directory: Path, parts: Collection[Path]) -> None:
 
 def _make(directory: Path) -> None:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=_CLOSED, parents=True, exist_ok=True)
     except FileExistsError as error:
         reason = "Not a directory, but a file; move it away"
         raise NotADirectoryError(errno.ENOTDIR, reason, str(directory)) from error

@@ -72,21 +72,19 @@ class Store:
         """
         self.directory = directory
         self.keys = keys
-        self.partials = directory / "partial"
+        self.partials = directory / layout.PARTIAL
         self.workspaces = directory / "build"
         self.condition = Condition(directory, "The cache directory")
         self.newest_proven = NewestProven(directory / layout.NEWEST_PROVEN, self.condition)
-        self._quarantine = Quarantine(directory / "quarantine")
+        self._quarantine = Quarantine(directory / layout.QUARANTINE)
         self.records = records or Records(directory)
         self._held = HeldObjects(hold)
         self.distrusted: set[ObjectId] = set()
         """Whose files could not be read; `Soundness` checks them. Event loop only."""
-        index = directory / layout.INDEX
-        parts = (self.partials, self._quarantine.directory, index, directory / layout.OBJECTS)
-        self._owners = Owners(directory, parts, self.condition)
+        self._owners = Owners(directory, self.condition)
         try:
             alone = tidy and self._owners.is_alone()
-            self._index = Index(index, self.condition)
+            self._index = Index(directory / layout.INDEX, self.condition)
             self.noted = NoteRows(self._index)
             self._newest = NewestCvds(self._index, self._path, self.open)
             if tidy or not self._index.was_complete:

@@ -21,6 +21,7 @@ from clamproxy.authority import (
     rotate,
 )
 from clamproxy.authority.certificates import fingerprint, title_of, utc_text
+from clamproxy.cache.owners import claim
 from clamproxy.cli.common import config_option, fail, require_owner, settings_of, shown_trouble, tell
 from clamproxy.cli.parameters import duration
 from clamproxy.config.settings import Settings
@@ -51,6 +52,7 @@ def init(config: str | None) -> None:
     settings = _writable_settings(config)
     names = _names(settings)
     with _refusals(settings):
+        claim(settings.cache.directory, settings.tls.directory)
         authority = found(settings.tls.directory, names, time.time())
     tell(f"{title_of(authority.signer().root)} is in {authority.directory} and signs for {names}.")
     tell("`clamproxy ca install --for …` prints a script that makes a machine trust it; see --help.")

@@ -21,7 +21,7 @@ from clamproxy.cli.common import (
 )
 from clamproxy.readable import plain, shown_count, shown_time
 from clamproxy.site_files.ignoring import IgnoreList, signature_name
-from clamproxy.state import make_state_directory, state_directory
+from clamproxy.state import directory_for_changes, state_directory
 
 _OFF = "files.directory is null; set it to a directory, such as ./files, to have signatures ignored"
 _HEADINGS = ("SIGNATURE", "SINCE", "BY", "WHY")
@@ -144,10 +144,10 @@ def _opened(config: str | None, *, changes: bool = False) -> Iterator[IgnoreList
     records = state_directory(settings)
     if changes:
         require_owner(records)
-        records = make_state_directory(settings)
-    ignored = IgnoreList(directory, records)
     try:
-        yield ignored
+        if changes:
+            records = directory_for_changes(settings)
+        yield IgnoreList(directory, records)
     except OSError as error:
         fail(shown_trouble(directory, error))
 

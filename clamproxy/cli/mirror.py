@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ def mirror(
     doesn't deliver them, DIR gets what is cached, and the exit code is 2.
     """
     settings = settings_of(config, creates=True)
-    _require_apart(directory.resolve(), settings.cache.directory.resolve())
+    _require_apart(*(Path(os.path.realpath(each)) for each in (directory, settings.cache.directory)))
     require_owner(settings.cache.directory)
     asks = not (cached_only or settings.upstream.offline)
     with opened_store(settings.cache.directory, make=asks) as store:

@@ -13,7 +13,7 @@ import click
 
 import clamproxy
 from clamproxy.access.limits import require_descriptors
-from clamproxy.cli.common import config_option, fail, settings_of, tell
+from clamproxy.cli.common import config_option, fail, settings_of, shown_trouble, tell
 from clamproxy.cli.parameters import parsed_by
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
@@ -156,6 +156,8 @@ def _confdir(settings: Settings) -> Path | None:
         return find_confdir(settings)
     except ConfigurationError as error:
         fail(str(error))
+    except OSError as error:
+        fail(shown_trouble(settings.cache.directory, error))
 
 
 def _make_way_for_authority(directory: Path) -> None:

@@ -95,7 +95,9 @@ def find_config(explicit: str | None, cwd: Path | None = None) -> Path | None:
     Raises:
         ConfigurationError: the explicit file doesn't exist, or a place can't be checked.
     """
-    cwd = cwd or working_directory()
+    if cwd is None:
+        is_needed = explicit is None or not Path(explicit).is_absolute()
+        cwd = working_directory() if is_needed else Path()
     candidates = [cwd / LOCAL_CONFIG, SYSTEM_CONFIG] if explicit is None else [cwd / explicit]
     for path in candidates:
         try:

@@ -14,6 +14,7 @@ import re
 import select
 import sys
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +42,8 @@ PATIENCE = 0.01
 """Seconds that a request's line waits at most before it is written."""
 PATIENCE_WITH_READER = 0.25
 """Seconds until the next try while the reader of the log has stopped reading."""
+LAST_PATIENCE = 2.0
+"""Seconds that the end of the process waits for it."""
 MOST_WAITING = 10_000
 """Lines that wait for such a reader, some 2 MB. Later ones are lost."""
 _PORTION = select.PIPE_BUF // 2
@@ -170,13 +173,16 @@ class LineHandler(logging.Handler):
             self.flush()
         elif self._writes_in is not loop:
             self._writes_in = loop
-            loop.call_later(patience, self.flush)
+            loop.call_later(patience, self._write_now)
+
+    def _write_now(self) -> None:
+        self._writes_in = None
+        self.flush()
 
     def flush(self) -> None:
-        """Write the waiting lines. Logging also calls this at the end of the process."""
+        """Write the waiting lines, as far as the reader takes them."""
         self.acquire()
         try:
-            self._writes_in = None
             self._is_alone = self._looks_alone()
             while self._waiting and _takes_more(self._file):
                 with self._lock:
@@ -189,6 +195,13 @@ class LineHandler(logging.Handler):
                 logger.warning("Nobody read the log for a while: %d lines are missing here.", lost)
         finally:
             self.release()
+
+    def close(self) -> None:
+        """Write the last lines, at the end of the process; a reader that is slow gets a moment for them."""
+        end = time.monotonic() + LAST_PATIENCE
+        while self._waiting and _takes_more(self._file, max(0.0, end - time.monotonic())):
+            self.flush()
+        super().close()
 
     def _wait_for_reader(self) -> None:
         if _running_loop() is not None:
@@ -218,12 +231,16 @@ class LineHandler(logging.Handler):
             pass  # a full disk or a closed file: these lines are lost, but later ones may not be
 
 
-def _takes_more(file: IO[str]) -> bool:
-    """Whether a write of a portion returns at once. A pipe has room for PIPE_BUF then (pipe(7))."""
+def _takes_more(file: IO[str], patience: float = 0.0) -> bool:
+    """Whether a write of a portion returns at once. A pipe has room for PIPE_BUF then (pipe(7)).
+
+    Args:
+        patience: seconds to wait for that.
+    """
     try:
         poll = select.poll()
         poll.register(file.fileno(), select.POLLOUT)
-        return bool(poll.poll(0))
+        return bool(poll.poll(patience * 1000))
     except (OSError, ValueError):  # it is closed, or no file: the write will tell
         return True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from clamproxy.cache.owners import claim
 from clamproxy.config.loading import ConfigurationError
 from clamproxy.config.settings import Settings
 from clamproxy.files import sync_directory
@@ -26,12 +27,14 @@ def find_confdir(settings: Settings) -> Path | None:
 
     Raises:
         ConfigurationError: no directory can be used.
+        OSError: others need the cache directory.
     """
     home = Path(os.path.expanduser(DEFAULT))  # noqa: PTH111  # Path.expanduser raises without a home directory
     if home.is_absolute() and _can_hold_authority(home):
         return None
     for directory in (settings.tls.directory, settings.cache.directory):
         place = directory / "mitmproxy"
+        claim(settings.cache.directory, place)
         if _is_made(directory) and _is_made(place) and _can_hold_authority(place):
             return place
     raise ConfigurationError(

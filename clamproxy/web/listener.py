@@ -77,13 +77,16 @@ class Listener:
         except OSError:
             if former.port != self._endpoint.port:
                 raise
-            # All addresses instead of one, for example: the former one itself is in the way.
-            former.stop()
-            try:
-                self._open()
-            except OSError:
-                former.start()
-                raise
+        else:
+            return
+        # All addresses instead of one, for example: the former one itself is in the way. Not while the error
+        # is handled: its traceback holds on to the sockets that could be opened.
+        former.stop()
+        try:
+            self._open()
+        except OSError:
+            former.start()
+            raise
 
     def _open(self) -> None:
         sockets = self._open_port(self._endpoint.host, self.port)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from clamproxy.cache.store import Store
-from clamproxy.config.units import Endpoint
+from clamproxy.config.units import ANY, Endpoint
 from clamproxy.web import listener as listener_module
 from clamproxy.web.listener import LARGEST_HEADER, Listener
 from tests.harness.status import TOKEN, StatusHarness
@@ -168,7 +168,7 @@ async def test_any_host_where_everybody_can_connect(open_listener: Open, harness
     assert (await get(listener, "/status.json", "Host: gateway.example.net\r\n"))[0] == 401
 
 
-async def test_ipv6(open_listener: Open) -> None:
+async def test_ipv6(open_listener: Open, harness: StatusHarness) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -176,6 +176,13 @@ async def test_ipv6(open_listener: Open) -> None:
     listener = open_listener(Endpoint("::1", 0))
     answer = await exchange(listener, f"GET /livez HTTP/1.0\r\n{HOST}\r\n", "::1")
     assert "200 OK" in answer
+    # All addresses instead of one: the sockets that could be opened at once aren't in the way of the rest.
+    wider = Listener(Endpoint(ANY, listener.port), harness.site)
+    wider.succeed(listener)
+    assert wider.start()
+    for host in ("::1", "127.0.0.1"):
+        assert "200 OK" in await exchange(wider, f"GET /livez HTTP/1.0\r\n{HOST}\r\n", host)
+    wider.stop()
 
 
 @pytest.mark.parametrize(

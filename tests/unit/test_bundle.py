@@ -184,6 +184,13 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
+def test_a_link_to_itself_leads_nowhere_and_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with written_file(tmp_path / "link") as file:
+        file.write(b"content")
+    assert (tmp_path / "link").read_bytes() == b"content"
+
+
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_a_directory_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)

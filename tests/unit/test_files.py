@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,25 @@ def test_what_a_killed_process_had_begun_to_write_is_swept_up(tmp_path: Path) ->
     kept.touch()
     sweep_unfinished(tmp_path)
     assert list(path.parent.iterdir()) == [kept]
+
+
+def test_a_directory_that_cannot_be_read_does_not_end_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its block on the disk is bad; a start must go on."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (begun := tmp_path / "b" / ".x.json.0.part").touch()
+    scandir = os.scandir
+
+    def fail(path: str) -> Any:
+        if path == str(tmp_path / "a"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    sweep_unfinished(tmp_path)
+    assert not begun.exists()
 
 
 def test_what_is_being_written_is_not_swept_up(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -375,6 +376,48 @@ def test_a_reader_that_stops_for_too_long(monkeypatch: pytest.MonkeyPatch) -> No
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= 5
     assert len(numbers) + int(lost) >= 20
+
+
+async def test_a_reader_that_stops_costs_no_more_with_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timer looks after all that waits."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    loop, begun = asyncio.get_running_loop(), []
+    call_later = loop.call_later
+
+    def count(delay: float, *arguments: Any) -> asyncio.TimerHandle:
+        begun.append(delay)
+        return call_later(delay, *arguments)
+
+    monkeypatch.setattr(loop, "call_later", count)
+    with os.fdopen(reading), os.fdopen(writing, "w") as file:
+        for _ in _with_termlog(file, None):
+            use_format("text")
+            for _number in range(200):
+                logger.warning("." * 1000)
+    assert len(begun) == 1
+
+
+def test_the_last_lines_wait_for_a_slow_reader(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    told = bytearray()
+
+    def read() -> None:
+        while piece := os.read(reading, 4096):
+            told.extend(piece)
+
+    with os.fdopen(writing, "w") as file:
+        for _ in _with_termlog(file, None):
+            use_format("text")
+            for number in range(50):
+                logger.warning("%d%s", number, "." * 1000)
+            reader = threading.Thread(target=read)
+            reader.start()
+            logging.getLogger().handlers[-1].close()
+    reader.join()
+    os.close(reading)
+    assert [int(one) for one in re.findall(rb" warning (\d+)\.", told)] == list(range(50))
 
 
 class Full(io.StringIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from click.testing import CliRunner
 
 from clamproxy import cli
 from clamproxy.cache.store import Store
+from clamproxy.config.settings import Settings
+from clamproxy.setup.confdir import find_confdir
+from clamproxy.state import make_state_directory
 
 COMMANDS = [
     ("config", "check"),
@@ -68,6 +72,62 @@ def test_what_nobody_else_uses_becomes_a_cache(tmp_path: Path, mode: int, names:
     directory.chmod(0o755)
     with closing(Store(directory)):
         assert state_of(directory)[0] == 0o700
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("maker", ["mitmproxy's authority", "records", "records that have no other place"])
+def test_what_is_made_there_first_is_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: str, is_there: bool
+) -> None:
+    cache = tmp_path / "site" / "cache"
+    (tmp_path / "file").touch()
+    if is_there:
+        cache.mkdir(parents=True)
+        cache.chmod(0o755)
+    settings = Settings.model_validate(
+        {
+            "cache": {"directory": cache},
+            "tls": {"directory": tmp_path / "file" / "ca"},
+            "state": {"directory": cache / "records" if maker == "records" else None},
+        }
+    )
+    if maker == "mitmproxy's authority":
+        monkeypatch.setenv("HOME", "/nonexistent")
+        assert find_confdir(settings) == cache / "mitmproxy"
+    else:
+        if maker != "records":
+            (cache.parent).mkdir(exist_ok=True)
+            (tmp_path / "site" / "cache-state").touch()
+        (make_state_directory(settings) / "holds.json").touch()
+    assert state_of(cache)[0] == 0o700
+    Store(cache).close()
+
+
+def test_the_authority_may_be_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make(tmp_path / "cache", 0o755)
+    monkeypatch.chdir(tmp_path)
+    Path("proxy.yaml").write_text("tls: {directory: cache/ca}")
+    assert CliRunner().invoke(cli.main, ["ca", "init"]).exit_code == 0
+    Store(cache).close()
+
+
+def test_another_process_makes_a_cache_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both begin while the directory is open; the other one is done before this one has looked."""
+    directory = make(tmp_path / "cache", 0o755)
+    (directory / "owners.lock").touch()
+
+    def others_are_faster(path: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        make_leases(path)
+        return path.iterdir()
+
+    monkeypatch.setattr(Path, "iterdir", others_are_faster)
+    Store(directory).close()
+
+
+def make_leases(directory: Path) -> None:
+    with closing(Store(directory)):
+        (directory / "leases").mkdir()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -311,6 +311,8 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
         find_config(None)
     with pytest.raises(ConfigurationError, match="the working directory can't be used: No such file"):
         load_settings(None, {})
+    (tmp_path / "proxy.yaml").touch()
+    assert find_config(f"{tmp_path}/proxy.yaml") == tmp_path / "proxy.yaml"  # nothing is relative to it
 
 
 def test_a_file_with_the_other_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,13 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.fleet.table import Table, reading
-from clamproxy.state import make_state_directory, move_records, open_store, state_directory
+from clamproxy.state import (
+    directory_for_changes,
+    make_state_directory,
+    move_records,
+    open_store,
+    state_directory,
+)
 from clamproxy.storage.records import FILE_NAME, HISTORY, Records
 from tests.support.disk import limited_files
 from tests.support.fixtures import Child
@@ -91,6 +97,29 @@ def test_commands_find_the_records(tmp_path: Path) -> None:
     Records(make_state_directory(settings)).add(COUNTERS)
     with closing(open_store(settings)) as store:
         assert store.counters() == COUNTERS
+
+
+@pytest.mark.parametrize("record", ["holds.json", "ignored.jsonl", "site-files", FLEET, FILE_NAME])
+def test_commands_write_where_the_gateway_reads(tmp_path: Path, record: str) -> None:
+    """It may be in a sandbox with the cache alone, and so keep its records there."""
+    settings = settings_for(tmp_path / "cache")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache" / record).touch()
+    assert directory_for_changes(settings) == tmp_path / "cache"
+    assert not (tmp_path / "cache-state").exists()
+
+
+def test_commands_make_the_directory_before_the_first_start(tmp_path: Path) -> None:
+    assert directory_for_changes(settings_for(tmp_path / "cache")) == tmp_path / "cache-state"
+
+
+@pytest.mark.parametrize("record", ["holds.json", "ignored.jsonl", "site-files"])
+def test_what_is_not_moved_stays_in_use(tmp_path: Path, record: str) -> None:
+    """A hold in the cache would be forgotten if the next start could make another directory."""
+    settings = settings_for(tmp_path / "cache")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache" / record).touch()
+    assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache"
 
 
 # Moving
