@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from clamproxy.cache.owners import claim
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.files import replacing
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.releases.holds import FILE_NAME as HOLDS
 from clamproxy.site_files.ignoring import HISTORY as IGNORED
-from clamproxy.site_files.publisher import place_of
 from clamproxy.storage.records import FILE_NAME as COUNTERS
 from clamproxy.storage.records import Records
 from clamproxy.storage.records_file import copy_file
@@ -21,6 +22,8 @@ from clamproxy.storage.records_file import copy_file
 logger = logging.getLogger(__name__)
 
 _SUFFIX = "-state"
+_DATABASES = (FLEET, COUNTERS)
+_TEXTS = (HOLDS, IGNORED)
 
 
 def state_directory(settings: Settings) -> Path:
@@ -49,7 +52,7 @@ def directory_for_changes(settings: Settings) -> Path:
         OSError: see `make_state_directory`.
     """
     directory = state_directory(settings)
-    is_used = any((directory / name).exists() for name in (FLEET, COUNTERS))
+    is_used = any((directory / name).exists() for name in (*_DATABASES, *_TEXTS))
     return directory if is_used else make_state_directory(settings)
 
 
@@ -62,8 +65,6 @@ def make_state_directory(settings: Settings) -> Path:
     """
     configured, cache = settings.state.directory, settings.cache.directory
     directory = configured or _beside(settings)
-    if configured is None and _must_stay(cache):
-        directory = state_directory(settings)
     claim(cache, directory)
     try:
         directory.mkdir(mode=0o700, parents=configured is not None, exist_ok=True)
@@ -81,7 +82,10 @@ def make_state_directory(settings: Settings) -> Path:
 
 
 def move_records(store: Store, cache: Path) -> None:
-    """Move what an earlier version kept in the cache to where it belongs. Blocks.
+    """Move the records that are in the cache to where they belong. Blocks.
+
+    An earlier version kept them there, or there was no other place. The published copies of the site's own
+    files are made anew instead.
 
     Nothing is lost or counted twice if this is killed at any point: the next start continues.
 
@@ -89,27 +93,28 @@ def move_records(store: Store, cache: Path) -> None:
         store: the cache with its records.
         cache: the cache directory.
     """
-    for name in (FLEET, COUNTERS):
-        _move_file(cache / name, store.records.directory / name)
+    for names, copy in ((_DATABASES, copy_file), (_TEXTS, _copy_text)):
+        for name in names:
+            _move_file(cache / name, store.records.directory / name, copy)
     store.hand_over_counters()
 
 
-def _move_file(old: Path, new: Path) -> None:
+def _copy_text(path: Path, target: Path) -> None:
+    with replacing(target) as file:
+        file.write(path.read_bytes())
+
+
+def _move_file(old: Path, new: Path, copy: Callable[[Path, Path], None]) -> None:
     if old == new or not old.exists() or new.exists():
         return
     try:
-        copy_file(old, new)
+        copy(old, new)
         for suffix in ("", "-wal", "-shm"):
             old.with_name(old.name + suffix).unlink(missing_ok=True)
     except (sqlite3.Error, OSError) as error:
         logger.warning("%s can't be moved to %s: %s", old, new.parent, error)
     else:
         logger.info("%s has been moved to %s.", old, new.parent)
-
-
-def _must_stay(cache: Path) -> bool:
-    """Whether the cache has records that aren't moved: there was no place beside it when they were made."""
-    return any(path.exists() for path in (cache / HOLDS, cache / IGNORED, place_of(cache)))
 
 
 def _beside(settings: Settings) -> Path:

@@ -31,6 +31,7 @@ COUNTERS = {"requests": 7, "hits": 5}
 SHARED_MEMORY = 32 * 1024
 """Bytes of SQLite's third file, which is not to be what fails."""
 PAST = {"steps": [[1, 2]]}
+TEXTS = ("holds.json", "ignored.jsonl")
 
 
 def settings_for(cache: Path, state: Path | None = None) -> Settings:
@@ -99,7 +100,7 @@ def test_commands_find_the_records(tmp_path: Path) -> None:
         assert store.counters() == COUNTERS
 
 
-@pytest.mark.parametrize("record", ["holds.json", "ignored.jsonl", "site-files", FLEET, FILE_NAME])
+@pytest.mark.parametrize("record", [*TEXTS, FLEET, FILE_NAME])
 def test_commands_write_where_the_gateway_reads(tmp_path: Path, record: str) -> None:
     """It may be in a sandbox with the cache alone, and so keep its records there."""
     settings = settings_for(tmp_path / "cache")
@@ -111,15 +112,6 @@ def test_commands_write_where_the_gateway_reads(tmp_path: Path, record: str) -> 
 
 def test_commands_make_the_directory_before_the_first_start(tmp_path: Path) -> None:
     assert directory_for_changes(settings_for(tmp_path / "cache")) == tmp_path / "cache-state"
-
-
-@pytest.mark.parametrize("record", ["holds.json", "ignored.jsonl", "site-files"])
-def test_what_is_not_moved_stays_in_use(tmp_path: Path, record: str) -> None:
-    """A hold in the cache would be forgotten if the next start could make another directory."""
-    settings = settings_for(tmp_path / "cache")
-    (tmp_path / "cache").mkdir(mode=0o700)
-    (tmp_path / "cache" / record).touch()
-    assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache"
 
 
 # Moving
@@ -168,6 +160,18 @@ def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> Non
     Records(cache).add(COUNTERS)
     assert moved(cache, state).counters() == COUNTERS
     assert not (cache / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("record", TEXTS)
+def test_what_is_held_and_ignored_moves_as_well(tmp_path: Path, record: str) -> None:
+    """A hold that stayed behind would be forgotten."""
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    for content, expected in ((b"first", b"first"), (b"left by a kill", b"first")):
+        cache.mkdir(mode=0o700, exist_ok=True)
+        state.mkdir(exist_ok=True)
+        (cache / record).write_bytes(content)
+        moved(cache, state)
+        assert (state / record).read_bytes() == expected
 
 
 def test_a_deleted_cache_leaves_the_records_alone(tmp_path: Path) -> None:
