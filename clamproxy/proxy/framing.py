@@ -1,4 +1,4 @@
-"""What mitmproxy's HTTP/1 can't read, whether from clients or from hosts that are passed through."""
+"""What mitmproxy can't read, whether from clients or from hosts that are passed through."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from h11 import Data, EndOfMessage
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy import events, layer
-from mitmproxy.proxy.layers import http
+from mitmproxy.proxy.layers import ClientTLSLayer, http
 from mitmproxy.proxy.layers.http import _http1
+from mitmproxy.proxy.layers.tls import TLSLayer
+from mitmproxy.proxy.tunnel import TunnelState
 
 _INTERIM = re.compile(rb"(?:HTTP/1\.[0-9] 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
 """The heads of 1xx responses, except 101."""
@@ -19,6 +21,7 @@ def install() -> None:
     """Make mitmproxy use these classes for all connections from now on."""
     setattr(_http1, "ChunkedReader", _UntrailedReader)  # noqa: B010  (mypy takes it for the name of a class)
     setattr(http, "Http1Client", _FinalClient)  # noqa: B010
+    setattr(ClientTLSLayer, "receive_data", _receive_unless_over)  # noqa: B010
 
 
 class _UntrailedReader(ChunkedReader):
@@ -39,3 +42,9 @@ class _FinalClient(_http1.Http1Client):
         if isinstance(event, events.DataReceived) and (interim := _INTERIM.match(bytes(self.buf))):
             self.buf.maybe_extract_at_most(interim.end())
         yield from super().read_headers(event)
+
+
+def _receive_unless_over(self: ClientTLSLayer, data: bytes) -> layer.CommandGenerator[None]:
+    """Drop what arrives while a handshake that has failed is ended: mitmproxy may have no TLS to give it to."""
+    if self.tunnel_state is not TunnelState.CLOSED:
+        yield from TLSLayer.receive_data(self, data)

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,6 +206,18 @@ def test_a_client_that_leaves_in_the_middle(make_forged: MakeForged, forgery: Fo
 def _descriptors(gateway: Gateway, name: str) -> int:
     links = Path(f"/proc/{gateway.pid}/fd").iterdir()
     return sum(name in str(link.readlink()) for link in links if link.is_symlink())
+
+
+@pytest.mark.parametrize("hello", [b"no ClientHello", b"a" * 40_000], ids=["short", "long"])
+def test_tls_that_is_none(pair: Pair, hello: bytes) -> None:
+    """What follows the first bytes may come while mitmproxy ends the handshake; the fixture reads the log."""
+    for site in (pair.express, pair.plain):
+        with socket.create_connection((LOCALHOST, site.gateway.port), timeout=20) as stream:
+            tunnel(stream, f"{CDN}:443")
+            with suppress(ConnectionError):
+                stream.sendall(b"\x16\x03\x01\x00\x05" + hello[:10])
+                stream.sendall(hello[10:])
+                assert stream.recv(1) == b""
 
 
 def test_a_client_without_the_certificate(pair: Pair) -> None:
