@@ -45,6 +45,6 @@ class _FinalClient(_http1.Http1Client):
 
 
 def _receive_unless_over(self: ClientTLSLayer, data: bytes) -> layer.CommandGenerator[None]:
-    """Drop what arrives while a handshake that has failed is ended: mitmproxy may have no TLS to give it to."""
+    """Drop what arrives after a handshake has failed: mitmproxy may have no TLS to give it to."""
     if self.tunnel_state is not TunnelState.CLOSED:
         yield from TLSLayer.receive_data(self, data)

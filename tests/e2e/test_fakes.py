@@ -138,10 +138,14 @@ def test_refused_connections_and_recovery_on_the_same_port(tmp_path: Path, origi
 def test_a_stalled_answer_keeps_the_connection_open_until_it_is_healed(origin: OriginServer) -> None:
     publish(origin, 6)
     origin.rule("W", faults.stall(5000))
-    with socket.create_connection(("127.0.0.1", origin.port), timeout=0.2) as client:
+    with socket.create_connection(("127.0.0.1", origin.port), timeout=10) as client:
         client.sendall(b"GET /test.cvd HTTP/1.1\r\n\r\n")
+        received = b""
+        while len(received.partition(b"\r\n\r\n")[2]) < 5000:
+            received += client.recv(65536)
+        client.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            b"".join(iter(lambda: client.recv(65536), b""))
+            client.recv(65536)
         origin.heal()
         client.settimeout(10)
         assert client.recv(65536) == b""

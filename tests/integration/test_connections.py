@@ -217,10 +217,10 @@ def relay(origin: OriginServer) -> Iterator[Relay]:
 def test_a_request_over_an_old_connection_is_repeated(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, die: Callable[[Relay], None]
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_WITH_REUSED", 0.3)
     upstream = connect(relay.url, patience=20)
     assert [fetch(upstream), fetch(upstream)] == [BODY, BODY]
     assert relay.accepted == 1
+    monkeypatch.setattr(module, "PATIENCE_WITH_REUSED", 0.3)
     die(relay)
     assert fetch(upstream) == BODY
     assert relay.accepted == 2
@@ -230,7 +230,6 @@ def test_a_request_over_an_old_connection_is_repeated(
 def test_all_idle_connections_are_given_up_with_a_dead_one(
     relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_WITH_REUSED", 0.3)
     upstream = connect(relay.url, patience=20)
     answers = [upstream.get(PATH, NEW) for _ in range(4)]
     for answer in answers:
@@ -238,7 +237,9 @@ def test_all_idle_connections_are_given_up_with_a_dead_one(
         answer.close()
     relay.forget()
     began = relay.accepted
-    assert fetch(upstream) == BODY
+    with monkeypatch.context() as impatient:
+        impatient.setattr(module, "PATIENCE_WITH_REUSED", 0.3)
+        assert fetch(upstream) == BODY
     assert fetch(upstream) == BODY
     assert relay.accepted == began + 1
     upstream.close()

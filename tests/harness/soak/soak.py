@@ -143,6 +143,7 @@ class Soak:
         elif world.now >= world.fault_at and world.now < (self._plan.days - QUIET) * DAY:
             name, lasts = self._faults.choose()
             self._faults.begin(name)
+            self._troubled_at = world.now
             self._was_down |= name == ORIGIN_DOWN
             world.faults[name] += 1
             self._fault_ends_at = world.now + lasts
