@@ -11,7 +11,7 @@ from clamproxy.leases.leases import Leases
 from clamproxy.notes import Notes
 from clamproxy.sharing.site import TOPIC as FLEET_STORE
 from clamproxy.sharing.site import Site
-from clamproxy.state import make_state_directory, move_records
+from clamproxy.state import make_state_directory, move_choices, move_records
 from clamproxy.statistics import Stats
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
@@ -29,6 +29,7 @@ class Foundation:
     Raises:
         OSError: the cache directory can't be used.
         ConfigurationError: nor can the object store.
+        HoldsError: nobody knows what is held.
     """
 
     def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
@@ -38,6 +39,8 @@ class Foundation:
         self.records = Records(state)
         self.store = Store(settings.cache.directory, records=self.records, keys=keys, hold=HELD)
         move_records(self.store, settings.cache.directory)
+        self.held = move_choices(state, settings.cache.directory)
+        """What is held, if the state directory can't tell."""
         self.writer = Writer(self.store.condition.failed)
         self.stats = Stats(self.store, self.writer)
         notes = self.shared_notes(FLEET_STORE)

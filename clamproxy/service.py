@@ -98,7 +98,8 @@ class Service:
         self._fleet_upkeep = FleetUpkeep(
             directory, settings, self.writer, labels, self._machines.sample, leases
         )
-        self.clamav = ClamavFiles(settings, foundation, self.fleet, self.surroundings, self.via, holds)
+        held = foundation.held if holds is None else holds
+        self.clamav = ClamavFiles(settings, foundation, self.fleet, self.surroundings, self.via, held)
         self.gateway, self.announcer = self.clamav.gateway, self.clamav.announcer
         self.databases = self.clamav.databases
         self.feeds = self._make_feeds()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 from clamproxy.cache.owners import claim
@@ -14,6 +13,7 @@ from clamproxy.config.settings import Settings
 from clamproxy.files import replacing
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.releases.holds import FILE_NAME as HOLDS
+from clamproxy.releases.holds import Holds, HoldsError, find_holds, merge
 from clamproxy.site_files.ignoring import HISTORY as IGNORED
 from clamproxy.storage.records import FILE_NAME as COUNTERS
 from clamproxy.storage.records import Records
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX = "-state"
 _DATABASES = (FLEET, COUNTERS)
-_TEXTS = (HOLDS, IGNORED)
 
 
 def state_directory(settings: Settings) -> Path:
@@ -52,7 +51,7 @@ def directory_for_changes(settings: Settings) -> Path:
         OSError: see `make_state_directory`.
     """
     directory = state_directory(settings)
-    is_used = any((directory / name).exists() for name in (*_DATABASES, *_TEXTS))
+    is_used = any((directory / name).exists() for name in (*_DATABASES, HOLDS, IGNORED))
     return directory if is_used else make_state_directory(settings)
 
 
@@ -82,10 +81,7 @@ def make_state_directory(settings: Settings) -> Path:
 
 
 def move_records(store: Store, cache: Path) -> None:
-    """Move the records that are in the cache to where they belong. Blocks.
-
-    An earlier version kept them there, or there was no other place. The published copies of the site's own
-    files are made anew instead.
+    """Move counters and machines that are in the cache to where they belong. Blocks.
 
     Nothing is lost or counted twice if this is killed at any point: the next start continues.
 
@@ -93,22 +89,62 @@ def move_records(store: Store, cache: Path) -> None:
         store: the cache with its records.
         cache: the cache directory.
     """
-    for names, copy in ((_DATABASES, copy_file), (_TEXTS, _copy_text)):
-        for name in names:
-            _move_file(cache / name, store.records.directory / name, copy)
+    for name in _DATABASES:
+        _move_file(cache / name, store.records.directory / name)
     store.hand_over_counters()
 
 
-def _copy_text(path: Path, target: Path) -> None:
-    with replacing(target) as file:
-        file.write(path.read_bytes())
+def move_choices(state: Path, cache: Path) -> Holds | None:
+    """Move what somebody has held or ignored while the records had to be in the cache. Blocks.
+
+    What there is in both places is merged.
+
+    Args:
+        state: the state directory.
+        cache: the cache directory.
+
+    Returns:
+        What was held, if the disk doesn't let it be moved; None if the state directory tells.
+
+    Raises:
+        HoldsError: nobody knows what is held. A bad release may be, so nothing must be served.
+    """
+    if state == cache:
+        return None
+    _move_history(cache / IGNORED, state / IGNORED)
+    if (held := find_holds(cache)) is None:
+        return None
+    try:
+        merge(state, held)
+        (cache / HOLDS).unlink()
+    except (HoldsError, OSError) as error:
+        if (state / HOLDS).exists():
+            raise HoldsError(f"what is held can't be moved from {cache}: {error}") from error
+        logger.warning("What is held can't be moved to %s: %s", state, error)
+        return held
+    logger.info("What is held has been moved to %s.", state)
+    return None
 
 
-def _move_file(old: Path, new: Path, copy: Callable[[Path, Path], None]) -> None:
+def _move_history(old: Path, new: Path) -> None:
+    try:
+        former = old.read_bytes()
+        later = new.read_bytes() if new.exists() else b""
+        if not later.startswith(former):
+            with replacing(new) as file:
+                file.write(former + later)
+        old.unlink()
+    except FileNotFoundError:
+        pass  # there is none, or another process was faster
+    except OSError as error:
+        logger.warning("%s can't be moved to %s: %s", old, new.parent, error)
+
+
+def _move_file(old: Path, new: Path) -> None:
     if old == new or not old.exists() or new.exists():
         return
     try:
-        copy(old, new)
+        copy_file(old, new)
         for suffix in ("", "-wal", "-shm"):
             old.with_name(old.name + suffix).unlink(missing_ok=True)
     except (sqlite3.Error, OSError) as error:

@@ -94,7 +94,7 @@ def test_a_byzantine_origin(
 
 
 def fetch(machine: Byzantine, database: str, version: int) -> None:
-    """Ask an honest origin until the file is cached: on a busy machine, it may be too slow for the gateway."""
+    """Ask an honest origin until the file is cached: on a busy machine, it may be slow for once."""
     for _ in range(20):
         machine.ask(f"/{database}.cvd", CURL, {}, 1)
         if ObjectId(database, version, Kind.CVD) in set(machine.harness.service.store.object_ids()):

@@ -22,6 +22,7 @@ from tests.support.byzantine_tricks import FIELDS
 from tests.support.dns_server import FakeDns
 from tests.support.gateway import Gateway
 from tests.support.releases import Releases
+from tests.support.site import eventually
 from tests.torture.conftest import Figures
 from tests.torture.effort import SEED, rounds
 
@@ -69,6 +70,11 @@ def memory_of(gateway: Gateway) -> int:
     raise AssertionError
 
 
+def is_served(gateway: Gateway) -> bool:
+    """Whether the gateway gets the file; on a busy machine, an honest origin may be slow for once."""
+    return eventually(lambda: gateway.ask("/daily.cvd").status == 200)
+
+
 def meet(gateway: Gateway) -> int:
     """What clients ask; returns how many answers were checked."""
     right = {RELEASES.cvd(OLD), RELEASES.cvd(NEW)}
@@ -95,6 +101,7 @@ def test_tricks_from_outside(tmp_path: Path, origin: ByzantineOrigin, dns: FakeD
         RELEASES.publish(origin, OLD)
         dns.versions["daily"] = OLD
         with make_gateway(tmp_path / str(number), origin, dns) as gateway:
+            assert is_served(gateway)
             assert gateway.ask("/daily.cvd").body == RELEASES.cvd(OLD)
             before = memory_of(gateway)
             RELEASES.publish(origin, NEW)
@@ -130,5 +137,8 @@ def test_only_the_right_certificate_is_trusted(name: str, tmp_path: Path, dns: F
         RELEASES.publish(origin, OLD)
         dns.versions["daily"] = OLD
         with make_gateway(tmp_path / "gateway", origin, dns, ca_bundle=str(bundle)) as gateway:
-            status = gateway.ask("/daily.cvd").status
-        assert (status, bool(origin.requests())) == ((200, True) if name == "right" else (503, False))
+            if name == "right":
+                assert is_served(gateway)
+            else:
+                assert gateway.ask("/daily.cvd").status == 503
+        assert bool(origin.requests()) == (name == "right")

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,9 +16,12 @@ from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.fleet.table import Table, reading
+from clamproxy.releases import holds
+from clamproxy.releases.holds import Hold, HoldsError
 from clamproxy.state import (
     directory_for_changes,
     make_state_directory,
+    move_choices,
     move_records,
     open_store,
     state_directory,
@@ -31,7 +35,7 @@ COUNTERS = {"requests": 7, "hits": 5}
 SHARED_MEMORY = 32 * 1024
 """Bytes of SQLite's third file, which is not to be what fails."""
 PAST = {"steps": [[1, 2]]}
-TEXTS = ("holds.json", "ignored.jsonl")
+HOLD = Hold(27800, 7.0, "alice")
 
 
 def settings_for(cache: Path, state: Path | None = None) -> Settings:
@@ -100,7 +104,7 @@ def test_commands_find_the_records(tmp_path: Path) -> None:
         assert store.counters() == COUNTERS
 
 
-@pytest.mark.parametrize("record", [*TEXTS, FLEET, FILE_NAME])
+@pytest.mark.parametrize("record", ["holds.json", "ignored.jsonl", FLEET, FILE_NAME])
 def test_commands_write_where_the_gateway_reads(tmp_path: Path, record: str) -> None:
     """It may be in a sandbox with the cache alone, and so keep its records there."""
     settings = settings_for(tmp_path / "cache")
@@ -162,16 +166,64 @@ def test_records_that_had_to_stay_in_the_cache_move_later(tmp_path: Path) -> Non
     assert not (cache / FILE_NAME).exists()
 
 
-@pytest.mark.parametrize("record", TEXTS)
-def test_what_is_held_and_ignored_moves_as_well(tmp_path: Path, record: str) -> None:
-    """A hold that stayed behind would be forgotten."""
-    cache, state = tmp_path / "cache", tmp_path / "state"
-    for content, expected in ((b"first", b"first"), (b"left by a kill", b"first")):
-        cache.mkdir(mode=0o700, exist_ok=True)
-        state.mkdir(exist_ok=True)
-        (cache / record).write_bytes(content)
-        moved(cache, state)
-        assert (state / record).read_bytes() == expected
+@pytest.mark.parametrize("later", [{}, {"main": Hold(63, 9.0, "bob")}], ids=["moved", "merged"])
+def test_what_is_held_moves_as_well(tmp_path: Path, later: dict[str, Hold]) -> None:
+    """A hold that stayed behind would be forgotten. A command may have come before the start."""
+    cache, state = make_places(tmp_path)
+    holds.hold(cache, "daily", HOLD)
+    for database, one in later.items():
+        holds.hold(state, database, one)
+    for _ in range(2):
+        assert move_choices(state, cache) is None
+        assert holds.read_holds(state).in_force == {"daily": HOLD, **later}
+    assert not (cache / "holds.json").exists()
+
+
+def test_what_is_held_is_known_although_it_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, state = make_places(tmp_path)
+    holds.hold(cache, "daily", HOLD)
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(holds, "replacing", fail)
+        known = move_choices(state, cache)
+        assert known is not None
+        assert known.in_force == {"daily": HOLD}
+        (state / "holds.json").write_bytes(holds.encode(holds.Holds({}, ())))
+        with pytest.raises(HoldsError, match="can't be moved"):
+            move_choices(state, cache)
+    assert move_choices(state, cache) is None
+    assert holds.read_holds(state).in_force == {"daily": HOLD}
+
+
+def test_a_damaged_file_of_holds_stops_the_start(tmp_path: Path) -> None:
+    cache, state = make_places(tmp_path)
+    (cache / "holds.json").write_bytes(b"{")
+    with pytest.raises(HoldsError, match="damaged"):
+        move_choices(state, cache)
+
+
+@pytest.mark.parametrize("later", [b"", b"later\n", b"former\nlater\n"])
+def test_the_history_of_ignored_signatures_moves_as_well(tmp_path: Path, later: bytes) -> None:
+    """The last case: a kill came between the two steps."""
+    cache, state = make_places(tmp_path)
+    (cache / "ignored.jsonl").write_bytes(b"former\n")
+    if later:
+        (state / "ignored.jsonl").write_bytes(later)
+    move_choices(state, cache)
+    assert (state / "ignored.jsonl").read_bytes() == b"former\n" + later.removeprefix(b"former\n")
+    assert not (cache / "ignored.jsonl").exists()
+
+
+def make_places(directory: Path) -> tuple[Path, Path]:
+    """A cache and a state directory."""
+    (cache := directory / "cache").mkdir()
+    (state := directory / "state").mkdir()
+    return cache, state
 
 
 def test_a_deleted_cache_leaves_the_records_alone(tmp_path: Path) -> None:
