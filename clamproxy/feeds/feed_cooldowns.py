@@ -48,20 +48,29 @@ class FeedCooldowns:
         self, server: str, key: str, failure: FailureKind, reason: str, retry_after: float | None
     ) -> float:
         """Note a failure; returns the seconds until the next try."""
+        self._notes.refresh()
         self._take_in()
         name = server if failure in _OF_HOST else key
-        now = self._clock()
-        cooldown = Cooldown.after(self._active.get(name), failure, reason, retry_after, now)
-        self._make_room()
-        self._active[name] = cooldown
-        self._notes.save(name, asdict(cooldown))
+        previous, now = self._active.get(name), self._clock()
+        cooldown = Cooldown.after(previous, failure, reason, retry_after, now)
+        if cooldown is not previous:
+            self._make_room()
+            self._active[name] = cooldown
+            self._notes.save(name, asdict(cooldown))
         return cooldown.until - now
 
-    def succeeded(self, server: str, key: str) -> None:
-        """Note that the feed has responded, which ends its cool-downs."""
+    def succeeded(self, server: str, key: str, asked_at: float) -> None:
+        """Note that the feed has responded, which ends its cool-downs.
+
+        Args:
+            asked_at: when the request began, in Unix seconds. What the feed demanded later goes on, see
+                `Cooldown.outlasts_answer`.
+        """
         self._take_in()
         for name in (server, key):
-            self._forget(name)
+            cooldown = self._active.get(name)
+            if cooldown is not None and not cooldown.outlasts_answer(asked_at):
+                self._forget(name)
 
     def until(self, server: str) -> float | None:
         """When the cool-down of a host as a whole ends, in Unix seconds; None if there is none."""

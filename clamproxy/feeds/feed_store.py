@@ -240,7 +240,11 @@ class FeedStore:
             )
             spool.path.replace(self._directory / entry.body_name)
             self._sound.add(entry.body_name)
-            self._write(entry)
+            try:
+                self._write(entry)
+            except OSError:
+                self._unlink_unless_named(entry)
+                raise
             sync_directory(self._directory)
             with self._lock:
                 spool.give_back()
@@ -255,7 +259,7 @@ class FeedStore:
         """Give a stored response a new head after a 304; None if it is gone. Blocks.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the directory can't be used.
         """
         return self._change(entry, lambda current: replace(current, head=head))
 
@@ -322,7 +326,12 @@ class FeedStore:
             if current is None or not self._holds(entry):
                 return None
             changed = change(current)
-            self._write(changed)
+            try:
+                self._write(changed)
+            except OSError as error:  # a full disk, say: then only this process knows
+                logger.warning(
+                    "The record of a file from %s can't be written: %s", entry.place, error.strerror
+                )
             with self._lock:
                 if not self._holds(entry):
                     self._unlink(f"{entry.key}.json")
@@ -389,6 +398,12 @@ class FeedStore:
 
     def _note(self, key: str) -> Path:
         return self._directory / f"{key}.json"
+
+    def _unlink_unless_named(self, entry: StoredResponse) -> None:
+        """Remove a new body whose record could not be written, unless the one that is there names it, too."""
+        self.get(entry.key)
+        if not self._holds(entry):
+            self._unlink(entry.body_name)
 
     def _unlink(self, name: str) -> None:
         self._sound.discard(name)

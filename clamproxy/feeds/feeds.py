@@ -343,11 +343,11 @@ class Feeds:
         return transfer
 
     async def _run(self, transfer: FeedTransfer) -> None:
-        target, key = transfer.plan.target, transfer.plan.key
+        target, key, asked_at = transfer.plan.target, transfer.plan.key, self._clock.time()
         try:
             outcome = await transfer.run()
         except NotFoundError:
-            self._cooldowns.succeeded(target.server, key)
+            self._cooldowns.succeeded(target.server, key, asked_at)
             self._missing.add(key, MISSING_TTL)
         except OriginError as error:
             if transfer.is_collapsed and self._cooldowns.check(target.server, key) is not None:
@@ -355,7 +355,7 @@ class Feeds:
             delay = self._cooldowns.failed(target.server, key, error.failure, str(error), error.retry_after)
             logger.warning("%s does not deliver (%s); next try in %.0f s.", target.place, error, delay)
         else:
-            self._cooldowns.succeeded(target.server, key)
+            self._cooldowns.succeeded(target.server, key, asked_at)
             self._missing.discard(key)
             self._note_shareable(transfer.plan, outcome)
         finally:

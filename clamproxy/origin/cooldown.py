@@ -89,6 +89,7 @@ _FROM_BEYOND_THE_PROXY = frozenset(
     }
 )
 _ABOUT_THE_BODY = (FailureKind.BAD_CONTENT, FailureKind.CHANGED)
+_REFUSALS = (FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED, FailureKind.PROXY_AUTHENTICATION)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
 PROXY = "parent proxy"
@@ -123,16 +124,24 @@ class Cooldown:
     ) -> Cooldown:
         """The cool-down after a failure: as long as the origin demands, or else longer each time.
 
+        While one is in force, nothing is asked for. So a request that fails in the meantime began before:
+        it doesn't count as another failure in a row, and what the origin demanded isn't shortened.
+
         Args:
-            previous: the last one noted for the same thing.
+            previous: the last one noted for the same thing; it is also the result, if it ends later.
             reason: one line for logs and statistics.
             retry_after: in seconds, as the origin demanded.
             now: Unix seconds.
         """
-        failures = previous.failures + 1 if previous and previous.failure is failure else 1
+        present = previous if previous is not None and previous.holds(now) else None
+        failures = 1
+        if previous is not None and previous.failure is failure:
+            failures = previous.failures + (present is None)
         delay = BACKOFFS[failure].delay(failures)
         if retry_after is not None and retry_after > 0:
             delay = min(retry_after, LONGEST_RETRY_AFTER)
+        if present is not None and present.until >= now + delay:
+            return present
         return cls(now + delay, failures, failure, reason, now)
 
     @classmethod
@@ -167,6 +176,20 @@ class Cooldown:
         return self.noted_at <= now < self.until <= now + LONGEST_RETRY_AFTER
 
     @property
+    def is_demanded(self) -> bool:
+        """Whether a server wants it: it refused, or the wait is longer than the gateway's own ones."""
+        return self.failure in _REFUSALS or self.until - self.noted_at > BACKOFFS[self.failure].longest + 1
+
+    def outlasts_answer(self, asked_at: float) -> bool:
+        """Whether it goes on in spite of a good answer: it is a server's last word, and the request is older.
+
+        Args:
+            asked_at: when the request began, in Unix seconds.
+        """
+        is_last_word = self.is_demanded or self.failure is FailureKind.SERVER_ERROR
+        return is_last_word and self.noted_at > asked_at
+
+    @property
     def is_forgiven_at(self) -> float:
         """When the next failure counts as the first one again, in Unix seconds."""
         return self.until + BACKOFFS[self.failure].longest
@@ -184,12 +207,12 @@ def load_cooldowns(notes: Notes, clock: Callable[[], float]) -> dict[str, Cooldo
         if cooldown.noted_at >= now or cooldown.until >= now + LONGEST_RETRY_AFTER:
             # Noted by a wrong clock; unless the new times are kept, each restart would begin it anew.
             notes.save(key, asdict(cooldown))
-    return notes.load(_parser(clock), _last_noted)
+    return notes.load(_parser(clock), _last_to_end)
 
 
 def take_in(cooldowns: dict[str, Cooldown], notes: Notes, clock: Callable[[], float]) -> None:
     """Add to the cool-downs what others have noted since, and remove what they have forgotten. Quick."""
-    for key, cooldown in notes.news(_parser(clock), _last_noted).items():
+    for key, cooldown in notes.news(_parser(clock), _last_to_end).items():
         if cooldown is None:
             cooldowns.pop(key, None)
         else:
@@ -200,7 +223,8 @@ def _parser(clock: Callable[[], float]) -> Callable[[Any], Cooldown]:
     return lambda saved: Cooldown.parse(saved, clock())
 
 
-_last_noted: Merge[Cooldown] = best(lambda cooldown: cooldown.noted_at)
+# Not what was noted last: a gateway may note a short one before it hears of a longer one.
+_last_to_end: Merge[Cooldown] = best(lambda cooldown: cooldown.until)
 
 
 def longest_in_force(cooldowns: Iterable[Cooldown | None], now: float) -> Cooldown | None:
@@ -266,22 +290,45 @@ class Cooldowns:
             return present
         return replace(present, until=now + 1)  # another process is about to try
 
+    def refused_since(self, path: str, agent: str, admitted_at: float) -> Cooldown | None:
+        """What forbids going on asking for a file, although it was allowed before: None if nothing does.
+
+        Short waits, such as after a broken connection, don't forbid it.
+
+        Args:
+            path: at the origin.
+            agent: the client version, see `Requester.version`.
+            admitted_at: when `admit` allowed it, in Unix seconds. The trial that it may have begun is no
+                obstacle.
+        """
+        self._take_in()
+        noted = [self._active.get(key) for key in (path, _agent_key(agent), PROXY)]
+        since = (one for one in noted if one and one.is_demanded and one.noted_at > admitted_at)
+        return longest_in_force(since, self._clock())
+
     def failed(
-        self, failure: FailureKind, path: str, agent: str, reason: str, retry_after: float | None = None
+        self,
+        failure: FailureKind,
+        path: str,
+        agent: str,
+        reason: str,
+        retry_after: float | None = None,
+        asked_at: float = math.inf,
     ) -> Cooldown:
-        """Note a failure.
+        """Note a failure. Gives the cool-down that is in force now, see `Cooldown.after`.
 
         Args:
             path: at the origin.
             agent: the client version that was shown to the origin.
             reason: one line for logs and statistics.
             retry_after: in seconds, as the origin demanded.
+            asked_at: see `succeeded`.
         """
         self._notes.refresh()
         self._take_in()
         self._forget_old()
         if failure in _FROM_BEYOND_THE_PROXY:
-            self.forgive_proxy()
+            self.forgive_proxy(asked_at)
         keys = {
             FailureKind.FORBIDDEN: _agent_key(agent),
             FailureKind.UNREACHABLE: ORIGIN,
@@ -289,11 +336,12 @@ class Cooldowns:
         }
         key = keys.get(failure, path)
         previous, now = self._active.get(key), self._clock()
-        if key == PROXY and previous is not None and previous != self._trial and previous.holds(now):
-            return previous  # this request began before that refusal, and doesn't count as another one
+        if previous is not None and previous == self._trial:
+            previous = replace(previous, until=now)  # the trial held back the others, and ends with this
         cooldown = Cooldown.after(previous, failure, reason, retry_after, now)
-        self._active[key] = cooldown
-        self._notes.save(key, asdict(cooldown))
+        if cooldown is not previous:
+            self._active[key] = cooldown
+            self._notes.save(key, asdict(cooldown))
         return cooldown
 
     def succeeded(self, path: str, agent: str, *, verified: bool = True, asked_at: float = math.inf) -> None:
@@ -304,30 +352,34 @@ class Cooldowns:
             agent: the client version that was shown to the origin.
             verified: whether the content was verified as well. If not, a cool-down for bad or changing
                 content goes on: a good header says nothing about the rest of the file.
-            asked_at: when the request began, in Unix seconds. A refusal that was noted later goes on, as
-                it is the origin's last word.
+            asked_at: when the request began, in Unix seconds. What the origin demanded later goes on, see
+                `Cooldown.outlasts_answer`.
         """
         self._take_in()
         self._admitted.pop(agent, None)
         self._admitted[agent] = None
         if len(self._admitted) > MOST_ADMITTED:
             del self._admitted[next(iter(self._admitted))]
-        self.forgive_proxy()
+        self.forgive_proxy(asked_at)
         for key in (path, _agent_key(agent), ORIGIN):
             cooldown = self._active.get(key)
-            if cooldown is None or (
-                cooldown.failure is FailureKind.FORBIDDEN and cooldown.noted_at > asked_at
-            ):
-                continue
-            if verified or cooldown.failure not in _ABOUT_THE_BODY:
-                del self._active[key]
-                self._notes.forget(key)
+            if cooldown is not None and (verified or cooldown.failure not in _ABOUT_THE_BODY):
+                self._end(key, cooldown, asked_at)
 
-    def forgive_proxy(self) -> None:
-        """Note that the proxy let a request through, or that its password may have been corrected."""
+    def forgive_proxy(self, asked_at: float = math.inf) -> None:
+        """Note that the proxy let a request through, or that its password may have been corrected.
+
+        Args:
+            asked_at: see `succeeded`.
+        """
         self._take_in()
-        if self._active.pop(PROXY, None) is not None:
-            self._notes.forget(PROXY)
+        if (refusal := self._active.get(PROXY)) is not None:
+            self._end(PROXY, refusal, asked_at)
+
+    def _end(self, key: str, cooldown: Cooldown, asked_at: float) -> None:
+        if not cooldown.outlasts_answer(asked_at):
+            del self._active[key]
+            self._notes.forget(key)
 
     def _take_in(self) -> None:
         take_in(self._active, self._notes, self._clock)

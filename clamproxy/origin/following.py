@@ -61,7 +61,8 @@ class Following:
         self._store = store
         self._expected = expected
         self._oldest = oldest
-        self._requester = requester
+        self.requester = requester
+        """On whose behalf: another one may take over while it waits."""
         self._grown = grown
         self._since = time.monotonic()
 
@@ -91,7 +92,7 @@ class Following:
             if await self._is_published(arrival):
                 return None
             ending = TransferEnding.parse(partial.ending, self._since) if waited else None
-            if ending is not None and ending.concerns(self._requester.version):
+            if ending is not None and ending.concerns(self.requester.version):
                 object_id = ending.turn(object_id, self._oldest)
             elif partial.take():
                 self.is_shared = False

@@ -286,12 +286,14 @@ class HeaderProbes:
         if isinstance(error, NotFoundError):
             if self._is_news(database, "missing"):
                 logger.info("The origin has no %s.cvd: %s", database, error)
-            self._cooldowns.forgive_proxy()
+            self._cooldowns.forgive_proxy(probe.admitted_at)
             self._missing.add(database, RECHECK)
             self._sightings[database] = replace(self.sighting(database), at=self._clock.time())
             self._save(database)
             return
-        cooldown = self._cooldowns.failed(error.failure, probe.path, agent, str(error), error.retry_after)
+        cooldown = self._cooldowns.failed(
+            error.failure, probe.path, agent, str(error), error.retry_after, probe.admitted_at
+        )
         if self._is_news(database, error.failure):
             wait = cooldown.until - self._clock.time()
             logger.warning("No header of %s.cvd (%s); next try in %.0f s.", database, error, wait)

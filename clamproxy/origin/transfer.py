@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clamproxy.cache.held import is_small
@@ -34,6 +35,9 @@ from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.watched_attempts import StalledError, UnansweredError, WatchedAttempts
 from clamproxy.sharing.shared_objects import SharedObjects
 from clamproxy.threads import Writer, in_thread
+
+type Obstacle = Callable[["Transfer"], Exception | None]
+"""Gives what has come to forbid asking the origin since the transfer was admitted; None if nothing has."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +66,25 @@ class Transfer(Download[None]):
     """One object on its way from the origin to the store; `run` does the work. Event loop only.
 
     It can be read from once its head is known, or once it is published. `ready`, `finish` and `run` raise
-    NotFoundError if the origin has no such file, and TransferError if it could not be fetched.
+    NotFoundError if the origin has no such file, TransferError if it could not be fetched, and `barred`.
 
     Args:
         expected: the object to fetch. A whole CVD may turn out to be another version.
         requester: the origin is asked on its behalf.
         resources: shared by all transfers.
         oldest: the oldest version of a whole CVD that is of any use; default: the expected one.
+        obstacle: asked before each request to the origin.
     """
 
     def __init__(
-        self, expected: ObjectId, requester: Requester, resources: Resources, oldest: int | None = None
+        self,
+        expected: ObjectId,
+        requester: Requester,
+        resources: Resources,
+        oldest: int | None = None,
+        obstacle: Obstacle = lambda _: None,
     ) -> None:
         super().__init__()
-        self.requester = requester
         self.for_client = True
         """Whether a client is waiting: the gateway's own transfers give up at the first break."""
         self.is_verified = False
@@ -85,8 +94,11 @@ class Transfer(Download[None]):
         """Whether another gateway of the site has had the outcome, so that it must not count twice."""
         self.barred: Exception | None = None
         """Why the origin must not be asked: only the bucket is. None if it may be."""
+        self.admitted_at = time.time()
+        """When it was found that the origin may be asked, or not; Unix seconds."""
         self._expected = expected
         self._resources = resources
+        self._obstacle = obstacle
         self._following = Following(
             resources.store, expected, expected.version if oldest is None else oldest, requester, self._look
         )
@@ -104,6 +116,15 @@ class Transfer(Download[None]):
     def is_shared(self) -> bool:
         """Whether another process fetches the object for all, or has; then the origin isn't asked here."""
         return self._following.is_shared
+
+    @property
+    def requester(self) -> Requester:
+        """The origin is asked on its behalf."""
+        return self._following.requester
+
+    @requester.setter
+    def requester(self, requester: Requester) -> None:
+        self._following.requester = requester
 
     @property
     def asked_at(self) -> float:
@@ -278,6 +299,9 @@ class Transfer(Download[None]):
         while not arrival.partial.complete:
             try:
                 async with self._resources.slots:
+                    # There may have been a long wait: for a slot, another gateway, or before this break.
+                    self.barred = self._obstacle(self)
+                    self.require_admission()
                     await self._attempts.run(arrival, self.requester)
                 if not arrival.partial.complete:
                     raise OriginError(FailureKind.INTERRUPTED, "the answer ended early")

@@ -40,6 +40,7 @@ class CooldownError(Exception):
     def __init__(self, cooldown: Cooldown) -> None:
         super().__init__(cooldown.reason)
         self.cooldown = cooldown
+        self.failure = cooldown.failure
 
 
 type OriginTrouble = OriginError | TransferError | NotFoundError | CooldownError | SourceError | TimeoutError
@@ -97,7 +98,8 @@ class Transfers:
         """The transfer of an object, started if it isn't under way.
 
         In a site with an object store, it is started even if the origin must not be asked now. It fails
-        with CooldownError, then, unless the object store has the object.
+        with CooldownError, then, unless the object store has the object, or somebody joins on whose behalf
+        the origin may be asked.
 
         Args:
             object_id: the wanted object.
@@ -116,8 +118,10 @@ class Transfers:
         transfer = self._running.get(object_id) or self._turned_to(object_id)
         if transfer is not None:
             transfer.for_client |= for_client
-            if isinstance(transfer.barred, NotSharedError):
-                transfer.barred, transfer.requester = self._bar(object_id, requester), requester
+            if transfer.barred is not None:
+                barred = self._bar(object_id, requester)
+                if barred is None or isinstance(transfer.barred, NotSharedError):
+                    self._admit(transfer, requester, barred)
             transfer.kick()
             return transfer, True
         if len(self._running) >= MAX_TRANSFERS:
@@ -156,14 +160,23 @@ class Transfers:
         for_client: bool,
         barred: Exception | None,
     ) -> Transfer:
-        transfer = Transfer(object_id, requester, self._resources, oldest)
+        transfer = Transfer(object_id, requester, self._resources, oldest, self._obstacle)
         transfer.for_client = for_client
-        transfer.barred = barred
+        self._admit(transfer, requester, barred)
         self._running[object_id] = transfer
         task = asyncio.create_task(self._run(object_id, transfer), name=f"transfer {object_id.file_name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return transfer
+
+    def _admit(self, transfer: Transfer, requester: Requester, barred: Exception | None) -> None:
+        transfer.requester, transfer.barred, transfer.admitted_at = requester, barred, self._clock.time()
+
+    def _obstacle(self, transfer: Transfer) -> CooldownError | None:
+        """What has come to forbid going on with a transfer since it was admitted."""
+        path, agent = transfer.object_id.upstream_path, transfer.requester.version
+        cooldown = self._cooldowns.refused_since(path, agent, transfer.admitted_at)
+        return None if cooldown is None else CooldownError(cooldown)
 
     def _bar(self, object_id: ObjectId, requester: Requester) -> CooldownError | None:
         """Why the origin must not be asked now; None if it is asked at once."""
@@ -227,12 +240,12 @@ class Transfers:
             transfer, joined = self.join(object_id, requester, oldest, for_client=for_client)
             try:
                 await transfer.ready()
-            except (NotFoundError, TransferError) as error:
+            except (NotFoundError, TransferError, CooldownError) as error:
                 await asyncio.sleep(0)  # the failed transfer is leaving
                 # Once a client has its answer, it may ask another process, which must know why as well.
                 await self._missing.written()
                 # An old client's 403 doesn't apply to others (docs/protocol.md, trap 20): ask for this one.
-                is_refusal = isinstance(error, TransferError) and error.failure is FailureKind.FORBIDDEN
+                is_refusal = not isinstance(error, NotFoundError) and error.failure is FailureKind.FORBIDDEN
                 if not (joined and is_refusal and transfer.requester.version != requester.version):
                     raise
             else:
@@ -243,14 +256,14 @@ class Transfers:
         return next((one for one in self._running.values() if one.object_id == object_id), None)
 
     async def _run(self, object_id: ObjectId, transfer: Transfer) -> None:
-        path, asked_at = object_id.upstream_path, self._clock.time()
+        path = object_id.upstream_path
         try:
             await transfer.run()
         except (CooldownError, NotSharedError, WithdrawnError) as error:
             logger.debug("%s: %s", object_id.file_name, error)
         except NotFoundError as error:
             logger.info("The origin has no %s: %s", object_id.file_name, error)
-            self._cooldowns.forgive_proxy()
+            self._cooldowns.forgive_proxy(transfer.admitted_at)
             self._missing.add(object_id, self._negative_ttl(object_id))
         except TransferError as error:
             self._note_failure(object_id, transfer, error)
@@ -258,7 +271,8 @@ class Transfers:
                 self._after_failure(object_id, error.failure)
         else:
             if transfer.is_from_origin and not transfer.is_shared:
-                self._cooldowns.succeeded(path, transfer.requester.version, asked_at=asked_at)
+                agent, asked_at = transfer.requester.version, transfer.admitted_at
+                self._cooldowns.succeeded(path, agent, asked_at=asked_at)
             self._after_publishing(transfer.object_id)
         finally:
             del self._running[object_id]
@@ -273,7 +287,9 @@ class Transfers:
             self._needed[path] = error.needed
         if (transfer.is_shared or transfer.was_told) and self._is_noted(error, path, agent):
             return
-        cooldown = self._cooldowns.failed(error.failure, path, agent, str(error), error.retry_after)
+        cooldown = self._cooldowns.failed(
+            error.failure, path, agent, str(error), error.retry_after, transfer.admitted_at
+        )
         wait = cooldown.until - self._clock.time()
         logger.warning("%s could not be fetched (%s); next try in %.0f s.", object_id.file_name, error, wait)
 

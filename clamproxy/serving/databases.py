@@ -150,9 +150,7 @@ class WholeDatabases:
                 published.close()
         except NotFoundError:
             return True
-        except CooldownError as error:
-            return error.cooldown.failure is FailureKind.BAD_CONTENT
-        except TransferError as error:
+        except (CooldownError, TransferError) as error:
             return error.failure is FailureKind.BAD_CONTENT
         except ORIGIN_TROUBLE:
             return False

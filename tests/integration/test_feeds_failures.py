@@ -28,6 +28,7 @@ from tests.harness.feeds import (
     read,
 )
 from tests.support import faults
+from tests.support.disk import limited_files
 from tests.support.faults import Fault
 from tests.support.origin import OriginServer
 from tests.support.site import origin_certificates
@@ -109,6 +110,36 @@ async def test_a_rate_limit_concerns_the_host_and_survives_a_restart(harness: Fe
         assert 900 < until - time.time() <= 1000
         harness.restart()
     assert harness.origin.trace == PATH
+
+
+async def test_refusals_at_the_same_moment_count_once(harness: FeedsHarness) -> None:
+    harness.origin.rule("*", faults.status(429))
+    await asyncio.gather(*(harness.ask(f"/{number}") for number in range(8)))
+    await harness.settle()
+    assert len(harness.origin.requests()) == 8
+    (noted,) = harness.notes["feed/cooldown"].values()
+    assert noted["failures"] == 1
+
+
+async def test_a_download_that_ends_well_takes_back_no_rate_limit(harness: FeedsHarness) -> None:
+    harness.set_out(BIG)
+    harness.origin.rule(PATH, faults.slow(200_000))
+    harness.origin.rule("/other", faults.status(429, retry_after="1000"))
+    response = await harness.ask()
+    assert (await harness.ask("/other")).status == 503
+    assert await read(response) == BIG
+    await harness.settle()
+    assert (await harness.ask("/third")).status == 503
+    assert harness.origin.count("/third") == 0
+
+
+async def test_a_confirmed_copy_is_served_though_the_disk_is_full(harness: FeedsHarness) -> None:
+    harness.set_out(**STALE)
+    await harness.get()
+    with limited_files(10):
+        for _ in range(2):
+            assert await harness.get() == (200, REVALIDATED, BODY)
+    assert harness.notes["feed/cooldown"] == {}
 
 
 async def test_a_missing_file_is_404_and_remembered(harness: FeedsHarness) -> None:

@@ -193,6 +193,21 @@ async def test_in_a_cool_down_the_bucket_is_asked_alone(make: MakeMember, origin
     assert len(one.cooldowns.in_force()) == 2, "what came from the bucket doesn't end a cool-down"
 
 
+async def test_a_client_that_may_ask_takes_over_for_one_that_may_not(
+    make: MakeMember, origin: OriginServer
+) -> None:
+    """Trap 20: whoever comes first, an old client's 403 doesn't apply to others."""
+    origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    one = make()
+    one.cooldowns.failed(FailureKind.FORBIDDEN, "/x", OLD.version, "old")
+    await asyncio.gather(one.fetch(cdiff(5), OLD), one.fetch(cdiff(5), NEW))
+    assert one.read(cdiff(5)) == forge_cdiff("daily", 5)
+    (request,) = origin.requests()
+    assert request.headers["user-agent"] == NEW.user_agent
+    with pytest.raises(CooldownError):
+        await one.fetch(cdiff(6), OLD)
+
+
 # The bucket lies
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -198,6 +198,66 @@ async def test_a_running_transfer_is_joined_in_spite_of_a_cooldown(
     assert harness.transfers.join(cvd(5), NEW) == (transfer, True)
     await transfer.ready()
     await ended(harness)
+
+
+async def test_patches_that_are_refused_together_count_once(harness: TransferHarness) -> None:
+    harness.origin.rule("*", faults.status(403))
+    transfers = [harness.transfers.join(cdiff(version), NEW)[0] for version in (2, 3, 4, 5)]
+    await asyncio.gather(*(transfer.ready() for transfer in transfers), return_exceptions=True)
+    await ended(harness)
+    assert len(harness.origin.requests()) == 4
+    (noted,) = harness.cooldowns.in_force().values()
+    assert noted.failures == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "retry_after", "goes_on"),
+    [
+        (FailureKind.RATE_LIMITED, None, False),
+        (FailureKind.FORBIDDEN, None, False),
+        (FailureKind.SERVER_ERROR, 3600.0, False),
+        (FailureKind.SERVER_ERROR, None, True),
+        (FailureKind.UNREACHABLE, None, True),
+    ],
+)
+async def test_a_transfer_is_not_resumed_in_spite_of_a_refusal(
+    harness: TransferHarness,
+    make_cvd: MakeCvd,
+    failure: FailureKind,
+    retry_after: float | None,
+    goes_on: bool,
+) -> None:
+    harness.origin.put("daily.cvd", make_cvd(5, SIZE))
+    harness.origin.rule("W", faults.stall(300_000))
+    async with asyncio.timeout(LIMIT):
+        transfer, _ = await harness.transfers.ready(cvd(5), NEW)
+        noted = harness.cooldowns.failed(failure, "/daily.cvd", NEW.version, "meanwhile", retry_after)
+        await ended(harness)
+    assert transfer.published is goes_on
+    assert harness.origin.trace == ("W R" if goes_on else "W")
+    assert list(harness.cooldowns.in_force().values()) == ([] if goes_on else [noted])
+
+
+async def test_a_refusal_of_one_client_version_while_it_waits_leaves_the_others_waiting(
+    harness: TransferHarness,
+) -> None:
+    harness.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    slots = harness.resources.slots
+    async with asyncio.timeout(LIMIT), AsyncExitStack() as stack:
+        while not slots.locked():
+            await stack.enter_async_context(slots)
+        waiting = [
+            asyncio.create_task(harness.transfers.ready(cdiff(5), requester)) for requester in (OLD, NEW)
+        ]
+        await until(lambda: harness.transfers.is_running(cdiff(5)))
+        harness.cooldowns.failed(FailureKind.FORBIDDEN, "/x", OLD.version, "old")
+        await stack.aclose()
+        refused, served = await asyncio.gather(*waiting, return_exceptions=True)
+        await ended(harness)
+    assert isinstance(refused, CooldownError)
+    assert not isinstance(served, BaseException)
+    (request,) = harness.origin.requests()
+    assert request.headers["user-agent"] == NEW.user_agent
 
 
 async def test_success_ends_a_cooldown(harness: TransferHarness) -> None:

@@ -199,6 +199,7 @@ def test_a_file_that_changes_again_and_again_is_not_fetched_at_once(harness: Coo
     assert harness.fail(FailureKind.CHANGED) == 2
     harness.cooldowns.succeeded(CVD, NEW, verified=False)
     assert harness.blocks()
+    harness.clock.now += 2
     assert harness.fail(FailureKind.CHANGED) == 4
     harness.cooldowns.succeeded(CVD, NEW)
     assert harness.fail(FailureKind.CHANGED) == 0
@@ -264,12 +265,85 @@ def test_a_good_header_says_nothing_about_the_rest(harness: CooldownHarness) -> 
     assert not harness.blocks()
 
 
+LATER = [
+    pytest.param(FailureKind.FORBIDDEN, None, True, id="403"),
+    pytest.param(FailureKind.RATE_LIMITED, None, True, id="429"),
+    pytest.param(FailureKind.RATE_LIMITED, 7200.0, True, id="429 with Retry-After"),
+    pytest.param(FailureKind.SERVER_ERROR, 7200.0, True, id="503 with Retry-After"),
+    pytest.param(FailureKind.PROXY_AUTHENTICATION, None, True, id="407"),
+    pytest.param(FailureKind.UNREACHABLE, None, False, id="no connection"),
+    pytest.param(FailureKind.INTERRUPTED, None, False, id="a broken transfer"),
+    pytest.param(FailureKind.BAD_CONTENT, None, False, id="bad content"),
+]
+
+
+@pytest.mark.parametrize(("failure", "retry_after", "goes_on"), LATER)
+def test_an_answer_to_an_earlier_request_takes_back_no_refusal(
+    harness: CooldownHarness, failure: FailureKind, retry_after: float | None, goes_on: bool
+) -> None:
+    asked_at = harness.clock.now
+    harness.clock.now += 0.5
+    harness.fail(failure, retry_after=retry_after)
+    harness.clock.now += 0.5
+    harness.cooldowns.succeeded(CVD, NEW, asked_at=asked_at)
+    assert harness.blocks() is goes_on
+    harness.cooldowns.succeeded(CVD, NEW, asked_at=harness.clock.now)
+    assert not harness.blocks()
+
+
+@pytest.mark.parametrize("failure", [FailureKind.FORBIDDEN, FailureKind.SERVER_ERROR])
+def test_no_answer_to_an_earlier_request_shows_that_the_proxy_admits(
+    harness: CooldownHarness, failure: FailureKind
+) -> None:
+    asked_at = harness.clock.now
+    harness.clock.now += 1
+    harness.fail(FailureKind.PROXY_AUTHENTICATION)
+    harness.fail(failure, asked_at=asked_at)
+    harness.cooldowns.forgive_proxy(asked_at)  # a 404, say
+    assert PROXY in harness.cooldowns.in_force()
+    harness.cooldowns.forgive_proxy()
+    assert PROXY not in harness.cooldowns.in_force()
+
+
+@pytest.mark.parametrize(
+    "long", [FailureKind.RATE_LIMITED, FailureKind.SERVER_ERROR, FailureKind.BAD_CONTENT]
+)
+@pytest.mark.parametrize("short", [FailureKind.INTERRUPTED, FailureKind.SERVER_ERROR, FailureKind.CHANGED])
+def test_no_failure_shortens_what_is_in_force(
+    harness: CooldownHarness, long: FailureKind, short: FailureKind
+) -> None:
+    wait = harness.fail(long, retry_after=14400.0)
+    harness.clock.now += 10
+    assert harness.fail(short) == wait - 10
+    assert set(harness.cooldowns.in_force()) == {CVD} == set(harness.notes)
+    harness.clock.now += wait - 11
+    assert harness.blocks()
+    harness.clock.now += 1
+    assert harness.fail(short) == BACKOFFS[short].delay(2 if long is short else 1)
+
+
+@pytest.mark.parametrize("failure", [kind for kind in FailureKind if not BACKOFFS[kind].free])
+def test_what_is_under_way_at_a_failure_fails_once_with_it(
+    harness: CooldownHarness, failure: FailureKind
+) -> None:
+    first = BACKOFFS[failure].first
+    waits = []
+    for _ in range(4):
+        waits.append(harness.fail(failure))
+        harness.clock.now += 0.1
+    assert waits == pytest.approx([first] * 4)
+    assert harness.fail(failure, retry_after=7200.0) == 7200.0, "the later end counts"
+    harness.clock.now += 7200
+    assert harness.fail(failure) == BACKOFFS[failure].delay(2)
+
+
 def test_a_restart_forgets_nothing(harness: CooldownHarness) -> None:
     harness.fail(FailureKind.RATE_LIMITED, retry_after=7200.0)
     harness.fail(FailureKind.FORBIDDEN)
     again = harness.make()
     assert again.in_force() == harness.cooldowns.in_force()
     # the count of failures goes on, too
+    harness.clock.now += 60
     assert again.failed(FailureKind.FORBIDDEN, CVD, NEW, "why").failures == 2
 
 
@@ -312,14 +386,17 @@ def test_no_cooldown_outlasts_the_longest(
     events: list[tuple[FailureKind, str, str, float | None, float]],
 ) -> None:
     harness = CooldownHarness()
+    is_demanded = False
     for failure, path, agent, retry_after, pause in events:
+        is_demanded |= bool(retry_after)
         harness.fail(failure, path, agent, retry_after=retry_after)
-        longest = LONGEST_RETRY_AFTER if retry_after else BACKOFFS[failure].longest
         for cooldown in harness.cooldowns.in_force().values():
             assert cooldown.until - harness.clock.now <= LONGEST_RETRY_AFTER + 0.001
         found = harness.cooldowns.check(path, agent)
         assert found is not None or BACKOFFS[failure].free or (retry_after and 0 < retry_after < 1)
-        assert harness.fail(failure, "/other.cvd", "other", retry_after=retry_after) <= longest + 0.001
+        cooldown = harness.cooldowns.failed(failure, "/other.cvd", "other", "why", retry_after)
+        longest = LONGEST_RETRY_AFTER if is_demanded else BACKOFFS[cooldown.failure].longest
+        assert cooldown.until - harness.clock.now <= longest + 0.001
         harness.clock.now += pause
 
 

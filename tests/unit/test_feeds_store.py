@@ -19,6 +19,7 @@ from clamproxy.feeds.given import Given
 from clamproxy.feeds.sharing_rules import ResponseHead
 from clamproxy.feeds.spool import FeedsFullError
 from clamproxy.files import open_unfinished
+from tests.support.disk import limited_files
 from tests.support.fixtures import Child
 
 LIMIT = 100_000
@@ -151,6 +152,39 @@ def test_bodies_that_arrive_count(directory: Path) -> None:
     with pytest.raises(FeedsFullError):
         store.make_room(60_000)
     spool.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "left"),
+    [
+        pytest.param(None, 0, id="the first body"),
+        pytest.param(b"old", 2, id="another body"),
+        pytest.param(b"body", 2, id="the same body again"),
+    ],
+)
+def test_no_body_stays_without_its_note_on_a_full_disk(directory: Path, old: bytes | None, left: int) -> None:
+    store = open_store(directory)
+    if old is not None:
+        put(store, 1, old)
+    # The body fits in, its note doesn't.
+    with limited_files(10), pytest.raises(OSError, match="too large"):
+        put(store, 1, b"body")
+    assert body_of(store, 1) == old
+    assert len([path for path in directory.iterdir() if path.is_file()]) == left
+    put(store, 1, b"body")
+    assert body_of(store, 1) == b"body"
+
+
+def test_a_head_that_can_not_be_written_counts_here(directory: Path) -> None:
+    store = open_store(directory)
+    entry = put(store, 1, b"body")
+    head = ResponseHead(entry.head.headers, AT + 1, AT + 1)
+    with limited_files(10):
+        renewed = store.renew(entry, head)
+    assert renewed is not None
+    assert store.get(key_of(1)) == renewed
+    assert (renewed.head, body_of(store, 1)) == (head, b"body")
+    assert open_store(directory).get(key_of(1)) == entry, "a restart knows the old one"
 
 
 def test_room_is_given_back_though_the_disk_can_not_be_written_to(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,21 @@ def test_failures_are_counted_together(processes: tuple[Process, Process]) -> No
     for cooldowns, failures in zip(both * 2, (1, 2, 3, 4), strict=True):
         cooldown = cooldowns.failed(FailureKind.SERVER_ERROR, PATH, VERSION, "why")
         assert cooldown.failures == failures
+        processes[0].clock.now = cooldown.until
+
+
+def test_what_fails_at_two_gateways_at_once_holds_back_for_the_longer_time(
+    processes: tuple[Process, Process],
+) -> None:
+    """Each may have noted its own failure before it heard of the other's."""
+    first, _ = processes
+    long = first.cooldowns().failed(FailureKind.RATE_LIMITED, PATH, VERSION, "why", 14400.0)
+    first.clock.now += 1
+    short = replace(
+        long, until=first.clock.now + 1, failure=FailureKind.SERVER_ERROR, noted_at=first.clock.now
+    )
+    first.store.noted.set_note(site_key("other", "cooldown", PATH), asdict(short))
+    assert first.cooldowns().check(PATH, VERSION) == long
 
 
 def test_one_process_alone_tries_a_parent_proxy_again(processes: tuple[Process, Process]) -> None:
@@ -141,7 +156,7 @@ def test_feed_cooldowns(processes: tuple[Process, Process]) -> None:
     first.failed("feed.example", "key", FailureKind.FORBIDDEN, "why", None)
     seen()
     assert second.check("feed.example", "key") is not None
-    second.succeeded("feed.example", "key")
+    second.succeeded("feed.example", "key", processes[1].clock.now)
     seen()
     assert first.check("feed.example", "key") is None
 
