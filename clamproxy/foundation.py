@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clamproxy.cache.layout import NEWEST_PROVEN
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.config.units import MIB
@@ -9,6 +10,7 @@ from clamproxy.files import sweep_unfinished
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.leases.leases import Leases
 from clamproxy.notes import Notes
+from clamproxy.sharing.gateway_document import DIRECTORY as REPORTS
 from clamproxy.sharing.site import TOPIC as FLEET_STORE
 from clamproxy.sharing.site import Site
 from clamproxy.state import make_state_directory, move_choices, move_records
@@ -38,6 +40,8 @@ class Foundation:
         sweep_unfinished(state)
         self.records = Records(state)
         self.store = Store(settings.cache.directory, records=self.records, keys=keys, hold=HELD)
+        for part in (NEWEST_PROVEN, REPORTS):  # the store sweeps its objects only
+            sweep_unfinished(settings.cache.directory / part)
         move_records(self.store, settings.cache.directory)
         self.held = move_choices(state, settings.cache.directory)
         """What is held, if the state directory can't tell."""

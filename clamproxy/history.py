@@ -53,8 +53,10 @@ class Past:
             now: Unix seconds.
         """
         present, step = tuple(counters.get(name, 0) for name in SERIES), int(now // STEP)
-        steps = {number: amounts for number, amounts in self.steps.items() if step - STEPS <= number <= step}
-        # If the clock was set back, nothing may be counted in a step that is still to come.
+        # If the clock was set back, nothing may be counted in a step that is still to come. If it is fast for
+        # a moment, the last day isn't too old: how many are kept doesn't depend on the clock.
+        kept = sorted(number for number in self.steps if number <= step)[-STEPS:]
+        steps = {number: self.steps[number] for number in kept}
         if self.step is not None:
             running = min(self.step, step)
             before = steps.get(running, (0,) * len(SERIES))
@@ -155,9 +157,10 @@ class History:
         self._notes.save(_NOTE, self._past.saved())
 
     async def _take_in(self) -> None:
-        """Go on from what another process has saved since."""
+        """Go on from what another process has saved since, also after the clock was set back."""
         saved = await in_thread("clamproxy-history", lambda: read_past(self._notes))
-        if (saved.step or 0) > (self._past.step or 0):
+        own, present = self._past.step, int(self._clock() // STEP)
+        if saved.step is not None and (own is None or saved.step > own or own > present):
             self._past = saved
 
     async def _read_along(self) -> None:

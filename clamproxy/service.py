@@ -103,7 +103,7 @@ class Service:
         self.gateway, self.announcer = self.clamav.gateway, self.clamav.announcer
         self.databases = self.clamav.databases
         self.feeds = self._make_feeds()
-        self.site_files = SiteFiles(settings.files.directory, directory)
+        self.site_files = SiteFiles(settings.files.directory, directory, writer=self.writer)
         self._history = History(self.store.counters, foundation.kept_notes("history"), leases=leases)
         self._peers = Peers(settings)
         self.pages = Pages(self._make_sources())
@@ -199,7 +199,7 @@ class Service:
         """Write everything that was noted to disk."""
         self.stats.flush()
         self.fleet.flush()
-        await self.writer.run(self.site_files.prepare_save())
+        await self.writer.run(lambda: None)
 
     def note_proxies(self, endpoints: Sequence[Endpoint] | None) -> None:
         self.writer.submit(lambda: note_proxies(self.store, endpoints))
@@ -210,7 +210,6 @@ class Service:
         self.clamav.stop()
         self.feeds.stop()
         self.fleet.flush()
-        self.writer.submit(self.site_files.prepare_save())
         self._foundation.stop()
 
     @property

@@ -25,7 +25,7 @@ class SiteExchange:
     Args:
         store: the cache, with the records.
         leases: among the processes of the machine, one of which does the exchange.
-        report: makes this gateway's report; None if there is nothing new.
+        report: makes this gateway's report, if it fits.
         most_machines: how many machines of another gateway are shown, at most.
     """
 

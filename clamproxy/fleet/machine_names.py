@@ -13,6 +13,8 @@ CREATE TABLE IF NOT EXISTS names (
     address TEXT PRIMARY KEY, name TEXT, until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
+LONGEST = 86400.0
+"""Seconds for which an answer counts, at most."""
 
 
 class Name(NamedTuple):
@@ -39,11 +41,13 @@ class MachineNames:
 
     def wanted(self, now: float, count: int) -> list[str]:
         """The machines' addresses to ask for, those of the latest requests first."""
+        # One that is to count for longer was asked for while the clock was fast.
         query = (
             "SELECT address FROM machines LEFT JOIN names USING (address) "
-            "WHERE until IS NULL OR until < ? GROUP BY address ORDER BY max(last_seen) DESC LIMIT ?"
+            "WHERE until IS NULL OR until NOT BETWEEN ? AND ? "
+            "GROUP BY address ORDER BY max(last_seen) DESC LIMIT ?"
         )
-        return [address for (address,) in self._connection.execute(query, (now, count))]
+        return [address for (address,) in self._connection.execute(query, (now, now + LONGEST, count))]
 
     def put(self, names: Iterable[Name]) -> None:
         """Insert or replace names; those of addresses without a machine are dropped."""

@@ -36,6 +36,9 @@ ENOUGH = 20_000
 """Visits that are written without delay."""
 MOST_PENDING = 40_000
 """Visits, of some 500 bytes each, that may wait to be written. The oldest are dropped first."""
+CLOCK_DOUBTED = 600.0
+"""Seconds for which a clock must have been so late before machines are dropped as silent: it may be fast for
+a moment, by years, and then all but the one that visits seem to be."""
 
 REFUSALS = (401, 407)
 """Statuses for clients that are not users of the gateway."""
@@ -164,7 +167,8 @@ class Fleet:
     def _record(self, rows: Rows, visits: Iterable[Visit], releases: Iterable[Release]) -> None:
         for release in releases:
             rows.note(release)
-        forgotten = rows.forgotten(self._clock())
+        now = self._clock()
+        forgotten, heard_until = rows.forgotten(now), rows.last_heard(now - CLOCK_DOUBTED)
         machines: dict[Key, list[Visit]] = {}
         agents: dict[Key, Agent] = {}
         headers: set[bytes] = set()
@@ -180,8 +184,8 @@ class Fleet:
             agents[key] = agent
         additions = {key: Addition() for key in machines}
         rows.put([_after(rows, agents[key], key[1], seen, additions[key]) for key, seen in machines.items()])
-        rows.stories.add(additions, self._clock())
-        rows.limit(self._settings.max_clients, self._clock() - self._settings.keep)
+        rows.stories.add(additions, now)
+        rows.limit(self._settings.max_clients, heard_until - self._settings.keep)
 
 
 def _check(rows: Rows) -> None:

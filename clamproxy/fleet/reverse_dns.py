@@ -11,15 +11,15 @@ import dns.exception
 import dns.name
 import dns.resolver
 
-from clamproxy.fleet.machine_names import Name
+from clamproxy.fleet.machine_names import LONGEST, Name
 from clamproxy.origin.resolver import LIFETIME, stub_resolver
 
 AT_ONCE = 8
 """Lookups at the same time."""
 PER_SECOND = 20
 """Lookups per second at most: those for ten thousand machines take some eight minutes."""
-SHORTEST, LONGEST = 3600.0, 86400.0
-"""Seconds for which a name counts, whatever its TTL is."""
+SHORTEST = 3600.0
+"""Seconds for which a name counts, whatever its TTL is; `LONGEST` at most."""
 WITHOUT_NAME = 6 * 3600.0
 """Seconds until an address that has no name is asked for again."""
 WITHOUT_ANSWER = 900.0

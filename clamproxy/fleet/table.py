@@ -14,7 +14,7 @@ from clamproxy.dates import as_time
 from clamproxy.fleet import machine_names, stories, trend
 from clamproxy.fleet.agent import Agent
 from clamproxy.fleet.machine_names import MachineNames
-from clamproxy.fleet.observer import Failure, Holding, Knowledge
+from clamproxy.fleet.observer import LONGEST_DISORDER, Failure, Holding, Knowledge
 from clamproxy.fleet.stories import Stories
 from clamproxy.fleet.trend import Shares
 from clamproxy.storage.records_file import Damage, RecordsFile
@@ -132,8 +132,16 @@ class Rows:
 
     def forgotten(self, now: float) -> dict[str, float]:
         """When machines were last forgotten, by UUID: their earlier visits don't count."""
-        self._connection.execute("DELETE FROM forgotten WHERE at < ?", (now - _FORGOTTEN_KEPT,))
+        # One forgotten in the future, by a clock that was fast, would stay hidden until then.
+        kept = (now - _FORGOTTEN_KEPT, now + LONGEST_DISORDER)
+        self._connection.execute("DELETE FROM forgotten WHERE at NOT BETWEEN ? AND ?", kept)
         return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
+
+    def last_heard(self, until: float) -> float:
+        """When a machine was last seen, up to a time; that time if none was."""
+        query = "SELECT max(last_seen) FROM machines WHERE last_seen <= ?"
+        (last,) = self._connection.execute(query, (until,)).fetchone()
+        return until if last is None else float(last)
 
     def limit(self, count: int, silent_since: float) -> None:
         """Drop machines that have been silent since `silent_since`, and the longest silent above `count`.

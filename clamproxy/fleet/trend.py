@@ -36,9 +36,16 @@ class Shares:
         self._connection = connection
 
     def add(self, sample: Sample) -> None:
-        """Add a sample. The first one of an hour counts, whichever process it comes from."""
+        """Add a sample. The first one of an hour counts, whichever process it comes from.
+
+        How many are kept doesn't depend on the clock: if that is fast for a moment, none of them is too old.
+        """
         self._connection.execute("INSERT OR IGNORE INTO shares VALUES (?, ?, ?, ?)", sample)
-        self._connection.execute("DELETE FROM shares WHERE hour <= ?", (sample.hour - STEPS,))
+        self._connection.execute(
+            "DELETE FROM shares WHERE hour <= (SELECT hour FROM shares WHERE hour <= :hour "
+            "ORDER BY hour DESC LIMIT 1 OFFSET :kept)",
+            {"hour": sample.hour, "kept": STEPS},
+        )
 
     def until(self, hour: int) -> list[Sample]:
         """The samples of the `STEPS` hours up to this one."""

@@ -63,7 +63,7 @@ _HEARD_EVERY = 30.0
 """Seconds between two notes of when a gateway was last heard of, at least."""
 
 type Report = Callable[[], Awaitable[bytes | None]]
-"""Makes this gateway's report; None if there is nothing new to tell."""
+"""Makes this gateway's report; None if there is none."""
 
 
 async def _no_report() -> bytes | None:
@@ -116,6 +116,8 @@ class NoteExchange:
         self._generation = -1
         self._told: Notes | None = None
         self._told_at = self._reported_at = -SIGN_OF_LIFE
+        self._reported: int | None = None
+        """Tells the report that is in the store from a new one; None if there may be none."""
         self._others: dict[str, _OtherGateway] | None = None
         """By id; None until the first look."""
         self._looked_at: float | None = None
@@ -177,8 +179,9 @@ class NoteExchange:
     async def _send_report(self) -> None:
         self._reported_at = self._clock.monotonic()
         packed = await self._report()
-        if packed is not None:
+        if packed is not None and hash(packed) != self._reported:
             await self._bucket.put(reports.path_of(await self._own.find_id()), packed)
+            self._reported = hash(packed)  # only now: what could not be put is put the next time
 
     # What others tell
 
@@ -200,7 +203,9 @@ class NoteExchange:
             self._others = await in_thread("clamproxy-exchange", self._remembered)
         others = self._others
         documents = {gateway: one for name, one in listed.items() if (gateway := id_in(name)) is not None}
-        documents.pop(await self._own.find_id(), None)
+        documents.pop(own := await self._own.find_id(), None)
+        if f"{own}{reports.SUFFIX}" not in listed:
+            self._reported = None  # others delete it if this gateway has been gone for a day
         heard = sum(not one.is_gone for one in others.values())
         for gateway, document in documents.items():
             is_heard = gateway in others and not others[gateway].is_gone
@@ -298,15 +303,15 @@ class NoteExchange:
             logger.warning("What gateway %s tells is ignored: %s.", gateway, reason)
 
     async def _fetch_report(self, gateway: str, known: _OtherGateway, listed: Listed) -> None:
-        if listed.etag == known.report or known.applied is None:
+        if listed.etag == known.report or known.applied is None or self._store.condition.state is not None:
             return
         stored = await self._bucket.get(reports.path_of(gateway)) if listed.size <= reports.LARGEST else None
-        known.report = listed.etag
-        if stored is not None:
-            try:
+        try:
+            if stored is not None:
                 await in_thread("clamproxy-exchange", lambda: self._reports.save(gateway, stored.content))
-            except OSError as error:
-                self._store.condition.failed(error)
+            known.report = listed.etag  # only now: otherwise it is fetched again once the disk takes it
+        except OSError as error:
+            self._store.condition.failed(error)
 
     # Gateways that are gone
 

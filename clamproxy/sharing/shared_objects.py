@@ -195,12 +195,14 @@ class SharedObjects:
         Large objects can't be replaced under a condition in all stores. If two gateways do this at the same
         time, one of them may delete the right object, and then uploads its own.
         """
+        bad = self._bad[object_id]  # it may be replaced twice at a time, or turn out to be bad in another way
         listed = await self._bucket.list(f"{_DIRECTORY}/{object_id.database}")
         present = listed.get(object_id.file_name)
-        if present is not None and present.etag == self._bad[object_id]:
+        if present is not None and present.etag == bad:
             await self._bucket.delete(path_of(object_id))
             logger.info("A bad %s in the object store was replaced.", object_id.file_name)
-        del self._bad[object_id]
+        if self._bad.get(object_id) == bad:
+            del self._bad[object_id]
 
     async def _upload_and_release(
         self, object_id: ObjectId, lease: Lease | None, learnt: Learnt | None

@@ -73,6 +73,7 @@ class Publisher:
         """What reads the directory; it hangs for as long as a network drive does."""
         self._gave_way = False
         """Whether the last look left checks to the next one, in favour of the ignored signatures."""
+        self._catching_up = asyncio.Lock()
         self._is_known = asyncio.Event()
         self._is_publishing = False
         self._trouble = ""
@@ -159,14 +160,15 @@ class Publisher:
     async def catch_up(self) -> None:
         """Take over at once what another process has published: all of them serve the same. Quick."""
         place = self._place
-        mark = stamp_of(place / FILE_NAME)
-        if self._is_publishing or mark == self._saved_as:
-            return
-        with suppress(OSError):
-            catalog = await in_thread(_THREAD, lambda: Catalog.load(place))
-            if not self._is_publishing:
-                self._catalog = self._saved = catalog
-                self._saved_as = mark
+        async with self._catching_up:  # hundreds may ask, and one thread is enough for all
+            mark = stamp_of(place / FILE_NAME)
+            if self._is_publishing or mark == self._saved_as:
+                return
+            with suppress(OSError):
+                catalog = await in_thread(_THREAD, lambda: Catalog.load(place))
+                if not self._is_publishing:
+                    self._catalog = self._saved = catalog
+                    self._saved_as = mark
 
     async def _read[T](self, function: Callable[[], T], longest: float) -> T:
         """Run a function that reads the directory, one at a time.
@@ -240,7 +242,8 @@ class Publisher:
         if entry is None or entry.source != found.identity:
             return False
         if entry.state is State.WAITING:
-            return self._clock() < self._retry_at.get(found.name, 0.0)
+            # Not by a time that is further off: the clock was fast when the check failed.
+            return 0 < self._retry_at.get(found.name, 0.0) - self._clock() <= RETRY_AFTER
         served = entry.served
         # With clamscan installed in the meantime, what could only be looked at is checked.
         return not (clamscan and entry.state is State.PUBLISHED and served and served.checked_by is None)

@@ -24,6 +24,7 @@ from clamproxy.site_files.file_names import DIGEST, INDEX, PREFIX
 from clamproxy.site_files.publication_dates import has_current
 from clamproxy.site_files.publisher import Publisher, place_of
 from clamproxy.site_files.recipients import Recipients, recipient
+from clamproxy.threads import Writer
 
 LONGEST_WAIT = 5.0
 """Seconds for which a request waits until it is known what is published, after a start."""
@@ -38,11 +39,18 @@ class SiteFiles:
         directory: `files.directory`; None: there are no files.
         records: the state directory.
         clock: returns Unix seconds.
+        writer: see `Recipients`.
     """
 
-    def __init__(self, directory: Path | None, records: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        records: Path,
+        clock: Callable[[], float] = time.time,
+        writer: Writer | None = None,
+    ) -> None:
         self._publisher = Publisher(directory, records, clock)
-        self._recipients = Recipients(place_of(records))
+        self._recipients = Recipients(place_of(records), writer)
         self._clock = clock
 
     @property
@@ -55,10 +63,6 @@ class SiteFiles:
 
     def stop(self) -> None:
         self._publisher.stop()
-
-    def prepare_save(self) -> Callable[[], None]:
-        """A function that keeps what the next process should know; it blocks for some milliseconds."""
-        return self._recipients.prepare_save()
 
     async def handle(self, request: Request, address: str) -> Response:
         """Respond to a GET or HEAD below `PREFIX`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections import Counter
@@ -14,13 +15,15 @@ import pytest
 from obstore.store import MemoryStore
 
 from clamproxy.bucket.bucket import Bucket
+from clamproxy.bucket.bucket_errors import BucketError
 from clamproxy.bucket.bucket_requests import BucketRequests
 from clamproxy.cache.store import Store
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.sharing import gateway_document, note_exchange, site_notes
+from clamproxy.sharing.clock_difference import SIGN_OF_LIFE
 from clamproxy.sharing.gateway_document import GatewayDocument, path_of
 from clamproxy.sharing.note_exchange import DELETE_AFTER, GONE_AFTER, LOOK_EVERY, NoteExchange
-from clamproxy.sharing.reports import packed, unpacked
+from clamproxy.sharing.reports import REPORT_EVERY, Reports, packed, unpacked
 from clamproxy.storage.records import Records
 
 NOW = 1_700_000_000.0
@@ -229,6 +232,71 @@ async def test_reports_arrive(site: Site) -> None:
     await site.go_on(10)
     [file] = second.directory.glob("gateways/*")
     assert list(unpacked(file.read_bytes())) == [b"one", b"two"]
+
+
+async def test_a_report_that_could_not_be_put_is_put_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = site.gateway("a"), site.gateway("b")
+    first.report = packed([b"one"])
+    with monkeypatch.context() as patch:
+
+        async def refuse(*_: object) -> None:
+            raise BucketError("down for a moment")
+
+        patch.setattr(site.bucket, "put", refuse)
+        await site.go_on(2)
+    await site.go_on(REPORT_EVERY + 20)
+    assert reports(second) == [[b"one"]]
+    puts = site.calls["put"]
+    first.report = None
+    await site.go_on(SIGN_OF_LIFE)
+    others = site.calls["put"] - puts
+    first.report = packed([b"one"])  # the same as before
+    puts = site.calls["put"]
+    await site.go_on(SIGN_OF_LIFE)
+    assert site.calls["put"] - puts == others
+
+
+async def test_a_report_that_others_have_deleted_comes_back(site: Site) -> None:
+    """They do so with one of a gateway that couldn't reach the store for a day."""
+    first, second = site.gateway("a"), site.gateway("b")
+    first.report = packed([b"one"])
+    await site.go_on(20)
+    for name in await site.bucket.list("gateways"):
+        await site.bucket.delete(f"gateways/{name}")
+    site.gateways.remove(first)
+    await site.go_on(20)
+    assert reports(second) == []
+    site.gateways.append(first)
+    await site.go_on(2 * REPORT_EVERY + 20)
+    assert reports(second) == [[b"one"]]
+
+
+async def test_a_report_that_could_not_be_saved_is_saved_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = site.gateway("a"), site.gateway("b")
+    first.report = packed([b"one"])
+    tries = 0
+
+    def refuse(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reports, "save", refuse)
+        await site.go_on(60)
+    assert (tries, reports(second)) == (1, [])  # as long as the disk is full, it isn't fetched in vain
+    second.store.mend()
+    await site.go_on(20)
+    assert reports(second) == [[b"one"]]
+
+
+def reports(gateway: Gateway) -> list[list[bytes]]:
+    """Those of others that a gateway has."""
+    return [list(unpacked(file.read_bytes())) for file in gateway.directory.glob("gateways/*.report.gz")]
 
 
 def _with(**changes: Any) -> bytes:

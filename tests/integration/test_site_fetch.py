@@ -364,6 +364,20 @@ async def test_what_could_not_be_uploaded_is_not_tried_at_each_look(
     assert tries == 4
 
 
+async def test_a_bad_object_that_is_replaced_twice_at_a_time(
+    make: MakeMember, origin: OriginServer, make_cvd: MakeCvd
+) -> None:
+    one = await fill(make, origin, make_cvd)
+    await put_there(one, cvd(5), make_cvd(4))
+    bad = (await one.shared.list())[cvd(5)]
+    one.shared.reject(cvd(5), bad.etag)
+    assert await asyncio.gather(*(one.shared.upload(cvd(5)) for _ in range(2))) == [True, True]
+    assert not one.shared.is_bad(cvd(5))
+    there = await one.bucket.get(path_of(cvd(5)))
+    assert there is not None
+    assert there.content == make_cvd(5, BIG)
+
+
 async def test_what_was_purged_is_taken_only_when_needed(
     make: MakeMember, origin: OriginServer, make_cvd: MakeCvd
 ) -> None:

@@ -334,6 +334,15 @@ async def test_a_check_that_fails_is_repeated_later(bench: Bench) -> None:
     assert bench.served() == FIRST
 
 
+async def test_a_check_that_failed_while_the_clock_was_fast_is_repeated(bench: Bench) -> None:
+    bench.put(FIRST)
+    bench.failure, bench.now = "clamscan was ended by signal 9", START + 1e8
+    await bench.look()
+    bench.failure, bench.now = "", START
+    await bench.look()
+    assert bench.served() == FIRST
+
+
 async def test_what_was_not_checked_is_checked_when_clamscan_is_installed(bench: Bench) -> None:
     bench.has_clamscan = False
     bench.put(BROKEN)
@@ -561,6 +570,33 @@ async def test_one_process_publishes_and_the_others_follow(bench: Bench) -> None
     await follower.look()
     assert follower.catalog.files[NAME].served == bench.publisher.catalog.files[NAME].served
     assert bench.served() == SECOND
+
+
+async def test_many_requests_after_a_publication_read_it_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that doesn't publish itself."""
+    follower = Publisher(bench.directory, bench.records, lambda: bench.now)
+    bench.put(FIRST)
+    await bench.look()
+    reads, load, may_end = 0, Catalog.load, threading.Event()
+
+    def slow(place: Path) -> Catalog:
+        nonlocal reads
+        reads += 1
+        may_end.wait()
+        return load(place)
+
+    monkeypatch.setattr(Catalog, "load", slow)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        requests = [group.create_task(follower.catch_up()) for _ in range(100)]
+        await until(lambda: reads > 0)
+        requests.pop().cancel()  # one whose client has gone takes nothing away from the others
+        requests.pop(0).cancel()
+        may_end.set()
+    assert all(request.done() for request in requests)
+    assert follower.catalog.published == [NAME]
+    assert reads <= 2  # the first one was cancelled
 
 
 # Requests

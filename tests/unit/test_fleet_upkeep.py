@@ -13,8 +13,9 @@ from clamproxy.config.settings import Settings
 from clamproxy.fleet import fleet_upkeep
 from clamproxy.fleet.fleet_upkeep import FleetUpkeep, take_sample
 from clamproxy.fleet.live_labels import LiveLabels
+from clamproxy.fleet.machine_names import LONGEST
 from clamproxy.fleet.reading import read_trend
-from clamproxy.fleet.reverse_dns import LONGEST, SHORTEST, WITHOUT_ANSWER, WITHOUT_NAME
+from clamproxy.fleet.reverse_dns import SHORTEST, WITHOUT_ANSWER, WITHOUT_NAME
 from clamproxy.fleet.table import Table, reading
 from clamproxy.fleet.trend import STEP, STEPS, Sample, hour_of, to_json
 from tests.harness.fleet import FleetHarness, uuid
@@ -24,6 +25,7 @@ from tests.support.dns_server import FakeDns, Mode
 from tests.support.stored import until
 
 NOW = 1_795_000_123.0
+YEAR = 365 * 86400
 
 
 @pytest.fixture
@@ -94,6 +96,22 @@ class TestNames:
         await keeper.name_some()
         assert names(harness)["10.0.0.1"] == "web02.example.net"
         assert len(name_server.queries) == asked + 3
+
+    async def test_names_that_were_asked_for_while_the_clock_was_fast(
+        self, harness: FleetHarness, name_server: FakeDns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = Clock(NOW + YEAR)
+        monkeypatch.setattr("clamproxy.fleet.fleet_upkeep.time.time", clock)
+        await meet(harness, "10.0.0.1")
+        keeper = made(harness, fleet={"reverse_dns": True, "nameservers": [name_server.nameserver]})
+        await keeper.name_some()
+        clock.now = NOW
+        name_server.pointers["10.0.0.1"] = "web02.example.net."
+        await keeper.name_some()
+        assert names(harness) == {"10.0.0.1": "web02.example.net"}
+        asked = len(name_server.queries)
+        await keeper.name_some()
+        assert len(name_server.queries) == asked
 
     async def test_a_few_at_a_time(
         self, harness: FleetHarness, name_server: FakeDns, monkeypatch: pytest.MonkeyPatch
@@ -192,7 +210,26 @@ class TestTrend:
         with reading(harness.directory) as rows:
             assert rows is not None
             assert [one.hour for one in rows.shares.until(hour)] == [hour - STEPS + 1, hour]
-            assert rows.shares.until(hour - 1) == [Sample(hour - STEPS + 1, 1, 1, 0)]
+            assert [one.hour for one in rows.shares.until(hour - 1)] == [hour - STEPS, hour - STEPS + 1]
+
+    @pytest.mark.parametrize("off", [YEAR, -YEAR])
+    async def test_a_clock_that_is_wrong_for_a_moment(self, harness: FleetHarness, off: int) -> None:
+        hour = hour_of(NOW)
+        wrong = hour + off // STEP
+        for number in (*range(hour - STEPS, hour), wrong, hour):
+            await made(harness, Sample(number, 1, 1, 0)).sample()
+        with reading(harness.directory) as rows:
+            assert rows is not None
+            assert [one.hour for one in rows.shares.until(hour)] == [*range(hour - STEPS + 1, hour + 1)]
+
+    async def test_no_more_are_kept_than_can_be_shown(self, harness: FleetHarness) -> None:
+        hour = hour_of(NOW)
+        for number in range(hour - STEPS - 50, hour + 1):
+            await made(harness, Sample(number, 1, 1, 0)).sample()
+        with reading(harness.directory) as rows:
+            assert rows is not None
+            (count,) = rows.shares._connection.execute("SELECT count(*) FROM shares").fetchone()
+        assert count == STEPS
 
     def test_no_table(self, tmp_path: Path) -> None:
         assert read_trend(tmp_path, NOW) == to_json([], NOW)

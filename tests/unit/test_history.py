@@ -90,7 +90,6 @@ def test_a_restart_within_a_step() -> None:
 def test_a_gap_longer_than_a_day() -> None:
     past = Past().noted(counters(0), T0).noted(counters(6), T0 + 400 * STEP)
     assert shown(past, 6, T0 + 400 * STEP) == [None] * (STEPS - 1) + [0]
-    assert len(past.noted(counters(6), T0 + 401 * STEP).steps) == 2
 
 
 def test_counters_that_begin_anew() -> None:
@@ -106,6 +105,34 @@ def test_a_clock_that_is_set_back() -> None:
     assert shown(past, 8, T0 + 10 * STEP)[-11:] == [5, *[None] * 9, 3]
     past = past.noted(counters(9), T0 + 11 * STEP)
     assert shown(past, 9, T0 + 11 * STEP)[-2:] == [4, 0]
+
+
+def test_a_clock_that_is_fast_for_a_moment() -> None:
+    past = Past()
+    for number in range(STEPS):
+        past = past.noted(counters(number), T0 + number * STEP)
+    now = T0 + STEPS * STEP
+    past = past.noted(counters(STEPS), now + 10**8).noted(counters(STEPS + 1), now)
+    assert shown(past, STEPS + 1, now) == [1] * STEPS
+
+
+@pytest.mark.parametrize("set_back", [3 * STEP, 2 * STEPS * STEP])
+async def test_after_the_clock_was_set_back_all_processes_show_the_same(set_back: int) -> None:
+    """Whoever takes over the duty goes on with what the one before has saved."""
+    saved: dict[str, Any] = {}
+    count = {"requests": 0}
+    clock = Clock(float(T0))
+    on_duty, other = (History(lambda: dict(count), notes_in(saved), clock) for _ in range(2))
+    for process in (on_duty, other):
+        await process.sample()
+    clock.now -= set_back
+    for requests in (5, 12):
+        count["requests"] = requests
+        await on_duty.sample()
+        clock.now += STEP
+    count["requests"] = 20
+    await other.sample()
+    assert shown(other.past, 20, clock.now)[-3:] == [12, 8, 0]
 
 
 def test_two_processes_that_look_at_the_same_counters() -> None:

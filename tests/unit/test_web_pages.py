@@ -13,6 +13,7 @@ import pytest
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
 from clamproxy.messages import CACHE_STATUS, Response, Result
+from clamproxy.sharing.reports import unpacked
 from clamproxy.web import pages as site_module
 from clamproxy.web.pages import GUARDED, PATHS
 from clamproxy.web.sources import Place
@@ -320,6 +321,14 @@ async def test_alive_though_nothing_can_be_read(
         response = await harness.ask(path)
         assert_decent(response)
         assert (response.status, "Retry-After" in response.headers) == (503, True)
+
+
+async def test_a_report_stays_the_same_while_nothing_happens(harness: StatusHarness) -> None:
+    """Whoever puts it into the object store compares: it may have to put the same once more."""
+    first, second = await harness.site.report(), await harness.site.report()
+    assert first is not None
+    assert first == second
+    assert json.loads(next(unpacked(first)))["gateway"]["now"] == 0
 
 
 async def test_status_json_is_json(harness: StatusHarness) -> None:
