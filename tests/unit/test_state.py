@@ -269,6 +269,23 @@ def test_what_could_not_be_written_is_counted_once(tmp_path: Path) -> None:
         assert records.counters()["stale"] == 1
 
 
+def test_a_note_that_could_not_be_written_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may ever note it again, but requests are counted all the time."""
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
+    records = Records(tmp_path)
+    records.set_note("topic/other", 1)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        for value in (2, 3):
+            assert not records.set_note("topic/key", value)
+        assert records.notes("topic/") == {"other": 1, "key": 3}
+    assert records.add(COUNTERS)
+    assert Records(tmp_path).notes("topic/") == {"other": 1, "key": 3}
+    Records(tmp_path).set_note("topic/key", 4)
+    assert records.add(COUNTERS)
+    assert records.notes("topic/") == {"other": 1, "key": 4}, "it is written once"
+
+
 def test_a_flipped_bit_is_no_count(tmp_path: Path) -> None:
     Records(tmp_path).add(COUNTERS)
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
