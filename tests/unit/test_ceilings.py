@@ -17,6 +17,7 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import Notes, site_key
 from clamproxy.releases import holds
+from clamproxy.releases.ceiling import Cause, Ceiling
 from clamproxy.releases.ceilings import LOOK_EVERY, Ceilings
 from clamproxy.releases.first_seen import TOPIC, SeenVersions
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
@@ -129,6 +130,23 @@ async def test_a_hold_that_is_lost_at_once(around: Around, monkeypatch: pytest.M
     monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_too_late)
     await ceilings.look()
     assert (ceilings.of("daily"), path.exists()) == (5, True)
+
+
+async def test_a_hold_that_comes_while_an_earlier_one_is_read(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceilings = around.make()
+
+    async def in_thread_too_slowly[T](_name: str, function: Callable[[], T]) -> T:
+        read = function()
+        holds.hold(around.directory, "daily", Hold(4, around.clock.now, "alice"))
+        await until(lambda: ceilings.of("daily") == 4)
+        return read
+
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_too_slowly)
+    await ceilings.look()
+    assert ceilings.explain("daily") == Ceiling(4, Cause.HOLD), "as it is without another look"
 
 
 @pytest.mark.parametrize("loss", [Path.unlink, damage])
