@@ -167,7 +167,10 @@ class History:
         """See what the process on duty saves at the beginning of each step."""
         while True:
             await asyncio.sleep(STEP - self._clock() % STEP + _AFTER_STEP)
-            await self._take_in()
+            try:
+                await self._take_in()
+            except Exception as error:  # the next reading may work
+                logger.warning("The history can't be read: %s", error)
 
     async def _sample(self) -> float:
         """Read the counters; returns seconds until the next step."""

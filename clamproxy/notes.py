@@ -31,7 +31,7 @@ class Keeper(Protocol):
         """All notes with a prefix, by the rest of their key."""
 
     def set_note(self, key: str, value: Any) -> object:
-        """Keep a JSON value; None removes it. Blocks."""
+        """Keep a JSON value; None removes it. What can't be written now is written later. Blocks."""
 
 
 class Changes(Protocol):

@@ -93,5 +93,5 @@ class Upkeep:
             await asyncio.sleep(MEND_EVERY)
             try:
                 await self._writer.run(self._store.mend)
-            except OSError:
+            except Exception:  # whatever it is, the next trouble with the disk must end by itself
                 logger.exception("The cache can't be mended.")

@@ -75,6 +75,8 @@ class DirectoryLeases(Leases):
         return None
 
     async def wait(self, name: str, limit: float) -> WaitOutcome:
+        if self._is_stopped:  # whoever took it for released would try to take it, without end
+            return WaitOutcome(WaitEnding.FAILED)
         begun = time.monotonic()
         try:
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)

@@ -83,7 +83,10 @@ class Leases(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """Give up all leases and end all tasks, within milliseconds. Others see that in time."""
+        """Give up all leases and end all tasks, within milliseconds. Others see that in time.
+
+        From then on, nobody gets a lease here, and each wait fails at once.
+        """
 
 
 class UnkeptLease(Lease):

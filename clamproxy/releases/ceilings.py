@@ -197,7 +197,9 @@ class Ceilings:
             return
         before = self._holds
         self._mark = self._seen_mark = mark
-        self._holds = await in_thread("clamproxy-holds", lambda: self._read(before))
+        found = await in_thread("clamproxy-holds", lambda: self._read(before))
+        if self._holds is before:  # else a later change has been noticed in the meantime
+            self._holds = found
         has_the_word = await self._has_the_word()
         for change in self._holds.changes:
             if change not in self._told and has_the_word:

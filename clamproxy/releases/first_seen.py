@@ -39,12 +39,15 @@ class SeenVersions:
         self._clock = clock
         self._workers = workers
         self._others = others
-        workers.load(parse_seen)  # only what comes later is news
-        self._own = notes.load(parse_seen)
+        kept, told = notes.load(parse_seen), workers.load(parse_seen)
+        self._own = _of_both(kept, told)
         self._theirs = others.load(parse_seen, _of_others)
-        self._together = dict(self._own)
-        for database in self._theirs:
+        self._together: dict[str, FirstSeen] = {}
+        for database in {*self._own, *self._theirs}:
             self._combine(database)
+        for database, seen in self._own.items():
+            if not kept.get(database) == seen == told.get(database):
+                self._save(database)  # one of the two was lost
         self.correct_times()
 
     def of(self, database: str) -> FirstSeen:
@@ -110,9 +113,14 @@ class SeenVersions:
         self._together[database] = earliest(self._of_own(database), [theirs])
 
 
-def load_seen(notes: Notes) -> Mapping[str, FirstSeen]:
-    """What the gateways of a site have seen together, for callers that only read. Blocks for a moment."""
-    return notes.load(parse_seen, _merged)
+def load_seen(kept: Notes, told: Notes) -> Mapping[str, FirstSeen]:
+    """What the gateways of a site have seen together, for callers that only read. Blocks for a moment.
+
+    Args:
+        kept: the notes in the records.
+        told: those in the cache, with what other gateways have seen.
+    """
+    return _of_both(kept.load(parse_seen), told.load(parse_seen, _merged))
 
 
 def parse_seen(saved: Any) -> FirstSeen:
@@ -121,6 +129,14 @@ def parse_seen(saved: Any) -> FirstSeen:
     if not all(0 < version <= MAX_VERSION for version in seen):
         raise ValueError("no versions")
     return seen
+
+
+def _of_both(kept: Mapping[str, FirstSeen], told: Mapping[str, FirstSeen]) -> dict[str, FirstSeen]:
+    """What is noted in two places: a full disk or the loss of a file may have cost one of them a version."""
+    return {
+        database: earliest(kept.get(database, NOTHING_SEEN), [told.get(database, NOTHING_SEEN)])
+        for database in {*kept, *told}
+    }
 
 
 def _merged(own: FirstSeen | None, others: Sequence[FirstSeen]) -> FirstSeen:

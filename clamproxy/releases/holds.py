@@ -164,9 +164,11 @@ def merged(ours: Holds, theirs: Holds) -> Holds:
     in_force = {}
     for database, change in {one.database: one for one in changes}.items():
         if change.version is not None:
-            known = (holds.in_force.get(database) for holds in (ours, theirs))
             made = Hold(change.version, change.at, change.by, change.why)
-            in_force[database] = next((one for one in known if one and _is_by(one, change)), made)
+            known = (holds.in_force.get(database) for holds in (ours, theirs))
+            # If the same was done at both, each has its own time; they must come to the same result.
+            fitting = (one for one in known if one is not None and _is_by(one, change))
+            in_force[database] = max(fitting, key=lambda one: one.since, default=made)
     return Holds(in_force, _latest(changes))
 
 

@@ -76,8 +76,9 @@ def read_limits(store: Store, settings: ReleasesSection, now: float) -> list[Lim
 
 
 def _limits(store: Store, settings: ReleasesSection, now: float, holds: Mapping[str, Hold]) -> list[Limit]:
-    notes = Notes(store.records, None, TOPIC, read_only=True, shared=store.noted)
-    seen = load_seen(notes)
+    kept = Notes(store.records, None, TOPIC, read_only=True)
+    told = Notes(store, None, TOPIC, read_only=True, shared=store.noted)
+    seen = load_seen(kept, told)
     found = []
     for database in sorted({*holds, *settings.delay}):
         hold, delay = holds.get(database), settings.delay.get(database, 0.0)

@@ -43,6 +43,8 @@ class Records:
         self._lock = threading.Lock()
         self._last: dict[str, int] = {}
         """The counters as this process last saw them, from which a damaged file is continued."""
+        self._unwritten: dict[str, str] = {}
+        """Notes that couldn't be written yet."""
 
     @property
     def directory(self) -> Path:
@@ -75,11 +77,19 @@ class Records:
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
         texts = self._read()
+        with self._lock:
+            texts |= self._unwritten
         return {key.removeprefix(prefix): parse_json(texts[key]) for key in texts if key.startswith(prefix)}
 
     def set_note(self, key: str, value: Any) -> bool:
-        """Save a JSON value; returns whether that was written."""
-        return self._change({key: json.dumps(value)}, {})
+        """Save a JSON value; returns whether that was written.
+
+        If not, it is written with the next change: counters change all the time, and a note may never come
+        again.
+        """
+        with self._lock:
+            self._unwritten[key] = json.dumps(value)
+        return self._change({}, {})
 
     def take_over(self, counters: Mapping[str, int], history: Any) -> bool:
         """Add what was recorded elsewhere, and remember that it was, until `forget_takeover`.
@@ -117,7 +127,7 @@ class Records:
         for _ in range(2):
             try:
                 with self._file.writing() as connection:
-                    counted = self._write(connection, texts, amounts, unless_moved)
+                    counted, noted = self._write(connection, texts, amounts, unless_moved)
             except DamagedFileError:
                 continue
             except (sqlite3.Error, OSError) as error:
@@ -126,6 +136,10 @@ class Records:
                 return False
             with self._lock:
                 self._last |= counted
+                # What was noted anew in the meantime still has to be written.
+                self._unwritten = {
+                    key: text for key, text in self._unwritten.items() if noted.get(key) is not text
+                }
             self.condition.recovered()
             return True
         return False
@@ -136,25 +150,31 @@ class Records:
         texts: Mapping[str, str],
         amounts: Mapping[str, int],
         unless_moved: str | None,
-    ) -> dict[str, int]:
-        """Write within a transaction; returns what the counters are once it is committed."""
+    ) -> tuple[dict[str, int], dict[str, str]]:
+        """Write within a transaction, with the notes that wait.
+
+        Returns:
+            What the counters are once it is committed, and these notes.
+        """
         known = _texts(connection)
         if unless_moved is not None and known.get(_MOVED) == unless_moved:
-            return {}
+            return {}, {}
         with self._lock:
             before = {_COUNTER_PREFIX + name: count for name, count in self._last.items()}
+            noted = dict(self._unwritten)
         counted: dict[str, int] = {}
         for name, amount in amounts.items():
             count = count_in(known.get(_COUNTER_PREFIX + name, ""))
             counted[name] = (before.get(_COUNTER_PREFIX + name, 0) if count is None else count) + amount
         # A new file starts with everything that was counted.
         missing = {key: str(count) for key, count in before.items() if key not in known}
-        new = missing | {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()} | dict(texts)
+        counts = {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()}
+        new = missing | counts | noted | dict(texts)
         connection.executemany(
             "INSERT OR REPLACE INTO records (key, text) VALUES (?, ?)",
             [(key, seal(key, text)) for key, text in new.items()],
         )
-        return counted
+        return counted, noted
 
 
 def count_in(text: str) -> int | None:

@@ -7,7 +7,6 @@ The file may be moved or deleted at any time.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from clamproxy.files import Identity, identity_of, make_database, remove, set_aside
+from clamproxy.files import Identity, identity_of, make_database, remove, replacing, set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +148,10 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         sqlite3.Error, OSError: it can't be read or written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-        with closing(_connect(source)) as reader, closing(_connect(temporary)) as writer:
-            reader.backup(writer)
-            writer.execute("PRAGMA journal_mode = DELETE")  # all in one file, which is synced
-        temporary.replace(target)
-    finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+    with closing(_connect(source)) as reader, closing(_connect(":memory:")) as copy:
+        reader.backup(copy)  # unlike `serialize`, it notices what can't be read
+        with replacing(target) as file:
+            file.write(copy.serialize())
 
 
 def _form(connection: sqlite3.Connection) -> int:

@@ -319,6 +319,7 @@ async def test_site_stops(bucket: Bucket, object_store: ObjectStore, tmp_path: P
     assert await a.take(NAME) is not None
     a.stop()
     assert await a.take(NAME) is None
+    assert (await a.wait(NAME, LONG)).ending is WaitEnding.FAILED
     assert (await b.wait(NAME, LONG)).ending is WaitEnding.RELEASED
     assert await b.take(NAME) is not None
     b.stop()

@@ -109,6 +109,13 @@ async def test_whoever_stops_gives_everything_up(processes: list[LeaseProcess]) 
         assert await taken_soon(other, name)
 
 
+async def test_whoever_has_stopped_waits_for_nothing(processes: list[LeaseProcess]) -> None:
+    """It gets no lease any more: one that nobody holds would be waited for without end."""
+    assert await processes[0].ask("stop")
+    assert await processes[0].ask("take", NAME, 1) == 0
+    assert await processes[0].ask("wait", NAME, LONG) == ["failed", {}]
+
+
 async def test_waiting_disturbs_nobody_that_takes(
     engine: SimpleNamespace, processes: list[LeaseProcess]
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ async def test_nothing_is_written_while_nothing_changes(site: Site) -> None:
         await second.synchronize()
     assert await site.bucket.get(PATH) == stored
     assert [(path / FILE_NAME).stat().st_mtime_ns for path in (one, other)] == times
+
+
+async def test_the_same_command_at_two_gateways_is_one_hold(site: Site) -> None:
+    """Each has its own time; the document is written until both agree, and no more."""
+    (one, first), (other, second) = site.gateway("a"), site.gateway("b")
+    holds.hold(one, "daily", FIRST)
+    holds.hold(other, "daily", replace(FIRST, since=9.0))
+    for gateway in (first, second, first):
+        await gateway.synchronize()
+    stored = await site.bucket.get(PATH)
+    for gateway in (second, first):
+        await gateway.synchronize()
+    assert await site.bucket.get(PATH) == stored
+    assert read_holds(one) == read_holds(other)
+    assert read_holds(one).in_force == {"daily": replace(FIRST, since=9.0)}
 
 
 async def test_a_new_gateway_knows_before_it_serves(site: Site) -> None:
@@ -157,6 +173,7 @@ async def test_texts_of_others_are_one_line(site: Site) -> None:
 
 _COMMAND = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from clamproxy.releases.site_holds import synchronize
 sys.exit(0 if "Connection refused" in (synchronize(sys.argv[1], Path(sys.argv[2])) or "") else 1)

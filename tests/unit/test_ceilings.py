@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from clamproxy.config.settings import ReleasesSection
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.notes import Notes, site_key
 from clamproxy.releases import holds
+from clamproxy.releases.ceiling import Cause, Ceiling
 from clamproxy.releases.ceilings import LOOK_EVERY, Ceilings
 from clamproxy.releases.first_seen import TOPIC, SeenVersions
 from clamproxy.releases.holds import FILE_NAME, Hold, Holds, HoldsError
-from clamproxy.releases.limits_in_force import Limit, read_limits
+from clamproxy.releases.limits_in_force import Limit, ceilings_of, read_limits
+from clamproxy.storage.records import FILE_NAME as COUNTERS
 from tests.support.clock import Clock
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import put_cvd, until
 
 CANARY = "10.0.0.7"
 HOUR = 3600.0
+DELAY = {"delay": {"daily": "4h"}}
 
 
 class Around:
@@ -37,17 +41,22 @@ class Around:
     def make(self, **releases: Any) -> Ceilings:
         return self.make_after(None, **releases)
 
+    @staticmethod
+    def settings(**releases: Any) -> ReleasesSection:
+        return ReleasesSection.model_validate(releases)
+
     def make_after(self, known: Holds | None, **releases: Any) -> Ceilings:
         """The same after a reload, with what was held before."""
-        settings = ReleasesSection.model_validate(releases)
+        settings = self.settings(**releases)
         notes = Notes(self.store.records, None, TOPIC)
+        workers = Notes(self.store, None, TOPIC, shared=self.store.noted)
         leases = DirectoryLeases(self.directory)
-        seen = SeenVersions(notes, self.clock)
+        seen = SeenVersions(notes, self.clock, workers)
         return Ceilings(settings, self.store, self.directory, seen, self.clock, known, leases)
 
     def limits(self, **releases: Any) -> list[Limit]:
         """The same as commands and pages see it."""
-        return read_limits(self.store, ReleasesSection.model_validate(releases), self.clock.now)
+        return read_limits(self.store, self.settings(**releases), self.clock.now)
 
 
 @pytest.fixture
@@ -121,6 +130,23 @@ async def test_a_hold_that_is_lost_at_once(around: Around, monkeypatch: pytest.M
     monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_too_late)
     await ceilings.look()
     assert (ceilings.of("daily"), path.exists()) == (5, True)
+
+
+async def test_a_hold_that_comes_while_an_earlier_one_is_read(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceilings = around.make()
+
+    async def in_thread_too_slowly[T](_name: str, function: Callable[[], T]) -> T:
+        read = function()
+        holds.hold(around.directory, "daily", Hold(4, around.clock.now, "alice"))
+        await until(lambda: ceilings.of("daily") == 4)
+        return read
+
+    holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))
+    monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_too_slowly)
+    await ceilings.look()
+    assert ceilings.explain("daily") == Ceiling(4, Cause.HOLD), "as it is without another look"
 
 
 @pytest.mark.parametrize("loss", [Path.unlink, damage])
@@ -216,6 +242,55 @@ async def test_a_delay(around: Around, caplog: pytest.LogCaptureFixture) -> None
         assert ceilings.of("daily") == around.make(**delay).of("daily") == 4
         await until(lambda: any("Machines get daily version 4 from now on" in one for one in caplog.messages))
     assert around.limits(**delay) == []
+
+
+def seen_in_turn(around: Around) -> Ceilings:
+    """A gateway that has known version 3, and sees version 4 now."""
+    ceilings = around.make(**DELAY)
+    ceilings.seen.learn("daily", 3)
+    ceilings.seen.learn("daily", 4)
+    return ceilings
+
+
+def lose_the_cache_s(store: Store) -> None:
+    store.set_note(f"{TOPIC}/daily", None)
+
+
+def lose_the_records(store: Store) -> None:
+    (store.records.directory / COUNTERS).unlink()
+
+
+@pytest.mark.parametrize("lose", [lose_the_cache_s, lose_the_records])
+async def test_a_delay_outlives_the_loss_of_one_of_its_notes(
+    around: Around, lose: Callable[[Store], None]
+) -> None:
+    seen_in_turn(around)
+    for _ in range(2):  # a start notes anew what was lost
+        lose(around.store)
+        assert ceilings_of(around.store, around.settings(**DELAY), around.clock.now) == {"daily": 3}
+        around.clock.now += HOUR
+        ceilings = around.make(**DELAY)
+        ceilings.seen.learn("daily", 4)
+        assert ceilings.of("daily") == 3
+        lose = lose_the_records if lose is lose_the_cache_s else lose_the_cache_s
+    around.clock.now += 2 * HOUR
+    assert ceilings.of("daily") == around.make(**DELAY).of("daily") == 4
+
+
+async def test_commands_delay_what_the_records_could_not_be_told(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup may have locked them just when a version came out, of which nobody tells a second time."""
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
+    store, settings = around.store, around.settings(**DELAY)
+    around.make(**DELAY).seen.learn("daily", 3)
+    with closing(sqlite3.connect(around.directory / COUNTERS, isolation_level=None)) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        seen_in_turn(around)
+        assert ceilings_of(store, settings, around.clock.now) == {"daily": 3}
+    store.add_to_counters({"requests": 1})
+    lose_the_cache_s(store)
+    assert ceilings_of(store, settings, around.clock.now) == {"daily": 3}
 
 
 async def test_a_first_start_with_a_delay_hides_nothing(around: Around) -> None:

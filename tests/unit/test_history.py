@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clamproxy import history as history_module
-from clamproxy.history import SERIES, STEP, STEPS, History, Past
-from clamproxy.notes import UNKEPT
+from clamproxy.history import SERIES, STEP, STEPS, History, Past, read_past
+from clamproxy.leases.directory_leases import DirectoryLeases
+from clamproxy.notes import UNKEPT, Notes
 from tests.support.clock import Clock
 from tests.support.notes import notes_in
 from tests.support.stored import until
@@ -233,3 +235,30 @@ async def test_goes_on_after_an_error(
 
 async def test_stopped_before_it_was_started() -> None:
     History(dict, UNKEPT).stop()
+
+
+async def test_whoever_reads_along_goes_on_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "STEP", 0.05)
+    monkeypatch.setattr(history_module, "_AFTER_STEP", 0.0)
+    saved: dict[str, Any] = {}
+    notes = notes_in(saved)
+    on_duty, leases = DirectoryLeases(tmp_path), DirectoryLeases(tmp_path)
+    assert await on_duty.take("history") is not None
+    history = History(lambda: counters(0), notes, leases=leases)
+    errors = [RuntimeError("can't start new thread")]
+
+    def fails_first(read: Notes) -> Past:
+        if errors:
+            raise errors.pop()
+        return read_past(read)
+
+    monkeypatch.setattr(history_module, "read_past", fails_first)
+    history.start()
+    await until(lambda: not errors)
+    notes.save("day", Past().noted(counters(5), 1.0).saved())
+    await until(lambda: history.past.counters)
+    history.stop()
+    for one in (leases, on_duty):
+        one.stop()

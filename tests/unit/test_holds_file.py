@@ -88,6 +88,7 @@ def test_the_file_is_for_people_too(tmp_path: Path) -> None:
 ALICE, BOB = HoldChange("daily", 1.0, "alice", 100, "bad"), HoldChange("daily", 2.0, "bob", None)
 CAROL = HoldChange("main", 1.5, "carol", 62)
 HELD = Holds({"daily": Hold(100, 1.0, "alice", "bad")}, (ALICE,))
+AGAIN = Holds({"daily": Hold(100, 1.5, "alice", "bad")}, (HoldChange("daily", 1.5, "alice", 100, "bad"),))
 RELEASED = Holds({}, (ALICE, BOB))
 MAIN = Holds({"main": Hold(62, 1.5, "carol")}, (CAROL,))
 
@@ -106,6 +107,8 @@ MAIN = Holds({"main": Hold(62, 1.5, "carol")}, (CAROL,))
         (Holds({"daily": Hold(99, 3.0, "dave")}), RELEASED, Holds(
             {"daily": Hold(99, 3.0, "dave")}, (ALICE, BOB, HoldChange("daily", 3.0, "dave", 99))
         )),
+        # The same hold, made a second time: whichever gateway looks, it began at the same time.
+        (HELD, AGAIN, Holds(AGAIN.in_force, (ALICE, *AGAIN.changes))),
         # Of changes of the same moment, the same one counts everywhere.
         (HELD, Holds({}, (HoldChange("daily", 1.0, "bob", None),)), Holds(
             HELD.in_force, (HoldChange("daily", 1.0, "bob", None), ALICE)

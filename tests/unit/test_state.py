@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +17,7 @@ import pytest
 
 from clamproxy.cache.store import Store
 from clamproxy.config.settings import Settings
+from clamproxy.files import sweep_unfinished
 from clamproxy.fleet.table import FILE_NAME as FLEET
 from clamproxy.fleet.table import Table, reading
 from clamproxy.releases import holds
@@ -28,7 +32,10 @@ from clamproxy.state import (
 )
 from clamproxy.storage.records import FILE_NAME, HISTORY, Records
 from tests.support.disk import limited_files
+from tests.support.disk_shim import DiskShim
 from tests.support.fixtures import Child
+from tests.support.gateway import ROOT
+from tests.support.power import Loss, Replay, Tree, write_tree
 from tests.support.stored import cdiff, put
 
 COUNTERS = {"requests": 7, "hits": 5}
@@ -283,12 +290,77 @@ def test_a_kill_loses_nothing_and_counts_nothing_twice(tmp_path: Path, child: Ch
     cache, state = tmp_path / "cache", tmp_path / "state"
     fill_as_earlier_versions(cache)
     assert child(KILLED, cache, state, moment).returncode == -signal.SIGKILL
+    sweep_unfinished(state)  # as every start does
+    assert list(state.glob(".*")) == []
     for _ in range(2):
         records = moved(cache, state)
         assert records.counters() == COUNTERS
         assert records.notes("history/") == {"day": PAST}
         with reading(state) as rows:
             assert rows is not None
+
+
+FILLED = """
+import os, sys
+from pathlib import Path
+from clamproxy.storage.records import Records
+
+cache, state = map(Path, sys.argv[1:])
+for directory in (cache, state):
+    directory.mkdir(mode=0o700)
+Records(cache).add({"requests": 7, "hits": 5})
+for path in (cache.parent, cache, state, *cache.iterdir()):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+"""
+MOVED = """
+import sys
+from pathlib import Path
+from clamproxy.cache.store import Store
+from clamproxy.state import move_records
+from clamproxy.storage.records import Records
+
+cache, state = map(Path, sys.argv[1:])
+move_records(Store(cache, records=Records(state)), cache)
+"""
+
+
+def test_a_power_failure_loses_nothing(tmp_path: Path) -> None:
+    """The state directory may be on another disk, which doesn't know that the old file is gone."""
+    root, choose = tmp_path / "gateway", random.Random(0)
+    root.mkdir()
+    shim = DiskShim(root, tmp_path / "shim")
+    for program in (FILLED, MOVED):
+        command = [sys.executable, "-c", program, str(root / "cache"), str(root / "state")]
+        subprocess.run(command, env=shim.environment | {"PYTHONPATH": str(ROOT)}, check=True)
+        shim.mark("done")
+    replay, trees = Replay(root, shim.changes()), list[Tree]()
+    while replay.advance():
+        if replay.marks:
+            states = [replay.after_power_failure(Loss.ANY, choose) for _ in range(20)]
+            kept = [{path: one[path] for path in one if FILE_NAME in path} for one in states]
+            trees += [tree for tree in kept if tree not in trees]
+    for number, tree in enumerate(trees):
+        disk = tmp_path / str(number)
+        for name in ("cache", "state"):
+            (disk / name).mkdir(parents=True, mode=0o700)
+        write_tree(tree, disk)
+        assert moved(disk / "cache", disk / "state").counters() == COUNTERS, sorted(tree)
+
+
+def test_who_reads_what_was_moved_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
+    cache, state = tmp_path / "cache", tmp_path / "state"
+    for directory in (cache, state):
+        directory.mkdir(mode=0o700)
+    Records(cache).add(COUNTERS)
+    records = moved(cache, state)
+    with closing(sqlite3.connect(state / FILE_NAME, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM records").fetchone()
+        assert records.add({"hits": 1})
+    assert records.counters() == {"requests": 7, "hits": 6}
 
 
 # Damage
@@ -319,6 +391,23 @@ def test_what_could_not_be_written_is_counted_once(tmp_path: Path) -> None:
         assert "stale" not in records.counters()
         records.add({"stale": 1})
         assert records.counters()["stale"] == 1
+
+
+def test_a_note_that_could_not_be_written_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may ever note it again, but requests are counted all the time."""
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
+    records = Records(tmp_path)
+    records.set_note("topic/other", 1)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        for value in (2, 3):
+            assert not records.set_note("topic/key", value)
+        assert records.notes("topic/") == {"other": 1, "key": 3}
+    assert records.add(COUNTERS)
+    assert Records(tmp_path).notes("topic/") == {"other": 1, "key": 3}
+    Records(tmp_path).set_note("topic/key", 4)
+    assert records.add(COUNTERS)
+    assert records.notes("topic/") == {"other": 1, "key": 4}, "it is written once"
 
 
 def test_a_flipped_bit_is_no_count(tmp_path: Path) -> None:
