@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clamproxy.cache.held import is_small
@@ -18,6 +19,7 @@ from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.dates import parse_http_date
 from clamproxy.downloads import STOPPING, Download, FileSource
+from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.inspection import prove
@@ -56,6 +58,9 @@ class Resources:
     """Limits the number of simultaneous connections to the origin."""
     shared: SharedObjects | None = None
     """What the site shares; None if this gateway works alone."""
+    put_to_test: Callable[[str], Callable[[CvdHeader | None], object]] = lambda _: lambda _: None
+    """Called with the database when the origin is asked for a whole CVD, what it returns when that has ended:
+    see `HeaderProbes.put_to_test`."""
 
 
 class Transfer(Download[None]):
@@ -87,6 +92,8 @@ class Transfer(Download[None]):
         """Why the origin must not be asked: only the bucket is. None if it may be."""
         self._expected = expected
         self._resources = resources
+        self._test_head: Callable[[CvdHeader | None], object] | None = None
+        """Is told what the origin sent instead of its header alone; None if it wasn't asked."""
         self._following = Following(
             resources.store, expected, expected.version if oldest is None else oldest, requester, self._look
         )
@@ -188,9 +195,20 @@ class Transfer(Download[None]):
     def _end(self) -> None:
         """Release the partial file. What has arrived stays on disk, to be resumed."""
         if self._arrival:
+            self._compare_with_head(self._arrival)
             if (ending := self._ending()) is not None:
                 self._arrival.partial.leave(ending.to_json())
             self._arrival.partial.release()
+
+    def _compare_with_head(self, arrival: Arrival) -> None:
+        """Hold the origin to the header that it gave before it was asked for the file."""
+        if self._test_head is None:
+            return
+        match self._error:
+            case None if self.is_from_origin:
+                self._test_head(arrival.header)
+            case TransferError(failure=FailureKind.BAD_CONTENT | FailureKind.CHANGED):
+                self._test_head(None)
 
     def _ending(self) -> TransferEnding | None:
         """What other processes that wait for the object have to know; None if one of them should go on."""
@@ -254,6 +272,8 @@ class Transfer(Download[None]):
 
     async def fetch_from_origin(self) -> None:
         """Fetch the rest from the origin, verify and publish it."""
+        if self._expected.kind is Kind.CVD:
+            self._test_head = self._resources.put_to_test(self._expected.database)
         while not self.published:
             await self._fetch_all(self.arrival)
             await self.verify_and_publish()
