@@ -35,6 +35,7 @@ from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.watched_attempts import StalledError, UnansweredError, WatchedAttempts
 from clamproxy.sharing.shared_objects import SharedObjects
+from clamproxy.storage.condition import Trouble, trouble_of
 from clamproxy.threads import Writer, in_thread
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 WITHHELD = 64 * 1024
 """The last bytes of an object, which no reader gets before verification has passed. Objects up to this size
 are served only when they are complete: then a failure is a clean 503."""
+
+OVER_QUOTA = 600.0
+"""Seconds until a file is requested again that a disk refused which seems to have room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +237,24 @@ class Transfer(Download[None]):
     def _local_failure(self, error: BaseException) -> TransferError:
         """The TransferError for something that went wrong here, not at the origin."""
         if isinstance(error, NoRoomError):
-            failure = TransferError(FailureKind.NO_ROOM, str(error))
-            failure.needed = error.needed
-            return failure
+            return TransferError(FailureKind.NO_ROOM, str(error), needed=error.needed)
         if self._resources.store.condition.failed(error):
-            return TransferError(FailureKind.LOCAL, f"the disk can't be written to: {error}")
+            reason = f"the disk can't be written to: {error}"
+            return self._filled_up(error, reason) or TransferError(FailureKind.LOCAL, reason)
         logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
         return TransferError(FailureKind.LOCAL, f"{type(error).__name__}: {error}")
+
+    def _filled_up(self, error: BaseException, reason: str) -> TransferError | None:
+        """The TransferError for a disk that a large object has filled up; None if it is something else."""
+        arrival = self._arrival
+        if arrival is None or is_small(arrival.object_id) or arrival.partial.complete:
+            return None
+        if trouble_of(error) is not Trouble.FULL:
+            return None
+        # Nothing tells whether there is room within a quota again but another try, which costs a request.
+        needed = arrival.partial.needed
+        pause = OVER_QUOTA if self._resources.store.has_room(needed) else None
+        return TransferError(FailureKind.NO_ROOM, reason, pause, needed)
 
     async def _claim(self) -> Arrival | None:
         """Claim the partial file; None if another process has published the object in the meantime."""
