@@ -128,6 +128,11 @@ class ClamavFiles:
         self.transfers.stop()
         self.origin.stop()
 
+    @property
+    def is_building(self) -> bool:
+        """Whether a CLD is being built."""
+        return self._builder.is_building
+
     async def renew(self, database: str) -> None:
         """Fetch everything of a database's advertised version that isn't here, for no client in particular.
 
