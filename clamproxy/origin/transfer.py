@@ -96,13 +96,13 @@ class Transfer(Download[None]):
         """Why the origin must not be asked: only the bucket is. None if it may be."""
         self._expected = expected
         self._resources = resources
-        self._test_head: Callable[[CvdHeader | None], object] | None = None
-        """Is told what the origin sent instead of its header alone; None if it wasn't asked."""
         self._following = Following(
             resources.store, expected, expected.version if oldest is None else oldest, requester, self._look
         )
         self._begun_at = self._loop.time()
         self._attempts = WatchedAttempts(resources.upstream, resources.stall_window, self.report)
+        self._test_head: Callable[[CvdHeader | None], object] | None = None
+        """Is told what the origin sent instead of its header alone; None if it wasn't asked."""
 
     # For readers
 

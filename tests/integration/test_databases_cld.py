@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clamproxy import service as service_module
+from clamproxy.formats import cld as cld_module
 from clamproxy.formats.cld import verify_cld
 from clamproxy.messages import Result
 from clamproxy.objects import Kind, ObjectId
@@ -110,7 +111,7 @@ async def test_a_service_that_is_replaced_finishes_its_build(
 ) -> None:
     """Its client may be gone by then."""
     await harness.hold()
-    has_come, may_go, build_cld = threading.Event(), threading.Event(), builder_module.build_cld
+    has_come, may_go, build_cld = threading.Event(), threading.Event(), cld_module.build_cld
 
     def build_slowly(*arguments: Any, **options: Any) -> None:
         has_come.set()

@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.cache.store import Store
+from clamproxy.formats import cld as cld_module
 from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.members import iter_members, open_payload
 from clamproxy.notes import UNKEPT
@@ -219,7 +220,7 @@ async def test_a_patch_that_was_gone_for_a_moment(harness: BuilderHarness, tmp_p
 async def test_a_build_that_is_cancelled_leaves_nothing(
     harness: BuilderHarness, monkeypatch: pytest.MonkeyPatch, is_complete: bool
 ) -> None:
-    has_come, may_go, build_cld = threading.Event(), threading.Event(), builder_module.build_cld
+    has_come, may_go, build_cld = threading.Event(), threading.Event(), cld_module.build_cld
 
     def build_slowly(*arguments: Any, **options: Any) -> None:
         if is_complete:
