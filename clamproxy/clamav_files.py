@@ -128,6 +128,11 @@ class ClamavFiles:
         self.transfers.stop()
         self.origin.stop()
 
+    @property
+    def is_building(self) -> bool:
+        """Whether a CLD is being built."""
+        return self._builder.is_building
+
     async def renew(self, database: str) -> None:
         """Fetch everything of a database's advertised version that isn't here, for no client in particular.
 
@@ -168,12 +173,13 @@ class ClamavFiles:
             min(STALL_WINDOW, self._settings.upstream.read_timeout),
             asyncio.Semaphore(MAX_CONNECTIONS),
             foundation.site.objects,
+            self.origin.heads.put_to_test,
         )
         return Transfers(
             resources,
             self.origin.cooldowns,
             self._negative_ttl,
-            self._after_publishing,
+            lambda _: self._tidy_soon(),
             self._after_failure,
             self.origin.clock,
             foundation.shared_notes("missing"),
@@ -294,17 +300,7 @@ class ClamavFiles:
         """Tidy up once for everything published until the writer gets to it: it looks at every object."""
         self.upkeep.tidy_soon()
 
-    def _after_publishing(self, object_id: ObjectId) -> None:
-        """Tidy up, and compare what was claimed about a CVD with the CVD."""
-        self.upkeep.tidy_soon()
-        known = self._foundation.store.metadata(object_id)[0] if object_id.kind is Kind.CVD else None
-        if known is not None and known.header is not None:
-            header = CvdHeader.parse(known.header.encode("ascii"))
-            self.origin.heads.hold_against(object_id.database, header)
-
     def _after_failure(self, object_id: ObjectId, failure: FailureKind) -> None:
-        """Forget a probed header if the file doesn't match it, and count bad patches."""
+        """Count bad patches."""
         if object_id.kind is Kind.CDIFF and failure is FailureKind.BAD_CONTENT:
             self._stuck.note(object_id)
-        if object_id.kind is Kind.CVD and failure in (FailureKind.BAD_CONTENT, FailureKind.CHANGED):
-            self.origin.heads.forget(object_id.database)

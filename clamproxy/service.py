@@ -187,9 +187,11 @@ class Service:
 
     async def idle(self, limit: float) -> None:
         """Wait until nothing is under way any more, but no longer than `limit` seconds."""
-        await wait_while(
-            lambda: self.requests or self.under_way() or self.feeds.under_way(), limit, LOOK_EVERY
-        )
+
+        def is_busy() -> object:
+            return self.requests or self.under_way() or self.clamav.is_building or self.feeds.under_way()
+
+        await wait_while(is_busy, limit, LOOK_EVERY)
 
     async def settle(self) -> None:
         """Wait until everything is in the object store that was to be put there."""

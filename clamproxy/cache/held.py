@@ -46,6 +46,9 @@ class UnnamedPartial(PartialFile):
         self.have = 0
         self.validators = validators
 
+    def require_room(self) -> None:
+        """It takes none on the disk."""
+
     def discard(self) -> None:
         """Do nothing: the file vanishes when it is closed."""
 

@@ -198,11 +198,25 @@ class PartialFile(GrowingFile):
             self._replace()
         self.have = 0
         self.payload = PayloadDigest()
-        needed = (validators.size or 0) + LEAST_SPACE
-        if validators.size and free_bytes(self.descriptor) < needed:
-            raise NoRoomError(needed)
         self.validators = validators
+        if validators.size:
+            self.require_room()
         self._write_sidecar({})
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free on the disk for the rest of the file, as far as its size is known."""
+        size = self.validators.size if self.validators else None
+        return max(0, (size or 0) - self.have) + LEAST_SPACE
+
+    def require_room(self) -> None:
+        """Check that the disk has room for the rest of the file. Quick.
+
+        Raises:
+            NoRoomError: it would fill the disk.
+        """
+        if free_bytes(self.descriptor) < self.needed:
+            raise NoRoomError(self.needed)
 
     def _replace(self) -> None:
         """Put an empty file in the place of this one, which others may be reading."""

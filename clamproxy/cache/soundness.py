@@ -106,8 +106,14 @@ class Soundness:
             await self.ensure(database)
 
     async def _ensure_same(self, work: str, names: Iterable[ObjectId]) -> None:
-        if changed := [one for one in names if not self._is_same(one)]:
+        for _ in range(2):
+            if not (changed := [one for one in names if not self._is_same(one)]):
+                return
+            is_joined = work in self._checks
             await self._checks.run(work, partial(self._check_in_thread, changed[0].database, changed))
+            if not is_joined:
+                return
+            # A check that was under way may have been of other files, or have read these earlier.
 
     def _is_same(self, object_id: ObjectId) -> bool:
         """Whether a file is the one that was checked, or there is none."""

@@ -36,7 +36,7 @@ from clamproxy.cache.quarantine import Quarantine
 from clamproxy.cache.reconciliation import reconcile
 from clamproxy.cache.retention import is_spared, to_drop, under_ceilings
 from clamproxy.cache.rows import OBJECT_PREFIX, IndexRow, object_key
-from clamproxy.files import file_sha256, remove, sweep_unfinished, sync
+from clamproxy.files import file_sha256, identity_of, remove, sweep_unfinished, sync
 from clamproxy.formats.signatures import CLAMAV_KEYS, TrustedKeys
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.storage.condition import LEAST_SPACE, Condition, free_bytes, look, require_space
@@ -365,10 +365,12 @@ class Store:
         """Forget an object and delete its file. Blocks. Readers can go on reading it."""
         self._held.drop(object_id)
         row = self._index.get(object_key(object_id))
+        path = None if row is None else self._path(object_id, row)
+        dropped = None if path is None else identity_of(path)
         self._index.change({object_key(object_id): None})
-        # Not before its row is gone for other processes, too.
-        if row is not None:
-            remove(self._path(object_id, row))
+        # Not before its row is gone for other processes, too; then one of them may have published it anew.
+        if path is not None and identity_of(path) == dropped:
+            remove(path)
 
     def object_ids(self) -> Iterator[ObjectId]:
         """What the index has, whether or not its file can be read, and what is held in memory."""

@@ -108,11 +108,12 @@ class Attempt:
             NotFoundError: see `Upstream.get`.
             RangeError: see `Upstream.get`.
             OriginError: see `Upstream.get`.
-            OSError: the file can't be written.
+            OSError, NoRoomError: the file can't be written, or there is no room for the rest of it.
         """
         partial = self._arrival.partial
         wanted: dict[str, str] = {}
         if partial.resumable:
+            partial.require_room()  # or else the origin would be asked in vain, again and again
             wanted = {"Range": f"bytes={partial.have}-", "If-Range": self._arrival.validators.if_range or ""}
         path = self._arrival.object_id.upstream_path
         with self._upstream.get(path, self._requester, wanted, self._scope) as answer:

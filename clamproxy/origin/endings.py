@@ -10,10 +10,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from clamproxy.cache.partial import NoRoomError
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import FailureKind
-from clamproxy.origin.errors import NotFoundError, OriginError
+from clamproxy.origin.errors import NotFoundError, OriginError, TransferError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class TransferEnding:
         if self.version is not None:
             return None
         if self.failure is FailureKind.NO_ROOM:
-            return NoRoomError(self.needed)
+            return TransferError(self.failure, self.reason, self.retry_after, self.needed)
         if self.failure is not None:
             return OriginError(self.failure, self.reason, self.retry_after)
         return NotFoundError(self.reason)
@@ -84,7 +83,7 @@ class TransferEnding:
             oldest: the oldest version that is of any use.
 
         Raises:
-            NotFoundError, OriginError, NoRoomError: there is none, for the same reason as there.
+            NotFoundError, OriginError, TransferError: there is none, for the same reason as there.
         """
         if (error := self.error) is not None:
             raise error

@@ -31,14 +31,19 @@ class OriginError(Exception):
 
 
 class TransferError(Exception):
-    """The object could not be fetched. The arguments are those of `OriginError`."""
+    """The object could not be fetched. The arguments are those of `OriginError`, and `needed`.
 
-    def __init__(self, failure: FailureKind, reason: str, retry_after: float | None = None) -> None:
+    Args:
+        needed: bytes for which the disk has no room.
+    """
+
+    def __init__(
+        self, failure: FailureKind, reason: str, retry_after: float | None = None, needed: int = 0
+    ) -> None:
         super().__init__(reason)
         self.failure = failure
         self.retry_after = retry_after
-        self.needed = 0
-        """Bytes for which the disk has no room."""
+        self.needed = needed
 
 
 class WithdrawnError(TransferError):

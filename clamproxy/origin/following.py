@@ -82,7 +82,7 @@ class Following:
             What is here so far; None if another process has published the object.
 
         Raises:
-            NotFoundError, OriginError, NoRoomError: as the other process has found out.
+            NotFoundError, OriginError, TransferError: as the other process has found out.
         """
         object_id = self._expected if self.arrival is None else self.arrival.object_id
         while True:

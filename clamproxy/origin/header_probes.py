@@ -159,10 +159,24 @@ class HeaderProbes:
         self._sightings.pop(database, None)
         self._notes.forget(database)
 
-    def hold_against(self, database: str, proven: CvdHeader) -> None:
-        """Drop a head that contradicts the header of the origin's file, which has arrived."""
+    def put_to_test(self, database: str) -> Callable[[CvdHeader | None], None]:
+        """Note what is known now that the origin is asked for the whole file.
+
+        Returns:
+            What to call with the header of that file, which has arrived, or with None if it was not what
+            the head announced. That drops a head that was wrong, but not one that has been seen since: the
+            file may just be older.
+        """
+        return partial(self._hold_against, database, (self.get(database), self.sighting(database)))
+
+    def _hold_against(self, database: str, expected: _Noted, proven: CvdHeader | None) -> None:
         head = self.get(database)
-        if head is None or head.header.version < proven.version or head.header.raw == proven.raw:
+        if head is None or (head, self.sighting(database)) != expected:
+            return
+        if proven is None:
+            self.forget(database)
+            return
+        if head.header.version < proven.version or head.header.raw == proven.raw:
             return
         logger.warning(
             "The origin's header of %s.cvd was wrong: it said version %d, %s; the file is version %d, %s.",

@@ -19,6 +19,7 @@ from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.dates import parse_http_date
 from clamproxy.downloads import STOPPING, Download, FileSource
+from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import TrustedKeys
 from clamproxy.formats.verification import InvalidObject
 from clamproxy.inspection import prove
@@ -34,6 +35,7 @@ from clamproxy.origin.site_fetch import SOURCE, SiteFetch
 from clamproxy.origin.upstream import Upstream
 from clamproxy.origin.watched_attempts import StalledError, UnansweredError, WatchedAttempts
 from clamproxy.sharing.shared_objects import SharedObjects
+from clamproxy.storage.condition import Trouble, trouble_of
 from clamproxy.threads import Writer, in_thread
 
 type Obstacle = Callable[["Transfer"], Exception | None]
@@ -44,6 +46,9 @@ logger = logging.getLogger(__name__)
 WITHHELD = 64 * 1024
 """The last bytes of an object, which no reader gets before verification has passed. Objects up to this size
 are served only when they are complete: then a failure is a clean 503."""
+
+OVER_QUOTA = 600.0
+"""Seconds until a file is requested again that a disk refused which seems to have room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,9 @@ class Resources:
     """Limits the number of simultaneous connections to the origin."""
     shared: SharedObjects | None = None
     """What the site shares; None if this gateway works alone."""
+    put_to_test: Callable[[str], Callable[[CvdHeader | None], object]] = lambda _: lambda _: None
+    """Called with the database when the origin is asked for a whole CVD, what it returns when that has ended:
+    see `HeaderProbes.put_to_test`."""
 
 
 class Transfer(Download[None]):
@@ -104,6 +112,8 @@ class Transfer(Download[None]):
         )
         self._begun_at = self._loop.time()
         self._attempts = WatchedAttempts(resources.upstream, resources.stall_window, self.report)
+        self._test_head: Callable[[CvdHeader | None], object] | None = None
+        """Is told what the origin sent instead of its header alone; None if it wasn't asked."""
 
     # For readers
 
@@ -209,9 +219,20 @@ class Transfer(Download[None]):
     def _end(self) -> None:
         """Release the partial file. What has arrived stays on disk, to be resumed."""
         if self._arrival:
+            self._compare_with_head(self._arrival)
             if (ending := self._ending()) is not None:
                 self._arrival.partial.leave(ending.to_json())
             self._arrival.partial.release()
+
+    def _compare_with_head(self, arrival: Arrival) -> None:
+        """Hold the origin to the header that it gave before it was asked for the file."""
+        if self._test_head is None:
+            return
+        match self._error:
+            case None if self.is_from_origin:
+                self._test_head(arrival.header)
+            case TransferError(failure=FailureKind.BAD_CONTENT | FailureKind.CHANGED):
+                self._test_head(None)
 
     def _ending(self) -> TransferEnding | None:
         """What other processes that wait for the object have to know; None if one of them should go on."""
@@ -236,13 +257,24 @@ class Transfer(Download[None]):
     def _local_failure(self, error: BaseException) -> TransferError:
         """The TransferError for something that went wrong here, not at the origin."""
         if isinstance(error, NoRoomError):
-            failure = TransferError(FailureKind.NO_ROOM, str(error))
-            failure.needed = error.needed
-            return failure
+            return TransferError(FailureKind.NO_ROOM, str(error), needed=error.needed)
         if self._resources.store.condition.failed(error):
-            return TransferError(FailureKind.LOCAL, f"the disk can't be written to: {error}")
+            reason = f"the disk can't be written to: {error}"
+            return self._filled_up(error, reason) or TransferError(FailureKind.LOCAL, reason)
         logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
         return TransferError(FailureKind.LOCAL, f"{type(error).__name__}: {error}")
+
+    def _filled_up(self, error: BaseException, reason: str) -> TransferError | None:
+        """The TransferError for a disk that a large object has filled up; None if it is something else."""
+        arrival = self._arrival
+        if arrival is None or is_small(arrival.object_id) or arrival.partial.complete:
+            return None
+        if trouble_of(error) is not Trouble.FULL:
+            return None
+        # Nothing tells whether there is room within a quota again but another try, which costs a request.
+        needed = arrival.partial.needed
+        pause = OVER_QUOTA if self._resources.store.has_room(needed) else None
+        return TransferError(FailureKind.NO_ROOM, reason, pause, needed)
 
     async def _claim(self) -> Arrival | None:
         """Claim the partial file; None if another process has published the object in the meantime."""
@@ -275,6 +307,8 @@ class Transfer(Download[None]):
 
     async def fetch_from_origin(self) -> None:
         """Fetch the rest from the origin, verify and publish it."""
+        if self._expected.kind is Kind.CVD:
+            self._test_head = self._resources.put_to_test(self._expected.database)
         while not self.published:
             await self._fetch_all(self.arrival)
             await self.verify_and_publish()

@@ -101,6 +101,8 @@ class WatchedAttempts:
     async def _ended(self, future: asyncio.Future[None]) -> bool:
         kicked = asyncio.ensure_future(self._kicked.wait())
         waiting: set[asyncio.Future[Any]] = {future, kicked}
-        await asyncio.wait(waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
-        kicked.cancel()
+        try:
+            await asyncio.wait(waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # the transfer may be cancelled here
+            kicked.cancel()
         return future.done()

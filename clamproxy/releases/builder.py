@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,8 @@ LEVEL = 1
 """zlib's compression level: the first level saves a site's network the most; see benchmarks/README.md."""
 LONGEST_BUILD = 24 * 3600.0
 """Seconds after which a workspace counts as left behind by a process that has ended."""
-
-
+RETRY = 300.0
+"""Seconds until a CLD is tried again that failed for a reason which may pass, such as a full disk."""
 OTHERS_BUILD = 30.0
 """Seconds that a process waits for another one to build. Clients wait for 50 seconds in all."""
 LONGEST_DEMAND = 3 * 86400.0
@@ -51,6 +52,9 @@ _latest: Merge[float] = best(lambda at: at)
 
 class BuildError(Exception):
     """The CLD can't be built; the client should fetch the CVD instead."""
+
+
+_EXPECTED = (BuildError, InvalidObject, OSError)
 
 
 class CldBuilder:
@@ -89,7 +93,8 @@ class CldBuilder:
         self._directory = store.workspaces
         self._turn = asyncio.Lock()
         self._running = SingleFlight[ObjectId, None]("build", self._note_failure)
-        self._failed: set[ObjectId] = set()
+        self._failed: dict[ObjectId, float] = {}
+        """The monotonic time before which each isn't tried again."""
 
     def note_demand(self, database: str) -> None:
         """Note that a client asks for a CLD of this database. Quick."""
@@ -113,8 +118,12 @@ class CldBuilder:
         return as_past_time(saved, self._clock.time())
 
     def can_build(self, object_id: ObjectId) -> bool:
-        """Whether building this CLD hasn't failed so far."""
-        return object_id not in self._failed
+        """Whether building this CLD hasn't failed, or may be tried again."""
+        return self._clock.monotonic() >= self._failed.get(object_id, -math.inf)
+
+    @property
+    def is_building(self) -> bool:
+        return len(self._running) > 0
 
     def start(self, database: str, proven: ProvenLineage) -> ObjectId:
         """Start building the CLD of the version that a lineage reaches, unless it exists.
@@ -137,10 +146,12 @@ class CldBuilder:
         """
         object_id = ObjectId(database, proven.lineage.reached, Kind.CLD)
         if self._is_to_build(object_id):
-            await self._running.run(object_id, partial(self._build, object_id, proven))
+            with contextlib.suppress(*_EXPECTED):  # `_note_failure` has noted it
+                await self._running.run(object_id, partial(self._build, object_id, proven))
         published = self._store.open(object_id)
         if published is None:
-            self._failed.add(object_id)  # there was no room for it, or the result was wrong
+            if self.can_build(object_id):
+                self._failed[object_id] = math.inf  # the cache has no room for it
             raise BuildError(f"{object_id.file_name} can't be built")
         return published
 
@@ -184,29 +195,25 @@ class CldBuilder:
     async def _build_here(self, object_id: ObjectId, proven: ProvenLineage) -> None:
         async with self._turn:
             started_at = time.monotonic()
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            workspace = Path(tempfile.mkdtemp(prefix=f"{object_id.file_name}.", dir=self._directory))
             try:
-                workspace = await in_thread(
-                    "clamproxy-build", lambda: self._work(object_id, proven.lineage.base)
+                file = await in_thread(
+                    "clamproxy-build", lambda: self._work(object_id, proven.lineage.base, workspace)
                 )
-            except (InvalidObject, OSError) as error:
-                # It is tried again after a restart; until then, clients fetch the CVD.
-                self._failed.add(object_id)
-                logger.warning("%s can't be built: %s", object_id.file_name, error)
-                return
-            file = workspace / object_id.file_name
-            metadata = Metadata(file.stat().st_size, time.time(), header=proven.header.raw.decode("ascii"))
-            try:
+                metadata = Metadata(
+                    file.stat().st_size, time.time(), header=proven.header.raw.decode("ascii")
+                )
                 await self._writer.run(lambda: self._store.publish(object_id, file, metadata))
             finally:
-                shutil.rmtree(workspace, ignore_errors=True)
+                # After `stop` nobody takes what the thread goes on to build.
+                await in_thread("clamproxy-tidy", lambda: shutil.rmtree(workspace, ignore_errors=True))
             self._after_publishing()
             logger.info("Built %s in %.1f s.", object_id.file_name, time.monotonic() - started_at)
 
-    def _work(self, object_id: ObjectId, base_version: int) -> Path:
-        """Build in a separate directory and return it; the caller removes it."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        workspace = Path(tempfile.mkdtemp(prefix=f"{object_id.file_name}.", dir=self._directory))
-        unpacked = workspace / "unpacked"
+    def _work(self, object_id: ObjectId, base_version: int, workspace: Path) -> Path:
+        """Build in a directory of its own, and return the file."""
+        target, unpacked = workspace / object_id.file_name, workspace / "unpacked"
         try:
             unpacked.mkdir()
             with ExitStack() as stack:
@@ -214,35 +221,41 @@ class CldBuilder:
                     stack.enter_context(open(file.fileno(), "rb", closefd=False))
                     for file in map(stack.enter_context, self._ingredients(object_id, base_version))
                 ]
-                target = workspace / object_id.file_name
                 build_cld(base, patches, object_id, unpacked, target, self._keys, level=LEVEL)
             shutil.rmtree(unpacked)
         except BaseException:
+            # It may be gone already, but for what has been made since.
             shutil.rmtree(workspace, ignore_errors=True)
             raise
         finally:
             self._store.disconnect()
-        return workspace
+        return target
 
-    def _ingredients(self, object_id: ObjectId, base_version: int) -> list[PublishedFile]:
-        """What to build from: the newest earlier CLD or else the base, and the patches that follow it."""
-        database, found = object_id.database, list[PublishedFile]()
+    def _ingredients(self, object_id: ObjectId, base_version: int) -> Iterator[PublishedFile]:
+        """What to build from: the newest earlier CLD or else the base, and the patches that follow it.
+
+        Raises:
+            BuildError: some of it was dropped a moment ago.
+        """
+        database = object_id.database
         for version in range(object_id.version - 1, base_version - 1, -1):
             kind = Kind.CVD if version == base_version else Kind.CLD
             if (start := self._store.open(ObjectId(database, version, kind))) is not None:
-                found.append(start)
+                yield start
                 break
         else:
-            raise InvalidObject(f"{database}-{base_version}.cvd is no longer cached")
+            raise BuildError(f"{database}-{base_version}.cvd is no longer cached")
         for patch_version in range(version + 1, object_id.version + 1):
             patch = self._store.open(ObjectId(database, patch_version, Kind.CDIFF))
             if patch is None:
-                for file in found:
-                    file.close()
-                raise InvalidObject(f"{database}-{patch_version}.cdiff is no longer cached")
-            found.append(patch)
-        return found
+                raise BuildError(f"{database}-{patch_version}.cdiff is no longer cached")
+            yield patch
 
     def _note_failure(self, object_id: ObjectId, error: BaseException) -> None:
-        self._failed.add(object_id)
-        logger.error("Building %s failed.", object_id.file_name, exc_info=error)
+        """What is wrong with the content stays wrong; the disk and the cache may be in another state soon."""
+        is_passing = isinstance(error, OSError | BuildError)
+        self._failed[object_id] = self._clock.monotonic() + RETRY if is_passing else math.inf
+        if isinstance(error, _EXPECTED):
+            logger.warning("%s can't be built: %s", object_id.file_name, error)
+        else:
+            logger.error("Building %s failed.", object_id.file_name, exc_info=error)

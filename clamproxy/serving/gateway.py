@@ -132,6 +132,7 @@ class Gateway:
         if self._is_hidden(object_id, request):
             # Not through `ready` or the memory of missing files: canaries get it, and soon all others.
             return held_back(object_id.version)
+        until = asyncio.get_running_loop().time() + PATIENCE
         self._delivery.require_not_missing(object_id)
         await self._soundness.ensure_object(object_id)
         while (published := await self._delivery.open(object_id)) is not None:
@@ -141,7 +142,6 @@ class Gateway:
             await self._soundness.recheck(object_id)
         if await self._is_out_of_reach(object_id):
             return plain(404, Result.NEGATIVE, "no such version yet", object_id.version)
-        until = asyncio.get_running_loop().time() + PATIENCE
         try:
             return from_object(request, *await self._delivery.fetch(object_id, request.requester, until))
         except (CooldownError, TransferError):

@@ -95,10 +95,12 @@ async def open_site(directory: Path, origin: OriginServer, url: str) -> AsyncIte
             lambda: bucket.condition.state is not None,
         )
         shared = SharedObjects(bucket, leases, store)
-        resources = Resources(upstream, store, writer, keys, 0.5, asyncio.Semaphore(16), shared)
         cooldowns = Cooldowns(notes_in({}))
-        transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
         heads = HeaderProbes(upstream, cooldowns, notes_in({}), turns=ProbeTurns(leases, bucket))
+        resources = Resources(
+            upstream, store, writer, keys, 0.5, asyncio.Semaphore(16), shared, heads.put_to_test
+        )
+        transfers = Transfers(resources, cooldowns, lambda _: 60.0, lambda _: None, lambda *_: None)
         limits = CacheSection(directory=store.directory, size_limit=size_limit, keep_cdiffs=keep_cdiffs)
         exchange = ObjectExchange(shared, transfers, store, keys, ["daily"], limits, dict)
         member = Member(

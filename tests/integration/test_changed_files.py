@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from clamproxy.cache.published import Metadata
+from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
 from clamproxy.objects import ObjectId
 from clamproxy.storage.condition import Trouble
@@ -23,7 +25,7 @@ from tests.harness.service import RELEASES, ServiceHarness, open_harness
 from tests.support.faults import Fault
 from tests.support.forge import forge_keys, forge_sign
 from tests.support.origin import OriginServer
-from tests.support.stored import cdiff, cvd, put, sign, until
+from tests.support.stored import cdiff, cvd, put, put_cvd, sign, until
 
 BASE, PATCH = cvd(1), cdiff(2)
 
@@ -113,6 +115,32 @@ async def test_what_can_not_be_read_at_the_second_try_either(
         assert response.headers["Retry-After"] == "1"
     assert len(caplog.records) == 1
     assert not caplog.records[0].exc_info
+
+
+async def test_what_changes_while_another_file_is_checked(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, digest = harness.service.store, hashlib.file_digest
+    put_cvd(store, 2, RELEASES.cvd(2))
+    soundness = Soundness(store, forge_keys().trusted)
+    await soundness.ensure("daily")
+    is_reading, may_read = threading.Event(), threading.Event()
+
+    def digest_slowly(*arguments: Any) -> Any:
+        is_reading.set()
+        may_read.wait(30)
+        return digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_slowly)
+    os.utime(file_of(harness, BASE))
+    checks = [asyncio.create_task(soundness.ensure("daily"))]
+    await until(is_reading.is_set)
+    overwrite(file_of(harness, cvd(2)))
+    checks.append(asyncio.create_task(soundness.ensure("daily")))
+    await asyncio.sleep(0)
+    may_read.set()
+    await asyncio.gather(*checks)
+    assert [store.has(cvd(version)) for version in (1, 2)] == [True, False]
 
 
 async def test_what_is_the_same_stays(harness: ServiceHarness) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clamproxy import service as service_module
+from clamproxy.formats import cld as cld_module
 from clamproxy.formats.cld import verify_cld
 from clamproxy.messages import Result
 from clamproxy.objects import Kind, ObjectId
+from clamproxy.releases import builder as builder_module
 from tests.harness.service import NEWEST, PROBE, RELEASES, ServiceHarness, open_harness, since
 from tests.support.forge import forge_keys
 from tests.support.origin import OriginServer
@@ -98,3 +104,29 @@ async def test_the_next_release_is_built_on_the_promised_cld(harness: ServiceHar
     assert await harness.shown("/daily.cld") == NEWEST + 1
     assert (await harness.ask("/daily.cld"))[0].version == NEWEST + 1
     assert harness.origin.trace == f"D{NEWEST + 1}"
+
+
+async def test_a_service_that_is_replaced_finishes_its_build(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client may be gone by then."""
+    await harness.hold()
+    has_come, may_go, build_cld = threading.Event(), threading.Event(), cld_module.build_cld
+
+    def build_slowly(*arguments: Any, **options: Any) -> None:
+        has_come.set()
+        may_go.wait(30)
+        build_cld(*arguments, **options)
+
+    monkeypatch.setattr(builder_module, "build_cld", build_slowly)
+    monkeypatch.setattr(service_module, "LOOK_EVERY", 0.01)
+    client = asyncio.create_task(harness.ask("/daily.cld"))
+    await until(has_come.is_set)
+    client.cancel()
+    harness.service.retire()
+    idle = asyncio.create_task(harness.service.idle(30))
+    await asyncio.sleep(0.1)
+    assert not idle.done()
+    may_go.set()
+    await idle
+    assert harness.service.store.has(ObjectId("daily", NEWEST, Kind.CLD))

@@ -10,6 +10,7 @@ import pytest
 
 from clamproxy.messages import Result
 from clamproxy.policy import RECHECK
+from clamproxy.serving import gateway as gateway_module
 from clamproxy.serving import resolution as current_module
 from clamproxy.serving.resolution import Patience
 from tests.harness.service import NEWEST, RELEASES, ServiceHarness, open_harness, since
@@ -168,6 +169,17 @@ async def test_dns_is_not_waited_for_while_something_is_cached(harness: ServiceH
     async with asyncio.timeout(current_module.PATIENCE_WITH_STALE):
         await asyncio.gather(*(harness.ask() for _ in range(5)))
     harness.origin.heal()
+
+
+async def test_waiting_for_dns_is_part_of_a_patchs_patience(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.release(2)
+    harness.dns.mode = Mode.SILENT
+    monkeypatch.setattr(gateway_module, "PATIENCE", 0.1)  # less than DNS gets
+    response, _ = await harness.ask("/daily-2.cdiff")
+    assert response.status == 503
+    assert harness.origin.trace == ""
 
 
 @pytest.mark.parametrize(

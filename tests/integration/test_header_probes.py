@@ -132,7 +132,7 @@ async def test_a_head_is_held_against_the_file(
 ) -> None:
     origin.put("daily.cvd", make_cvd(claimed))
     await harness.probe()
-    harness.heads.hold_against("daily", CvdHeader.parse(make_cvd(came)))
+    harness.heads.put_to_test("daily")(CvdHeader.parse(make_cvd(came)))
     assert (harness.heads.get("daily") is not None) is is_kept
     again = harness.make()
     assert (again.get("daily") is not None) is is_kept
@@ -145,7 +145,7 @@ async def test_fields_that_differ_from_the_files_are_wrong(
     body = make_cvd(5, 100_000)
     origin.put("daily.cvd", body[:20].replace(b"20", b"19") + body[20:])
     await harness.probe()
-    harness.heads.hold_against("daily", CvdHeader.parse(body))
+    harness.heads.put_to_test("daily")(CvdHeader.parse(body))
     assert harness.heads.get("daily") is None
 
 

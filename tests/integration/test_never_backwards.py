@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from clamproxy.cache.layout import INDEX, NEWEST_PROVEN
 from clamproxy.objects import Kind
 from clamproxy.releases.lineage import LOOK_EVERY
 from tests.harness.service import NEWEST, RELEASES, ServiceHarness, open_harness, since
+from tests.support.faults import Fault, html
 from tests.support.origin import OriginServer
+from tests.support.stored import until
 
 OLD = 2
 """A version that the origin sends again: correctly signed, and older than `NEWEST`."""
@@ -172,3 +175,44 @@ async def test_an_origin_that_stays_behind_is_asked_less_and_less_often(harness:
         assert (await harness.ask())[0].status == 503
         harness.clock.ahead += 60
     assert 4 <= len(asked(harness)) <= 20, asked(harness)
+
+
+# A header and a file that differ
+
+
+async def fetch_while(harness: ServiceHarness, comes: Fault, *, shown: int) -> None:
+    """Ask for version `OLD` as a whole, and look what is the newest version before the origin answers."""
+    harness.restart(delta={"enabled": False})
+    harness.release(OLD)
+    harness.origin.rule("W", replace(comes, held=True))
+    client = asyncio.create_task(harness.ask())
+    await until(lambda: harness.origin.count("W"))
+    RELEASES.publish(harness.origin, shown)
+    harness.advertise(shown)
+    assert await harness.shown() == shown
+    harness.origin.heal()
+    await client
+    await harness.settle()
+    harness.origin.forget()
+
+
+@pytest.mark.parametrize("comes", [Fault(body=RELEASES.cvd(OLD)), html()], ids=["the older file", "a page"])
+async def test_a_header_that_was_seen_after_the_file_was_asked_for_is_kept(
+    harness: ServiceHarness, comes: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fetch_while(harness, comes, shown=OLD + 1)
+    assert "was wrong" not in caplog.text
+    assert await harness.shown() == OLD + 1
+    assert harness.origin.trace == ""
+    harness.clock.ahead += 60  # a page causes a pause
+    assert (await harness.ask())[1] == RELEASES.cvd(OLD + 1)
+
+
+@pytest.mark.parametrize("comes", [Fault(), html()], ids=["an older file", "a page"])
+async def test_a_header_that_the_file_contradicts_is_forgotten(harness: ServiceHarness, comes: Fault) -> None:
+    harness.release(OLD)
+    harness.origin.rule("P", Fault(body=RELEASES.cvd(NEWEST)))
+    harness.origin.rule("W", comes)
+    await harness.ask()
+    await harness.settle()
+    assert harness.service.clamav.origin.heads.get("daily") is None

@@ -80,6 +80,20 @@ async def test_a_later_gateway_takes_it_from_the_bucket(make: MakeMember, origin
     assert not later.cooldowns.in_force()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_an_older_file_in_the_bucket_says_nothing_of_the_origins_header(
+    make: MakeMember, origin: OriginServer, make_cvd: MakeCvd, is_there: bool
+) -> None:
+    member = make()
+    if is_there:
+        await put_there(member, cvd(4), make_cvd(4, BIG))
+    origin.put("daily.cvd", make_cvd(5, BIG))
+    await member.heads.probe("daily", NEW, 5, 5)
+    head = member.heads.get("daily")
+    assert await member.transfers.take_shared(cvd(4)) is is_there
+    assert member.heads.get("daily") == head is not None
+
+
 async def test_readers_follow_what_comes_from_the_bucket(
     make: MakeMember, object_store: ObjectStore, make_cvd: MakeCvd
 ) -> None:

@@ -405,7 +405,18 @@ async def test_transfers_that_wait_get_their_turn_when_others_fail(harness: Tran
     assert [transfer.published for transfer in transfers] == [False, False, True]
 
 
-# Threads
+# Threads and tasks
+
+
+async def test_giving_up_on_a_transfer_leaves_no_task(harness: TransferHarness) -> None:
+    harness.origin.rule("*", faults.silent())
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(Transfer(cdiff(5), NEW, harness.resources).run())
+    await until(harness.origin.requests)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("fault", [faults.silent(), faults.stall(5)], ids=["no head", "half a body"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,12 +16,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clamproxy.cache.store import Store
+from clamproxy.formats import cld as cld_module
 from clamproxy.formats.cld import verify_cld
 from clamproxy.formats.members import iter_members, open_payload
 from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.releases import builder as builder_module
-from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, BuildError, CldBuilder
+from clamproxy.releases.builder import LONGEST_BUILD, LONGEST_DEMAND, RETRY, BuildError, CldBuilder
 from clamproxy.releases.lineage import Lineages, ProvenLineage
 from clamproxy.threads import Writer
 from tests.support.clock import Clock
@@ -157,9 +160,12 @@ async def test_a_base_whose_payload_is_not_what_it_was(harness: BuilderHarness, 
     proven = await harness.proven()
     main = BuilderHarness(store)
     put_cvd(store, 9, RELEASES.cvd(2))
+    put(store, cdiff(10), RELEASES.cdiff(3))
     with pytest.raises(BuildError):
         await main.builder.open("daily", ProvenLineage(type(proven.lineage)(9, 1, 10), proven.info))
     assert not store.has(cld(10))
+    main.clock.now += 10 * RETRY
+    assert not main.builder.can_build(cld(10)), "the content doesn't get any better"
     main.writer.submit(store.disconnect)
     main.writer.close()
 
@@ -178,16 +184,61 @@ async def test_a_build_can_be_begun_without_waiting(harness: BuilderHarness) -> 
     await until(lambda: not harness.left_over())
 
 
-async def test_a_disk_that_is_full(harness: BuilderHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+async def fail(harness: BuilderHarness, proven: ProvenLineage) -> None:
+    with pytest.raises(BuildError):
+        await harness.builder.open("daily", proven)
+    assert not harness.builder.can_build(cld(proven.lineage.reached))
+    assert harness.left_over() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+@pytest.mark.parametrize("place", ["clamproxy.releases.builder.build_cld", "clamproxy.cache.layout.place"])
+async def test_what_passes_is_tried_again_after_a_pause(
+    harness: BuilderHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, place: str
+) -> None:
+    def fail_with(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder_module, "build_cld", full)
-        with pytest.raises(BuildError):
-            await harness.build()
-    assert harness.left_over() == []
-    assert harness.make().can_build(cld(4))
+        patch.setattr(place, fail_with)
+        await fail(harness, await harness.proven())
+    await fail(harness, await harness.proven())
+    harness.clock.now += RETRY
+    check(tmp_path / "cld", await harness.build(), 4)
+
+
+async def test_a_patch_that_was_gone_for_a_moment(harness: BuilderHarness, tmp_path: Path) -> None:
+    proven = await harness.proven()
+    harness.store.drop(cdiff(2))
+    await fail(harness, proven)
+    hold(harness.store, None, [2])
+    harness.clock.now += RETRY
+    check(tmp_path / "cld", await harness.build(), 4)
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+async def test_a_build_that_is_cancelled_leaves_nothing(
+    harness: BuilderHarness, monkeypatch: pytest.MonkeyPatch, is_complete: bool
+) -> None:
+    has_come, may_go, build_cld = threading.Event(), threading.Event(), cld_module.build_cld
+
+    def build_slowly(*arguments: Any, **options: Any) -> None:
+        if is_complete:
+            build_cld(*arguments, **options)
+        has_come.set()
+        may_go.wait(LIMIT)
+        if not is_complete:
+            build_cld(*arguments, **options)
+
+    monkeypatch.setattr(builder_module, "build_cld", build_slowly)
+    harness.builder.start("daily", await harness.proven())
+    await until(has_come.is_set)
+    assert harness.builder.is_building
+    harness.builder.stop()
+    await until(lambda: not harness.builder.is_building)
+    may_go.set()
+    await until(lambda: "clamproxy-build" not in {thread.name for thread in threading.enumerate()})
+    await until(lambda: not harness.left_over())
 
 
 async def test_stop(harness: BuilderHarness) -> None:

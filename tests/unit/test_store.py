@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from clamproxy.cache.index import Index
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.quarantine import QUARANTINE_LIMIT
 from clamproxy.cache.rows import IndexRow
@@ -166,6 +167,24 @@ def test_a_reader_goes_on_when_its_object_is_dropped(store: Store) -> None:
     assert store.open(cdiff(1)) is None
     with published:
         assert os.pread(published.fileno(), 99, 0) == b"patch"
+
+
+@pytest.mark.parametrize("is_another", [False, True], ids=["in the same process", "in another one"])
+def test_what_is_published_anew_while_it_is_dropped_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    put(store, cdiff(1), b"damaged")
+    change = Index.change
+    with closing(Store(store.directory, tidy=False)) as other:
+
+        def change_and_publish(index: Index, changes: Mapping[str, IndexRow | None]) -> None:
+            change(index, changes)
+            monkeypatch.undo()
+            put(other if is_another else store, cdiff(1), b"patch")
+
+        monkeypatch.setattr(Index, "change", change_and_publish)
+        store.drop(cdiff(1))
+        assert [read(one, cdiff(1)) for one in (store, other)] == [b"patch"] * 2
 
 
 def test_nobody_else_gets_in(tmp_path: Path) -> None:
