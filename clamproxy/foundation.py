@@ -13,7 +13,7 @@ from clamproxy.notes import Notes
 from clamproxy.sharing.gateway_document import DIRECTORY as REPORTS
 from clamproxy.sharing.site import TOPIC as FLEET_STORE
 from clamproxy.sharing.site import Site
-from clamproxy.state import make_state_directory, move_choices, move_records
+from clamproxy.state import directory_for_changes, make_state_directory, move_choices, move_records
 from clamproxy.statistics import Stats
 from clamproxy.storage.records import Records
 from clamproxy.threads import Writer
@@ -27,6 +27,7 @@ class Foundation:
 
     Args:
         keys: what objects must be signed with; the settings may name other certificates.
+        is_gateway: whether this isn't a command's, which may run beside a gateway.
 
     Raises:
         OSError: the cache directory can't be used.
@@ -34,9 +35,9 @@ class Foundation:
         HoldsError: nobody knows what is held.
     """
 
-    def __init__(self, settings: Settings, keys: TrustedKeys) -> None:
+    def __init__(self, settings: Settings, keys: TrustedKeys, *, is_gateway: bool = True) -> None:
         self.keys = keys = keys.with_roots(settings.upstream.cvd_certs_directory)
-        state = make_state_directory(settings)
+        state = make_state_directory(settings) if is_gateway else directory_for_changes(settings)
         sweep_unfinished(state)
         self.records = Records(state)
         self.store = Store(settings.cache.directory, records=self.records, keys=keys, hold=HELD)

@@ -73,7 +73,7 @@ class Service:
 
         Args:
             keys: the public keys that objects must be signed with.
-            surroundings: what the pages show about the process and the proxy.
+            surroundings: what the pages show about the process and the proxy; None for a command's.
             holds: what an earlier service of this process holds.
 
         Raises:
@@ -87,7 +87,7 @@ class Service:
         self.pseudonym = f"{GATEWAY_IN_VIA}{secrets.token_hex(4)}"
         """This gateway's name in Via, by which it recognises a loop."""
         self.via = f"1.1 {self.pseudonym}"
-        self._foundation = foundation = Foundation(settings, keys)
+        self._foundation = foundation = Foundation(settings, keys, is_gateway=surroundings is not None)
         self.store, self.writer, self.stats = foundation.store, foundation.writer, foundation.stats
         directory, leases = foundation.records.directory, foundation.leases
         self.fleet = Fleet(directory, settings.fleet, self.writer)

@@ -116,23 +116,27 @@ def move_choices(state: Path, cache: Path) -> Holds | None:
         return None
     try:
         merge(state, held)
-        (cache / HOLDS).unlink()
-    except (HoldsError, OSError) as error:
+    except HoldsError as error:
         if (state / HOLDS).exists():
             raise HoldsError(f"what is held can't be moved from {cache}: {error}") from error
         logger.warning("What is held can't be moved to %s: %s", state, error)
         return held
-    logger.info("What is held has been moved to %s.", state)
+    try:
+        (cache / HOLDS).unlink(missing_ok=True)  # another process may have been faster
+    except OSError as error:  # it is merged again at the next start, which changes nothing
+        logger.warning("%s can't be removed: %s", cache / HOLDS, error)
+    else:
+        logger.info("What is held has been moved to %s.", state)
     return None
 
 
 def _move_history(old: Path, new: Path) -> None:
     try:
-        former = old.read_bytes()
-        later = new.read_bytes() if new.exists() else b""
-        if not later.startswith(former):
+        former = old.read_bytes().splitlines(keepends=True)
+        later = new.read_bytes().splitlines(keepends=True) if new.exists() else []
+        if missing := [line for line in former if line not in later]:
             with replacing(new) as file:
-                file.write(former + later)
+                file.writelines([*missing, *later])
         old.unlink()
     except FileNotFoundError:
         pass  # there is none, or another process was faster

@@ -61,6 +61,8 @@ class Users:
         # An unknown name takes as long as a wrong password, or the time would tell which names exist.
         pwhash = self._hashes.get(name, self._nobody)
         async with self._slots:
+            if (known := self._checked.get(digest)) is not None:
+                return known  # many machines with one password ask at the same time
             known = await asyncio.to_thread(check_password_hash, pwhash, password) and name in self._hashes
         self._remember(digest, known)
         return known

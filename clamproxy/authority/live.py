@@ -41,14 +41,18 @@ class CurrentAuthority:
         try:
             look = _look_at(self._directory)
             if look != self._look:
-                self._look, self._complaint = look, ""
-                self._reload()
+                self._reload(look)
         except (AuthorityError, OSError) as error:
             self._complain(str(error))
         return self._authority
 
-    def _reload(self) -> None:
-        authority = Authority.load(self._directory)
+    def _reload(self, look: _Look) -> None:
+        try:
+            authority = Authority.load(self._directory)
+        except AuthorityError:
+            self._look, self._complaint = look, ""  # the content is the same the next time
+            raise
+        self._look, self._complaint = look, ""
         if authority is not None:
             self._authority = authority
         elif self._authority is not None:

@@ -17,7 +17,7 @@ _LOCK = "owners.lock"
 _CLOSED = 0o700
 """Anybody with write access here can choose what the site's scanners load."""
 _PARTS = (PARTIAL, QUARANTINE, INDEX, OBJECTS)
-_FIRST_NAMES = {*_PARTS, _LOCK, "lost+found"}
+_FIRST_NAMES = {*_PARTS, _LOCK, "mitmproxy", "lost+found"}
 """What may be in a directory that is no cache yet. A start that the power cut short leaves some of it."""
 
 

@@ -35,7 +35,7 @@ from clamproxy.releases.holds import Hold, HoldsError
 from clamproxy.releases.limits_in_force import Limit, ceilings_of, hold_problem, read_limits
 from clamproxy.releases.lineage import Lineages
 from clamproxy.releases.site_holds import synchronize
-from clamproxy.state import directory_for_changes, state_directory
+from clamproxy.state import directory_for_changes, move_choices, state_directory
 from clamproxy.statistics import advertised_versions
 
 
@@ -120,9 +120,13 @@ def _records(settings: Settings) -> Path:
     require_owner(state_directory(settings))
     try:
         require_cache(cache)
-        return directory_for_changes(settings)
+        directory = directory_for_changes(settings)
+        move_choices(directory, cache)
     except OSError as error:
         fail(shown_trouble(cache, error))
+    except HoldsError as error:
+        fail(str(error))
+    return directory
 
 
 def _synchronize(settings: Settings) -> str | None:

@@ -69,7 +69,7 @@ class FeedCooldowns:
         self._take_in()
         for name in (server, key):
             cooldown = self._active.get(name)
-            if cooldown is not None and not cooldown.outlasts_answer(asked_at):
+            if cooldown is not None and not cooldown.outlasts_answer(asked_at, self._clock()):
                 self._forget(name)
 
     def until(self, server: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -37,8 +38,10 @@ ENOUGH = 20_000
 MOST_PENDING = 40_000
 """Visits, of some 500 bytes each, that may wait to be written. The oldest are dropped first."""
 CLOCK_DOUBTED = 600.0
-"""Seconds for which a clock must have been so late before machines are dropped as silent: it may be fast for
-a moment, by years, and then all but the one that visits seem to be."""
+"""Seconds after a start, or after the clock was set, in which no machine is dropped as silent: the clock may
+be fast for a moment, by years, and then all but the one that visits seem to be."""
+_CLOCK_SET = 60.0
+"""Seconds by which a clock that was set differs from the monotonic one, at least."""
 
 REFUSALS = (401, 407)
 """Statuses for clients that are not users of the gateway."""
@@ -56,6 +59,7 @@ class Fleet:
         settings: how many machines are kept, and how long.
         writer: the thread that writes to the directory.
         clock: gives Unix seconds.
+        monotonic: gives seconds that nobody sets.
     """
 
     def __init__(
@@ -64,10 +68,16 @@ class Fleet:
         settings: FleetSettings,
         writer: Writer,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._writer = writer
         self._clock = clock
+        self._monotonic = monotonic
+        self._ahead = math.inf
+        """How far the clock was ahead of the monotonic one when it was last set."""
+        self._trusted_from = 0.0
+        """From which monotonic time on machines may be dropped as silent."""
         self._table = Table(directory)
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -168,7 +178,7 @@ class Fleet:
         for release in releases:
             rows.note(release)
         now = self._clock()
-        forgotten, heard_until = rows.forgotten(now), rows.last_heard(now - CLOCK_DOUBTED)
+        forgotten = rows.forgotten(now)
         machines: dict[Key, list[Visit]] = {}
         agents: dict[Key, Agent] = {}
         headers: set[bytes] = set()
@@ -185,7 +195,14 @@ class Fleet:
         additions = {key: Addition() for key in machines}
         rows.put([_after(rows, agents[key], key[1], seen, additions[key]) for key, seen in machines.items()])
         rows.stories.add(additions, now)
-        rows.limit(self._settings.max_clients, heard_until - self._settings.keep)
+        rows.limit(self._settings.max_clients, self._silent_since(now))
+
+    def _silent_since(self, now: float) -> float:
+        """The time since which a machine must have been silent to be dropped."""
+        monotonic = self._monotonic()
+        if abs(now - monotonic - self._ahead) > _CLOCK_SET:
+            self._ahead, self._trusted_from = now - monotonic, monotonic + CLOCK_DOUBTED
+        return now - self._settings.keep if monotonic >= self._trusted_from else -math.inf
 
 
 def _check(rows: Rows) -> None:

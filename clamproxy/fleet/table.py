@@ -137,12 +137,6 @@ class Rows:
         self._connection.execute("DELETE FROM forgotten WHERE at NOT BETWEEN ? AND ?", kept)
         return dict(self._connection.execute("SELECT uuid, at FROM forgotten"))
 
-    def last_heard(self, until: float) -> float:
-        """When a machine was last seen, up to a time; that time if none was."""
-        query = "SELECT max(last_seen) FROM machines WHERE last_seen <= ?"
-        (last,) = self._connection.execute(query, (until,)).fetchone()
-        return until if last is None else float(last)
-
     def limit(self, count: int, silent_since: float) -> None:
         """Drop machines that have been silent since `silent_since`, and the longest silent above `count`.
 

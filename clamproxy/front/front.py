@@ -136,12 +136,14 @@ class Front:
         service, routing = self.service, self.routing
         if service is None or routing is None:
             return self._failed(request)
+        known_to = request.caller.known_to
         try:
             if not routing.admits(request.caller):
                 refusal = refusals.stranger(request.caller.address)
             elif not (self._certifies_inside(request, routing) or await self._admits(request)):
                 refusal = self._unknown(is_proxy=True)
             elif not _opens(request, routing):
+                request.caller.known_to = known_to  # there is no tunnel that it counts for
                 refusal = refusals.no_tunnel(request.host, request.port)
             else:
                 return None

@@ -89,6 +89,7 @@ _FROM_BEYOND_THE_PROXY = frozenset(
     }
 )
 _ABOUT_THE_BODY = (FailureKind.BAD_CONTENT, FailureKind.CHANGED)
+_OWN = (FailureKind.LOCAL, FailureKind.NO_ROOM)
 _REFUSALS = (FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED, FailureKind.PROXY_AUTHENTICATION)
 LONGEST_RETRY_AFTER = 24 * HOUR
 ORIGIN = "origin"
@@ -178,16 +179,18 @@ class Cooldown:
     @property
     def is_demanded(self) -> bool:
         """Whether a server wants it: it refused, or the wait is longer than the gateway's own ones."""
-        return self.failure in _REFUSALS or self.until - self.noted_at > BACKOFFS[self.failure].longest + 1
+        is_long = self.until - self.noted_at > BACKOFFS[self.failure].longest + 1
+        return self.failure in _REFUSALS or (is_long and self.failure not in _OWN)
 
-    def outlasts_answer(self, asked_at: float) -> bool:
+    def outlasts_answer(self, asked_at: float, now: float) -> bool:
         """Whether it goes on in spite of a good answer: it is a server's last word, and the request is older.
 
         Args:
             asked_at: when the request began, in Unix seconds.
+            now: Unix seconds; what was noted later was noted by a wrong clock.
         """
         is_last_word = self.is_demanded or self.failure is FailureKind.SERVER_ERROR
-        return is_last_word and self.noted_at > asked_at
+        return is_last_word and asked_at < self.noted_at <= now
 
     @property
     def is_forgiven_at(self) -> float:
@@ -377,7 +380,7 @@ class Cooldowns:
             self._end(PROXY, refusal, asked_at)
 
     def _end(self, key: str, cooldown: Cooldown, asked_at: float) -> None:
-        if not cooldown.outlasts_answer(asked_at):
+        if not cooldown.outlasts_answer(asked_at, self._clock()):
             del self._active[key]
             self._notes.forget(key)
 

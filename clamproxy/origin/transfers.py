@@ -176,7 +176,10 @@ class Transfers:
         """What has come to forbid going on with a transfer since it was admitted."""
         path, agent = transfer.object_id.upstream_path, transfer.requester.version
         cooldown = self._cooldowns.refused_since(path, agent, transfer.admitted_at)
-        return None if cooldown is None else CooldownError(cooldown)
+        if cooldown is not None:
+            return CooldownError(cooldown)
+        transfer.admitted_at = self._clock.time()  # what has ended by now doesn't count for what is asked now
+        return None
 
     def _bar(self, object_id: ObjectId, requester: Requester) -> CooldownError | None:
         """Why the origin must not be asked now; None if it is asked at once."""

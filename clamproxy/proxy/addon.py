@@ -224,7 +224,7 @@ class ClamProxy:
         self._supervisor.reloading()
         try:
             return await self._read_anew(service)
-        except (ConfigurationError, AuthorityError, OSError) as error:
+        except (ConfigurationError, AuthorityError, HoldsError, OSError) as error:
             logger.error("The configuration stays as it was: %s", error)  # noqa: TRY400
             return ReloadOutcome(error=str(error))
         except Exception as error:

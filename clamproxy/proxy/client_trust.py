@@ -63,6 +63,8 @@ class ClientTrust:
             flags |= crypto.X509StoreFlags.CRL_CHECK
         store.set_flags(flags)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_failure)
+        # Whoever resumed a session would not be checked again, and its certificate may have expired since.
+        context.set_options(SSL.OP_NO_TICKET)
         context.set_session_id(b"clamproxy")  # without, OpenSSL ends handshakes that resume a session
         context.set_app_data(self.path)
 

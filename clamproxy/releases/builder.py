@@ -151,7 +151,7 @@ class CldBuilder:
         published = self._store.open(object_id)
         if published is None:
             if self.can_build(object_id):
-                self._failed[object_id] = math.inf  # the cache has no room for it
+                self._failed[object_id] = self._clock.monotonic() + RETRY  # no room for it, say
             raise BuildError(f"{object_id.file_name} can't be built")
         return published
 

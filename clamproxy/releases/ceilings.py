@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from clamproxy.cache.store import Store
@@ -82,6 +83,8 @@ class Ceilings:
         self._informed = asyncio.Event()
         self._informed.set()
         self._holds = read_holds(directory) if known is None else self._read(known)
+        self._looks, self._latest_look = count(1), 0
+        """The numbers of looks at the file, and that of the one that found the holds in force."""
         self._seen_mark, self._looked_at = self._mark, 0.0
         self._told = set(self._holds.changes)
         """The changes that need no line in the log any more."""
@@ -165,8 +168,9 @@ class Ceilings:
         mark = stamp_of(self._path)
         if mark is not None and mark != self._seen_mark:
             self._seen_mark = mark
+            look = next(self._looks)
             with suppress(HoldsError):  # `_notice_holds` deals with that, and with a file that is gone again
-                self._holds = find_holds(self._directory) or self._holds
+                self._take(look, find_holds(self._directory) or self._holds)
             self._is_changed.set()
 
     # Noticing changes
@@ -195,16 +199,19 @@ class Ceilings:
         mark = stamp_of(self._path)
         if mark == self._mark == self._seen_mark and not self._is_lost:
             return
-        before = self._holds
+        before, look = self._holds, next(self._looks)
         self._mark = self._seen_mark = mark
-        found = await in_thread("clamproxy-holds", lambda: self._read(before))
-        if self._holds is before:  # else a later change has been noticed in the meantime
-            self._holds = found
+        self._take(look, await in_thread("clamproxy-holds", lambda: self._read(before)))
         has_the_word = await self._has_the_word()
         for change in self._holds.changes:
             if change not in self._told and has_the_word:
                 _tell_of(change)
         self._told = set(self._holds.changes)
+
+    def _take(self, look: int, found: Holds) -> None:
+        """Go by what a look has found, unless a later one was faster."""
+        if look > self._latest_look:
+            self._holds, self._latest_look = found, look
 
     async def _has_the_word(self) -> bool:
         """Whether this process is the one that writes to the log."""

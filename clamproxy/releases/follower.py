@@ -23,7 +23,7 @@ from clamproxy.objects import STANDARD_DATABASES, Kind, ObjectId
 from clamproxy.origin.cooldown import ORIGIN, PROXY, FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError, TransferError
 from clamproxy.origin.origin import Origin
-from clamproxy.origin.transfers import ORIGIN_TROUBLE
+from clamproxy.origin.transfers import ORIGIN_TROUBLE, CooldownError
 from clamproxy.releases.builder import CldBuilder
 from clamproxy.releases.delta import Renewal, renewal
 from clamproxy.releases.lineage import Lineages
@@ -326,7 +326,7 @@ class Follower:
             since = self._missing_since.setdefault(signature, self._clock.time())
             if signature.version < advertised - 1 or elapsed(since, self._clock.time()) >= LONGEST_WAIT:
                 self._settled.add(signature)
-        except TransferError as error:
+        except (TransferError, CooldownError) as error:
             if error.failure is FailureKind.FORBIDDEN:
                 raise  # this concerns all the others as well
             logger.debug("%s: not now: %s", signature.file_name, error)

@@ -114,6 +114,16 @@ def read_holds(directory: Path) -> Holds:
     return find_holds(directory) or NOTHING_HELD
 
 
+def read_all_holds(directory: Path, cache: Path) -> Holds:
+    """The holds, with those that the next start moves from the cache to the state directory. Blocks.
+
+    Raises:
+        HoldsError: see `find_holds`.
+    """
+    holds, others = read_holds(directory), find_holds(cache) if cache != directory else None
+    return holds if others is None else merged(holds, others)
+
+
 def find_holds(directory: Path) -> Holds | None:
     """The holds in the file; None if there is none. Blocks.
 

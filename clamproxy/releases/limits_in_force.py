@@ -12,7 +12,7 @@ from clamproxy.notes import Notes
 from clamproxy.readable import shown_span, shown_time
 from clamproxy.releases.ceiling import Cause, ceiling, newest_released, without_wrong_times
 from clamproxy.releases.first_seen import TOPIC, load_seen
-from clamproxy.releases.holds import NOTHING_HELD, Hold, HoldsError, read_holds
+from clamproxy.releases.holds import NOTHING_HELD, Hold, HoldsError, read_all_holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def read_limits(store: Store, settings: ReleasesSection, now: float) -> list[Lim
         store: the cache, with its records.
     """
     try:
-        holds = read_holds(store.records.directory)
+        holds = read_all_holds(store.records.directory, store.directory)
     except HoldsError:
         holds = NOTHING_HELD
     return _limits(store, settings, now, holds.in_force)
@@ -105,14 +105,14 @@ def ceilings_of(store: Store, settings: ReleasesSection, now: float) -> dict[str
     Raises:
         HoldsError: what is held can't be read.
     """
-    holds = read_holds(store.records.directory).in_force
+    holds = read_all_holds(store.records.directory, store.directory).in_force
     return {limit.database: limit.version for limit in _limits(store, settings, now, holds)}
 
 
 def hold_problem(store: Store) -> str | None:
     """Why the file of holds can't be read, in one line; None if it can."""
     try:
-        read_holds(store.records.directory)
+        read_all_holds(store.records.directory, store.directory)
     except HoldsError as error:
         return f"what is held can't be read: {error}"
     return None

@@ -43,8 +43,8 @@ class Records:
         self._lock = threading.Lock()
         self._last: dict[str, int] = {}
         """The counters as this process last saw them, from which a damaged file is continued."""
-        self._unwritten: dict[str, str] = {}
-        """Notes that couldn't be written yet."""
+        self._unwritten: dict[str, tuple[str, str | None]] = {}
+        """Notes that couldn't be written yet, and what was in their place: what is there since is newer."""
 
     @property
     def directory(self) -> Path:
@@ -77,8 +77,7 @@ class Records:
     def notes(self, prefix: str) -> dict[str, Any]:
         """All notes below a prefix, by the rest of their key."""
         texts = self._read()
-        with self._lock:
-            texts |= self._unwritten
+        texts |= self._waiting(texts)
         return {key.removeprefix(prefix): parse_json(texts[key]) for key in texts if key.startswith(prefix)}
 
     def set_note(self, key: str, value: Any) -> bool:
@@ -87,9 +86,18 @@ class Records:
         If not, it is written with the next change: counters change all the time, and a note may never come
         again.
         """
+        text = json.dumps(value)
+        if self._change({key: text}, {}):
+            return True
+        before = self._read().get(key)
         with self._lock:
-            self._unwritten[key] = json.dumps(value)
-        return self._change({}, {})
+            self._unwritten[key] = text, before
+        return False
+
+    def _waiting(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """The notes that couldn't be written yet, unless there are newer ones."""
+        with self._lock:
+            return {key: text for key, (text, before) in self._unwritten.items() if texts.get(key) == before}
 
     def take_over(self, counters: Mapping[str, int], history: Any) -> bool:
         """Add what was recorded elsewhere, and remember that it was, until `forget_takeover`.
@@ -127,7 +135,9 @@ class Records:
         for _ in range(2):
             try:
                 with self._file.writing() as connection:
-                    counted, noted = self._write(connection, texts, amounts, unless_moved)
+                    with self._lock:
+                        unwritten = dict(self._unwritten)
+                    counted = self._write(connection, texts, amounts, unless_moved)
             except DamagedFileError:
                 continue
             except (sqlite3.Error, OSError) as error:
@@ -136,9 +146,9 @@ class Records:
                 return False
             with self._lock:
                 self._last |= counted
-                # What was noted anew in the meantime still has to be written.
+                # What could not be written in the meantime still has to be.
                 self._unwritten = {
-                    key: text for key, text in self._unwritten.items() if noted.get(key) is not text
+                    key: note for key, note in self._unwritten.items() if unwritten.get(key) is not note
                 }
             self.condition.recovered()
             return True
@@ -150,18 +160,13 @@ class Records:
         texts: Mapping[str, str],
         amounts: Mapping[str, int],
         unless_moved: str | None,
-    ) -> tuple[dict[str, int], dict[str, str]]:
-        """Write within a transaction, with the notes that wait.
-
-        Returns:
-            What the counters are once it is committed, and these notes.
-        """
+    ) -> dict[str, int]:
+        """Write within a transaction, with the notes that wait; returns what the counters are after that."""
         known = _texts(connection)
         if unless_moved is not None and known.get(_MOVED) == unless_moved:
-            return {}, {}
+            texts, amounts = {}, {}
         with self._lock:
             before = {_COUNTER_PREFIX + name: count for name, count in self._last.items()}
-            noted = dict(self._unwritten)
         counted: dict[str, int] = {}
         for name, amount in amounts.items():
             count = count_in(known.get(_COUNTER_PREFIX + name, ""))
@@ -169,12 +174,12 @@ class Records:
         # A new file starts with everything that was counted.
         missing = {key: str(count) for key, count in before.items() if key not in known}
         counts = {_COUNTER_PREFIX + name: str(count) for name, count in counted.items()}
-        new = missing | counts | noted | dict(texts)
+        new = missing | counts | self._waiting(known) | dict(texts)
         connection.executemany(
             "INSERT OR REPLACE INTO records (key, text) VALUES (?, ?)",
             [(key, seal(key, text)) for key, text in new.items()],
         )
-        return counted, noted
+        return counted
 
 
 def count_in(text: str) -> int | None:

@@ -114,7 +114,7 @@ class RecordsFile:
         if form > self.form:
             raise Damage("written by another version of clamproxy")
         if not form:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _begin_wal(connection)
             connection.executescript(f"{self.schema}\nPRAGMA user_version = {self.form};")
         connection.executescript(self.added)
         # A power failure may lose the last commits, but the file stays intact.
@@ -152,6 +152,20 @@ def copy_file(source: Path, target: Path) -> None:
         reader.backup(copy)  # unlike `serialize`, it notices what can't be read
         with replacing(target) as file:
             file.write(copy.serialize())
+
+
+def _begin_wal(connection: sqlite3.Connection) -> None:
+    """Keep changes in a -wal. SQLite doesn't wait for another process that does the same."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _form(connection: sqlite3.Connection) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
+from base64 import b64encode
 from http.client import HTTPException
 from threading import Thread
 
@@ -120,6 +122,15 @@ def test_content_of_nobody_known_is_not_read(passing: Site, origin: OriginServer
     assert origin.requests() == []
     assert eventually(lambda: f"POST {LOCALHOST}/... - refused" in passing.gateway.log)
     assert "secret-path" not in passing.gateway.log
+
+
+def test_a_tunnel_that_is_refused_leaves_nobody_known(guarded: Site) -> None:
+    """The connection may be an intermediary's, who uses it for others."""
+    login = b64encode(f"{NAME}:{PASSWORD}".encode()).decode()
+    connect = f"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    get = f"GET http://{CDN}/test.cvd HTTP/1.1\r\nHost: {CDN}\r\nConnection: close\r\n\r\n"
+    answers = exchange(guarded.gateway.port, (connect + get).encode())
+    assert re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", answers) in ([b"502", b"407"], [b"502"])
 
 
 def test_mitmproxys_own_page_is_not_there(guarded: Site) -> None:

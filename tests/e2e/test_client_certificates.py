@@ -201,6 +201,26 @@ def test_a_certificate_counts_after_a_change_of_servers(start: Start, machines: 
             assert (response.status, len(response.read()) > 0) == (200, True)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_no_session_is_resumed(start: Start, machines: Machines, version: ssl.TLSVersion) -> None:
+    """The certificate is checked each time: it may have expired since, or its authority's list."""
+    site = start()
+    context = ssl.create_default_context(cafile=str(site.gateway.ca))
+    context.maximum_version = version
+    context.load_cert_chain(machines.known["FRESHCLAM_CLIENT_CERT"], machines.known["FRESHCLAM_CLIENT_KEY"])
+    session = None
+    for _ in range(2):
+        with site.gateway.connection(Way.CONNECT_HTTP, host=f"{HOST}:443") as connection:
+            assert connection.sock is not None
+            sock = context.wrap_socket(connection.sock, server_hostname=HOST, session=session)
+            connection.sock = sock
+            connection.request("GET", "/test.cvd", headers={"Host": HOST, "User-Agent": "x"})
+            response = connection.getresponse()
+            assert (response.status, len(response.read()) > 0) == (200, True)
+            assert not sock.session_reused
+            session = sock.session
+
+
 def test_the_file_must_be_readable_at_the_start(make_site: MakeSite, tmp_path: Path) -> None:
     missing = os.fspath(tmp_path / "none.pem")
     with pytest.raises(RuntimeError, match="readable file of PEM certificates"):

@@ -35,10 +35,15 @@ class FleetHarness:
     settings: FleetSettings = field(default_factory=FleetSettings)
     writer: Writer = field(default_factory=Writer)
     made: list[Fleet] = field(default_factory=list)
+    clock_is_fast: float = 0.0
+    """Seconds."""
 
     def make(self) -> Fleet:
-        self.made.append(Fleet(self.directory, self.settings, self.writer, self.clock))
+        self.made.append(Fleet(self.directory, self.settings, self.writer, self.clock, self.monotonic))
         return self.made[-1]
+
+    def monotonic(self) -> float:
+        return self.clock.now - self.clock_is_fast
 
     def visit(self, number: int = 1, version: int = 6, **fields: Any) -> Visit:
         """A machine fetches a patch."""

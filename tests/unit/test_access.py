@@ -75,6 +75,20 @@ async def test_who_cannot_wait_is_refused_while_others_are_checked() -> None:
     await asyncio.gather(*checks)
 
 
+async def test_one_check_for_many_with_the_same_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def check(pwhash: str, password: str) -> bool:
+        checked.append(password)
+        return True
+
+    monkeypatch.setattr("clamproxy.access.users.check_password_hash", check)
+    users = Users(LINES)
+    crowd = [users.admit(basic("clamav", "s3cret")) for _ in range(30)]
+    assert all(await asyncio.gather(*crowd))
+    assert len(checked) <= 2  # as many as are checked at a time
+
+
 async def test_without_users_everybody_is_admitted() -> None:
     users = Users([])
     assert not users

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import stat
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography import x509
@@ -381,6 +383,23 @@ class TestCurrent:
             assert [record.levelno for record in caplog.records] == [logging.WARNING]
         (directory / FILE).write_bytes(kept)
         assert current() is not found_now[0]
+
+    def test_a_file_that_cannot_be_read_for_a_moment(
+        self, authority: Authority, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """There may be no descriptors left; then, too, a rotation isn't missed."""
+        current = CurrentAuthority(directory)
+        rotate(directory, NAMES, NOW, DAY)
+
+        def fail(_: Path) -> NoReturn:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(Authority, "load", fail)
+            assert current() is not None
+        rotated = current()
+        assert rotated is not None
+        assert len(rotated.generations) == 2
 
     def test_damaged_at_the_start(self, directory: Path) -> None:
         directory.mkdir(parents=True)

@@ -149,6 +149,30 @@ async def test_a_hold_that_comes_while_an_earlier_one_is_read(
     assert ceilings.explain("daily") == Ceiling(4, Cause.HOLD), "as it is without another look"
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_two_looks_at_the_same_time(
+    around: Around, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
+    """What the later one finds counts, whichever ends first."""
+    ceilings, reads, may_end = around.make(), list[object](), (asyncio.Event(), asyncio.Event())
+
+    async def in_thread_in_order[T](_name: str, function: Callable[[], T]) -> T:
+        reads.append(read := function())
+        await may_end[len(reads) - 1].wait()
+        return read
+
+    monkeypatch.setattr("clamproxy.releases.ceilings.in_thread", in_thread_in_order)
+    looks = []
+    for number, database in enumerate(("daily", "main")):
+        holds.hold(around.directory, database, Hold(5, around.clock.now, "alice"))
+        looks.append(asyncio.create_task(ceilings.look()))
+        await until(lambda: len(reads) > number)  # noqa: B023
+    for number in order:
+        may_end[number].set()
+        await looks[number]
+    assert set(ceilings.holds.in_force) == {"daily", "main"}
+
+
 @pytest.mark.parametrize("loss", [Path.unlink, damage])
 async def test_a_reload_hands_the_holds_on(around: Around, loss: Callable[[Path], object]) -> None:
     holds.hold(around.directory, "daily", Hold(5, around.clock.now, "alice"))

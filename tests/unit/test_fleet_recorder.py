@@ -259,11 +259,36 @@ async def test_the_silent_are_forgotten_at_last(harness: FleetHarness) -> None:
     fleet = harness.make()
     fleet.see(harness.visit(1))
     await harness.written()
-    harness.clock.now += 31 * DAY
-    for _ in range(2):  # after the first visit, the clock may be wrong; later, all gateways were off
-        fleet.see(harness.visit(2))
-        await harness.written()
+    for _ in range(31 * 24):  # a machine that asks again and again
         harness.clock.now += 3600
+        fleet.see(harness.visit(2))
+    await harness.written()
+    assert set(harness.versions()) == {uuid(2)}
+
+
+async def test_the_silent_are_forgotten_although_nobody_asks(harness: FleetHarness) -> None:
+    harness.settings = FleetSettings(keep=30 * DAY)
+    fleet = harness.make()
+    fleet.see(harness.visit(1))
+    await harness.written()
+    harness.clock.now += 31 * DAY
+    fleet.note_advertised("daily", 11)
+    await harness.written()
+    assert harness.machines() == []
+
+
+async def test_after_a_start_nobody_is_silent(harness: FleetHarness) -> None:
+    """All gateways may have been off for months, or the clock may be wrong."""
+    harness.settings = FleetSettings(keep=30 * DAY)
+    harness.make().see(harness.visit(1))
+    await harness.written()
+    harness.clock.now += 31 * DAY
+    later = harness.make()
+    for wait in (0, 500, 200):
+        assert len(harness.machines()) == (1 if wait == 0 else 2)
+        harness.clock.now += wait
+        later.see(harness.visit(2))
+        await harness.written()
     assert set(harness.versions()) == {uuid(2)}
 
 
@@ -273,19 +298,21 @@ async def test_a_clock_that_is_fast_for_a_moment_hides_no_machine(harness: Fleet
     for number in (1, 2, 3, 4):
         fleet.see(harness.visit(number))
     await harness.written()
-    right, harness.clock.now = harness.clock.now, harness.clock.now + 3650 * DAY
+    harness.clock.now += 7200
+    right, harness.clock_is_fast = harness.clock.now, 3650 * DAY
+    harness.clock.now += harness.clock_is_fast
     for number in (2, 3):
         fleet.see(harness.visit(number))
         await harness.written()
         harness.clock.now += 60
     with Table(harness.directory).writing() as rows:
         rows.forget(uuid(3), harness.clock.now)
-    harness.clock.now = right + 3600
+    harness.clock.now, harness.clock_is_fast = right + 3600, 0
     for number in (2, 3):
         fleet.see(harness.visit(number))
         await harness.written()
     assert set(harness.versions()) == {uuid(1), uuid(2), uuid(3), uuid(4)}
-    assert {one.last_seen for one in harness.machines()} == {right, right + 3600}
+    assert {one.last_seen for one in harness.machines()} == {right - 7200, right + 3600}
 
 
 async def test_a_clock_that_was_wrong(harness: FleetHarness) -> None:

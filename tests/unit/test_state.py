@@ -9,7 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -207,6 +209,41 @@ def test_what_is_held_is_known_although_it_cannot_be_moved(
     assert holds.read_holds(state).in_force == {"daily": HOLD}
 
 
+def test_several_move_it_at_the_same_time(tmp_path: Path) -> None:
+    cache, state = make_places(tmp_path)
+    for number in range(20):
+        holds.hold(cache, "daily", replace(HOLD, since=HOLD.since + number))
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: move_choices(state, cache), range(4))) == [None] * 4
+        assert holds.read_holds(state).in_force["daily"].since == HOLD.since + number
+    assert not (cache / "holds.json").exists()
+
+
+def test_a_cache_that_cannot_be_written_to_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start merges it again, which changes nothing."""
+    cache, state = make_places(tmp_path)
+    holds.hold(cache, "daily", HOLD)
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    for _ in range(2):
+        assert move_choices(state, cache) is None
+        assert holds.read_holds(state).in_force == {"daily": HOLD}
+
+
+def test_commands_know_of_holds_before_they_move(tmp_path: Path) -> None:
+    """For example, export must not give out what is held."""
+    cache, state = make_places(tmp_path)
+    holds.hold(cache, "daily", HOLD)
+    holds.hold(state, "main", Hold(63, 9.0, "bob"))
+    assert set(holds.read_all_holds(state, cache).in_force) == {"daily", "main"}
+    assert set(holds.read_all_holds(cache, cache).in_force) == {"daily"}
+
+
 def test_a_damaged_file_of_holds_stops_the_start(tmp_path: Path) -> None:
     cache, state = make_places(tmp_path)
     (cache / "holds.json").write_bytes(b"{")
@@ -214,7 +251,7 @@ def test_a_damaged_file_of_holds_stops_the_start(tmp_path: Path) -> None:
         move_choices(state, cache)
 
 
-@pytest.mark.parametrize("later", [b"", b"later\n", b"former\nlater\n"])
+@pytest.mark.parametrize("later", [b"", b"later\n", b"former\nlater\n", b"later\nlast\n"])
 def test_the_history_of_ignored_signatures_moves_as_well(tmp_path: Path, later: bytes) -> None:
     """The last case: a kill came between the two steps."""
     cache, state = make_places(tmp_path)
@@ -408,6 +445,22 @@ def test_a_note_that_could_not_be_written_follows(tmp_path: Path, monkeypatch: p
     Records(tmp_path).set_note("topic/key", 4)
     assert records.add(COUNTERS)
     assert records.notes("topic/") == {"other": 1, "key": 4}, "it is written once"
+
+
+def test_a_note_that_could_not_be_written_gives_way_to_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has written it meanwhile, or the service after a reload."""
+    monkeypatch.setattr("clamproxy.storage.records_file._PATIENCE", 0.05)
+    records, other = Records(tmp_path), Records(tmp_path)
+    records.set_note("topic/key", 1)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as backup:
+        backup.execute("BEGIN IMMEDIATE")
+        assert not records.set_note("topic/key", 2)
+    assert other.set_note("topic/key", 3)
+    assert records.notes("topic/") == {"key": 3}
+    assert records.add(COUNTERS)
+    assert other.notes("topic/") == {"key": 3}
 
 
 def test_a_flipped_bit_is_no_count(tmp_path: Path) -> None:
