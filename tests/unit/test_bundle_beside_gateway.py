@@ -1,15 +1,21 @@
-"""Bundles that are written while a gateway publishes and drops files in the same cache."""
+"""Bundles that are written or imported while a gateway works in the same cache."""
 
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from clamproxy.bundle import BundleError, Manifest, Since, select, write_bundle
+from clamproxy.bundle import BundleError, Manifest, Since, select, sweep_staging, write_bundle
 from clamproxy.bundle.contents import Reporter
+from clamproxy.bundle.importing import STAGING
+from clamproxy.cache.partial import LONGEST_KEPT
 from clamproxy.cache.store import Store
+from tests.support import bundle_parts
 from tests.support.fixtures import Fill
 from tests.support.stored import cdiff, cvd, put, sign
 
@@ -103,3 +109,36 @@ def test_a_signature_is_replaced_between_its_digest_and_its_bytes(
 
     with pytest.raises(BundleError, match="has just changed: try again"):
         exported(store, progress=Replacing())
+
+
+def age(area: Path) -> None:
+    os.utime(area, (time.time() - LONGEST_KEPT - 60,) * 2)
+
+
+def area_of(store: Store) -> Path:
+    (area,) = (path for path in (store.directory / STAGING).iterdir() if path.is_dir())
+    return area
+
+
+def test_upkeep_leaves_a_running_import_alone(store: Store, other: Store, fill: Fill) -> None:
+    """However long ago its directory was changed."""
+    fill(store, 4)
+
+    class Tidying(Reporter):
+        def advance(self, database: str, size: int) -> None:
+            age(area_of(other))
+            sweep_staging(other.directory)
+
+    bundle_parts.imported(other, bundle_parts.exported(store), progress=Tidying())
+    assert other.reached_version("daily") == 4
+
+
+def test_what_a_resumed_import_leaves_is_kept_as_long_as_anew(store: Store, other: Store, fill: Fill) -> None:
+    fill(store, 4)
+    bundle = bundle_parts.exported(store)
+    bundle_parts.assert_refused(other, bundle[: len(bundle) // 2], "cut off")
+    there = area_of(other)
+    os.utime(there, (time.time() - LONGEST_KEPT + 60,) * 2)
+    before = there.stat().st_mtime
+    bundle_parts.assert_refused(other, bundle[: len(bundle) // 2], "cut off")
+    assert area_of(other).stat().st_mtime > before
