@@ -7,7 +7,7 @@ for, and ``dns.txt`` with what DNS would advertise (docs/protocol.md 9.5).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,7 @@ def update_mirror(
         databases: whose files to manage; all other files are left alone.
         keep_cdiffs: how many cdiffs of each database to keep, the newest ones; those after the CVD are
             kept in any case.
-        dns_text: the contents of ``dns.txt``.
+        dns_text: the contents of ``dns.txt``; what it has of other databases in the directory is kept.
         ceilings: the highest version of a database that clients are shown, where that is limited.
 
     Raises:
@@ -107,7 +107,7 @@ def update_mirror(
         for update in updates:
             _add(store, directory, update.newest, report)
         sync_directory(directory)
-        _advertise(directory, dns_text, report, updates)
+        _advertise(directory, dns_text, report, updates, databases)
         for update in updates:
             _remove_superseded(directory, update, report)
         return report
@@ -272,24 +272,34 @@ def _has_same_bytes(published: PublishedFile, present: Path) -> bool:
     return offset == published.size
 
 
-def _advertise(directory: Path, dns_text: str, report: MirrorReport, updates: list[_Update]) -> None:
-    updated = {update.newest.database for update in updates}
-    left_alone = {name: version for name, version in report.versions.items() if name not in updated}
+def _advertise(
+    directory: Path, dns_text: str, report: MirrorReport, updates: list[_Update], managed: Collection[str]
+) -> None:
     target = directory / DNS_FILE
-    present = target.read_text(errors="replace") if target.is_file() else ""
-    text = _never_lower(dns_text.strip(), present.strip(), left_alone) + "\n"
+    earlier = _advertised_by(target)
+    updated = {update.newest.database for update in updates}
+    # Never lower versions for databases that were left alone.
+    kept = {
+        name: max(version, earlier.get(name, 0))
+        for name, version in report.versions.items()
+        if name not in updated
+    }
+    kept |= {
+        name: version
+        for name, version in earlier.items()
+        if name not in managed and (directory / f"{name}.cvd").is_file()  # another run has put it there
+    }
     with replacing(target, mode=0o644, suffix=TEMPORARY_SUFFIX) as file:
-        file.write(text.encode())
+        file.write(f"{with_versions(dns_text.strip(), kept)}\n".encode())
 
 
-def _never_lower(text: str, present: str, left_alone: dict[str, int]) -> str:
-    """The new text, but with the directory's versions for databases that were left alone."""
+def _advertised_by(dns_file: Path) -> Mapping[str, int]:
+    """The versions that the directory advertises so far."""
+    text = dns_file.read_text(errors="replace") if dns_file.is_file() else ""
     try:
-        earlier = VersionRecord.parse(present).versions
+        return VersionRecord.parse(text.strip()).versions
     except ValueError:
-        earlier = {}
-    kept = {name: max(version, earlier.get(name, 0)) for name, version in left_alone.items()}
-    return with_versions(text, kept)
+        return {}
 
 
 def _remove_superseded(directory: Path, update: _Update, report: MirrorReport) -> None:

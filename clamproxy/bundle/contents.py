@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from clamproxy.bundle.manifest import BundleError
 from clamproxy.cache.store import Store
 from clamproxy.inspection import belongs
 from clamproxy.objects import MAX_VERSION, Kind, ObjectId
@@ -14,6 +15,8 @@ from clamproxy.objects import MAX_VERSION, Kind, ObjectId
 RECENT = 30
 """How many recent patches have their signatures exported again: these may have been published after the
 previous bundle was written."""
+
+CHANGED = "the cache has just changed: try again"
 
 _SINCE = re.compile(r"(?:([a-z]+)=)?([1-9][0-9]{0,9})")
 
@@ -91,27 +94,28 @@ def select(
     since: Since | None = None,
     ceilings: Mapping[str, int] | None = None,
 ) -> BundleSelection:
-    """Choose what goes into a bundle. Takes milliseconds for a thousand objects.
+    """Choose what goes into a bundle. Reads what is signed by a ``.sign``: seconds for a full cache.
 
     Args:
         databases: names; if empty, all databases with a cached CVD.
         since: what the other gateway has; a database that it doesn't mention goes in as a whole.
         ceilings: the highest version of a database that clients are shown, where that is limited. What is
             above it is left out.
+
+    Raises:
+        BundleError: the cache has changed in the meantime.
     """
     ceilings = ceilings or {}
     since = since or Since()
+    # All is chosen from what was here at this moment: the proxy may publish and drop files meanwhile.
     sizes = store.sizes()
     cached = {object_id.database for object_id in sizes if object_id.kind is Kind.CVD}
     selection = BundleSelection()
     for database in sorted(set(databases) or cached | set(since.named)):
         ceiling = ceilings.get(database)
-        own = {
-            object_id: size
-            for object_id, size in sizes.items()
-            if object_id.database == database and (ceiling is None or object_id.version <= ceiling)
-        }
-        if ceiling is not None and (store.reached_version(database) or 0) > ceiling:
+        everything = {one: size for one, size in sizes.items() if one.database == database}
+        own = {one: size for one, size in everything.items() if ceiling is None or one.version <= ceiling}
+        if ceiling is not None and (_reached(everything) or 0) > ceiling:
             selection.remarks.append(
                 f"{database} is exported up to version {ceiling}: newer ones are held back."
             )
@@ -119,16 +123,30 @@ def select(
             del own[stray]
             if stray.signed in own:
                 selection.remarks.append(f"{stray.file_name} is left out: it belongs to another file.")
-        reached = store.reached_version(database, ceiling)
-        if reached is None:
+        newest, reached = _newest(own), _reached(own)
+        if newest is not None and reached is not None:
+            _select_database(selection, own, newest, reached, since)
+            selection.signatures |= _late_signatures(selection, own, since.of(database) or 0)
+        elif store.newest_version(database, ceiling) is None:
             upto = "" if ceiling is None else f" up to version {ceiling}"
             selection.remarks.append(f"{database} is left out: no CVD of it{upto} is cached.")
         else:
-            _select_database(
-                selection, own, store.newest_version(database, ceiling) or reached, reached, since
-            )
-            selection.signatures |= _late_signatures(selection, own, since.of(database) or 0)
+            raise BundleError(CHANGED)
     return selection
+
+
+def _newest(own: Mapping[ObjectId, int]) -> int | None:
+    """The version of the newest of a database's CVDs."""
+    return max((one.version for one in own if one.kind is Kind.CVD), default=None)
+
+
+def _reached(own: Mapping[ObjectId, int]) -> int | None:
+    """The version that these objects of a database lead to, as `Store.reached_version` has it."""
+    version = _newest(own)
+    patches = {one.version for one, size in own.items() if one.kind is Kind.CDIFF and size > 0}
+    while version is not None and version + 1 in patches:
+        version += 1
+    return version
 
 
 def _strays(store: Store, own: Mapping[ObjectId, int]) -> list[ObjectId]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clamproxy import __version__
-from clamproxy.bundle.contents import BundleSelection, Contents, Reporter
+from clamproxy.bundle.contents import CHANGED, BundleSelection, Contents, Reporter
 from clamproxy.bundle.manifest import (
     MANIFEST_NAME,
     BundleError,
@@ -37,14 +37,14 @@ def write_bundle(
         progress: is told how many bytes have been read.
 
     Raises:
-        BundleError: nothing is selected, or an object is no longer in the cache.
+        BundleError: nothing is selected, or an object has been dropped from the cache or replaced.
         OSError: the stream can't be written to.
     """
     if not selection.databases:
         raise BundleError("there is nothing to export")
     progress = progress or Reporter()
     progress.begin(_bytes_to_read(selection))
-    signatures = tuple(_list_object(store, signature, progress) for signature in selection.signatures)
+    signatures = tuple(_list_objects(store, selection.signatures, progress))
     manifest = Manifest(
         format=2 if signatures else 1,  # 1 whenever possible, for older versions of clamproxy
         created=int(time.time()),
@@ -56,6 +56,8 @@ def write_bundle(
     write_member(stream, MANIFEST_NAME, len(data), [data], manifest.created)
     for listed in manifest.objects.values():
         with _open(store, listed.object_id) as published:
+            if published.size != listed.size or published.metadata.sha256 not in (None, listed.sha256):
+                raise BundleError(CHANGED)  # a signature that didn't belong to its file is replaced
             written_at = listed.last_modified or manifest.created
             try:
                 write_member(stream, listed.name, listed.size, _pieces(published, progress), written_at)
@@ -75,12 +77,19 @@ def _bytes_to_read(selection: BundleSelection) -> Mapping[str, int]:
 
 
 def _list(store: Store, part: Contents, progress: Reporter) -> ListedDatabase:
-    listed = [_list_object(store, object_id, progress) for object_id in part.sizes]
+    listed = _list_objects(store, part.sizes, progress)
     return ListedDatabase(version=part.version, base=part.base, objects=tuple(listed))
 
 
-def _list_object(store: Store, object_id: ObjectId, progress: Reporter) -> ListedObject:
+def _list_objects(store: Store, sizes: Mapping[ObjectId, int], progress: Reporter) -> Iterator[ListedObject]:
+    for object_id, size in sizes.items():
+        yield _list_object(store, object_id, size, progress)
+
+
+def _list_object(store: Store, object_id: ObjectId, size: int, progress: Reporter) -> ListedObject:
     with _open(store, object_id) as published:
+        if published.size != size:  # an empty patch, for example, leads to no version
+            raise BundleError(CHANGED)
         digest = sha256_of(_pieces(published, progress))
         if published.metadata.sha256 not in (None, digest):
             raise BundleError(f"{object_id.file_name} is damaged; run `clamproxy verify --repair`")

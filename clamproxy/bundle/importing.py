@@ -38,6 +38,8 @@ _CLOCK_DIFFERENCE = 86400.0
 
 STAGING = "staging"
 """Inside the cache directory, so that verified files can be linked into the cache."""
+_LOCK = "lock"
+"""In there; whoever unpacks or removes something has locked it."""
 
 
 def import_bundle(
@@ -96,7 +98,7 @@ def _staging(cache: Path) -> Iterator[Path]:
     """The directory where bundles are unpacked, locked for this process; it is emptied after a success."""
     staging = cache / STAGING
     staging.mkdir(mode=0o700, exist_ok=True)
-    with (staging / "lock").open("ab") as lock:
+    with (staging / _LOCK).open("ab") as lock:
         if not try_lock(lock):
             raise BundleError("another import is under way")
         _sweep(staging, older_than=LONGEST_KEPT)
@@ -109,6 +111,7 @@ def _area(staging: Path, manifest: bytes) -> Iterator[Path]:
     """The directory for the objects of one bundle; it is kept if importing the same bundle again can help."""
     area = staging / hashlib.sha256(manifest).hexdigest()
     area.mkdir(mode=0o700, exist_ok=True)
+    os.utime(area)  # what an earlier attempt has left is young again
     try:
         yield area
     except TarCutOffError:  # the rest may come with the next attempt
@@ -120,14 +123,23 @@ def _area(staging: Path, manifest: bytes) -> Iterator[Path]:
 
 def sweep_staging(cache: Path) -> None:
     """Remove what an interrupted import unpacked, unless another may soon go on with it. Blocks."""
-    with suppress(OSError):  # an import may be removing it as well
-        _sweep(cache / STAGING, older_than=LONGEST_KEPT)
+    staging = cache / STAGING
+    with suppress(OSError):  # there is none yet, for example
+        if _areas(staging, older_than=LONGEST_KEPT):  # or else no import must find the lock taken
+            with (staging / _LOCK).open("ab") as lock:
+                if try_lock(lock):
+                    _sweep(staging, older_than=LONGEST_KEPT)
 
 
 def _sweep(staging: Path, older_than: float) -> None:
-    for area in staging.iterdir():
-        if area.is_dir() and (not older_than or area.stat().st_mtime + older_than < time.time()):
-            shutil.rmtree(area)
+    for area in _areas(staging, older_than):
+        shutil.rmtree(area)
+
+
+def _areas(staging: Path, older_than: float) -> list[Path]:
+    oldest = time.time() - older_than
+    areas = [path for path in staging.iterdir() if path.is_dir()]
+    return [area for area in areas if not older_than or area.stat().st_mtime < oldest]
 
 
 def _read_manifest(members: Iterator[TarMember]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from clamproxy.cli.common import (
     config_option,
     database_option,
     fail,
+    is_asked_at_terminal,
     keys_of,
     opened_store,
     require_known,
@@ -148,9 +150,9 @@ def _output(file: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _input(file: str) -> Iterator[BinaryIO]:
     if file == _STANDARD_STREAM:
-        if sys.stdin.isatty():
+        if is_asked_at_terminal():
             fail("the standard input is a terminal")
-        yield sys.stdin.buffer
+        yield io.BytesIO() if sys.stdin is None else sys.stdin.buffer  # None: it is closed
         return
     with Path(file).open("rb") as stream:
         yield stream

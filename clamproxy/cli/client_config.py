@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from clamproxy.authority import Authority, AuthorityError
-from clamproxy.cli.common import config_option, fail, settings_of, tell
+from clamproxy.cli.common import config_option, fail, settings_of, shown_trouble, tell
 from clamproxy.config.settings import Settings
 from clamproxy.readable import shown_error
 from clamproxy.setup.client_forms import Form, client_form
@@ -65,6 +65,8 @@ def _certificates(settings: Settings) -> str:
         authority = Authority.load(settings.tls.directory)
     except AuthorityError as error:
         fail(str(error))
+    except OSError as error:
+        fail(shown_trouble(settings.tls.directory, error))
     if authority is None:
         fail(f"there is no authority in {settings.tls.directory}; `clamproxy ca init` makes one")
     return authority.bundle().decode()

@@ -100,6 +100,11 @@ def tell(message: str) -> None:
     click.echo(f"clamproxy: {message}", err=True)
 
 
+def is_asked_at_terminal() -> bool:
+    """Whether the standard input is a terminal, so that questions can be asked; not if it is closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def write_out(text: str) -> None:
     """Print at once; see `clamproxy.cli.output` for what happens if that fails."""
     sys.stdout.write(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -16,6 +15,7 @@ from clamproxy.cli.common import (
     config_option,
     database_option,
     fail,
+    is_asked_at_terminal,
     opened_store,
     require_known,
     require_owner,
@@ -158,14 +158,10 @@ def _is_meant(names: list[str], what: str, *, dry_run: bool, yes: bool) -> bool:
         return False
     if yes:
         return True
-    if not _can_ask():
+    if not is_asked_at_terminal():
         fail(f"{what} would be deleted; use --yes, as the standard input is not a terminal to ask at.")
     click.confirm(f"Delete {what}?", abort=True, err=True)
     return True
-
-
-def _can_ask() -> bool:
-    return sys.stdin.isatty()
 
 
 def _matches(one: Rejected, databases: Collection[str], kinds: Collection[Kind], before: float) -> bool:

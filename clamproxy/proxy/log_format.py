@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import select
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from mitmproxy.utils import human
 
 from clamproxy.front.access_log import FIELDS, Entry, take_directly
 from clamproxy.front.access_log import logger as access_log
+from clamproxy.proxy.portions import encodable, next_portion, takes_more
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ LAST_PATIENCE = 2.0
 """Seconds that the end of the process waits for it."""
 MOST_WAITING = 10_000
 """Lines that wait for such a reader, some 2 MB. Later ones are lost."""
-_PORTION = select.PIPE_BUF // 2
-"""Characters, most of which are one byte. Up to PIPE_BUF bytes are written at once (pipe(7))."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)
 _PARENT = logging.getLogger("clamproxy")
@@ -117,6 +115,7 @@ class LineHandler(logging.Handler):
         self.replaced = replaced
         self._file: IO[str] = replaced.file
         self._waiting: deque[str] = deque()
+        """Lines with their ends. Of the first one, the beginning may have been written."""
         self._lock = threading.Lock()
         self._lost = 0
         """Lines that could not wait any more for a reader that has stopped reading."""
@@ -161,6 +160,7 @@ class LineHandler(logging.Handler):
         return True
 
     def _add(self, line: str) -> None:
+        line = encodable(f"{line}\n", self._file)
         with self._lock:
             if len(self._waiting) < MOST_WAITING:
                 self._waiting.append(line)
@@ -184,10 +184,10 @@ class LineHandler(logging.Handler):
         self.acquire()
         try:
             self._is_alone = self._looks_alone()
-            while self._waiting and _takes_more(self._file):
+            while self._waiting and takes_more(self._file):
                 with self._lock:
-                    portion = _portion(self._waiting)
-                self._write_somehow(portion)
+                    portion = next_portion(self._waiting, self._file)
+                self._write(portion)
             if self._waiting:
                 self._wait_for_reader()
             elif self._lost:
@@ -199,19 +199,13 @@ class LineHandler(logging.Handler):
     def close(self) -> None:
         """Write the last lines, at the end of the process; a reader that is slow gets a moment for them."""
         end = time.monotonic() + LAST_PATIENCE
-        while self._waiting and _takes_more(self._file, max(0.0, end - time.monotonic())):
+        while self._waiting and takes_more(self._file, max(0.0, end - time.monotonic())):
             self.flush()
         super().close()
 
     def _wait_for_reader(self) -> None:
         if _running_loop() is not None:
             self._write_soon(PATIENCE_WITH_READER)
-
-    def _write_somehow(self, text: str) -> None:
-        try:
-            self._write(text)
-        except UnicodeEncodeError:  # a locale without UTF-8
-            self._write(text.encode("ascii", "backslashreplace").decode())
 
     def _looks_alone(self) -> bool:
         """Whether no other handler takes requests. mitmproxy's `LegacyLogEvents` don't: see `OwnOptions`."""
@@ -223,36 +217,10 @@ class LineHandler(logging.Handler):
         try:
             self._file.write(text)
             self._file.flush()
-        except UnicodeEncodeError:
-            raise
         except BrokenPipeError:
             _go_on_without_reader(self._file)
         except (OSError, ValueError):
             pass  # a full disk or a closed file: these lines are lost, but later ones may not be
-
-
-def _takes_more(file: IO[str], patience: float = 0.0) -> bool:
-    """Whether a write of a portion returns at once. A pipe has room for PIPE_BUF then (pipe(7)).
-
-    Args:
-        patience: seconds to wait for that.
-    """
-    try:
-        poll = select.poll()
-        poll.register(file.fileno(), select.POLLOUT)
-        return bool(poll.poll(patience * 1000))
-    except (OSError, ValueError):  # it is closed, or no file: the write will tell
-        return True
-
-
-def _portion(lines: deque[str]) -> str:
-    """The next whole lines, as many as no other worker's writes can come between, or a single long one."""
-    portion = [f"{lines.popleft()}\n"]
-    length = len(portion[0])
-    while lines and length + len(lines[0]) < _PORTION:
-        portion.append(f"{lines.popleft()}\n")
-        length += len(portion[-1])
-    return "".join(portion)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

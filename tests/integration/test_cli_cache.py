@@ -331,7 +331,7 @@ class TestPurge:
 
     @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
     def test_asks_at_a_terminal(self, monkeypatch: pytest.MonkeyPatch, answer: str, code: int) -> None:
-        monkeypatch.setattr(purging, "_can_ask", lambda: True)
+        monkeypatch.setattr(purging, "is_asked_at_terminal", lambda: True)
         result = invoke("purge", stdin=answer)
         assert (result.exit_code, result.stdout) == (code, "")
         assert "Delete 6 objects" in result.stderr

@@ -17,7 +17,7 @@ from clamproxy import __version__, cli
 from clamproxy.cache.store import Store
 from clamproxy.cli.common import settings_of
 from clamproxy.fleet.table import Table
-from tests.support.fixtures import MakeCvd
+from tests.support.fixtures import Child, MakeCvd
 from tests.support.stored import cdiff, put, put_cvd
 
 
@@ -344,6 +344,34 @@ def test_hash_password(name: str) -> None:
     Path("proxy.yaml").write_text(f"access:\n  users:\n  {result.stdout}")
     (line,) = settings_of(None).access.users
     assert line.startswith(f"{name}:scrypt:")
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\nb", "a\x85b", "a\udce4b", "a\u2028b"])
+def test_hash_password_of_a_name_that_yaml_does_not_take(name: str) -> None:
+    result = CliRunner().invoke(cli.main, ["hash-password", name], input="s3cret\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        result.stderr
+        == f"clamproxy: the name is {name!r}; expected printable characters without white space.\n"
+    )
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_hash_password_tells_nothing_of_a_password(
+    tmp_path: Path, child: Child, errors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that isn't UTF-8 is an error or not when it is read, by the locale."""
+    monkeypatch.setenv("PYTHONIOENCODING", f"utf-8:{errors}")
+    (tmp_path / "password").write_bytes(b"s3cr\xe4t\n")
+    result = child(
+        "import os, sys; from clamproxy import cli; "
+        "os.dup2(os.open(sys.argv.pop(), os.O_RDONLY), 0); cli.main()",
+        "hash-password",
+        "alice",
+        tmp_path / "password",
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "clamproxy: the password is not text in UTF-8.\n"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from clamproxy.authority.keyfile import FILE
 from clamproxy.cli.client_config import client_config as command
 from clamproxy.config.settings import Settings
 from clamproxy.setup import freshclam_lines as module
@@ -234,6 +235,15 @@ def test_command() -> None:
 def test_command_reads_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(f"access:\n  users: ['alice:{HASH}']\n")
     assert "HTTPProxyUsername alice" in invoke("--gateway", GATEWAY, "--config", "own.yaml").stdout
+
+
+@pytest.mark.parametrize("form", ["script", "ansible"])
+def test_an_authority_that_cannot_be_read_is_one_line(tmp_path: Path, form: str) -> None:
+    (tmp_path / "tls" / FILE).mkdir(parents=True)
+    (tmp_path / "own.yaml").write_text("tls: {directory: tls}")
+    result = invoke("--gateway", GATEWAY, "--mode", "https", "--for", form, "--config", "own.yaml")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert f"{tmp_path / 'tls' / FILE}: Is a directory" in result.stderr
 
 
 def test_a_guess_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,22 @@ def test_never_backwards(tmp_path: Path, store: Store, release: Release, make_cv
     assert (mirror / "dns.txt").read_text() == DNS.replace(":62:", ":3:").format(10) + "\n"
 
 
+def test_a_run_for_one_database_advertises_the_others_as_before(
+    tmp_path: Path, store: Store, release: Release
+) -> None:
+    """As long as they are there."""
+    release(5)
+    release(6, range(0), database="main")
+    for version, databases in ((5, ("daily", "main")), (6, ("daily",))):
+        main = 6 if "main" in databases else "-"  # what the command knows of
+        record = DNS.replace(":62:", f":{main}:").replace(":339", ":-").format(version)
+        update_mirror(store, tmp_path, databases, 3, record)
+        assert (tmp_path / "dns.txt").read_text().split(":")[1:3] == ["6", str(version)]
+    (tmp_path / "main.cvd").unlink()
+    update_mirror(store, tmp_path, ["daily"], 3, record)
+    assert (tmp_path / "dns.txt").read_text() == record + "\n"
+
+
 def test_what_is_not_cached_is_left_alone(
     tmp_path: Path, store: Store, release: Release, make_cvd: MakeCvd
 ) -> None:
