@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -65,6 +66,15 @@ def fill_as_earlier_versions(cache: Path) -> None:
         pass
 
 
+def failing_with(code: int) -> Callable[..., NoReturn]:
+    """What stands for an operation that the disk refuses."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
 def moved(cache: Path, state: Path) -> Records:
     """As a start of the gateway does it."""
     records = Records(state)
@@ -92,11 +102,8 @@ def test_records_are_where_the_configuration_says(tmp_path: Path) -> None:
 def test_records_are_in_the_cache_if_there_is_no_place_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
     settings = settings_for(tmp_path / "cache")
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", failing_with(code))
     assert make_state_directory(settings) == state_directory(settings) == tmp_path / "cache"
 
 
@@ -194,11 +201,8 @@ def test_what_is_held_is_known_although_it_cannot_be_moved(
     cache, state = make_places(tmp_path)
     holds.hold(cache, "daily", HOLD)
 
-    def fail(*_: object, **__: object) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as full:
-        full.setattr(holds, "replacing", fail)
+        full.setattr(holds, "replacing", failing_with(errno.ENOSPC))
         known = move_choices(state, cache)
         assert known is not None
         assert known.in_force == {"daily": HOLD}
@@ -226,10 +230,7 @@ def test_a_cache_that_cannot_be_written_to_keeps_its_file(
     cache, state = make_places(tmp_path)
     holds.hold(cache, "daily", HOLD)
 
-    def fail(*_: object, **__: object) -> NoReturn:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Path, "unlink", fail)
+    monkeypatch.setattr(Path, "unlink", failing_with(errno.EROFS))
     for _ in range(2):
         assert move_choices(state, cache) is None
         assert holds.read_holds(state).in_force == {"daily": HOLD}
