@@ -57,7 +57,7 @@ class Front:
         self._users = Users(())
         self._client_ca: Path | None = None
         self._rates = ClientRates()
-        self._bodies = 0
+        self._unanswered = 0
 
     def install(self, service: Service) -> None:
         """Make a service respond to requests from now on."""
@@ -79,17 +79,17 @@ class Front:
         return self.service.settings if self.service is not None else None
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Send a body inside this context, so that `answered` waits for it."""
-        self._bodies += 1
+    def answering(self) -> Iterator[None]:
+        """Find or send a response inside this context, so that `answered` waits for it."""
+        self._unanswered += 1
         try:
             yield
         finally:
-            self._bodies -= 1
+            self._unanswered -= 1
 
     async def answered(self, limit: float) -> None:
         """Wait until all requests are answered, but no longer than `limit` seconds."""
-        await wait_while(lambda: self._bodies or (self.service and self.service.requests), limit, LOOK_EVERY)
+        await wait_while(lambda: self._unanswered, limit, LOOK_EVERY)
 
     def is_known(self, caller: Caller) -> bool:
         """Whether a client needn't authenticate: it has done so on this connection, or nobody has to."""
@@ -186,7 +186,7 @@ class Front:
             if not routing.admits(request.caller):
                 response = refusals.stranger(request.caller.address)
             else:
-                with service.in_use():
+                with service.in_use(), self.answering():
                     response = await self._response(request, destination, service)
         except Exception:
             logger.exception("A request from %s failed.", request.caller.address)

@@ -370,7 +370,7 @@ class LaneConnection(Prompt):
         sending = Sending(body, exchange.share)
         self._is_sending = True
         try:
-            with self._front.sending():
+            with self._front.answering():
                 session = self._session
                 await send_body(sending, self, session.connection if session is not None else None)
         finally:

@@ -109,7 +109,7 @@ class Requests:
 
     async def send_body(self, job: stream.BodyJob) -> None:
         """Send a body from disk. mitmproxy calls this for a `stream.SendBodyHook`."""
-        with self._front.sending():
+        with self._front.answering():
             await stream.send_body(job)
         if job.error is None:
             _end_job(job)

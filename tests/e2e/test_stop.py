@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import faults
 from tests.support.big import PATH, SIZE, Forgery, begun_download
@@ -109,6 +110,27 @@ def test_a_transfer_that_takes_some_seconds_more_ends(big: Site, forgery: Forger
     big.origin.refuse()
     big.gateway.start()
     assert big.gateway.ask(PATH).body == forgery.body
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_a_response_that_has_not_begun_is_waited_for(site: Site, is_reloaded: bool) -> None:
+    """Also that of a request which began before a reload."""
+    site.publish(2)
+    site.origin.rule("W", faults.Fault(held=True), times=1)
+    with site.gateway.connection(Way.ABSOLUTE) as connection:
+        send(connection, "/test.cvd", Way.ABSOLUTE)
+        assert eventually(lambda: site.origin.count("W") == 1)
+        if is_reloaded:
+            changed = {**site.gateway.settings, "log": {"format": "json"}}
+            site.gateway.config.write_text(yaml.safe_dump(changed))
+            os.kill(site.gateway.pid, signal.SIGHUP)
+            assert eventually(lambda: "was reloaded" in site.gateway.log)
+        ask_to_stop(site.gateway)
+        assert eventually(lambda: refuses(site.gateway))
+        site.origin.heal()
+        assert receive(connection).status == 200
+    assert wait_for_end(site.gateway) == 0
+    assert_clean(site.gateway)
 
 
 def test_a_transfer_that_does_not_end_is_gone_on_with(big: Site, forgery: Forgery) -> None:
