@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,7 +21,7 @@ from clamproxy.feeds.sharing_rules import ResponseHead, is_confirmed_by, renewed
 from clamproxy.feeds.spool import FeedsFullError, Spool
 from clamproxy.feeds.turns import UNSHAREABLE, Turn, Turns
 from clamproxy.leases.leases import Lease
-from clamproxy.origin.cooldown import FailureKind
+from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.origin.endings import TransferEnding
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.scope import CancelScope
@@ -50,12 +50,17 @@ class FetchOutcome:
     """Whether another process has asked the feed."""
 
 
+class HeldBackError(OriginError):
+    """A cool-down began while the transfer was waiting, so the feed wasn't asked."""
+
+
 class FeedTransfer(Download[FetchOutcome]):
     """One response on its way. Event loop only.
 
     `ready` and `run` raise NotFoundError if the feed has no such file, and OriginError if it doesn't deliver.
 
     Args:
+        check: gives the cool-down that forbids asking the feed now; None if there is none.
         turns: what it waits for before it asks the feed; None: it doesn't wait, for a response that nobody
             else gets.
     """
@@ -66,6 +71,7 @@ class FeedTransfer(Download[FetchOutcome]):
         fetcher: Fetcher,
         store: FeedStore,
         slots: asyncio.Semaphore,
+        check: Callable[[], Cooldown | None],
         turns: Turns | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +81,7 @@ class FeedTransfer(Download[FetchOutcome]):
         self._fetcher = fetcher
         self._store = store
         self._slots = slots
+        self._check = check
         self._turns = turns
         self._lease: Lease | None = None
         self._scope = CancelScope()
@@ -129,6 +136,8 @@ class FeedTransfer(Download[FetchOutcome]):
 
     async def _ask_feed(self) -> FetchOutcome:
         async with self._slots:
+            if (cooldown := self._check()) is not None:
+                raise HeldBackError(cooldown.failure, cooldown.reason)
             fetching, mark = in_thread("clamproxy-feed", self._exchange), None
             try:
                 while not (await asyncio.wait({fetching}, timeout=STALL_WINDOW))[0]:

@@ -33,7 +33,7 @@ from clamproxy.feeds.entry import StoredResponse
 from clamproxy.feeds.feed_cooldowns import FeedCooldowns
 from clamproxy.feeds.feed_responses import from_source, not_modified
 from clamproxy.feeds.feed_store import FeedStore
-from clamproxy.feeds.feed_transfer import FeedTransfer, FetchOutcome
+from clamproxy.feeds.feed_transfer import FeedTransfer, FetchOutcome, HeldBackError
 from clamproxy.feeds.fetch import Fetcher, forwarded
 from clamproxy.feeds.plan import Plan
 from clamproxy.feeds.target import Target, TargetError
@@ -334,7 +334,8 @@ class Feeds:
         if len(self._tasks) >= MAX_TRANSFERS:
             raise OriginError(FailureKind.LOCAL, "too many transfers at once")
         turns = self._turns if shared else None
-        transfer = FeedTransfer(plan, self._fetcher, self._store, self._slots, turns)
+        check = partial(self._cooldowns.check, plan.target.server, plan.key)
+        transfer = FeedTransfer(plan, self._fetcher, self._store, self._slots, check, turns)
         if shared:
             self._running[plan.key] = transfer
         task = asyncio.create_task(self._run(transfer), name=f"transfer from {plan.target.place}")
@@ -349,6 +350,8 @@ class Feeds:
         except NotFoundError:
             self._cooldowns.succeeded(target.server, key, asked_at)
             self._missing.add(key, MISSING_TTL)
+        except HeldBackError:
+            pass
         except OriginError as error:
             if transfer.is_collapsed and self._cooldowns.check(target.server, key) is not None:
                 return  # the process that has asked has noted it for all

@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clamproxy.feeds import feed_transfer
+from clamproxy.feeds.feeds import MAX_CONNECTIONS
 from clamproxy.messages import SourceError
 from tests.harness.feeds import (
     BIG,
@@ -96,6 +98,18 @@ async def test_a_refusal_of_one_url_leaves_the_others_alone(harness: FeedsHarnes
     harness.origin.rule(PATH, faults.status(403))
     assert (await harness.get())[0] == 503
     assert (await harness.get("/other"))[0] == 200
+
+
+async def test_transfers_that_wait_for_a_connection_heed_a_rate_limit(harness: FeedsHarness) -> None:
+    harness.origin.rule("*", replace(faults.status(429, retry_after="1000"), held=True))
+    asked = [asyncio.create_task(harness.ask(f"/{number}")) for number in range(MAX_CONNECTIONS + 5)]
+    await until(lambda: len(harness.origin.requests()) == MAX_CONNECTIONS)
+    harness.origin.heal()
+    for response in await asyncio.gather(*asked):
+        assert response.status == 503
+        assert 900 < int(response.headers["Retry-After"]) <= 1000
+    await harness.settle()
+    assert len(harness.origin.requests()) == MAX_CONNECTIONS
 
 
 async def test_a_rate_limit_concerns_the_host_and_survives_a_restart(harness: FeedsHarness) -> None:
