@@ -13,8 +13,9 @@ import pytest
 
 from clamproxy.access.limits import LEAST_CONNECTIONS, descriptors_for
 from tests.support.dns_server import FakeDns
-from tests.support.gateway import Gateway, Way, children, receive, send
+from tests.support.gateway import Gateway, Way, receive, send
 from tests.support.origin import OriginServer
+from tests.support.processes import children
 from tests.support.programs import require_program
 from tests.support.site import LOCALHOST, eventually, publish, settings_for, signed
 

@@ -17,6 +17,7 @@ from tests.support import faults
 from tests.support.big import PATH, SIZE, Forgery, begun_download
 from tests.support.freshclam import OK
 from tests.support.gateway import ADDON, END_LIMIT, ROOT, Gateway, Way, receive, send
+from tests.support.processes import family
 from tests.support.site import Site, eventually, signed
 
 from .conftest import MakeSite
@@ -215,10 +216,9 @@ def test_a_stop_during_the_start(site: Site) -> None:
 def test_no_process_is_left(big: Site) -> None:
     big.origin.rule("W", faults.stall(LITTLE), times=1)
     with begun_download(big.gateway):
-        pid = big.gateway.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        processes = family(big.gateway.pid)
         assert big.gateway.stop() == 0
-    for each in (str(pid), *children):
+    for each in processes:
         assert not Path(f"/proc/{each}").exists()
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=20).stdout
     assert str(big.gateway.config) not in listing

@@ -37,11 +37,11 @@ from tests.support.gateway import (
     TunnelRefused,
     Way,
     _clean_environment,
-    children,
     connectable,
     free_ports,
 )
 from tests.support.origin import OriginServer
+from tests.support.processes import children
 from tests.support.service_manager import Manager
 from tests.support.site import LOCALHOST, Site, eventually, settings_for, signed
 

@@ -476,7 +476,7 @@ async def test_answers_and_bodies_are_waited_for(
     answering = asyncio.create_task(harness.front.answer(asked()))
     waiting = asyncio.create_task(harness.front.answered(60))
     await asyncio.sleep(0)
-    with harness.front.sending():
+    with harness.front.answering():
         go_on.set()
         await answering
         done, _ = await asyncio.wait([waiting], timeout=0.3)

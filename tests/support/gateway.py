@@ -26,6 +26,7 @@ import yaml
 
 from tests.support.data import TESTDATA, trust_testdata
 from tests.support.prefork import CLAMPROXY, MITMDUMP, Forked
+from tests.support.processes import children, is_at_rest
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDON = "addons/clamav_cache.py"
@@ -45,9 +46,10 @@ END_LIMIT = 40
 TOOL_LIMIT = 60
 """Seconds for one run of the command line tool."""
 LOG_PATIENCE = 0.025
-"""Seconds without a new line, after which the log is taken as complete."""
+"""Seconds without a new line, after which the log of a process at rest is complete: requests' lines wait
+0.01 s for others."""
 STATS_PATIENCE = 0.4
-"""Seconds without a change, after which the figures are taken as complete; they are written every 0.1 s."""
+"""The same for the figures, which are written every 0.1 s."""
 EXPRESS = "CLAMPROXY_SERVING__EXPRESS"
 """The environment variable that makes all tests run without the express lane, if it is ``false``."""
 
@@ -191,9 +193,9 @@ class Gateway:
         """All that it has printed. Lines about requests come slightly late, so it waits for the last one."""
         path = self.directory / "gateway.log"
         text = ""
-        for attempt in range(40):
+        for attempt in range(120):
             before, text = text, path.read_text(errors="replace") if path.exists() else ""
-            if attempt and text == before:
+            if attempt and text == before and self._is_at_rest():
                 break
             time.sleep(LOG_PATIENCE)
         return text
@@ -209,9 +211,12 @@ class Gateway:
         for _ in range(20 if self._process is not None else 0):
             time.sleep(STATS_PATIENCE)
             before, figures = figures, self._look_at_stats()
-            if figures == before:
+            if figures == before and self._is_at_rest():
                 break
         return figures
+
+    def _is_at_rest(self) -> bool:
+        return self._process is None or is_at_rest(self._process.pid)
 
     def _look_at_stats(self) -> dict[str, Any]:
         result = self.tool("stats", "--json")
@@ -374,13 +379,6 @@ class Gateway:
         context = ssl.create_default_context(cafile=str(self.ca))
         context.set_alpn_protocols(["http/1.1"])
         return context
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that haven't ended."""
-    with contextlib.suppress(FileNotFoundError):
-        return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    return []
 
 
 def tool(

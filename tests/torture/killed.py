@@ -23,10 +23,11 @@ from clamproxy.files import try_lock
 from clamproxy.formats.cld import verify_cld
 from clamproxy.objects import Kind, ObjectId
 from tests.support.cache_files import CacheFiles, look
-from tests.support.gateway import CDN, TOOL_LIMIT, Answer, TunnelRefused, Way, _clean_environment, children
+from tests.support.gateway import CDN, TOOL_LIMIT, Answer, TunnelRefused, Way, _clean_environment
 from tests.support.mortal import ARM, COMMAND, STEPS
 from tests.support.origin import Seen
 from tests.support.prefork import Forked
+from tests.support.processes import children
 from tests.support.releases import Releases
 from tests.support.site import LOCALHOST, Site, eventually, open_site
 from tests.support.stored import cdiff, put, put_cvd

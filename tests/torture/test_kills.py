@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.faults import Fault
-from tests.support.gateway import children
+from tests.support.processes import children
 from tests.support.site import LOCALHOST, eventually
 from tests.torture.conftest import Figures
 from tests.torture.effort import FULL, SEED, rounds

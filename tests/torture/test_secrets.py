@@ -28,6 +28,7 @@ from tests.support.dns_server import open_dns
 from tests.support.gateway import CDN, Gateway, TunnelRefused, Way
 from tests.support.object_store import ObjectStore, moto_server
 from tests.support.origin import OriginServer
+from tests.support.processes import family
 from tests.support.raw_http import exchange
 from tests.support.site import LOCALHOST, eventually, publish, settings_for
 from tests.support.smtp_server import mail_server
@@ -251,7 +252,7 @@ def _watching_command_lines(gateway: Gateway, scene: Scene) -> Iterator[None]:
     def watch() -> None:
         while not ends.wait(0.01):
             with contextlib.suppress(OSError):  # one of them has just ended
-                found.update((pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in _family(parent))
+                found.update((pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in family(parent))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -262,11 +263,6 @@ def _watching_command_lines(gateway: Gateway, scene: Scene) -> Iterator[None]:
         thread.join()
     assert len({pid for pid, _ in found}) > WORKERS, found
     scene.said["command lines"] = b"\n".join({line for _, line in found})
-
-
-def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(one for child in children for one in _family(int(child)))]
 
 
 def _keep_keys(gateway: Gateway, canaries: Canaries) -> None:
