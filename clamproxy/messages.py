@@ -61,6 +61,10 @@ CACHE_STATUS: Mapping[Result, str] = {
 }
 """The value of Cache-Status for each result."""
 
+FORBIDDEN_BEYOND = "clamproxy; fwd=miss; fwd-status=403; detail=error"
+"""The Cache-Status of a 503 in place of the origin's 403, which must not reach a freshclam (docs/protocol.md,
+trap 20). A gateway that gets it knows that it is about one client version only."""
+
 
 class SourceError(Exception):
     """The rest of a body is not available; the connection must be cut, not ended properly."""

@@ -28,6 +28,8 @@ PATIENCE_WITH_WORDS = 2.0
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _RAY = re.compile(r"[\w-]{1,64}", re.ASCII)
+_FORBIDDEN_BEYOND = re.compile(r"(?:^|,)\s*clamproxy\s*;(?:[^,]*;)?\s*fwd-status=403\s*(?:[;,]|$)")
+"""`messages.FORBIDDEN_BEYOND`, also among what others have added to the field (RFC 9211 2)."""
 
 
 class OriginResponse:
@@ -61,6 +63,12 @@ class OriginResponse:
     def redirects(self) -> bool:
         """Whether it redirects elsewhere."""
         return bool(self._response.get_redirect_location())
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether it refuses the client version: by a 403, or by what a parent gateway sends in its place."""
+        status = self._response.headers.get("Cache-Status", "")
+        return self.status == 403 or (self.status == 503 and bool(_FORBIDDEN_BEYOND.search(status)))
 
     @property
     def retry_after(self) -> float | None:

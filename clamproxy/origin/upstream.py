@@ -205,9 +205,9 @@ class Upstream:
             raise RangeError(f"{status}{ray}")
         if status == 407:
             raise OriginError(FailureKind.PROXY_AUTHENTICATION, f"{self._unauthenticated} (407)")
-        failure = {403: FailureKind.FORBIDDEN, 429: FailureKind.RATE_LIMITED}.get(
-            status, FailureKind.SERVER_ERROR
-        )
+        failure = FailureKind.RATE_LIMITED if status == 429 else FailureKind.SERVER_ERROR
+        if answer.is_forbidden:
+            failure = FailureKind.FORBIDDEN
         reason = f"status {status}{ray}{answer.words()}"
         if answer.redirects:
             reason += ": a redirect to another scheme, host or port, or one too many"

@@ -11,9 +11,9 @@ from werkzeug.datastructures import Headers
 from clamproxy.cache.published import Metadata
 from clamproxy.downloads import FileSource
 from clamproxy.formats.header import HEADER_SIZE, CvdHeader
-from clamproxy.messages import HELD_BACK, Request, Response, Result, Source
+from clamproxy.messages import FORBIDDEN_BEYOND, HELD_BACK, Request, Response, Result, Source
 from clamproxy.objects import Kind, ObjectId
-from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER
+from clamproxy.origin.cooldown import LONGEST_RETRY_AFTER, FailureKind
 from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.header_probes import ProbedHeader
 from clamproxy.origin.transfers import CooldownError
@@ -24,6 +24,10 @@ from clamproxy.storage.condition import is_out_of_descriptors, trouble_of
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
+_ENDS_EARLY = (FailureKind.FORBIDDEN, FailureKind.PROXY_AUTHENTICATION)
+"""Cool-downs during which the file may come all the same: for another client, or with the right password."""
+SOON = 60.0
+"""Seconds after which it is worthwhile to ask this gateway again, then. It spares the origin itself."""
 
 
 def take_the_whole(cdiff: ObjectId) -> Response:
@@ -54,10 +58,15 @@ def unavailable(error: Exception) -> Response:
     A 403 or 429 is never passed on, because it would stop the client for hours (trap 20).
     """
     response = plain(503, Result.ERROR, explain(error))
-    wait = error.cooldown.until - time.time() if isinstance(error, CooldownError) else None
-    if isinstance(error, TransferError | OriginError):
-        wait = error.retry_after
-    response.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, LONGEST_RETRY_AFTER))))
+    wait, failure = None, None
+    if isinstance(error, CooldownError):
+        wait, failure = error.cooldown.until - time.time(), error.failure
+    elif isinstance(error, TransferError | OriginError):
+        wait, failure = error.retry_after, error.failure
+    longest = SOON if failure in _ENDS_EARLY else LONGEST_RETRY_AFTER
+    response.headers["Retry-After"] = str(max(1, math.ceil(min(wait or 1, longest))))
+    if failure is FailureKind.FORBIDDEN:
+        response.headers["Cache-Status"] = FORBIDDEN_BEYOND
     return response
 
 

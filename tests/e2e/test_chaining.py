@@ -8,6 +8,9 @@ from enum import StrEnum
 
 import pytest
 
+from tests.support import faults
+from tests.support.fake_gateway import answer as fake_answer
+from tests.support.fake_gateway import gateways
 from tests.support.freshclam import OK
 from tests.support.gateway import CDN, Way
 from tests.support.raw import Relay
@@ -29,6 +32,8 @@ from tests.support.site import LOCALHOST, Site, build_time, eventually, http_dat
 from .conftest import MakeSite
 
 BASE = 2
+OLD_VERSION = "ClamAV/0.103.2"
+OLD_CLIENT = f"{OLD_VERSION} (OS: linux-gnu, ARCH: x86_64, CPU: x86_64)"
 STORM = 20
 """Requests that a loop may cost at most, with all retries."""
 
@@ -58,6 +63,11 @@ def child_of(parent: Site, link: Link, make_site: MakeSite) -> Site:
 def asked(parent: Site, name: str) -> int:
     """How many requests for a file are in the parent's log."""
     return sum(name in line and LOCALHOST in line for line in parent.gateway.log.splitlines())
+
+
+def asked_for_old(parent: Site) -> int:
+    """How many requests of the old client are in the parent's log."""
+    return sum(OLD_VERSION in line for line in parent.gateway.log.splitlines())
 
 
 links = pytest.mark.parametrize("link", list(Link))
@@ -172,6 +182,40 @@ def test_the_parent_is_down(parent: Site, link: Link, make_site: MakeSite) -> No
     for local in (None, 2, 5, 6):
         outcome = child.client(f"local-{local}", local=local).run()
         assert (outcome.code, outcome.version) == (OK, NEWEST), explain(child, outcome)
+
+
+@links
+def test_an_old_client_holds_back_no_others(parent: Site, link: Link, make_site: MakeSite) -> None:
+    """The CDN refuses a client version. Whatever gateway its machines ask, only they have to wait."""
+    child = child_of(parent, link, make_site)
+    grandchild = child_of(child, link, make_site)
+    parent.publish(NEWEST)
+    parent.origin.rule("D4", faults.status(403, retry_after="7200"), times=1)
+    assert parent.gateway.ask("/test-4.cdiff", user_agent=OLD_CLIENT).status == 503
+    refused = grandchild.gateway.ask("/test-5.cdiff", user_agent=OLD_CLIENT)
+    assert (refused.status, 1 < int(refused.headers["retry-after"]) <= 60) == (503, True), refused
+    asked_before = asked_for_old(parent), asked_for_old(child)
+    for path in ("/test-5.cdiff", "/test-6.cdiff", "/test.cvd"):
+        for site in (grandchild, child):
+            assert site.gateway.ask(path, user_agent=OLD_CLIENT).status == 503
+    assert (asked_for_old(parent), asked_for_old(child)) == (asked_before[0], asked_before[1] + 3)
+    assert parent.origin.trace == "D4"
+    assert whole(grandchild.gateway, "/test-5.cdiff").body == signed("test-5.cdiff")
+    fresh = grandchild.client("fresh").run()
+    assert (fresh.code, fresh.version) == (OK, NEWEST), explain(grandchild, fresh)
+
+
+def test_a_child_does_not_wait_for_a_corrected_password(make_site: MakeSite) -> None:
+    """The parent waits for a quarter of an hour, but as soon as it is mended, it could deliver."""
+    with gateways() as make:
+        refusing = make(fake_answer(407, proxy_authenticate='Basic realm="squid"'))
+        parent = make_site(upstream={"url": f"http://{CDN}", "proxy": f"http://{LOCALHOST}:{refusing.port}"})
+        child = child_of(parent, Link.PORT, make_site)
+        parent.dns.versions["test"] = NEWEST
+        assert parent.gateway.ask("/test-6.cdiff").status == 503
+        for _ in range(2):
+            refused = child.gateway.ask("/test-6.cdiff")
+            assert (refused.status, 1 < int(refused.headers["retry-after"]) <= 60) == (503, True), refused
 
 
 def test_both_gateways_agree_on_conditions(parent: Site, make_site: MakeSite) -> None:

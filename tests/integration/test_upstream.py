@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from clamproxy.messages import CACHE_STATUS, FORBIDDEN_BEYOND, Result
 from clamproxy.origin import connections
+from clamproxy.origin.cooldown import FailureKind
 from clamproxy.origin.errors import NotFoundError, OriginError
 from clamproxy.origin.upstream import Upstream
 from tests.support import faults
@@ -79,6 +81,32 @@ def test_a_request_that_fails_is_noted(
     with pytest.raises(expected):
         fetch(ledger.upstream(origin.url))
     assert (ledger.noted, ledger.counts[0]) == ([PATH], 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "field", "failure"),
+    [
+        (503, FORBIDDEN_BEYOND, FailureKind.FORBIDDEN),
+        (503, f"other; hit, {FORBIDDEN_BEYOND}", FailureKind.FORBIDDEN),
+        (503, f'{FORBIDDEN_BEYOND} ,other; detail="a, b"', FailureKind.FORBIDDEN),
+        (503, "clamproxy;fwd-status=403", FailureKind.FORBIDDEN),
+        (503, CACHE_STATUS[Result.ERROR], FailureKind.SERVER_ERROR),
+        (503, "clamproxy; fwd=miss, other; fwd=miss; fwd-status=403", FailureKind.SERVER_ERROR),
+        (503, "clamproxy; fwd=miss; fwd-status=4030", FailureKind.SERVER_ERROR),
+        (503, "clamproxy; fwd=miss; not-fwd-status=403", FailureKind.SERVER_ERROR),
+        (503, "", FailureKind.SERVER_ERROR),
+        (500, FORBIDDEN_BEYOND, FailureKind.SERVER_ERROR),
+        (429, FORBIDDEN_BEYOND, FailureKind.RATE_LIMITED),
+        (403, CACHE_STATUS[Result.HIT], FailureKind.FORBIDDEN),
+    ],
+)
+def test_trap_20_a_parent_marks_what_stands_for_a_403(
+    origin: OriginServer, ledger: Ledger, status: int, field: str, failure: FailureKind
+) -> None:
+    origin.rule(PATH, faults.status(status, cache_status=field, retry_after="50"))
+    with pytest.raises(OriginError) as caught:
+        fetch(ledger.upstream(origin.url))
+    assert (caught.value.failure, caught.value.retry_after) == (failure, 50)
 
 
 def test_every_request_of_a_redirect_counts(origin: OriginServer, ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from werkzeug.datastructures import Headers
@@ -12,14 +13,14 @@ from clamproxy.cache.published import PublishedFile
 from clamproxy.cache.store import Store
 from clamproxy.formats.header import CvdHeader
 from clamproxy.formats.signatures import InvalidObject
-from clamproxy.messages import CACHE_STATUS, Body, Request, Requester, Response, Result
+from clamproxy.messages import CACHE_STATUS, FORBIDDEN_BEYOND, Body, Request, Requester, Response, Result
 from clamproxy.objects import ObjectId
 from clamproxy.origin.cooldown import Cooldown, FailureKind
 from clamproxy.origin.errors import OriginError, TransferError
 from clamproxy.origin.header_probes import ProbedHeader
 from clamproxy.origin.transfers import CooldownError
-from clamproxy.responses import IN_MEMORY, plain
-from clamproxy.serving.database_responses import from_header, from_object, unavailable
+from clamproxy.responses import IN_MEMORY, complete, plain
+from clamproxy.serving.database_responses import SOON, from_header, from_object, unavailable
 from tests.support.fixtures import MakeCvd
 from tests.support.stored import cdiff, cvd, put, put_cvd, stime_of
 
@@ -254,14 +255,42 @@ def test_trap_20_trouble_becomes_a_503(error: Exception, retry_after: str, words
     assert words in response.body.decode()
 
 
-def test_a_cooldown_tells_when_it_ends() -> None:
-    response = unavailable(
-        CooldownError(Cooldown(time.time() + 1000, 1, FailureKind.FORBIDDEN, "status 403"))
-    )
+@pytest.mark.parametrize(
+    ("failure", "longest"),
+    [
+        (FailureKind.RATE_LIMITED, 10_000),
+        (FailureKind.SERVER_ERROR, 10_000),
+        (FailureKind.FORBIDDEN, SOON),
+        (FailureKind.PROXY_AUTHENTICATION, SOON),
+    ],
+)
+def test_a_cooldown_tells_when_to_ask_again(failure: FailureKind, longest: float) -> None:
+    """Another client may bring the file before a 403 is over, and a password may be corrected."""
+    cooldown = Cooldown(time.time() + 10_000, 1, failure, "refused")
+    response = unavailable(CooldownError(cooldown))
     assert response.status == 503
-    assert 0 < int(response.headers["Retry-After"]) <= 1000
-    over = unavailable(CooldownError(Cooldown(5.0, 1, FailureKind.FORBIDDEN, "status 403")))
+    assert longest / 2 < int(response.headers["Retry-After"]) <= longest
+    over = unavailable(CooldownError(replace(cooldown, until=5.0)))
     assert over.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_marked"),
+    [
+        (OriginError(FailureKind.FORBIDDEN, "status 403"), True),
+        (TransferError(FailureKind.FORBIDDEN, "status 403"), True),
+        (CooldownError(Cooldown(5.0, 1, FailureKind.FORBIDDEN, "status 403")), True),
+        (CooldownError(Cooldown(5.0, 1, FailureKind.RATE_LIMITED, "status 429")), False),
+        (OriginError(FailureKind.SERVER_ERROR, "status 500"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_only_a_503_about_the_client_version_is_marked(error: Exception, is_marked: bool) -> None:
+    """By this, a child knows that its other clients may ask."""
+    response = unavailable(error)
+    complete(response, "GET")
+    status = FORBIDDEN_BEYOND if is_marked else CACHE_STATUS[Result.ERROR]
+    assert response.headers.get_all("Cache-Status") == [status]
 
 
 def test_a_plain_answer() -> None:

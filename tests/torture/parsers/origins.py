@@ -52,7 +52,7 @@ def _response(data: bytes) -> None:
     )
     with OriginResponse(raw, lambda _: None, CancelScope(), Link()) as response:
         _ = (response.encoding, response.redirects, response.retry_after, response.start, response.etag)
-        _ = (response.last_modified, response.date, response.ray)
+        _ = (response.last_modified, response.date, response.ray, response.is_forbidden)
         assert response.size is None or response.size >= 0
         assert response.words().isprintable()
         for _ in response.chunks():
@@ -123,6 +123,8 @@ PARSERS = (
             b"3\r\nabc\r\n0\r\n\r\n",
             b"HTTP/1.1 103 Early\r\nLink: a\r\n\r\n"
             b"HTTP/1.0 429 Slow\r\nRetry-After: 120\r\nVia: 1.1 clamproxy\r\n\r\nwhy",
+            b"HTTP/1.1 503 No\r\n"
+            b"Cache-Status: x; hit, clamproxy; fwd=miss; fwd-status=403; detail=error\r\n\r\n",
             b"HTTP/1.1 302 Found\nLocation: /x\nContent-Encoding: gzip\nX: a\n b\n\n",
         ),
         (InvalidHeader, http.client.HTTPException, OriginError),
