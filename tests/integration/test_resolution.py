@@ -152,6 +152,18 @@ async def test_under_a_ceiling_what_can_be_had_up_to_there(
     assert current.announced("daily", ceiling) == expected
 
 
+async def test_what_another_process_has_fetched(make_harness: MakeHarness) -> None:
+    """Of a gateway's workers, one follows the releases; all of them announce."""
+    harness, other = make_harness(delta={"enabled": False}), make_harness(delta={"enabled": False})
+    current = other.make_current()
+    for version in (1, 2, 3):
+        harness.release(version)
+        other.dns.versions["daily"] = version
+        await harness.live(HOUR)
+        await current.look("daily")
+        assert current.announced("daily") == version
+
+
 # Where nothing is fetched ahead
 
 
