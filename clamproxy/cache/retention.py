@@ -105,9 +105,10 @@ def over_limit(
         size_limit: bytes.
         spared: what must not be dropped, see `is_spared`; this is little.
 
-    The newest CVD of each database is never dropped, because all service depends on it. CLDs go first, as
-    they can be built again. Then older CVDs go, the largest first, then the oldest cdiffs, each with its
-    signature, and then signatures whose objects are not there.
+    The newest CVD of each database is never dropped, because all service depends on it, nor the cdiffs after
+    it: the gateway would soon fetch them again. CLDs go first, as they can be built again. Then older CVDs
+    go, the largest first, then the oldest cdiffs, each with its signature, and then signatures whose objects
+    are not there.
     """
     excess = sum(sizes.values()) - size_limit
     leaving: list[ObjectId] = []
@@ -129,7 +130,12 @@ def _expendable(sizes: Mapping[ObjectId, int]) -> list[ObjectId]:
         for object_id in sizes
         if object_id.kind is Kind.CVD and object_id.version < newest[object_id.database, Kind.CVD]
     ]
-    cdiffs = [object_id for object_id in sizes if object_id.kind is Kind.CDIFF]
+    cdiffs = [
+        object_id
+        for object_id in sizes
+        if object_id.kind is Kind.CDIFF
+        and object_id.version <= newest.get((object_id.database, Kind.CVD), object_id.version)
+    ]
     old_cvds.sort(key=lambda object_id: sizes[object_id], reverse=True)
     # "Oldest" counts from each database's own newest patch: version numbers don't compare across them.
     cdiffs.sort(key=lambda object_id: object_id.version - newest[object_id.database, Kind.CDIFF])

@@ -12,6 +12,7 @@ from typing import Any
 from clamproxy.fleet.agent import parse_agent
 from clamproxy.front.client_request import ClientRequest
 from clamproxy.messages import Result
+from clamproxy.objects import plain_path
 
 logger = logging.getLogger("clamproxy.access")
 
@@ -148,7 +149,7 @@ def log_tunnel(client: str, host: str, port: int) -> None:
 
 
 def _database_of(path: str | None) -> str | None:
-    match = _DATABASE.fullmatch(path or "")
+    match = _DATABASE.fullmatch(plain_path(path or ""))
     return match[1] if match else None
 
 

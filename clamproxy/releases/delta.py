@@ -50,12 +50,17 @@ class Lineage:
 def renewal(lineage: Lineage, limits: Delta, *, next_is_gone: bool = False) -> Renewal:
     """When to fetch a newer base.
 
+    Where patches don't lead on, a newer CVD is needed without delta serving as well: clients that learn the
+    versions from the gateway's DNS hear of no later one, so none of them would ever ask for it.
+
     Args:
-        next_is_gone: whether the next cdiff is advertised, but the origin no longer has it.
+        next_is_gone: whether the next cdiff is advertised, but won't come.
     """
+    if lineage.is_blocked or next_is_gone:
+        return Renewal.AT_ONCE
     if not limits.enabled:
         return Renewal.NOT_NEEDED
-    if lineage.is_blocked or next_is_gone or not lineage.is_within(limits):
+    if not lineage.is_within(limits):
         return Renewal.AT_ONCE
     if lineage.patches >= limits.renew_after:
         return Renewal.IN_A_QUIET_HOUR

@@ -280,8 +280,9 @@ class Follower:
         following = ObjectId(database, proven.lineage.reached + 1, Kind.CDIFF)
         is_gone &= gap == following.version
         is_gone |= following.version <= advertised and self._stuck.is_stuck(following)
-        too_far = advertised - proven.lineage.base > self._settings.delta.max_patches
-        return renewal(proven.lineage, self._settings.delta, next_is_gone=is_gone or too_far)
+        # So many patches are not fetched; see `_first_missing`.
+        is_gone |= advertised - proven.lineage.reached > self._settings.delta.max_patches
+        return renewal(proven.lineage, self._settings.delta, next_is_gone=is_gone)
 
     async def _fetch_signatures(
         self, database: str, advertised: int, requester: Requester, *, insists: bool = False

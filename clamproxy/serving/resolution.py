@@ -163,9 +163,8 @@ class CurrentVersions:
 
     async def look(self, database: str, ceiling: int | None = None) -> None:
         """Refresh what `announced` goes by."""
-        await self._versions.get(database)
-        if ceiling is not None:
-            await self._lineages.get(database, ceiling)
+        # Another process may have fetched what leads on; and neither has to wait for the other.
+        await asyncio.gather(self._versions.get(database), self._lineages.get(database, ceiling))
 
     def announced(self, database: str, ceiling: int | None = None) -> int | None:
         """The version to announce to clients by DNS: one that they can get here. Quick.

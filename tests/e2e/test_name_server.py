@@ -22,8 +22,18 @@ from tests.support.doh_server import ConnectProxy, FakeDoh
 from tests.support.freshclam import OK
 from tests.support.gateway import Gateway, Settings, Way
 from tests.support.origin import OriginServer
-from tests.support.scenes import settle
-from tests.support.site import LOCALHOST, Site, eventually, origin_certificates, resolver_of, settings_for
+from tests.support.scenes import NEWEST, ROOMY, settle
+from tests.support.site import (
+    LOCALHOST,
+    Break,
+    Site,
+    eventually,
+    lacks,
+    origin_certificates,
+    publish,
+    resolver_of,
+    settings_for,
+)
 
 FOREIGN = "www.example.com"
 OWN, PARENT = "current.cvd.site.example.net", "current.cvd.parent.example.net"
@@ -147,6 +157,26 @@ def test_freshclam_with_the_gateway_as_its_name_server(start: Start, way: Way) -
     assert len(site.origin.requests()) == asked
     assert "OUTDATED" not in outcome.output
     assert f" DNS {PRIMARY} TXT NOERROR " in site.gateway.log
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda origin: origin.put("test-5.cdiff", b""), lacks("test-5.cdiff")], ids=["empty", "missing"]
+)
+@pytest.mark.parametrize("enabled", [True, False], ids=["delta serving", "whole files"])
+def test_freshclam_after_a_patch_that_leads_nowhere(start: Start, enabled: bool, spoil: Break) -> None:
+    """It goes by the gateway's DNS alone, so it doesn't ask for the whole CVD before that is announced."""
+    site = start(delta={**ROOMY, "enabled": enabled})
+    client = site.client(resolver=resolver_for_clients(site))
+    site.publish(4)
+    assert client.run().version == 4
+    publish(site.origin, NEWEST)
+    spoil(site.origin)
+    site.dns.versions["test"] = NEWEST
+    record = eventually(lambda: names_of(site).text("test.cvd.clamav.net").startswith(f"{NEWEST}:"))
+    assert record, site.gateway.log
+    outcome = client.run()
+    assert (outcome.code, outcome.databases) == (OK, {"test.cvd": NEWEST}), outcome.output + site.gateway.log
+    assert site.origin.count("W") == 2, site.origin.trace
 
 
 def test_freshclam_asks_by_http_for_what_the_gateway_does_not_know(start: Start) -> None:

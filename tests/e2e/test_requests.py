@@ -128,6 +128,16 @@ def test_head_fills_no_cache(site: Site) -> None:
     assert site.gateway.ask("/test.cvd").body == signed("test-6.cvd")
 
 
+@pytest.mark.parametrize("name", ["test-6.cdiff", "test-6.cdiff.sign"])
+def test_head_of_a_small_file_fetches_it(site: Site, name: str) -> None:
+    site.publish(6)
+    answer = site.gateway.ask(f"/{name}", method="HEAD")
+    assert (answer.status, answer.body, answer.cache_status) == (200, b"", "clamproxy; fwd=miss")
+    assert answer.headers["content-length"] == str(len(signed(name)))
+    assert eventually(lambda: site.gateway.ask(f"/{name}").cache_status == "clamproxy; hit")
+    assert site.origin.count(f"/{name}") == 1
+
+
 def test_probe_on_an_empty_cache_is_cheap(site: Site) -> None:
     site.publish(6)
     site.origin.put("test.cvd", signed("test-6.cvd") + bytes(5_000_000))

@@ -42,8 +42,9 @@ from tests.support.gateway import (
 )
 from tests.support.origin import OriginServer
 from tests.support.processes import children
+from tests.support.scenes import ROOMY
 from tests.support.service_manager import Manager
-from tests.support.site import LOCALHOST, Site, eventually, settings_for, signed
+from tests.support.site import LOCALHOST, Site, eventually, publish, settings_for, signed
 
 from .conftest import MakeForged, MakeSite
 from .test_reload import READ, REFUSED, UNCHANGED, hang_up, write
@@ -263,6 +264,36 @@ def test_names_are_answered_by_all(tmp_path: Path, origin: OriginServer, dns: Fa
                     assert ask(query, "127.0.0.1", port=port, timeout=20).rcode() == 0
             finally:
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_all_announce_what_one_has_fetched(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:
+    """One worker follows the releases, and machines may get their answers from another."""
+    port, proxy = free_ports(2)
+    listen = {"dns": f"127.0.0.1:{port}", "proxy": f"127.0.0.1:{proxy}"}
+    settings = settings_for(origin, dns, listen=listen, delta=ROOMY)
+
+    query = message.make_query("test.cvd.clamav.net", "TXT")
+
+    def announced(gateway: Gateway) -> list[str]:
+        """What each worker tells: the others are stopped meanwhile."""
+        texts = []
+        for pid in workers_of(gateway):
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                answer = udp(query, "127.0.0.1", port=port, timeout=20)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            texts.append(answer.answer[0][0].strings[0].decode().partition(":")[0] if answer.answer else "")
+        return texts
+
+    with running(tmp_path, settings) as gateway:
+        for version in (4, 5):
+            publish(origin, version)
+            dns.versions["test"] = version
+            if version == 4:
+                assert gateway.ask("/test.cvd", Way.CONNECT_HTTP).status == 200
+            told = eventually(lambda wanted=str(version): announced(gateway) == [wanted] * WORKERS)  # type: ignore[misc]
+            assert told, (announced(gateway), gateway.log)
 
 
 def test_any_free_port(tmp_path: Path, origin: OriginServer, dns: FakeDns) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from clamproxy.cache.store import Store
+from clamproxy.config.units import MIB
 from clamproxy.notes import UNKEPT
 from clamproxy.objects import Kind, ObjectId
 from clamproxy.origin.agents import Agents
 from clamproxy.origin.budget import PER_FILE
+from clamproxy.releases import lineage
 from clamproxy.releases.quiet import QuietHour
 from tests.harness.follower import HOUR, NEWER_AGENT, RELEASES, FollowerHarness, MakeHarness, names
 from tests.support.releases import Releases
@@ -118,6 +120,19 @@ async def test_beyond_the_most_patches_the_follower_fetches_a_new_base(make_harn
     assert harness.asked("W") == 1
 
 
+async def test_what_leads_on_is_fetched_once_although_it_is_too_much(
+    harness: FollowerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cache.size_limit` is less than the newest CVD. What is dropped would come again with each look."""
+    monkeypatch.setattr(lineage, "LOOK_EVERY", 0.0)
+    harness.release(6)
+    for _ in range(6):
+        await harness.live(HOUR)
+        harness.store.collect_garbage(120, MIB // 16)
+    assert [harness.asked(f"D{version}") for version in range(2, 7)] == [1] * 5
+    assert all(harness.has(*names(range(2, 7), "cdiff", "cdiff.sign")))
+
+
 # A new base
 
 
@@ -223,11 +238,13 @@ async def test_patches_that_are_too_large(make_harness: MakeHarness) -> None:
 
 
 async def test_switched_off_delta_serving_renews_nothing(make_harness: MakeHarness) -> None:
-    harness = make_harness(delta={"enabled": False, "max_patches": 3, "max_share": "0%"})
-    harness.release(6)
-    await harness.live(3 * HOUR)
-    assert harness.asked("W") == harness.asked("P") == 0
-    assert harness.has("daily-6.cdiff") == [True]
+    """However many patches there are, as long as they lead on."""
+    harness = make_harness(delta={"enabled": False, "max_patches": 3, "max_share": "0%", "renew_after": 1})
+    for version in (4, 7):
+        harness.release(version)
+        await harness.live(25 * HOUR)
+        assert harness.asked("W") == 0
+    assert all(harness.has(*names(range(2, 8), "cdiff")))
 
 
 async def test_all_means_whole_cvds(make_harness: MakeHarness) -> None:

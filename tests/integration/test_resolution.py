@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,6 +98,70 @@ async def test_a_patch_that_is_gone_while_later_ones_are_there(make_harness: Mak
     await harness.live(2 * HOUR)
     assert await announced(harness) == 5
     assert harness.asked("W") <= 1
+
+
+# Where patches don't lead on
+
+
+def empty(harness: FollowerHarness) -> None:
+    """Trap 15: so the vendor tells clients to take the whole CVD."""
+    harness.origin.put("daily-3.cdiff", b"")
+
+
+def missing(harness: FollowerHarness) -> None:
+    harness.origin.remove("daily-3.cdiff")
+
+
+def far_behind(harness: FollowerHarness) -> None:
+    """As if the gateway had been off: more patches are missing than are ever fetched."""
+    harness.release(8)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("spoil", [empty, missing, far_behind])
+async def test_whether_new_clients_get_patches_or_not_the_announced_version_goes_on(
+    make_harness: MakeHarness, spoil: Callable[[FollowerHarness], None], enabled: bool
+) -> None:
+    """Clients that believe the gateway's DNS never ask for the whole CVD: only the gateway can fetch it."""
+    harness = make_harness(delta={"enabled": enabled, "max_patches": 5, "max_share": "100%"})
+    harness.release(2)
+    await harness.look()
+    assert await announced(harness) == 2
+    harness.release(4)
+    spoil(harness)
+    await harness.live(HOUR)
+    assert await announced(harness) == harness.dns.versions["daily"]
+    assert (harness.asked("P"), harness.asked("W")) == (1, 1)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(("ceiling", "expected"), [(2, 2), (3, 2), (4, 4), (5, 5), (None, 5)])
+async def test_under_a_ceiling_what_can_be_had_up_to_there(
+    make_harness: MakeHarness, ceiling: int | None, expected: int, enabled: bool
+) -> None:
+    """The whole CVD is fetched although it is hidden: it leads on as soon as the ceiling rises."""
+    harness = make_harness(delta={"enabled": enabled, "max_share": "100%"})
+    harness.release(4)
+    empty(harness)
+    await harness.live(HOUR)
+    harness.release(5)
+    await harness.live(HOUR)
+    assert harness.asked("W") == 0, "once was enough"
+    current = harness.make_current()
+    await current.look("daily", ceiling)
+    assert current.announced("daily", ceiling) == expected
+
+
+async def test_what_another_process_has_fetched(make_harness: MakeHarness) -> None:
+    """Of a gateway's workers, one follows the releases; all of them announce."""
+    harness, other = make_harness(delta={"enabled": False}), make_harness(delta={"enabled": False})
+    current = other.make_current()
+    for version in (1, 2, 3):
+        harness.release(version)
+        other.dns.versions["daily"] = version
+        await harness.live(HOUR)
+        await current.look("daily")
+        assert current.announced("daily") == version
 
 
 # Where nothing is fetched ahead

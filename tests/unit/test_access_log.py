@@ -117,6 +117,14 @@ def test_fields(caplog: pytest.LogCaptureFixture) -> None:
     [
         pytest.param(request(path="/main.cvd"), {}, {"database": "main"}, id="a CVD"),
         pytest.param(request(path="/main.cvd.sign"), {}, {"database": "main"}, id="a signature"),
+        pytest.param(
+            request(path="//main.cvd"),
+            {},
+            {"database": "main", "path": "//main.cvd"},
+            id="a mirror that ends in a slash",
+        ),
+        pytest.param(request(path="//main-62.cdiff"), {}, {"database": "main"}, id="a patch from there"),
+        pytest.param(request(path="main.cvd"), {}, {"database": None}, id="no path"),
         pytest.param(request(path="/index.html"), {}, {"database": None}, id="something else"),
         pytest.param(request(agent=None), {}, {"agent": None, "uuid": None}, id="no User-Agent"),
         pytest.param(request(agent="x UUID: nonsense"), {}, {"agent": "x", "uuid": None}, id="no UUID"),

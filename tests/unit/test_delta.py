@@ -69,8 +69,11 @@ lineages = st.builds(
 
 
 @given(lineages, st.booleans())
-def test_switched_off_delta_serving_renews_nothing(state: Lineage, next_is_gone: bool) -> None:
-    assert renewal(state, Delta(enabled=False), next_is_gone=next_is_gone) is NOT_NEEDED
+def test_switched_off_delta_serving_renews_only_what_patches_do_not_lead_on_from(
+    state: Lineage, next_is_gone: bool
+) -> None:
+    due = renewal(state, Delta(enabled=False), next_is_gone=next_is_gone)
+    assert due is (AT_ONCE if state.is_blocked or next_is_gone else NOT_NEEDED)
 
 
 @given(lineages, st.integers(1, 200), st.integers(1, 200))
