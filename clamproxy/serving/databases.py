@@ -103,18 +103,25 @@ class WholeDatabases:
         if choice is None:
             raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
         if choice.is_cached:
-            return self._answer_from_cache(request, latest, finding, choice)
-        return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
+            response = self._answer_from_cache(request, latest, finding, choice)
+        else:
+            is_second = patience is not None
+            response = await self._answer_from_origin(request, latest, finding, choice, again=is_second)
+        given = response.version or 0
+        if _is_for_new_client(request) and finding.known.may_be_behind(given):
+            self._first_runs.note(request, ObjectId(latest.database, given, Kind.CVD))
+        return response
 
     async def _find_whole(self, request: Request, latest: Latest, finding: Resolution) -> Resolution:
-        """Find out what is current if patches don't count."""
-        return await self._current.find_out(
+        """Find out what is current if patches don't count; what they lead to is kept."""
+        whole = await self._current.find_out(
             latest,
             request.requester,
             with_patches=False,
             patience=finding.patience,
             ceiling=finding.ceiling,
         )
+        return replace(whole, proven=finding.proven)
 
     async def _find_signed(
         self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage
@@ -193,7 +200,7 @@ class WholeDatabases:
     ) -> Response:
         result = Result.STALE if choice.stale or finding.trouble else Result.HIT
         known = finding.known
-        if known.hidden and (again := self._answer_again(request, latest, finding)):
+        if again := self._answer_again(request, latest, finding, result):
             return again
         if (found := self._store.newest(latest.database, finding.ceiling)) is not None:
             is_newest = known.is_newest(found[0].version)
@@ -206,26 +213,24 @@ class WholeDatabases:
         response = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
         return _with_reason(response, finding)
 
-    def _answer_again(self, request: Request, latest: Latest, finding: Resolution) -> Response | None:
+    def _answer_again(
+        self, request: Request, latest: Latest, finding: Resolution, result: Result
+    ) -> Response | None:
         """The whole CVD, without regard to the client's condition; see `first_runs`."""
-        found = self._store.newest(latest.database, finding.ceiling)
-        if found is None or found[0].version != finding.ceiling or not is_freshclam(request):
+        found, proven = self._store.newest(latest.database, finding.ceiling), finding.proven
+        is_whole = request.method == "GET" and "Range" not in request.headers
+        if found is None or not (is_whole and is_freshclam(request) and _has(request, found[1])):
             return None
-        if _is_for_new_client(request):
-            self._first_runs.note(request, found[0])
+        version, reached = found[0].version, proven.lineage.reached if proven is not None else 0
+        if reached > version or not finding.known.may_be_behind(version):
             return None
-        if request.method != "GET" or "Range" in request.headers or not _has(request, found[1]):
-            return None
-        if not self._first_runs.take(request, found[0]):
-            return None
-        published = self._store.open(found[0])
-        if published is None:
+        if not self._first_runs.take(request, found[0]) or not (published := self._store.open(found[0])):
             return None
         plain_request = Request(request.method, request.path, ())
-        response = from_object(plain_request, found[0], published.metadata, published, Result.HIT)
+        response = from_object(plain_request, found[0], published.metadata, published, result)
         # libcurl would compare it with the condition, and throw the content away (trap 7).
         del response.headers["Last-Modified"]
-        return response
+        return _with_reason(response, finding)
 
     async def _answer_from_origin(
         self, request: Request, latest: Latest, finding: Resolution, choice: Choice, *, again: bool
