@@ -62,6 +62,8 @@ class Known:
     """Whether no cool-down prevents fetching the whole file."""
     proven: int = 0
     """The newest version that was ever proven here, cached or not; 0 if there was none."""
+    hears_dns: bool = True
+    """Whether the gateway has heard from DNS what clients hear."""
     hidden: int = 0
     """The newest version above the client's ceiling; 0 if nothing is hidden from it."""
 
@@ -93,6 +95,10 @@ class Known:
     def is_newest(self, version: int) -> bool:
         """Whether no client can have a newer version, hidden ones included."""
         return version >= self.newest and not self.hidden
+
+    def may_be_behind(self, version: int) -> bool:
+        """Whether clients may have heard of a newer version, from DNS or from here."""
+        return not (self.hears_dns and self.is_newest(version))
 
     def under(self, ceiling: int | None) -> Known:
         """What is known to a client that is shown no version above a ceiling; None: to any other client.

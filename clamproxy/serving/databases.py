@@ -97,24 +97,28 @@ class WholeDatabases:
             if finding.known.hidden and _may_go_back(request) and (choice is None or choice.version < shown):
                 reason = f"no whole file of version {shown} is cached, and newer ones are held back"
                 raise OriginError(FailureKind.LOCAL, reason)
-        if finding.known.hidden and (choice.version if choice else 0) < (latest.demanded or 0):
-            # cvdupdate would put an older CVD in place of a newer one that it has, or fetch it at each check.
-            return held_back(latest.demanded or 0)
-        if choice is None:
-            raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
+        if choice is None or choice.version < (latest.demanded or 0):
+            return _answer_unmet(latest, finding)
         if choice.is_cached:
-            return self._answer_from_cache(request, latest, finding, choice)
-        return await self._answer_from_origin(request, latest, finding, choice, again=patience is not None)
+            response = self._answer_from_cache(request, latest, finding, choice)
+        else:
+            is_second = patience is not None
+            response = await self._answer_from_origin(request, latest, finding, choice, again=is_second)
+        given = response.version or 0
+        if _is_for_new_client(request) and finding.known.may_be_behind(given):
+            self._first_runs.note(request, ObjectId(latest.database, given, Kind.CVD))
+        return response
 
     async def _find_whole(self, request: Request, latest: Latest, finding: Resolution) -> Resolution:
-        """Find out what is current if patches don't count."""
-        return await self._current.find_out(
+        """Find out what is current if patches don't count; what they lead to is kept."""
+        whole = await self._current.find_out(
             latest,
             request.requester,
             with_patches=False,
             patience=finding.patience,
             ceiling=finding.ceiling,
         )
+        return replace(whole, proven=finding.proven)
 
     async def _find_signed(
         self, request: Request, latest: Latest, finding: Resolution, proven: ProvenLineage
@@ -193,7 +197,7 @@ class WholeDatabases:
     ) -> Response:
         result = Result.STALE if choice.stale or finding.trouble else Result.HIT
         known = finding.known
-        if known.hidden and (again := self._answer_again(request, latest, finding)):
+        if again := self._answer_again(request, latest, finding, result):
             return again
         if (found := self._store.newest(latest.database, finding.ceiling)) is not None:
             is_newest = known.is_newest(found[0].version)
@@ -206,26 +210,24 @@ class WholeDatabases:
         response = from_object(request, object_id, published.metadata, published, result, is_newest=is_newest)
         return _with_reason(response, finding)
 
-    def _answer_again(self, request: Request, latest: Latest, finding: Resolution) -> Response | None:
+    def _answer_again(
+        self, request: Request, latest: Latest, finding: Resolution, result: Result
+    ) -> Response | None:
         """The whole CVD, without regard to the client's condition; see `first_runs`."""
-        found = self._store.newest(latest.database, finding.ceiling)
-        if found is None or found[0].version != finding.ceiling or not is_freshclam(request):
+        found, proven = self._store.newest(latest.database, finding.ceiling), finding.proven
+        is_whole = request.method == "GET" and "Range" not in request.headers
+        if found is None or not (is_whole and is_freshclam(request) and _has(request, found[1])):
             return None
-        if _is_for_new_client(request):
-            self._first_runs.note(request, found[0])
+        version, reached = found[0].version, proven.lineage.reached if proven is not None else 0
+        if reached > version or not finding.known.may_be_behind(version):
             return None
-        if request.method != "GET" or "Range" in request.headers or not _has(request, found[1]):
-            return None
-        if not self._first_runs.take(request, found[0]):
-            return None
-        published = self._store.open(found[0])
-        if published is None:
+        if not self._first_runs.take(request, found[0]) or not (published := self._store.open(found[0])):
             return None
         plain_request = Request(request.method, request.path, ())
-        response = from_object(plain_request, found[0], published.metadata, published, Result.HIT)
+        response = from_object(plain_request, found[0], published.metadata, published, result)
         # libcurl would compare it with the condition, and throw the content away (trap 7).
         del response.headers["Last-Modified"]
-        return response
+        return _with_reason(response, finding)
 
     async def _answer_from_origin(
         self, request: Request, latest: Latest, finding: Resolution, choice: Choice, *, again: bool
@@ -242,8 +244,9 @@ class WholeDatabases:
             until = finding.patience.until(self._delivery.asked_at(object_id))
             fetch = partial(self._delivery.fetch, object_id, request.requester, until, oldest)
             delivered = await fetch()
-            if _is_above(delivered[0].version, finding):
-                # There was a release just now. It stays in the cache, but isn't for this client.
+            if _is_above(delivered[0].version, finding) or delivered[0].version < (latest.demanded or 0):
+                # There was a release just now, or an edge of the CDN sent less than its head announced. It
+                # stays in the cache, but isn't for this client.
                 delivered[2].close()
                 raise TransferError(FailureKind.CHANGED, f"{delivered[0].file_name} came instead")
             # An edge of the CDN may have sent an older version than its head announced.
@@ -257,6 +260,8 @@ class WholeDatabases:
             if isinstance(error, TransferError) and error.failure is FailureKind.CHANGED and not again:
                 # There was a release just now: find out again what is current.
                 return await self.answer_cvd(request, latest, patience=finding.patience)
+            if (finding.known.cached or 0) < (latest.demanded or 0):
+                raise
             return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
 
     async def answer_cld(self, request: Request, latest: Latest) -> Response:
@@ -301,6 +306,18 @@ class WholeDatabases:
             request, object_id, published.metadata, published, _result_of(choice), is_newest=is_newest
         )
         return _with_reason(response, finding)
+
+
+def _answer_unmet(latest: Latest, finding: Resolution) -> Response:
+    """Respond if there is no version at all, or none as new as the client demands.
+
+    cvdupdate would put an older one in place of a newer one that it has, or fetch it again at each run.
+    """
+    if finding.known.hidden and latest.demanded:
+        return held_back(latest.demanded)
+    if finding.trouble or not choose(finding.known):
+        raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
+    return plain(404, Result.NEGATIVE, "no such version yet", latest.demanded)
 
 
 def _with_reason(response: Response, finding: Resolution) -> Response:

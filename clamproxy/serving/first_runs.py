@@ -1,7 +1,10 @@
-"""First runs: new machines that get a held CVD while DNS is two or more versions ahead of it.
+"""First runs: new machines that get a CVD while DNS is two or more versions ahead of it.
 
-Such a freshclam installs the CVD, asks for the next patch, gets 404, and asks for the whole CVD again, now
-on condition that it is newer (docs/protocol.md 2.5). A 304 would end the run before `main` and `bytecode`
+That may be because of a hold here or at a parent gateway, because the origin refuses or is down, or because
+this gateway is offline. What DNS tells the client, the gateway may not know.
+
+Such a freshclam installs the CVD, asks for the next patch, doesn't get it, and asks for the whole CVD again,
+now on condition that it is newer (docs/protocol.md 2.5). A 304 would end the run before `main` and `bytecode`
 have arrived, and the machine would stay without them. So within the same run, the CVD is sent once more:
 freshclam settles for it and goes on. At later checks, a 304 doesn't keep the machine from anything vital.
 """
@@ -21,6 +24,8 @@ LONGEST_RUN = 600.0
 """Seconds within which the second request comes; between them, freshclam loads the database to test it."""
 _SWEPT_EVERY = 100
 """Machines after which what is too old is removed."""
+_MOST = 2000
+"""Machines that are remembered at a time: a client may invent any number of them."""
 
 
 class FirstRuns:
@@ -38,15 +43,17 @@ class FirstRuns:
         self._directory = directory
         self._clock = clock
         self._count = 0
+        self._is_full = False
 
     def note(self, request: Request, cvd: ObjectId) -> None:
         """Note that a machine without this database is given a CVD."""
         with suppress(OSError):
             self._directory.mkdir(mode=0o700, exist_ok=True)
             if self._count % _SWEPT_EVERY == 0:
-                self._sweep()
+                self._is_full = self._sweep() >= _MOST
             self._count += 1
-            self._path(request, cvd).write_text(str(self._clock()))
+            if not self._is_full:
+                self._path(request, cvd).write_text(str(self._clock()))
 
     def take(self, request: Request, cvd: ObjectId) -> bool:
         """Whether the same machine was given this CVD in the same run; true only once."""
@@ -62,8 +69,13 @@ class FirstRuns:
         text = f"{request.address}\n{cvd.file_name}\n{request.fields.get('user-agent', '')}"
         return self._directory / hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> int:
+        """Remove what is too old; returns how many machines are left."""
+        left = 0
         for path in self._directory.iterdir():
             with suppress(OSError, ValueError):
-                if not 0 <= self._clock() - float(path.read_text() or self._clock()) < LONGEST_RUN:
+                if 0 <= self._clock() - float(path.read_text() or self._clock()) < LONGEST_RUN:
+                    left += 1
+                else:
                     path.unlink()
+        return left

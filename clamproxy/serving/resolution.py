@@ -241,6 +241,7 @@ class CurrentVersions:
             # Offline, nothing is newer than what was imported.
             advertised=self.announced(database) if offline else told.version if told else None,
             advertised_is_fresh=offline or (told is not None and told.fresh),
+            hears_dns=told is not None and told.fresh,
             demanded=latest.demanded,
             cached=self._store.newest_version(database, ceiling),
             seen=head.header.version if head and not offline else None,

@@ -150,7 +150,7 @@ def run(client: Freshclam) -> tuple[Outcome, bool]:
     return client.run(), mine.exists()
 
 
-def wholes(site: HoldingSite, after: int) -> list[str]:
+def wholes(site: Site, after: int) -> list[str]:
     """The whole files that were sent since the log had that length."""
     return re.findall(r"GET /test\.c[vl]d \S+ \S+ 200 .*", site.gateway.log[after:])
 

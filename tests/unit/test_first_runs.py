@@ -44,3 +44,18 @@ def test_nothing_can_be_written(tmp_path: Path) -> None:
     runs = FirstRuns(tmp_path / "runs")
     runs.note(request(1), cvd(5))
     assert not runs.take(request(1), cvd(5))
+
+
+def test_invented_machines_are_not_remembered_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_runs, "_SWEPT_EVERY", 1)
+    monkeypatch.setattr(first_runs, "_MOST", 3)
+    clock = Clock()
+    runs = FirstRuns(tmp_path / "runs", clock)
+    for number in range(10):
+        runs.note(request(number), cvd(5))
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    clock.now += LONGEST_RUN
+    runs.note(request(10), cvd(5))
+    assert runs.take(request(10), cvd(5))

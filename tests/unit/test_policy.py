@@ -189,6 +189,21 @@ def test_the_version_for_all_clients(values: dict[str, object], expected: Choice
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, False, id="DNS says that it is the newest"),
+        pytest.param({"advertised": 12}, True, id="DNS is ahead"),
+        pytest.param({"hidden": 12}, True, id="held"),
+        pytest.param({"proven": 11}, True, id="a newer one was here"),
+        pytest.param({**WITHOUT_DNS, "hears_dns": False}, True, id="DNS silent, or not asked"),
+        pytest.param({"hears_dns": False}, True, id="offline: clients may still ask DNS"),
+    ],
+)
+def test_clients_may_have_heard_of_a_newer_version(values: dict[str, object], expected: bool) -> None:
+    assert known(**values).may_be_behind(10) is expected
+
+
+@pytest.mark.parametrize(
     ("fruitless", "pause"),
     [
         (0, RECHECK),
