@@ -97,8 +97,11 @@ class WholeDatabases:
             if finding.known.hidden and _may_go_back(request) and (choice is None or choice.version < shown):
                 reason = f"no whole file of version {shown} is cached, and newer ones are held back"
                 raise OriginError(FailureKind.LOCAL, reason)
-        if choice is None or choice.version < (latest.demanded or 0):
-            return _answer_unmet(latest, finding)
+        if finding.known.hidden and (choice.version if choice else 0) < (latest.demanded or 0):
+            # cvdupdate would put an older CVD in place of a newer one that it has, or fetch it at each check.
+            return held_back(latest.demanded or 0)
+        if choice is None:
+            raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
         if choice.is_cached:
             response = self._answer_from_cache(request, latest, finding, choice)
         else:
@@ -244,9 +247,8 @@ class WholeDatabases:
             until = finding.patience.until(self._delivery.asked_at(object_id))
             fetch = partial(self._delivery.fetch, object_id, request.requester, until, oldest)
             delivered = await fetch()
-            if _is_above(delivered[0].version, finding) or delivered[0].version < (latest.demanded or 0):
-                # There was a release just now, or an edge of the CDN sent less than its head announced. It
-                # stays in the cache, but isn't for this client.
+            if _is_above(delivered[0].version, finding):
+                # There was a release just now. It stays in the cache, but isn't for this client.
                 delivered[2].close()
                 raise TransferError(FailureKind.CHANGED, f"{delivered[0].file_name} came instead")
             # An edge of the CDN may have sent an older version than its head announced.
@@ -260,8 +262,6 @@ class WholeDatabases:
             if isinstance(error, TransferError) and error.failure is FailureKind.CHANGED and not again:
                 # There was a release just now: find out again what is current.
                 return await self.answer_cvd(request, latest, patience=finding.patience)
-            if (finding.known.cached or 0) < (latest.demanded or 0):
-                raise
             return self._answer_from_cache(request, latest, replace(finding, trouble=error), choice)
 
     async def answer_cld(self, request: Request, latest: Latest) -> Response:
@@ -306,18 +306,6 @@ class WholeDatabases:
             request, object_id, published.metadata, published, _result_of(choice), is_newest=is_newest
         )
         return _with_reason(response, finding)
-
-
-def _answer_unmet(latest: Latest, finding: Resolution) -> Response:
-    """Respond if there is no version at all, or none as new as the client demands.
-
-    cvdupdate would put an older one in place of a newer one that it has, or fetch it again at each run.
-    """
-    if finding.known.hidden and latest.demanded:
-        return held_back(latest.demanded)
-    if finding.trouble or not choose(finding.known):
-        raise finding.trouble or OriginError(FailureKind.UNREACHABLE, _why_none(finding))
-    return plain(404, Result.NEGATIVE, "no such version yet", latest.demanded)
 
 
 def _with_reason(response: Response, finding: Resolution) -> Response:

@@ -109,12 +109,6 @@ def proxies(site: Site) -> dict[str, str]:
     return {"http_proxy": proxy, "https_proxy": proxy}
 
 
-def lead(site: Site, *programs: CvdUpdate) -> None:
-    """After a restart of the gateway: it listens on another port."""
-    for program in programs:
-        program.environment = proxies(site)
-
-
 def mirror(site: Site, name: str = "mirror", way: Way = Way.ABSOLUTE, *, use_dns: bool = True) -> CvdUpdate:
     """An installation whose requests reach the gateway in one of the ways that it knows."""
     require_program("cvd")
@@ -261,7 +255,8 @@ def test_a_gateway_that_holds(make_site: MakeSite, use_dns: bool, base: int) -> 
     site.gateway.stop()
     shutil.rmtree(site.gateway.cache)  # after a purge, it would take nothing older
     site.gateway.start()
-    lead(site, *mirrors.values())
+    for program in mirrors.values():
+        program.environment = proxies(site)  # it listens on another port now
     hold(site, base)
     assert site.gateway.tool("hold", "test", "4").returncode == 0
     assert eventually(lambda: shown(site.gateway) == 4), site.gateway.log
@@ -276,31 +271,3 @@ def test_a_gateway_that_holds(make_site: MakeSite, use_dns: bool, base: int) -> 
         assert program.files.get("test.cvd") == (signed(f"test-{wanted}.cvd") if wanted else None), output
         assert not program.cooling
         assert " 200 " not in re.sub(r".*\.sign .*", "", site.gateway.log[logged:])
-
-
-@pytest.mark.parametrize("trouble", ["refused", "down", "late"])
-def test_a_gateway_that_is_behind(make_site: MakeSite, trouble: str) -> None:
-    """No mirror gets an older version than it demands: one that is ahead of the gateway would be put back."""
-    site = make_site(delta=ROOMY)
-    mirrors = {version: mirror(site, f"at-{version}") for version in (4, 5)}
-    for version, program in mirrors.items():
-        release(site, version)
-        assert eventually(lambda wanted=version: shown(site.gateway) == wanted), site.gateway.log  # type: ignore[misc]
-        assert program.run()[0] == 0
-    site.gateway.stop()
-    shutil.rmtree(site.gateway.cache)  # the second mirror was elsewhere, so to speak
-    site.gateway.start()
-    lead(site, *mirrors.values())
-    hold(site, 4, 4)
-    site.dns.versions |= dict.fromkeys(("daily", "test"), NEWEST)
-    if trouble == "refused":
-        site.origin.rule("*", faults.status(403))
-    elif trouble == "down":
-        site.origin.refuse()
-    logged = len(site.gateway.log)
-    for version, program in mirrors.items():
-        for _ in range(2):
-            errors, output = program.run()
-            assert (errors, program.cooling) == (1, False), output
-            assert program.files["test.cvd"] == signed(f"test-{version}.cvd"), output
-    assert not re.findall(r"GET /test\.cvd \S+ \S+ 200 ", site.gateway.log[logged:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -117,38 +117,6 @@ async def test_cvdupdate_gets_the_version_that_it_names(harness: ServiceHarness,
         assert content == RELEASES.cvd(int(path[-1]))
         await harness.settle()
     assert harness.origin.count("W") == (0 if path.endswith("1") else 1)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "status"),
-    [
-        pytest.param(lambda origin: None, 404, id="the CDN lags behind DNS"),
-        pytest.param(lambda origin: origin.rule("*", faults.status(403)), 503, id="refused"),
-        pytest.param(lambda origin: origin.rule("*", faults.status(500)), 503, id="broken"),
-        pytest.param(lambda origin: origin.refuse(), 503, id="down"),
-        pytest.param(
-            lambda origin: (origin.put("daily.cvd", RELEASES.cvd(3)), origin.rule("W", faults.html())),
-            503,
-            id="its header is there, the file is not",
-        ),
-        pytest.param(
-            lambda origin: origin.rule("P", faults.Fault(body=RELEASES.cvd(3)[:512], status=206)),
-            503,
-            id="its header is there, and an older file",
-        ),
-    ],
-)
-async def test_cvdupdate_gets_nothing_older_than_it_names(
-    harness: ServiceHarness, spoil: Callable[[OriginServer], object], status: int
-) -> None:
-    await harness.begin()
-    harness.advertise(3)
-    spoil(harness.origin)
-    for version, expected in {3: status, 2: status, 1: 200}.items():
-        response, _ = await harness.ask(f"/daily.cvd?version={version}", agent="CVDUPDATE/1.2.0 (x)")
-        assert (response.status, response.version in (None, version)) == (expected, True), version
-        await harness.settle()
-    assert (await harness.ask())[0].status == 200, "all others get what there is"
 
 
 @pytest.mark.parametrize(
