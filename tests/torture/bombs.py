@@ -153,10 +153,9 @@ async def _open(way: str, path: Path, keys: ForgeKeys) -> dict[str, object]:
 
 def plain_inflation() -> float:
     """Seconds of processor time that it takes to inflate as many bytes as a script may have."""
-    data, inflater = (
-        packed(b"", b"ADD x\n" * 2**18, SCRIPT_LIMIT // (6 * 2**18)),
-        zlib.decompressobj(wbits=31),
-    )
+    lines = b"ADD x\n" * 2**18
+    data = packed(b"", lines, SCRIPT_LIMIT // len(lines))
+    inflater = zlib.decompressobj(wbits=31)
     began = time.process_time()
     while inflater.decompress(data, 2**16):
         data = inflater.unconsumed_tail
