@@ -52,8 +52,12 @@ class Witness:
 
     def seen(self, kind: str) -> set[str]:
         """What was recorded so far: for `open` paths, for `look up` names, for `contact` addresses."""
+        return set(self.told(kind))
+
+    def told(self, kind: str) -> list[str]:
+        """The same in its order, as often as it happened."""
         events = [ast.literal_eval(line) for line in self._record.read_text().splitlines()]
-        return {what for one, what in events if one == kind}
+        return [what for one, what in events if one == kind]
 
 
 def is_code(path: str) -> bool:

@@ -79,6 +79,28 @@ TOKENS: Final = (
         b"-0",
     ),
 )
+BETWEEN: Final = (
+    *(
+        b"\n",
+        b"\n ",
+        b"X: y\r\n",
+        b" ",
+        b"\t",
+        b",",
+        b";",
+        b":",
+        b"=",
+        b"&",
+        b"|",
+        b".",
+        b"/",
+        b"\\",
+        b'"',
+        b"%41",
+    ),
+    *(b"[", b"{", b"- ", b"a", b"0", b"\0", b"\xff"),
+)
+"""What stands between things, or begins one: many of them make long lists, or deep ones."""
 _VALUES: Final[tuple[Any, ...]] = (
     *(
         None,
@@ -197,9 +219,14 @@ _CHANGES: Final[tuple[Callable[[bytes, random.Random], bytes], ...]] = (
 )
 
 
-def pumped(seed: bytes, random: random.Random, sizes: tuple[int, int]) -> tuple[bytes, bytes]:
+def pumped_by_chance(seed: bytes, random: random.Random, sizes: tuple[int, int]) -> tuple[bytes, bytes]:
     """A seed in which one part is repeated, up to two sizes in bytes."""
     start, end = _span(seed, random)
     unit = random.choice((seed[start:end], *TOKENS)) or b"x"
-    small, large = (seed[:start] + unit * (size // len(unit)) + seed[end:] for size in sizes)
+    return pumped(seed[:start], unit, seed[end:], sizes)
+
+
+def pumped(before: bytes, unit: bytes, after: bytes, sizes: tuple[int, int]) -> tuple[bytes, bytes]:
+    """The unit again and again, up to two sizes in bytes, between what comes before and after it."""
+    small, large = (before + unit * (size // len(unit)) + after for size in sizes)
     return small, large

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from random import Random
 
 from tests.support.gateway import CDN
@@ -14,6 +14,15 @@ NAME = "test-6.cvd.sign"
 DOORS = ("absolute", "reverse", "tunnel", "early", "tls", "h2", "passed", "text header", "binary header")
 """How a stream arrives: see `Stream.door`."""
 _ABSOLUTE = ("absolute", "text header", "binary header")
+_LINE = (
+    oddities.METHODS,
+    oddities.SPACES,
+    oddities.TARGETS,
+    oddities.SPACES,
+    oddities.VERSIONS,
+    oddities.ENDS,
+)
+"""What a request line is made of; the first of each is ordinary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,26 @@ def target_of(door: str) -> str:
     return f"http://{CDN}/{NAME}" if door in _ABSOLUTE else f"/{NAME}"
 
 
+def odd_streams() -> list[Stream]:
+    """A stream for each oddity: a request that is ordinary but for this, and one that is ordinary."""
+    pieces = (*_LINE, oddities.HOSTS, oddities.ENDS, oddities.ENDS)
+    plain = [options[0] for options in pieces]
+    odd = [
+        [*plain[:number], option, *plain[number + 1 :]]
+        for number, options in enumerate(pieces)
+        for option in dict.fromkeys(options[1:])
+        if option != options[0]
+    ]
+    odd += [[*plain[:-1], field, *plain[-2:]] for field in dict.fromkeys(oddities.FIELDS)]
+    odd += [[*plain[:-1], field, *plain[-2:], content] for field, content in dict.fromkeys(oddities.CONTENT)]
+    made = []
+    for atoms, door in zip(odd, cycle(("absolute", "tunnel", "reverse", "tls")), strict=False):
+        aimed = tuple(atom.replace(b"{f}", target_of(door).encode()) for atom in (*atoms, *plain) if atom)
+        stream = Stream(door, aimed)
+        made.append(replace(stream, half_closes=not stream.may_be_given_up))
+    return made
+
+
 def make_stream(random: Random) -> Stream:
     """One connection, perhaps with several requests."""
     door = random.choice(DOORS)
@@ -83,15 +112,7 @@ def _request(random: Random, door: str) -> list[bytes]:
     def choose(options: list[bytes]) -> bytes:
         return random.choice(options) if random.random() < odd else options[0]
 
-    target = choose(oddities.TARGETS).replace(b"{f}", target_of(door).encode())
-    atoms = [
-        choose(oddities.METHODS),
-        choose(oddities.SPACES),
-        target,
-        choose(oddities.SPACES),
-        choose(oddities.VERSIONS),
-        choose(oddities.ENDS),
-    ]
+    atoms = [choose(options).replace(b"{f}", target_of(door).encode()) for options in _LINE]
     fields = [choose(oddities.HOSTS), *random.choices(oddities.FIELDS, k=random.choice((0, 0, 1, 1, 2)))]
     content = b""
     if random.random() < 0.35:

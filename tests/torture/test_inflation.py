@@ -23,6 +23,17 @@ HARMLESS = {
     "verify a database": {"bytes after .info", "many files"},
 }
 """What is not refused in that way, because it does no harm there."""
+MOST_CPU = {
+    "verify a patch": 60,
+    "follow a patch": 60,
+    "apply a patch": 150,
+    "verify a database": 10,
+    "unpack a database": 15,
+}
+"""How many times as much processor time a file may take as it takes to inflate the longest script, and do
+nothing with it; measured: 24, 25, 59, 1 and 5."""
+MOST_HELD = 5
+"""The same for the longest time in which the thread lets nobody else use the interpreter; measured: 1."""
 
 
 @pytest.mark.parametrize("way", ["verify a patch", "follow a patch", "apply a patch"])
@@ -52,5 +63,9 @@ def _open_all(way: str, bombs: Mapping[str, bytes], directory: Path, figures: Fi
         opened=len(opened),
         most_MiB=result["peak"],
         most_CPU_seconds=f"{max(one['cpu'] for one in opened.values()):.1f}",
-        longest_wait_of_the_loop_ms=f"{1000 * max(one['wait'] for one in opened.values()):.0f}",
+        longest_wait_of_the_loop_in_CPU_ms=f"{1000 * max(one['wait'] for one in opened.values()):.0f}",
+        plain_inflation_in_CPU_ms=f"{1000 * result['plain']:.0f}",
     )
+    costly = {name for name, one in opened.items() if one["cpu"] > MOST_CPU[way] * result["plain"]}
+    holding = {name for name, one in opened.items() if one["wait"] > MOST_HELD * result["plain"]}
+    assert not costly | holding, opened

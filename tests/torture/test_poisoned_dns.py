@@ -7,7 +7,6 @@ middle, there is a release that DNS says nothing true about. docs/behaviour.md g
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -99,7 +98,7 @@ async def live_with(poison: Poison, directory: Path) -> dict[str, float]:
             await watch.step()
         RELEASES.publish(watch.harness.origin, RELEASED)
         found_after = await watch.until(RELEASED, LONGEST)
-        for path, _ in Counter(path for _, path in watch.asked).most_common(3):
+        for path in {path for _, path in watch.asked}:
             assert watch.most_within_an_hour(path) <= MOST_PER_FILE, (poison.name, path)
         most = watch.most_within_an_hour()
         assert most <= MOST_PER_HOUR, poison.name
