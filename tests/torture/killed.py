@@ -99,11 +99,11 @@ class World:
         """A new version appears.
 
         Args:
-            stalls: whether the origin falls silent in the middle of its CVD, until it heals.
+            stalls: whether the first transfer of its CVD stops in the middle, until the origin heals.
         """
         self.version += 1
         if stalls:
-            self.site.origin.rule("/daily.cvd", stall(len(self.cvd) // 2))
+            self.site.origin.rule("W", stall(len(self.cvd) // 2), times=1)
         self.publish()
 
     def publish(self) -> None:
