@@ -81,6 +81,8 @@ class Store:
         self._held = HeldObjects(hold)
         self.distrusted: set[ObjectId] = set()
         """Whose files could not be read; `Soundness` checks them. Event loop only."""
+        self._refused: set[ObjectId] = set()
+        """Whose files could not be opened because of trouble with the disk."""
         self._owners = Owners(directory, self.condition)
         try:
             alone = tidy and self._owners.is_alone()
@@ -138,7 +140,20 @@ class Store:
             return
         if self._index.mend():
             layout.link_for_former(self.directory)
-            self.condition.recovered()
+            # Else trouble with one file would end here and begin anew with the next look at it, all the time.
+            if not any(map(self._is_refused, list(self._refused))):
+                self.condition.recovered()
+
+    def _is_refused(self, object_id: ObjectId) -> bool:
+        """Whether the file of an object still can't be opened."""
+        try:
+            published = self.open_or_fail(object_id)
+        except OSError:
+            return True
+        if published is not None:
+            published.close()
+        self._refused.discard(object_id)
+        return False
 
     def _publish_held(self, object_id: ObjectId) -> None:
         held = self._held.open(object_id)
@@ -179,6 +194,7 @@ class Store:
         except OSError as error:
             if not self.condition.failed(error):
                 raise
+            self._refused.add(object_id)
             return None
 
     def open_or_fail(self, object_id: ObjectId) -> PublishedFile | None:

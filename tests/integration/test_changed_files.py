@@ -12,10 +12,11 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from clamproxy.cache import published
 from clamproxy.cache.published import Metadata
 from clamproxy.cache.soundness import Soundness
 from clamproxy.cache.store import Store
@@ -55,7 +56,21 @@ def replace(path: Path) -> None:
     copy.replace(path)
 
 
-@pytest.mark.parametrize("change", [overwrite, replace])
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def grow(path: Path) -> None:
+    """All bytes as they were, and one more."""
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+@pytest.mark.parametrize("change", [overwrite, replace, truncate, empty, grow])
 @pytest.mark.parametrize("part", ["bytes=0-", "bytes=100-"])
 async def test_what_has_changed_is_not_served(
     harness: ServiceHarness, change: Callable[[Path], None], part: str
@@ -67,7 +82,7 @@ async def test_what_has_changed_is_not_served(
     assert (response.status, content) == (206, RELEASES.cdiff(2)[start:])
     response, content = await harness.ask()
     assert (response.status, content) == (200, RELEASES.cvd(2))
-    assert not harness.service.store.has(BASE)
+    assert harness.service.store.open(BASE) is None
 
 
 @pytest.mark.parametrize("part", ["bytes=0-", "bytes=100-"])
@@ -171,10 +186,10 @@ async def test_partial_files_are_deleted(harness: ServiceHarness, object_id: Obj
 
 
 def file_of(harness: ServiceHarness, object_id: ObjectId) -> Path:
-    published = harness.service.store.open(object_id)
-    assert published is not None
-    with published:
-        return Path(published.path)
+    found = harness.service.store.open(object_id)
+    assert found is not None
+    with found:
+        return Path(found.path)
 
 
 @pytest.mark.parametrize("directory", ["objects", "partial", "index"])
@@ -221,4 +236,27 @@ def test_a_signature_that_the_index_does_not_know(tmp_path: Path, damage: str) -
     (files / signature.file_name).write_bytes(forge_sign(signed))
     store = Store(tmp_path, keys=keys)
     assert store.has(signature) == (damage == "none")
+    store.close()
+
+
+def test_a_file_that_can_not_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trouble lasts until it can, or is gone: it doesn't end and begin with each look at the file."""
+
+    def refuse(path: Path) -> IO[bytes]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    store = Store(tmp_path)
+    put(store, PATCH)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(published, "open_to_read", refuse)
+        for _ in range(3):
+            assert store.open(PATCH) is None
+            store.mend()
+            assert store.condition.state is not None
+    assert len(caplog.records) == 1
+    store.mend()
+    assert store.condition.state is None
+    assert store.holds(PATCH)
     store.close()

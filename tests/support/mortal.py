@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from tests.support.forge import ForgeKeys
@@ -30,7 +31,8 @@ def command() -> None:
     from clamproxy.cli import common, main
 
     keys = ForgeKeys.load(Path(os.environ["CLAMPROXY_TEST_KEYS"])).trusted
-    common.CLAMAV_KEYS = keys  # type: ignore[attr-defined]
+    for module in (common, import_module("clamproxy.cli.hold")):  # `cli.hold` is the command
+        module.CLAMAV_KEYS = keys  # type: ignore[attr-defined]
     if STEPS in os.environ:
         _arm()
     main(prog_name="clamproxy")

@@ -23,6 +23,7 @@ from clamproxy.files import try_lock
 from clamproxy.formats.cld import verify_cld
 from clamproxy.objects import Kind, ObjectId
 from tests.support.cache_files import CacheFiles, look
+from tests.support.faults import stall
 from tests.support.gateway import CDN, TOOL_LIMIT, Answer, TunnelRefused, Way, _clean_environment
 from tests.support.mortal import ARM, COMMAND, STEPS
 from tests.support.origin import Seen
@@ -65,6 +66,8 @@ class World:
     """Of the gateway, and of commands."""
     version: int = 1
     """The one that is advertised."""
+    ceiling: int | None = None
+    """The newest version that clients may be given, if newer ones are held back."""
     feeds: dict[str, list[bytes]] = field(default_factory=dict)
     """What each feed has been, by its path."""
     tally: Tally = field(default_factory=Tally)
@@ -93,9 +96,15 @@ class World:
     def cvd(self) -> bytes:
         return self.releases.cvd(self.version)
 
-    def release(self) -> None:
-        """A new version appears."""
+    def release(self, *, stalls: bool = False) -> None:
+        """A new version appears.
+
+        Args:
+            stalls: whether the first transfer of its CVD stops in the middle, until the origin heals.
+        """
         self.version += 1
+        if stalls:
+            self.site.origin.rule("W", stall(len(self.cvd) // 2), times=1)
         self.publish()
 
     def publish(self) -> None:
@@ -207,8 +216,11 @@ class World:
             return "its end can't be told"
         if path == "/daily.cld":
             return self._problem_of_cld(answer)
+        newest = self.version if self.ceiling is None else self.ceiling
         if path == "/daily.cvd":
-            true = [self.releases.cvd(version) for version in range(max(1, floor), self.version + 1)]
+            true = [self.releases.cvd(version) for version in range(max(1, floor), newest + 1)]
+        elif path not in self.feeds and ObjectId.parse(path[1:]).version > newest:
+            return f"held back: {newest} is the newest that clients may have"
         else:
             true = self.feeds.get(path) or [self.true_bytes(path[1:]) or b""]
         # Nothing that was sent may be false, even if it breaks off.
@@ -234,6 +246,10 @@ class World:
         count = self.random.randrange(len(self.cvd))
         _wait_for(lambda: _size(self.partial) >= count or self.holds_cvd())
 
+    def in_the_middle(self) -> None:
+        """Wait until some of a CVD that stalls has arrived: all of it can't."""
+        assert eventually(self.arrived, every=0.01), self.told
+
     def when_published(self) -> None:
         """Wait until the CVD has its name, and a moment more: for its row, say."""
         _wait_for(self.holds_cvd)
@@ -257,9 +273,13 @@ class World:
 
     # What must be true
 
-    def fetched(self) -> int:
-        """Bytes of the CVD that the origin was asked for, without header probes."""
-        return sum(seen.sent for seen in self._transfers())
+    def fetched(self, since: int = 0) -> int:
+        """Bytes of the CVD that the origin has sent, without header probes.
+
+        Args:
+            since: how many transfers not to count.
+        """
+        return sum(seen.sent for seen in self._transfers()[since:])
 
     def offsets(self) -> list[int]:
         """Where the transfers of the CVD began."""

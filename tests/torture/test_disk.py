@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +33,18 @@ FILLER = 200_000
 """Makes CVDs too large to be answered from memory."""
 DISK_SIZE = 48 * 2**20
 """Bytes: room for some dozen releases, and for what SQLite has not yet merged."""
-HEALS = ""
-"""For faults that the gateway sees and mends at once, so that /readyz shows nothing."""
+STATES = {
+    "is full": "full",
+    "written to": "read-only",
+    "Permission denied": "read-only",
+    "can't be used": "broken",
+}
+"""What `clamproxy stats` calls what /readyz shows."""
+MOST_REPEATED = 3
+"""How often a warning may be logged during one fault: trouble may end and begin anew, but it isn't logged for
+each request, of which there are thirty."""
+MOST_WARNINGS = 24
+"""How many are logged in all: one or two for each cached object, and for each directory."""
 
 
 @dataclass
@@ -42,8 +56,10 @@ class Scene:
     shim: DiskShim
     releases: Releases
     version: int = 1
-    right: dict[str, list[bytes]] = field(default_factory=dict)
-    """By name, what may be served."""
+    had: int = 1
+    """The newest version that a client has got: none may go back from it, whatever the disk does."""
+    right: dict[str, dict[bytes, int]] = field(default_factory=dict)
+    """By name, what may be served, with its version."""
 
     @property
     def cache(self) -> Path:
@@ -67,7 +83,7 @@ class Scene:
 
     def _put(self, name: str, body: bytes) -> None:
         self.site.origin.put(name, body)
-        self.right.setdefault(name, []).append(body)
+        self.right.setdefault(name, {})[body] = self.version
 
     def ask_all(self) -> tuple[int, int]:
         """Ask for everything, whole and in part; returns how often that was served, and how often refused."""
@@ -75,23 +91,65 @@ class Scene:
         for version in range(max(2, self.version - 1), self.version + 1):
             names += [f"daily-{version}.cdiff", f"daily-{version}.cdiff.sign"]
         answers = [self._is_served(name, part) for name in names for part in ("", "bytes=100-")]
+        self._require_no_step_back()
         return answers.count(True), answers.count(False)
 
     def _is_served(self, name: str, part: str) -> bool:
         answer = self.site.gateway.ask(f"/{name}", extra={"Range": part} if part else {})
+        if answer.status not in (200, 206):
+            assert answer.status in (404, 503), (name, answer.status)
+            return False
         offset = 100 if answer.status == 206 else 0
-        bodies = [body[offset:] for body in self.right[name]]
-        is_served = answer.status in (200, 206)
-        # An empty cdiff tells clients to take the whole file (docs/protocol.md, trap 15).
-        right = [body if answer.complete else body[: len(answer.body)] for body in bodies]
-        assert not is_served or answer.body in right or not answer.body, (name, part)
-        assert is_served or answer.status in (404, 503), (name, answer.status)
-        return is_served and answer.complete
+        right = {body[offset:]: version for body, version in self.right[name].items()}
+        if not answer.complete:
+            assert any(body.startswith(answer.body) for body in right), (name, part)
+            return False
+        # No empty cdiff either, by which the gateway tells clients to take the whole file (docs/protocol.md,
+        # trap 15): it does that only if the origin's is wrong again and again.
+        assert answer.body in right, (name, part, answer.body[:80])
+        if name.endswith((".cvd", ".cdiff")):
+            self.had = max(self.had, right[answer.body])
+        return True
+
+    def _require_no_step_back(self) -> None:
+        """A machine that has a version isn't given an older one, as new machines are if patches follow it."""
+        since = formatdate(self.releases.stime(self.had), usegmt=True)
+        answer = self.site.gateway.ask("/daily.cvd", extra={"If-Modified-Since": since})
+        right = [body for body, version in self.right["daily.cvd"].items() if version >= self.had]
+        if not answer.complete:
+            right = [body[: len(answer.body)] for body in right]
+        is_right = answer.status in (304, 404, 503) or answer.body in right
+        assert is_right, (self.had, answer.status, answer.body[:80])
 
     def readiness(self) -> str:
         """What /readyz says, but not that this small disk has little room."""
-        text = self.site.gateway.ask("/readyz", Way.ABSOLUTE, host="clamproxy").body.decode()
+        text = self._page("/readyz").decode()
         return "\n".join(line for line in text.splitlines() if "nearly full" not in line)
+
+    def troubles(self) -> set[str]:
+        """What the statistics call the state of the disks."""
+        storage = self._status()["stats"]["storage"]
+        return {one["state"] for one in (storage["cache"], storage["records"]) if one is not None}
+
+    def is_over(self) -> bool:
+        """Whether all are served, and no download is put off any more because the disk took none."""
+        return self.ask_all()[1] == 0 and not self._status()["cooldowns"] and self.readiness() == "ok"
+
+    def _status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self._page("/status.json"))
+        return status
+
+    def _page(self, path: str) -> bytes:
+        return self.site.gateway.ask(path, Way.ABSOLUTE, host="clamproxy").body
+
+    def warnings(self, since: int) -> list[str]:
+        """What the log warns of, without the times.
+
+        Args:
+            since: how long the log was before.
+        """
+        lines = [line.partition(" ")[2] for line in self.site.gateway.log[since:].splitlines()]
+        return [line for line in lines if not line.startswith("info ")]
 
 
 def everywhere(change: Callable[[Path], object]) -> Callable[[Scene], object]:
@@ -142,8 +200,13 @@ class Fault:
     name: str
     begin: Callable[[Scene], object]
     end: Callable[[Scene], object] = lambda scene: None
-    shown: str = HEALS
-    """A part of what /readyz says meanwhile."""
+    shown: str = ""
+    """A part of what /readyz says meanwhile, and the log. Empty for what is mended by the next requests: then
+    /readyz still says that all is well."""
+    logged: str = ""
+    """A part of what is logged besides."""
+    is_brief: bool = False
+    """Whether /readyz may show what is wrong for the few seconds until it is mended."""
 
 
 def allow(place: str, mode: int) -> Callable[[Scene], object]:
@@ -160,45 +223,47 @@ def heal(scene: Scene) -> None:
 
 
 INDEX = "index/cache.db"
+DAMAGED, LOST = "was damaged", "its file is missing, or its length has changed"
 FAULTS = (
     Fault("full", lambda scene: scene.disk.fill(), lambda scene: scene.disk.clear(), "is full"),
     Fault("read-only", lambda scene: scene.shim.fail(errno.EROFS), heal, "written to"),
     Fault("no quota", lambda scene: scene.shim.fail(errno.EDQUOT), heal, "is full"),
     Fault("broken", lambda scene: scene.shim.fail(errno.EIO), heal, "can't be used"),
-    Fault("bad blocks", bad_blocks, heal),
+    Fault("bad blocks", bad_blocks, heal, logged="could not be read"),
     Fault("slow", lambda scene: scene.shim.fail(delay=0.1), heal),
     Fault(
         "no access to objects", allow("objects/daily", 0), allow("objects/daily", 0o700), "Permission denied"
     ),
     Fault("no access to partial", allow("partial", 0o500), allow("partial", 0o700), "Permission denied"),
     Fault("no access to the index", allow("index", 0), allow("index", 0o700), "Permission denied"),
-    Fault("objects overwritten", everywhere(overwrite)),
-    Fault("objects zeroed", everywhere(lambda path: overwrite(path, bytes))),
-    Fault("objects truncated", everywhere(halve)),
-    Fault("objects emptied", everywhere(lambda path: os.truncate(path, 0))),
-    Fault("objects deleted", everywhere(Path.unlink)),
+    Fault("objects overwritten", everywhere(overwrite), logged=DAMAGED),
+    Fault("objects zeroed", everywhere(lambda path: overwrite(path, bytes)), logged=DAMAGED),
+    Fault("objects truncated", everywhere(halve), logged=LOST),
+    Fault("objects emptied", everywhere(lambda path: os.truncate(path, 0)), logged=LOST),
+    Fault("objects deleted", everywhere(Path.unlink), logged=LOST),
     Fault(
         "objects unreadable",
         everywhere(lambda path: path.chmod(0)),
         everywhere(lambda path: path.chmod(0o600)),
+        "Permission denied",
     ),
-    Fault("objects are directories", everywhere(replace_by_directory)),
+    Fault("objects are directories", everywhere(replace_by_directory), logged=LOST),
     Fault("objects swapped", swap),
-    Fault("no directory of objects", at("objects", shutil.rmtree)),
+    Fault("no directory of objects", at("objects", shutil.rmtree), logged=LOST, is_brief=True),
     Fault("a file for objects", at("objects", replace_by_file), at("objects", Path.unlink), "can't be used"),
-    Fault("index overwritten", at(INDEX, overwrite)),
-    Fault("index emptied", at(INDEX, lambda path: os.truncate(path, 0))),
-    Fault("index halved", at(INDEX, halve)),
-    Fault("index deleted", at(INDEX, Path.unlink)),
-    Fault("index is a directory", at(INDEX, replace_by_directory)),
+    Fault("index overwritten", at(INDEX, overwrite), is_brief=True),
+    Fault("index emptied", at(INDEX, lambda path: os.truncate(path, 0)), is_brief=True),
+    Fault("index halved", at(INDEX, halve), is_brief=True),
+    Fault("index deleted", at(INDEX, Path.unlink), is_brief=True),
+    Fault("index is a directory", at(INDEX, replace_by_directory), logged="has been rebuilt", is_brief=True),
     Fault("log of the index deleted", at(f"{INDEX}-wal", lambda path: path.unlink(missing_ok=True))),
-    Fault("log of the index overwritten", at(f"{INDEX}-wal", overwrite)),
-    Fault("no directory of the index", at("index", shutil.rmtree)),
+    Fault("log of the index overwritten", at(f"{INDEX}-wal", overwrite), is_brief=True),
+    Fault("no directory of the index", at("index", shutil.rmtree), is_brief=True),
     Fault("a file for the index", at("index", replace_by_file), at("index", Path.unlink), "can't be used"),
-    Fault("no partial files", at("partial", shutil.rmtree)),
+    Fault("no partial files", at("partial", shutil.rmtree), is_brief=True),
     Fault("a file for partial", at("partial", replace_by_file), at("partial", Path.unlink), "can't be used"),
-    Fault("no cache", at("", shutil.rmtree)),
-    Fault("records overwritten", spoil_state),
+    Fault("no cache", at("", shutil.rmtree), logged=LOST, is_brief=True),
+    Fault("records overwritten", spoil_state, logged="and a new one started"),
     Fault("no records", lambda scene: shutil.rmtree(scene.state)),
 )
 
@@ -248,14 +313,16 @@ def strike(scene: Scene, fault: Fault) -> tuple[int, int]:
     Returns:
         How often clients were served, and how often refused.
     """
+    logged = len(scene.site.gateway.log)
     fault.begin(scene)
     try:
         answers = [scene.ask_all()]
-        # Later, what is superseded may have made room again.
-        assert eventually(lambda: fault.shown in scene.readiness()), (fault.name, scene.readiness())
+        require_shown(scene, fault)
         scene.release()
         settle(scene.site.origin)
         answers += [scene.ask_all(), scene.ask_all()]
+        # Before the fault is undone: the gateway mends by itself what it doesn't show.
+        assert fault.shown or eventually(scene.is_over, every=1.0), scene.readiness()
     except AssertionError as error:
         error.add_note(f"{fault.name}\n{scene.site.gateway.log[-3000:]}")
         raise
@@ -263,6 +330,29 @@ def strike(scene: Scene, fault: Fault) -> tuple[int, int]:
         fault.end(scene)
     explained = f"{fault.name}: not over\n{scene.site.gateway.log[-3000:]}"
     # The gateway tries again after a minute at the latest.
-    assert eventually(lambda: scene.ask_all()[1] == 0, limit=90.0, every=1.0), explained
-    assert eventually(lambda: scene.readiness() == "ok"), (scene.readiness(), explained)
+    assert eventually(scene.is_over, limit=120.0, every=1.0), (scene.readiness(), explained)
+    assert eventually(lambda: not scene.troubles()), (scene.troubles(), explained)
+    require_logged(scene.warnings(logged), fault)
     return sum(one[0] for one in answers), sum(one[1] for one in answers)
+
+
+def require_shown(scene: Scene, fault: Fault) -> None:
+    """What /readyz says while a fault lasts, and statistics."""
+    if fault.shown:
+        # Later, what is superseded may have made room again.
+        assert eventually(lambda: fault.shown in scene.readiness()), scene.readiness()
+        assert eventually(lambda: STATES[fault.shown] in scene.troubles()), scene.troubles()
+    elif not fault.is_brief:
+        assert scene.readiness() == "ok"
+        assert not scene.troubles()
+
+
+def require_logged(warnings: list[str], fault: Fault) -> None:
+    """What the log warns of from the beginning of a fault to its end: enough, but not all the time."""
+    told = "\n".join([f"{fault.name}:", *warnings])
+    assert any(fault.logged in line for line in warnings) or not fault.logged, told
+    if fault.shown:
+        assert any("nothing can be stored" in line and fault.shown in line for line in warnings), told
+        assert any("can be written to again" in line for line in warnings), told
+    assert max(Counter(warnings).values(), default=0) <= MOST_REPEATED, told
+    assert len(warnings) <= MOST_WARNINGS, told

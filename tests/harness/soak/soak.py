@@ -206,7 +206,7 @@ class Soak:
             status, fleet = await self._read("/status.json"), await self._read("/fleet.json")
         if self._faults.current != DISK_FULL:  # then the gateway keeps for itself what it can't write
             self._compare(status)
-            self._compare_fleet(fleet["machines"])
+            self._compare_fleet(fleet["machines"], status["stats"]["databases"])
         found = sample(self._plan.gateway, world.now / DAY, world.life)
         found.append_to(self._plan.samples)
         answers = world.answered["requests"] + self._freshclam.books.counts["requests"]
@@ -250,8 +250,12 @@ class Soak:
         mine = self._expected()
         self._baseline = {name: self._baseline[name] + counted[name] - mine[name] for name in COUNTED}
 
-    def _compare_fleet(self, kept: list[dict[str, Any]]) -> None:
-        """What the fleet's table says of each machine, and what is true."""
+    def _compare_fleet(self, kept: list[dict[str, Any]], known: dict[str, dict[str, Any]]) -> None:
+        """What the fleet's table says of each machine, and what is true.
+
+        Args:
+            known: what the gateway says about each database.
+        """
         world = self._world
         if len(kept) > self._plan.most_machines:
             self._complain(f"{len(kept)} machines are kept")
@@ -269,13 +273,30 @@ class Soak:
             if versions == machine.versions:
                 world.unsure_versions.pop(machine.uuid, None)
             maybe = world.unsure_versions.get(machine.uuid, {})
+            held = {name: versions.get(name, 0) for name in machine.versions}  # the table has no row for none
             if not all(
-                versions.get(name, have) == have or versions[name] < have == maybe.get(name)
+                held[name] == have or held[name] < have == maybe.get(name)
                 for name, have in machine.versions.items()
             ):
                 self._complain(f"{machine.kind} has {machine.versions}; the table says {versions}")
+            for name, held in row["databases"].items():
+                self._compare_lag(name, held, known[name]["advertised"])
             if abs(row["last_seen"] - machine.asked_at) > SEEN_WITHIN:
                 self._complain(f"{machine.uuid} asked at {machine.asked_at}, not {row['last_seen']}")
+
+    def _compare_lag(self, database: str, held: dict[str, Any], advertised: int) -> None:
+        """How many releases a machine is behind, and since when."""
+        # A while after a release or a fault, the gateway must know what is advertised, and when it was built.
+        # Until then, it can only be held against what it knows.
+        is_settled = self._world.now - self._troubled_at > GRACE
+        newest = self._zone.versions[database] if is_settled else advertised
+        behind, since = held["behind"], held["behind_since"]
+        if behind != max(0, newest - held["version"]):
+            self._complain(f"{database} {held} is called {behind} behind {newest}")
+        came_out = self._plan.stimes.get(f"{database}-{held['version'] + 1}.cvd") if behind else None
+        is_known = since == came_out or (came_out and not is_settled and came_out <= (since or 0))
+        if not is_known:
+            self._complain(f"{database} {held} is called behind since {since}, not {came_out}")
 
     def _complain(self, line: str) -> None:
         self._world.complaints.append(f"day {self._world.now / DAY:.2f}, {self._faults.current}: {line}")
