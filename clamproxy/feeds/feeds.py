@@ -215,9 +215,11 @@ class Feeds:
             return self._without_feed(ask, entry, cooldown.reason)
         try:
             return await self._fetch(ask, entry)
-        except NotFoundError:
-            return plain(404, Result.MISS, "the feed has no such file")
-        except OriginError as error:
+        except (NotFoundError, OriginError) as error:
+            # Once a client has its answer, it may ask another process, which must know why as well.
+            await self._missing.written()
+            if isinstance(error, NotFoundError):
+                return plain(404, Result.MISS, "the feed has no such file")
             return self._without_feed(ask, entry, str(error))
 
     def _without_feed(self, ask: _Ask, entry: StoredResponse | None, reason: str) -> Response:

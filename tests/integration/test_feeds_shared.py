@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,17 @@ async def test_what_one_has_stored_the_other_serves(both: tuple[Process, Process
     assert (await one.get(Cache_Control="no-cache"))[2] == b"another body"
     assert await other.get() == (200, "hit", b"another body")
     assert len(one.files()) == 2
+
+
+@pytest.mark.parametrize("code", [404, 403, 429])
+async def test_a_client_with_its_answer_may_go_to_the_other(both: tuple[Process, Process], code: int) -> None:
+    """Even if the disk is slow."""
+    one, other = both
+    one.origin.rule(PATH, faults.status(code, retry_after="100"))
+    one.writer.submit(lambda: time.sleep(0.5))
+    first, second = await one.ask(), await other.ask()
+    assert first.status == second.status == (404 if code == 404 else 503)
+    assert one.origin.count(PATH) == 1
 
 
 async def test_the_age_is_the_same_at_both(both: tuple[Process, Process]) -> None:
