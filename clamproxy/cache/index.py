@@ -113,6 +113,8 @@ class Index:
         self._numbers = itertools.count()
         self._reader: sqlite3.Connection | None = None
         self._cache: diskcache.Cache | None = None
+        self._former: list[diskcache.Cache] = []
+        """What isn't used any more. Until it is closed, it keeps SQLite from making the file anew."""
         self._identity: Identity | None = None
         self._version = 0
         self._damage: str | None = None
@@ -238,7 +240,7 @@ class Index:
     def _open(self, *, thorough: bool) -> None:
         """Open and read the present file."""
         self._close_reader()
-        self._cache = None
+        self._give_up_cache()
         self._identity, self._damage = identity_of(self.path), None
         if self._identity is None:
             self._keep_all()  # it was deleted, or there was none yet
@@ -281,7 +283,7 @@ class Index:
             return False
         with self._lock:
             self._close_reader()
-            self._cache = None
+            self._give_up_cache()
             self._note_damage(str(error))
         return True
 
@@ -310,11 +312,18 @@ class Index:
             self._reader.close()
             self._reader = None
 
+    def _give_up_cache(self) -> None:
+        if self._cache is not None:
+            self._former.append(self._cache)
+            self._cache = None
+
     # The file is written
 
     def _write_all(self) -> None:
         with self._lock:
             self._refresh()
+            while self._former:
+                self._former.pop().close()  # only the thread that writes can
             if self._identity is not None and self._reader is None and self._damage is None:
                 self._open(thorough=False)  # it was locked, say
             waiting = dict(self._waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
@@ -9,6 +10,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -393,6 +395,29 @@ def test_a_locked_index_is_served_from_memory(
         assert store.condition.state is None
         with closing(Store(directory, tidy=False, keys=KEYS)) as command:
             assert read(command, cdiff(6)) == RELEASES.cdiff(6)
+
+
+def test_nothing_of_a_former_file_stays_open(tmp_path: Path) -> None:
+    """Its connections would hold locks, so that no new file could take its place."""
+    directory, elsewhere = tmp_path / "index", tmp_path / "elsewhere"
+    index = Index(directory, Condition(tmp_path, "The cache directory"))
+    gc.disable()  # it would close them at some time
+    try:
+        with ThreadPoolExecutor(1) as writer:
+            writer.submit(index.change, {"name": IndexRow("text")}).result()
+            os.truncate(index.path, 0)  # SQLite doesn't notice: all is in its log
+            directory.rename(elsewhere)
+            assert index.get("name") is not None
+            elsewhere.rename(directory)
+            assert index.get("name") is not None
+            assert writer.submit(index.mend).result()
+            opened = {str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+            writer.submit(index.disconnect).result()
+    finally:
+        gc.enable()
+    index.close()
+    mine = {path for path in opened if path.startswith(str(tmp_path))}
+    assert mine == {str(directory / f"cache.db{ending}") for ending in ("", "-shm", "-wal")}
 
 
 def test_processes_see_each_others_changes(tmp_path: Path) -> None:
