@@ -261,6 +261,8 @@ class Transfer(Download[None]):
         if self._resources.store.condition.failed(error):
             reason = f"the disk can't be written to: {error}"
             return self._filled_up(error, reason) or TransferError(FailureKind.LOCAL, reason)
+        if isinstance(error, FileNotFoundError):
+            return TransferError(FailureKind.LOCAL, f"somebody has deleted {error.filename}")
         logger.exception("Transfer of %s failed.", self.object_id.file_name, exc_info=error)
         return TransferError(FailureKind.LOCAL, f"{type(error).__name__}: {error}")
 

@@ -14,8 +14,10 @@ from werkzeug.http import http_date
 
 from clamproxy import clamav_files
 from clamproxy import statistics as stats_module
+from clamproxy.cache.published import Metadata
 from clamproxy.cache.store import Store
 from clamproxy.messages import Requester, Result
+from clamproxy.objects import ObjectId
 from clamproxy.origin import breaks
 from clamproxy.origin.attempt import Attempt
 from clamproxy.origin.breaks import MAX_BREAKS
@@ -32,6 +34,7 @@ from tests.harness.transfers import (
     TransferHarness,
     ask,
     ended,
+    failure_of,
     fetch,
     leave_partial,
     stored,
@@ -69,6 +72,25 @@ async def gateway(tmp_path: Path, origin: OriginServer, make_cvd: MakeCvd) -> As
         gateway = ServiceHarness(tmp_path / "site", origin, dns, ClockAhead())
         yield gateway
         gateway.service.stop()
+
+
+async def test_a_file_that_is_deleted_while_it_is_published_is_fetched_again(
+    harness: TransferHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An administrator may empty the directory at any moment."""
+    publish = harness.store.publish
+
+    def delete_first(object_id: ObjectId, path: Path, metadata: Metadata) -> None:
+        path.unlink()
+        publish(object_id, path, metadata)
+
+    harness.origin.put("daily-5.cdiff", forge_cdiff("daily", 5))
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.store, "publish", delete_first)
+        failure = await failure_of(harness, cdiff(5))
+    assert (failure.failure, "somebody has deleted" in str(failure)) == (FailureKind.LOCAL, True)
+    assert "Traceback" not in caplog.text
+    assert (await fetch(harness, cdiff(5))).published
 
 
 # Answers that end cleanly, and early
