@@ -23,7 +23,7 @@ from clamproxy.serving.ready import ReadyAnswers
 from tests.harness.service import PROBE, RELEASES, ServiceHarness, open_harness, since
 from tests.support.forge import forge_cdiff, forge_keys, forge_sign
 from tests.support.origin import OriginServer
-from tests.support.stored import AGENT, cdiff, cvd, put, read, sign
+from tests.support.stored import AGENT, cdiff, cvd, put, put_cvd, read, sign
 
 PATCH = cdiff(2)
 SIGNATURE = sign(PATCH)
@@ -104,7 +104,9 @@ def purge(store: Store, object_id: ObjectId) -> None:
     time.sleep(LOOK_EVERY)
 
 
-def evict(store: Store, _: ObjectId) -> None:
+def evict(store: Store, object_id: ObjectId) -> None:
+    """After a newer CVD has come."""
+    put_cvd(store, object_id.version + 1, RELEASES.cvd(object_id.version + 1))
     store.collect_garbage(0, 0)
 
 

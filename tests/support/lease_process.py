@@ -14,6 +14,7 @@ from clamproxy.bucket.bucket import open_bucket
 from clamproxy.leases.bucket_leases import BucketLeases
 from clamproxy.leases.directory_leases import DirectoryLeases
 from clamproxy.leases.leases import Lease, Leases
+from tests.support.patience import be_patient
 
 ENGINES: dict[str, Callable[[str], Leases]] = {
     "directory": lambda place: DirectoryLeases(Path(place)),
@@ -116,6 +117,7 @@ def _say(answer: Any) -> None:
 
 async def _main() -> None:
     engine, place = sys.argv[1:]
+    be_patient()
     await _obey(ENGINES[engine](place))
 
 
