@@ -40,9 +40,9 @@ STATES = {
     "can't be used": "broken",
 }
 """What `clamproxy stats` calls what /readyz shows."""
-MOST_REPEATED = 3
-"""How often a warning may be logged during one fault: trouble may end and begin anew, but it isn't logged for
-each request, of which there are thirty."""
+MOST_REPEATED = 10
+"""How often a warning may be logged during one fault: trouble may end and begin anew, and some requests read
+an unreadable base until it is dropped. But it isn't logged for each request, of which there are thirty."""
 MOST_WARNINGS = 24
 """How many are logged in all: one or two for each cached object, and for each directory."""
 
