@@ -322,8 +322,9 @@ class Index:
     def _write_all(self) -> None:
         with self._lock:
             self._refresh()
-            while self._former:
-                self._former.pop().close()  # only the thread that writes can
+        while self._former:  # only this thread can close them, which may write: not under the lock
+            self._former.pop().close()
+        with self._lock:
             if self._identity is not None and self._reader is None and self._damage is None:
                 self._open(thorough=False)  # it was locked, say
             waiting = dict(self._waiting)
