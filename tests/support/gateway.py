@@ -191,10 +191,9 @@ class Gateway:
     @property
     def log(self) -> str:
         """All that it has printed. Lines about requests come slightly late, so it waits for the last one."""
-        path = self.directory / "gateway.log"
         text = ""
         for attempt in range(120):
-            before, text = text, path.read_text(errors="replace") if path.exists() else ""
+            before, text = text, self._printed()
             if attempt and text == before and self._is_at_rest():
                 break
             time.sleep(LOG_PATIENCE)
@@ -214,6 +213,11 @@ class Gateway:
             if figures == before and self._is_at_rest():
                 break
         return figures
+
+    def _printed(self) -> str:
+        """What it has printed so far."""
+        path = self.directory / "gateway.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def _is_at_rest(self) -> bool:
         return self._process is None or is_at_rest(self._process.pid)
@@ -235,7 +239,7 @@ class Gateway:
         )
 
     def _spawn(self) -> None:
-        self._logged = len(self.log)
+        self._logged = len(self._printed())
         arguments = ["--listen-host", "127.0.0.1"]
         arguments += ["--mode", f"regular@127.0.0.1:{self.port}"]
         for mode in (f"reverse:http://{CDN}@127.0.0.1:{self.reverse_port}", *self._modes):
@@ -274,7 +278,7 @@ class Gateway:
         # The first worker starts before the others.
         deadline = time.monotonic() + START_LIMIT * min(2, self._workers)
         while time.monotonic() < deadline and self._process.poll() is None:
-            if (SET_UP if self._workers == 1 else ALL_SET_UP) in self.log[self._logged :]:
+            if (SET_UP if self._workers == 1 else ALL_SET_UP) in self._printed()[self._logged :]:
                 self._keep_authority()
                 return connectable(self.port) and connectable(self.reverse_port)
             time.sleep(0.05)
