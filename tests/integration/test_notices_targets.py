@@ -46,8 +46,9 @@ def bundle(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For servers that are silent. Those that aren't get all the time that they need on a busy machine."""
     monkeypatch.setattr(mail_module, "STEP", 2.0)
     monkeypatch.setattr(webhooks_module, "READ", 2.0)
 
@@ -147,6 +148,7 @@ async def test_some_recipients_are_refused() -> None:
         assert box.recipients == [["a@example.net"]]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("greeting", [b"", b"220 hello\r\n"])
 async def test_a_silent_mail_server(greeting: bytes) -> None:
     with silent_server(greeting) as port:
@@ -210,6 +212,7 @@ async def test_a_server_that_quotes_secrets() -> None:
         assert await deliver(target, TEST) is None
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -232,6 +235,7 @@ async def test_redirects_are_not_followed() -> None:
         assert len(hook.posts) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_silent_web_server() -> None:
     with webhook_server() as hook:
         hook.answers = [0]

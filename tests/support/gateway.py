@@ -191,12 +191,14 @@ class Gateway:
     @property
     def log(self) -> str:
         """All that it has printed. Lines about requests come slightly late, so it waits for the last one."""
-        text = ""
-        for attempt in range(120):
-            before, text = text, self._printed()
-            if attempt and text == before and self._is_at_rest():
-                break
+        text, still = self._printed(), 0
+        for _ in range(40):
             time.sleep(LOG_PATIENCE)
+            before, text = text, self._printed()
+            still = still + 1 if text == before else 0
+            # Some are never at rest; those aren't waiting for their turn.
+            if still == 10 or (still and self._is_at_rest()):
+                break
         return text
 
     @property
