@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.big import PATH, Forgery, open_forged_site
 from tests.support.forge import forge_cvd, forge_keys
 from tests.support.gateway import Way
+from tests.support.processes import peak_of
 from tests.support.site import Site
 
 SIZE = 85_000_000
@@ -44,6 +44,4 @@ def test_85_megabytes(site: Site, forgery: Forgery) -> None:
         assert (answer.status, answer.complete) == (200, True), site.gateway.log
         assert hashlib.sha256(answer.body).digest() == expected
     assert [seen.short_name for seen in site.origin.requests(PATH)].count("W") == 1
-    status = Path(f"/proc/{site.gateway.pid}/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    assert int(peak.split()[1]) < MOST_MEMORY
+    assert peak_of(site.gateway.pid) < MOST_MEMORY

@@ -23,6 +23,7 @@ from clamproxy.formats.header import CvdHeader
 from tests.integration.test_freshclam_dat import UUID, dat
 from tests.support.fake_gateway import header
 from tests.support.freshclam import require_freshclam
+from tests.support.processes import children
 from tests.support.site import eventually
 
 OK, WARNING, PROBLEM, SKIPPED = Status
@@ -362,11 +363,9 @@ def test_containers_are_machines_of_their_own() -> None:
         try:
             pids = eventually(lambda: [process.pid for process in freshclams() if process.pid == here.pid])
             assert pids == [here.pid]
-            child = eventually(
-                lambda: Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
-            )
+            child = eventually(lambda: children(outer.pid))
             assert eventually(lambda: Path(f"/proc/{child[0]}/comm").read_text() == "freshclam\n")
-            assert int(child[0]) not in [process.pid for process in freshclams()]
+            assert child[0] not in [process.pid for process in freshclams()]
         finally:
             here.kill()
             outer.kill()

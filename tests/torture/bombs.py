@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import io
 import json
-import re
+import os
 import resource
 import sys
 import tempfile
@@ -25,6 +25,7 @@ from clamproxy.formats.verification import verify
 from clamproxy.objects import ObjectId
 from clamproxy.threads import in_thread
 from tests.support.forge import ForgeKeys, forge_database, forge_info, seal, seal_cdiff
+from tests.support.processes import peak_of
 
 MEMORY = 640 * 2**20
 """Bytes of address space that the process gets; some 250 MiB are used before anything happens."""
@@ -170,7 +171,7 @@ def main(way: str, directory: str, *names: str) -> None:
     plain = plain_inflation()
     found = {name: asyncio.run(_open(way, Path(directory, name), keys)) for name in names}
     # Not by getrusage, which counts what the parent had before this program was executed.
-    peak = int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
+    peak = peak_of(os.getpid()) // 1024
     sys.stdout.write(json.dumps({"opened": found, "peak": peak, "plain": plain}))
 
 

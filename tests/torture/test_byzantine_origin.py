@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +25,7 @@ from tests.harness.impatient import LARGEST, make_impatient
 from tests.harness.service import RELEASES
 from tests.support.byzantine import DRIPS, Trick
 from tests.support.forge import ForgeKeys, forge_sign
+from tests.support.processes import peak_of
 from tests.support.raw import RawHost
 from tests.support.site import eventually
 from tests.support.stored import put
@@ -54,7 +55,7 @@ def _peak(*, anew: bool = False) -> int:
     gc.collect()
     if anew:
         Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    return 1024 * peak_of(os.getpid())
 
 
 @pytest.mark.timeout(rounds(usual=600, full=5400))

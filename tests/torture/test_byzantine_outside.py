@@ -21,6 +21,7 @@ from tests.support.byzantine import BEFORE, CONTENTS, ENDINGS, FRAMINGS, RANGES,
 from tests.support.byzantine_tricks import FIELDS
 from tests.support.dns_server import FakeDns
 from tests.support.gateway import Gateway
+from tests.support.processes import peak_of
 from tests.support.releases import Releases
 from tests.support.site import eventually
 from tests.torture.conftest import Figures
@@ -62,14 +63,6 @@ def make_gateway(directory: Path, origin: ByzantineOrigin, dns: FakeDns, **upstr
     return Gateway(directory, settings, **trusted)
 
 
-def memory_of(gateway: Gateway) -> int:
-    """The most that the process has used, in KiB."""
-    for line in Path(f"/proc/{gateway.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1])
-    raise AssertionError
-
-
 def is_served(gateway: Gateway) -> bool:
     """Whether the gateway gets the file; on a busy machine, an honest origin may be slow for once."""
     return eventually(lambda: gateway.ask("/daily.cvd").status == 200)
@@ -103,12 +96,12 @@ def test_tricks_from_outside(tmp_path: Path, origin: ByzantineOrigin, dns: FakeD
         with make_gateway(tmp_path / str(number), origin, dns) as gateway:
             assert is_served(gateway)
             assert gateway.ask("/daily.cvd").body == RELEASES.cvd(OLD)
-            before = memory_of(gateway)
+            before = peak_of(gateway.pid)
             RELEASES.publish(origin, NEW)
             dns.versions["daily"] = NEW
             origin.tricks = [trick]
             answers += meet(gateway)
-            grown = max(grown, memory_of(gateway) - before)
+            grown = max(grown, peak_of(gateway.pid) - before)
             assert "Traceback" not in gateway.log, trick
         assert grown < MOST_MEMORY, trick
     figures("Byzantine origin from outside", tricks=len(chosen), answers=answers, most_memory_kib=grown)
